@@ -1,0 +1,38 @@
+"""Spread a batch of GPU work over every GPU that can see one directory.
+
+These are the public names: what a handler needs. See `fsqueue.handlers` for how to write one.
+"""
+
+from __future__ import annotations
+
+from fsqueue.errors import (
+    BadInput,
+    ClaimFailed,
+    ClaimImpossible,
+    FsqueueError,
+    Interrupted,
+    NotSupportedError,
+    UsageError,
+    WorkerBroken,
+)
+from fsqueue.handlers import Handler, Item, Option, Source, Work
+from fsqueue.locks import host_lock
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadInput",
+    "ClaimFailed",
+    "ClaimImpossible",
+    "FsqueueError",
+    "Handler",
+    "Interrupted",
+    "Item",
+    "NotSupportedError",
+    "Option",
+    "Source",
+    "UsageError",
+    "Work",
+    "WorkerBroken",
+    "host_lock",
+]

@@ -1,0 +1,266 @@
+"""Touch the shared file system, in the few ways that are safe on all of them.
+
+Calling sequence. Whole files appear by `publish` (never replacing) or, where one writer owns the
+name, by `replace`. Names move by `rename`. Logs grow by `Appender`, one writer each. Readers use
+`read` and `names`. Every operation of the protocol goes through this module's `os`, so that a
+simulated file system, or a crash at the n-th operation, can be put under the real code.
+
+What readers are promised. A visible name holds a complete file; a published file never changes;
+a replaced file is the old bytes or the new. A reader may still meet ENOENT or ESTALE for a moment
+on a network mount: `read` retries both for `patience_s`.
+
+What this module does not know: claims, leases, or what any file means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final
+
+from fsqueue.errors import NotSupportedError, PoolError
+
+READ_LIMIT: Final = 64 << 20
+NO_LINK: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+GONE: Final = {errno.ENOENT, errno.ESTALE}
+BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
+
+
+def names(directory: str) -> list[str]:
+    """List the visible names in `directory`, in no order; private ones are left out.
+
+    Raises PoolError if it is not a directory of its own (a symbolic link is not followed).
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PoolError(
+            f"{directory} is not a directory ({error.strerror}); something outside fsqueue removed "
+            f"or replaced it. Put it back, then: fsqueue check POOL"
+        ) from error
+    try:
+        return [name for name in os.listdir(fd) if not name.startswith(".")]
+    finally:
+        os.close(fd)
+
+
+def read(path: str, *, patience_s: float = 2.0, limit: int = READ_LIMIT) -> bytes:
+    """Return the bytes of a regular file, not following a symbolic link.
+
+    Raises FileNotFoundError after `patience_s`; PoolError if it is not a regular file of ours.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return _read_once(path, limit)
+        except OSError as error:
+            # RACE: on a network mount a file that was just published or replaced can be out of
+            # sight, or its old handle stale, for up to 2 s.
+            if error.errno not in GONE or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _read_once(path: str, limit: int) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error
+        raise
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise PoolError(f"{path} is not a regular file; a pool holds no such thing. Remove it.")
+        if facts.st_uid not in (os.geteuid(), 0):
+            raise PoolError(
+                f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()}); a pool is "
+                f"worked by the user who planned it. Remove the file, or ask its owner."
+            )
+        if facts.st_size > limit:
+            raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
+        return b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+    finally:
+        os.close(fd)
+
+
+def rename(source: str, target: str) -> None:
+    """Move one name. The only rename(2) in the program."""
+    os.rename(source, target)
+
+
+def publish(path: str, data: bytes, *, durable: bool = True) -> bool:
+    """Make `data` visible as `path`, whole; return False if the name was there already."""
+    private = _write_private(path, data, durable=durable)
+    return commit(private, path, durable=durable, synced=True)
+
+
+def commit(
+    private: str, path: str, *, durable: bool = True, synced: bool = False, keep: bool = False
+) -> bool:
+    """Give a finished private file its final name, never replacing; the private name goes.
+
+    Returns False if the final name was there already: then that file stands, and ours is dropped
+    (or kept under its private name, with `keep`). A crash at any point leaves either no final name,
+    or a whole file under it.
+    """
+    if durable and not synced:
+        _sync(private)
+    won = _link(private, path)
+    if won or not keep:
+        os.unlink(private)
+    if durable:
+        sync_directory(os.path.dirname(path))
+    return won
+
+
+def _link(private: str, path: str) -> bool:
+    try:
+        os.link(private, path)
+        return True
+    except FileExistsError:
+        # RACE: another attempt published first, and its file stands for good (I7). Or our own link
+        # was done and its reply lost: then our file has two names.
+        return os.stat(private).st_nlink > 1
+    except OSError as error:
+        if error.errno in NO_LINK:
+            raise NotSupportedError(
+                f"{os.path.dirname(path)}: hard links do not work here ({error.strerror}), and "
+                f"fsqueue publishes by link(2) because it never replaces. Put the pool on another "
+                f"file system."
+            ) from error
+        raise
+
+
+def replace(path: str, data: bytes) -> None:
+    """Put `data` where `path` is, whole, for a name that only this process writes.
+
+    Not durable: what is replaced like this is for eyes.
+    """
+    private = _write_private(path, data, durable=False)
+    for _ in range(20):
+        try:
+            return os.replace(private, path)
+        except OSError as error:
+            # RACE: NFS answers ETXTBSY while somebody on this host has the old file open.
+            if error.errno not in BUSY:
+                discard(private)
+                raise
+            time.sleep(0.05)
+    discard(private)
+
+
+def stage(path: str, data: bytes) -> None:
+    """Write a file that nobody looks for yet, durable, under its own name."""
+    _write(path, data, durable=True)
+
+
+def discard(path: str) -> None:
+    """Remove a file of ours, if it is still there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # RACE: a network mount repeats an unlink whose first reply was lost.
+
+
+def discard_tree(directory: str) -> None:
+    """Remove a directory of files, and put up with others removing it too."""
+    try:
+        for name in os.listdir(directory):
+            discard(f"{directory}/{name}")
+        os.rmdir(directory)
+    except OSError as error:
+        # RACE: someone removes it too, or NFS keeps a removed file under a .nfs name for a while.
+        if error.errno not in GONE | {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+
+
+def make_directory(path: str) -> None:
+    """Make one directory; it may be there already."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        pass  # RACE: somebody else made it, which is as good.
+
+
+def sync_directory(directory: str) -> None:
+    """Make the directory's entries survive a power loss."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # some FUSE mounts cannot sync a directory; there is nothing better to do there
+    finally:
+        os.close(fd)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_private(path: str, data: bytes, *, durable: bool) -> str:
+    directory, name = os.path.split(path)
+    private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"
+    _write(private, data, durable=durable)
+    return private
+
+
+def _write(path: str, data: bytes, *, durable: bool) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)  # quota and I/O errors may come only here, and count
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            discard(path)
+        raise
+
+
+class Appender:
+    """A file that this process alone grows, a line at a time. Lines are not synced."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+
+    def line(self, data: bytes) -> None:
+        """Append one line in a single write."""
+        os.write(self._fd, data + b"\n")
+
+    def close(self) -> None:
+        """Close it; errors that a network mount kept until now are raised here."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def lines(path: str, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield each complete line after `offset`, with the offset that follows it."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # the writer is in the middle of it
+            offset += len(line)
+            yield offset, line

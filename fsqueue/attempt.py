@@ -1,0 +1,241 @@
+"""Run one claim once: read it, let its handler work, publish, finish; or say why not.
+
+Every way out leaves the claim in exactly one place, and says in the journal which.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Final
+
+from fsqueue import atomic, claims
+from fsqueue.errors import (
+    ClaimFailed,
+    ClaimImpossible,
+    ClaimLost,
+    FsqueueError,
+    Interrupted,
+    PoolError,
+    UsageError,
+    WorkerBroken,
+)
+from fsqueue.handlers import Handler, Work
+from fsqueue.heartbeat import Heartbeat
+from fsqueue.names import SPOOL, ClaimName
+from fsqueue.pool import Pool
+from fsqueue.status import Current, Journal
+
+log = logging.getLogger(__name__)
+
+NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+DETAIL_MAX: Final = 64 << 10
+
+
+class Ending(Enum):
+    """How a run of a claim ended, for the worker's loop."""
+
+    DONE = auto()
+    FAILED = auto()
+    RELEASED = auto()
+    UNABLE = auto()  # this worker lacks the handler
+    LOST = auto()
+    BROKEN = auto()  # this process must not go on
+
+
+class StopNow(BaseException):
+    """The second signal: leave the handler at once."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of one claim by this worker."""
+
+    pool: Pool
+    name: ClaimName
+    spool: str
+    """Where it was taken from, and where it goes back to."""
+    beat: Heartbeat
+    journal: Journal
+    handler_for: Callable[[str], Handler]
+    is_stopping: Callable[[], bool]
+    reason: str = ""
+
+    def run(self) -> Ending:
+        """Run the claim to one of its endings."""
+        begun = time.monotonic()
+        try:
+            try:
+                measures = self._work()
+            except StopNow:
+                self._put_back()
+                raise
+            except (Exception, RecursionError) as error:
+                return self._ended_by(error)
+            claims.finish(self.pool, self.name)
+        except ClaimLost as error:
+            self.reason = str(error)
+            log.warning("%s", error)
+            self.journal.write("lost", id=self.name.id, reason=self.reason)
+            return Ending.LOST
+        self._count(time.monotonic() - begun, measures)
+        return Ending.DONE
+
+    def _work(self) -> Mapping[str, int]:
+        """Read the claim, run its handler, publish its output. I6: before it is finished."""
+        worker, id = self.beat.status.worker_id, self.name.id
+        claim = claims.read_claim(self.pool, self.name)
+        if SPOOL.fullmatch(claim.spool):
+            self.spool = claim.spool
+        handler = self.handler_for(claim.handler)
+        final = private = ""
+        if handler.suffix is not None:
+            final = self.pool.output(id, handler.suffix)
+            private = self.pool.unpublished(worker, id, handler.suffix)
+            if self.name.returns and os.path.lexists(final):
+                return claim.measures  # I7: published by a worker that died before it could finish
+        work = Work(
+            id=id,
+            kind=self.name.kind,
+            cost=self.name.cost,
+            attempt=self.name.attempt,
+            payload=claim.payload,
+            options=claim.options,
+            output=Path(private),
+            partial=self.pool.partial(id),
+            is_stopping=self._stopping,
+            report=self._progress,
+            warn=self._warn,
+        )
+        self._show(handler.unit)
+        handler.run(work)
+        if final:
+            if not os.path.isfile(private):
+                raise ClaimImpossible(f"the handler {claim.handler!r} returned without an output")
+            if not atomic.commit(private, final):
+                self.journal.write("adopted", id=id)  # I7
+        if work.saved or self.name.returns:
+            atomic.discard_tree(work.partial)
+        return claim.measures
+
+    def _ended_by(self, error: Exception) -> Ending:
+        """Settle a claim whose run raised `error`. Raises ClaimLost."""
+        if isinstance(error, ClaimLost):
+            raise error
+        self.reason = str(error) or type(error).__name__
+        if isinstance(error, Interrupted) and f"cancel@{self.name.id}" in self.beat.orders:
+            return self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
+        if isinstance(error, Interrupted):
+            self._put_back()
+            return Ending.RELEASED
+        if isinstance(error, UsageError):
+            self._put_back()
+            return Ending.UNABLE
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            self.reason = (
+                f"{error.filename or self.pool.root}: {error.strerror}. The claim is put back; free "
+                f"some space, then start this worker again."
+            )
+            self._put_back()
+            return Ending.BROKEN
+        final = isinstance(error, ClaimImpossible | PoolError)
+        ending = self._fail(self._record(error), final=final)
+        return Ending.BROKEN if isinstance(error, WorkerBroken) else ending
+
+    def _record(self, error: Exception) -> dict[str, Any]:
+        if isinstance(error, ClaimFailed):
+            detail = error.detail
+        elif isinstance(error, FsqueueError):
+            detail = ""
+        else:
+            detail = "".join(traceback.format_exception(error))
+            self.reason = f"{type(error).__name__}: {error}"
+        return {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+
+    def _fail(self, record: dict[str, Any], *, final: bool) -> Ending:
+        became = claims.charge(self.pool, self.name, self.spool, record, final=final)
+        last = became.owner is not None
+        log.warning(
+            "%s failed (attempt %d%s): %s",
+            self.name.id,
+            self.name.attempt,
+            ", the last" if last else "",
+            record["error"],
+        )
+        self.journal.write(
+            "failed", id=self.name.id, attempt=self.name.attempt, last=last, error=record["error"]
+        )
+        with self.beat.lock:
+            self.beat.status.claims_failed += 1
+        return Ending.FAILED
+
+    def _put_back(self) -> None:
+        claims.release(self.pool, self.name, self.spool)
+        self.journal.write("released", id=self.name.id, to=self.spool)
+        with self.beat.lock:
+            self.beat.status.claims_released += 1
+
+    # ---- what the handler may call ----
+
+    def _stopping(self) -> bool:
+        return (
+            self.is_stopping()
+            or bool(self.beat.lost)
+            or f"cancel@{self.name.id}" in self.beat.orders
+        )
+
+    def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
+        with self.beat.lock:
+            status = self.beat.status
+            status.last_activity = time.time()
+            if status.current is not None:
+                status.current.done, status.current.total = done, total
+                status.current.measures = dict(measures)
+            self.beat.touch()
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s: %s", self.name.id, text)
+        self.journal.write("warning", id=self.name.id, text=text)
+
+    # ---- what is shown ----
+
+    def _show(self, unit: str) -> None:
+        name = self.name
+        now = time.time()
+        current = Current(
+            name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit
+        )
+        self.beat.change(current=current, state="running", last_activity=now)
+
+    def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
+        name = self.name
+        self.journal.write(
+            "finished",
+            id=name.id,
+            kind=name.kind,
+            cost=name.cost,
+            attempt=name.attempt,
+            seconds=round(seconds, 6),
+            **{key: value for key, value in measures.items() if key not in ("id", "event", "t")},
+        )
+        with self.beat.lock:
+            status = self.beat.status
+            status.claims_done += 1
+            status.cost_done += name.cost
+            status.busy_s += seconds
+            status.last_activity = time.time()
+            for key, value in measures.items():
+                if isinstance(value, int):
+                    status.measures_done[key] = status.measures_done.get(key, 0) + value
+            rate = name.cost / max(seconds, 1e-6)
+            old = status.rates.get(name.kind)
+            status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
+            status.current = None
+            self.beat.touch()

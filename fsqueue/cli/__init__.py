@@ -1,0 +1,135 @@
+"""The command line: what is typed, what is printed, and the exit status.
+
+The only door to click. Nothing else in fsqueue prints or exits. Commands live in the modules beside
+this one and are imported when they are called, so that `fsqueue --help` starts at once; what a
+command needs beyond that (rich, pynvml, a handler) it imports itself.
+
+Exit status: 0 everything done; 1 error; 2 usage; 3 finished, but some claims failed; 4 the machine
+or file system lacks something assumed; 5 work remains that this worker could not take; 75 drained
+before the end; 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from importlib.metadata import entry_points
+from typing import Any, Final, NoReturn
+
+import click
+
+from fsqueue import __version__
+from fsqueue.errors import FsqueueError
+
+COMMANDS: Final = {
+    "plan": ("plan", "Plan inputs into claims."),
+    "work": ("work", "Work a pool: take claims until nothing is left to take."),
+    "run": ("run", "Start a worker per GPU here, with the dashboard, until all is done."),
+    "watch": ("look", "Watch a pool live."),
+    "status": ("look", "Say how far a pool is."),
+    "workers": ("look", "List a pool's workers."),
+    "wait": ("look", "Wait until a pool is done."),
+    "failed": ("look", "List the claims that failed, and why."),
+    "retry": ("repair", "Put failed claims back."),
+    "recover": ("repair", "Put back what dead workers hold, now."),
+    "drain": ("repair", "Let workers finish their claim and leave."),
+    "cancel": ("repair", "Take claims out of the pool."),
+    "check": ("check", "Verify a pool's invariants on disk."),
+    "gpus": ("gpus", "Show this machine's GPUs and their weights."),
+}
+
+EPILOG: Final = """\b
+Examples:
+  fsqueue plan embed pool/ proteins.faa --model facebook/esm2_t6_8M_UR50D
+  CUDA_VISIBLE_DEVICES=0 fsqueue work pool/
+  fsqueue watch pool/
+  ls pool/running
+
+Exit status: 0 done, 1 error, 2 usage, 3 some claims failed, 4 the machine lacks
+something, 5 work remains that this worker could not take, 75 drained, 130/143
+stopped by a signal. FSQUEUE_POOL stands in for POOL, and FSQUEUE_STEAL_INTERVAL
+and the like for options.
+Shell completion: eval "$(_FSQUEUE_COMPLETE=bash_source fsqueue)"
+"""
+
+
+class Commands(click.Group):
+    """The commands of the table above, and those that other packages register."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *sorted(set(_extensions()) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            module = importlib.import_module(f"fsqueue.cli.{COMMANDS[name][0]}")
+            command: click.Command = getattr(module, name)
+            return command
+        if name in (found := _extensions()):
+            extension: click.Command = found[name].load()
+            return extension
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+        rows += [(name, "(from another package)") for name in self.list_commands(ctx)[len(rows) :]]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _extensions() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group="fsqueue.commands")}
+
+
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="fsqueue %(version)s")
+@click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for everything.")
+def cli(verbose: int) -> None:
+    """Spread a batch of GPU work over every GPU that can see one directory.
+
+    A claim is a file, and taking it is a rename. No server, no database.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; every error of ours is one line on stderr."""
+    try:
+        cli(standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except FsqueueError as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to hear it
+        sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. {_advice(error)}", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    click.echo(f"fsqueue: {shown}", err=True)
+    sys.exit(status)
+
+
+def _advice(error: OSError) -> str:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space, then run the same command again: nothing half-written counts."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "This pool cannot be written from here; check the mount and the directory's owner."
+    return "If it persists, check the file system."

@@ -1,0 +1,94 @@
+"""What several commands share: the POOL argument, durations, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from fsqueue.errors import UsageError
+from fsqueue.pool import Pool, open_pool
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SETTINGS: Final = {
+    "auto_envvar_prefix": "FSQUEUE",
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def pool_argument(function: F) -> F:
+    """Add the POOL argument, which FSQUEUE_POOL may stand in for."""
+    return click.argument("pool", envvar="FSQUEUE_POOL", callback=_open)(function)
+
+
+def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:
+    return None if ctx.resilient_parsing else open_pool(value)
+
+
+def json_option(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Tell POOL from what follows it, where FSQUEUE_POOL may stand in for it.
+
+    The first word is the pool if it is one, or if FSQUEUE_POOL is not set.
+    """
+    preset = os.environ.get("FSQUEUE_POOL")
+    if preset and not (words and os.path.lexists(os.path.join(words[0], "pool.json"))):
+        return preset, list(words)
+    if not words:
+        raise UsageError("no POOL was given, and FSQUEUE_POOL is not set. See --help.")
+    return words[0], list(words[1:])
+
+
+class Duration(click.ParamType):
+    """Seconds, or a humane duration: 90, 45s, 10m, 1h30m, 2d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        text = str(value).strip().lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text)
+        self.fail(f"{value!r} is not a duration; write 90, 45s, 10m or 1h30m.", parameter, ctx)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:
+    """Print aligned columns; the first `left` are text, the others numbers."""
+    table = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    for row in table:
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

@@ -1,0 +1,203 @@
+"""Run any program over files: one claim per input, one process per claim.
+
+The program is run without a shell. Its output is published only if it exits 0: what it wrote to
+`{output}`, or, if that does not occur in its arguments, what it printed. Its stderr is kept when it
+fails. It runs in a process group of its own, which ends with the worker: asked to stop, the group
+gets SIGTERM, then SIGKILL; and where the kernel can promise it (Linux), the program dies with a
+worker that was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Final
+
+from fsqueue.errors import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageError
+from fsqueue.handlers import Handler, Option, Work
+
+STDERR_KEPT: Final = 16 << 10
+PLACES: Final = re.compile(r"\{(?:input|output|id|attempt)\}")
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Command(Handler):
+    """Plan and run `PROGRAM ARG...` once per input."""
+
+    suffix = ".out"
+    unit = "seconds"
+    trailing = "PROGRAM [ARG...]"
+    options = (
+        Option("grace", 10.0, "Seconds between SIGTERM and SIGKILL when the worker stops."),
+        Option("timeout", 0.0, "Fail an attempt that runs longer than this many seconds (0: never)."),
+    )
+
+    def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
+        argv = options.get("argv") or []
+        if not argv:
+            raise UsageError(
+                "no program was given. It comes after `--`: "
+                "fsqueue plan command POOL INPUT... -- wc -l {input}"
+            )
+        if not any("{input}" in word for word in argv):
+            raise UsageError(
+                f"{' '.join(argv)!r} does not say where the input goes, so every claim would do the "
+                f"same. Put {{input}} among its arguments."
+            )
+        for option in ("grace", "timeout"):
+            if not 0 <= options[option] < float("inf"):
+                raise UsageError(f"--{option} {options[option]} is not a number of seconds from 0 up.")
+        program = argv[0]
+        if os.sep in program:
+            argv = [os.path.abspath(program), *argv[1:]]
+        elif shutil.which(program) is None:
+            raise UsageError(f"{program!r} is not on PATH here. Check its name, or give its full path.")
+        return options | {"argv": list(argv)}
+
+    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"argv": options["argv"]}
+
+    def run(self, work: Work) -> None:
+        _check_unchanged(work)
+        argv = _substitute(work)
+        prints = not any("{output}" in word for word in work.options["argv"])
+        with tempfile.TemporaryFile() as stderr:
+            stdout = open(work.output, "xb") if prints else stderr
+            try:
+                status = _run_program(work, argv, stdout, stderr)
+            finally:
+                if stdout is not stderr:
+                    stdout.close()
+            if status != 0:
+                raise ClaimFailed(
+                    f"{argv[0]} {_ending(status)}; its output is not published", detail=_tail(stderr)
+                )
+            if not work.output.exists():
+                raise ClaimFailed(
+                    f"{argv[0]} exited 0 but wrote no {{output}}; does it write elsewhere?",
+                    detail=_tail(stderr),
+                )
+
+
+def _check_unchanged(work: Work) -> None:
+    """Refuse an input that is not what was planned."""
+    try:
+        facts = Handler.identify(str(work.input))
+    except BadInput as error:
+        raise ClaimFailed(f"its input cannot be read: {error}") from error
+    if facts != work.payload["facts"]:
+        raise ClaimImpossible(
+            f"{work.input} changed since it was planned (size or modification time differ); plan it "
+            f"again to compute the new content"
+        )
+
+
+def _substitute(work: Work) -> list[str]:
+    values = {
+        "{input}": str(work.input),
+        "{output}": str(work.output),
+        "{id}": work.id,
+        "{attempt}": str(work.attempt),
+    }
+    return [PLACES.sub(lambda place: values[place[0]], word) for word in work.options["argv"]]
+
+
+def _run_program(work: Work, argv: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> int:
+    environment = os.environ | {
+        "FSQUEUE_ID": work.id,
+        "FSQUEUE_ATTEMPT": str(work.attempt),
+        "FSQUEUE_INPUT": str(work.input),
+        "FSQUEUE_OUTPUT": str(work.output),
+        "FSQUEUE_PARTIAL": work.partial,
+    }
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+    except OSError as error:
+        raise ClaimFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
+    try:
+        return _wait(work, process)
+    except BaseException:
+        _end_group(process, work.options["grace"])
+        raise
+
+
+def _wait(work: Work, process: subprocess.Popen[bytes]) -> int:
+    begun = time.monotonic()
+    pause_s = 0.002
+    while True:
+        try:
+            return process.wait(timeout=pause_s)
+        except subprocess.TimeoutExpired:
+            pause_s = min(pause_s * 2, 0.2)
+        elapsed_s = time.monotonic() - begun
+        timeout_s = work.options["timeout"]
+        if timeout_s and elapsed_s > timeout_s:
+            raise ClaimFailed(f"it ran longer than --timeout {timeout_s:g} seconds and was ended")
+        if work.stopping:
+            raise Interrupted("the worker stops; the program was ended")
+        work.progress(int(elapsed_s), 0)
+
+
+def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """End the program and everything that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break  # RACE: all of them have ended by themselves
+        try:
+            process.wait(timeout=grace_s if number == signal.SIGTERM else None)
+        except subprocess.TimeoutExpired:
+            continue
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # what the program itself left behind
+    except (ProcessLookupError, PermissionError):
+        pass  # RACE: as above
+    process.wait()
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return what the child calls before exec, so that it dies with a worker that is killed.
+
+    A worker killed by SIGKILL cannot end its program; without this, programs of dead workers run
+    on beside their successors.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return ask_kernel
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - STDERR_KEPT))
+    return file.read().decode("utf-8", "replace")
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"

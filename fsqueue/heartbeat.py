@@ -1,0 +1,101 @@
+"""Renew the lease and write the status from a thread that no long batch can starve.
+
+The only thread in fsqueue. It shares with the worker's main thread: `status`, always under `lock`;
+`lost` and `orders`, written here and read there; `finished`, an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from fsqueue import atomic
+from fsqueue.errors import FsqueueError, LeaseLost
+from fsqueue.layout import ORDER
+from fsqueue.leases import BEATS_PER_LEASE, Lease
+from fsqueue.pool import Pool
+from fsqueue.status import Status, write_status
+
+log = logging.getLogger(__name__)
+
+STATUS_BUSY_S: Final = 2.0
+STATUS_QUIET_S: Final = 30.0
+
+
+class Heartbeat(threading.Thread):
+    """Start it after enlisting; `stop` it before retiring."""
+
+    def __init__(self, pool: Pool, lease: Lease, status: Status) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.lock = threading.Lock()
+        self.status = status
+        self.lost = ""
+        self.orders: frozenset[str] = frozenset()
+        self.sample: Callable[[], dict[str, Any]] | None = None
+        """Returns the GPU's present use, if there is one to look at."""
+        self.worst_gap_s = 0.0
+        self._pool = pool
+        self._lease = lease
+        self._changed = False
+        self._finished = threading.Event()
+
+    def change(self, **facts: Any) -> None:
+        """Set fields of the status; they are written at the next opportunity."""
+        with self.lock:
+            for name, value in facts.items():
+                setattr(self.status, name, value)
+            self._changed = True
+
+    def touch(self) -> None:
+        """Note that the status was changed under `lock`."""
+        self._changed = True
+
+    def run(self) -> None:
+        """Beat until stopped or lost."""
+        beat_s = self._pool.lease_s / BEATS_PER_LEASE
+        last_beat = last_status = time.monotonic()
+        while not self._finished.wait(min(beat_s / 4, 0.5)):
+            now = time.monotonic()
+            if now - last_beat >= beat_s and not self.lost:
+                self.worst_gap_s = max(self.worst_gap_s, now - last_beat)
+                self._beat()
+                last_beat = now
+            age_s = now - last_status
+            if age_s >= (STATUS_BUSY_S if self._changed else STATUS_QUIET_S):
+                self.flush()
+                last_status = now
+
+    def _beat(self) -> None:
+        try:
+            self._lease.renew()
+            self.look_for_orders()
+        except LeaseLost as error:
+            self.lost = str(error)
+        except (OSError, FsqueueError) as error:
+            log.warning("the lease could not be renewed (%s); trying again", error)
+
+    def look_for_orders(self) -> None:
+        """List control/ once: drain, pause, stop, cancel@ID and the like."""
+        found = atomic.names(self._pool.directory("control"))
+        self.orders = frozenset(filter(ORDER.fullmatch, found))
+
+    def flush(self) -> None:
+        """Write the status now. A status that cannot be written never stops the work (I8)."""
+        gpu = self.sample() if self.sample else None
+        with self.lock:
+            self._changed = False
+            if gpu is not None:
+                self.status.gpu = gpu
+            try:
+                write_status(self._pool, self.status)
+            except (OSError, FsqueueError) as error:
+                log.debug("the status could not be written: %s", error)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._finished.set()
+        if self.is_alive():
+            self.join(timeout=10.0)

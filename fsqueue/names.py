@@ -1,0 +1,116 @@
+"""Parse and format every name that carries state: claims, leases, workers, spools.
+
+A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[@owner]`, for example
+
+    output_12-5c1f09ab33.esm2_t6_8m.c81920.a0.r0@node7-31415-a3f9b2
+
+* `id`       names the work: a readable stem and a hash of everything that decides the result
+* `kind`     what a worker must have loaded to do it; chosen by the handler
+* `cost`     estimated work, a whole number in the handler's unit; a thief chooses by it
+* `attempt`  raised by every failure, and by nothing else
+* `returns`  raised by every return to waiting, so that no waiting name is ever used twice
+* `owner`    who runs it; present in running/, done/ and failed/, absent while it waits
+
+Properties: at most 255 bytes; only ASCII letters, digits, `_`, `-` and the separators `.` and `@`,
+so a name can be joined to a directory without escaping it; a name parses in exactly one way, and
+formatting what was parsed gives the same bytes back. Names that begin with `.` are private and
+half-written, and nothing here parses them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from dataclasses import dataclass, replace
+from typing import Final
+
+SPOOL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
+ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
+KIND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
+WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
+NUMBER: Final = r"0|[1-9][0-9]*"
+COST_MAX: Final = 10**18 - 1
+
+_CLAIM: Final = re.compile(
+    rf"({ID.pattern})\.({KIND.pattern})\.c({NUMBER})\.a({NUMBER})\.r({NUMBER})(?:@({WORKER.pattern}))?",
+    re.ASCII,
+)
+_LEASE: Final = re.compile(
+    rf"({WORKER.pattern})\.(?:b([0-9]{{6,12}})|(left)|dead@({WORKER.pattern}))", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimName:
+    """A claim's name, taken apart. See the module docstring for the grammar."""
+
+    id: str
+    kind: str
+    cost: int
+    attempt: int = 0
+    returns: int = 0
+    owner: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ClaimName | None:
+        """Return the parts of `text`, or None if it is not a claim's name."""
+        if len(text) > 255 or (match := _CLAIM.fullmatch(text)) is None:
+            return None
+        id, kind, cost, attempt, returns, owner = match.groups()
+        if len(cost) > 18 or len(attempt) > 4 or len(returns) > 6:
+            return None
+        return cls(id, kind, int(cost), int(attempt), int(returns), owner)
+
+    def __str__(self) -> str:
+        tail = f"@{self.owner}" if self.owner else ""
+        return f"{self.id}.{self.kind}.c{self.cost}.a{self.attempt}.r{self.returns}{tail}"
+
+    def owned_by(self, worker: str) -> ClaimName:
+        """Return the name this claim has while `worker` runs it."""
+        return replace(self, owner=worker)
+
+    def returned(self, *, failed: bool) -> ClaimName:
+        """Return the next waiting name: a fresh one, with one more attempt if this one failed."""
+        return replace(
+            self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseName:
+    """The name of a worker's lease: `ID.b000412`, `ID.left` or `ID.dead@RECOVERER`."""
+
+    worker: str
+    beat: int | None = None
+    ended_by: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> LeaseName | None:
+        """Return the parts of `text`, or None if it is not a lease's name."""
+        if (match := _LEASE.fullmatch(text)) is None:
+            return None
+        worker, beat, _left, recoverer = match.groups()
+        return cls(worker, None if beat is None else int(beat), recoverer)
+
+    def __str__(self) -> str:
+        if self.beat is not None:
+            return f"{self.worker}.b{self.beat:06d}"
+        return f"{self.worker}.dead@{self.ended_by}" if self.ended_by else f"{self.worker}.left"
+
+    @property
+    def living(self) -> bool:
+        """Say whether this name still carries a beat."""
+        return self.beat is not None
+
+
+def new_worker_id(prefix: str = "") -> str:
+    """Return an identity that no other process has had or will have: host, pid, random part."""
+    host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())[:40].strip("_") or "host"
+    return f"{prefix}{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def slug(text: str, length: int = 60) -> str:
+    """Return `text` as it may stand in an id: legible, ASCII, never empty."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:length].strip("_-") or "x"

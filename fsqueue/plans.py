@@ -1,0 +1,218 @@
+"""Publish a plan: all of its claims, or a promise that the next planner keeps.
+
+A plan's claims are first *staged*: written and synced under plans/UID.staged/SPOOL/, where nobody
+looks. Then the plan file takes the next free number by link(2), which has one winner. Only then are
+the claims moved to their spools, each by one rename out of staging. So:
+
+* two planners at once cannot both plan one input: the loser of a number reads the winner's plan,
+  drops what it has, and tries the next number. No lock is held, and nobody's pause matters;
+* a planner that dies half-way leaves staged claims behind, which anybody completes by the same
+  renames (`complete`): a name leaves staging once, whoever moves it;
+* a planner that dies before it has a number leaves staged files that no plan names: no claims.
+
+A plan file is one JSON document with one source or claim to a line, so that a reader of the first
+line knows the totals and a reader of a million claims needs no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fsqueue import atomic, claims
+from fsqueue.errors import PoolError
+from fsqueue.layout import FORMAT
+from fsqueue.names import ID, SPOOL, ClaimName
+from fsqueue.pool import Pool
+
+_PLAN: Final = re.compile(r"([0-9]{6,9})\.json", re.ASCII)
+
+
+@dataclass(slots=True)
+class Share:
+    """What a plan gives to one spool, or to all."""
+
+    claims: int = 0
+    cost: int = 0
+    measures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, cost: int, measures: dict[str, int], claims: int = 1) -> None:
+        """Count more claims into this share."""
+        self.claims += claims
+        self.cost += cost
+        for name, count in measures.items():
+            self.measures[name] = self.measures.get(name, 0) + count
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The head of a plan file."""
+
+    uid: str
+    created: str
+    handler: str
+    kinds: tuple[str, ...]
+    suffix: str | None
+    total: Share
+    spools: dict[str, Share]
+    options: dict[str, Any]
+
+
+def numbers(pool: Pool) -> list[int]:
+    """Return the numbers of all plans, ascending."""
+    found = map(_PLAN.fullmatch, atomic.names(pool.directory("plans")))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_plan(pool: Pool, number: int) -> Plan:
+    """Return the head of a plan; PoolError if the file was damaged."""
+    path = pool.plan(number)
+    try:
+        with open(path, "rb") as file:
+            facts = json.loads(file.readline().rstrip().rstrip(b",") + b"}")
+        if facts["format"] != FORMAT or not ID.fullmatch(facts["plan"]):
+            raise ValueError(f"format {facts['format']!r}")
+        spools = {name: Share(**share) for name, share in facts["spools"].items()}
+        return Plan(
+            facts["plan"],
+            facts["created"],
+            facts["handler"],
+            tuple(facts["kinds"]),
+            facts["suffix"],
+            Share(**facts["total"]),
+            spools,
+            facts["options"],
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PoolError(
+            f"{path} is not a plan ({error}); it was edited or damaged. Its claims are not touched; "
+            f"restore the file, or plan its inputs into a new pool."
+        ) from error
+
+
+def read_plans(pool: Pool) -> list[Plan]:
+    """Return the heads of all plans, oldest first."""
+    return [read_plan(pool, number) for number in numbers(pool)]
+
+
+def read_sources(pool: Pool, number: int) -> Iterator[str]:
+    """Yield the keys of the inputs that a plan holds."""
+    for section, entry in _entries(pool, number):
+        if section == "sources":
+            yield entry[0]
+
+
+def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
+    """Yield every claim that a plan holds, with the spool it was given to."""
+    for section, entry in _entries(pool, number):
+        if section == "claims":
+            name = ClaimName.parse(entry[0])
+            if name is None or not SPOOL.fullmatch(entry[1]):
+                raise PoolError(f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it.")
+            yield name, entry[1]
+
+
+def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
+    path, section = pool.plan(number), ""
+    with open(path, "rb") as file:
+        file.readline()
+        for line in file:
+            text = line.strip().rstrip(b",")
+            if match := re.fullmatch(rb'"(\w+)":\[', text):
+                section = match[1].decode()
+            elif text.startswith(b"["):
+                try:
+                    entry = json.loads(text)
+                    if not all(isinstance(part, str) for part in entry):
+                        raise ValueError("not text")
+                except (ValueError, RecursionError) as error:
+                    raise PoolError(f"{path} is damaged ({error}); restore it.") from error
+                yield section, entry
+        if text != b"]}":
+            raise PoolError(f"{path} ends in the middle; it was truncated. Restore it.")
+
+
+def write_plan(
+    pool: Pool, plan: Plan, sources: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]]
+) -> str:
+    """Write a plan under a private name, synced; return that name for `number_plan`.
+
+    `sources` are (key, path) and `names` are (claim, spool).
+    """
+    private = f"{pool.directory('plans')}/.{plan.uid}.json"
+    facts = {
+        "format": FORMAT,
+        "plan": plan.uid,
+        "created": plan.created,
+        "handler": plan.handler,
+        "kinds": plan.kinds,
+        "suffix": plan.suffix,
+        "total": _share(plan.total),
+        "spools": {name: _share(share) for name, share in plan.spools.items()},
+        "options": plan.options,
+    }
+    with open(private, "w", encoding="utf-8") as file:
+        file.write(json.dumps(facts)[:-1] + ',\n"sources":[')
+        _write_rows(file, sources)
+        file.write('\n],\n"claims":[')
+        _write_rows(file, names)
+        file.write("\n]}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return private
+
+
+def _write_rows(file: Any, rows: Iterable[tuple[str, str]]) -> None:
+    separator = "\n"
+    for row in rows:
+        file.write(separator + json.dumps(row))
+        separator = ",\n"
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
+
+
+def number_plan(pool: Pool, private: str, number: int) -> bool:
+    """Give a private plan file this number; False if another plan has it."""
+    return atomic.commit(private, pool.plan(number), keep=True)
+
+
+def complete(pool: Pool) -> int:
+    """Publish every staged claim that a numbered plan holds; return how many this call moved.
+
+    Anybody may call it at any time, as often as they like.
+    """
+    staged = {
+        name.removesuffix(".staged")
+        for name in atomic.names(pool.directory("plans"))
+        if name.endswith(".staged")
+    }
+    if not staged:
+        return 0
+    planned = {plan.uid for plan in read_plans(pool)}
+    return sum(complete_one(pool, uid) for uid in staged & planned)
+
+
+def complete_one(pool: Pool, uid: str) -> int:
+    """Publish what is left of one staged plan."""
+    moved = 0
+    directory = pool.staged(uid)
+    try:
+        for spool in filter(SPOOL.fullmatch, atomic.names(directory)):
+            for text in sorted(atomic.names(f"{directory}/{spool}")):
+                name = ClaimName.parse(text)
+                if name is not None and claims.publish(pool, uid, spool, name):
+                    moved += 1
+            atomic.sync_directory(pool.spool(spool))
+            atomic.discard_tree(f"{directory}/{spool}")
+        atomic.discard_tree(directory)
+    except (PoolError, FileNotFoundError):
+        if os.path.isdir(directory):
+            raise
+        # RACE: another planner completed it and removed the empty directory before us.
+    return moved

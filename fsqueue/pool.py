@@ -1,0 +1,195 @@
+"""Make a pool, open a pool, and know its spools.
+
+A pool's settings are written once and never change; a spool's file says whose work it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import stat
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from fsqueue import atomic
+from fsqueue.errors import PoolError, UsageError
+from fsqueue.layout import DIRECTORIES, FORMAT, Layout
+from fsqueue.names import SPOOL
+
+LEASE_S: Final = 30.0
+ATTEMPTS_MAX: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Layout):
+    """An open pool: its paths and its settings."""
+
+    id: str
+    lease_s: float
+    attempts_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """One spool: whose work it holds, and how fast that GPU is beside an RTX 3090."""
+
+    name: str
+    model: str
+    weight: float
+    why: str = ""
+
+
+def create_pool(
+    root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX
+) -> Pool:
+    """Make a pool at `root`, or open the one that is there.
+
+    Whoever publishes pool.json first decides its settings; the loser of that race opens it.
+    """
+    root = os.path.abspath(root)
+    if not os.path.lexists(f"{root}/pool.json"):
+        try:
+            os.makedirs(root, mode=0o755, exist_ok=True)
+            present = {name for name in os.listdir(root) if not name.startswith(".")}
+        except OSError as error:
+            raise PoolError(
+                f"{root} cannot become a pool: {error.strerror}. Name a directory that you can write."
+            ) from error
+        if present - set(DIRECTORIES) - {"pool.json"}:
+            raise UsageError(
+                f"{root} is not empty and is not a pool; fsqueue will not mix its files with yours. "
+                f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+            )
+        for name in DIRECTORIES:
+            atomic.make_directory(f"{root}/{name}")
+        settings = {
+            "format": FORMAT,
+            "id": secrets.token_hex(6),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "lease_s": lease_s,
+            "attempts_max": attempts_max,
+        }
+        atomic.publish(f"{root}/pool.json", json.dumps(settings, indent=1).encode() + b"\n")
+    return open_pool(root)
+
+
+def open_pool(root: str) -> Pool:
+    """Open the pool at `root`; refuse what is not one, or not one that we may work."""
+    root = os.path.abspath(root)
+    layout = Layout(root)
+    try:
+        owner = os.stat(root).st_uid
+        settings = read_json(layout.settings, patience_s=0.0)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} is not a pool: it has no pool.json. Check the path, or make it: "
+            f"fsqueue plan embed {root} INPUT... --model MODEL"
+        ) from error
+    except PermissionError as error:
+        raise PoolError(f"{root} cannot be read: {error.strerror}. Ask its owner.") from error
+    if owner not in (os.geteuid(), 0):
+        raise PoolError(
+            f"{root} belongs to user {owner}, not to you ({os.geteuid()}); a pool is worked by the "
+            f"user who planned it, because its claims say what to run. Make a pool of your own."
+        )
+    if settings.get("format") != FORMAT:
+        raise PoolError(
+            f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue knows "
+            f"{FORMAT}. Use the version of fsqueue that made the pool."
+        )
+    id, lease_s = settings.get("id"), settings.get("lease_s")
+    attempts_max = settings.get("attempts_max")
+    if (
+        not isinstance(id, str)
+        or not isinstance(lease_s, int | float)
+        or not (math.isfinite(lease_s) and lease_s > 0)
+        or not isinstance(attempts_max, int)
+        or attempts_max < 1
+    ):
+        raise PoolError(
+            f"{layout.settings} lacks a usable id, lease_s or attempts_max; it was edited or "
+            f"damaged. Restore it: the claims beside it are intact."
+        )
+    return Pool(root, id, float(lease_s), attempts_max)
+
+
+def read_json(path: str, *, patience_s: float = 2.0) -> dict[str, Any]:
+    """Return the JSON object in `path`; PoolError if its bytes are anything else."""
+    data = atomic.read(path, patience_s=patience_s)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PoolError(
+            f"{path} is not JSON ({error}); it was edited, truncated or damaged. Restore or remove it."
+        ) from error
+    if not isinstance(value, dict):
+        raise PoolError(f"{path} holds no JSON object; it was edited or damaged. Remove it.")
+    return value
+
+
+# ---- spools ----
+
+
+def add_spool(pool: Pool, spool: Spool) -> Spool:
+    """Make a spool, or return the one of that name: the first planner's weight stands."""
+    atomic.make_directory(pool.spool(spool.name))
+    data = json.dumps(asdict(spool), indent=1).encode() + b"\n"
+    if not os.path.exists(pool.spool_file(spool.name)):
+        atomic.publish(pool.spool_file(spool.name), data)
+    return read_spool(pool, spool.name)
+
+
+def read_spool(pool: Pool, name: str) -> Spool:
+    """Return what spools/NAME.json says; PoolError if it does not make sense."""
+    facts = read_json(pool.spool_file(name))
+    model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
+    if (
+        not isinstance(model, str)
+        or not isinstance(why, str)
+        or not isinstance(weight, int | float)
+        or not (math.isfinite(weight) and weight > 0)
+    ):
+        raise PoolError(
+            f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or damaged. "
+            f'Write {{"model": "RTX 3090", "weight": 1.0}} into it.'
+        )
+    return Spool(name, model, float(weight), why)
+
+
+def spool_names(pool: Pool) -> list[str]:
+    """Return the names of all spools, in natural order."""
+    found = {name[:-5] for name in atomic.names(pool.directory("spools")) if name.endswith(".json")}
+    return sorted(filter(SPOOL.fullmatch, found), key=natural)
+
+
+def check_spool(pool: Pool, name: str) -> None:
+    """Refuse a spool that is a symbolic link, or that another user could fill."""
+    path = pool.spool(name)
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError as error:
+        raise PoolError(f"{path} is gone; something outside fsqueue removed it. mkdir {path}") from error
+    if not stat.S_ISDIR(facts.st_mode):
+        raise PoolError(
+            f"{path} is not a directory but a symbolic link or a file; a pool holds neither. "
+            f"Remove it and make a directory in its place."
+        )
+    if facts.st_uid not in (os.geteuid(), 0):
+        raise PoolError(
+            f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()}); whoever owns it "
+            f"could put work of theirs into it. Its claims are left alone; chown it to go on."
+        )
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts gpu2 before gpu10."""
+    import re
+
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]

@@ -1,0 +1,99 @@
+"""Give the claims of dead workers to living ones. Anybody may do it, at any time, as often as they like.
+
+Recovery goes by claims, not by workers: any claim in running/ whose owner shows no living lease may
+be requeued. So nothing is stranded when a recoverer dies half-way, or when a worker takes one more
+claim after its lease was ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from fsqueue import atomic, claims, plans
+from fsqueue.errors import ClaimLost, FsqueueError
+from fsqueue.layout import State
+from fsqueue.leases import Observer, Standing
+from fsqueue.names import SPOOL, ClaimName
+from fsqueue.pool import Pool, spool_names
+from fsqueue.status import Journal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A claim that was taken from a dead worker, and where it went."""
+
+    name: ClaimName
+    became: ClaimName
+
+    @property
+    def failed(self) -> bool:
+        """Say whether this was the claim's last attempt."""
+        return self.became.owner is not None
+
+
+class Recovery:
+    """One recoverer: it remembers whose beats it saw."""
+
+    def __init__(self, pool: Pool, me: str, observer: Observer, journal: Journal) -> None:
+        self._pool = pool
+        self._me = me
+        self._journal = journal
+        self.observer = observer
+        self.running: list[ClaimName] = []
+
+    def sweep(self) -> list[Recovered]:
+        """Look once; end expired leases; put back what their owners held."""
+        plans.complete(self._pool)
+        self.running = list(claims.owned(self._pool, State.RUNNING))
+        owners = {name.owner for name in self.running if name.owner} - {self._me}
+        self.observer.look(owners)
+        dead = {worker for worker in owners | set(self.observer.workers()) if self._dead(worker)}
+        return [
+            recovered
+            for name in self.running
+            if name.owner in dead and (recovered := self._recover(name)) is not None
+        ]
+
+    def _dead(self, worker: str) -> bool:
+        """Say whether a worker is dead; if it is, its lease has been ended."""
+        if worker == self._me:
+            return False
+        standing = self.observer.standing(worker)
+        if standing is Standing.ENDED:
+            return True
+        if standing is Standing.EXPIRED or self.observer.died_here(worker):
+            ended = self.observer.end(worker, self._me)
+            if ended:
+                log.info("%s is dead: its lease is ended", worker)
+                self._journal.write("ended", of=worker)
+                atomic.discard_tree(self._pool.workshop(worker))
+            return ended
+        return False
+
+    def _recover(self, name: ClaimName) -> Recovered | None:
+        record = {
+            "error": f"worker lost: {name.owner} did not renew its lease while it ran this claim; "
+            f"it was killed, crashed, or cut off",
+            "recovered_by": self._me,
+        }
+        try:
+            claims.charge(self._pool, name, self._home(name), record)
+        except ClaimLost:
+            # RACE: its owner finished after all, or another recoverer was quicker.
+            return None
+        last = (name.attempt + 1) % self._pool.attempts_max == 0
+        became = name if last else name.returned(failed=True)
+        self._journal.write("recovered", id=name.id, of=name.owner, cost=name.cost, failed=last)
+        return Recovered(name, became)
+
+    def _home(self, name: ClaimName) -> str:
+        """Return the spool a claim was planned for, or any spool if it cannot tell."""
+        spools = spool_names(self._pool)
+        try:
+            spool = claims.read_claim(self._pool, name).spool
+        except (FsqueueError, OSError):
+            spool = ""  # damaged: whoever takes it next says so and fails it by name
+        return spool if SPOOL.fullmatch(spool) and spool in spools else spools[0]

@@ -1,0 +1,174 @@
+"""Write and read what is only for eyes: a worker's status, and its journal.
+
+Nothing here is ever a reason to move a claim (I8). A status file is replaced whole by its one
+writer; a journal is appended to by its one writer. Readers expect either to be missing, empty,
+half-written or hostile, and go on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from fsqueue import atomic
+from fsqueue.errors import PoolError
+from fsqueue.names import WORKER
+from fsqueue.pool import Pool, read_json
+
+STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
+
+
+@dataclass(slots=True)
+class Current:
+    """The claim a worker is running, and how far it is."""
+
+    id: str
+    kind: str
+    cost: int
+    attempt: int
+    spool: str
+    started: float
+    done: int = 0
+    total: int = 0
+    unit: str = "items"
+    measures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Status:
+    """A worker's heartbeat. Times are this worker's wall clock, in seconds since 1970."""
+
+    worker_id: str
+    host: str = ""
+    pid: int = 0
+    state: str = "starting"
+    spool: str | None = None
+    model: str = ""
+    weight: float = 1.0
+    started: float = field(default_factory=time.time)
+    written_at: float = 0.0
+    last_activity: float = field(default_factory=time.time)
+    current: Current | None = None
+    claims_done: int = 0
+    claims_failed: int = 0
+    claims_released: int = 0
+    steals_in: int = 0
+    lock_skips: int = 0
+    cost_done: int = 0
+    busy_s: float = 0.0
+    measures_done: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Cost per second by kind, over the claims finished so far."""
+    loaded: list[str] = field(default_factory=list)
+    gpu: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+
+
+def write_status(pool: Pool, status: Status) -> None:
+    """Replace this worker's status file."""
+    status.written_at = time.time()
+    data = json.dumps(asdict(status), indent=1).encode() + b"\n"
+    atomic.replace(pool.status(status.worker_id), data)
+
+
+def read_status(pool: Pool, worker: str) -> Status | None:
+    """Return a worker's status, or None if there is nothing usable."""
+    try:
+        facts = read_json(pool.status(worker), patience_s=0.0)
+    except (OSError, PoolError):
+        return None
+    return parse_status(worker, facts)
+
+
+def read_statuses(pool: Pool) -> dict[str, Status]:
+    """Return every usable status by worker."""
+    found = (name[:-5] for name in atomic.names(pool.directory("status")) if name[-5:] == ".json")
+    statuses = {worker: read_status(pool, worker) for worker in found if WORKER.fullmatch(worker)}
+    return {worker: status for worker, status in statuses.items() if status is not None}
+
+
+def parse_status(worker: str, facts: dict[str, Any]) -> Status | None:
+    """Return the status these facts describe; each field that makes no sense keeps its default."""
+    if facts.get("worker_id") != worker:
+        return None
+    status = Status(worker, started=0.0, last_activity=0.0)
+    for name, default in asdict(status).items():
+        value = facts.get(name)
+        if name not in ("worker_id", "current") and _alike(value, default, name):
+            setattr(status, name, value)
+    if status.state not in STATES:
+        status.state = "failed"
+    current = facts.get("current")
+    if isinstance(current, dict):
+        blank = Current("?", "?", 0, 0, "?", 0.0)
+        for name, default in asdict(blank).items():
+            if _alike(current.get(name), default, name):
+                setattr(blank, name, current[name])
+        status.current = blank
+    return status
+
+
+def _alike(value: Any, default: Any, name: str) -> bool:
+    if name == "spool" and default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return False
+    if isinstance(default, float):
+        return isinstance(value, int | float) and math.isfinite(value)
+    if name in ("measures", "measures_done", "rates") and isinstance(value, dict):
+        return all(isinstance(v, int | float) and math.isfinite(v) for v in value.values())
+    return isinstance(value, type(default))
+
+
+# ---- the journal ----
+
+
+class Journal:
+    """This process's events, one JSON object a line. Opened at the first event."""
+
+    def __init__(self, pool: Pool, writer: str) -> None:
+        self._path = pool.events(writer)
+        self._writer = writer
+        self._file: atomic.Appender | None = None
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event. A journal that cannot be written never stops the work (I8)."""
+        line = json.dumps(
+            {"t": round(time.time(), 3), "event": event, "worker": self._writer} | facts,
+            separators=(",", ":"),
+            default=str,
+        )
+        try:
+            if self._file is None:
+                self._file = atomic.Appender(self._path)
+            self._file.line(line.encode())
+        except OSError:
+            self._file = None  # a full disk, say; what it costs is a line on the dashboard
+
+    def close(self) -> None:
+        """Close the file, if it was ever opened."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # as above: late quota errors of a file that is only for eyes
+            self._file = None
+
+
+def read_events(path: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the complete, well-formed events after `offset`, with the offset that follows each."""
+    try:
+        for after, line in atomic.lines(path, offset):
+            try:
+                event = json.loads(line.strip(b"\0"))
+            except (ValueError, RecursionError):
+                continue  # an append that was cut by a crash, or NULs that NFS put in its place
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield after, event
+    except OSError:
+        return  # RACE: removed or out of sight; the next look may find it

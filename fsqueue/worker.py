@@ -1,0 +1,289 @@
+"""Take claims and run them until nothing is left that this worker could take.
+
+A worker is one process. It shares with the others nothing but the pool's directory: it learns what
+waits by listing, takes by rename, and tells that it lives by the name of its lease.
+
+    enlist -> [take own | steal | idle: recover the dead] * -> put back -> retire
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Final
+
+from fsqueue import atomic, claims
+from fsqueue.attempt import Attempt, Ending, StopNow
+from fsqueue.choose import Taste
+from fsqueue.errors import ClaimLost, FsqueueError
+from fsqueue.handlers import Handler, load_handler
+from fsqueue.heartbeat import Heartbeat
+from fsqueue.layout import State
+from fsqueue.leases import Lease, Observer
+from fsqueue.names import ClaimName, new_worker_id
+from fsqueue.pool import Pool
+from fsqueue.recovery import Recovery
+from fsqueue.status import Journal, Status
+from fsqueue.stock import Stock
+
+log = logging.getLogger(__name__)
+
+FAILURES_MAX: Final = 3
+"""A worker that fails this many different claims in a row stops itself: a bad GPU must not eat the
+queue."""
+SECOND_LOOK_S: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What the command line decides about a worker."""
+
+    spool: str | None = None
+    model: str = ""
+    weight: float = 1.0
+    stealing: bool = True
+    steal_interval_s: float = 3.0
+    linger_s: float = 0.0
+    keep_alive: bool = False
+    claims_max: int | None = None
+    time_limit_s: float | None = None
+    gpu: dict[str, object] = field(default_factory=dict)
+    slurm: dict[str, str] = field(default_factory=dict)
+
+
+class Worker:
+    """One worker process's life. `run` returns the exit status."""
+
+    def __init__(self, pool: Pool, habits: Habits, *, id: str | None = None) -> None:
+        self.pool = pool
+        self.habits = habits
+        self.id = id or new_worker_id()
+        self.status = Status(
+            self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            spool=habits.spool,
+            model=habits.model,
+            weight=habits.weight,
+            gpu=dict(habits.gpu),
+            slurm=dict(habits.slurm),
+        )
+        self.journal = Journal(pool, self.id)
+        self.lease = Lease(pool, self.id)
+        self.beat = Heartbeat(pool, self.lease, self.status)
+        self.observer = Observer(pool)
+        self.recovery = Recovery(pool, self.id, self.observer, self.journal)
+        self.stock = Stock(
+            pool, self.beat, self.journal, spool=habits.spool, stealing=habits.stealing
+        )
+        self.handlers: dict[str, Handler] = {}
+        self.unable: set[str] = set()
+        self.failed_here: list[str] = []
+        self.failed_in_a_row: list[str] = []
+        self.taken = 0
+        self.signal = 0
+        self.why = ""
+        self.held: tuple[ClaimName, str] | None = None
+        self.deadline = (
+            time.monotonic() + habits.time_limit_s if habits.time_limit_s is not None else None
+        )
+
+    # ---- life ----
+
+    def run(self) -> int:
+        """Work until there is a reason to leave; return the exit status of design's table."""
+        self._listen_to_signals()
+        self.lease.enlist({"worker": self.id, "spool": self.habits.spool, **self.habits.slurm})
+        atomic.make_directory(self.pool.workshop(self.id))
+        self.beat.look_for_orders()
+        self.beat.flush()
+        self.beat.start()
+        self.journal.write("joined", spool=self.habits.spool, host=self.status.host)
+        log.info("worker %s works on %s", self.id, self.habits.spool or "whatever others have")
+        try:
+            status = self._loop()
+        except StopNow:
+            status = 128 + self.signal
+        finally:
+            self._leave()
+        return status
+
+    def _loop(self) -> int:
+        idle_since: float | None = None
+        while True:
+            if (status := self._reason_to_leave()) is not None:
+                return status
+            found = None if "pause" in self._orders() else self.stock.next()
+            if found is not None:
+                idle_since = None
+                if (status := self._run(*found)) is not None:
+                    return status
+                continue
+            if idle_since is None:
+                idle_since = time.monotonic()
+                self.beat.change(state="idle", current=None)
+            if (status := self._idle(time.monotonic() - idle_since)) is not None:
+                return status
+
+    def _run(self, name: ClaimName, spool: str) -> int | None:
+        self.taken += 1
+        self.held = name, spool
+        attempt = Attempt(
+            self.pool, name, spool, self.beat, self.journal, self._handler, self.stopping
+        )
+        ending = attempt.run()
+        self.held = None
+        if ending is Ending.DONE:
+            self.failed_in_a_row.clear()
+            self.stock.taste_changed(self._taste())
+        elif ending is Ending.FAILED:
+            return self._count_failure(name, attempt.reason)
+        elif ending is Ending.UNABLE:
+            self.unable.add(name.kind)
+            self.stock.taste_changed(self._taste())
+            self._say(f"claims of kind {name.kind} are left alone: {attempt.reason}")
+        elif ending is Ending.BROKEN:
+            self._say(f"this worker stops: {attempt.reason}")
+            return 1
+        return None
+
+    def _count_failure(self, name: ClaimName, reason: str) -> int | None:
+        if name.id not in self.failed_in_a_row:
+            self.failed_in_a_row.append(name.id)
+        self.failed_here.append(name.id)
+        self.stock.taste_changed(self._taste())
+        if len(self.failed_in_a_row) < FAILURES_MAX:
+            return None
+        self._say(
+            f"this worker stops: {FAILURES_MAX} different claims failed here in a row, the last "
+            f"with: {reason}. Is its GPU or its environment broken? See: fsqueue failed "
+            f"{self.pool.root}"
+        )
+        return 1
+
+    def _idle(self, idle_s: float) -> int | None:
+        """Nothing to take just now: put back what the dead held, then leave, or wait a little."""
+        if self.recovery.sweep():
+            return None
+        for name in self.recovery.running:
+            if name.owner == self.id:
+                # RACE: we won this claim by a rename whose reply was lost.
+                log.info("%s was ours without our knowing; running it", name.id)
+                return self._run(name, self.stock.any_spool())
+        if not self.habits.keep_alive and idle_s >= max(self.habits.linger_s, SECOND_LOOK_S):
+            if (status := self._nothing_left()) is not None:
+                return status
+        self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self._interval())
+        return None
+
+    def _nothing_left(self) -> int | None:
+        """Return the exit status if no claim waits, or will come back, that we could take."""
+        waiting = self.stock.count_waiting()
+        if waiting.could_take:
+            return None
+        for name in self.recovery.running:
+            if name.owner != self.id and not self.observer.beating(name.owner or ""):
+                return None  # its owner may be dead: then it comes back within a lease
+        if waiting.all:
+            self._say(f"{waiting.all} claims wait that this worker cannot or may not take")
+            return 5
+        return 3 if next(claims.owned(self.pool, State.FAILED), None) else 0
+
+    def _leave(self) -> None:
+        """Put back what is held, say goodbye, and only then retire the lease."""
+        self.beat.change(state="stopped", current=None, message=self.why)
+        self.beat.stop()
+        if self.held is not None:
+            self._put_back_held()
+        for handler in self.handlers.values():
+            handler.close()
+        atomic.discard_tree(self.pool.workshop(self.id))
+        self.journal.write("left", done=self.status.claims_done, why=self.why)
+        self.journal.close()
+        self.beat.flush()
+        if not self.beat.lost:
+            self.lease.retire()
+
+    def _put_back_held(self) -> None:
+        assert self.held is not None
+        name, spool = self.held
+        try:
+            claims.release(self.pool, name, spool)
+        except ClaimLost:
+            pass  # RACE: the attempt itself had put it back before the signal came through
+        except (OSError, FsqueueError) as error:
+            log.warning("%s could not be put back (%s); it returns within a lease", name.id, error)
+
+    # ---- reasons ----
+
+    def stopping(self) -> bool:
+        """Say whether this worker was asked to put back what it runs and leave."""
+        return bool(self.signal) or bool(self._orders() & {"stop", f"stop@{self.id}"}) or self._late()
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _orders(self) -> frozenset[str]:
+        return self.beat.orders
+
+    def _reason_to_leave(self) -> int | None:
+        if self.beat.lost:
+            self._say(self.beat.lost)
+            return 1
+        if self.signal:
+            self._say(f"stopped by {signal.Signals(self.signal).name}")
+            return 75 if self.signal == signal.SIGUSR1 else 128 + self.signal
+        for order in ("drain", "stop"):
+            if self._orders() & {order, f"{order}@{self.id}"}:
+                self._say(f"told to {order} (control/{order}); fsqueue drain --undo takes it back")
+                return 75
+        if self._late():
+            self._say("its time limit is reached")
+            return 75
+        if self.habits.claims_max is not None and self.taken >= self.habits.claims_max:
+            self._say(f"it has taken its {self.habits.claims_max} claims")
+            return 75
+        return None
+
+    def _say(self, why: str) -> None:
+        self.why = why
+        log.warning("%s: %s", self.id, why)
+
+    # ---- parts ----
+
+    def _handler(self, name: str) -> Handler:
+        if name not in self.handlers:
+            self.beat.change(state="loading")
+            self.handlers[name] = load_handler(name)
+        return self.handlers[name]
+
+    def _taste(self) -> Taste:
+        loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
+        with self.beat.lock:
+            self.status.loaded = sorted(loaded)
+        return Taste(loaded, frozenset(self.unable), frozenset(self.failed_here))
+
+    def _interval(self) -> float:
+        return self.habits.steal_interval_s * random.uniform(0.9, 1.1)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake for a signal or for being declared dead."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.signal and not self.beat.lost:
+            time.sleep(min(left, 0.2))
+        self.beat.look_for_orders()
+
+    def _listen_to_signals(self) -> None:
+        def heard(number: int, frame: FrameType | None) -> None:
+            if self.signal:
+                raise StopNow
+            self.signal = number
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, heard)
