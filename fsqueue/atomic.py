@@ -26,6 +26,7 @@ from typing import Final
 from fsqueue.errors import NotSupportedError, PoolError
 
 READ_LIMIT: Final = 64 << 20
+STALE_S: Final = 2.0
 NO_LINK: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 GONE: Final = {errno.ENOENT, errno.ESTALE}
 BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
@@ -36,6 +37,18 @@ def names(directory: str) -> list[str]:
 
     Raises PoolError if it is not a directory of its own (a symbolic link is not followed).
     """
+    deadline = time.monotonic() + STALE_S
+    while True:
+        try:
+            return _names_once(directory)
+        except OSError as error:
+            # RACE: a network mount's handle on a directory can be stale for a moment.
+            if error.errno != errno.ESTALE or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _names_once(directory: str) -> list[str]:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -49,7 +62,7 @@ def names(directory: str) -> list[str]:
         os.close(fd)
 
 
-def read(path: str, *, patience_s: float = 2.0, limit: int = READ_LIMIT) -> bytes:
+def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> bytes:
     """Return the bytes of a regular file, not following a symbolic link.
 
     Raises FileNotFoundError after `patience_s`; PoolError if it is not a regular file of ours.
@@ -173,9 +186,17 @@ def discard_tree(directory: str) -> None:
     try:
         for name in os.listdir(directory):
             discard(f"{directory}/{name}")
+    except FileNotFoundError:
+        return  # RACE: someone removed it first
+    discard_empty(directory)
+
+
+def discard_empty(directory: str) -> None:
+    """Remove a directory if nothing is in it."""
+    try:
         os.rmdir(directory)
     except OSError as error:
-        # RACE: someone removes it too, or NFS keeps a removed file under a .nfs name for a while.
+        # RACE: someone removes it too, or is putting something into it.
         if error.errno not in GONE | {errno.ENOTEMPTY, errno.EEXIST}:
             raise
 
@@ -250,7 +271,10 @@ class Appender:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 

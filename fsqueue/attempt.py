@@ -18,17 +18,20 @@ from typing import Any, Final
 
 from fsqueue import atomic, claims
 from fsqueue.errors import (
+    BadInput,
     ClaimFailed,
     ClaimImpossible,
     ClaimLost,
     FsqueueError,
     Interrupted,
+    NotSupportedError,
     PoolError,
     UsageError,
     WorkerBroken,
 )
 from fsqueue.handlers import Handler, Work
 from fsqueue.heartbeat import Heartbeat
+from fsqueue.leaving import StopNow
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.pool import Pool
 from fsqueue.status import Current, Journal
@@ -45,13 +48,9 @@ class Ending(Enum):
     DONE = auto()
     FAILED = auto()
     RELEASED = auto()
-    UNABLE = auto()  # this worker lacks the handler
+    UNABLE = auto()  # this worker lacks what the claim needs: a handler, a model
     LOST = auto()
     BROKEN = auto()  # this process must not go on
-
-
-class StopNow(BaseException):
-    """The second signal: leave the handler at once."""
 
 
 @dataclass(slots=True)
@@ -80,6 +79,7 @@ class Attempt:
             except (Exception, RecursionError) as error:
                 return self._ended_by(error)
             claims.finish(self.pool, self.name)
+            self._forget_cancel()
         except ClaimLost as error:
             self.reason = str(error)
             log.warning("%s", error)
@@ -131,21 +131,23 @@ class Attempt:
             raise error
         self.reason = str(error) or type(error).__name__
         if isinstance(error, Interrupted) and f"cancel@{self.name.id}" in self.beat.orders:
-            return self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
+            ending = self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
+            self._forget_cancel()
+            return ending
         if isinstance(error, Interrupted):
             self._put_back()
             return Ending.RELEASED
-        if isinstance(error, UsageError):
+        if isinstance(error, UsageError | NotSupportedError):
             self._put_back()
             return Ending.UNABLE
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             self.reason = (
-                f"{error.filename or self.pool.root}: {error.strerror}. The claim is put back; free "
-                f"some space, then start this worker again."
+                f"{error.filename or self.pool.root}: {error.strerror}. The claim is put back; "
+                f"free some space, then start this worker again."
             )
             self._put_back()
             return Ending.BROKEN
-        final = isinstance(error, ClaimImpossible | PoolError)
+        final = isinstance(error, ClaimImpossible | PoolError | BadInput)
         ending = self._fail(self._record(error), final=final)
         return Ending.BROKEN if isinstance(error, WorkerBroken) else ending
 
@@ -175,6 +177,11 @@ class Attempt:
         with self.beat.lock:
             self.beat.status.claims_failed += 1
         return Ending.FAILED
+
+    def _forget_cancel(self) -> None:
+        """Remove an order that is obeyed, or came too late, lest it hits a retry of the claim."""
+        if f"cancel@{self.name.id}" in self.beat.orders:
+            atomic.discard(self.pool.order("cancel", self.name.id))
 
     def _put_back(self) -> None:
         claims.release(self.pool, self.name, self.spool)
@@ -209,9 +216,7 @@ class Attempt:
     def _show(self, unit: str) -> None:
         name = self.name
         now = time.time()
-        current = Current(
-            name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit
-        )
+        current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
         self.beat.change(current=current, state="running", last_activity=now)
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:

@@ -169,5 +169,5 @@ def nearest_model(name: str) -> str | None:
     """Return the model in the table that `name` most likely belongs with, for a message."""
     key = _key(name)[:64]
     begun = max((known for known in _NAMES if key.startswith(known)), key=len, default=None)
-    close = [begun] if begun else difflib.get_close_matches(key, _NAMES, n=1)
+    close = [begun] if begun else difflib.get_close_matches(key, _NAMES, n=1, cutoff=0.8)
     return _NAMES[close[0]] if close else None

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import IO, Any, Final
 
 from fsqueue.errors import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageError
@@ -37,7 +38,9 @@ class Command(Handler):
     trailing = "PROGRAM [ARG...]"
     options = (
         Option("grace", 10.0, "Seconds between SIGTERM and SIGKILL when the worker stops."),
-        Option("timeout", 0.0, "Fail an attempt that runs longer than this many seconds (0: never)."),
+        Option(
+            "timeout", 0.0, "Fail an attempt that runs longer than this many seconds (0: never)."
+        ),
     )
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -49,17 +52,21 @@ class Command(Handler):
             )
         if not any("{input}" in word for word in argv):
             raise UsageError(
-                f"{' '.join(argv)!r} does not say where the input goes, so every claim would do the "
+                f"{' '.join(argv)!r} does not say where the input goes: every claim would do the "
                 f"same. Put {{input}} among its arguments."
             )
         for option in ("grace", "timeout"):
             if not 0 <= options[option] < float("inf"):
-                raise UsageError(f"--{option} {options[option]} is not a number of seconds from 0 up.")
+                raise UsageError(
+                    f"--{option} {options[option]} is not a number of seconds from 0 up."
+                )
         program = argv[0]
         if os.sep in program:
             argv = [os.path.abspath(program), *argv[1:]]
         elif shutil.which(program) is None:
-            raise UsageError(f"{program!r} is not on PATH here. Check its name, or give its full path.")
+            raise UsageError(
+                f"{program!r} is not on PATH here. Check its name, or give its full path."
+            )
         return options | {"argv": list(argv)}
 
     def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -68,17 +75,15 @@ class Command(Handler):
     def run(self, work: Work) -> None:
         _check_unchanged(work)
         argv = _substitute(work)
-        prints = not any("{output}" in word for word in work.options["argv"])
-        with tempfile.TemporaryFile() as stderr:
-            stdout = open(work.output, "xb") if prints else stderr
-            try:
-                status = _run_program(work, argv, stdout, stderr)
-            finally:
-                if stdout is not stderr:
-                    stdout.close()
+        with tempfile.TemporaryFile() as stderr, ExitStack() as opened:
+            stdout: IO[bytes] = stderr
+            if not any("{output}" in word for word in work.options["argv"]):
+                stdout = opened.enter_context(open(work.output, "xb"))
+            status = _run_program(work, argv, stdout, stderr)
             if status != 0:
                 raise ClaimFailed(
-                    f"{argv[0]} {_ending(status)}; its output is not published", detail=_tail(stderr)
+                    f"{argv[0]} {_ending(status)}; its output is not published",
+                    detail=_tail(stderr),
                 )
             if not work.output.exists():
                 raise ClaimFailed(
@@ -95,7 +100,7 @@ def _check_unchanged(work: Work) -> None:
         raise ClaimFailed(f"its input cannot be read: {error}") from error
     if facts != work.payload["facts"]:
         raise ClaimImpossible(
-            f"{work.input} changed since it was planned (size or modification time differ); plan it "
+            f"{work.input} changed since it was planned (its size or time differ); plan it "
             f"again to compute the new content"
         )
 

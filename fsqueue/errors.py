@@ -2,7 +2,7 @@
 
     FsqueueError                  everything a caller may want to catch
     ├── UsageError                what the user typed cannot be right
-    ├── PoolError                 the pool on disk contradicts the layout; names the path, stop and look
+    ├── PoolError                 the pool on disk contradicts the layout: stop and look
     ├── NotSupportedError         the file system or machine lacks something we assume
     ├── BadInput                  one input cannot be planned; the others can
     ├── ClaimLost                 our claim was moved under us: drop it and carry on

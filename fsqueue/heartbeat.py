@@ -36,7 +36,6 @@ class Heartbeat(threading.Thread):
         self.orders: frozenset[str] = frozenset()
         self.sample: Callable[[], dict[str, Any]] | None = None
         """Returns the GPU's present use, if there is one to look at."""
-        self.worst_gap_s = 0.0
         self._pool = pool
         self._lease = lease
         self._changed = False
@@ -60,7 +59,10 @@ class Heartbeat(threading.Thread):
         while not self._finished.wait(min(beat_s / 4, 0.5)):
             now = time.monotonic()
             if now - last_beat >= beat_s and not self.lost:
-                self.worst_gap_s = max(self.worst_gap_s, now - last_beat)
+                if now - last_beat > self._pool.lease_s / 2:
+                    log.warning(
+                        "a beat came %.1f s late: was this process stopped?", now - last_beat
+                    )
                 self._beat()
                 last_beat = now
             age_s = now - last_status

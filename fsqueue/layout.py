@@ -129,7 +129,7 @@ class Layout:
         return f"{self.root}/outputs/{id}{suffix}"
 
     def workshop(self, worker: str) -> str:
-        """Return the private directory in which `worker` writes outputs before they are published."""
+        """Return the private directory where `worker` writes outputs before they appear."""
         assert WORKER.fullmatch(worker), worker
         return f"{self.root}/outputs/.{worker}"
 

@@ -44,7 +44,7 @@ class Lease:
             raise PoolError(f"{self._pool.lease(self.name)} exists: two workers have one identity.")
 
     def renew(self) -> None:
-        """Move to the next beat. Raises LeaseLost if somebody ended the lease, OSError otherwise."""
+        """Move to the next beat. Raises LeaseLost if the lease was ended, OSError otherwise."""
         following = replace(self.name, beat=(self.name.beat or 0) + 1)
         try:
             atomic.rename(self._pool.lease(self.name), self._pool.lease(following))
@@ -74,8 +74,8 @@ def _obituary(worker: str, names: Iterable[LeaseName]) -> str:
     enders = [name.ended_by for name in names if name.ended_by]
     if enders:
         return (
-            f"{worker} was declared dead by {enders[0]}, because it did not renew its lease: was it "
-            f"stopped, suspended, or cut off from the file system? What it held was given to others."
+            f"{worker} was declared dead by {enders[0]}, as it did not renew its lease: was it "
+            f"stopped, suspended, or cut off from the file system? Others got what it held."
         )
     return (
         f"the lease of {worker} vanished from workers/: somebody removed the file. Leave workers/ "
@@ -154,11 +154,7 @@ class Observer:
     def beating(self, worker: str) -> bool:
         """Say whether this observer itself has seen the worker's beat move, lately."""
         sighting = self._seen.get(worker)
-        return (
-            sighting is not None
-            and sighting.moved
-            and self.standing(worker) is Standing.LIVING
-        )
+        return sighting is not None and sighting.moved and self.standing(worker) is Standing.LIVING
 
     def workers(self) -> list[str]:
         """Return everybody who had a living lease at the last look."""
@@ -181,16 +177,16 @@ class Observer:
             mine = [name for name in lease_names(self._pool) if name.worker == worker]
             return any(not name.living for name in mine)
 
-    def died_here(self, worker: str) -> bool:
-        """Say whether the worker ran on this host and its process is provably gone."""
+    def process(self, worker: str) -> Process:
+        """Say what this host knows of a worker's process, if it runs here at all."""
         sighting = self._seen.get(worker)
         if sighting is None or sighting.name is None:
-            return False
+            return Process.UNKNOWN
         try:
             facts = read_json(self._pool.lease(sighting.name), patience_s=0.0)
         except (OSError, PoolError):
-            return False  # RACE: it has just renewed, so it lives; or there is nothing to read
-        return proves_death(facts)
+            return Process.UNKNOWN  # RACE: it has just renewed; or there is nothing to read
+        return look_at_process(facts)
 
 
 # ---- proof, on one host ----
@@ -203,24 +199,37 @@ def proof_of_life() -> dict[str, Any]:
         "pid": os.getpid(),
         "boot": _boot_id(),
         "pid_namespace": _pid_namespace(),
-        "started": _start_time(os.getpid()),
+        "started": _stat(os.getpid())[1],
     }
 
 
-def proves_death(facts: dict[str, Any]) -> bool:
-    """Say whether the process these facts describe was one of this host, and is gone.
+class Process(Enum):
+    """What one host knows of a process."""
+
+    RUNNING = "it runs"
+    STOPPED = "it is there, but stopped by a signal or a debugger"
+    GONE = "it has ended"
+    UNKNOWN = "it is not of this host, or nothing is provable here"
+
+
+def look_at_process(facts: dict[str, Any]) -> Process:
+    """Say what became of the process that these facts (`proof_of_life`) describe.
 
     Boot, PID namespace and start time must all be known: containers of one host share the boot,
     and a pid is soon somebody else's.
     """
     pid, started = facts.get("pid"), facts.get("started")
-    if not isinstance(pid, int) or pid <= 0 or not isinstance(started, str) or not started:
-        return False
-    if facts.get("boot") != _boot_id() or facts.get("pid_namespace") != _pid_namespace():
-        return False
-    if not facts.get("boot") or not facts.get("pid_namespace"):
-        return False
-    return _start_time(pid) != started
+    boot, namespace = _boot_id(), _pid_namespace()
+    if not (isinstance(pid, int) and pid > 0 and isinstance(started, str) and started):
+        return Process.UNKNOWN
+    if not (boot and namespace and facts.get("boot") == boot):
+        return Process.UNKNOWN
+    if facts.get("pid_namespace") != namespace:
+        return Process.UNKNOWN
+    state, now_started = _stat(pid)
+    if now_started != started or state in "ZX":
+        return Process.GONE
+    return Process.STOPPED if state in "Tt" else Process.RUNNING
 
 
 def _boot_id() -> str:
@@ -238,11 +247,11 @@ def _pid_namespace() -> str:
         return ""
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process began, in clock ticks since boot; "" if there is none, or a zombie."""
+def _stat(pid: int) -> tuple[str, str]:
+    """Return a process's state, and when it began in clock ticks since boot; "X", "" if none."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+        return "X", ""
+    return fields[0], fields[19]

@@ -73,9 +73,7 @@ class ClaimName:
 
     def returned(self, *, failed: bool) -> ClaimName:
         """Return the next waiting name: a fresh one, with one more attempt if this one failed."""
-        return replace(
-            self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None
-        )
+        return replace(self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None)
 
 
 @dataclass(frozen=True, slots=True)

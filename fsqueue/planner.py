@@ -60,7 +60,7 @@ class Request:
 Progress = Callable[[int, int, str], None]
 
 
-def plan(pool: Pool, request: Request, *, progress: Progress | None = None) -> Outcome:
+def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None) -> Outcome:
     """Publish claims for every input that no earlier plan holds. Safe beside other planners."""
     plans.complete(pool)
     outcome = Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
@@ -77,7 +77,7 @@ def plan(pool: Pool, request: Request, *, progress: Progress | None = None) -> O
         keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
         private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
         number = (numbers or [0])[-1] + 1
-        if plans.number_plan(pool, private, number):
+        if plans.number_plan(pool, uid, private, number):
             outcome.number = number
             plans.complete_one(pool, uid)
             return outcome
@@ -87,7 +87,7 @@ def plan(pool: Pool, request: Request, *, progress: Progress | None = None) -> O
 
 
 def preview(pool: Pool | None, request: Request, *, progress: Progress | None = None) -> Outcome:
-    """Return what `plan` would do, touching nothing. `pool` is None if there is none yet."""
+    """Return what `plan_into` would do, touching nothing. `pool` is None if there is none yet."""
     outcome = Outcome(spools=list(request.spools))
     sources = _survey(request, outcome, progress)
     numbers = plans.numbers(pool) if pool else []
@@ -113,8 +113,8 @@ def expand_inputs(arguments: Sequence[str]) -> list[str]:
         if argument == "-":
             raise UsageError(
                 "the input '-' (standard input) cannot be planned: claims name byte ranges of a "
-                "file that every worker can read, and a stream is gone once read. Save it to a file "
-                "that the workers can see, then plan that."
+                "file that every worker can read, and a stream is gone once read. Save it where the "
+                "workers can see it, then plan that file."
             )
         if argument.startswith("@"):
             found += _listed(argument[1:])
@@ -220,15 +220,16 @@ def _stage(
                 f"gave them one identity. This is a defect of the handler: report it."
             )
         seen.add(id)
-        spool = outcome.spools[slot].name
+        home = outcome.spools[slot].name
         name = claims.waiting_name(id, item.kind, item.cost)
         claim = claims.Claim(
-            request.handler.name, spool, request.options, dict(item.payload), dict(item.measures)
+            request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
         )
-        atomic.stage(f"{pool.staged(uid, spool)}/{name}", claim.encode(name))
-        rows.append((name, spool))
+        atomic.stage(f"{pool.staged(uid, home)}/{name}", claim.encode(name))
+        rows.append((name, home))
     for spool in outcome.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))
+    atomic.sync_directory(pool.staged(uid))
     return rows
 
 

@@ -89,7 +89,7 @@ def read_plan(pool: Pool, number: int) -> Plan:
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PoolError(
-            f"{path} is not a plan ({error}); it was edited or damaged. Its claims are not touched; "
+            f"{path} is not a plan ({error}); it was edited or damaged. Its claims are intact; "
             f"restore the file, or plan its inputs into a new pool."
         ) from error
 
@@ -112,7 +112,9 @@ def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
         if section == "claims":
             name = ClaimName.parse(entry[0])
             if name is None or not SPOOL.fullmatch(entry[1]):
-                raise PoolError(f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it.")
+                raise PoolError(
+                    f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it."
+                )
             yield name, entry[1]
 
 
@@ -177,9 +179,15 @@ def _share(share: Share) -> dict[str, Any]:
     return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
 
 
-def number_plan(pool: Pool, private: str, number: int) -> bool:
+def number_plan(pool: Pool, uid: str, private: str, number: int) -> bool:
     """Give a private plan file this number; False if another plan has it."""
-    return atomic.commit(private, pool.plan(number), keep=True)
+    if atomic.commit(private, pool.plan(number), keep=True):
+        return True
+    if read_plan(pool, number).uid != uid:
+        return False
+    # RACE: ours after all; the link's reply was lost, and this mount does not count links.
+    atomic.discard(private)
+    return True
 
 
 def complete(pool: Pool) -> int:
@@ -209,8 +217,8 @@ def complete_one(pool: Pool, uid: str) -> int:
                 if name is not None and claims.publish(pool, uid, spool, name):
                     moved += 1
             atomic.sync_directory(pool.spool(spool))
-            atomic.discard_tree(f"{directory}/{spool}")
-        atomic.discard_tree(directory)
+            atomic.discard_empty(f"{directory}/{spool}")
+        atomic.discard_empty(directory)
     except (PoolError, FileNotFoundError):
         if os.path.isdir(directory):
             raise

@@ -42,9 +42,7 @@ class Spool:
     why: str = ""
 
 
-def create_pool(
-    root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX
-) -> Pool:
+def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX) -> Pool:
     """Make a pool at `root`, or open the one that is there.
 
     Whoever publishes pool.json first decides its settings; the loser of that race opens it.
@@ -56,11 +54,11 @@ def create_pool(
             present = {name for name in os.listdir(root) if not name.startswith(".")}
         except OSError as error:
             raise PoolError(
-                f"{root} cannot become a pool: {error.strerror}. Name a directory that you can write."
+                f"{root} cannot become a pool: {error.strerror}. Name one that you can write."
             ) from error
         if present - set(DIRECTORIES) - {"pool.json"}:
             raise UsageError(
-                f"{root} is not empty and is not a pool; fsqueue will not mix its files with yours. "
+                f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
                 f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
             )
         for name in DIRECTORIES:
@@ -123,7 +121,7 @@ def read_json(path: str, *, patience_s: float = 2.0) -> dict[str, Any]:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PoolError(
-            f"{path} is not JSON ({error}); it was edited, truncated or damaged. Restore or remove it."
+            f"{path} is not JSON ({error}); it was edited, cut or damaged. Restore or remove it."
         ) from error
     if not isinstance(value, dict):
         raise PoolError(f"{path} holds no JSON object; it was edited or damaged. Remove it.")
@@ -153,7 +151,7 @@ def read_spool(pool: Pool, name: str) -> Spool:
         or not (math.isfinite(weight) and weight > 0)
     ):
         raise PoolError(
-            f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or damaged. "
+            f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or cut. "
             f'Write {{"model": "RTX 3090", "weight": 1.0}} into it.'
         )
     return Spool(name, model, float(weight), why)
@@ -171,7 +169,9 @@ def check_spool(pool: Pool, name: str) -> None:
     try:
         facts = os.lstat(path)
     except FileNotFoundError as error:
-        raise PoolError(f"{path} is gone; something outside fsqueue removed it. mkdir {path}") from error
+        raise PoolError(
+            f"{path} is gone; something outside fsqueue removed it. mkdir {path}"
+        ) from error
     if not stat.S_ISDIR(facts.st_mode):
         raise PoolError(
             f"{path} is not a directory but a symbolic link or a file; a pool holds neither. "

@@ -1,4 +1,6 @@
-"""Give the claims of dead workers to living ones. Anybody may do it, at any time, as often as they like.
+"""Give the claims of dead workers to living ones.
+
+Anybody may do it, at any time, as often as they like.
 
 Recovery goes by claims, not by workers: any claim in running/ whose owner shows no living lease may
 be requeued. So nothing is stranded when a recoverer dies half-way, or when a worker takes one more
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from fsqueue import atomic, claims, plans
 from fsqueue.errors import ClaimLost, FsqueueError
 from fsqueue.layout import State
-from fsqueue.leases import Observer, Standing
+from fsqueue.leases import Observer, Process, Standing
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Journal
@@ -64,7 +66,7 @@ class Recovery:
         standing = self.observer.standing(worker)
         if standing is Standing.ENDED:
             return True
-        if standing is Standing.EXPIRED or self.observer.died_here(worker):
+        if standing is Standing.EXPIRED or self.observer.process(worker) is Process.GONE:
             ended = self.observer.end(worker, self._me)
             if ended:
                 log.info("%s is dead: its lease is ended", worker)

@@ -32,8 +32,10 @@ FILE_MAX: Final = 1 << 20
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _NUMBER: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12}")
-# The x of rtx and gtx never counts: rtx3090 is a card, not 3090 cards of the kind "rt".
-_COUNTED: Final = re.compile(r"(.*?)(?<!\brt)(?<!\bgt)\s*x\s*([0-9]+)", re.IGNORECASE)
+# The x of rtx, gtx and mx never counts: rtx3090 is a card, not 3090 cards of the kind "rt".
+_COUNTED: Final = re.compile(
+    r"(.*?)(?<!\brt)(?<!\bgt)(?<!\bm)\s*x\s*([-+]?[0-9][0-9.]*)", re.IGNORECASE
+)
 _COUNT_FIRST: Final = re.compile(r"([0-9]{1,3})\s*x\s*([A-Za-z0-9].*)", re.IGNORECASE)
 _GOOD: Final = "For example: --gpus 4090x2,3090 or --gpus a100-80gb:1.4,left=3090 or --gpus auto"
 
@@ -65,6 +67,8 @@ def parse_gpus(spec: str, environ: Mapping[str, str] = os.environ) -> list[Spool
     if spec == "auto":
         return _here(environ)
     texts = _lines(spec[1:]) if spec.startswith("@") else spec.split(",")
+    if not all(text.strip() for text in texts):
+        raise _refuse(spec, "has an empty entry: there is a comma too many")
     entries = [_entry(text.strip()) for text in texts]
     if not entries:
         raise _refuse(spec, "names no GPU: every line of that file is empty or a comment")
@@ -96,10 +100,8 @@ def _lines(path: str) -> list[str]:
 
 
 def _entry(text: str) -> _Entry:
-    if not text or len(text) > ENTRY_MAX:
-        raise _refuse(
-            text, "is not a GPU: " + ("it is too long" if text else "there is one , too many")
-        )
+    if len(text) > ENTRY_MAX:
+        raise _refuse(text, "is too long for the name of a GPU")
     name, equals, rest = text.partition("=")
     if not equals:
         name, rest = "", text
@@ -138,7 +140,7 @@ def _checked_weight(text: str, entry: str) -> float:
 
 
 def _checked_count(text: str, entry: str) -> int:
-    count = int(text[:9])
+    count = int(text) if re.fullmatch("[0-9]{1,6}", text) else 0
     if not 1 <= count <= COUNT_MAX:
         raise _refuse(entry, f"has the count {_quote(text)}: from 1 to {COUNT_MAX} will do")
     return count
@@ -150,7 +152,7 @@ def _weight(model: str) -> tuple[float, str]:
 
 
 def _named(entries: Sequence[_Entry]) -> list[SpoolSpec]:
-    """Give each spool its name; a GPU's number counts the named ones too, so that it is its place."""
+    """Give each spool its name. A number is a GPU's place in the list, so named ones count too."""
     specs: list[SpoolSpec] = []
     places = {"cpu": 0, "gpu": 0}
     for entry in entries:

@@ -8,7 +8,6 @@ half-written or hostile, and go on without it.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from fsqueue.errors import PoolError
 from fsqueue.names import WORKER
 from fsqueue.pool import Pool, read_json
 
+NUMBER_MAX: Final = 1e24
 STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
 
 
@@ -57,6 +57,8 @@ class Status:
     claims_failed: int = 0
     claims_released: int = 0
     steals_in: int = 0
+    stolen_from: dict[str, int] = field(default_factory=dict)
+    """How many claims this worker stole, by the spool that lost them."""
     lock_skips: int = 0
     cost_done: int = 0
     busy_s: float = 0.0
@@ -118,11 +120,26 @@ def _alike(value: Any, default: Any, name: str) -> bool:
         return value is None or isinstance(value, str)
     if isinstance(default, bool) or isinstance(value, bool):
         return False
-    if isinstance(default, float):
-        return isinstance(value, int | float) and math.isfinite(value)
-    if name in ("measures", "measures_done", "rates") and isinstance(value, dict):
-        return all(isinstance(v, int | float) and math.isfinite(v) for v in value.values())
+    if isinstance(default, int | float):
+        return number(value) is not None and not (isinstance(default, int) and value % 1)
+    if name in ("measures", "measures_done", "rates", "stolen_from") and isinstance(value, dict):
+        return all(number(count) is not None for count in value.values())
     return isinstance(value, type(default))
+
+
+def number(value: Any) -> float | None:
+    """Return what a status or an event gives as a number, if it can be reckoned with.
+
+    JSON holds true and NaN, and whole numbers too large for any float.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -NUMBER_MAX < value < NUMBER_MAX else None
+
+
+def printable(text: object, limit: int = 300) -> str:
+    """Return `text` on one line as any terminal may show it: what does not print, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
 
 
 # ---- the journal ----

@@ -109,7 +109,7 @@ class Stock:
             view.waiting for view in self._views.values()
         ):
             self._look_around()
-        refused = set()
+        refused: set[str] = set()
         for spool in victims(self._views):
             view = self._views[spool]
             if not self._trim(view):
@@ -141,7 +141,9 @@ class Stock:
             taken = claims.take(self._pool, spool, name, self._me)
             if taken is not None:
                 log.info("%s stole work from %s: %s", self._me, spool, name.id)
-                self._journal.write("stole", id=name.id, cost=name.cost, to=self._spool, **{"from": spool})
+                self._journal.write(
+                    "stole", id=name.id, cost=name.cost, to=self._spool, **{"from": spool}
+                )
                 self._beat.status.steals_in += 1
                 return taken
         self._viewed = -1e9  # what we knew of this spool is stale

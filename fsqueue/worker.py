@@ -11,21 +11,20 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import socket
 import time
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Final
 
 from fsqueue import atomic, claims
-from fsqueue.attempt import Attempt, Ending, StopNow
+from fsqueue.attempt import Attempt, Ending
 from fsqueue.choose import Taste
 from fsqueue.errors import ClaimLost, FsqueueError
 from fsqueue.handlers import Handler, load_handler
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.layout import State
-from fsqueue.leases import Lease, Observer
+from fsqueue.leases import Lease, Observer, Process
+from fsqueue.leaving import Leaving, StopNow
 from fsqueue.names import ClaimName, new_worker_id
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovery
@@ -87,18 +86,14 @@ class Worker:
         self.failed_here: list[str] = []
         self.failed_in_a_row: list[str] = []
         self.taken = 0
-        self.signal = 0
         self.why = ""
-        self.held: tuple[ClaimName, str] | None = None
-        self.deadline = (
-            time.monotonic() + habits.time_limit_s if habits.time_limit_s is not None else None
-        )
+        self.leaving = Leaving(self.beat, habits.claims_max, habits.time_limit_s)
 
     # ---- life ----
 
     def run(self) -> int:
         """Work until there is a reason to leave; return the exit status of design's table."""
-        self._listen_to_signals()
+        self.leaving.listen()
         self.lease.enlist({"worker": self.id, "spool": self.habits.spool, **self.habits.slurm})
         atomic.make_directory(self.pool.workshop(self.id))
         self.beat.look_for_orders()
@@ -109,7 +104,7 @@ class Worker:
         try:
             status = self._loop()
         except StopNow:
-            status = 128 + self.signal
+            status = self.leaving.signal_status
         finally:
             self._leave()
         return status
@@ -117,9 +112,10 @@ class Worker:
     def _loop(self) -> int:
         idle_since: float | None = None
         while True:
-            if (status := self._reason_to_leave()) is not None:
-                return status
-            found = None if "pause" in self._orders() else self.stock.next()
+            if (reason := self.leaving.why(self.taken)) is not None:
+                self._say(reason[1])
+                return reason[0]
+            found = None if self.leaving.paused else self.stock.next()
             if found is not None:
                 idle_since = None
                 if (status := self._run(*found)) is not None:
@@ -133,12 +129,10 @@ class Worker:
 
     def _run(self, name: ClaimName, spool: str) -> int | None:
         self.taken += 1
-        self.held = name, spool
         attempt = Attempt(
-            self.pool, name, spool, self.beat, self.journal, self._handler, self.stopping
+            self.pool, name, spool, self.beat, self.journal, self._handler, self.leaving.at_once
         )
         ending = attempt.run()
-        self.held = None
         if ending is Ending.DONE:
             self.failed_in_a_row.clear()
             self.stock.taste_changed(self._taste())
@@ -176,9 +170,9 @@ class Worker:
                 # RACE: we won this claim by a rename whose reply was lost.
                 log.info("%s was ours without our knowing; running it", name.id)
                 return self._run(name, self.stock.any_spool())
-        if not self.habits.keep_alive and idle_s >= max(self.habits.linger_s, SECOND_LOOK_S):
-            if (status := self._nothing_left()) is not None:
-                return status
+        patient = self.habits.keep_alive or idle_s < max(self.habits.linger_s, SECOND_LOOK_S)
+        if not patient and (status := self._nothing_left()) is not None:
+            return status
         self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self._interval())
         return None
 
@@ -188,19 +182,25 @@ class Worker:
         if waiting.could_take:
             return None
         for name in self.recovery.running:
-            if name.owner != self.id and not self.observer.beating(name.owner or ""):
+            if name.owner != self.id and not self._seen_alive(name.owner or ""):
                 return None  # its owner may be dead: then it comes back within a lease
         if waiting.all:
             self._say(f"{waiting.all} claims wait that this worker cannot or may not take")
             return 5
         return 3 if next(claims.owned(self.pool, State.FAILED), None) else 0
 
+    def _seen_alive(self, worker: str) -> bool:
+        here = self.observer.process(worker)
+        return here is Process.RUNNING or self.observer.beating(worker)
+
     def _leave(self) -> None:
         """Put back what is held, say goodbye, and only then retire the lease."""
+        self.leaving.ignore()
         self.beat.change(state="stopped", current=None, message=self.why)
         self.beat.stop()
-        if self.held is not None:
-            self._put_back_held()
+        for name in claims.owned(self.pool, State.RUNNING):
+            if name.owner == self.id:
+                self._put_back(name)
         for handler in self.handlers.values():
             handler.close()
         atomic.discard_tree(self.pool.workshop(self.id))
@@ -210,46 +210,14 @@ class Worker:
         if not self.beat.lost:
             self.lease.retire()
 
-    def _put_back_held(self) -> None:
-        assert self.held is not None
-        name, spool = self.held
+    def _put_back(self, name: ClaimName) -> None:
         try:
-            claims.release(self.pool, name, spool)
+            claims.release(self.pool, name, self.stock.any_spool())
+            self.journal.write("released", id=name.id)
         except ClaimLost:
-            pass  # RACE: the attempt itself had put it back before the signal came through
+            pass  # RACE: our lease was ended, and it was given to another meanwhile
         except (OSError, FsqueueError) as error:
             log.warning("%s could not be put back (%s); it returns within a lease", name.id, error)
-
-    # ---- reasons ----
-
-    def stopping(self) -> bool:
-        """Say whether this worker was asked to put back what it runs and leave."""
-        return bool(self.signal) or bool(self._orders() & {"stop", f"stop@{self.id}"}) or self._late()
-
-    def _late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def _orders(self) -> frozenset[str]:
-        return self.beat.orders
-
-    def _reason_to_leave(self) -> int | None:
-        if self.beat.lost:
-            self._say(self.beat.lost)
-            return 1
-        if self.signal:
-            self._say(f"stopped by {signal.Signals(self.signal).name}")
-            return 75 if self.signal == signal.SIGUSR1 else 128 + self.signal
-        for order in ("drain", "stop"):
-            if self._orders() & {order, f"{order}@{self.id}"}:
-                self._say(f"told to {order} (control/{order}); fsqueue drain --undo takes it back")
-                return 75
-        if self._late():
-            self._say("its time limit is reached")
-            return 75
-        if self.habits.claims_max is not None and self.taken >= self.habits.claims_max:
-            self._say(f"it has taken its {self.habits.claims_max} claims")
-            return 75
-        return None
 
     def _say(self, why: str) -> None:
         self.why = why
@@ -275,15 +243,10 @@ class Worker:
     def _sleep(self, seconds: float) -> None:
         """Sleep, but wake for a signal or for being declared dead."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self.signal and not self.beat.lost:
+        while (
+            (left := until - time.monotonic()) > 0
+            and not self.leaving.signal
+            and not self.beat.lost
+        ):
             time.sleep(min(left, 0.2))
         self.beat.look_for_orders()
-
-    def _listen_to_signals(self) -> None:
-        def heard(number: int, frame: FrameType | None) -> None:
-            if self.signal:
-                raise StopNow
-            self.signal = number
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, heard)

@@ -35,7 +35,9 @@ def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | 
 
 def json_option(function: F) -> F:
     """Add --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
+        function
+    )
 
 
 def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -51,7 +53,7 @@ def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, or a humane duration: 90, 45s, 10m, 1h30m, 2d."""
 
     name = "duration"

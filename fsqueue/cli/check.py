@@ -1,0 +1,42 @@
+"""`fsqueue check`: verify a pool's invariants on disk."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
+from fsqueue.pool import Pool
+
+
+@click.command("check", context_settings=SETTINGS)
+@pool_argument
+@json_option
+def check(pool: Pool, as_json: bool) -> None:
+    """Verify a pool's invariants on disk; change nothing.
+
+    Every planned claim is in exactly one place, every claim that waits or runs is whole, every done
+    claim has its output. Exit status 0 if so, 1 if not.
+    """
+    from fsqueue.check import check_pool
+
+    report = check_pool(pool)
+    if as_json:
+        print_json(asdict(report) | {"clean": not report.problems})
+    else:
+        for problem in report.problems:
+            click.echo(_legible(problem))
+        for note in report.notes:
+            click.echo(f"note: {_legible(note)}")
+        counts = ", ".join(f"{count:,} {place}" for place, count in report.counts.items())
+        verdict = f"{len(report.problems):,} problems" if report.problems else "clean"
+        click.echo(
+            f"{pool.root}: {verdict}. {report.planned:,} claims planned: {counts or 'none'}."
+        )
+    sys.exit(1 if report.problems else 0)
+
+
+def _legible(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,0 +1,50 @@
+"""`fsqueue gpus`: what this machine's GPUs are called and weigh."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from fsqueue.cli.options import SETTINGS, json_option, print_json, print_table
+
+
+@click.command("gpus", context_settings=SETTINGS)
+@json_option
+def gpus(as_json: bool) -> None:
+    """Show the GPUs that a process started here would see, with their weights.
+
+    A weight is a speed beside an RTX 3090. Override one with `plan --gpus NAME:WEIGHT`.
+    """
+    from fsqueue.gpus import visible_gpus
+    from fsqueue.weights import GPU_WEIGHTS, get_gpu_weight, short_name
+
+    rows = []
+    for gpu in visible_gpus():
+        model = short_name(gpu.name, memory_gib=(gpu.memory_mib or 0) / 1024 or None)
+        weight = get_gpu_weight(gpu.name, memory_gib=(gpu.memory_mib or 0) / 1024 or None)
+        why = "from the table" if model in GPU_WEIGHTS else "not in the table"
+        rows.append(asdict(gpu) | {"model": model, "weight": weight, "why": why})
+    if as_json:
+        print_json({"gpus": rows})
+    elif rows:
+        print_table(
+            ["MODEL", "UUID", "INDEX", "MEMORY", "WEIGHT", "WHY"],
+            [
+                [
+                    r["model"],
+                    r["uuid"],
+                    r["index"],
+                    f"{r['memory_mib']} MiB",
+                    f"{r['weight']:.2f}",
+                    r["why"],
+                ]
+                for r in rows
+            ],
+            left=2,
+        )
+    else:
+        click.echo(
+            f"No GPU is visible here (no NVIDIA driver, or CUDA_VISIBLE_DEVICES hides all). "
+            f"Workers started here use the CPU, weight {GPU_WEIGHTS.get('cpu', 1.0):.2f}."
+        )

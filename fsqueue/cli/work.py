@@ -1,0 +1,110 @@
+"""`fsqueue work`: one worker, in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from typing import Any
+
+import click
+
+from fsqueue.cli.options import SETTINGS, Duration, pool_argument
+from fsqueue.errors import UsageError
+from fsqueue.pool import Pool
+
+EPILOG = """\b
+Examples:
+  CUDA_VISIBLE_DEVICES=0 fsqueue work pool/
+  CUDA_VISIBLE_DEVICES= fsqueue work pool/ --spool cpu0
+  ssh node7 fsqueue work /shared/pool --keep-alive
+
+\b
+Stop it with SIGINT, SIGTERM or SIGUSR1: it finishes the batch, saves a
+checkpoint, puts the claim back at the same attempt, and leaves (exit status
+130, 143, 75). A second signal stops it at once.
+"""
+
+
+@click.command("work", context_settings=SETTINGS, epilog=EPILOG)
+@pool_argument
+@click.option(
+    "--spool", metavar="NAME", help="Work this spool. Default: the one of the GPU it sees."
+)
+@click.option(
+    "--work-stealing/--no-work-stealing",
+    default=True,
+    help="Enable work stealing for GPU load balancing. Default: on.",
+)
+@click.option(
+    "--steal-interval",
+    type=Duration(),
+    default=3.0,
+    show_default=True,
+    help="Work stealing check interval in seconds.",
+)
+@click.option("--linger", type=Duration(), default=0.0, help="Stay so long when nothing is left.")
+@click.option("--keep-alive", is_flag=True, help="Stay until told to leave.")
+@click.option("--max-claims", type=click.IntRange(1), help="Leave after so many claims.")
+@click.option("--time-limit", type=Duration(), help="Leave after so long, such as 1h30m.")
+@click.option(
+    "--start-delay",
+    type=Duration(),
+    default=0.0,
+    help="Wait a random time up to this first, so that an array does not start in step.",
+)
+def work(pool: Pool, **given: Any) -> None:
+    """Work a pool: take claims until nothing is left that this worker could take."""
+    from fsqueue.match import find_spool
+    from fsqueue.worker import Habits, Worker
+
+    _log_by_default()
+    if not given["steal_interval"] > 0:
+        raise UsageError("--steal-interval must be more than 0 seconds; 2 to 5 are sensible.")
+    if not 2 <= given["steal_interval"] <= 5:
+        logging.getLogger(__name__).info("--steal-interval is outside the sensible 2 to 5 seconds")
+    if given["start_delay"] > 0:
+        time.sleep(random.uniform(0, given["start_delay"]))
+    match = find_spool(pool, given["spool"], os.environ)
+    habits = Habits(
+        spool=match.spool,
+        model=match.model,
+        weight=match.weight,
+        stealing=given["work_stealing"],
+        steal_interval_s=given["steal_interval"],
+        linger_s=given["linger"],
+        keep_alive=given["keep_alive"],
+        claims_max=given["max_claims"],
+        time_limit_s=given["time_limit"],
+        gpu=match.gpu,
+        slurm=_slurm(),
+    )
+    worker = Worker(pool, habits)
+    if match.gpu:
+        _sample_gpu(worker, match.gpu)
+    stealing = f"on (interval {habits.steal_interval_s:g} s)" if habits.stealing else "off"
+    logging.getLogger("fsqueue").info(
+        "spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing
+    )
+    sys.exit(worker.run())
+
+
+def _log_by_default() -> None:
+    """Say at INFO what a worker does: its stderr is its log file."""
+    root = logging.getLogger()
+    if root.level > logging.INFO:
+        root.setLevel(logging.INFO)
+
+
+def _slurm() -> dict[str, str]:
+    wanted = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+    return {name.lower(): os.environ[name] for name in wanted if name in os.environ}
+
+
+def _sample_gpu(worker: Any, gpu: dict[str, Any]) -> None:
+    from fsqueue.monitor import GPUMonitor
+
+    monitor = GPUMonitor()
+    worker.beat.sample = lambda: gpu | monitor.get_gpu_utilization(gpu["uuid"])

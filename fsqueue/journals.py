@@ -1,0 +1,225 @@
+"""Follow the workers' journals: what happened lately, and how fast the claims go.
+
+All of it is a hint (I8). A journal may be missing, cut, hostile or long; it is read from near its
+end, from where the last look stopped, and what makes no sense in it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fsqueue import atomic
+from fsqueue.errors import PoolError
+from fsqueue.names import WORKER
+from fsqueue.pool import Pool
+from fsqueue.status import number, printable
+
+TAIL: Final = 128 << 10
+"""How much of a long journal is read at the first look."""
+STRIDE: Final = 4 << 20
+STEALS_KEPT: Final = 50
+EVENTS_KEPT: Final = 200
+WINDOW_S: Final = 60.0
+WINDOW_CLAIMS: Final = 10
+WINDOW_MAX: Final = 5000
+OVERHEAD_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something worth a line. `serial` counts the events of this observer, in the order seen."""
+
+    serial: int
+    t: float
+    worker: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steal:
+    """A claim that a worker took from a spool that is not its own."""
+
+    t: float
+    id: str
+    cost: float
+    source: str
+    to: str | None
+    """The thief's own spool, if it has one."""
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a worker did per second of work over its last claims, and when it last finished one."""
+
+    claims: float
+    cost: float
+    measures: dict[str, float]
+    finished_at: float
+    longest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    t: float
+    seconds: float
+    cost: float
+    measures: dict[str, float]
+
+
+class Journals:
+    """One observer's sight of all journals."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._offsets: dict[str, int] = {}
+        self._closed: set[str] = set()
+        self._finished: dict[str, deque[_Finished]] = {}
+        self.steals: deque[Steal] = deque(maxlen=STEALS_KEPT)
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.count = 0
+
+    def look(self, ended: Collection[str] = ()) -> None:
+        """Read what was written since the last look; of `ended` workers, for the last time."""
+        try:
+            listed = atomic.names(self._pool.directory("events"))
+        except (OSError, PoolError):
+            return  # removed: nothing is shown of what happened
+        workers = {name[:-6] for name in listed if name.endswith(".jsonl")}
+        found: list[tuple[float, str, dict[str, Any]]] = []
+        for worker in filter(WORKER.fullmatch, workers - self._closed):
+            found += [(_time(facts), worker, facts) for facts in self._news(worker)]
+            if worker in ended:
+                self._closed.add(worker)
+        for t, worker, facts in sorted(found, key=lambda news: news[0]):
+            self._take_in(t, worker, facts)
+
+    def _news(self, worker: str) -> Iterator[dict[str, Any]]:
+        offset, data = _read_on(self._pool.events(worker), self._offsets.get(worker))
+        end = data.rfind(b"\n") + 1  # the writer may be in the middle of a line
+        self._offsets[worker] = offset + end
+        for line in data[:end].split(b"\n"):
+            try:
+                facts = json.loads(line.strip(b"\0 \r"))
+            except (ValueError, RecursionError):
+                continue  # the tail began in a line, or a crash cut one, or NFS put NULs there
+            if isinstance(facts, dict) and isinstance(facts.get("event"), str):
+                yield facts
+
+    def _take_in(self, t: float, worker: str, facts: dict[str, Any]) -> None:
+        kind = facts["event"]
+        if kind == "finished":
+            window = self._finished.setdefault(worker, deque(maxlen=WINDOW_MAX))
+            window.append(_finished(t, facts))
+            return
+        if kind == "stole":
+            source, to = facts.get("from"), facts.get("to")
+            self.steals.append(
+                Steal(
+                    t,
+                    printable(facts.get("id", "?"), 120),
+                    number(facts.get("cost")) or 0,
+                    printable(source, 40),
+                    None if to is None else printable(to, 40),
+                    worker,
+                )
+            )
+        if kind in _TELL:
+            self.count += 1
+            text = printable(_tell(kind, facts))
+            self.events.append(Event(self.count, t, worker, kind, text))
+
+    def speed(self, worker: str) -> Speed | None:
+        """Return a worker's speed over its last 60 s or its last 10 claims, whichever is more.
+
+        The time is that of the work. A pause before a claim counts too while it is under a second:
+        taking and publishing are part of the speed, waiting for work is not.
+        """
+        window = self._finished.get(worker)
+        if not window:
+            return None
+        newest = window[-1].t
+        recent = [done for done in window if newest - done.t < WINDOW_S]
+        chosen = recent if len(recent) > WINDOW_CLAIMS else list(window)[-WINDOW_CLAIMS:]
+        seconds, previous = 0.0, chosen[0].t - chosen[0].seconds
+        for done in chosen:
+            seconds += max(done.seconds, min(done.t - previous, done.seconds + OVERHEAD_S))
+            previous = done.t
+        seconds = max(seconds, 1e-6)
+        measures: dict[str, float] = {}
+        for done in chosen:
+            for name, count in done.measures.items():
+                measures[name] = measures.get(name, 0) + count
+        return Speed(
+            claims=len(chosen) / seconds,
+            cost=sum(done.cost for done in chosen) / seconds,
+            measures={name: count / seconds for name, count in measures.items()},
+            finished_at=newest,
+            longest_s=max(done.seconds for done in chosen),
+        )
+
+
+def _time(facts: dict[str, Any]) -> float:
+    return max(0.0, min(number(facts.get("t")) or 0.0, 253402300000.0))  # the year 9999
+
+
+def _finished(t: float, facts: dict[str, Any]) -> _Finished:
+    def amount(name: str) -> float:
+        return max(0.0, number(facts.get(name)) or 0.0)
+
+    named = ("sequences", "residues")
+    measures = {name: amount(name) for name in named if name in facts}
+    return _Finished(t, amount("seconds"), amount("cost"), measures)
+
+
+_TELL: Final = {
+    "joined": "joined {host}, spool {spool}",
+    "left": "left after {done} claims: {why}",
+    "stole": "stole {id} from {from} (cost {cost})",
+    "failed": "{id} failed, attempt {attempt}: {error}",
+    "released": "put {id} back into {to}",
+    "lost": "lost {id}: {reason}",
+    "adopted": "found the output of {id} already there",
+    "recovered": "took {id} back from {of}, which is dead",
+    "ended": "declared {of} dead",
+    "warning": "{text}",
+}
+
+
+class _Facts(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def _tell(kind: str, facts: dict[str, Any]) -> str:
+    text = _TELL[kind].format_map(_Facts({name: str(value) for name, value in facts.items()}))
+    return text.removesuffix(": ")
+
+
+def _read_on(path: str, offset: int | None) -> tuple[int, bytes]:
+    """Return what follows `offset` in a file, and where that begins; (offset, b"") if nothing does.
+
+    None: this is the first look. A file that shrank was replaced, and is read afresh.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode):
+                return offset or 0, b""
+            if offset is None or offset > facts.st_size:
+                offset = max(0, facts.st_size - TAIL)
+            offset = max(offset, facts.st_size - STRIDE)
+            os.lseek(fd, offset, os.SEEK_SET)
+            return offset, b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+        finally:
+            os.close(fd)
+    except OSError:
+        return offset or 0, b""  # RACE: removed, or out of sight; the next look may find it

@@ -1,0 +1,37 @@
+"""Fixtures for every test, and an environment that is the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A shared machine may pause any example; a hung test is ended by pytest-timeout instead.
+settings.register_profile("fsqueue", deadline=None)
+settings.load_profile("fsqueue")
+
+
+def pytest_configure() -> None:
+    """Forget what the caller's shell or cluster job says of pools; keep tests off the network."""
+    for name in list(os.environ):
+        if name.startswith(("FSQUEUE_", "SLURM_")):
+            del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def proteins() -> list[Path]:
+    """The demonstration's sequences, smallest file last; real, and described beside them."""
+    data = ROOT / "scripts" / "data"
+    return sorted(data.glob("*.faa*"), key=lambda path: path.stat().st_size, reverse=True)
