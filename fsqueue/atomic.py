@@ -35,7 +35,8 @@ BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
 def names(directory: str) -> list[str]:
     """List the visible names in `directory`, in no order; private ones are left out.
 
-    Raises PoolError if it is not a directory of its own (a symbolic link is not followed).
+    Raises PoolError if it is not a directory (a symbolic link is not followed), or if another user
+    could fill it.
     """
     deadline = time.monotonic() + STALE_S
     while True:
@@ -57,9 +58,20 @@ def _names_once(directory: str) -> list[str]:
             f"or replaced it. Put it back, then: fsqueue check POOL"
         ) from error
     try:
+        refuse_stranger(directory, os.fstat(fd).st_uid)
         return [name for name in os.listdir(fd) if not name.startswith(".")]
     finally:
         os.close(fd)
+
+
+def refuse_stranger(path: str, uid: int) -> None:
+    """Raise PoolError if `path` belongs to neither us nor root: its owner could put work into it."""
+    if uid not in (os.geteuid(), 0):
+        raise PoolError(
+            f"{path} belongs to user {uid}, not to you ({os.geteuid()}); a pool is worked by the "
+            f"user who planned it, because its claims say what to run. It is left alone; chown it, "
+            f"or make a pool of your own."
+        )
 
 
 def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> bytes:
@@ -90,14 +102,11 @@ def _read_once(path: str, limit: int) -> bytes:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise PoolError(f"{path} is not a regular file; a pool holds no such thing. Remove it.")
-        if facts.st_uid not in (os.geteuid(), 0):
-            raise PoolError(
-                f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()}); a pool is "
-                f"worked by the user who planned it. Remove the file, or ask its owner."
-            )
+        refuse_stranger(path, facts.st_uid)
         if facts.st_size > limit:
             raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
-        return b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+        piece = min(facts.st_size + 1, 1 << 20)  # a large buffer costs more than a small file
+        return b"".join(iter(lambda: os.read(fd, piece), b""))
     finally:
         os.close(fd)
 
@@ -181,13 +190,21 @@ def discard(path: str) -> None:
         pass  # RACE: a network mount repeats an unlink whose first reply was lost.
 
 
-def discard_tree(directory: str) -> None:
-    """Remove a directory of files, and put up with others removing it too."""
+def empty_directory(directory: str) -> None:
+    """Remove whatever a handler left in a directory of ours."""
     try:
         for name in os.listdir(directory):
-            discard(f"{directory}/{name}")
+            try:
+                discard(f"{directory}/{name}")
+            except IsADirectoryError:
+                discard_tree(f"{directory}/{name}")
     except FileNotFoundError:
-        return  # RACE: someone removed it first
+        return  # RACE: someone removed the directory first
+
+
+def discard_tree(directory: str) -> None:
+    """Remove a directory and all that is in it, and put up with others removing it too."""
+    empty_directory(directory)
     discard_empty(directory)
 
 

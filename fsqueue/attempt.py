@@ -77,6 +77,8 @@ class Attempt:
                 self._put_back()
                 raise
             except (Exception, RecursionError) as error:
+                # Half an output of this attempt must not pass for the whole one of the next.
+                atomic.empty_directory(self.pool.workshop(self.beat.status.worker_id))
                 return self._ended_by(error)
             claims.finish(self.pool, self.name)
             self._forget_cancel()

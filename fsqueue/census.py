@@ -21,7 +21,7 @@ from fsqueue.errors import PoolError
 from fsqueue.layout import State
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.plans import Plan
-from fsqueue.pool import Pool, check_spool, natural
+from fsqueue.pool import Pool, natural
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5
@@ -192,7 +192,6 @@ class Census:
     def _list_spool(self, spool: str) -> None:
         listing = self._spools[spool]
         try:
-            check_spool(self._pool, spool)
             listing.look(atomic.names(self._pool.spool(spool)))
         except (OSError, PoolError) as error:
             self._doubt(error)

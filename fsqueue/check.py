@@ -17,7 +17,7 @@ from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import DIRECTORIES, State
 from fsqueue.leases import lease_names
 from fsqueue.names import SPOOL, ClaimName
-from fsqueue.pool import Pool, check_spool, read_json, read_spool, spool_names
+from fsqueue.pool import Pool, read_json, read_spool, spool_names
 
 LOOKS = 3
 
@@ -141,7 +141,7 @@ def _odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple
 def _check_spools(pool: Pool, report: Report) -> None:
     for spool in spool_names(pool):
         try:
-            check_spool(pool, spool)
+            atomic.names(pool.spool(spool))
             read_spool(pool, spool)
         except (FsqueueError, OSError) as error:
             report.problems.append(str(error))

@@ -1,16 +1,15 @@
 """See this machine's GPUs: the only door to pynvml.
 
-Which GPU is "GPU 2"? NVML and nvidia-smi count every card, in the order of the PCI bus, and ignore
-CUDA_VISIBLE_DEVICES. CUDA obeys that variable, and unless CUDA_DEVICE_ORDER says PCI_BUS_ID it
-counts from the fastest card by a rule that is not published: on a machine with unequal cards its
-2 and nvidia-smi's 2 differ. Here a number always means nvidia-smi's. To make that true of CUDA
-too, fsqueue sets CUDA_DEVICE_ORDER in itself (`use_pci_order`, before CUDA starts) and names the
-GPU by UUID to every worker that it starts (`cuda_environ`). Who asked for another order is warned.
+Which GPU is "GPU 2"? NVML and nvidia-smi count every card in the order of the PCI bus and ignore
+CUDA_VISIBLE_DEVICES. CUDA obeys that variable, but unless CUDA_DEVICE_ORDER is PCI_BUS_ID it counts
+from the fastest card, by an unpublished rule: among unequal cards its 2 may be another. Here a
+number always means nvidia-smi's. To make that true of CUDA too, fsqueue sets CUDA_DEVICE_ORDER for
+itself (`use_pci_order`, before CUDA starts) and names the GPU by UUID to each worker that it starts
+(`cuda_environ`). Whoever asked for another order is warned where it matters.
 
 MIG: a card cut into instances does no work as a whole, so its instances stand in its place. One
-process can use only one of them; each listed here can be one worker.
-
-A machine without a driver has no GPUs, and that is no error. Nothing here touches CUDA.
+process can use only one of them; each listed here can be one worker. A machine without a driver
+has no GPUs, and that is no error.
 """
 
 from __future__ import annotations
@@ -167,11 +166,6 @@ class Nvml:
             return function(*args) if function else None
         except self._library.NVMLError:
             return None
-
-    def handle(self, device: int | str) -> Any:
-        """Return NVML's handle of an index or a UUID, or None."""
-        by = "Index" if isinstance(device, int) else "UUID"
-        return self.ask(f"DeviceGetHandleBy{by}", device)
 
     def cards(self) -> list[Card]:
         """Return the cards that this process may open, in NVML's order."""

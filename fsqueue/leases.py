@@ -116,6 +116,7 @@ class Observer:
         self._clock = clock
         self._seen: dict[str, _Sighting] = {}
         self._ended: set[str] = set()
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def look(self, owners: Iterable[str] = ()) -> None:
         """List workers/ once. `owners` are also watched for the absence of any lease."""
@@ -180,13 +181,12 @@ class Observer:
     def process(self, worker: str) -> Process:
         """Say what this host knows of a worker's process, if it runs here at all."""
         sighting = self._seen.get(worker)
-        if sighting is None or sighting.name is None:
-            return Process.UNKNOWN
-        try:
-            facts = read_json(self._pool.lease(sighting.name), patience_s=0.0)
-        except (OSError, PoolError):
-            return Process.UNKNOWN  # RACE: it has just renewed; or there is nothing to read
-        return look_at_process(facts)
+        if worker not in self._facts and sighting is not None and sighting.name is not None:
+            try:
+                self._facts[worker] = read_json(self._pool.lease(sighting.name), patience_s=0.0)
+            except (OSError, PoolError):
+                pass  # RACE: it has just renewed; the next look may read it
+        return look_at_process(self._facts.get(worker, {}))
 
 
 # ---- proof, on one host ----

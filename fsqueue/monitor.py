@@ -117,7 +117,8 @@ def _percent(value: float | None) -> float | None:
 
 
 def _ask_nvml(nvml: Nvml, device_id: int | str) -> Reading:
-    handle = nvml.handle(device_id)
+    by = "Index" if isinstance(device_id, int) else "UUID"
+    handle = nvml.ask(f"DeviceGetHandleBy{by}", device_id)
     if handle is None:
         return _reading()
     rates = nvml.ask("DeviceGetUtilizationRates", handle)

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import secrets
-import stat
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -88,11 +87,7 @@ def open_pool(root: str) -> Pool:
         ) from error
     except PermissionError as error:
         raise PoolError(f"{root} cannot be read: {error.strerror}. Ask its owner.") from error
-    if owner not in (os.geteuid(), 0):
-        raise PoolError(
-            f"{root} belongs to user {owner}, not to you ({os.geteuid()}); a pool is worked by the "
-            f"user who planned it, because its claims say what to run. Make a pool of your own."
-        )
+    atomic.refuse_stranger(root, owner)
     if settings.get("format") != FORMAT:
         raise PoolError(
             f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue knows "
@@ -161,27 +156,6 @@ def spool_names(pool: Pool) -> list[str]:
     """Return the names of all spools, in natural order."""
     found = {name[:-5] for name in atomic.names(pool.directory("spools")) if name.endswith(".json")}
     return sorted(filter(SPOOL.fullmatch, found), key=natural)
-
-
-def check_spool(pool: Pool, name: str) -> None:
-    """Refuse a spool that is a symbolic link, or that another user could fill."""
-    path = pool.spool(name)
-    try:
-        facts = os.lstat(path)
-    except FileNotFoundError as error:
-        raise PoolError(
-            f"{path} is gone; something outside fsqueue removed it. mkdir {path}"
-        ) from error
-    if not stat.S_ISDIR(facts.st_mode):
-        raise PoolError(
-            f"{path} is not a directory but a symbolic link or a file; a pool holds neither. "
-            f"Remove it and make a directory in its place."
-        )
-    if facts.st_uid not in (os.geteuid(), 0):
-        raise PoolError(
-            f"{path} belongs to user {facts.st_uid}, not to you ({os.geteuid()}); whoever owns it "
-            f"could put work of theirs into it. Its claims are left alone; chown it to go on."
-        )
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

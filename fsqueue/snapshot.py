@@ -1,31 +1,297 @@
 """See a pool as it is at one moment: what is true of its claims, what its workers report.
 
-Two kinds of facts, kept apart. What is true comes from names in directories (`census.py`): how many
-claims wait, run, failed and are done. What is reported comes from status/ and events/ and is a hint
-(I8): speed, ETA, GPU use, who stole what. A hint that is missing is None or zero, never a guess.
-
-The reader writes nothing and moves nothing. It keeps no clock of another host beside its own: how
-long a worker did nothing is reckoned from two times of that worker's own clock.
+Two kinds of facts, kept apart. What is true comes from names in directories (`census.py`,
+workers/): how many claims wait, run, are done and failed, and who lives. What is reported comes
+from status/ and events/ and is a hint (I8): speed, ETA, GPU use, who stole what. A hint that is
+missing is None or zero, never a guess. The reader writes nothing and moves nothing.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from fsqueue import atomic
 from fsqueue.census import Amount, Census, Count
 from fsqueue.errors import PoolError
 from fsqueue.journals import Event, Journals, Steal
 from fsqueue.layout import ORDER
-from fsqueue.leases import LeaseName, Observer, Process, Standing, lease_names
-from fsqueue.names import WORKER, ClaimName
+from fsqueue.names import ClaimName
+from fsqueue.notices import Notice, notices
 from fsqueue.pool import Pool, Spool, read_json, read_spool
-from fsqueue.status import Status, printable, read_status
-from fsqueue.roster import Roster, WorkerRow
+from fsqueue.roster import Roster, Use, WorkerRow
+from fsqueue.status import printable
 
-...
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A claim in failed/, and the error of its last attempt."""
+
+    id: str
+    attempts: int
+    worker: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """One spool, and all workers that call it their own. `name` is "" for those without one."""
+
+    name: str
+    model: str
+    weight: float
+    planned: Amount
+    waiting: Amount
+    share_left: float
+    """Of all cost that waits, the fraction that waits here."""
+    workers: int
+    """Those that live."""
+    state: str
+    running: int
+    done: int
+    failed: int
+    """What its workers report to have done, stolen claims included."""
+    stolen_in: int
+    stolen_out: int
+    items_per_s: float | None
+    cost_per_s: float | None
+    eta_s: float | None
+    use: Use
+    stale: bool
+    stalled: bool
+    host: str
+    gpu: str
+    last_activity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pool at one moment."""
+
+    pool: str
+    taken_at: float
+    took_s: float
+    count: Count
+    spools: tuple[SpoolRow, ...]
+    workers: tuple[WorkerRow, ...]
+    steals: tuple[Steal, ...]
+    """The last 50 seen, the newest last."""
+    events: tuple[Event, ...]
+    events_seen: int
+    failures: tuple[Failure, ...]
+    warnings: tuple[Notice, ...]
+    orders: frozenset[str]
+    unit: str
+    """What `items_per_s` counts: seq or claims."""
+    items_per_s: float | None
+    cost_per_s: float | None
+    eta_s: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Say whether nothing waits and nothing runs, for sure."""
+        return self.count.finished
+
+    @property
+    def exit_status(self) -> int:
+        """Return 0 all done, 3 all finished but some failed, 5 work remains."""
+        return self.count.exit_status
+
+    @property
+    def progress(self) -> float:
+        """Return the share of the planned cost that is done or failed, 0 to 1."""
+        whole = self.count.planned.cost
+        return (self.count.done.cost + self.count.failed.cost) / whole if whole else 1.0
+
+
+class Reader:
+    """Look at a pool again and again; each look reads little more than what changed."""
+
+    def __init__(self, pool: Pool, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pool = pool
+        self.journals = Journals(pool)
+        self.roster = Roster(pool, clock=clock)
+        self._census = Census(pool)
+        self._spools: dict[str, Spool] = {}
+        self._errors: dict[tuple[str, int], str] = {}
+
+    def snapshot(self) -> Snapshot:
+        """Look now."""
+        begun = time.monotonic()
+        count = self._census.take()
+        damage = [*count.damage, self.roster.look(count.held)]
+        self.journals.look(self.roster.ended)
+        orders = self._orders()
+        paused = bool(orders & {"pause", "drain", "stop"})
+        workers = tuple(self.roster.rows(count, self.journals, paused=paused))
+        spools = tuple(self._spool_rows(count, workers))
+        pace = _pace(workers)
+        warnings = [Notice("damage", text, text) for text in damage if text]
+        warnings += notices(self.pool, count, workers, orders)
+        return Snapshot(
+            pool=printable(self.pool.root),
+            taken_at=time.time(),
+            took_s=time.monotonic() - begun,
+            count=count,
+            spools=spools,
+            workers=workers,
+            steals=tuple(self.journals.steals),
+            events=tuple(self.journals.events),
+            events_seen=self.journals.count,
+            failures=tuple(map(self._failure, count.lost)),
+            warnings=tuple(replace(notice, text=printable(notice.text)) for notice in warnings),
+            orders=orders,
+            unit="seq" if "sequences" in count.measures else "claims",
+            items_per_s=_total(row.items_per_s for row in workers),
+            cost_per_s=pace,
+            eta_s=_eta(count, workers, pace),
+        )
+
+    def _orders(self) -> frozenset[str]:
+        try:
+            found = atomic.names(self.pool.directory("control"))
+        except (OSError, PoolError):
+            return frozenset()
+        return frozenset(filter(ORDER.fullmatch, found))
+
+    def _failure(self, name: ClaimName) -> Failure:
+        key = name.id, name.attempt
+        if key not in self._errors:
+            try:
+                record = read_json(self.pool.error(*key), patience_s=0.0)
+                self._errors[key] = printable(record.get("error") or "no reason was given")
+            except (OSError, PoolError):
+                return Failure(name.id, name.attempt + 1, name.owner or "", "no record in errors/")
+        return Failure(name.id, name.attempt + 1, name.owner or "", self._errors[key])
+
+    # ---- rows ----
+
+    def _spool_rows(self, count: Count, workers: tuple[WorkerRow, ...]) -> Iterator[SpoolRow]:
+        crews: dict[str, list[WorkerRow]] = {name: [] for name in count.spools}
+        for row in workers:
+            crews.setdefault(row.status.spool if row.status.spool in crews else "", []).append(row)
+        everything = sum((waiting.cost for _, waiting in count.spools.values()), 0)
+        lost = _stolen_from(workers)
+        for name, crew in crews.items():
+            if name or any(row.living for row in crew):
+                planned, waiting = count.spools.get(name, (Amount(), Amount()))
+                yield _spool_row(
+                    self._spool(name),
+                    (planned, waiting),
+                    crew,
+                    share_left=waiting.cost / everything if everything else 0.0,
+                    stolen_out=lost.get(name, 0),
+                )
+
+    def _spool(self, name: str) -> Spool:
+        if not name:
+            return Spool("", "", 0.0)
+        if name not in self._spools:
+            try:
+                self._spools[name] = read_spool(self.pool, name)
+            except (OSError, PoolError):
+                return Spool(name, "", 0.0)
+        return self._spools[name]
+
+
+def _spool_row(
+    spool: Spool,
+    amounts: tuple[Amount, Amount],
+    crew: list[WorkerRow],
+    *,
+    share_left: float,
+    stolen_out: int,
+) -> SpoolRow:
+    planned, waiting = amounts
+    living = [row for row in crew if row.living]
+    cost_per_s = _total(row.cost_per_s for row in living)
+    left = waiting.cost + sum(row.cost_left for row in living)
+    first = living[0].status if living else None
+    return SpoolRow(
+        name=spool.name,
+        model=printable(spool.model or (first.model if first else ""), 60),
+        weight=spool.weight,
+        planned=planned,
+        waiting=waiting,
+        share_left=share_left,
+        workers=len(living),
+        state=_crew_state(crew, waiting),
+        running=sum(len(row.holds) for row in crew),
+        done=sum(max(0, row.status.claims_done) for row in crew),
+        failed=sum(max(0, row.status.claims_failed) for row in crew),
+        stolen_in=sum(max(0, row.status.steals_in) for row in crew),
+        stolen_out=stolen_out,
+        items_per_s=_total(row.items_per_s for row in living),
+        cost_per_s=cost_per_s,
+        eta_s=_bounded(left / cost_per_s) if cost_per_s and left else None,
+        use=Use(*(_mean(getattr(row.use, field) for row in living) for field in Use.__slots__)),
+        stale=bool(living) and all(row.stale for row in living),
+        stalled=any(row.stalled for row in living),
+        host=first.host if first else "",
+        gpu=printable(first.gpu.get("uuid", ""), 60) if first else "",
+        last_activity=max((row.status.last_activity for row in crew), default=0.0),
+    )
+
+
+_STATES = "stalled suspect running loading starting draining idle unknown".split()
+
+
+def _crew_state(crew: list[WorkerRow], waiting: Amount) -> str:
+    """Return the word for a spool: the worst of its living workers' states."""
+    states = {row.state for row in crew if row.living}
+    for state in _STATES:
+        if state in states:
+            return state
+    return "no worker" if waiting.claims or not crew else "left"
+
+
+def _stolen_from(workers: Iterable[WorkerRow]) -> dict[str, int]:
+    lost: dict[str, int] = {}
+    for row in workers:
+        for spool, claims in row.status.stolen_from.items():
+            lost[spool] = lost.get(spool, 0) + max(0, int(claims))
+    return lost
+
+
+# ---- reckoning ----
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if known else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _bounded(seconds: float) -> float | None:
+    """Return a time that means something: an ETA of a century is none."""
+    return seconds if 0 <= seconds < 100 * 365 * 86400 else None
+
+
+def _pace(workers: Iterable[WorkerRow]) -> float | None:
+    """Return cost per second of all who work; of who has finished nothing yet, by its weight."""
+    busy = [row for row in workers if row.living and not row.stalled and row.state != "idle"]
+    known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
+    if not known:
+        return None
+    rate = math.fsum(pace for pace, _ in known)
+    weight = math.fsum(max(0.0, weight) for _, weight in known)
+    unknown = math.fsum(max(0.0, row.status.weight) for row in busy if not row.cost_per_s)
+    return rate * (1.0 + unknown / weight) if weight else rate
+
+
+def _eta(count: Count, workers: Iterable[WorkerRow], pace: float | None) -> float | None:
+    """Return when all is done at this pace, but not before the slowest running claim is."""
+    if count.finished:
+        return 0.0
+    if not pace:
+        return None
+    rows = [row for row in workers if row.holds]
+    left = count.waiting.cost + math.fsum(row.cost_left for row in rows)
+    ends = [row.cost_left / row.cost_per_s for row in rows if row.cost_per_s]
+    return _bounded(max(left / pace, *ends, 0.0))

@@ -18,7 +18,7 @@ from fsqueue.heartbeat import Heartbeat
 from fsqueue.leases import lease_names
 from fsqueue.locks import try_lock
 from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, check_spool, spool_names
+from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Journal, Status, read_status
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Stock:
         self._impatient: set[str] = set()
         self._refused_spools: set[str] = set()
         self._speed = beat.status.weight
+        self._listed: dict[str, tuple[float, list[ClaimName] | None]] = {}
 
     def taste_changed(self, taste: Taste) -> None:
         """Order what is known anew, if the worker's taste is another now."""
@@ -76,10 +77,12 @@ class Stock:
         return self._spool or spool_names(self._pool)[0]
 
     def count_waiting(self) -> Waiting:
-        """List every spool afresh."""
+        """Count over listings no older than a second."""
         total = could = 0
         for spool in spool_names(self._pool):
-            names = self._list(spool)
+            at, names = self._listed.get(spool, (-1e9, None))
+            if time.monotonic() - at > 1.0:
+                names = self._list(spool)
             total += len(names or ()) if names is not None else 1
             if names and (self._stealing or spool == self._spool):
                 could += sum(name.kind not in self._taste.unable for name in names)
@@ -180,8 +183,9 @@ class Stock:
     def _list(self, spool: str) -> list[ClaimName] | None:
         """List a spool; None, said once, if it is not fit to be worked."""
         try:
-            check_spool(self._pool, spool)
-            return claims.waiting(self._pool, spool)
+            names = claims.waiting(self._pool, spool)
+            self._listed[spool] = time.monotonic(), names
+            return names
         except PoolError as error:
             if spool not in self._refused_spools:
                 log.warning("%s", error)
