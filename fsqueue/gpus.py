@@ -37,6 +37,11 @@ class Gpu:
     memory_mib: int | None
     mig: bool = False
 
+    @property
+    def memory_gib(self) -> float | None:
+        """The memory as `cards.short_name` wants it."""
+        return None if self.memory_mib is None else self.memory_mib / 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Card:

@@ -1,6 +1,6 @@
 """Renew the lease and write the status from a thread that no long batch can starve.
 
-The only thread in fsqueue. It shares with the worker's main thread: `status`, always under `lock`;
+The only thread that touches the pool. It shares with the worker's main thread: `status`, always under `lock`;
 `lost` and `orders`, written here and read there; `finished`, an event.
 """
 
@@ -35,7 +35,7 @@ class Heartbeat(threading.Thread):
         self.lost = ""
         self.orders: frozenset[str] = frozenset()
         self.sample: Callable[[], dict[str, Any]] | None = None
-        """Returns the GPU's present use, if there is one to look at."""
+        """Returns the GPU's last known use, at once, if there is a GPU to look at."""
         self._pool = pool
         self._lease = lease
         self._changed = False

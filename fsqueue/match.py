@@ -34,7 +34,8 @@ def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Ma
     """Return the match for this process; UsageError if it was told a spool that is not there."""
     gpus = visible_gpus(environ)
     gpu = gpus[0] if gpus else None
-    model = short_name(gpu.name) if gpu else "cpu"
+    model = short_name(gpu.name, memory_gib=gpu.memory_gib) if gpu else "cpu"
+    models = {model.lower(), (short_name(gpu.name) if gpu else "cpu").lower()}
     facts = {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name} if gpu else {}
     spools = [read_spool(pool, name) for name in spool_names(pool)]
     if wanted is not None:
@@ -43,7 +44,7 @@ def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Ma
             known = ", ".join(spool.name for spool in spools) or "none"
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
         return Match(spool.name, spool.model, spool.weight, "as told", facts)
-    alike = [spool for spool in spools if spool.model.lower() == model.lower()]
+    alike = [spool for spool in spools if spool.model.lower() in models]
     if alike:
         spool = _least_worked(pool, alike, gpu)
         return Match(spool.name, model, spool.weight, f"its model is {model}", facts)

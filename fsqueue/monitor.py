@@ -94,6 +94,26 @@ class GPUMonitor:
             self._nvml, self._known, self.gpus, self.backend = None, set(), [], "none"
 
 
+class Sampler(threading.Thread):
+    """Ask about one GPU every two seconds, so that nobody else ever waits for a driver.
+
+    It shares one field, `latest`, which is replaced whole.
+    """
+
+    def __init__(self, device_id: int | str, *, interval_s: float = 2.0) -> None:
+        super().__init__(name="gpu-sampler", daemon=True)
+        self.latest: Reading = _reading()
+        self._device_id = device_id
+        self._interval_s = interval_s
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        monitor = GPUMonitor()
+        while monitor.available:
+            self.latest = monitor.get_gpu_utilization(self._device_id)
+            time.sleep(self._interval_s)
+
+
 def _reading(
     *,
     used: float | None = None,

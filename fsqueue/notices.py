@@ -117,6 +117,6 @@ def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Notice]:
     yield Notice(
         "imbalance",
         full,
-        f"imbalanced: {waiting:,} claims wait in {full} while {len(idle)} workers are idle; may they "
-        f"steal (--work-stealing), and can they take such claims?",
+        f"imbalanced: {waiting:,} claims wait in {full} while {len(idle)} workers are idle; may "
+        f"they steal (--work-stealing), and can they take such claims?",
     )

@@ -80,8 +80,7 @@ def parse_gpus(spec: str, environ: Mapping[str, str] = os.environ) -> list[Spool
 def _here(environ: Mapping[str, str]) -> list[SpoolSpec]:
     specs = []
     for place, gpu in enumerate(visible_gpus(environ)):
-        gib = None if gpu.memory_mib is None else gpu.memory_mib / 1024
-        model = short_name(gpu.name, memory_gib=gib)
+        model = short_name(gpu.name, memory_gib=gpu.memory_gib)
         weight, why = _weight(model)
         where = f"GPU {gpu.index} of {socket.gethostname()}"
         specs.append(SpoolSpec(f"gpu{place}", model, weight, f"{why}; {where}"))

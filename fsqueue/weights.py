@@ -47,8 +47,8 @@ def get_gpu_weight(device: int | str | None, *, memory_gib: float | None = None)
     if isinstance(device, int):
         gpu = next((gpu for gpu in gpus.all_gpus() if gpu.index == device), None)
         device = gpu.name if gpu else f"index {device}"
-        if gpu and gpu.memory_mib and memory_gib is None:
-            memory_gib = gpu.memory_mib / 1024
+        if gpu and memory_gib is None:
+            memory_gib = gpu.memory_gib
     name = device or ""
     model = short_name(name, memory_gib=memory_gib)
     weight = GPU_WEIGHTS.get(model)

@@ -21,8 +21,8 @@ def gpus(as_json: bool) -> None:
 
     rows = []
     for gpu in visible_gpus():
-        model = short_name(gpu.name, memory_gib=(gpu.memory_mib or 0) / 1024 or None)
-        weight = get_gpu_weight(gpu.name, memory_gib=(gpu.memory_mib or 0) / 1024 or None)
+        model = short_name(gpu.name, memory_gib=gpu.memory_gib)
+        weight = get_gpu_weight(gpu.name, memory_gib=gpu.memory_gib)
         why = "from the table" if model in GPU_WEIGHTS else "not in the table"
         rows.append(asdict(gpu) | {"model": model, "weight": weight, "why": why})
     if as_json:

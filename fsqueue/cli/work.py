@@ -57,6 +57,7 @@ checkpoint, puts the claim back at the same attempt, and leaves (exit status
 )
 def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
+    from fsqueue.gpus import use_pci_order
     from fsqueue.match import find_spool
     from fsqueue.worker import Habits, Worker
 
@@ -67,6 +68,7 @@ def work(pool: Pool, **given: Any) -> None:
         logging.getLogger(__name__).info("--steal-interval is outside the sensible 2 to 5 seconds")
     if given["start_delay"] > 0:
         time.sleep(random.uniform(0, given["start_delay"]))
+    use_pci_order()
     match = find_spool(pool, given["spool"], os.environ)
     habits = Habits(
         spool=match.spool,
@@ -104,7 +106,8 @@ def _slurm() -> dict[str, str]:
 
 
 def _sample_gpu(worker: Any, gpu: dict[str, Any]) -> None:
-    from fsqueue.monitor import GPUMonitor
+    from fsqueue.monitor import Sampler
 
-    monitor = GPUMonitor()
-    worker.beat.sample = lambda: gpu | monitor.get_gpu_utilization(gpu["uuid"])
+    sampler = Sampler(gpu["uuid"])
+    sampler.start()
+    worker.beat.sample = lambda: gpu | sampler.latest

@@ -1,0 +1,248 @@
+"""Decide what the dashboard says: which columns and rows, in which words and colours.
+
+Everything here is a pure function of a frozen snapshot and a size, and knows of no terminal: a cell
+is a text and a style. `dashboard.py` draws it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from fsqueue import figures
+from fsqueue.pool import natural
+from fsqueue.roster import Use, WorkerRow
+from fsqueue.snapshot import Snapshot, SpoolRow
+
+Cell: TypeAlias = tuple[str, str]
+"""A text and the style it is shown in."""
+Row: TypeAlias = SpoolRow | WorkerRow
+
+GREEN_MIN: Final = 80.0
+YELLOW_MIN: Final = 50.0
+GAP: Final = 2
+STYLES: Final = {
+    "running": "green",
+    "loading": "cyan",
+    "starting": "cyan",
+    "no worker": "yellow",
+    "draining": "yellow",
+    "suspect": "yellow",
+    "stalled": "bold red",
+    "lost": "bold red",
+    "failed": "bold red",
+}
+GRAVE: Final = frozenset("stalled lost failed damage disk broken deserted".split())
+NOT_KNOWN: Final = ("n/a", "dim")
+SORTS: Final = ("name", "queue", "speed", "state")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the person who watches wants to see."""
+
+    events: int = 8
+    memory: bool = True
+    by_worker: bool = False
+    failed: bool = True
+    sort: str = "name"
+    help: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column. Rank 0 stays always, the highest goes first; an optional one goes if nobody fills it."""
+
+    title: str
+    rank: int
+    right: bool = True
+    optional: bool = False
+
+
+COLUMNS: Final = (
+    Column("GPU", 0, right=False),
+    Column("worker", 0, right=False, optional=True),
+    Column("model", 5, right=False),
+    Column("weight", 9),
+    Column("util", 3, optional=True),
+    Column("mem", 6, optional=True),
+    Column("temp", 11, optional=True),
+    Column("power", 12, optional=True),
+    Column("speed", 1),
+    Column("queue", 0),
+    Column("left", 7),
+    Column("now", 10, optional=True),
+    Column("done", 2),
+    Column("failed", 8, optional=True),
+    Column("stolen", 4),
+    Column("state", 0, right=False),
+    Column("ETA", 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A table that fits. `left_out` rows had no room."""
+
+    columns: tuple[Column, ...]
+    titles: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    total: tuple[Cell, ...]
+    left_out: int
+
+
+def colour(percentage: float | None) -> str:
+    """Return the style for a utilisation: green from 80 %, yellow from 50 %, red below."""
+    if percentage is None:
+        return "dim"
+    if percentage >= GREEN_MIN:
+        return "green"
+    return "yellow" if percentage >= YELLOW_MIN else "red"
+
+
+def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
+    """Return the table of a snapshot in at most `width` cells and `height` rows."""
+    rows: list[Row] = list(snapshot.spools)
+    if view.by_worker:
+        rows = [row for row in snapshot.workers if row.living or row.holds]
+    shown = _choose(rows, view, max(1, height))
+    cells = [_cells(row, snapshot) for row in shown]
+    total = _total_cells(snapshot)
+    columns = [c for c in COLUMNS if view.memory or c.title != "mem"]
+    titles = {c.title: f"{snapshot.unit}/s" if c.title == "speed" else c.title for c in columns}
+    kept = _fit(columns, titles, [*cells, total], width)
+    return Board(
+        columns=tuple(kept),
+        titles=tuple(titles[c.title] for c in kept),
+        rows=tuple(tuple(row.get(c.title, ("", "")) for c in kept) for row in cells),
+        total=tuple(total.get(c.title, ("", "")) for c in kept),
+        left_out=len(rows) - len(shown),
+    )
+
+
+def _fit(
+    columns: list[Column], titles: dict[str, str], rows: list[dict[str, Cell]], width: int
+) -> list[Column]:
+    """Return the columns to show: without those that nobody fills, then by rank until it fits."""
+
+    def texts(column: Column) -> list[str]:
+        return [row[column.title][0] for row in rows if column.title in row]
+
+    kept = [c for c in columns if not c.optional or any(t not in ("", "n/a") for t in texts(c))]
+    widths = {c: max(map(len, [titles[c.title], *texts(c)])) + GAP for c in kept}
+    while sum(widths[c] for c in kept) - GAP > width:
+        worst = max(kept, key=lambda column: column.rank)
+        if worst.rank == 0:
+            break  # the drawing cuts long names short
+        kept.remove(worst)
+    return kept
+
+
+def _choose(rows: list[Row], view: View, height: int) -> list[Row]:
+    """Sort as wanted; where not all fit, keep those in trouble, then those that have work."""
+    ordered = sorted(rows, key=_name)
+    if view.sort == "queue":
+        ordered.sort(key=lambda row: -_left(row))
+    elif view.sort == "speed":
+        ordered.sort(key=lambda row: -(row.items_per_s or 0.0))
+    elif view.sort == "state":
+        ordered.sort(key=lambda row: -_urgency(row))
+    if len(ordered) <= height:
+        return ordered
+    chosen = sorted(range(len(ordered)), key=lambda index: -_urgency(ordered[index]))[:height]
+    return [ordered[index] for index in sorted(chosen)]
+
+
+def _name(row: Row) -> tuple[bool, list[tuple[int, int, str]]]:
+    if isinstance(row, WorkerRow):
+        return not row.status.spool, natural(f"{row.status.spool or ''} {row.id}")
+    return not row.name, natural(row.name)
+
+
+def _left(row: Row) -> float:
+    return row.cost_left if isinstance(row, WorkerRow) else row.waiting.cost
+
+
+def _urgency(row: Row) -> int:
+    if row.state in GRAVE:
+        return 4
+    if row.state in ("suspect", "no worker"):
+        return 3
+    return 2 if row.state not in ("idle", "left", "unknown") else 1 if _left(row) else 0
+
+
+# ---- cells ----
+
+
+def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
+    cells = _worker_cells(row) if isinstance(row, WorkerRow) else _spool_cells(row, snapshot)
+    cells |= _use_cells(row.use)
+    cells["speed"] = figures.rate(row.items_per_s), ""
+    cells["state"] = row.state, STYLES.get(row.state, "dim")
+    if row.stale:
+        return {title: (text, "dim") for title, (text, _) in cells.items()} | {
+            "state": cells["state"]
+        }
+    return cells
+
+
+def _spool_cells(row: SpoolRow, snapshot: Snapshot) -> dict[str, Cell]:
+    crew = f" ({row.workers})" if row.workers > 1 else ""
+    return {
+        "GPU": ((row.name or "others") + crew, "bold"),
+        "model": (figures.short_model(row.model), ""),
+        "weight": (f"{row.weight:.2f}" if row.weight else "", ""),
+        "queue": (f"{row.waiting.claims:,}" if row.name else "", ""),
+        "left": (f"{100 * row.share_left:.0f}%" if row.name else "", ""),
+        "done": (f"{row.done:,}", ""),
+        "failed": (f"{row.failed:,}" if row.failed else "", "red"),
+        "stolen": (figures.stolen(row.stolen_in, row.stolen_out), ""),
+        "ETA": (figures.duration(row.eta_s), ""),
+    }
+
+
+def _worker_cells(row: WorkerRow) -> dict[str, Cell]:
+    status = row.status
+    stolen = sum(int(count) for count in status.stolen_from.values())
+    eta_s = row.cost_left / row.cost_per_s if row.cost_per_s and row.holds else None
+    return {
+        "GPU": (status.spool or "-", "bold"),
+        "worker": (row.id, ""),
+        "model": (figures.short_model(status.model), ""),
+        "weight": (f"{status.weight:.2f}" if status.weight else "", ""),
+        "queue": (f"{len(row.holds):,}", ""),
+        "now": ("" if row.progress is None else f"{100 * row.progress:.0f}%", ""),
+        "done": (f"{status.claims_done:,}", ""),
+        "failed": (f"{status.claims_failed:,}" if status.claims_failed else "", "red"),
+        "stolen": (figures.stolen(max(status.steals_in, stolen), 0), ""),
+        "ETA": (figures.duration(eta_s), ""),
+    }
+
+
+def _use_cells(use: Use) -> dict[str, Cell]:
+    def cell(value: float | None, unit: str, style: str = "") -> Cell:
+        return NOT_KNOWN if value is None else (f"{value:.0f}{unit}", style)
+
+    return {
+        "util": cell(use.compute_percent, "%", colour(use.compute_percent)),
+        "mem": cell(use.memory_percent, "%"),
+        "temp": cell(use.temperature, "°C"),
+        "power": cell(use.power_watts, "W"),
+    }
+
+
+def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
+    count = snapshot.count
+    living = sum(row.living for row in snapshot.workers)
+    came = sum(row.stolen_in for row in snapshot.spools)
+    went = sum(row.stolen_out for row in snapshot.spools)
+    return {
+        "GPU": ("all", "bold"),
+        "speed": (figures.rate(snapshot.items_per_s), "bold"),
+        "queue": (f"{count.waiting.claims:,}", "bold"),
+        "done": (f"{count.done.claims:,}", "bold"),
+        "failed": (f"{count.failed.claims:,}" if count.failed.claims else "", "bold red"),
+        "stolen": (figures.stolen(came, went), "bold"),
+        "state": (f"{living} at work" if living else "", "bold"),
+        "ETA": (figures.duration(snapshot.eta_s), "bold"),
+    }

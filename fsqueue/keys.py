@@ -1,0 +1,66 @@
+"""Read single keys from a terminal, where it allows; elsewhere wait as long.
+
+The terminal is put back as it was, however the watching ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Keys:
+    """Keys as they are typed, between `with` and its end."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> Keys:
+        import termios
+        import tty
+
+        try:
+            fd = sys.stdin.fileno()
+            if os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp():  # else it would stop us: SIGTTOU
+                self._before = termios.tcgetattr(fd)
+                tty.setcbreak(fd)
+                self._fd = fd
+        except (OSError, ValueError, termios.error):
+            self._fd = None  # no stdin, or no terminal: there are no keys, and nothing is lost
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._fd is not None:
+            import termios
+
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            self._fd = None
+
+    @property
+    def usable(self) -> bool:
+        """Say whether keys can be typed at all."""
+        return self._fd is not None
+
+    def wait(self, seconds: float) -> str:
+        """Return the next key, or "" if none came for so long."""
+        if self._fd is None:
+            time.sleep(seconds)
+            return ""
+        ready, _, _ = select.select([self._fd], [], [], seconds)
+        if not ready:
+            return ""
+        data = os.read(self._fd, 64)
+        if not data:  # the terminal is gone
+            self._fd = None
+            return "q"
+        return data.decode(errors="replace")[:1]
