@@ -77,6 +77,7 @@ def embed(work: Work, engine: Engine, provenance: Mapping[str, Any]) -> None:
             f"{counts.sequences} sequences were read where {len(table)} were planned, though the "
             f"bytes are those planned. This is a defect of fsqueue: report it."
         )
+    work.progress(done + counts.empty, len(table))
     outputs.write(work.output, reading.ids, table, {**provenance, "counts": asdict(counts)})
     for line in counts.warnings():
         work.warn(line)

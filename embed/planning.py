@@ -62,7 +62,11 @@ class Draft:
 
 
 def drafts(scans: Sequence[Scan], cost_max: int) -> Iterator[Draft]:
-    """Yield drafts no dearer than `cost_max`, unless a single block is. All input order is kept."""
+    """Yield drafts no dearer than `cost_max`, unless a single block is.
+
+    Inside a draft, and among the parts of a file, the order is that of the input. Small files are
+    packed with the next small ones, over the heads of large ones between them.
+    """
     packed: Draft | None = None
     for scan in scans:
         stem = _stem(scan.path)

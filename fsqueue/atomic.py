@@ -19,7 +19,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final
 
@@ -119,7 +119,11 @@ def rename(source: str, target: str) -> None:
 def publish(path: str, data: bytes, *, durable: bool = True) -> bool:
     """Make `data` visible as `path`, whole; return False if the name was there already."""
     private = _write_private(path, data, durable=durable)
-    return commit(private, path, durable=durable, synced=True)
+    try:
+        return commit(private, path, durable=durable, synced=True)
+    except (OSError, NotSupportedError):
+        discard(private)
+        raise
 
 
 def commit(
@@ -135,7 +139,7 @@ def commit(
         _sync(private)
     won = _link(private, path)
     if won or not keep:
-        os.unlink(private)
+        discard(private)
     if durable:
         sync_directory(os.path.dirname(path))
     return won
@@ -177,9 +181,9 @@ def replace(path: str, data: bytes) -> None:
     discard(private)
 
 
-def stage(path: str, data: bytes) -> None:
+def stage(path: str, parts: Iterable[bytes]) -> None:
     """Write a file that nobody looks for yet, durable, under its own name."""
-    _write(path, data, durable=True)
+    _write(path, parts, durable=True)
 
 
 def discard(path: str) -> None:
@@ -249,17 +253,16 @@ def _sync(path: str) -> None:
 def _write_private(path: str, data: bytes, *, durable: bool) -> str:
     directory, name = os.path.split(path)
     private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"
-    _write(private, data, durable=durable)
+    _write(private, (data,), durable=durable)
     return private
 
 
-def _write(path: str, data: bytes, *, durable: bool) -> None:
+def _write(path: str, parts: Iterable[bytes], *, durable: bool) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            for part in parts:
+                _write_all(fd, part)
             if durable:
                 os.fsync(fd)
         finally:
@@ -268,6 +271,12 @@ def _write(path: str, data: bytes, *, durable: bool) -> None:
         if error.errno != errno.EEXIST:
             discard(path)
         raise
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 class Appender:

@@ -51,7 +51,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. Rank 0 stays always, the highest goes first; an optional one goes if nobody fills it."""
+    """Rank 0 stays always, the highest goes first; an optional one goes if nobody fills it."""
 
     title: str
     rank: int
@@ -70,7 +70,7 @@ COLUMNS: Final = (
     Column("power", 12, optional=True),
     Column("speed", 1),
     Column("queue", 0),
-    Column("left", 7),
+    Column("left", 7, optional=True),
     Column("now", 10, optional=True),
     Column("done", 2),
     Column("failed", 8, optional=True),
@@ -109,8 +109,11 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
     cells = [_cells(row, snapshot) for row in shown]
     total = _total_cells(snapshot)
     columns = [c for c in COLUMNS if view.memory or c.title != "mem"]
-    titles = {c.title: f"{snapshot.unit}/s" if c.title == "speed" else c.title for c in columns}
+    titles = {c.title: c.title for c in columns} | {"speed": f"{snapshot.unit}/s"}
+    if view.by_worker:
+        titles["queue"] = "holds"
     kept = _fit(columns, titles, [*cells, total], width)
+    _shorten(kept, titles, [*cells, total], width)
     return Board(
         columns=tuple(kept),
         titles=tuple(titles[c.title] for c in kept),
@@ -133,9 +136,28 @@ def _fit(
     while sum(widths[c] for c in kept) - GAP > width:
         worst = max(kept, key=lambda column: column.rank)
         if worst.rank == 0:
-            break  # the drawing cuts long names short
+            break
         kept.remove(worst)
     return kept
+
+
+def _shorten(
+    kept: list[Column], titles: dict[str, str], rows: list[dict[str, Cell]], width: int
+) -> None:
+    """Cut the longest names where not even the columns that always stay fit."""
+    widths = [
+        max(len(titles[c.title]), *(len(row.get(c.title, ("", ""))[0]) for row in rows))
+        for c in kept
+    ]
+    excess = sum(widths) + GAP * (len(kept) - 1) - width
+    if excess <= 0:
+        return
+    index = max((i for i, c in enumerate(kept) if not c.right), key=lambda i: widths[i])
+    room, title = max(4, widths[index] - excess), kept[index].title
+    for row in rows:
+        text, style = row.get(title, ("", ""))
+        if len(text) > room:
+            row[title] = text[: room - 1] + "~", style
 
 
 def _choose(rows: list[Row], view: View, height: int) -> list[Row]:

@@ -189,11 +189,14 @@ class Claim:
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
 
 
-def read_claim(pool: Pool, name: ClaimName) -> Claim:
-    """Return what a running claim says; PoolError if it is damaged or not what its name says."""
+def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_S) -> Claim:
+    """Return what a running claim says; PoolError if it is damaged or not what its name says.
+
+    ClaimLost if it is not in running/ for `patience_s`.
+    """
     path = pool.owned(State.RUNNING, name)
     try:
-        facts = read_json(path)
+        facts = read_json(path, patience_s=patience_s)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             raise ClaimLost(f"{path} is gone; its owner's lease had lapsed.") from error

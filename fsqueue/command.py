@@ -160,21 +160,22 @@ def _wait(work: Work, process: subprocess.Popen[bytes]) -> int:
 
 
 def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """End the program and everything that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break  # RACE: all of them have ended by themselves
-        try:
-            process.wait(timeout=grace_s if number == signal.SIGTERM else None)
-        except subprocess.TimeoutExpired:
-            continue
+    """End the program and everything that it started; a second signal cuts the grace short."""
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # what the program itself left behind
+        _signal_group(process, signal.SIGTERM)
+        process.wait(timeout=grace_s)
+    except subprocess.TimeoutExpired:
+        pass  # it is deaf, or has more to tidy up than it was given time for
+    finally:
+        _signal_group(process, signal.SIGKILL)  # and what the program itself left behind
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # RACE: as above
-    process.wait()
+        pass  # RACE: all of them have ended by themselves
 
 
 def _die_with_parent() -> Callable[[], None] | None:

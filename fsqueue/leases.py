@@ -109,11 +109,17 @@ class _Sighting:
 
 
 class Observer:
-    """Watch everybody's beats by listing workers/. One instance per observing process."""
+    """Watch everybody's beats by listing workers/. One instance per observing process.
+
+    Between two looks at most half a lease is counted, however much later the second came. So an
+    observer that was itself stopped or suspended, perhaps together with all whom it watches, gives
+    them the time to beat again; and no two listings are enough to call a lease absent.
+    """
 
     def __init__(self, pool: Pool, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._clock = clock
+        self._looked = self._after = clock()
         self._seen: dict[str, _Sighting] = {}
         self._ended: set[str] = set()
         self._facts: dict[str, dict[str, Any]] = {}
@@ -121,6 +127,7 @@ class Observer:
     def look(self, owners: Iterable[str] = ()) -> None:
         """List workers/ once. `owners` are also watched for the absence of any lease."""
         before = self._clock()
+        unseen_s = max(0.0, before - self._after - self._pool.lease_s / 2)
         found: dict[str, LeaseName | None] = dict.fromkeys(owners)
         self._ended.clear()
         for name in lease_names(self._pool):
@@ -128,13 +135,13 @@ class Observer:
                 self._ended.add(name.worker)
             elif (other := found.get(name.worker)) is None or (other.beat or 0) < (name.beat or 0):
                 found[name.worker] = name
-        after = self._clock()
+        self._after = after = self._clock()
         seen = {}
         for worker, current in found.items():
             last = self._seen.get(worker)
             if last is not None and last.name == current:
                 # Unchanged from the end of an earlier listing to the beginning of this one.
-                seen[worker] = _Sighting(current, min(last.since, before), last.moved)
+                seen[worker] = _Sighting(current, min(last.since + unseen_s, before), last.moved)
             else:
                 # RACE: a renewal can hide a lease from one listing; what returns has moved.
                 seen[worker] = _Sighting(current, after, last is not None and current is not None)
@@ -227,6 +234,8 @@ def look_at_process(facts: dict[str, Any]) -> Process:
     if facts.get("pid_namespace") != namespace:
         return Process.UNKNOWN
     state, now_started = _stat(pid)
+    if not state:
+        return Process.UNKNOWN
     if now_started != started or state in "ZX":
         return Process.GONE
     return Process.STOPPED if state in "Tt" else Process.RUNNING
@@ -248,10 +257,15 @@ def _pid_namespace() -> str:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """Return a process's state, and when it began in clock ticks since boot; "X", "" if none."""
+    """Return a process's state, and when it began in clock ticks since boot.
+
+    "X", "" if there is none; "", "" if it cannot be told.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return "X", ""
+    except OSError:
+        return "", ""  # no descriptors left, say: that proves nobody's death
     return fields[0], fields[19]

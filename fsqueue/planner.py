@@ -187,7 +187,9 @@ def _weigh(request: Request, fresh: list[Source], outcome: Outcome, loads: list[
     """Decide the largest claim, cut, and give every claim to a spool; fill in the outcome."""
     weights = [spool.weight if request.weighted else 1.0 for spool in outcome.spools]
     cost = sum(source.cost for source in fresh)
-    slowest = min(weights) / sum(weights)
+    # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
+    # the same with weighting on and off.
+    slowest = min(s.weight for s in outcome.spools) / sum(s.weight for s in outcome.spools)
     outcome.cost_max = max(1, int(cost * slowest / CLAIMS_PER_SPOOL))
     if request.handler.cost_max is not None:
         outcome.cost_max = min(outcome.cost_max, request.handler.cost_max)
@@ -225,7 +227,7 @@ def _stage(
         claim = claims.Claim(
             request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
         )
-        atomic.stage(f"{pool.staged(uid, home)}/{name}", claim.encode(name))
+        atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),))
         rows.append((name, home))
     for spool in outcome.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))

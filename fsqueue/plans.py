@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from fsqueue import atomic, claims
@@ -87,7 +88,7 @@ def read_plan(pool: Pool, number: int) -> Plan:
             spools,
             facts["options"],
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PoolError(
             f"{path} is not a plan ({error}); it was edited or damaged. Its claims are intact; "
             f"restore the file, or plan its inputs into a new pool."
@@ -119,7 +120,7 @@ def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
 
 
 def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
-    path, section = pool.plan(number), ""
+    path, section, text = pool.plan(number), "", b""
     with open(path, "rb") as file:
         file.readline()
         for line in file:
@@ -129,8 +130,8 @@ def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
             elif text.startswith(b"["):
                 try:
                     entry = json.loads(text)
-                    if not all(isinstance(part, str) for part in entry):
-                        raise ValueError("not text")
+                    if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+                        raise ValueError("not two texts")
                 except (ValueError, RecursionError) as error:
                     raise PoolError(f"{path} is damaged ({error}); restore it.") from error
                 yield section, entry
@@ -157,21 +158,23 @@ def write_plan(
         "spools": {name: _share(share) for name, share in plan.spools.items()},
         "options": plan.options,
     }
-    with open(private, "w", encoding="utf-8") as file:
-        file.write(json.dumps(facts)[:-1] + ',\n"sources":[')
-        _write_rows(file, sources)
-        file.write('\n],\n"claims":[')
-        _write_rows(file, names)
-        file.write("\n]}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    head = json.dumps(facts)[:-1]
+    parts = (
+        (f'{head},\n"sources":[\n',),
+        _rows(sources),
+        ('\n],\n"claims":[\n',),
+        _rows(names),
+        ("\n]}\n",),
+    )
+    atomic.stage(private, (text.encode() for part in parts for text in part))
     return private
 
 
-def _write_rows(file: Any, rows: Iterable[tuple[str, str]]) -> None:
-    separator = "\n"
-    for row in rows:
-        file.write(separator + json.dumps(row))
+def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the lines of one section, many at a time: a write for each would be slow."""
+    separator, rows = "", iter(rows)
+    while batch := list(islice(rows, 1000)):
+        yield separator + ",\n".join(map(json.dumps, batch))
         separator = ",\n"
 
 

@@ -6,7 +6,6 @@ A pool's settings are written once and never change; a spool's file says whose w
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import time
@@ -20,6 +19,9 @@ from fsqueue.names import SPOOL
 
 LEASE_S: Final = 30.0
 ATTEMPTS_MAX: Final = 3
+NUMBER_MAX: Final = 1e9
+"""JSON holds NaN, infinity, and whole numbers too large for any float: what a file says is compared
+with this before it is reckoned with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def open_pool(root: str) -> Pool:
     if (
         not isinstance(id, str)
         or not isinstance(lease_s, int | float)
-        or not (math.isfinite(lease_s) and lease_s > 0)
+        or not 0 < lease_s < NUMBER_MAX
         or not isinstance(attempts_max, int)
         or attempts_max < 1
     ):
@@ -143,7 +145,7 @@ def read_spool(pool: Pool, name: str) -> Spool:
         not isinstance(model, str)
         or not isinstance(why, str)
         or not isinstance(weight, int | float)
-        or not (math.isfinite(weight) and weight > 0)
+        or not 0 < weight < NUMBER_MAX
     ):
         raise PoolError(
             f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or cut. "
@@ -163,7 +165,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     import re
 
     return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
         for part in re.split(r"(\d+)", text)
         if part
     ]

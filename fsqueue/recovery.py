@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass
 
 from fsqueue import atomic, claims, plans
-from fsqueue.errors import ClaimLost, FsqueueError
+from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
 from fsqueue.leases import Observer, Process, Standing
 from fsqueue.names import SPOOL, ClaimName
@@ -92,10 +92,10 @@ class Recovery:
         return Recovered(name, became)
 
     def _home(self, name: ClaimName) -> str:
-        """Return the spool a claim was planned for, or any spool if it cannot tell."""
+        """Return the spool a claim was planned for, or any if it cannot tell. Raises ClaimLost."""
         spools = spool_names(self._pool)
         try:
-            spool = claims.read_claim(self._pool, name).spool
-        except (FsqueueError, OSError):
+            spool = claims.read_claim(self._pool, name, patience_s=0.0).spool
+        except (PoolError, OSError):
             spool = ""  # damaged: whoever takes it next says so and fails it by name
         return spool if SPOOL.fullmatch(spool) and spool in spools else spools[0]

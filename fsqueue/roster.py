@@ -20,7 +20,8 @@ from fsqueue.journals import Journals
 from fsqueue.leases import Observer, Process, Standing, lease_names
 from fsqueue.names import WORKER, ClaimName
 from fsqueue.pool import Pool
-from fsqueue.status import Current, Status, number, printable, read_status
+from fsqueue.reported import Use, blank, make_printable, progress, speeds, use
+from fsqueue.status import Status, read_status
 
 STALL_S: Final = 300.0
 LOADING_STALL_S: Final = 900.0
@@ -28,19 +29,7 @@ LOADING_STALL_S: Final = 900.0
 HUNGRY_S: Final = 30.0
 """An idle worker beside a full spool is stalled only after we saw that for so long: a plan may have
 come a moment ago."""
-PAUSE_S: Final = 10.0
 STALE_S: Final = 90.0
-ACTIVE: Final = frozenset("loading running draining".split())
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a GPU was doing when its worker last looked. None: nobody could tell."""
-
-    compute_percent: float | None = None
-    memory_percent: float | None = None
-    temperature: float | None = None
-    power_watts: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +127,7 @@ class Roster:
             sight = self._sights.get(worker)
             if sight is None or sight.written_at != status.written_at:
                 self._sights[worker] = _Sight(status.written_at, self._clock(), sight is not None)
-            _make_printable(status)
+            make_printable(status)
         return status
 
     # ---- rows ----
@@ -164,7 +153,7 @@ class Roster:
     def _row(
         self, id: str, held: list[ClaimName], count: Count, journals: Journals, paused: bool
     ) -> WorkerRow:
-        status = self._statuses.get(id) or _blank(id)
+        status = self._statuses.get(id) or blank(id)
         health, trouble = self._health(id, status)
         living = health in ("healthy", "degraded")
         idle_s, age_s = self._ages(id, status)
@@ -172,8 +161,8 @@ class Roster:
         stalled = living and self._stalled(status, bool(held), count, idle_s, paused)
         if stalled and not trouble:
             health, trouble = "degraded", f"stalled - no activity for {idle_s:.0f}s"
-        progress = _progress(status.current) if held else None
-        items, cost = _speed(status, journals, "sequences" in count.measures)
+        progress = progress(status.current) if held else None
+        items, cost = speeds(status, journals, "sequences" in count.measures)
         return WorkerRow(
             id=id,
             health=health,
@@ -188,7 +177,7 @@ class Roster:
             cost_per_s=cost if living else None,
             idle_s=idle_s,
             age_s=age_s,
-            use=_use(status) if living else Use(),
+            use=use(status) if living else Use(),
         )
 
     def _health(self, id: str, status: Status) -> tuple[str, str]:
@@ -241,24 +230,6 @@ class Roster:
         return status.state != "draining" and idle_s > self.stall_s
 
 
-# ---- what a status says ----
-
-
-def _blank(id: str) -> Status:
-    return Status(id, state="", weight=0.0, started=0.0, last_activity=0.0)
-
-
-def _make_printable(status: Status) -> None:
-    for name in ("host", "spool", "model", "message"):
-        if (text := getattr(status, name)) is not None:
-            setattr(status, name, printable(text))
-    status.loaded = [printable(kind, 60) for kind in status.loaded[:20]]
-    status.slurm = {printable(k, 40): printable(v, 60) for k, v in list(status.slurm.items())[:20]}
-    if (current := status.current) is not None:
-        for name in ("id", "kind", "spool", "unit"):
-            setattr(current, name, printable(getattr(current, name), 120))
-
-
 def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
     """Return the word for a worker's state: what is known beats what it reports."""
     if health in ("lost", "left"):
@@ -268,47 +239,3 @@ def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
     if health == "degraded":
         return "suspect"
     return status.state or ("running" if holding else "unknown")
-
-
-def _use(status: Status) -> Use:
-    def within(name: str, low: float, high: float) -> float | None:
-        value = number(status.gpu.get(name))
-        return float(value) if value is not None and low <= value <= high else None
-
-    return Use(
-        within("compute_percent", 0, 100),
-        within("memory_percent", 0, 100),
-        within("temperature", -60, 200),
-        within("power_watts", 0, 10_000),
-    )
-
-
-def _progress(current: Current | None) -> float | None:
-    if current is None or current.total <= 0:
-        return None
-    return min(max(current.done / current.total, 0.0), 1.0)
-
-
-def _speed(
-    status: Status, journals: Journals, sequences: bool
-) -> tuple[float | None, float | None]:
-    """Return sequences (or claims) and cost per second; None where there is nothing to go by.
-
-    By its last claims; else by all of its claims; else by its first claim's progress.
-    """
-    if status.state and status.state not in ACTIVE:
-        return None, None
-    speed = journals.speed(status.worker_id)
-    if speed is not None:
-        silence_s = status.written_at - speed.finished_at
-        if silence_s <= max(2 * speed.longest_s, PAUSE_S):
-            return (speed.measures.get("sequences") if sequences else speed.claims), speed.cost
-    elif status.claims_done > 0 and status.busy_s > 0:
-        done = status.measures_done.get("sequences") if sequences else status.claims_done
-        return (None if done is None else done / status.busy_s), status.cost_done / status.busy_s
-    current, progress = status.current, _progress(status.current)
-    if current is None or progress is None or status.written_at <= current.started:
-        return None, None
-    elapsed_s = status.written_at - current.started
-    items = current.measures.get("sequences") if sequences else progress
-    return (None if items is None else items / elapsed_s), current.cost * progress / elapsed_s

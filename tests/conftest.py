@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.processes import Running, Start
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,3 +38,18 @@ def proteins() -> list[Path]:
     """The demonstration's sequences, smallest file last; real, and described beside them."""
     data = ROOT / "scripts" / "data"
     return sorted(data.glob("*.faa*"), key=lambda path: path.stat().st_size, reverse=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `fsqueue WORD...` as a process; whatever still runs at the end is killed."""
+    started: list[Running] = []
+
+    def begin(*words: str | bytes | Path, env: Mapping[str, str] | None = None) -> Running:
+        log = tmp_path / f"process-{len(started)}.log"
+        started.append(Running(words, log, env=env))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()

@@ -26,7 +26,7 @@ SHAPE: dict[str, Any] = {
     "position_embedding_type": "rotary",
     "token_dropout": True,
     "emb_layer_norm_before": False,
-    # Ten times the usual: attention then matters, and stepping into a trap shows in the first digits.
+    # Ten times the usual: attention then matters, and a trap stepped into shows at once.
     "initializer_range": 0.2,
 }
 

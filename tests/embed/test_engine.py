@@ -76,7 +76,9 @@ def test_any_other_error_is_not_hidden() -> None:
 def test_without_a_gpu_the_planned_threads_are_used() -> None:
     before = torch.get_num_threads()
     try:
-        assert choose_device(1, pytest.fail).type == ("cuda" if torch.cuda.is_available() else "cpu")
+        assert choose_device(1, pytest.fail).type == (
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

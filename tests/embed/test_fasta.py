@@ -82,7 +82,9 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_id_is_the_header_up_to_the_first_white_space() -> None:
-    data = b">sp|P1|X desc\nM\n> spaced\nM\n>tab\tdesc\nM\n>\nM\n>a/b:c\r\nM\r\n>\xc3\xa9\nM\n>\xff\nM"
+    data = (
+        b">sp|P1|X desc\nM\n> spaced\nM\n>tab\tdesc\nM\n>\nM\n>a/b:c\r\nM\r\n>\xc3\xa9\nM\n>\xff\nM"
+    )
     ids = [record.id for record in records(data)]
     assert ids == ["sp|P1|X", "spaced", "tab", "", "a/b:c", "é", "\\xff"]
 

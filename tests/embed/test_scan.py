@@ -20,7 +20,7 @@ from fsqueue import BadInput
 
 
 def naive(data: bytes) -> list[tuple[str, bytes]]:
-    """Read FASTA a line at a time, byte by byte. Raises ValueError if it does not begin as FASTA."""
+    """Read FASTA a line at a time, byte by byte. Raises ValueError if it is none."""
     found: list[tuple[str, bytes]] = []
     for line in data.split(b"\n"):
         if line.startswith(b">"):

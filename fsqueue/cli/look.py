@@ -1,0 +1,318 @@
+"""Commands that look at a pool and change nothing: watch, status, workers, wait, failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import click
+
+from fsqueue import claims, figures
+from fsqueue.cli.options import (
+    SETTINGS,
+    Duration,
+    json_option,
+    pool_argument,
+    print_json,
+    print_table,
+)
+from fsqueue.cli.shapes import status_facts, watch_facts, worker_facts
+from fsqueue.errors import PoolError, UsageError
+from fsqueue.layout import State
+from fsqueue.loglines import Lines, counted, follow
+from fsqueue.names import ClaimName
+from fsqueue.pool import Pool, read_json
+from fsqueue.snapshot import Reader, Snapshot
+from fsqueue.status import printable
+
+STATUS_EPILOG = """\b
+Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
+is left but some claims failed, 5 work remains.
+"""
+
+
+@click.command("status", context_settings=SETTINGS, epilog=STATUS_EPILOG)
+@pool_argument
+@json_option
+def status(pool: Pool, as_json: bool) -> None:
+    """Say how far a pool is, on one screen.
+
+    Claims are counted on disk; speed, ETA and what was stolen are the workers' own reports.
+    """
+    snapshot = Reader(pool).snapshot()
+    if as_json:
+        print_json(status_facts(snapshot))
+    else:
+        _print_status(snapshot)
+    sys.exit(snapshot.exit_status)
+
+
+def _print_status(snapshot: Snapshot) -> None:
+    count = snapshot.count
+    click.echo(f"{snapshot.pool}: {counted(snapshot)}\n")
+    amounts = {
+        "waiting": count.waiting,
+        "running": count.running,
+        "done": count.done,
+        "failed": count.failed,
+        "planned": count.planned,
+    }
+    rows = [
+        (k, a.claims, a.cost, figures.share(a.cost, count.planned.cost)) for k, a in amounts.items()
+    ]
+    print_table(("state", "claims", "cost", "share"), rows)
+    if snapshot.spools:
+        click.echo()
+        _print_spools(snapshot)
+    for notice in snapshot.warnings:
+        click.echo(f"\nwarning: {notice.text}")
+    if count.staged.claims:
+        click.echo(
+            f"\n{count.staged.claims:,} of those that wait are not yet in their spools: a "
+            f"planner is at work, or died. An idle worker completes its plan."
+        )
+    if count.failed.claims:
+        click.echo(f"\nSee why: fsqueue failed {snapshot.pool}")
+
+
+def _print_spools(snapshot: Snapshot) -> None:
+    titles = "spool model state workers weight waiting left done stolen".split()
+    rows = [
+        (
+            row.name or "others",
+            figures.short_model(row.model) or "-",
+            row.state,
+            row.workers,
+            f"{row.weight:.2f}" if row.weight else "-",
+            row.waiting.claims,
+            f"{100 * row.share_left:.0f}%",
+            row.done,
+            figures.stolen(row.stolen_in, row.stolen_out),
+            figures.rate(row.items_per_s),
+            figures.duration(row.eta_s),
+        )
+        for row in snapshot.spools
+    ]
+    print_table((*titles, f"{snapshot.unit}/s", "ETA"), rows, left=3)
+
+
+# ---- workers ----
+
+
+@click.command("workers", context_settings=SETTINGS)
+@pool_argument
+@click.option("--all", "everybody", is_flag=True, help="Also those that left or died long ago.")
+@json_option
+def workers(pool: Pool, everybody: bool, as_json: bool) -> None:
+    """List a pool's workers: who lives, what each holds, how it fares.
+
+    Whether a worker lives is read from its lease; the rest is its own report.
+    """
+    snapshot = Reader(pool).snapshot()
+    if as_json:
+        return print_json({"workers": [worker_facts(row) for row in snapshot.workers]})
+    shown = [row for row in snapshot.workers if everybody or row.living or row.holds]
+    titles = "worker spool state claim now done failed stolen".split()
+    rows = [
+        (
+            row.id,
+            row.status.spool or "-",
+            row.state,
+            ", ".join(row.holds) or "-",
+            figures.percent(None if row.progress is None else 100 * row.progress, 0),
+            row.status.claims_done,
+            row.status.claims_failed,
+            row.status.steals_in,
+            figures.rate(row.items_per_s),
+            figures.duration(row.age_s),
+        )
+        for row in shown
+    ]
+    print_table((*titles, f"{snapshot.unit}/s", "seen"), rows, left=4)
+    for row in shown:
+        if row.trouble:
+            click.echo(f"{row.id}: {row.trouble}")
+    if hidden := len(snapshot.workers) - len(shown):
+        click.echo(f"{hidden:,} more left or died and hold nothing: --all shows them.")
+
+
+# ---- failed ----
+
+
+@click.command("failed", context_settings=SETTINGS)
+@pool_argument
+@click.option("--log", "id", metavar="ID", help="Show all that was kept of this claim's errors.")
+@json_option
+def failed(pool: Pool, id: str | None, as_json: bool) -> None:
+    """List the claims that failed, with the error of each attempt, and how to put them back."""
+    found = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
+    if id is not None:
+        found = [name for name in found if name.id == id]
+        if not found:
+            raise UsageError(f"no failed claim is called {id}. See: fsqueue failed {pool.root}")
+    if as_json:
+        return print_json({"failed": [_failure_facts(pool, name) for name in found]})
+    if not found:
+        return click.echo("No claim failed.")
+    for name in found:
+        click.echo(f"{name.id}  ({name.kind}, cost {name.cost:,}, {name.attempt + 1} attempts)")
+        for record in _records(pool, name):
+            click.echo(f"  {_attempt_line(record)}")
+            if id is not None:
+                for line in str(record.get("detail") or "").splitlines():
+                    click.echo(f"      {printable(line, 2000)}")
+    shown = printable(pool.root)
+    if id is None:
+        click.echo(f"\nAll that was kept of one: fsqueue failed {shown} --log ID")
+    click.echo(f"Put them back:            fsqueue retry {shown} [ID]...")
+
+
+def _attempt_line(record: dict[str, Any]) -> str:
+    at = record.get("at")
+    when = figures.clock(at) if isinstance(at, int | float) else "--:--:--"
+    who = printable(record.get("worker", "?"), 80)
+    return f"a{record['attempt']}  {when}  {who}: {printable(record.get('error', '?'))}"
+
+
+def _failure_facts(pool: Pool, name: ClaimName) -> dict[str, Any]:
+    return {
+        "id": name.id,
+        "kind": name.kind,
+        "cost": name.cost,
+        "attempts": name.attempt + 1,
+        "worker": name.owner,
+        "errors": list(_records(pool, name)),
+    }
+
+
+def _records(pool: Pool, name: ClaimName) -> Iterator[dict[str, Any]]:
+    """Yield what is kept of each attempt, the first one first."""
+    for attempt in range(name.attempt + 1):
+        try:
+            record = read_json(pool.error(name.id, attempt), patience_s=0.0)
+        except FileNotFoundError:
+            continue  # cancelled before it ran, or somebody tidied up
+        except (OSError, PoolError) as error:
+            record = {"error": f"its record cannot be read: {error}"}
+        yield record | {"attempt": attempt}
+
+
+# ---- wait and watch ----
+
+
+@click.command("wait", context_settings=SETTINGS, epilog=STATUS_EPILOG)
+@pool_argument
+@click.option("--timeout", type=Duration(), help="Give up after so long, such as 1h30m.")
+@click.option("--interval", type=Duration(), default=2.0, show_default=True, help="Look so often.")
+def wait(pool: Pool, timeout: float | None, interval: float) -> None:
+    """Wait until nothing waits and nothing runs.
+
+    Troubles are said on stderr as they begin; a terminal also gets a progress line.
+    """
+    reader, lines = Reader(pool), Lines()
+    deadline = time.monotonic() + timeout if timeout is not None else float("inf")
+    live = sys.stderr.isatty()
+    while True:
+        snapshot = reader.snapshot()
+        for line in lines.notices(snapshot):
+            click.echo(f"\r\x1b[K{line}" if live else line, err=True)
+        left = deadline - time.monotonic()
+        if snapshot.finished or left <= 0:
+            break
+        if live:
+            width = max(20, _terminal_width(sys.stderr.fileno()) - 1)
+            click.echo(f"\r\x1b[K{counted(snapshot)[:width]}", nl=False, err=True)
+        time.sleep(min(max(interval, 0.05, 5 * snapshot.took_s), left))
+    if live:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    click.echo(counted(snapshot))
+    sys.exit(snapshot.exit_status)
+
+
+def _terminal_width(fd: int) -> int:
+    try:
+        return os.get_terminal_size(fd).columns
+    except OSError:
+        return 80
+
+
+WATCH_EPILOG = """\b
+Keys: q quit, s sort, w by worker or by spool, f failed claims, e steals,
+m memory, ? help.
+
+\b
+It ends when everything is done, with the exit status of `fsqueue status`:
+0 done, 3 some claims failed, 5 work remains (after q, --once).
+Without a terminal it writes lines: every event at once, and one line per
+spool every 10 s. Several may watch one pool; none of them changes it.
+"""
+
+
+@click.command("watch", context_settings=SETTINGS, epilog=WATCH_EPILOG)
+@pool_argument
+@click.option("--interval", type=Duration(), default=2.0, show_default=True, help="Look so often.")
+@click.option("--once", is_flag=True, help="Show how things are, once.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document at each look.")
+@click.option(
+    "--events",
+    type=click.IntRange(0, 50),
+    default=8,
+    show_default=True,
+    help="Show so many of the last steals.",
+)
+@click.option("--no-memory", is_flag=True, help="Leave out the memory column.")
+@click.option(
+    "--by",
+    type=click.Choice(["spool", "worker"]),
+    default="spool",
+    show_default=True,
+    help="One row for each.",
+)
+@click.option(
+    "--stall-threshold",
+    type=Duration(),
+    default=300.0,
+    show_default=True,
+    help="A worker without progress for so long is stalled.",
+)
+def watch(pool: Pool, **given: Any) -> None:
+    """Watch a pool live, until everything is done."""
+    reader = Reader(pool)
+    reader.roster.stall_s = given["stall_threshold"]
+    if given["as_json"]:
+        _watch_json(reader, given["interval"], given["once"])
+    from fsqueue.board import View
+
+    view = View(
+        events=given["events"],
+        memory=not given["no_memory"],
+        by_worker=given["by"] == "worker",
+    )
+    if given["once"]:
+        from fsqueue import dashboard
+
+        snapshot = reader.snapshot()
+        dashboard.print_once(snapshot, view)
+    elif sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
+        from fsqueue import dashboard
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the terminal is put back
+        snapshot = dashboard.show(
+            pool, interval_s=given["interval"], view=view, reader=reader, keys=True
+        )
+    else:
+        snapshot = follow(pool, interval_s=given["interval"], echo=click.echo, reader=reader)
+    sys.exit(snapshot.exit_status)
+
+
+def _watch_json(reader: Reader, interval_s: float, once: bool) -> NoReturn:
+    while True:
+        snapshot = reader.snapshot()
+        print_json(watch_facts(snapshot))
+        if once or snapshot.finished:
+            sys.exit(snapshot.exit_status)
+        time.sleep(max(interval_s, 0.05))

@@ -1,0 +1,113 @@
+"""Say in lines what a pool does, where there is no terminal: a SLURM log, a pipe.
+
+Every event at once, every trouble once when it begins and once when it ends, and a line per spool
+every ten seconds. Each line stands for itself: time, subject, facts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from fsqueue import figures
+from fsqueue.notices import Notice
+from fsqueue.pool import Pool
+from fsqueue.snapshot import Reader, Snapshot, SpoolRow
+
+EVERY_S: Final = 10.0
+POLL_S: Final = 0.2
+IDLE_SHARE: Final = 5
+
+
+def follow(
+    pool: Pool,
+    *,
+    until: Callable[[], bool] | None = None,
+    interval_s: float = 2.0,
+    echo: Callable[[str], object] = print,
+    reader: Reader | None = None,
+) -> Snapshot:
+    """Print lines until `until()` is true (None: until all is done); then what became of all."""
+    reader = reader or Reader(pool)
+    lines = Lines()
+    while True:
+        over = until is not None and until()
+        snapshot = reader.snapshot()
+        for line in lines.news(snapshot, time.monotonic()):
+            echo(line)
+        if over or (until is None and snapshot.finished):
+            echo(f"{figures.clock(snapshot.taken_at)} all: {counted(snapshot)}")
+            return snapshot
+        deadline = time.monotonic() + max(interval_s, IDLE_SHARE * snapshot.took_s)
+        while (left := deadline - time.monotonic()) > 0 and not (until is not None and until()):
+            time.sleep(min(left, POLL_S))
+
+
+class Lines:
+    """What one reader of the log has been told already."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._told: dict[tuple[str, str], Notice] = {}
+        self._last = -EVERY_S
+
+    def news(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+        """Yield what has to be said now; `now` counts seconds."""
+        yield from self._events(snapshot)
+        yield from self.notices(snapshot)
+        if now - self._last >= EVERY_S:
+            self._last = now
+            at = figures.clock(snapshot.taken_at)
+            for row in snapshot.spools:
+                yield f"{at} {spool_line(row, snapshot.unit)}"
+            yield f"{at} all: {counted(snapshot)}"
+
+    def _events(self, snapshot: Snapshot) -> Iterator[str]:
+        fresh = [event for event in snapshot.events if event.serial > self._seen]
+        missed = snapshot.events_seen - self._seen - len(fresh)
+        if missed > 0 and self._seen:
+            yield f"{figures.clock(snapshot.taken_at)} ({missed:,} more events, in events/)"
+        self._seen = snapshot.events_seen
+        for event in fresh:
+            yield f"{figures.clock(event.t)} {event.worker}: {event.text}"
+
+    def notices(self, snapshot: Snapshot) -> Iterator[str]:
+        at = figures.clock(snapshot.taken_at)
+        standing = {(notice.kind, notice.subject): notice for notice in snapshot.warnings}
+        for key, notice in standing.items():
+            if key not in self._told:
+                yield f"{at} warning: {notice.text}"
+        for key, notice in self._told.items():
+            if key not in standing:
+                yield f"{at} recovered: {notice.text}"
+        self._told = standing
+
+
+def spool_line(row: SpoolRow, unit: str) -> str:
+    """Return one line for a spool."""
+    parts = [figures.short_model(row.model)] if row.model else []
+    use = row.use
+    if use.compute_percent is not None or use.memory_percent is not None:
+        parts.append(f"util {figures.percent(use.compute_percent)}")
+        parts.append(f"mem {figures.percent(use.memory_percent)}")
+    parts += [
+        f"{figures.rate(row.items_per_s)} {unit}/s",
+        f"{row.waiting.claims:,} waiting",
+        f"{row.done:,} done",
+    ]
+    if row.stolen_in or row.stolen_out:
+        parts.append(f"{figures.stolen(row.stolen_in, row.stolen_out)} stolen")
+    parts += [row.state, f"ETA {figures.duration(row.eta_s)}"]
+    return f"{row.name or 'others'}: {', '.join(parts)}"
+
+
+def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
+    """Return where all claims are, in words; the numbers add up."""
+    count = snapshot.count
+    parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
+    states = ((count.running, "running"), (count.waiting, "waiting"), (count.failed, "failed"))
+    parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
+    if eta and not snapshot.finished:
+        parts.append(f"ETA {figures.duration(snapshot.eta_s)}")
+    return ", ".join(parts)

@@ -1,0 +1,86 @@
+"""Storms: real workers, SIGKILL at random, and every output exactly once and whole.
+
+Twenty storms of a minute each: scripts/bench/storm.py --runs 20
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from fsqueue.layout import State
+from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
+from tests.support.processes import Start, fsqueue
+from tests.support.storm import Storm, Tally, Weather
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one for every run; it is printed, and pytest shows it when the test fails."""
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    return seed
+
+
+def assert_nothing_was_lost_doubled_or_torn(tally: Tally) -> None:
+    assert not tally.problems, "\n".join(tally.problems)
+    assert (tally.lost, tally.doubled, tally.torn, tally.strangers) == (0, 0, 0, 0)
+    assert tally.done + tally.failed == tally.planned
+
+
+def test_every_output_is_there_once_and_whole_after_a_storm(tmp_path: Path, seed: int) -> None:
+    storm = Storm(tmp_path, Weather(seed, claims=160, lasts_s=20.0))
+    tally = storm.run()
+    print(tally)
+    assert_nothing_was_lost_doubled_or_torn(tally)
+    assert tally.failed == 0
+    assert tally.kills >= 50
+    assert tally.recovered >= tally.hits > 10
+
+
+def test_claims_that_are_hit_too_often_fail_with_their_whole_history(
+    tmp_path: Path, seed: int
+) -> None:
+    weather = Weather(
+        seed,
+        claims=6,
+        workers=3,
+        lasts_s=10.0,
+        pause_min_s=3.0,
+        pause_max_s=4.0,
+        attempts=2,
+        further_claims=0,
+    )
+    storm = Storm(tmp_path, weather)
+    tally = storm.run()
+    print(tally)
+    assert_nothing_was_lost_doubled_or_torn(tally)
+    assert tally.failed > 0
+    for name in names_in(storm.pool, State.FAILED):
+        assert name.attempt == 1
+        for attempt in range(2):
+            record = json.loads(Path(storm.pool.error(name.id, attempt)).read_text())
+            assert record["error"].startswith("worker lost")
+
+
+def test_a_claim_that_kills_its_workers_fails_after_the_last_attempt_and_no_other_does(
+    start: Start, tmp_path: Path
+) -> None:
+    """Poison: the program sends SIGKILL to the worker that runs it."""
+    inputs = make_inputs(tmp_path / "in", 6)
+    script = "case $1 in *in002) kill -9 $PPID; exec sleep 1000;; esac; echo fine"
+    pool = plan_command(tmp_path / "pool", inputs, ("sh", "-c", script, "sh", "{input}"))
+    statuses = []
+    while not statuses or statuses[-1] == -9:
+        statuses.append(start("work", pool.root, "--steal-interval", "0.2").reap())
+    assert statuses == [-9, -9, -9, 3]
+    assert counts(pool) == {"done": 5, "failed": 1}
+    (id,) = ids(pool, State.FAILED)
+    assert sorted(os.listdir(pool.directory("errors"))) == [f"{id}.a{n}.json" for n in range(3)]
+    assert fsqueue("check", pool.root).returncode == 0

@@ -1,0 +1,90 @@
+"""Stop a process at its n-th operation on the shared file system, for every n.
+
+What this tests is a killed process: whatever it did before stays. It does not test a power loss,
+which may take back what was not synced.
+
+Only operations that change something are counted. A process stopped before a call that reads leaves
+what it leaves when stopped before the next change. A write that is stopped has written half.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from fsqueue import atomic
+from tests.support.sequence import Os
+
+CHANGES = ("fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir")
+CRASHED = 99
+
+
+class CrashingOs(Os):
+    """An `os` whose n-th change does not happen, for the process ends there."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__(open=self._open, write=self._write)
+        self.hooks |= {name: self._change for name in CHANGES}
+        self.at = at
+        self.count = 0
+
+    def _due(self) -> bool:
+        self.count += 1
+        return self.count - 1 == self.at
+
+    def _change(self, real: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if self._due():
+            os._exit(CRASHED)
+        return real(*args, **options)
+
+    def _open(self, real: Callable[..., int], path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT and self._due():
+            os._exit(CRASHED)
+        return real(path, flags, mode)
+
+    def _write(self, real: Callable[..., int], fd: int, data: bytes) -> int:
+        if self._due():
+            real(fd, data[: len(data) // 2])
+            os._exit(CRASHED)
+        return real(fd, data)
+
+
+def crash(action: Callable[[], object], at: int) -> bool:
+    """Run `action` in a child process that ends at change number `at`; say whether it got there.
+
+    The child is reaped before this returns, so that anybody can prove its death.
+    """
+    child = os.fork()
+    if child == 0:
+        _be_the_child(action, at)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, CRASHED), f"the child failed by itself, with status {code}: see its stderr"
+    return code == CRASHED
+
+
+def _be_the_child(action: Callable[[], object], at: int) -> NoReturn:
+    try:
+        atomic.os = CrashingOs(at)  # type: ignore[attr-defined]
+        action()
+        os._exit(0)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+        os._exit(1)
+
+
+def every_crash(
+    prepare: Callable[[int], Any], action: Callable[[Any], object]
+) -> Iterator[tuple[int, Any]]:
+    """Yield (n, what `prepare` made) after `action` on it was stopped at its n-th change, for all n.
+
+    Ends after the first n at which the action completes; that one is yielded too.
+    """
+    crashed, n = True, 0
+    while crashed:
+        subject = prepare(n)
+        crashed = crash(lambda subject=subject: action(subject), n)  # type: ignore[misc]
+        yield n, subject
+        n += 1

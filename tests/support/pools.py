@@ -1,0 +1,233 @@
+"""Make small pools with claims in milliseconds, and work them one step at a time.
+
+The planner, the claims and the leases are the real ones. Only the handler is trivial: its inputs
+are names such as `a.30`, a stem and a cost, and nothing of that name needs to be on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsqueue import atomic, claims
+from fsqueue.attempt import Attempt, Ending
+from fsqueue.check import check_pool
+from fsqueue.errors import BadInput
+from fsqueue.handlers import Handler, Item, Source, Work
+from fsqueue.heartbeat import Heartbeat
+from fsqueue.layout import State
+from fsqueue.leases import Lease, Observer
+from fsqueue.names import ClaimName, new_worker_id
+from fsqueue.planner import Outcome, Request, plan_into
+from fsqueue.pool import Pool, Spool, create_pool, spool_names
+from fsqueue.recovery import Recovered, Recovery
+from fsqueue.status import Journal, Status
+from fsqueue.stock import Stock
+
+STEPS_MAX = 1000
+
+
+class Trivial(Handler):
+    """Plan `a.30` as a claim of cost 30, and let its output be its id."""
+
+    name = "trivial"
+    suffix = ".txt"
+
+    def survey(self, path: str, options: Mapping[str, Any]) -> Source:
+        stem, _, cost = Path(path).name.partition(".")
+        if not cost.isdecimal():
+            raise BadInput(f"{path} has no cost. Name it {stem}.10.")
+        return Source(path, path, int(cost), {"inputs": 1}, detail=stem)
+
+    def cut(
+        self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
+    ) -> Iterator[Item]:
+        for source in sources:
+            identity, payload = {"key": source.key}, {"input": source.path}
+            yield Item(source.detail, "trivial", source.cost, identity, payload, source.measures)
+
+    def run(self, work: Work) -> None:
+        work.output.write_text(work.id)
+
+
+class Divisible(Trivial):
+    """Cut an input into pieces as fine as the planner wants them."""
+
+    name = "divisible"
+
+    def cut(
+        self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
+    ) -> Iterator[Item]:
+        for source in sources:
+            for begin in range(0, source.cost, cost_max):
+                cost = min(cost_max, source.cost - begin)
+                identity = {"key": source.key, "begin": begin, "cost": cost}
+                yield Item(source.detail, "divisible", cost, identity, identity, {"units": cost})
+
+
+def spools(*weights: float) -> list[Spool]:
+    """Return spools gpu0, gpu1, ... of these weights."""
+    return [Spool(f"gpu{index}", "RTX 3090", weight) for index, weight in enumerate(weights)]
+
+
+def request(
+    *inputs: str, weights: Sequence[float] = (1.0,), handler: Handler | None = None, **how: Any
+) -> Request:
+    """Return the request to plan these inputs for spools of these weights."""
+    return Request(handler or Trivial(), {}, inputs, spools(*weights), **how)
+
+
+def make_pool(
+    root: Path,
+    *inputs: str,
+    weights: Sequence[float] = (1.0,),
+    lease_s: float = 30.0,
+    attempts: int = 3,
+) -> Pool:
+    """Make a pool at `root` in which these inputs wait."""
+    pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
+    plan(pool, *inputs, weights=weights)
+    return pool
+
+
+def plan(pool: Pool, *inputs: str, weights: Sequence[float] = (1.0,)) -> Outcome:
+    """Plan more inputs into a pool."""
+    return plan_into(pool, request(*inputs, weights=weights))
+
+
+class Hand:
+    """A worker's parts without its loop and its thread: each step is taken when the test says."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        spool: str | None = None,
+        *,
+        handler: Handler | None = None,
+        stealing: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        enlist: bool = True,
+    ) -> None:
+        self.pool = pool
+        self.id = new_worker_id()
+        self.handler = handler or Trivial()
+        self.status = Status(self.id, spool=spool, pid=os.getpid())
+        self.journal = Journal(pool, self.id)
+        self.lease = Lease(pool, self.id)
+        self.beat = Heartbeat(pool, self.lease, self.status)
+        self.observer = Observer(pool, clock)
+        self.recovery = Recovery(pool, self.id, self.observer, self.journal)
+        self.stock = Stock(pool, self.beat, self.journal, spool=spool, stealing=stealing)
+        self.stopping = False
+        self.reason = ""
+        if enlist:
+            self.enlist()
+
+    def enlist(self) -> None:
+        """Do what a worker does before it takes anything."""
+        self.lease.enlist({"worker": self.id})
+        atomic.make_directory(self.pool.workshop(self.id))
+
+    def take(self) -> ClaimName:
+        """Take the next claim, own or stolen."""
+        found = self.stock.next()
+        assert found is not None, "nothing waits"
+        return found[0]
+
+    def run(self, name: ClaimName, spool: str = "gpu0") -> Ending:
+        """Run a claim that was taken, to one of its endings."""
+        attempt = Attempt(
+            self.pool,
+            name,
+            spool,
+            self.beat,
+            self.journal,
+            lambda _: self.handler,
+            lambda: self.stopping,
+        )
+        ending = attempt.run()
+        self.reason = attempt.reason
+        return ending
+
+    def sweep(self) -> list[Recovered]:
+        """Look for dead workers once, and put back what they held."""
+        return self.recovery.sweep()
+
+    def leave(self) -> None:
+        """Hold nothing, and say goodbye."""
+        self.journal.close()
+        atomic.discard_tree(self.pool.workshop(self.id))
+        self.lease.retire()
+
+
+def work_off(pool: Pool, **how: Any) -> None:
+    """Take, run and recover with a fresh worker until nothing waits or runs."""
+    hand = Hand(pool, **how)
+    for _ in range(STEPS_MAX):
+        found = hand.stock.next()
+        if found is not None:
+            hand.run(*found)
+        elif not hand.sweep() and not names_in(pool, State.WAITING, State.RUNNING):
+            return hand.leave()
+    raise AssertionError(f"still there after {STEPS_MAX} steps: {places(pool)}")
+
+
+# ---- looking ----
+
+
+def names_in(pool: Pool, *states: State) -> list[ClaimName]:
+    """Return the names of the claims in these states, by id."""
+    found: list[ClaimName] = []
+    for state in states:
+        if state is State.WAITING:
+            found += [name for spool in spool_names(pool) for name in claims.waiting(pool, spool)]
+        else:
+            found += claims.owned(pool, state)
+    return sorted(found, key=lambda name: name.id)
+
+
+def only(pool: Pool, state: State) -> ClaimName:
+    """Return the one claim that is in a state."""
+    (name,) = names_in(pool, state)
+    return name
+
+
+def places(pool: Pool) -> dict[str, int]:
+    """Return how many claims are in each state, those without any left out."""
+    return dict(Counter(state.value for state in State for _ in names_in(pool, state)))
+
+
+def stems(pool: Pool, *states: State) -> list[str]:
+    """Return the stems of the inputs whose claims are in these states, sorted."""
+    return [name.id.partition("-")[0] for name in names_in(pool, *states)]
+
+
+def problems(pool: Pool) -> list[str]:
+    """Return what `fsqueue check` has against a pool."""
+    return check_pool(pool).problems
+
+
+def contents(root: str | Path) -> dict[str, bytes | None]:
+    """Return every path below `root` with its bytes, None for a directory."""
+    return {
+        str(path.relative_to(root)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(Path(root).rglob("*"))
+    }
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds

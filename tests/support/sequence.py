@@ -1,0 +1,117 @@
+"""Put the steps of several threads in one order, and hold a thread inside an operating-system call.
+
+    steps = Sequencer()
+    # thread A                      # thread B
+    with steps(0): ...
+                                    with steps(1): ...
+    with steps(2): ...
+
+A test that gets its order wrong breaks at a deadline, and says which step never came.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from fsqueue import atomic
+
+DEADLINE_S = 10.0
+
+
+class Sequencer:
+    """Let numbered blocks run one after another, whichever threads they are in."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._turn = threading.Condition()
+
+    @contextmanager
+    def __call__(self, step: int) -> Iterator[None]:
+        with self._turn:
+            if not self._turn.wait_for(lambda: self._next == step, DEADLINE_S):
+                raise TimeoutError(f"step {step} never came: still at step {self._next}")
+        yield
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
+
+
+def together(*actions: Callable[[], Any]) -> list[Any]:
+    """Run each action in a thread of its own; return what they return, or raise what one raised."""
+    results: list[Any] = [None] * len(actions)
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            results[index] = actions[index]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(actions))]
+    for thread in threads:
+        thread.start()
+    for index, thread in enumerate(threads):
+        thread.join(2 * DEADLINE_S)
+        if thread.is_alive():
+            errors.append(TimeoutError(f"action {index} did not end"))
+    if errors:
+        raise errors[0]
+    return results
+
+
+class Os:
+    """Stand in for the `os` of fsqueue.atomic: each call first goes to a hook of its name, if any.
+
+    A hook is given the real function and the arguments, and does with them what it likes.
+    """
+
+    def __init__(self, **hooks: Callable[..., Any]) -> None:
+        self.hooks = hooks
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        hook = self.hooks.get(name)
+        return (lambda *args, **options: hook(real, *args, **options)) if hook else real
+
+
+def interpose(patch: pytest.MonkeyPatch, **hooks: Callable[..., Any]) -> Os:
+    """Put hooks under every operation that fsqueue does on the shared file system."""
+    stand_in = Os(**hooks)
+    patch.setattr(atomic, "os", stand_in)
+    return stand_in
+
+
+def reply_lost(errno: int, *, times: int = 1, only: str = "") -> Callable[..., Any]:
+    """Return a hook that does the operation and then reports an error, as NFS can.
+
+    It acts on the first `times` calls in which a path contains `only`.
+    """
+    left = [times]
+
+    def hook(real: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        result = real(*args, **options)
+        if left[0] and any(only in str(arg) for arg in args):
+            left[0] -= 1
+            raise OSError(errno, os.strerror(errno), *args[:1])
+        return result
+
+    return hook
+
+
+def refused(errno: int, *, times: int = 10**9, only: str = "") -> Callable[..., Any]:
+    """Return a hook that reports an error and does nothing; see `reply_lost`."""
+    left = [times]
+
+    def hook(real: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if left[0] and any(only in str(arg) for arg in args):
+            left[0] -= 1
+            raise OSError(errno, os.strerror(errno), *args[:1])
+        return real(*args, **options)
+
+    return hook

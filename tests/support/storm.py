@@ -1,0 +1,240 @@
+"""A storm: workers are killed at random while claims run; then every output is looked at.
+
+The claims run a real program that writes its output in two pieces with a pause in between, so that
+half an output would be seen. An output is read when it is first visible and again at the end: it
+must be whole then, and the same file now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fsqueue.layout import State
+from fsqueue.pool import Pool
+from tests.support.planning import ids, names_in, plan_command
+from tests.support.processes import Running, fsqueue
+
+PROGRAM = (
+    "sh",
+    "-c",
+    'read -r name pause < "$1"; echo "$name attempt $3 pid $$" > "$2"; '
+    'sleep "$pause"; echo "$name is whole" >> "$2"',
+    "sh",
+    "{input}",
+    "{output}",
+    "{attempt}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What a storm is like."""
+
+    seed: int
+    claims: int = 400
+    workers: int = 6
+    lasts_s: float = 60.0
+    kill_every_s: float = 0.3
+    pause_min_s: float = 0.005
+    pause_max_s: float = 0.6
+    lease_s: float = 3.0
+    attempts: int = 100
+    further_claims: int = 60
+    """So many more are planned whenever all is done before the storm is over; 0 ends it."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a storm did."""
+
+    seconds: float = 0.0
+    kills: int = 0
+    hits: int = 0
+    """Kills of a worker that held a claim, as far as this could be seen."""
+    planned: int = 0
+    done: int = 0
+    failed: int = 0
+    recovered: int = 0
+    """Attempts charged to claims that were done in the end."""
+    adopted: int = 0
+    finished_twice: int = 0
+    replaced: int = 0
+    torn: int = 0
+    lost: int = 0
+    strangers: int = 0
+    other_errors: int = 0
+    """Records in errors/ of anything else than a worker that was killed."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def doubled(self) -> int:
+        """Outputs or claims that came twice."""
+        return self.finished_twice + self.replaced
+
+
+class Storm:
+    """One pool, its workers, and who kills them."""
+
+    def __init__(self, directory: Path, weather: Weather) -> None:
+        self.weather = weather
+        self.tally = Tally()
+        self._directory = directory
+        self._chance = random.Random(weather.seed)
+        self._workers: list[Running] = []
+        self._started = 0
+        self._seen: dict[str, tuple[int, bytes]] = {}
+        self.pool = self._plan(weather.claims)
+
+    def run(self) -> Tally:
+        """Rage, calm down, and count."""
+        begun = time.monotonic()
+        try:
+            self._rage(begun + self.weather.lasts_s)
+            self._calm()
+        finally:
+            for worker in self._workers:
+                worker.kill()
+        self.tally.seconds = time.monotonic() - begun
+        self._count()
+        return self.tally
+
+    def _plan(self, count: int) -> Pool:
+        """Plan more claims, while workers run."""
+        inputs = self._directory / "inputs"
+        inputs.mkdir(exist_ok=True)
+        first, self.tally.planned = self.tally.planned, self.tally.planned + count
+        paths = [inputs / f"claim{number:04d}" for number in range(first, first + count)]
+        for path in paths:
+            pause_s = self._chance.uniform(self.weather.pause_min_s, self.weather.pause_max_s)
+            path.write_text(f"{path.name} {pause_s:.3f}\n")
+        return plan_command(
+            self._directory / "pool",
+            paths,
+            PROGRAM,
+            spools=("cpu0", "cpu1", "cpu2"),
+            lease_s=self.weather.lease_s,
+            attempts=self.weather.attempts,
+        )
+
+    def _rage(self, until: float) -> None:
+        next_kill = time.monotonic()
+        while time.monotonic() < until:
+            self._workers = [worker for worker in self._workers if not worker.ended()]
+            while len(self._workers) < self.weather.workers:
+                self._workers.append(self._start())
+            if time.monotonic() >= next_kill:
+                next_kill += self.weather.kill_every_s
+                self._kill(self._workers.pop(self._chance.randrange(len(self._workers))))
+            self._look_at_outputs()
+            if not names_in(self.pool, State.WAITING) and not names_in(self.pool, State.RUNNING):
+                if not self.weather.further_claims:
+                    return
+                self._plan(self.weather.further_claims)
+            time.sleep(0.02)
+
+    def _start(self) -> Running:
+        self._started += 1
+        log = self._directory / f"worker-{self._started:04d}.log"
+        return Running(["work", self.pool.root, "--steal-interval", "0.5"], log)
+
+    def _kill(self, worker: Running) -> None:
+        worker.kill()
+        self.tally.kills += 1
+        held = (name.owner or "" for name in names_in(self.pool, State.RUNNING))
+        self.tally.hits += any(f"-{worker.pid}-" in owner for owner in held)
+
+    def _calm(self) -> None:
+        """Let those who survived finish; they leave by themselves."""
+        for worker in self._workers:
+            status = worker.reap(deadline_s=180)
+            if status not in (0, 3):
+                self.tally.problems.append(f"a survivor left with {status}:\n{worker.log}")
+        self._look_at_outputs()
+
+    # ---- counting ----
+
+    def _look_at_outputs(self) -> None:
+        """Read every output that was not visible before."""
+        directory = self.pool.directory("outputs")
+        for name in os.listdir(directory):
+            if not name.startswith(".") and name not in self._seen:
+                self._seen[name] = identity(f"{directory}/{name}")
+                self.tally.torn += not is_whole(name, self._seen[name][1])
+
+    def _count(self) -> None:
+        pool, tally = self.pool, self.tally
+        done, failed = ids(pool, State.DONE), ids(pool, State.FAILED)
+        tally.done, tally.failed = len(done), len(failed)
+        tally.recovered = sum(name.attempt for name in names_in(pool, State.DONE))
+        tally.lost = tally.planned - len({*done, *failed})
+        outputs = set(os.listdir(pool.directory("outputs")))
+        visible = {name for name in outputs if not name.startswith(".")}
+        tally.lost += len({f"{id}.out" for id in done} - visible)
+        tally.strangers = len(visible - {f"{id}.out" for id in done + failed})
+        directory = pool.directory("outputs")
+        tally.replaced = sum(
+            name not in visible or identity(f"{directory}/{name}") != seen
+            for name, seen in self._seen.items()
+        )
+        self._read_records()
+        self._ask_fsqueue()
+
+    def _read_records(self) -> None:
+        journal = Counter[tuple[str, str]]()
+        for path in Path(self.pool.directory("events")).glob("*.jsonl"):
+            for line in path.read_text().splitlines():
+                event = json.loads(line)
+                journal[event["event"], event.get("id", "")] += 1
+        self.tally.adopted = sum(n for (event, _), n in journal.items() if event == "adopted")
+        self.tally.finished_twice = sum(
+            n - 1 for (event, _), n in journal.items() if event == "finished"
+        )
+        for path in Path(self.pool.directory("errors")).glob("[!.]*"):
+            error = json.loads(path.read_text())["error"]
+            if not error.startswith("worker lost"):
+                self.tally.other_errors += 1
+                self.tally.problems.append(f"{path.name}: {error}")
+
+    def _ask_fsqueue(self) -> None:
+        """Let the program itself say what it thinks of the pool."""
+        check = fsqueue("check", self.pool.root)
+        if check.returncode != 0:
+            self.tally.problems.append(f"fsqueue check: {check.stdout}{check.stderr}")
+        held = os.listdir(self.pool.directory("running"))
+        if held:
+            self.tally.problems.append(f"in running/: {held}")
+        self.tally.problems += status_problems(self.pool, self.tally)
+
+
+def status_problems(pool: Pool, tally: Tally) -> list[str]:
+    """Return what `fsqueue status --json` says otherwise than what was counted."""
+    run = fsqueue("status", pool.root, "--json")
+    expected = 3 if tally.failed else 0
+    if run.returncode != expected:
+        return [f"fsqueue status left with {run.returncode}, not {expected}: {run.stderr}"]
+    said = json.loads(run.stdout)
+    counted = {"planned": tally.planned, "done": tally.done, "failed": tally.failed}
+    counted |= {"waiting": 0, "running": 0}
+    wrong = {key: said[key] for key, count in counted.items() if said[key] != count}
+    if sum(spool["planned"] for spool in said["spools"]) != tally.planned:
+        wrong["spools"] = said["spools"]
+    return [f"fsqueue status says {wrong} where {counted} was counted"] if wrong else []
+
+
+def identity(path: str) -> tuple[int, bytes]:
+    """Return what no two files share: inode and content (which tells attempt and process)."""
+    with open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_ino, file.read()
+
+
+def is_whole(name: str, data: bytes) -> bool:
+    """Say whether an output has both of its lines, of one claim, the right one."""
+    stem = name.partition("-")[0]
+    lines = data.decode().splitlines()
+    return len(lines) == 2 and lines[0].startswith(f"{stem} a") and lines[1] == f"{stem} is whole"
