@@ -1,7 +1,7 @@
 """Count the residues of FASTA records in chunks of raw bytes, by the rules of `fasta.py`.
 
-Nothing is taken apart: numpy finds the blanks and stars of a chunk, and all counts come from their
-positions. What an open record has in earlier chunks is carried as two numbers.
+Nothing is taken apart: numpy finds the blanks of a chunk, and all counts come from their positions.
+What an open record has in earlier chunks is carried as two numbers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.fasta import BLANKS
 from fsqueue import BadInput
 
 NEWLINE, BLANK_MAX, STAR, GREATER = 10, 32, 42, 62
@@ -35,8 +36,7 @@ class Counter:
         """
         if not data.min():
             raise BadInput(f"{self.path}: holds NUL bytes: it is binary. FASTA is plain text.")
-        mask = self.mask[: len(data)]
-        blank = np.flatnonzero(np.less_equal(data, BLANK_MAX, out=mask))
+        blank = np.flatnonzero(np.less_equal(data, BLANK_MAX, out=self.mask[: len(data)]))
         newline = np.flatnonzero(data[blank] == NEWLINE)
         # Where each line begins, and how many blanks are before that; the last entry is the end.
         line = np.concatenate(([0], blank[newline] + 1, [len(data)]))
@@ -44,9 +44,7 @@ class Counter:
         first, last = self._portions(data, line)
         body, end = line[first], line[last]
         letters = (end - body) - (blanks[last] - blanks[first])
-        star = np.flatnonzero(np.equal(data, STAR, out=mask))
-        stars = _trailing_stars(star, blank, body, end, end - blanks[last])
-        return end[:-1], self._carry(letters, stars)
+        return end[:-1], self._carry(letters, _trailing_stars(data, body, end))
 
     def finish(self) -> tuple[Ints, Ints]:
         """End the file's last record, as `feed` does at a start."""
@@ -84,17 +82,16 @@ class Counter:
         return ended
 
 
-def _trailing_stars(star: Ints, blank: Ints, body: Ints, end: Ints, rank_end: Ints) -> Ints:
-    """Return how many stars end each portion, blanks aside.
-
-    A byte's rank is the number of bytes before it that are not blank. Stars in one run have ranks
-    that follow each other, so rank minus index is the same all along a run.
-    """
-    if not star.size:
-        return np.zeros(len(body), np.int64)
-    rank = star - np.searchsorted(blank, star)
-    run = rank - np.arange(len(star))
-    first, last = np.searchsorted(star, body), np.searchsorted(star, end) - 1
-    ends = (last >= first) & (rank[last] == rank_end - 1)
-    count = last + 1 - np.maximum(first, np.searchsorted(run, run[last]))
-    return np.where(ends, count, 0)
+def _trailing_stars(data: NDArray[np.uint8], body: Ints, end: Ints) -> Ints:
+    """Return how many stars end each portion, blanks aside."""
+    last = np.maximum(end - 1, 0)
+    for _ in range(4):  # nearly every record ends in one line break or two, of one byte or two
+        last = np.maximum(last - (data[last] <= BLANK_MAX), 0)
+    star = data[last] == STAR
+    one = star & (last > body) & (data[last - 1] > STAR)
+    plain = (last >= body) & (one | (data[last] > STAR))
+    stars = one.astype(np.int64)
+    for row in np.flatnonzero(~plain).tolist():
+        letters = data[body[row] : end[row]].tobytes().translate(None, BLANKS)
+        stars[row] = len(letters) - len(letters.rstrip(b"*"))
+    return stars

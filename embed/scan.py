@@ -21,8 +21,11 @@ from embed.counting import Counter, Ints
 from embed.fasta import explained, opened, refuse_other_kinds
 
 CHUNK: Final = 1 << 20
-GRAIN_MIN: Final = 1 << 12
-BLOCKS_MAX: Final = 4096
+GRAIN_MIN: Final = 1 << 9
+GRAIN_MAX: Final = 1 << 18
+BLOCKS: Final = 512
+"""A file has about so many blocks: fine enough for 8 claims on each of many GPUs. Larger files have
+more, so that no block is ever much work; smaller ones fewer, as no block is below GRAIN_MIN."""
 
 Cost = Callable[[Ints], NDArray[Any]]
 
@@ -51,13 +54,17 @@ def scan(path: str, cost: Cost, *, chunk: int = CHUNK, grain: int = GRAIN_MIN) -
     refuse_other_kinds(path)
     buffer = np.empty(chunk, np.uint8)
     with explained(path), opened(path) as (file, size):
-        counter, cutter = Counter(path, chunk), _Cutter(cost, max(grain, size // BLOCKS_MAX))
+        counter, cutter = Counter(path, chunk), _Cutter(cost, max(grain, _grain(size)))
         while count := file.readinto(buffer.data):
             data = buffer[:count]
             cutter.feed(data, *counter.feed(data))
     blocks = cutter.finish(*counter.finish())
     digest = hashlib.sha256(b"".join(blocks["digest"].tolist())).hexdigest()
     return Scan(path, blocks, digest, cutter.empty)
+
+
+def _grain(size: int) -> int:
+    return min(size // BLOCKS, GRAIN_MAX)
 
 
 class _Cutter:
@@ -95,7 +102,7 @@ class _Cutter:
         cuts: list[int] = []
         start, cut = self.start, 0
         while True:
-            cut = bisect_left(starts, start + max(self.grain, start // BLOCKS_MAX), cut)
+            cut = bisect_left(starts, start + max(self.grain, _grain(start)), cut)
             if cut == len(starts):
                 return cuts
             cuts.append(cut)

@@ -15,6 +15,7 @@ What this module does not know: claims, leases, or what any file means.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -24,6 +25,8 @@ from types import TracebackType
 from typing import Final
 
 from fsqueue.errors import NotSupportedError, PoolError
+
+log = logging.getLogger(__name__)
 
 READ_LIMIT: Final = 64 << 20
 STALE_S: Final = 2.0
@@ -97,6 +100,8 @@ def _read_once(path: str, limit: int) -> bytes:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error
+        if error.errno == errno.ENXIO:
+            raise PoolError(f"{path} is a socket; a pool holds no such thing. Remove it.") from error
         raise
     try:
         facts = os.fstat(fd)
@@ -207,9 +212,12 @@ def empty_directory(directory: str) -> None:
 
 
 def discard_tree(directory: str) -> None:
-    """Remove a directory and all that is in it, and put up with others removing it too."""
-    empty_directory(directory)
-    discard_empty(directory)
+    """Remove a directory and all that is in it, as far as that can be done: it is only litter."""
+    try:
+        empty_directory(directory)
+        discard_empty(directory)
+    except OSError as error:
+        log.debug("%s is left behind: %s", directory, error)
 
 
 def discard_empty(directory: str) -> None:

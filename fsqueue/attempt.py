@@ -32,8 +32,8 @@ from fsqueue.errors import (
 from fsqueue.handlers import Handler, Work
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.leaving import StopNow
-from fsqueue.names import SPOOL, ClaimName
-from fsqueue.pool import Pool
+from fsqueue.names import ClaimName
+from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Current, Journal
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Attempt:
     handler_for: Callable[[str], Handler]
     is_stopping: Callable[[], bool]
     reason: str = ""
+    _cold: bool = False
 
     def run(self) -> Ending:
         """Run the claim to one of its endings."""
@@ -94,7 +95,7 @@ class Attempt:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
         claim = claims.read_claim(self.pool, self.name)
-        if SPOOL.fullmatch(claim.spool):
+        if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
         handler = self.handler_for(claim.handler)
         final = private = ""
@@ -117,7 +118,9 @@ class Attempt:
             warn=self._warn,
         )
         self._show(handler.unit)
+        ready = handler.loaded()
         handler.run(work)
+        self._cold = self.name.kind in handler.loaded() and self.name.kind not in ready
         if final:
             if not os.path.isfile(private):
                 raise ClaimImpossible(f"the handler {claim.handler!r} returned without an output")
@@ -241,8 +244,9 @@ class Attempt:
             for key, value in measures.items():
                 if isinstance(value, int):
                     status.measures_done[key] = status.measures_done.get(key, 0) + value
-            rate = name.cost / max(seconds, 1e-6)
-            old = status.rates.get(name.kind)
-            status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
+            if not self._cold:  # a run that had to load its model first tells no rate
+                rate = name.cost / max(seconds, 1e-6)
+                old = status.rates.get(name.kind)
+                status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
             status.current = None
             self.beat.touch()

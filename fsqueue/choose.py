@@ -1,83 +1,154 @@
 """Choose the next claim: pure functions over names, weights and rates. No file is touched here.
 
-What the rules are worth was simulated over 900 instances (docs/LOG.md): largest claim first is
-worth 7 %, the victim rule 1 %, stealing the head rather than the tail 1-3 %, and leaving alone what
-a faster worker would finish sooner 3-9 %.
+The rule: *take the largest claim that nobody is expected to end sooner.* `choose` deals out what
+waits, largest first, each claim to the worker that would end it first after what it has to do
+before; what falls to us we may take, our own spool's before others'.
+
+What the parts are worth is in docs/LOG.md, simulated with these very functions. In order: claims so
+small that every spool has eight or more; stealing at all; largest first; leaving a claim, one of
+our own last ones too, to whoever ends it sooner; speeds as measured instead of by weight. Second
+copies of claims that still run at the end gain nothing once claims are small, so there are none.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from fsqueue.names import ClaimName
+from fsqueue.score import MODEL_LOADED, SPECIALISED
+
+PLENTY: Final = 3
+"""While more claims than this wait in its own spool, a worker takes the largest and looks no
+further: leaving one to others would gain nothing yet, and their listings cost time."""
+LOAD_S: Final = 30.0
+"""What a worker loses by a claim whose kind others have loaded and it has not."""
+STEPS_MAX: Final = 100_000
+"""Ends reckoned for one choice, some 20 ms: where that decides nothing, all have plenty to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taste:
-    """What one worker would rather do: loaded kinds first, what failed here last."""
+    """What one worker would rather do: kinds at hand first, what failed here last."""
 
     loaded: frozenset[str] = frozenset()
     unable: frozenset[str] = frozenset()
     failed_here: frozenset[str] = frozenset()
+    special: frozenset[str] = frozenset()
+    """Kinds in lower case, or their first words: `esm2` is the first of `esm2_t6_8m`."""
+
+    def affinity(self, kind: str) -> float:
+        """Return the points of `score.py` that differ from claim to claim for one worker."""
+        special = bool(self.special) and not self.special.isdisjoint(_families(kind))
+        return MODEL_LOADED * (kind in self.loaded) + SPECIALISED * special
 
 
-@dataclass(slots=True)
-class View:
-    """One spool as a thief sees it.
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is known of a living worker.
 
-    `waiting` is in the thief's order, best last; `cost` is the sum of its costs. `running` is what
-    the spool's own workers have left of the claims they run, and `speed` what they do together, in
-    the thief's units; 0.0 if the spool has no worker.
+    `rates` is cost per second by kind, as measured; `left` is what remains of the cost of the claim
+    it runs, whose kind is `kind`; claims of the kinds in `loaded` it can begin at once.
     """
 
-    waiting: list[ClaimName]
-    cost: int
-    running: float = 0.0
-    speed: float = 0.0
-
-    @property
-    def remaining(self) -> float:
-        """How long its own workers still need for all of it; infinite if it has none."""
-        if not self.cost + self.running:
-            return 0.0
-        return (self.cost + self.running) / self.speed if self.speed > 0 else math.inf
-
-    def pop(self) -> ClaimName:
-        """Remove and return the best claim."""
-        name = self.waiting.pop()
-        self.cost -= name.cost
-        return name
+    worker: str
+    weight: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    spool: str | None = None
+    stealing: bool = True
+    loaded: Collection[str] = ()
+    kind: str = ""
+    left: float = 0.0
 
 
 def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
     """Return what this worker can do, best last (so that `pop` takes it).
 
-    What failed here comes last of all: another worker may be luckier. Then loaded kinds before
-    those that would have to be loaded, then the largest first.
+    What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
+    that little has to be loaded, then the largest first.
     """
     able = (name for name in names if name.kind not in taste.unable)
-    return sorted(
-        able,
-        key=lambda n: (n.id not in taste.failed_here, n.kind in taste.loaded, n.cost, n.id),
-    )
+    return sorted(able, key=lambda name: (*_merit(name, taste), name.id))
 
 
-def victims(views: Mapping[str, View]) -> list[str]:
-    """Return the spools with something to steal, the one with the most remaining time first."""
-    able = [spool for spool, view in views.items() if view.waiting]
-    return sorted(able, key=lambda spool: (-views[spool].remaining, spool))
+def choose(
+    listings: Mapping[str, Sequence[ClaimName]],
+    crew: Collection[Peer],
+    me: Peer,
+    taste: Taste,
+    *,
+    waited: Collection[str] = (),
+    time_left_s: float = math.inf,
+) -> tuple[str, ClaimName] | None:
+    """Return the claim to take now, with its spool; None to leave all of them to others.
 
-
-def worth_stealing(view: View, name: ClaimName, speed: float) -> bool:
-    """Say whether a thief of this speed would end `name` before its own workers are through.
-
-    Otherwise it would only make the end later: a slow card must not take the last claim of a fast
-    one that is about to be free.
+    `listings` has what waits in every spool that may be taken from, `in_order` of `taste`; `crew`
+    is everybody else. The ids in `waited` were left to others often enough. What by our own
+    measured rate would not end within `time_left_s` is not begun.
     """
-    return name.cost <= view.remaining * speed
+    race = Race(crew, me)
+    own = bool(listings.get(me.spool or ""))
+    found = None
+    for spool, name in _best_first(listings, me.spool, taste):
+        if takes_too_long(name, me.rates, time_left_s):
+            continue
+        if name.id in waited or race.falls_to_me(spool, name):
+            if spool == me.spool or not own:
+                return spool, name
+            found = found or (spool, name)
+    return found
+
+
+def takes_too_long(name: ClaimName, rates: Mapping[str, float], time_left_s: float) -> bool:
+    """Say whether a claim would, by measured rates, not end in time."""
+    return name.cost > rates.get(name.kind, math.inf) * time_left_s
+
+
+class Race:
+    """Deal claims out in turn, each to the worker that would end it first. Ties are ours."""
+
+    def __init__(self, crew: Collection[Peer], me: Peer) -> None:
+        self._runners = [me, *crew]
+        self._paces: dict[str, list[tuple[float, float]]] = {}
+        self._free = [
+            peer.left * self._pace(peer.kind)[index][0] if peer.left else 0.0
+            for index, peer in enumerate(self._runners)
+        ]
+        self._steps = 0
+
+    def falls_to_me(self, spool: str, name: ClaimName) -> bool:
+        """Deal out the next claim; say whether it is ours."""
+        winner, soonest = 0, math.inf
+        for index, (per_cost, load) in enumerate(self._pace(name.kind)):
+            end = self._free[index] + load + name.cost * per_cost
+            if end < soonest and self._may(index, spool):
+                winner, soonest = index, end
+        self._free[winner] = soonest
+        self._steps += len(self._runners)
+        return winner == 0 or self._steps > STEPS_MAX
+
+    def _may(self, index: int, spool: str) -> bool:
+        runner = self._runners[index]
+        return runner.stealing or runner.spool == spool
+
+    def _pace(self, kind: str) -> list[tuple[float, float]]:
+        """Return what each runner takes for a unit of cost, and to load what the kind needs."""
+        if kind not in self._paces:
+            weights = {peer.worker: peer.weight for peer in self._runners}
+            rates = {peer.worker: peer.rates for peer in self._runners}
+            speed = speeds(weights, rates, kind)
+            # Kinds that nobody has loaded are as far from everybody, or need no loading.
+            measured = any(kind in peer.rates for peer in self._runners)
+            ready = [not measured or kind in peer.loaded for peer in self._runners]
+            self._paces[kind] = [
+                (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
+                for peer, at_once in zip(self._runners, ready, strict=True)
+            ]
+        return self._paces[kind]
 
 
 def speeds(
@@ -86,12 +157,19 @@ def speeds(
     """Return each worker's speed for a kind: measured where it has finished some, else by weight.
 
     A weight has no unit and a rate is cost per second; the workers that have both tell how many
-    cost per second one unit of weight is worth.
+    cost per second one unit of weight is worth, for this kind or else for any.
     """
-    measured = {w: rates[w][kind] for w in weights if rates.get(w, {}).get(kind, 0.0) > 0}
-    if not measured:
+    known = {w: rates.get(w, {}).get(kind, 0.0) for w in weights}
+    measured = {worker: rate for worker, rate in known.items() if rate > 0}
+    units = [rate / weights[worker] for worker, rate in measured.items()] or [
+        rate / weight
+        for worker, weight in weights.items()
+        for rate in rates.get(worker, {}).values()
+        if rate > 0
+    ]
+    if not units:
         return dict(weights)
-    unit = statistics.median(rate / weights[worker] for worker, rate in measured.items())
+    unit = statistics.median(units)
     return {worker: measured.get(worker, weight * unit) for worker, weight in weights.items()}
 
 
@@ -110,3 +188,26 @@ class Patience:
         """Count one more round for these ids, and return those that were left often enough."""
         self._left = {id: self._left.get(id, 0) + 1 for id in refused}
         return {id for id, count in self._left.items() if count > self.rounds}
+
+
+def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, int]:
+    return name.id not in taste.failed_here, taste.affinity(name.kind), name.cost
+
+
+def _best_first(
+    listings: Mapping[str, Sequence[ClaimName]], home: str | None, taste: Taste
+) -> Iterator[tuple[str, ClaimName]]:
+    """Merge listings that are `in_order`, lazily; among equals our own spool's come first."""
+
+    def descending(spool: str) -> Iterator[tuple[tuple[object, ...], str, ClaimName]]:
+        for name in reversed(listings[spool]):
+            yield (*_merit(name, taste), spool == home, name.id), spool, name
+
+    streams = map(descending, listings)
+    merged = heapq.merge(*streams, key=lambda entry: entry[0], reverse=True)
+    return ((spool, name) for _, spool, name in merged)
+
+
+def _families(kind: str) -> tuple[str, str]:
+    kind = kind.lower()
+    return kind, kind.partition("_")[0].partition("-")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Final
 
@@ -56,8 +55,3 @@ def share(part: float, whole: float) -> str:
 def stolen(came: int, went: int) -> str:
     """Return how many claims a spool's workers stole, and how many were stolen from it."""
     return f"+{came:,}/-{went:,}" if came or went else UNKNOWN
-
-
-def short_model(name: str) -> str:
-    """Return a GPU's name without its maker's."""
-    return re.sub(r"\b(NVIDIA|GeForce|Tesla|AMD|Instinct|Graphics)\b\s*", "", name).strip() or name

@@ -244,7 +244,7 @@ def load_handler(name: str) -> Handler:
         )
     try:
         handler: Handler = entry.load()()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise NotSupportedError(
             f"the handler {name!r} cannot be imported ({error}); something it needs is not "
             f"installed. pip install it, then start again."

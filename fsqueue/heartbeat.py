@@ -86,15 +86,16 @@ class Heartbeat(threading.Thread):
 
     def flush(self) -> None:
         """Write the status now. A status that cannot be written never stops the work (I8)."""
-        gpu = self.sample() if self.sample else None
-        with self.lock:
-            self._changed = False
-            if gpu is not None:
-                self.status.gpu = gpu
-            try:
+        try:
+            gpu = self.sample() if self.sample else None
+            with self.lock:
+                self._changed = False
+                if gpu is not None:
+                    self.status.gpu = gpu
                 write_status(self._pool, self.status)
-            except (OSError, FsqueueError) as error:
-                log.debug("the status could not be written: %s", error)
+        except Exception as error:
+            # Whatever a driver raises: the thread that stumbles over it also renews the lease.
+            log.debug("the status could not be written: %s", error)
 
     def stop(self) -> None:
         """End the thread."""

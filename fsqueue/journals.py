@@ -20,14 +20,14 @@ from fsqueue.names import WORKER
 from fsqueue.pool import Pool
 from fsqueue.status import number, printable
 
-TAIL: Final = 128 << 10
+TAIL: Final = 32 << 10
 """How much of a long journal is read at the first look."""
 STRIDE: Final = 4 << 20
 STEALS_KEPT: Final = 50
 EVENTS_KEPT: Final = 200
 WINDOW_S: Final = 60.0
 WINDOW_CLAIMS: Final = 10
-WINDOW_MAX: Final = 5000
+WINDOW_MAX: Final = 2000
 OVERHEAD_S: Final = 1.0
 
 
@@ -82,6 +82,7 @@ class Journals:
         self._offsets: dict[str, int] = {}
         self._closed: set[str] = set()
         self._finished: dict[str, deque[_Finished]] = {}
+        self._speeds: dict[str, Speed] = {}
         self.steals: deque[Steal] = deque(maxlen=STEALS_KEPT)
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.count = 0
@@ -118,6 +119,7 @@ class Journals:
         if kind == "finished":
             window = self._finished.setdefault(worker, deque(maxlen=WINDOW_MAX))
             window.append(_finished(t, facts))
+            self._speeds.pop(worker, None)
             return
         if kind == "stole":
             source, to = facts.get("from"), facts.get("to")
@@ -137,33 +139,36 @@ class Journals:
             self.events.append(Event(self.count, t, worker, kind, text))
 
     def speed(self, worker: str) -> Speed | None:
-        """Return a worker's speed over its last 60 s or its last 10 claims, whichever is more.
+        """Return a worker's speed over its last 60 s or its last 10 claims, whichever is more."""
+        if worker not in self._speeds and (window := self._finished.get(worker)):
+            self._speeds[worker] = _speed(list(window))
+        return self._speeds.get(worker)
 
-        The time is that of the work. A pause before a claim counts too while it is under a second:
-        taking and publishing are part of the speed, waiting for work is not.
-        """
-        window = self._finished.get(worker)
-        if not window:
-            return None
-        newest = window[-1].t
-        recent = [done for done in window if newest - done.t < WINDOW_S]
-        chosen = recent if len(recent) > WINDOW_CLAIMS else list(window)[-WINDOW_CLAIMS:]
-        seconds, previous = 0.0, chosen[0].t - chosen[0].seconds
-        for done in chosen:
-            seconds += max(done.seconds, min(done.t - previous, done.seconds + OVERHEAD_S))
-            previous = done.t
-        seconds = max(seconds, 1e-6)
-        measures: dict[str, float] = {}
-        for done in chosen:
-            for name, count in done.measures.items():
-                measures[name] = measures.get(name, 0) + count
-        return Speed(
-            claims=len(chosen) / seconds,
-            cost=sum(done.cost for done in chosen) / seconds,
-            measures={name: count / seconds for name, count in measures.items()},
-            finished_at=newest,
-            longest_s=max(done.seconds for done in chosen),
-        )
+
+def _speed(window: list[_Finished]) -> Speed:
+    """Return the speed of the work itself, the newest claim last.
+
+    A pause before a claim counts too while it is under a second: taking and publishing are part of
+    the speed, waiting for work is not.
+    """
+    newest = window[-1].t
+    recent = [done for done in window if newest - done.t < WINDOW_S]
+    chosen = recent if len(recent) > WINDOW_CLAIMS else window[-WINDOW_CLAIMS:]
+    seconds, previous = 0.0, chosen[0].t - chosen[0].seconds
+    measures: dict[str, float] = {}
+    for done in chosen:
+        seconds += max(done.seconds, min(done.t - previous, done.seconds + OVERHEAD_S))
+        previous = done.t
+        for name, count in done.measures.items():
+            measures[name] = measures.get(name, 0) + count
+    seconds = max(seconds, 1e-6)
+    return Speed(
+        claims=len(chosen) / seconds,
+        cost=sum(done.cost for done in chosen) / seconds,
+        measures={name: count / seconds for name, count in measures.items()},
+        finished_at=newest,
+        longest_s=max(done.seconds for done in chosen),
+    )
 
 
 def _time(facts: dict[str, Any]) -> float:

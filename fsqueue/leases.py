@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -121,7 +121,7 @@ class Observer:
         self._clock = clock
         self._looked = self._after = clock()
         self._seen: dict[str, _Sighting] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, LeaseName] = {}
         self._facts: dict[str, dict[str, Any]] = {}
 
     def look(self, owners: Iterable[str] = ()) -> None:
@@ -132,7 +132,7 @@ class Observer:
         self._ended.clear()
         for name in lease_names(self._pool):
             if not name.living:
-                self._ended.add(name.worker)
+                self._ended[name.worker] = name
             elif (other := found.get(name.worker)) is None or (other.beat or 0) < (name.beat or 0):
                 found[name.worker] = name
         self._after = after = self._clock()
@@ -187,13 +187,18 @@ class Observer:
 
     def process(self, worker: str) -> Process:
         """Say what this host knows of a worker's process, if it runs here at all."""
+        return look_at_process(self.facts(worker))
+
+    def facts(self, worker: str) -> Mapping[str, Any]:
+        """Return what a worker wrote into its lease when it enlisted; {} if that was never read."""
         sighting = self._seen.get(worker)
-        if worker not in self._facts and sighting is not None and sighting.name is not None:
+        name = self._ended.get(worker) or (sighting.name if sighting else None)
+        if worker not in self._facts and name is not None:
             try:
-                self._facts[worker] = read_json(self._pool.lease(sighting.name), patience_s=0.0)
+                self._facts[worker] = read_json(self._pool.lease(name), patience_s=0.0)
             except (OSError, PoolError):
                 pass  # RACE: it has just renewed; the next look may read it
-        return look_at_process(self._facts.get(worker, {}))
+        return self._facts.get(worker, {})
 
 
 # ---- proof, on one host ----
@@ -205,7 +210,8 @@ def proof_of_life() -> dict[str, Any]:
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "boot": _boot_id(),
-        "pid_namespace": _pid_namespace(),
+        "pid_namespace": _namespace("pid"),
+        "time_namespace": _namespace("time"),
         "started": _stat(os.getpid())[1],
     }
 
@@ -219,11 +225,12 @@ class Process(Enum):
     UNKNOWN = "it is not of this host, or nothing is provable here"
 
 
-def look_at_process(facts: dict[str, Any]) -> Process:
+def look_at_process(facts: Mapping[str, Any]) -> Process:
     """Say what became of the process that these facts (`proof_of_life`) describe.
 
     Boot, PID namespace and start time must all be known: containers of one host share the boot,
-    and a pid is soon somebody else's.
+    and a pid is soon somebody else's. In another time namespace the same process started at another
+    time.
     """
     pid, started = facts.get("pid"), facts.get("started")
     boot, namespace = _boot_id(), _pid_namespace()

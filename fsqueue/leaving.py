@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -83,5 +84,11 @@ class Leaving:
         worker = self.beat.status.worker_id
         return bool(self.beat.orders & {order, f"{order}@{worker}"})
 
+    def time_left_s(self) -> float:
+        """Return how long until the time limit, infinite if there is none."""
+        if self.time_limit_s is None:
+            return math.inf
+        return max(0.0, self._begun + self.time_limit_s - self.clock())
+
     def _late(self) -> bool:
-        return self.time_limit_s is not None and self.clock() - self._begun >= self.time_limit_s
+        return self.time_left_s() <= 0

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from fsqueue import figures
+from fsqueue.cards import short_name
+from fsqueue.crews import SpoolRow
 from fsqueue.notices import Notice
 from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader, Snapshot, SpoolRow
+from fsqueue.snapshot import Reader, Snapshot
 
 EVERY_S: Final = 10.0
+PATIENCE_S: Final = 10.0
+"""So long no worker may live before that is worth a line: they may just be starting."""
+RECOVERED: Final = {"stalled": "recovered", "suspect": "recovered"}
 POLL_S: Final = 0.2
 IDLE_SHARE: Final = 5
 
@@ -50,12 +55,13 @@ class Lines:
     def __init__(self) -> None:
         self._seen = 0
         self._told: dict[tuple[str, str], Notice] = {}
+        self._since: dict[tuple[str, str], float] = {}
         self._last = -EVERY_S
 
     def news(self, snapshot: Snapshot, now: float) -> Iterator[str]:
         """Yield what has to be said now; `now` counts seconds."""
         yield from self._events(snapshot)
-        yield from self.notices(snapshot)
+        yield from self.notices(snapshot, now)
         if now - self._last >= EVERY_S:
             self._last = now
             at = figures.clock(snapshot.taken_at)
@@ -72,33 +78,39 @@ class Lines:
         for event in fresh:
             yield f"{figures.clock(event.t)} {event.worker}: {event.text}"
 
-    def notices(self, snapshot: Snapshot) -> Iterator[str]:
+    def notices(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+        """Yield a line for each trouble that began or ended since the last call."""
         at = figures.clock(snapshot.taken_at)
         standing = {(notice.kind, notice.subject): notice for notice in snapshot.warnings}
+        self._since = {key: self._since.get(key, now) for key in standing}
         for key, notice in standing.items():
-            if key not in self._told:
+            patient = notice.kind == "deserted" and now - self._since[key] < PATIENCE_S
+            if key not in self._told and not patient:
+                self._told[key] = notice
                 yield f"{at} warning: {notice.text}"
-        for key, notice in self._told.items():
-            if key not in standing:
-                yield f"{at} recovered: {notice.text}"
-        self._told = standing
+        for key in [key for key in self._told if key not in standing]:
+            notice = self._told.pop(key)
+            yield f"{at} {RECOVERED.get(notice.kind, 'over')}: {notice.text}"
 
 
 def spool_line(row: SpoolRow, unit: str) -> str:
     """Return one line for a spool."""
-    parts = [figures.short_model(row.model)] if row.model else []
+    parts = [short_name(row.model)] if row.model else []
     use = row.use
     if use.compute_percent is not None or use.memory_percent is not None:
         parts.append(f"util {figures.percent(use.compute_percent)}")
         parts.append(f"mem {figures.percent(use.memory_percent)}")
+    if row.items_per_s is not None:
+        parts.append(f"{figures.rate(row.items_per_s)} {unit}/s")
     parts += [
-        f"{figures.rate(row.items_per_s)} {unit}/s",
         f"{row.waiting.claims:,} waiting",
         f"{row.done:,} done",
     ]
     if row.stolen_in or row.stolen_out:
         parts.append(f"{figures.stolen(row.stolen_in, row.stolen_out)} stolen")
-    parts += [row.state, f"ETA {figures.duration(row.eta_s)}"]
+    parts.append(row.state)
+    if row.eta_s is not None:
+        parts.append(f"ETA {figures.duration(row.eta_s)}")
     return f"{row.name or 'others'}: {', '.join(parts)}"
 
 

@@ -48,7 +48,10 @@ class Recovery:
 
     def sweep(self) -> list[Recovered]:
         """Look once; end expired leases; put back what their owners held."""
-        plans.complete(self._pool)
+        try:
+            plans.complete(self._pool)
+        except PoolError as error:
+            log.debug("%s", error)  # the planner and check say so; claims of the dead do not wait
         self.running = list(claims.owned(self._pool, State.RUNNING))
         owners = {name.owner for name in self.running if name.owner} - {self._me}
         self.observer.look(owners)

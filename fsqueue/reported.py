@@ -78,9 +78,9 @@ def speeds(
     elif status.claims_done > 0 and status.busy_s > 0:
         done = status.measures_done.get("sequences") if sequences else status.claims_done
         return (None if done is None else done / status.busy_s), status.cost_done / status.busy_s
-    current, progress = status.current, progress(status.current)
-    if current is None or progress is None or status.written_at <= current.started:
+    current, part = status.current, progress(status.current)
+    if current is None or part is None or status.written_at <= current.started:
         return None, None
     elapsed_s = status.written_at - current.started
-    items = current.measures.get("sequences") if sequences else progress
-    return (None if items is None else items / elapsed_s), current.cost * progress / elapsed_s
+    items = current.measures.get("sequences") if sequences else part
+    return (None if items is None else items / elapsed_s), current.cost * part / elapsed_s

@@ -145,7 +145,7 @@ class Roster:
             row = self._past.get(worker)
             if row is None:
                 row = self._row(worker, holds.get(worker, []), count, journals, paused)
-                if worker in self._ended_by and worker in self._statuses:
+                if worker in self._ended_by and worker in self._statuses and not row.holds:
                     self._past[worker] = row
             rows.append(row)
         return rows
@@ -161,7 +161,7 @@ class Roster:
         stalled = living and self._stalled(status, bool(held), count, idle_s, paused)
         if stalled and not trouble:
             health, trouble = "degraded", f"stalled - no activity for {idle_s:.0f}s"
-        progress = progress(status.current) if held else None
+        part = progress(status.current) if held else None
         items, cost = speeds(status, journals, "sequences" in count.measures)
         return WorkerRow(
             id=id,
@@ -171,8 +171,8 @@ class Roster:
             holds=tuple(name.id for name in held),
             status=status,
             state=_state(status, health, stalled, bool(held)),
-            progress=progress,
-            cost_left=sum(name.cost for name in held) * (1.0 - (progress or 0.0)),
+            progress=part,
+            cost_left=sum(name.cost for name in held) * (1.0 - (part or 0.0)),
             items_per_s=items if living else None,
             cost_per_s=cost if living else None,
             idle_s=idle_s,
@@ -185,18 +185,20 @@ class Roster:
         if id in self._ended_by:
             by = self._ended_by[id]
             return ("lost", f"declared dead by {by}") if by else ("left", status.message)
-        standing = self._observer.standing(id)
-        if standing is Standing.EXPIRED:
+        process = Process.UNKNOWN
+        if status.host in ("", self._host):
+            process = self._observer.process(id)
+        if process is Process.GONE:
+            return "lost", f"its process ({status.pid or '?'}) is gone"
+        expired = self._observer.standing(id) is Standing.EXPIRED
+        if process is Process.STOPPED:
+            health = "lost" if expired else "degraded"
+            return health, f"its process is stopped: kill -CONT {status.pid or 'PID'}"
+        if expired:
             return "lost", f"shows no beat for {self._pool.lease_s:g} s: it is dead or cut off"
         if id not in self._observer.workers():
             return "degraded", "has no lease in workers/"
-        if status.host in ("", self._host):
-            process = self._observer.process(id)
-            if process is Process.GONE:
-                return "lost", f"its process ({status.pid or '?'}) is gone"
-            if process is Process.STOPPED:
-                return "degraded", f"its process is stopped: kill -CONT {status.pid or 'PID'}"
-        if standing is Standing.SUSPECT:
+        if self._observer.standing(id) is Standing.SUSPECT:
             return "degraded", f"suspect: no beat for {self._pool.lease_s / 2:g} s"
         return "healthy", ""
 

@@ -8,20 +8,20 @@ missing is None or zero, never a guess. The reader writes nothing and moves noth
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fsqueue import atomic
-from fsqueue.census import Amount, Census, Count
+from fsqueue.census import Census, Count
+from fsqueue.crews import SpoolRow, eta, pace, spool_rows, total
 from fsqueue.errors import PoolError
 from fsqueue.journals import Event, Journals, Steal
 from fsqueue.layout import ORDER
 from fsqueue.names import ClaimName
 from fsqueue.notices import Notice, notices
 from fsqueue.pool import Pool, Spool, read_json, read_spool
-from fsqueue.roster import Roster, Use, WorkerRow
+from fsqueue.roster import Roster, WorkerRow
 from fsqueue.status import printable
 
 
@@ -95,8 +95,8 @@ class Reader:
         orders = self._orders()
         paused = bool(orders & {"pause", "drain", "stop"})
         workers = tuple(self.roster.rows(count, self.journals, paused=paused))
-        spools = tuple(self._spool_rows(count, workers))
-        pace = _pace(workers)
+        spools = tuple(spool_rows(count, workers, self._spool))
+        cost_per_s = pace(workers)
         warnings = [Notice("damage", text, text) for text in damage if text]
         warnings += notices(self.pool, count, workers, orders)
         return Snapshot(
@@ -113,9 +113,9 @@ class Reader:
             warnings=tuple(replace(notice, text=printable(notice.text)) for notice in warnings),
             orders=orders,
             unit="seq" if "sequences" in count.measures else "claims",
-            items_per_s=_total(row.items_per_s for row in workers),
-            cost_per_s=pace,
-            eta_s=_eta(count, workers, pace),
+            items_per_s=total(row.items_per_s for row in workers),
+            cost_per_s=cost_per_s,
+            eta_s=eta(count, workers, cost_per_s),
         )
 
     def _orders(self) -> frozenset[str]:
@@ -135,60 +135,10 @@ class Reader:
                 return Failure(name.id, name.attempt + 1, name.owner or "", "no record in errors/")
         return Failure(name.id, name.attempt + 1, name.owner or "", self._errors[key])
 
-    # ---- rows ----
-
-    def _spool_rows(self, count: Count, workers: tuple[WorkerRow, ...]) -> Iterator[SpoolRow]:
-        crews: dict[str, list[WorkerRow]] = {name: [] for name in count.spools}
-        for row in workers:
-            crews.setdefault(row.status.spool if row.status.spool in crews else "", []).append(row)
-        everything = sum((waiting.cost for _, waiting in count.spools.values()), 0)
-        lost = _stolen_from(workers)
-        for name, crew in crews.items():
-            if name or any(row.living for row in crew):
-                planned, waiting = count.spools.get(name, (Amount(), Amount()))
-                yield _spool_row(
-                    self._spool(name),
-                    (planned, waiting),
-                    crew,
-                    share_left=waiting.cost / everything if everything else 0.0,
-                    stolen_out=lost.get(name, 0),
-                )
-
     def _spool(self, name: str) -> Spool:
-        if not name:
-            return Spool("", "", 0.0)
         if name not in self._spools:
             try:
                 self._spools[name] = read_spool(self.pool, name)
             except (OSError, PoolError):
                 return Spool(name, "", 0.0)
         return self._spools[name]
-
-
-def _bounded(seconds: float) -> float | None:
-    """Return a time that means something: an ETA of a century is none."""
-    return seconds if 0 <= seconds < 100 * 365 * 86400 else None
-
-
-def _pace(workers: Iterable[WorkerRow]) -> float | None:
-    """Return cost per second of all who work; of who has finished nothing yet, by its weight."""
-    busy = [row for row in workers if row.living and not row.stalled and row.state != "idle"]
-    known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
-    if not known:
-        return None
-    rate = math.fsum(pace for pace, _ in known)
-    weight = math.fsum(max(0.0, weight) for _, weight in known)
-    unknown = math.fsum(max(0.0, row.status.weight) for row in busy if not row.cost_per_s)
-    return rate * (1.0 + unknown / weight) if weight else rate
-
-
-def _eta(count: Count, workers: Iterable[WorkerRow], pace: float | None) -> float | None:
-    """Return when all is done at this pace, but not before the slowest running claim is."""
-    if count.finished:
-        return 0.0
-    if not pace:
-        return None
-    rows = [row for row in workers if row.holds]
-    left = count.waiting.cost + math.fsum(row.cost_left for row in rows)
-    ends = [row.cost_left / row.cost_per_s for row in rows if row.cost_per_s]
-    return _bounded(max(left / pace, *ends, 0.0))

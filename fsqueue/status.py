@@ -8,6 +8,8 @@ half-written or hostile, and go on without it.
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +19,7 @@ from fsqueue import atomic
 from fsqueue.errors import PoolError
 from fsqueue.names import WORKER
 from fsqueue.pool import Pool, read_json
+from fsqueue.score import Tier
 
 NUMBER_MAX: Final = 1e24
 STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
@@ -49,6 +52,11 @@ class Status:
     spool: str | None = None
     model: str = ""
     weight: float = 1.0
+    tier: int = Tier.CPU
+    specialization: str = ""
+    """What this worker prefers, a comma list."""
+    capabilities: list[str] = field(default_factory=list)
+    stealing: bool = True
     started: float = field(default_factory=time.time)
     written_at: float = 0.0
     last_activity: float = field(default_factory=time.time)
@@ -66,6 +74,10 @@ class Status:
     rates: dict[str, float] = field(default_factory=dict)
     """Cost per second by kind, over the claims finished so far."""
     loaded: list[str] = field(default_factory=list)
+    services_status: dict[str, str] = field(default_factory=dict)
+    """By handler: healthy if the last claim that this worker ran for it succeeded."""
+    current_load: float = 0.0
+    """Of this host's CPUs, 0 to 1."""
     gpu: dict[str, Any] = field(default_factory=dict)
     slurm: dict[str, str] = field(default_factory=dict)
     message: str = ""
@@ -74,8 +86,38 @@ class Status:
 def write_status(pool: Pool, status: Status) -> None:
     """Replace this worker's status file."""
     status.written_at = time.time()
-    data = json.dumps(asdict(status), indent=1).encode() + b"\n"
+    status.current_load = _cpu_load()
+    data = json.dumps(asdict(status) | heartbeat(status), indent=1).encode() + b"\n"
     atomic.replace(pool.status(status.worker_id), data)
+
+
+def heartbeat(status: Status) -> dict[str, Any]:
+    """Return what a status says in the load-balancing guide's words, for whoever reads those.
+
+    Memory is this host's, not the GPU's.
+    """
+    memory = _memory_available()
+    return {
+        "status": "degraded" if "unhealthy" in status.services_status.values() else "healthy",
+        "available_memory": None if memory is None else f"{memory / 2**30:.1f}GB",
+        "available_memory_bytes": memory,
+        "gpu_utilization": number(status.gpu.get("compute_percent")),
+        "active_requests": int(status.current is not None),
+        "loaded_models": status.loaded,
+    }
+
+
+def _cpu_load() -> float:
+    return round(min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3)
+
+
+def _memory_available() -> int | None:
+    try:
+        with open("/proc/meminfo") as file:
+            found = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None  # not Linux
+    return int(found[1]) * 1024 if found else None
 
 
 def read_status(pool: Pool, worker: str) -> Status | None:
@@ -119,7 +161,7 @@ def _alike(value: Any, default: Any, name: str) -> bool:
     if name == "spool" and default is None:
         return value is None or isinstance(value, str)
     if isinstance(default, bool) or isinstance(value, bool):
-        return False
+        return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, int | float):
         return number(value) is not None and not (isinstance(default, int) and value % 1)
     if name in ("measures", "measures_done", "rates", "stolen_from") and isinstance(value, dict):
@@ -165,7 +207,7 @@ class Journal:
                 self._file = atomic.Appender(self._path)
             self._file.line(line.encode())
         except OSError:
-            self._file = None  # a full disk, say; what it costs is a line on the dashboard
+            self.close()  # a full disk, say; what it costs is a line on the dashboard
 
     def close(self) -> None:
         """Close the file, if it was ever opened."""

@@ -7,14 +7,17 @@ waiting. A listing is a hint: whether a claim was there to take, only the rename
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from fsqueue import claims
-from fsqueue.choose import Patience, Taste, View, in_order, speeds, victims, worth_stealing
+from fsqueue.choose import PLENTY, Patience, Peer, Taste, choose, in_order, takes_too_long
 from fsqueue.errors import PoolError
 from fsqueue.heartbeat import Heartbeat
+from fsqueue.layout import State
 from fsqueue.leases import lease_names
 from fsqueue.locks import try_lock
 from fsqueue.names import ClaimName
@@ -28,6 +31,7 @@ MISSES_MAX: Final = 8
 to its end costs W-1 lost renames a claim, and this keeps it under one."""
 LISTINGS_MAX: Final = 5
 VIEW_AGE_S: Final = 2.0
+GONE: Final = frozenset({"draining", "stopped", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,13 @@ class Stock:
         self._stealing = stealing
         self._taste = Taste()
         self._own: list[ClaimName] = []
-        self._views: dict[str, View] = {}
+        self._others: dict[str, list[ClaimName]] = {}
+        self._crew: list[Peer] = []
         self._viewed = -1e9
         self._patience = Patience()
-        self._impatient: set[str] = set()
+        self._waited: set[str] = set()
         self._refused_spools: set[str] = set()
-        self._speed = beat.status.weight
+        self.time_left_s: Callable[[], float] = lambda: math.inf
         self._listed: dict[str, tuple[float, list[ClaimName] | None]] = {}
 
     def taste_changed(self, taste: Taste) -> None:
@@ -70,7 +75,7 @@ class Stock:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
         if self._spool is not None and (name := self._next_own(self._spool)) is not None:
             return name, self._spool
-        return self._steal() if self._stealing else None
+        return self._contend()
 
     def any_spool(self) -> str:
         """Return a spool to put a claim back into when its own is not known."""
@@ -85,100 +90,122 @@ class Stock:
                 names = self._list(spool)
             total += len(names or ()) if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                could += sum(name.kind not in self._taste.unable for name in names)
+                able = (name for name in names if name.kind not in self._taste.unable)
+                could += sum(not self._too_long(name) for name in able)
         return Waiting(total, could)
 
     # ---- our own spool ----
 
     def _next_own(self, spool: str) -> ClaimName | None:
+        """Take the best of our own while there is plenty; the last few are contended for."""
+        few = PLENTY if self._stealing else 0
         for _ in range(LISTINGS_MAX):
             misses = 0
-            while self._own and misses < MISSES_MAX:
-                name = self._own.pop()
-                taken = claims.take(self._pool, spool, name, self._me)
+            while len(self._own) > few and misses < MISSES_MAX:
+                if self._too_long(self._own[-1]):
+                    return None
+                taken = self._take(spool, self._own.pop())
                 if taken is not None:
-                    self._journal.write("took", id=name.id, cost=name.cost, spool=spool)
                     return taken
                 misses += 1
+            if self._dry_lately(spool):
+                return None
             self._own = in_order(self._list(spool) or (), self._taste)
-            if not self._own:
+            if len(self._own) <= few:
                 return None
         return None  # a mount whose listings lag keeps showing us what is gone: wait a poll
 
-    # ---- other people's ----
+    def _dry_lately(self, spool: str) -> bool:
+        """Say whether listing our own spool again can wait: not every time while we steal."""
+        at, names = self._listed.get(spool, (-1e9, None))
+        stealing = any(self._others.values())
+        return stealing and names == [] and time.monotonic() - at < VIEW_AGE_S
 
-    def _steal(self) -> tuple[ClaimName, str] | None:
-        if time.monotonic() - self._viewed > VIEW_AGE_S or not any(
-            view.waiting for view in self._views.values()
-        ):
+    # ---- everybody's ----
+
+    def _contend(self) -> tuple[ClaimName, str] | None:
+        """Take what falls to us: of our own last claims, or of other people's."""
+        stale = time.monotonic() - self._viewed > VIEW_AGE_S or not any(self._others.values())
+        if self._stealing and stale:
             self._look_around()
-        refused: set[str] = set()
-        for spool in victims(self._views):
-            view = self._views[spool]
-            if not self._trim(view):
-                refused.update(name.id for name in view.waiting[-1:])
-                continue
-            with try_lock(self._pool.spool_lock(spool)) as free:
-                if not free:
-                    self._beat.status.lock_skips += 1
-                    continue
-                if (taken := self._take_from(spool, view)) is not None:
-                    return taken, spool
-        self._impatient = self._patience.left_alone(refused)
-        return None
-
-    def _trim(self, view: View) -> bool:
-        """Bring a claim worth stealing to the end of the view; False if there is none."""
-        for index in range(len(view.waiting) - 1, -1, -1):
-            name = view.waiting[index]
-            if name.id in self._impatient or worth_stealing(view, name, self._speed):
-                view.waiting.append(view.waiting.pop(index))
-                return True
-        return False
-
-    def _take_from(self, spool: str, view: View) -> ClaimName | None:
-        for _ in range(MISSES_MAX):
-            if not self._trim(view):
-                return None
-            name = view.pop()
-            taken = claims.take(self._pool, spool, name, self._me)
+        offered = dict(self._others)
+        if self._spool is not None:
+            offered[self._spool] = self._own
+        misses = 0
+        while misses < MISSES_MAX and (pick := self._choose(offered)) is not None:
+            spool, name = pick
+            if spool == self._spool:
+                taken = self._take(spool, _struck(self._own, name))
+            else:
+                with try_lock(self._pool.spool_lock(spool)) as free:
+                    if not free:
+                        self._beat.status.lock_skips += 1
+                        del offered[spool]
+                        continue
+                    taken = self._take(spool, _struck(offered[spool], name))
             if taken is not None:
-                log.info("%s stole work from %s: %s", self._me, spool, name.id)
-                self._journal.write(
-                    "stole", id=name.id, cost=name.cost, to=self._spool, **{"from": spool}
-                )
-                self._beat.status.steals_in += 1
-                return taken
-        self._viewed = -1e9  # what we knew of this spool is stale
+                return taken, spool
+            misses += 1
+        if misses == MISSES_MAX:
+            self._viewed = -1e9  # what we knew is stale
+        refused = {names[-1].id for names in offered.values() if names}
+        self._waited = self._patience.left_alone(refused)
         return None
+
+    def _choose(self, offered: dict[str, list[ClaimName]]) -> tuple[str, ClaimName] | None:
+        status = self._beat.status
+        me = Peer(
+            self._me,
+            status.weight,
+            status.rates,
+            self._spool,
+            stealing=self._stealing,
+            loaded=self._taste.loaded,
+        )
+        left_s = self.time_left_s()
+        return choose(offered, self._crew, me, self._taste, waited=self._waited, time_left_s=left_s)
+
+    def _take(self, spool: str, name: ClaimName) -> ClaimName | None:
+        taken = claims.take(self._pool, spool, name, self._me)
+        if taken is None:
+            return None
+        facts = {"id": name.id, "cost": name.cost}
+        if spool == self._spool:
+            self._journal.write("took", **facts, spool=spool)
+            return taken
+        log.info("%s stole work from %s: %s", self._me, spool, name.id)
+        self._journal.write("stole", **facts, **{"from": spool}, to=self._spool)
+        status = self._beat.status
+        with self._beat.lock:
+            status.steals_in += 1
+            status.stolen_from[spool] = status.stolen_from.get(spool, 0) + 1
+        return taken
 
     def _look_around(self) -> None:
-        """List the other spools, and who works them how fast (hints: I8)."""
+        """List the other spools, and who else lives and does what (hints: I8)."""
         begun = time.monotonic()
-        self._views = {}
-        for spool in spool_names(self._pool):
-            if spool != self._spool and (names := self._list(spool)):
-                ordered = in_order(names, self._taste)
-                self._views[spool] = View(ordered, sum(name.cost for name in ordered))
-        if self._views:
-            self._estimate()
+        self._others = {
+            spool: in_order(names, self._taste)
+            for spool in spool_names(self._pool)
+            if spool != self._spool and (names := self._list(spool))
+        }
+        if self._own or self._others:
+            self._crew = self._peers()
         took_s = time.monotonic() - begun
         self._viewed = begun + max(0.0, 20 * took_s - VIEW_AGE_S)  # listing stays under 5 %
 
-    def _estimate(self) -> None:
+    def _peers(self) -> list[Peer]:
         living = {name.worker for name in lease_names(self._pool) if name.living} - {self._me}
-        others = {w: s for w in living if (s := read_status(self._pool, w)) is not None}
-        statuses = {**others, self._me: self._beat.status}
-        weights = {worker: max(status.weight, 1e-6) for worker, status in statuses.items()}
-        rates = {worker: status.rates for worker, status in statuses.items()}
-        kinds = [view.waiting[-1].kind for view in self._views.values() if view.waiting]
-        speed = speeds(weights, rates, kinds[0] if kinds else "")
-        self._speed = speed[self._me]
-        for worker, status in others.items():
-            if status.spool in self._views:
-                view = self._views[status.spool]
-                view.speed += speed[worker]
-                view.running += _left_of_current(status)
+        held = {name.owner: name for name in claims.owned(self._pool, State.RUNNING)}
+        statuses = ((worker, read_status(self._pool, worker)) for worker in sorted(living))
+        return [
+            _peer(status, held.get(worker))
+            for worker, status in statuses
+            if status is not None and status.state not in GONE
+        ]
+
+    def _too_long(self, name: ClaimName) -> bool:
+        return takes_too_long(name, self._beat.status.rates, self.time_left_s())
 
     def _list(self, spool: str) -> list[ClaimName] | None:
         """List a spool; None, said once, if it is not fit to be worked."""
@@ -198,9 +225,34 @@ class Stock:
         return self._beat.status.worker_id
 
 
-def _left_of_current(status: Status) -> float:
+def _struck(names: list[ClaimName], name: ClaimName) -> ClaimName:
+    """Take one name, most likely the last, off a list."""
+    index = len(names) - 1
+    while names[index] != name:
+        index -= 1
+    return names.pop(index)
+
+
+def _peer(status: Status, name: ClaimName | None) -> Peer:
+    """Return what the policy should know of a worker that runs `name`."""
+    return Peer(
+        status.worker_id,
+        max(status.weight, 1e-6),
+        status.rates,
+        status.spool,
+        stealing=status.stealing,
+        loaded=status.loaded,
+        kind=name.kind if name else "",
+        left=_left(name, status) if name else 0.0,
+    )
+
+
+def _left(name: ClaimName, status: Status) -> float:
+    """Return what is left of a claim's cost: by its progress, else by the time it has run."""
     current = status.current
-    if current is None:
-        return 0.0
-    done = min(current.done / current.total, 1.0) if current.total > 0 else 0.0
-    return current.cost * (1.0 - done)
+    if current is None or current.id != name.id:
+        return name.cost  # just taken; the status has not caught up
+    if current.total > 0:
+        return name.cost * (1.0 - min(current.done / current.total, 1.0))
+    ran_s = max(0.0, status.written_at - current.started)
+    return max(0.0, name.cost - ran_s * status.rates.get(name.kind, 0.0))

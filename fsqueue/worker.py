@@ -70,6 +70,7 @@ class Worker:
             spool=habits.spool,
             model=habits.model,
             weight=habits.weight,
+            stealing=habits.stealing,
             gpu=dict(habits.gpu),
             slurm=dict(habits.slurm),
         )
@@ -88,6 +89,7 @@ class Worker:
         self.taken = 0
         self.why = ""
         self.leaving = Leaving(self.beat, habits.claims_max, habits.time_limit_s)
+        self.stock.time_left_s = self.leaving.time_left_s
 
     # ---- life ----
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"errors"},
     {"names"},
-    {"layout", "smi", "cards"},
+    {"layout", "smi", "cards", "score"},
     {"atomic", "locks", "gpus"},
     {"pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs"},

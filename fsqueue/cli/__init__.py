@@ -21,7 +21,9 @@ import click
 
 from fsqueue import __version__
 from fsqueue.errors import FsqueueError
+from fsqueue.status import printable
 
+SHOWN_MAX: Final = 4000
 COMMANDS: Final = {
     "plan": ("plan", "Plan inputs into claims."),
     "work": ("work", "Work a pool: take claims until nothing is left to take."),
@@ -94,7 +96,16 @@ def cli(verbose: int) -> None:
     A claim is a file, and taking it is a rename. No server, no database.
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class OneLine(logging.Formatter):
+    """Show each message on one line, whatever stands in the names it speaks of."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), SHOWN_MAX)
 
 
 def main() -> NoReturn:
@@ -120,8 +131,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    click.echo(f"fsqueue: {shown}", err=True)
+    click.echo(f"fsqueue: {printable(message, SHOWN_MAX)}", err=True)
     sys.exit(status)
 
 

@@ -9,6 +9,7 @@ import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
 from fsqueue.pool import Pool
+from fsqueue.status import printable
 
 
 @click.command("check", context_settings=SETTINGS)
@@ -27,16 +28,12 @@ def check(pool: Pool, as_json: bool) -> None:
         print_json(asdict(report) | {"clean": not report.problems})
     else:
         for problem in report.problems:
-            click.echo(_legible(problem))
+            click.echo(printable(problem, 4000))
         for note in report.notes:
-            click.echo(f"note: {_legible(note)}")
+            click.echo(f"note: {printable(note, 4000)}")
         counts = ", ".join(f"{count:,} {place}" for place, count in report.counts.items())
         verdict = f"{len(report.problems):,} problems" if report.problems else "clean"
         click.echo(
             f"{pool.root}: {verdict}. {report.planned:,} claims planned: {counts or 'none'}."
         )
     sys.exit(1 if report.problems else 0)
-
-
-def _legible(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,41 +1,36 @@
-"""Commands that look at a pool and change nothing: watch, status, workers, wait, failed."""
+"""Commands that look at a pool once and change nothing: status, workers, failed."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from fsqueue import claims, figures
+from fsqueue.cards import short_name
+from fsqueue.cli.follow import wait, watch
 from fsqueue.cli.options import (
     SETTINGS,
-    Duration,
     json_option,
     pool_argument,
     print_json,
     print_table,
 )
-from fsqueue.cli.shapes import status_facts, watch_facts, worker_facts
+from fsqueue.cli.shapes import EXIT_STATUS, status_facts, worker_facts
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.layout import State
-from fsqueue.loglines import Lines, counted, follow
+from fsqueue.loglines import counted
 from fsqueue.names import ClaimName
 from fsqueue.pool import Pool, read_json
 from fsqueue.snapshot import Reader, Snapshot
 from fsqueue.status import printable
 
-STATUS_EPILOG = """\b
-Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
-is left but some claims failed, 5 work remains.
-"""
+__all__ = ["failed", "status", "wait", "watch", "workers"]
 
 
-@click.command("status", context_settings=SETTINGS, epilog=STATUS_EPILOG)
+@click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)
 @pool_argument
 @json_option
 def status(pool: Pool, as_json: bool) -> None:
@@ -84,7 +79,7 @@ def _print_spools(snapshot: Snapshot) -> None:
     rows = [
         (
             row.name or "others",
-            figures.short_model(row.model) or "-",
+            short_name(row.model) or "-",
             row.state,
             row.workers,
             f"{row.weight:.2f}" if row.weight else "-",
@@ -199,120 +194,3 @@ def _records(pool: Pool, name: ClaimName) -> Iterator[dict[str, Any]]:
         except (OSError, PoolError) as error:
             record = {"error": f"its record cannot be read: {error}"}
         yield record | {"attempt": attempt}
-
-
-# ---- wait and watch ----
-
-
-@click.command("wait", context_settings=SETTINGS, epilog=STATUS_EPILOG)
-@pool_argument
-@click.option("--timeout", type=Duration(), help="Give up after so long, such as 1h30m.")
-@click.option("--interval", type=Duration(), default=2.0, show_default=True, help="Look so often.")
-def wait(pool: Pool, timeout: float | None, interval: float) -> None:
-    """Wait until nothing waits and nothing runs.
-
-    Troubles are said on stderr as they begin; a terminal also gets a progress line.
-    """
-    reader, lines = Reader(pool), Lines()
-    deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-    live = sys.stderr.isatty()
-    while True:
-        snapshot = reader.snapshot()
-        for line in lines.notices(snapshot):
-            click.echo(f"\r\x1b[K{line}" if live else line, err=True)
-        left = deadline - time.monotonic()
-        if snapshot.finished or left <= 0:
-            break
-        if live:
-            width = max(20, _terminal_width(sys.stderr.fileno()) - 1)
-            click.echo(f"\r\x1b[K{counted(snapshot)[:width]}", nl=False, err=True)
-        time.sleep(min(max(interval, 0.05, 5 * snapshot.took_s), left))
-    if live:
-        click.echo("\r\x1b[K", nl=False, err=True)
-    click.echo(counted(snapshot))
-    sys.exit(snapshot.exit_status)
-
-
-def _terminal_width(fd: int) -> int:
-    try:
-        return os.get_terminal_size(fd).columns
-    except OSError:
-        return 80
-
-
-WATCH_EPILOG = """\b
-Keys: q quit, s sort, w by worker or by spool, f failed claims, e steals,
-m memory, ? help.
-
-\b
-It ends when everything is done, with the exit status of `fsqueue status`:
-0 done, 3 some claims failed, 5 work remains (after q, --once).
-Without a terminal it writes lines: every event at once, and one line per
-spool every 10 s. Several may watch one pool; none of them changes it.
-"""
-
-
-@click.command("watch", context_settings=SETTINGS, epilog=WATCH_EPILOG)
-@pool_argument
-@click.option("--interval", type=Duration(), default=2.0, show_default=True, help="Look so often.")
-@click.option("--once", is_flag=True, help="Show how things are, once.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document at each look.")
-@click.option(
-    "--events",
-    type=click.IntRange(0, 50),
-    default=8,
-    show_default=True,
-    help="Show so many of the last steals.",
-)
-@click.option("--no-memory", is_flag=True, help="Leave out the memory column.")
-@click.option(
-    "--by",
-    type=click.Choice(["spool", "worker"]),
-    default="spool",
-    show_default=True,
-    help="One row for each.",
-)
-@click.option(
-    "--stall-threshold",
-    type=Duration(),
-    default=300.0,
-    show_default=True,
-    help="A worker without progress for so long is stalled.",
-)
-def watch(pool: Pool, **given: Any) -> None:
-    """Watch a pool live, until everything is done."""
-    reader = Reader(pool)
-    reader.roster.stall_s = given["stall_threshold"]
-    if given["as_json"]:
-        _watch_json(reader, given["interval"], given["once"])
-    from fsqueue.board import View
-
-    view = View(
-        events=given["events"],
-        memory=not given["no_memory"],
-        by_worker=given["by"] == "worker",
-    )
-    if given["once"]:
-        from fsqueue import dashboard
-
-        snapshot = reader.snapshot()
-        dashboard.print_once(snapshot, view)
-    elif sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
-        from fsqueue import dashboard
-
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the terminal is put back
-        snapshot = dashboard.show(
-            pool, interval_s=given["interval"], view=view, reader=reader, keys=True
-        )
-    else:
-        snapshot = follow(pool, interval_s=given["interval"], echo=click.echo, reader=reader)
-    sys.exit(snapshot.exit_status)
-
-
-def _watch_json(reader: Reader, interval_s: float, once: bool) -> NoReturn:
-    while True:
-        snapshot = reader.snapshot()
-        print_json(watch_facts(snapshot))
-        if once or snapshot.finished:
-            sys.exit(snapshot.exit_status)
-        time.sleep(max(interval_s, 0.05))

@@ -14,6 +14,7 @@ from fsqueue.errors import FsqueueError, UsageError
 from fsqueue.handlers import Handler, Option, load_handler, registered
 from fsqueue.planner import Outcome, Request, expand_inputs, plan_into, pool_spools, preview
 from fsqueue.pool import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
+from fsqueue.status import printable
 
 EXAMPLES: Final = {
     "embed": "fsqueue plan embed pool/ *.faa --model facebook/esm2_t6_8M_UR50D --gpus 4090x2,3090",
@@ -154,7 +155,7 @@ def _show_progress(done: int, total: int, path: str) -> None:
 
 def _show(outcome: Outcome, root: str, *, dry_run: bool, as_json: bool) -> None:
     for line in (*outcome.bad, *outcome.notes):
-        click.echo(f"fsqueue: {line}", err=True)
+        click.echo(f"fsqueue: {printable(line, 4000)}", err=True)
     if as_json:
         facts = asdict(outcome)
         facts.pop("assigned")

@@ -1,4 +1,7 @@
-"""The JSON that the looking commands print. Keys are interface: add, never rename."""
+"""What the looking commands have in common: the JSON they print and what their exit status says.
+
+Keys are interface: add, never rename.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from fsqueue.crews import SpoolRow
 from fsqueue.roster import WorkerRow
-from fsqueue.snapshot import Snapshot, SpoolRow
+from fsqueue.snapshot import Snapshot
+
+EXIT_STATUS = """\b
+Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
+is left but some claims failed, 5 work remains.
+"""
 
 
 def status_facts(snapshot: Snapshot) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
         "share_left": row.share_left,
         "running": row.running,
         "done": row.done,
-        "failed": row.failed,
+        "errors": row.errors,
         "stolen_in": row.stolen_in,
         "stolen_out": row.stolen_out,
         "workers": row.workers,

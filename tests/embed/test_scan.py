@@ -126,12 +126,19 @@ def test_a_single_line_larger_than_many_chunks_is_one_record() -> None:
     assert found.total("sequences") == 2
 
 
-def test_blocks_of_a_large_file_number_a_few_thousand_at_most(tmp_path: Path) -> None:
-    path = tmp_path / "large.faa"
-    path.write_bytes(b">name of one\nMKVLAAGIVGLCAKA\n" * 1_000_000)
-    blocks = scan(str(path), lambda lengths: costs(lengths, 1022)).blocks
-    assert 3000 < len(blocks) <= 4096
-    assert blocks["sequences"].sum() == 1_000_000
+def test_a_file_has_blocks_enough_to_divide_and_few_enough_to_hold(tmp_path: Path) -> None:
+    path = tmp_path / "some.faa"
+    for records, fewest, most in ((100, 4, 6), (10_000, 450, 512), (1_000_000, 480, 512)):
+        path.write_bytes(b">name of one\nMKVLAAGIVGLCAKA\n" * records)
+        blocks = scan(str(path), lambda lengths: costs(lengths, 1022)).blocks
+        assert fewest <= len(blocks) <= most
+        assert blocks["sequences"].sum() == records
+
+
+def test_no_block_of_an_enormous_file_is_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embed.scan.GRAIN_MAX", 1 << 12)
+    found = scanned(b">a\nMKVL\n" * 1_000_000, grain=1 << 9)
+    assert found.blocks["length"].max() <= (1 << 12) + 9
 
 
 def test_an_empty_file_has_no_blocks() -> None:

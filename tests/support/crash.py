@@ -9,16 +9,21 @@ what it leaves when stopped before the next change. A write that is stopped has 
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fsqueue import atomic
+from fsqueue.pool import Pool, open_pool
 from tests.support.sequence import Os
 
 CHANGES = ("fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir")
 CRASHED = 99
+
+T = TypeVar("T")
 
 
 class CrashingOs(Os):
@@ -67,6 +72,7 @@ def crash(action: Callable[[], object], at: int) -> bool:
 
 def _be_the_child(action: Callable[[], object], at: int) -> NoReturn:
     try:
+        gc.disable()  # it would touch every page that the child shares with its parent
         atomic.os = CrashingOs(at)  # type: ignore[attr-defined]
         action()
         os._exit(0)
@@ -75,10 +81,19 @@ def _be_the_child(action: Callable[[], object], at: int) -> NoReturn:
         os._exit(1)
 
 
+def copies(template: Pool) -> Callable[[int], Pool]:
+    """Return a `prepare` for `every_crash` that copies a pool, with whatever state it is in."""
+
+    def prepare(n: int) -> Pool:
+        return open_pool(shutil.copytree(template.root, f"{template.root}-{n}"))
+
+    return prepare
+
+
 def every_crash(
-    prepare: Callable[[int], Any], action: Callable[[Any], object]
-) -> Iterator[tuple[int, Any]]:
-    """Yield (n, what `prepare` made) after `action` on it was stopped at its n-th change, for all n.
+    prepare: Callable[[int], T], action: Callable[[T], object]
+) -> Iterator[tuple[int, T]]:
+    """Yield (n, what `prepare` made) after `action` on it was stopped at its n-th change.
 
     Ends after the first n at which the action completes; that one is yielded too.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -14,4 +15,10 @@ def install_handler(site: Path, name: str, source: str) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[fsqueue.handlers]\n{name} = {module}:Made\n")
-    return {"PYTHONPATH": str(site)}
+    return handler_environment(site)
+
+
+def handler_environment(site: Path) -> dict[str, str]:
+    """Return the environment in which what is installed in `site` is found."""
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{site}{os.pathsep}{before}" if before else str(site)}

@@ -7,9 +7,11 @@ are names such as `a.30`, a stem and a cost, and nothing of that name needs to b
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from fsqueue.handlers import Handler, Item, Source, Work
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.layout import State
 from fsqueue.leases import Lease, Observer
+from fsqueue.locks import try_lock
 from fsqueue.names import ClaimName, new_worker_id
 from fsqueue.planner import Outcome, Request, plan_into
 from fsqueue.pool import Pool, Spool, create_pool, spool_names
 from fsqueue.recovery import Recovered, Recovery
 from fsqueue.status import Journal, Status
-from fsqueue.stock import Stock
 
 STEPS_MAX = 1000
 
@@ -52,6 +54,17 @@ class Trivial(Handler):
 
     def run(self, work: Work) -> None:
         work.output.write_text(work.id)
+
+
+class Meanwhile(Trivial):
+    """Let something happen in the middle of a claim, between its work and its end."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self._happens = happens
+
+    def run(self, work: Work) -> None:
+        self._happens()
+        super().run(work)
 
 
 class Divisible(Trivial):
@@ -108,7 +121,6 @@ class Hand:
         spool: str | None = None,
         *,
         handler: Handler | None = None,
-        stealing: bool = True,
         clock: Callable[[], float] = time.monotonic,
         enlist: bool = True,
     ) -> None:
@@ -121,7 +133,6 @@ class Hand:
         self.beat = Heartbeat(pool, self.lease, self.status)
         self.observer = Observer(pool, clock)
         self.recovery = Recovery(pool, self.id, self.observer, self.journal)
-        self.stock = Stock(pool, self.beat, self.journal, spool=spool, stealing=stealing)
         self.stopping = False
         self.reason = ""
         if enlist:
@@ -133,10 +144,12 @@ class Hand:
         atomic.make_directory(self.pool.workshop(self.id))
 
     def take(self) -> ClaimName:
-        """Take the next claim, own or stolen."""
-        found = self.stock.next()
-        assert found is not None, "nothing waits"
-        return found[0]
+        """Take the largest claim that waits, wherever: the test decides, not the policy."""
+        where = [(spool, name) for spool in spool_names(self.pool) for name in claims.waiting(self.pool, spool)]
+        spool, name = max(where, key=lambda found: (found[1].cost, found[1].id))
+        taken = claims.take(self.pool, spool, name, self.id)
+        assert taken is not None, f"{name} was taken by somebody else"
+        return taken
 
     def run(self, name: ClaimName, spool: str = "gpu0") -> Ending:
         """Run a claim that was taken, to one of its endings."""
@@ -168,10 +181,10 @@ def work_off(pool: Pool, **how: Any) -> None:
     """Take, run and recover with a fresh worker until nothing waits or runs."""
     hand = Hand(pool, **how)
     for _ in range(STEPS_MAX):
-        found = hand.stock.next()
-        if found is not None:
-            hand.run(*found)
-        elif not hand.sweep() and not names_in(pool, State.WAITING, State.RUNNING):
+        hand.sweep()
+        if names_in(pool, State.WAITING):
+            hand.run(hand.take())
+        elif not names_in(pool, State.RUNNING):
             return hand.leave()
     raise AssertionError(f"still there after {STEPS_MAX} steps: {places(pool)}")
 
@@ -217,6 +230,25 @@ def contents(root: str | Path) -> dict[str, bytes | None]:
         str(path.relative_to(root)): None if path.is_dir() else path.read_bytes()
         for path in sorted(Path(root).rglob("*"))
     }
+
+
+@contextmanager
+def held_elsewhere(path: str) -> Iterator[int]:
+    """Let another process hold a lock until the block ends; yield its pid."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with try_lock(path) as mine:
+            os.write(writer, b"y" if mine else b"n")
+            signal.pause()
+    try:
+        assert os.read(reader, 1) == b"y", "the other process did not get the lock"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
 
 
 class Clock:

@@ -1,4 +1,8 @@
-"""Count the metadata operations that a process does inside one directory, with strace."""
+"""Count the metadata operations of a claim that is taken and finished, with strace.
+
+Its handler does nothing, and the count is the difference of two runs that take a different number
+of claims, so that starting and leaving cancel out.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,69 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.processes import FSQUEUE, Word, environment
+from fsqueue.claims import Claim
+from fsqueue.names import ClaimName
+from fsqueue.pool import Pool, Spool, add_spool, create_pool
+from tests.support.handlers import handler_environment, install_handler
+from tests.support.processes import FSQUEUE, environment
 
 METADATA = (
     "%file,%stat,%lstat,%fstat,getdents,getdents64,flock,fsync,fdatasync,ftruncate,fchmod,fchown"
 )
-"""Whatever names a file or asks for what a directory or an inode says; read, write and close are
-none of it. `-y` shows the path behind a descriptor, so that calls on one are counted too."""
+"""Whatever names a file, or asks what a directory or an inode says; read, write and close are none
+of it. `-y` shows the path behind a descriptor, so that calls on one are counted too."""
+FEW, MORE = 50, 250
+
+NOOP = """
+from fsqueue import Handler
+
+class Made(Handler):
+    suffix = None
+
+    def run(self, work):
+        pass
+"""
 
 
-def count_metadata(
-    inside: str | Path, words: list[Word], log: Path, *, env: Mapping[str, str] | None = None
-) -> Counter[str]:
-    """Run `fsqueue WORD...` under strace; return its calls by name on paths in `inside`."""
-    command = ["strace", "-f", "-y", "-qq", "-s", "512", "-o", log, "-e", f"trace={METADATA}"]
+def fill(root: Path, count: int) -> Pool:
+    """Make a pool where `count` claims wait in cpu0 for a handler that does nothing.
+
+    By hand, for the planner syncs every claim, which nobody needs here.
+    """
+    pool = create_pool(str(root), lease_s=3600.0)
+    for spool in ("cpu0", "cpu1"):
+        add_spool(pool, Spool(spool, "cpu", 1.0))
+    for number in range(count):
+        name = ClaimName(f"noop-{number:06d}", "noop", 1 + number % 97)
+        claim = Claim("noop", "cpu0", {}, {}, {})
+        Path(pool.waiting("cpu0", name)).write_bytes(claim.encode(name))
+    return pool
+
+
+def operations_per_claim(directory: Path, pool: Pool, spool: str) -> dict[str, float]:
+    """Return the operations by name for one claim of cpu0, taken by a worker of `spool`.
+
+    Takes FEW + MORE of the claims that wait.
+    """
+    site = directory / "site"
+    env = handler_environment(site) if site.exists() else install_handler(site, "noop", NOOP)
+    few, more = (_count(directory / "strace", pool, spool, number, env) for number in (FEW, MORE))
+    counts = more - few
+    return {call: round(count / (MORE - FEW), 2) for call, count in sorted(counts.items())}
+
+
+def _count(log: Path, pool: Pool, spool: str, number: int, env: Mapping[str, str]) -> Counter[str]:
+    """Run a worker that takes so many claims; return its calls on paths inside the pool."""
+    strace = ["strace", "-f", "-y", "-qq", "-s", "512", "-o", log, "-e", f"trace={METADATA}"]
+    words = ["work", pool.root, "--spool", spool, "--max-claims", str(number)]
     run = subprocess.run(
-        [*command, *FSQUEUE, *words],
+        [*strace, *FSQUEUE, *words],
         env=environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    assert run.returncode in (0, 75), run.stderr
-    calls = re.compile(rf"(?:\d+ +)?(?:<\.\.\. )?(\w+)\(.*{re.escape(str(inside))}/")
+    assert run.returncode == 75, run.stderr
+    call = re.compile(rf"(?:\d+ +)?(?:<\.\.\. )?(\w+)\(.*{re.escape(pool.root)}/")
     lines = log.read_text(errors="replace").splitlines()
-    return Counter(match[1] for line in lines if (match := calls.match(line)))
+    return Counter(match[1] for line in lines if (match := call.match(line)))

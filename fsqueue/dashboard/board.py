@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from fsqueue import figures
+from fsqueue.cards import short_name
+from fsqueue.crews import SpoolRow
 from fsqueue.pool import natural
-from fsqueue.roster import Use, WorkerRow
-from fsqueue.snapshot import Snapshot, SpoolRow
+from fsqueue.reported import Use
+from fsqueue.roster import WorkerRow
+from fsqueue.snapshot import Snapshot
 
 Cell: TypeAlias = tuple[str, str]
 """A text and the style it is shown in."""
@@ -42,9 +45,11 @@ class View:
     """What the person who watches wants to see."""
 
     events: int = 8
+    """How many of the last steals."""
     memory: bool = True
     by_worker: bool = False
     failed: bool = True
+    steals: bool = True
     sort: str = "name"
     help: bool = False
 
@@ -73,7 +78,7 @@ COLUMNS: Final = (
     Column("left", 7, optional=True),
     Column("now", 10, optional=True),
     Column("done", 2),
-    Column("failed", 8, optional=True),
+    Column("errors", 8, optional=True),
     Column("stolen", 4),
     Column("state", 0, right=False),
     Column("ETA", 2),
@@ -212,12 +217,12 @@ def _spool_cells(row: SpoolRow, snapshot: Snapshot) -> dict[str, Cell]:
     crew = f" ({row.workers})" if row.workers > 1 else ""
     return {
         "GPU": ((row.name or "others") + crew, "bold"),
-        "model": (figures.short_model(row.model), ""),
+        "model": (short_name(row.model), ""),
         "weight": (f"{row.weight:.2f}" if row.weight else "", ""),
         "queue": (f"{row.waiting.claims:,}" if row.name else "", ""),
         "left": (f"{100 * row.share_left:.0f}%" if row.name else "", ""),
         "done": (f"{row.done:,}", ""),
-        "failed": (f"{row.failed:,}" if row.failed else "", "red"),
+        "errors": (f"{row.errors:,}" if row.errors else "", "red"),
         "stolen": (figures.stolen(row.stolen_in, row.stolen_out), ""),
         "ETA": (figures.duration(row.eta_s), ""),
     }
@@ -230,12 +235,12 @@ def _worker_cells(row: WorkerRow) -> dict[str, Cell]:
     return {
         "GPU": (status.spool or "-", "bold"),
         "worker": (row.id, ""),
-        "model": (figures.short_model(status.model), ""),
+        "model": (short_name(status.model), ""),
         "weight": (f"{status.weight:.2f}" if status.weight else "", ""),
         "queue": (f"{len(row.holds):,}", ""),
         "now": ("" if row.progress is None else f"{100 * row.progress:.0f}%", ""),
         "done": (f"{status.claims_done:,}", ""),
-        "failed": (f"{status.claims_failed:,}" if status.claims_failed else "", "red"),
+        "errors": (f"{status.claims_failed:,}" if status.claims_failed else "", "red"),
         "stolen": (figures.stolen(max(status.steals_in, stolen), 0), ""),
         "ETA": (figures.duration(eta_s), ""),
     }
@@ -257,13 +262,14 @@ def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
     count = snapshot.count
     living = sum(row.living for row in snapshot.workers)
     came = sum(row.stolen_in for row in snapshot.spools)
+    errors = sum(row.errors for row in snapshot.spools)
     went = sum(row.stolen_out for row in snapshot.spools)
     return {
         "GPU": ("all", "bold"),
         "speed": (figures.rate(snapshot.items_per_s), "bold"),
         "queue": (f"{count.waiting.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
-        "failed": (f"{count.failed.claims:,}" if count.failed.claims else "", "bold red"),
+        "errors": (f"{errors:,}" if errors else "", "bold red"),
         "stolen": (figures.stolen(came, went), "bold"),
         "state": (f"{living} at work" if living else "", "bold"),
         "ETA": (figures.duration(snapshot.eta_s), "bold"),

@@ -1,0 +1,119 @@
+"""The dashboard beside other work: a thread that looks, draws and keeps the metrics log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from fsqueue.coordinator import WorkStealingCoordinator
+from fsqueue.crews import SpoolRow
+from fsqueue.dashboard.board import View
+from fsqueue.dashboard.draw import line, render
+from fsqueue.loglines import Lines
+from fsqueue.metrics import MetricsLog, metric_lines
+from fsqueue.monitor import GPUMonitor
+from fsqueue.reported import Use
+from fsqueue.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class LoadBalancingDashboard:
+    """The dashboard beside other work of one process: `start` it, and `stop` it.
+
+    On a terminal it draws; elsewhere it logs lines. Either way it keeps the metrics log, at
+    `log_file` in the pool. Without a coordinator there is nothing to show, and nothing fails.
+    """
+
+    def __init__(
+        self,
+        coordinator: WorkStealingCoordinator | None,
+        gpu_monitor: GPUMonitor | None,
+        update_interval: float = 2.0,
+        log_file: str = "gpu_metrics.log",
+    ) -> None:
+        self._coordinator = coordinator
+        self._monitor = gpu_monitor
+        self._interval_s = update_interval
+        self._path = os.path.join(coordinator.pool.root, log_file) if coordinator else ""
+        self._console = Console(highlight=False)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._metrics: MetricsLog | None = None
+
+    def start(self) -> None:
+        """Begin updating in a background thread; once is enough."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._update_loop, name="dashboard", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, after a last frame; the terminal is as it was. May be called again."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)
+            self._thread = None
+
+    def _update_loop(self) -> None:
+        live = (
+            Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        )
+        lines = Lines()
+        with live or nullcontext():
+            while True:
+                over = self._stopping.is_set()
+                snapshot = self._collect_metrics()
+                if live is not None:
+                    live.update(self._generate_table(snapshot), refresh=True)
+                elif snapshot is not None:
+                    for line in lines.news(snapshot, time.monotonic()):
+                        log.info("%s", line)
+                self._log_metrics(snapshot)
+                if over:
+                    break
+                self._stopping.wait(self._interval_s)
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def _collect_metrics(self) -> Snapshot | None:
+        """Look at the pool; what no worker says of a GPU of this host, the monitor may know."""
+        if self._coordinator is None:
+            return None
+        snapshot = self._coordinator.snapshot()
+        if self._monitor is None:
+            return snapshot
+        rows = (_fill_gaps(row, self._monitor) for row in snapshot.spools)
+        return replace(snapshot, spools=tuple(rows))
+
+    def _generate_table(self, metrics: Snapshot | None) -> RenderableType:
+        """Return what is drawn; the same metrics and size give the same drawing."""
+        if metrics is None:
+            return line("no pool", "dim")
+        width, height = self._console.size
+        return render(metrics, View(), width, height, ascii=self._console.options.ascii_only)
+
+    def _log_metrics(self, metrics: Snapshot | None) -> None:
+        """Append a line per GPU to the metrics log. A disk that is full costs only those lines."""
+        if metrics is None:
+            return
+        try:
+            if self._metrics is None:
+                self._metrics = MetricsLog(self._path)
+            self._metrics.write(metric_lines(metrics.spools, metrics.taken_at))
+        except OSError as error:
+            log.debug("%s could not be written: %s", self._path, error)
+
+
+def _fill_gaps(row: SpoolRow, monitor: GPUMonitor) -> SpoolRow:
+    if not row.gpu or row.use.compute_percent is not None or row.use.memory_percent is not None:
+        return row
+    return replace(row, use=Use(**monitor.get_gpu_utilization(row.gpu)))

@@ -1,0 +1,117 @@
+"""Make one frame: heading, table, progress, troubles, failures, steals, in what room there is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fsqueue import figures
+from fsqueue.dashboard.board import GAP, GRAVE, Board, View, board
+from fsqueue.loglines import counted
+from fsqueue.snapshot import Snapshot
+
+FIXED_LINES: Final = 7
+"""Heading, blank, titles, total, rows left out, blank, progress."""
+ROWS_MIN: Final = 4
+WARNINGS_MAX: Final = 6
+FAILURES_MAX: Final = 3
+HELP: Final = (
+    "q quit  s sort (name, queue, speed, state)  w by worker  f failed  e steals  m memory  ? help"
+)
+
+
+def render(
+    snapshot: Snapshot, view: View, width: int, height: int, *, ascii: bool = False
+) -> RenderableType:
+    """Return what is drawn of a snapshot in a terminal of this size."""
+    rows = len(snapshot.workers if view.by_worker else snapshot.spools)
+    room = max(height - 1 - FIXED_LINES - view.help, ROWS_MIN)
+    room -= min(rows, ROWS_MIN)
+    warnings = _warnings(snapshot)[: max(0, room)]
+    failures = _failures(snapshot)[: max(0, room - len(warnings))] if view.failed else []
+    room -= len(warnings) + len(failures)
+    more = max(0, min(rows - ROWS_MIN, room))
+    steals = _steals(snapshot, view, ascii)[: max(0, room - more)]
+    table = board(snapshot, view, width, min(rows, ROWS_MIN) + more)
+    lines: list[RenderableType] = [_heading(snapshot, width), Text(), _table(table)]
+    if table.left_out:
+        lines.append(line(f"... and {table.left_out:,} more", "dim"))
+    lines += [Text(), _bar(snapshot, width, ascii), *warnings, *failures, *steals]
+    if view.help:
+        lines.append(line(HELP, "dim"))
+    return Group(*lines)
+
+
+def line(text: str, style: str = "") -> Text:
+    """Return a line that is cut short rather than wrapped."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _heading(snapshot: Snapshot, width: int) -> Text:
+    living = sum(row.living for row in snapshot.workers)
+    right = f"{living} worker{'s' * (living != 1)}  {figures.clock(snapshot.taken_at)}"
+    room = max(8, width - len(right) - GAP)
+    path = snapshot.pool if len(snapshot.pool) <= room else "~" + snapshot.pool[1 - room :]
+    return line("").append(path.ljust(room + GAP), "bold").append(right, "dim")
+
+
+def _table(table: Board) -> Table:
+    drawn = Table(
+        box=None, pad_edge=False, padding=(0, GAP, 0, 0), collapse_padding=True, header_style="dim"
+    )
+    for column, title in zip(table.columns, table.titles, strict=True):
+        drawn.add_column(title, justify="right" if column.right else "left", no_wrap=True)
+    for row in (*table.rows, table.total):
+        drawn.add_row(*(Text(text, style=style) for text, style in row))
+    return drawn
+
+
+def _bar(snapshot: Snapshot, width: int, ascii: bool) -> Text:
+    """Return overall progress by cost, and every claim accounted for."""
+    count = snapshot.count
+    text = f"  {figures.share(snapshot.progress, 1.0)}  {counted(snapshot, eta=False)}"
+    drawn = line("")
+    room = min(40, width - len(text))
+    if room >= 8:
+        full, empty = ("#", "-") if ascii else ("━", "─")
+        filled = int(room * snapshot.progress)
+        drawn.append(full * filled, "red" if count.failed.claims else "green")
+        drawn.append(empty * (room - filled), "dim")
+    return drawn.append(text if room >= 8 else text[2:])
+
+
+def _warnings(snapshot: Snapshot) -> list[Text]:
+    notices = sorted(snapshot.warnings, key=lambda notice: notice.kind not in GRAVE)
+    lines = [
+        line(f"! {notice.text}", "bold red" if notice.kind in GRAVE else "yellow")
+        for notice in notices[:WARNINGS_MAX]
+    ]
+    if len(notices) > WARNINGS_MAX:
+        more = len(notices) - WARNINGS_MAX
+        lines.append(line(f"! ... and {more} more: fsqueue workers POOL", "yellow"))
+    return lines
+
+
+def _failures(snapshot: Snapshot) -> list[Text]:
+    failed = snapshot.count.failed.claims
+    shown = [
+        line(f"x {failure.id}: {failure.error}", "red")
+        for failure in reversed(snapshot.failures[-FAILURES_MAX:])
+    ]
+    if failed > len(shown):
+        shown.append(line(f"x ... and {failed - len(shown):,} more: fsqueue failed POOL", "red"))
+    return shown
+
+
+def _steals(snapshot: Snapshot, view: View, ascii: bool) -> list[Text]:
+    if not view.steals or not view.events or not snapshot.steals:
+        return []
+    arrow = "->" if ascii else "→"
+    lines = [line("steals", "dim")]
+    for steal in list(reversed(snapshot.steals))[: view.events]:
+        where = f"{steal.source} {arrow} {steal.to or steal.worker}"
+        lines.append(line(f"{figures.clock(steal.t)}  {where}  {steal.id}  cost {steal.cost:,.0f}"))
+    return lines

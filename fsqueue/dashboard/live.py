@@ -1,0 +1,121 @@
+"""Keep a frame fresh on a terminal, until there is nothing more to see."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+
+from fsqueue.dashboard.board import SORTS, View
+from fsqueue.dashboard.draw import render
+from fsqueue.dashboard.keys import Keys
+from fsqueue.loglines import IDLE_SHARE, follow
+from fsqueue.pool import Pool
+from fsqueue.snapshot import Reader, Snapshot
+
+POLL_S: Final = 0.1
+
+
+def show(
+    pool: Pool,
+    *,
+    until: Callable[[], bool] | None = None,
+    interval_s: float = 2.0,
+    view: View | None = None,
+    reader: Reader | None = None,
+    keys: bool = False,
+) -> Snapshot:
+    """Draw live until `until()` is true (None: until all is done, or q is typed).
+
+    The last frame stays on the terminal; it shows the pool after `until()` was true. On what cannot
+    be drawn on, write lines.
+    """
+    reader = reader or Reader(pool)
+    console = Console(highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return follow(pool, until=until, interval_s=interval_s, echo=console.out, reader=reader)
+    with (
+        Keys() if keys else nullcontext() as typed,
+        Live(console=console, auto_refresh=False, vertical_overflow="crop") as live,
+    ):
+        screen = _Screen(live, view or View(), typed)
+        while True:
+            over = until is not None and until()
+            snapshot = reader.snapshot()
+            screen.draw(snapshot)
+            if over or (until is None and snapshot.finished):
+                return snapshot
+            screen.rest(max(interval_s, IDLE_SHARE * snapshot.took_s), until)
+            if screen.quit:
+                return snapshot
+
+
+class _Screen:
+    """The terminal, what is on it, and what was typed."""
+
+    def __init__(self, live: Live, view: View, keys: Keys | None) -> None:
+        self._live = live
+        self._view = view
+        self._keys = keys
+        self._size = live.console.size
+        self.quit = False
+
+    def draw(self, snapshot: Snapshot) -> None:
+        """Put a snapshot on the screen."""
+        console = self._live.console
+        if console.size != self._size:
+            # What the terminal wrapped or cut then can no longer be counted in lines.
+            console.clear()
+            self._size = console.size
+        width, height = self._size
+        frame = render(snapshot, self._view, width, height, ascii=console.options.ascii_only)
+        self._live.update(frame, refresh=True)
+        self._snapshot = snapshot
+
+    def rest(self, seconds: float, until: Callable[[], bool] | None) -> None:
+        """Wait for the next look; obey keys, and follow the terminal's size."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self.quit:
+            key = self._key(min(left, POLL_S))
+            self.quit = key in ("q", "Q", "\x04")
+            before, self._view = self._view, _obey(self._view, key)
+            if self._view != before or self._live.console.size != self._size:
+                self.draw(self._snapshot)
+            if until is not None and until():
+                return
+
+    def _key(self, seconds: float) -> str:
+        if self._keys is not None:
+            return self._keys.wait(seconds)
+        time.sleep(seconds)
+        return ""
+
+
+def _obey(view: View, key: str) -> View:
+    """Return the view after a key."""
+    if key == "s":
+        return replace(view, sort=SORTS[(SORTS.index(view.sort) + 1) % len(SORTS)])
+    if key == "w":
+        return replace(view, by_worker=not view.by_worker)
+    if key == "f":
+        return replace(view, failed=not view.failed)
+    if key == "e":
+        return replace(view, steals=not view.steals)
+    if key == "m":
+        return replace(view, memory=not view.memory)
+    return replace(view, help=not view.help) if key == "?" else view
+
+
+def print_once(snapshot: Snapshot, view: View) -> None:
+    """Print one frame, whole: to a terminal in its width, elsewhere in COLUMNS or 120."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=120)
+    width = console.size.width
+    console.print(render(snapshot, view, width, 10_000, ascii=console.options.ascii_only))

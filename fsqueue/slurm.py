@@ -1,0 +1,247 @@
+"""Know SLURM as a worker sees it: its own job, when that ends, and what squeue says of others.
+
+Nothing here is needed for correctness, and a worker waits for none of it: a command is started, and
+its answer is used once it is there. Where SLURM is down, or is not there, nothing is known, and all
+goes on as without it.
+
+What SLURM does (seen with 22.05) that is not plain from its manual:
+
+* A job is named `17_3` here, ARRAY_TASK. SLURM_JOB_ID will not do: the task split off last has the
+  array's own number, and then means the whole array.
+* A requeued job keeps its name. SLURM_RESTART_COUNT tells its runs apart; it is raised as soon as
+  SLURM decides to requeue, while the processes of the old run may still be there.
+* `scontrol requeue` would also bring back a job that somebody cancelled a moment ago.
+* With the controller down, commands take nine seconds to fail.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+VARIABLES: Final = (
+    "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT SLURM_CLUSTER_NAME "
+    "SLURM_JOB_PARTITION SLURMD_NODENAME SLURM_JOB_GPUS"
+).split()
+GRACE_S: Final = 60.0
+"""How long before its end a worker leaves an allocation: to end a batch, save, and put back."""
+ANSWER_S: Final = 20.0
+ANSWER_MAX: Final = 4 << 20
+
+_NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_TIME_LEFT: Final = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of one job: what `squeue` calls it, and how often it was requeued before."""
+
+    name: str
+    restarts: int = 0
+    cluster: str = ""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, object]) -> Job | None:
+        """Return the job that a worker's facts (see `facts_of`) speak of, if they do."""
+
+        def number(name: str) -> str:
+            text = facts.get(name)
+            return text if isinstance(text, str) and _NUMBER.fullmatch(text) else ""
+
+        array, task = number("slurm_array_job_id"), number("slurm_array_task_id")
+        name = f"{array}_{task}" if array and task else number("slurm_job_id")
+        restarts, cluster = number("slurm_restart_count"), facts.get("slurm_cluster_name")
+        return cls(name, int(restarts or 0), str(cluster or "")) if name else None
+
+
+def facts_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the environment says of the job that this process is part of; {} if of none."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    return {name.lower(): environ[name] for name in VARIABLES if name in environ}
+
+
+# ---- what its commands print ----
+
+
+def parse_time_left(text: str) -> float | None:
+    """Return the seconds that `squeue --format=%L` means: D-HH:MM:SS and shorter.
+
+    None for UNLIMITED, NOT_SET, N/A, and for INVALID, which is what is left of a job whose end has
+    passed by this host's clock.
+    """
+    if (match := _TIME_LEFT.fullmatch(text.strip())) is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One job in squeue's list."""
+
+    state: str
+    restarts: int
+
+
+def rows_command(jobs: Iterable[Job]) -> list[str]:
+    """Return the command that tells of all these jobs at once, ended ones too."""
+    names = ",".join(sorted({job.name for job in jobs}))
+    columns = "JobArrayID:40,State:30,RestartCnt:12"
+    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={names}",
+            f"--Format={columns}"]  # fmt: skip
+
+
+def parse_rows(text: str) -> dict[str, Row]:
+    """Return what `rows_command` printed, by the names of the jobs."""
+    rows = {}
+    for words in map(str.split, text.splitlines()):
+        if len(words) == 3 and _NUMBER.fullmatch(words[2]):
+            rows[words[0]] = Row(words[1], int(words[2]))
+    return rows
+
+
+def left_by_environ(environ: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds until SLURM_JOB_END_TIME, which SLURM sets since 23.02.
+
+    A job that runs has not ended: if it has by this host's clock, the clock is wrong, and nothing
+    is known.
+    """
+    ends = environ.get("SLURM_JOB_END_TIME", "")
+    left = float(ends) - now if _NUMBER.fullmatch(ends) else 0.0
+    return left if left > 0 else None
+
+
+# ---- asking ----
+
+
+class Question:
+    """A command that was started and is not waited for."""
+
+    def __init__(
+        self, argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self.begun = clock()
+        self._output = tempfile.TemporaryFile()
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.DEVNULL,
+                env=_plain_environ(),
+            )
+        except OSError:
+            pass  # no SLURM here: it is answered, by nothing
+
+    @property
+    def over(self) -> bool:
+        """Say whether there is an answer, or there will be none."""
+        if self._process is None or self._process.poll() is not None:
+            return True
+        if self._clock() - self.begun > ANSWER_S:
+            self.drop()
+        return self._process is None
+
+    def answer(self) -> str | None:
+        """Return what it printed; None if it failed. Only once it is over."""
+        assert self.over
+        if self._process is None or self._process.returncode != 0:
+            return None
+        self._output.seek(0)
+        return self._output.read(ANSWER_MAX).decode("utf-8", "replace")
+
+    def drop(self) -> None:
+        """End it; nobody wants to know any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def ask(argv: Sequence[str]) -> str | None:
+    """Return what a command prints, waiting for it; None if it fails."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_S,
+            env=_plain_environ(),
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _plain_environ() -> dict[str, str]:
+    """Return this environment without what would change the columns or hide some jobs."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("SQUEUE_")}
+
+
+# ---- this worker's own job ----
+
+
+class Allocation:
+    """What this worker was given: its job, and for how long."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        grace_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.facts = facts_of(environ)
+        self.job = Job.of(self.facts)
+        self._alone = _is_whole_job(environ)
+        self._clock = clock
+        self._grace_s = grace_s
+        self._question: Question | None = None
+        self._leave_at: float | None = None
+        left_s = left_by_environ(environ, time.time()) if self.job else None
+        if left_s is not None:
+            self._set_end(left_s)
+        elif self.job is not None:
+            command = ["squeue", "--noheader", f"--jobs={self.job.name}", "--format=%L"]
+            self._question = Question(command, clock=clock)
+
+    def left_s(self) -> float | None:
+        """Return for how long this worker may still work; None if nobody knows."""
+        if self._question is not None and self._question.over:
+            left_s = parse_time_left(self._question.answer() or "")
+            if left_s is not None:
+                self._set_end(left_s - (self._clock() - self._question.begun))
+            self._question = None
+        return None if self._leave_at is None else self._leave_at - self._clock()
+
+    def _set_end(self, left_s: float) -> None:
+        grace_s = min(GRACE_S, left_s / 4) if self._grace_s is None else self._grace_s
+        self._leave_at = self._clock() + left_s - grace_s
+
+    def requeue(self) -> bool:
+        """Ask SLURM to run this job again; False if it will not, or has its own plans for it.
+
+        To be the last act of a worker: SLURM ends the processes of this run.
+        """
+        if self.job is None or not self._alone:
+            return False
+        row = parse_rows(ask(rows_command([self.job])) or "").get(self.job.name)
+        if row != Row("RUNNING", self.job.restarts):
+            return False  # cancelled, or preempted; or this run was given up and another goes on
+        return ask(["scontrol", "requeue", self.job.name]) is not None
+
+
+def _is_whole_job(environ: Mapping[str, str]) -> bool:
+    """Say whether this process is a job's batch script: then the job does nothing else."""
+    return environ.get("SLURM_TASK_PID") == str(os.getpid()) and "SLURM_STEP_ID" not in environ

@@ -1,0 +1,507 @@
+"""Stand-ins for `os`, `time` and the like, put under the modules of fsqueue.
+
+Each call goes to the world that is on stage, on behalf of the actor that runs there. What is not
+simulated raises: no call reaches the real file system by accident.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import posixpath
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import patch
+
+import fsqueue.atomic
+import fsqueue.attempt
+import fsqueue.check
+import fsqueue.claims
+import fsqueue.handlers
+import fsqueue.heartbeat
+import fsqueue.leases
+import fsqueue.leaving
+import fsqueue.names
+import fsqueue.planner
+import fsqueue.plans
+import fsqueue.pool
+import fsqueue.status
+import fsqueue.stock
+import fsqueue.worker
+from fsqueue.heartbeat import Heartbeat
+from tests.sim.disk import Inode, failure
+from tests.sim.world import Process, World
+
+QUIET: Final = ("/status/", "/events/")
+"""What is only for eyes (I8) is not worth a decision of the scheduler."""
+LOST_REPLY: Final = {
+    "rename": errno.ENOENT,
+    "unlink": errno.ENOENT,
+    "rmdir": errno.ENOENT,
+    "link": errno.EEXIST,
+    "mkdir": errno.EEXIST,
+}
+
+
+class Stage:
+    """Where the world stands that is being run."""
+
+    world: World
+    fault: Callable[[str, tuple[str, ...]], Fault | None]
+
+
+class Fault:
+    """What goes wrong with one operation: whether it is done, and what its caller is told."""
+
+    __slots__ = ("number", "done", "delay_s", "again_s")
+
+    def __init__(
+        self, number: int = 0, *, done: bool = False, delay_s: float = 0.0, again_s: float = 0.0
+    ) -> None:
+        self.number = number
+        """The error told, 0 for none."""
+        self.done = done
+        self.delay_s = delay_s
+        """How long the caller waits for the answer."""
+        self.again_s = again_s
+        """The server gets the request once more, so much later."""
+
+
+def no_fault(what: str, paths: tuple[str, ...]) -> Fault | None:
+    """Let nothing go wrong."""
+    return None
+
+
+STAGE: Final = Stage()
+STAGE.fault = no_fault
+
+
+class OpenFile:
+    """What a file descriptor stands for."""
+
+    __slots__ = ("path", "inode", "offset")
+
+    def __init__(self, path: str, inode: Inode) -> None:
+        self.path = path
+        self.inode = inode
+        self.offset = 0
+
+
+class SimPath:
+    """`os.path` on the simulated disk."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("split", "dirname", "basename", "join", "abspath", "normpath", "splitext"):
+            return getattr(posixpath, name)
+        raise AttributeError(f"os.path.{name} is not simulated")
+
+    def lexists(self, path: str) -> bool:
+        return _seen(path) is not None
+
+    exists = lexists
+
+    def isfile(self, path: str) -> bool:
+        inode = _seen(path)
+        return inode is not None and inode.entries is None
+
+    def isdir(self, path: str) -> bool:
+        inode = _seen(path)
+        return inode is not None and inode.entries is not None
+
+
+class SimOs:
+    """`os` on the simulated disk."""
+
+    path: Final = SimPath()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("O_") or name in ("strerror", "fspath", "fsencode", "SEEK_SET"):
+            return getattr(os, name)
+        raise AttributeError(f"os.{name} is not simulated")
+
+    # ---- who we are ----
+
+    def getpid(self) -> int:
+        return STAGE.world.me.pid if STAGE.world.current else 1
+
+    def geteuid(self) -> int:
+        return 1000
+
+    def uname(self) -> Any:
+        return SimpleNamespace(nodename=STAGE.world.me.host.name)
+
+    # ---- files ----
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        mount = STAGE.world.me.host.mount
+        path = str(path)
+
+        def act() -> Inode:
+            if flags & os.O_CREAT and flags & os.O_EXCL:
+                return mount.create(path)
+            if flags & os.O_CREAT:
+                return mount.disk.find(path) or mount.create(path)
+            inode = mount.open(path)
+            if flags & os.O_DIRECTORY and inode.entries is None:
+                raise failure(errno.ENOTDIR, path)
+            return inode
+
+        inode = _do("create" if flags & os.O_CREAT else "open", act, path)
+        files = STAGE.world.me.files
+        fd = max(files, default=2) + 1
+        files[fd] = OpenFile(path, inode)
+        return fd
+
+    def fdopen(self, fd: int, mode: str = "r", **_: Any) -> Any:
+        assert mode == "rb", mode
+        file = _file(fd)
+        data = io.BytesIO(file.inode.data)
+        _closed(fd)
+        return data
+
+    def close(self, fd: int) -> None:
+        _closed(fd)
+
+    def fstat(self, fd: int) -> Any:
+        return _stat(_file(fd).inode)
+
+    def read(self, fd: int, size: int) -> bytes:
+        file = _file(fd)
+        data = file.inode.data[file.offset : file.offset + size]
+        file.offset += len(data)
+        return data
+
+    def write(self, fd: int, data: bytes) -> int:
+        file = _file(fd)
+        _do("write", lambda: STAGE.world.disk.write(file.inode, bytes(data)), file.path)
+        return len(data)
+
+    def fsync(self, fd: int) -> None:
+        file = _file(fd)
+        _do("fsync", lambda: STAGE.world.disk.sync(file.inode, file.path), file.path)
+
+    def stat(self, path: str) -> Any:
+        mount = STAGE.world.me.host.mount
+
+        def act() -> Any:
+            inode = mount.lookup(path)
+            if inode is None:
+                raise failure(errno.ENOENT, path)
+            return _stat(inode, mount.links(inode))
+
+        return _do("stat", act, path)
+
+    lstat = stat
+
+    # ---- names ----
+
+    def listdir(self, where: int | str) -> list[str]:
+        path = where if isinstance(where, str) else _file(where).path
+        found = _do("list", lambda: STAGE.world.me.host.mount.listing(path), path)
+        STAGE.world.rng.shuffle(found)
+        return found
+
+    def link(self, source: str, target: str) -> None:
+        _do("link", lambda: STAGE.world.me.host.mount.link(source, target), source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        _do("rename", lambda: STAGE.world.me.host.mount.rename(source, target), source, target)
+
+    replace = rename
+
+    def unlink(self, path: str) -> None:
+        _do("unlink", lambda: STAGE.world.me.host.mount.unlink(path), path)
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        _do("mkdir", lambda: STAGE.world.me.host.mount.mkdir(path), path)
+
+    def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
+        if not self.path.isdir(path):
+            try:
+                self.mkdir(path)
+            except FileExistsError:
+                if not exist_ok:
+                    raise
+
+    def rmdir(self, path: str) -> None:
+        _do("rmdir", lambda: STAGE.world.me.host.mount.rmdir(path), path)
+
+
+def _seen(path: str) -> Inode | None:
+    return _do("stat", lambda: STAGE.world.me.host.mount.lookup(str(path)), str(path))
+
+
+def _stat(inode: Inode, links: int | None = None) -> Any:
+    kind = stat.S_IFDIR if inode.entries is not None else stat.S_IFREG
+    return SimpleNamespace(
+        st_mode=kind | 0o644,
+        st_size=len(inode.data),
+        st_nlink=inode.links if links is None else links,
+        st_uid=1000,
+        st_ino=inode.number,
+        st_mtime=0.0,
+    )
+
+
+def _file(fd: int) -> OpenFile:
+    file = STAGE.world.me.files.get(fd)
+    if file is None:
+        raise OSError(errno.EBADF, "not open")
+    return file  # type: ignore[no-any-return]
+
+
+def _closed(fd: int) -> None:
+    STAGE.world.me.files.pop(fd, None)
+
+
+def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
+    """Wait for our turn, do one operation or have it go wrong, and write down what happened."""
+    world = STAGE.world
+    if any(part in paths[-1] for part in QUIET):
+        if not world.me.alive:
+            world.turn(what, paths)
+        return act()
+    world.turn(what, paths)
+    fault = STAGE.fault(what, paths)
+    try:
+        if fault is not None:
+            return _go_wrong(what, act, paths, fault)
+        result = act()
+    except OSError as error:
+        world.say(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
+        raise
+    world.say(what, f"{len(result)} names" if what == "list" else "", *paths)
+    return result
+
+
+def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: Fault) -> Any:
+    world = STAGE.world
+    me = world.me
+    number, result = fault.number, None
+    if fault.done or not number:
+        result = act()
+    told = errno.errorcode[number] if number else "ok"
+    note = f"done, but told {told}" if fault.done and number else told
+    if fault.again_s:
+        note += f", and once more in {fault.again_s:.1f} s"
+        world.at(world.now + fault.again_s, lambda: _once_more(what, paths, me))
+    world.say(what, f"FAULT {note}", *paths)
+    if fault.delay_s:
+        world.sleep(fault.delay_s)
+    if fault.done and number and what == "rename":
+        me.host.mount.believe_absent(paths[-1])
+    if number:
+        raise failure(number, paths[0])
+    return result
+
+
+def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
+    """Let the server do a request that it got late or twice."""
+    world = STAGE.world
+    outcome = "had no effect"
+    try:
+        getattr(world.disk, what)(*paths)
+        outcome = "took effect"
+    except OSError:
+        pass
+    world.say(f"late {what} of {process}", outcome, *paths)
+
+
+# ---- time ----
+
+
+class SimTime:
+    """`time` in the simulated world, as the clocks of the actor's host tell it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("strftime", "gmtime"):
+            return getattr(time, name)
+        raise AttributeError(f"time.{name} is not simulated")
+
+    def monotonic(self) -> float:
+        world = STAGE.world
+        if world.current is None:
+            return world.now
+        host = world.me.host
+        return host.monotonic + world.now * host.rate
+
+    def time(self) -> float:
+        world = STAGE.world
+        return world.now + (world.me.host.wall if world.current else 0.0)
+
+    def sleep(self, seconds: float) -> None:
+        STAGE.world.sleep(seconds)
+
+
+class SimLock:
+    """A lock between the threads of one process."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> None:
+        while self._held:
+            STAGE.world.sleep(3600.0, lambda: not self._held)
+        self._held = True
+
+    def __exit__(self, *_: Any) -> None:
+        self._held = False
+
+
+class SimEvent:
+    """An event between the threads of one process."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def wait(self, timeout: float) -> bool:
+        if not self._set:
+            STAGE.world.sleep(timeout, lambda: self._set)
+        return self._set
+
+
+class SimHeartbeat(Heartbeat):
+    """The real heartbeat, in a simulated thread."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.lock = SimLock()  # type: ignore[assignment]
+        self._finished = SimEvent()  # type: ignore[assignment]
+        self._ended = True
+
+    def start(self) -> None:
+        self._ended = False
+        STAGE.world.thread(STAGE.world.me, "beat", self._body)
+
+    def _body(self) -> None:
+        try:
+            self.run()
+        finally:
+            self._ended = True
+
+    def is_alive(self) -> bool:
+        return not self._ended
+
+    def join(self, timeout: float | None = None) -> None:
+        STAGE.world.sleep(timeout or 3600.0, lambda: self._ended)
+
+
+class SimSignal:
+    """`signal`, for processes that are simulated."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("SIG") or name == "Signals":
+            return getattr(signal, name)
+        raise AttributeError(f"signal.{name} is not simulated")
+
+    def signal(self, number: int, handler: Any) -> None:
+        if handler == signal.SIG_IGN:
+            STAGE.world.me.handlers.pop(number, None)
+        else:
+            STAGE.world.me.handlers[number] = handler
+
+
+@contextmanager
+def sim_try_lock(path: str) -> Iterator[bool]:
+    """A lock that excludes as much as the file system's kind lets it."""
+    world = STAGE.world
+    kind = world.traits.locks
+    key = f"{path}@{world.me.host.name}" if kind == "host" else path
+    if kind != "none" and key in world.locks:
+        yield False
+        return
+    world.locks[key] = world.me
+    try:
+        yield True
+    finally:
+        world.locks.pop(key, None)
+
+
+# ---- proof of life ----
+
+
+def _boot_id() -> str:
+    return STAGE.world.me.host.boot
+
+
+def _proc_stat(pid: int) -> tuple[str, str]:
+    process = STAGE.world.me.host.pids.get(pid)
+    if process is None:
+        return "X", ""
+    stopped = process.stopped and process.until > STAGE.world.now
+    return ("T" if stopped else "S"), process.started
+
+
+class SimRandom:
+    """`random`, from the world's seed."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return STAGE.world.rng.uniform(low, high)
+
+
+SIM_OS: Final = SimOs()
+SIM_TIME: Final = SimTime()
+
+
+def sim_open(path: str, mode: str = "r", **_: Any) -> Any:
+    """`open`, to read bytes."""
+    assert mode == "rb", mode
+    return SIM_OS.fdopen(SIM_OS.open(path, os.O_RDONLY), mode)
+
+
+@contextmanager
+def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
+    """Put the stand-ins under fsqueue; `handler` takes the place of `load_handler`."""
+    secrets = SimpleNamespace(token_hex=lambda size: STAGE.world.token(2 * size))
+    f = fsqueue
+    stand_ins: dict[Any, dict[str, Any]] = {
+        f.atomic: {"os": SIM_OS, "time": SIM_TIME, "secrets": secrets, "open": sim_open},
+        f.attempt: {"os": SIM_OS, "time": SIM_TIME},
+        f.check: {"os": SIM_OS},
+        f.claims: {"time": SIM_TIME},
+        f.handlers: {"os": SIM_OS},
+        f.heartbeat: {"time": SIM_TIME},
+        f.leases: {"os": SIM_OS, "_boot_id": _boot_id, "_stat": _proc_stat},
+        f.leaving: {"signal": SimSignal()},
+        f.names: {"secrets": secrets, "os": SIM_OS},
+        f.planner: {"secrets": secrets, "time": SIM_TIME},
+        f.plans: {"os": SIM_OS, "open": sim_open},
+        f.pool: {"os": SIM_OS, "time": SIM_TIME, "secrets": secrets},
+        f.status: {"time": SIM_TIME},
+        f.stock: {"time": SIM_TIME, "try_lock": sim_try_lock},
+        f.worker: {
+            "os": SIM_OS,
+            "time": SIM_TIME,
+            "random": SimRandom(),
+            "Heartbeat": SimHeartbeat,
+            "load_handler": handler,
+        },
+    }
+    stand_ins[f.leases]["_pid_namespace"] = lambda: "pid:[1]"
+    with ExitStack() as stack:
+        for module, values in stand_ins.items():
+            stack.enter_context(patch.multiple(module, create=True, **values))
+        for made in (f.leases.Observer, f.leaving.Leaving):
+            stack.enter_context(_sim_clock(made.__init__))
+        yield STAGE
+
+
+@contextmanager
+def _sim_clock(function: Any) -> Iterator[None]:
+    """Let simulated time be the default wherever the real one is."""
+    defaults = function.__defaults__
+    real = time.monotonic
+    function.__defaults__ = tuple(SIM_TIME.monotonic if d is real else d for d in defaults)
+    try:
+        yield
+    finally:
+        function.__defaults__ = defaults

@@ -1,0 +1,308 @@
+"""The simulated disk: what is true on the server, and what of it a power loss would keep.
+
+Names are absolute paths. A directory is a dictionary of names; a file is an `Inode` with any number
+of names. Operations are those of POSIX, whole and in one order; `Mount` makes them look worse.
+
+A power loss keeps what was synced. Every change of names is a transaction, done whole or not at
+all, and depends on those before it that touched the same name or the directory itself. Of what was
+not synced it keeps the transactions up to some moment: a journal is written in order. What fsync of
+a directory makes safe is either all that came before (ext4, XFS) or only that directory's own
+transactions and those they depend on (btrfs, and all that POSIX promises): `selective`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Final
+
+COMMIT_S: Final = 30.0
+"""How long the disk keeps a change of names in memory, if nobody asks for it to be safe."""
+
+Change = tuple[str, str, "Inode | None"]
+"""A directory, a name in it, and what the name means now."""
+
+
+class Inode:
+    """A file, or a directory if `entries` is not None."""
+
+    __slots__ = ("number", "data", "links", "entries", "synced", "safe")
+
+    def __init__(self, number: int, *, directory: bool = False) -> None:
+        self.number = number
+        self.data = b""
+        self.links = 0
+        self.entries: dict[str, Inode] | None = {} if directory else None
+        self.synced = False
+        self.safe = b""
+
+
+def failure(number: int, path: str) -> OSError:
+    """Return the error that the kernel would give."""
+    return OSError(number, os.strerror(number), path)
+
+
+class Disk:
+    """All files of one simulated world."""
+
+    def __init__(self, clock: Callable[[], float], *, selective: bool = False) -> None:
+        self._clock = clock
+        self._count = 1
+        self.directories: dict[str, Inode] = {"": Inode(0, directory=True)}
+        self.selective = selective
+        self.watch: Callable[[str, str, str, Inode], None] = lambda *_: None
+        """Told of every change after it: what, from where, to where, which file."""
+        self.journal: Journal | None = None
+
+    # ---- looking ----
+
+    def find(self, path: str) -> Inode | None:
+        """Return what a path names now."""
+        if (found := self.directories.get(path)) is not None:
+            return found
+        directory, _, name = path.rpartition("/")
+        parent = self.directories.get(directory)
+        return parent.entries.get(name) if parent is not None and parent.entries else None
+
+    def parent(self, path: str) -> tuple[dict[str, Inode], str]:
+        """Return the entries of the directory that holds `path`, and its name in it."""
+        directory, _, name = path.rpartition("/")
+        found = self.directories.get(directory)
+        if found is None or found.entries is None:
+            raise failure(errno.ENOENT, path)
+        return found.entries, name
+
+    def below(self, path: str) -> Iterator[tuple[str, Inode]]:
+        """Yield every file below a directory, with its path."""
+        directory = self.directories.get(path)
+        for name, inode in sorted((directory and directory.entries or {}).items()):
+            if inode.entries is None:
+                yield f"{path}/{name}", inode
+            else:
+                yield from self.below(f"{path}/{name}")
+
+    # ---- changing ----
+
+    def create(self, path: str) -> Inode:
+        """Make an empty file, exclusively."""
+        entries, name = self.parent(path)
+        if name in entries:
+            raise failure(errno.EEXIST, path)
+        inode = self._new(path, directory=False)
+        inode.links = 1
+        entries[name] = inode
+        self._changed("create", "", path, inode)
+        return inode
+
+    def write(self, inode: Inode, data: bytes) -> None:
+        """Append to a file."""
+        inode.data += data
+        inode.synced = False
+        self.watch("write", "", "", inode)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file one more name, never replacing."""
+        old, was = self.parent(source)
+        new, name = self.parent(target)
+        if (inode := old.get(was)) is None:
+            raise failure(errno.ENOENT, source)
+        if name in new:
+            raise failure(errno.EEXIST, target)
+        inode.links += 1
+        new[name] = inode
+        self._changed("link", source, target, inode)
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a name; whatever had the target's name is gone."""
+        old, was = self.parent(source)
+        new, name = self.parent(target)
+        if (inode := old.get(was)) is None:
+            raise failure(errno.ENOENT, source)
+        assert inode.entries is None, "no directory of a pool is ever renamed"
+        if (gone := new.get(name)) is not None:
+            if gone is inode:
+                return  # POSIX: two names of one file, and nothing happens
+            if gone.entries is not None:
+                raise failure(errno.EISDIR, target)
+            gone.links -= 1
+            self.watch("replace", source, target, gone)
+        del old[was]
+        new[name] = inode
+        self._changed("rename", source, target, inode)
+
+    def unlink(self, path: str) -> None:
+        """Remove a name of a file."""
+        entries, name = self.parent(path)
+        if (inode := entries.get(name)) is None:
+            raise failure(errno.ENOENT, path)
+        if inode.entries is not None:
+            raise failure(errno.EISDIR, path)
+        inode.links -= 1
+        del entries[name]
+        self._changed("unlink", path, "", inode)
+
+    def mkdir(self, path: str) -> None:
+        """Make an empty directory."""
+        entries, name = self.parent(path)
+        if name in entries:
+            raise failure(errno.EEXIST, path)
+        inode = self._new(path, directory=True)
+        inode.links = 1
+        entries[name] = self.directories[path] = inode
+        self._changed("mkdir", "", path, inode)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        entries, name = self.parent(path)
+        if (inode := entries.get(name)) is None:
+            raise failure(errno.ENOENT, path)
+        if inode.entries is None:
+            raise failure(errno.ENOTDIR, path)
+        if inode.entries:
+            raise failure(errno.ENOTEMPTY, path)
+        inode.links = 0
+        del entries[name], self.directories[path]
+        self._changed("rmdir", path, "", inode)
+
+    def sync(self, inode: Inode, path: str) -> None:
+        """Make a file's bytes, or a directory's names, survive a power loss."""
+        if inode.entries is None:
+            inode.synced, inode.safe = True, inode.data
+        if self.journal is not None and (inode.entries is not None or not self.selective):
+            self.journal.sync(path if self.selective else None)
+
+    def _new(self, path: str, *, directory: bool) -> Inode:
+        self._count += 1
+        return Inode(self._count, directory=directory)
+
+    def _changed(self, what: str, source: str, target: str, inode: Inode) -> None:
+        if self.journal is not None:
+            self.journal.note(self._clock(), what, source, target, inode)
+        self.watch(what, source, target, inode)
+
+    # ---- power loss ----
+
+    def arm(self) -> None:
+        """Take what is there as safe, and keep account of what is not from now on."""
+        for directory in self.directories.values():
+            for inode in (directory.entries or {}).values():
+                inode.synced, inode.safe = True, inode.data
+        self.journal = Journal(self.directories)
+
+    def lose_power(self, rng: Random) -> int:
+        """Forget what was not safe; return how many changes of names that were."""
+        assert self.journal is not None, "arm() first"
+        lost = self.journal.cut(rng)
+        self.directories = self.journal.restore(rng)
+        self.journal = Journal(self.directories)
+        return lost
+
+
+class Journal:
+    """The changes of names that a power loss might undo, in order."""
+
+    def __init__(self, directories: dict[str, Inode]) -> None:
+        self._safe = {path: dict(inode.entries or {}) for path, inode in directories.items()}
+        self._inodes = {inode.number: inode for inode in directories.values()}
+        self._pending: list[tuple[float, list[Change], str, str]] = []
+
+    def note(self, now: float, what: str, source: str, target: str, inode: Inode) -> None:
+        """Add a transaction; what is old is safe by now."""
+        while self._pending and self._pending[0][0] < now - COMMIT_S:
+            self._apply(self._pending.pop(0))
+        changes: list[Change] = []
+        if source and what != "link":
+            changes.append((*source.rpartition("/")[::2], None))
+        if target:
+            changes.append((*target.rpartition("/")[::2], inode))
+        made = target if what == "mkdir" else ""
+        removed = source if what == "rmdir" else ""
+        self._pending.append((now, changes, made, removed))
+
+    def sync(self, directory: str | None) -> None:
+        """Make safe what touched `directory` and what that depends on, or everything."""
+        if directory is None:
+            for entry in self._pending:
+                self._apply(entry)
+            self._pending.clear()
+            return
+        needed = self._touching(directory)
+        for index in sorted(needed):
+            self._apply(self._pending[index])
+        self._pending = [e for index, e in enumerate(self._pending) if index not in needed]
+
+    def _touching(self, directory: str) -> set[int]:
+        needed: set[int] = set()
+        wanted: set[tuple[str, str]] = set()
+        whole = {directory}
+        for index in range(len(self._pending) - 1, -1, -1):
+            _, changes, made, removed = self._pending[index]
+            touched = {(where, name) for where, name, _ in changes}
+            if touched & wanted or {where for where, _ in touched} & whole:
+                needed.add(index)
+                wanted |= touched
+                whole |= {removed} - {""}  # it was empty: all that was in it went before
+                parents = {where for where, _ in touched}
+                wanted |= {parent.rpartition("/")[::2] for parent in parents}
+        return needed
+
+    def cut(self, rng: Random) -> int:
+        """Keep the transactions up to some moment, and drop the rest."""
+        kept = rng.randint(0, len(self._pending))
+        for entry in self._pending[:kept]:
+            self._apply(entry)
+        lost = len(self._pending) - kept
+        self._pending.clear()
+        return lost
+
+    def _apply(self, entry: tuple[float, list[Change], str, str]) -> None:
+        _, changes, made, removed = entry
+        if removed:
+            self._safe.pop(removed, None)
+        for directory, name, inode in changes:
+            entries = self._safe.setdefault(directory, {})
+            if inode is None:
+                entries.pop(name, None)
+            else:
+                entries[name] = inode
+        if made:
+            self._safe.setdefault(made, {})
+
+    def restore(self, rng: Random) -> dict[str, Inode]:
+        """Return the directories as they are found when the power is back."""
+        directories: dict[str, Inode] = {}
+        files: dict[int, Inode] = {}
+        count = 0
+        for path in sorted(self._safe):
+            parent, _, name = path.rpartition("/")
+            if path and (parent not in directories or name not in self._safe[parent]):
+                continue  # a directory whose own name was lost takes all with it
+            directory = Inode(count := count - 1, directory=True)
+            directories[path] = directory
+            for name, inode in self._safe[path].items():
+                if inode.entries is None and directory.entries is not None:
+                    directory.entries[name] = files.setdefault(inode.number, inode)
+        for path, inode in directories.items():
+            if path:
+                parent, _, name = path.rpartition("/")
+                above = directories[parent].entries
+                assert above is not None
+                above[name] = inode
+        for inode in files.values():
+            inode.links = 0
+            if not inode.synced:
+                inode.data = _remains(inode, rng)
+                inode.synced, inode.safe = True, inode.data
+        for directory in directories.values():
+            for inode in (directory.entries or {}).values():
+                inode.links += 1
+        return directories
+
+
+def _remains(inode: Inode, rng: Random) -> bytes:
+    """Return what is left of bytes that were not synced: any first part of them."""
+    if inode.data == inode.safe:
+        return inode.data
+    return inode.data[: rng.randint(len(inode.safe), len(inode.data))]

@@ -1,0 +1,178 @@
+"""What one host sees of the disk: names, listings and attributes that may be a while old.
+
+The rules are those measured on real mounts. A lookup (open to read, stat) may be answered from what
+this host looked up before, both ways: a name that is gone is still found, one that is new is not.
+A listing is fresher, but not always fresh. What creates, links, renames or removes is decided by
+the server; yet a name that this host believes to be absent it does not even ask for, and a rename
+between two names that it believes to be one file it answers by itself, with success.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from tests.sim.disk import Disk, Inode, failure
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """How a kind of file system misleads its users: for how long, in seconds, and about what."""
+
+    name: str
+    entries_s: float = 0.0
+    listings_s: float = 0.0
+    attributes_s: float = 0.0
+    false_renames: bool = False
+    locks: str = "global"
+    """global: they exclude everywhere; host: only on one host; none: there are none."""
+
+
+LOCAL = Traits("local disk")
+KINDS = (
+    LOCAL,
+    Traits("NFS", entries_s=30.0, listings_s=0.05, attributes_s=3.0),
+    Traits("NFS without locks", entries_s=30.0, listings_s=1.0, attributes_s=30.0, locks="none"),
+    Traits("gluster", entries_s=1.0, attributes_s=1.0, false_renames=True),
+    Traits("sshfs", entries_s=1.0, listings_s=20.0, attributes_s=20.0, locks="host"),
+)
+
+
+class Mount:
+    """The disk as one host sees it."""
+
+    def __init__(
+        self, disk: Disk, traits: Traits, clock: Callable[[], float], rng: Random
+    ) -> None:
+        self.disk = disk
+        self.traits = traits
+        self._clock = clock
+        self._rng = rng
+        self._entries: dict[str, tuple[float, Inode | None]] = {}
+        self._listings: dict[str, tuple[float, list[str]]] = {}
+        self._links: dict[int, tuple[float, int]] = {}
+
+    # ---- what may be old ----
+
+    def lookup(self, path: str) -> Inode | None:
+        """Return what this host believes `path` to be."""
+        if not self.traits.entries_s:
+            return self.disk.find(path)
+        known = self._known(path)
+        if known is None:
+            known = (self.disk.find(path),)
+            self._learn(path, known[0])
+        return known[0]
+
+    def open(self, path: str) -> Inode:
+        """Return the file that `path` names, or named."""
+        inode = self.lookup(path)
+        if inode is None:
+            raise failure(errno.ENOENT, path)
+        if not inode.links:  # the server has forgotten it
+            self._entries.pop(path, None)
+            raise failure(errno.ESTALE, path)
+        return inode
+
+    def listing(self, path: str) -> list[str]:
+        """Return the names in a directory, in any order."""
+        if self.traits.listings_s and (old := self._listings.get(path)) is not None:
+            if self._clock() < old[0]:
+                return list(old[1])
+        directory = self.disk.directories.get(path)
+        if directory is None or directory.entries is None:
+            raise failure(errno.ENOENT, path)
+        names = list(directory.entries)
+        if self.traits.listings_s:
+            until = self._clock() + self._rng.uniform(0, self.traits.listings_s)
+            self._listings[path] = until, names
+            return list(names)
+        return names
+
+    def links(self, inode: Inode) -> int:
+        """Return how many names a file has, or had."""
+        if not self.traits.attributes_s:
+            return inode.links
+        old = self._links.get(inode.number)
+        if old is not None and self._clock() < old[0]:
+            return old[1]
+        until = self._clock() + self._rng.uniform(0, self.traits.attributes_s)
+        self._links[inode.number] = until, inode.links
+        return inode.links
+
+    # ---- what the server decides ----
+
+    def create(self, path: str) -> Inode:
+        """Make a file, exclusively."""
+        inode = self.disk.create(path)
+        self._did(path, inode)
+        return inode
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file one more name."""
+        self.disk.link(source, target)
+        self._did(target, self.disk.find(target))
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a name, or believe so."""
+        if self.traits.entries_s:
+            old, new = self._known(source), self._known(target)
+            if old is not None and old[0] is None:
+                raise failure(errno.ENOENT, source)
+            if self.traits.false_renames and old is not None and new is not None:
+                if old[0] is new[0]:
+                    self._learn(source, None)
+                    return
+        inode = self.disk.find(source)
+        try:
+            self.disk.rename(source, target)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                self._learn(source, None)
+                self._learn(target, self.disk.find(target))
+            raise
+        self._did(source, None)
+        self._did(target, inode)
+
+    def unlink(self, path: str) -> None:
+        """Remove a name."""
+        if self.traits.entries_s and (known := self._known(path)) is not None and known[0] is None:
+            raise failure(errno.ENOENT, path)
+        self.disk.unlink(path)
+        self._did(path, None)
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory."""
+        self.disk.mkdir(path)
+        self._did(path, self.disk.find(path))
+
+    def rmdir(self, path: str) -> None:
+        """Remove a directory."""
+        self.disk.rmdir(path)
+        self._did(path, None)
+
+    def believe_absent(self, path: str) -> None:
+        """Remember that a name was not there: what a rename leaves whose reply was lost."""
+        self._learn(path, None)
+
+    # ---- parts ----
+
+    def _known(self, path: str) -> tuple[Inode | None] | None:
+        found = self._entries.get(path)
+        return (found[1],) if found is not None and self._clock() < found[0] else None
+
+    def _learn(self, path: str, inode: Inode | None) -> None:
+        if self.traits.entries_s:
+            until = self._clock() + self._rng.uniform(0, self.traits.entries_s)
+            self._entries[path] = until, inode
+
+    def _did(self, path: str, inode: Inode | None) -> None:
+        """Know what we did ourselves."""
+        if self.traits.entries_s:
+            self._learn(path, inode)
+        if self.traits.listings_s:
+            self._listings.pop(path.rpartition("/")[0], None)
+        if inode is not None:
+            self._links.pop(inode.number, None)
