@@ -89,9 +89,8 @@ def _trailing_stars(data: NDArray[np.uint8], body: Ints, end: Ints) -> Ints:
         last = np.maximum(last - (data[last] <= BLANK_MAX), 0)
     star = data[last] == STAR
     one = star & (last > body) & (data[last - 1] > STAR)
-    plain = (last >= body) & (one | (data[last] > STAR))
     stars = one.astype(np.int64)
-    for row in np.flatnonzero(~plain).tolist():
+    for row in np.flatnonzero(~one & (data[last] <= STAR)).tolist():
         letters = data[body[row] : end[row]].tobytes().translate(None, BLANKS)
         stars[row] = len(letters) - len(letters.rstrip(b"*"))
     return stars

@@ -46,7 +46,7 @@ def load(folder: str, dtype: str, device: torch.device) -> Encoder:
             f"{folder}: {len(missing)} of the model's weights are not in its files, {missing[0]} "
             f"first; it was saved from another kind of model. Give a complete ESM-2."
         )
-    return Encoder(model.eval().to(device))
+    return Encoder(model.to(device))
 
 
 class Encoder:

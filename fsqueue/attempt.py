@@ -66,6 +66,8 @@ class Attempt:
     handler_for: Callable[[str], Handler]
     is_stopping: Callable[[], bool]
     reason: str = ""
+    saved: bool = False
+    """Whether a checkpoint was saved, however the run ended."""
     _cold: bool = False
 
     def run(self) -> Ending:
@@ -103,7 +105,9 @@ class Attempt:
             final = self.pool.output(id, handler.suffix)
             private = self.pool.unpublished(worker, id, handler.suffix)
             if self.name.returns and os.path.lexists(final):
-                return claim.measures  # I7: published by a worker that died before it could finish
+                # I7: published by a worker that died before it could finish
+                atomic.discard_tree(self.pool.partial(id))
+                return claim.measures
         work = Work(
             id=id,
             kind=self.name.kind,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from fsqueue import atomic, claims, plans
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import DIRECTORIES, State
 from fsqueue.leases import lease_names
-from fsqueue.names import SPOOL, ClaimName
+from fsqueue.names import ID, SPOOL, ClaimName
 from fsqueue.pool import Pool, read_json, read_spool, spool_names
 
 LOOKS = 3
@@ -42,46 +42,57 @@ def check_pool(pool: Pool) -> Report:
             report.problems.append(str(error))
     if report.problems:
         return report
-    planned, suffixes = _planned(pool, report)
-    report.planned = len(planned)
-    _check_places(pool, planned, report)
+    planned = _check_places(pool, report)
     _check_spools(pool, report)
-    _check_contents(pool, report)
-    _check_outputs(pool, planned, suffixes, report)
-    _note_leftovers(pool, report)
+    _check_contents(pool, planned, report)
+    _check_outputs(pool, planned, report)
+    _note_leftovers(pool, planned, report)
     return report
 
 
-def _planned(pool: Pool, report: Report) -> tuple[dict[str, int], dict[int, str | None]]:
-    """Return the plan number of every planned id, and the output suffix of every plan."""
-    planned: dict[str, int] = {}
-    suffixes: dict[int, str | None] = {}
+@dataclass(slots=True)
+class _Planned:
+    """What the plans say: the plan of every id, the output suffix of every plan, their uids."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    suffixes: dict[int, str | None] = field(default_factory=dict)
+    uids: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+def _planned(pool: Pool) -> _Planned:
+    planned = _Planned()
     for number in plans.numbers(pool):
         try:
-            suffixes[number] = plans.read_plan(pool, number).suffix
+            plan = plans.read_plan(pool, number)
+            planned.suffixes[number] = plan.suffix
+            planned.uids.add(plan.uid)
             for name, _spool in plans.read_claims(pool, number):
-                if name.id in planned:
-                    report.problems.append(
-                        f"I1: {name.id} is planned twice, by plan {planned[name.id]} and {number}"
+                if name.id in planned.ids:
+                    planned.problems.append(
+                        f"I1: {name.id} is planned twice, by plan {planned.ids[name.id]} and {number}"
                     )
-                planned[name.id] = number
+                planned.ids[name.id] = number
         except (FsqueueError, OSError) as error:
-            report.problems.append(str(error))
-    return planned, suffixes
+            planned.problems.append(str(error))
+    return planned
 
 
 # ---- I1: each planned claim is in exactly one place ----
 
 
-def _check_places(pool: Pool, planned: dict[str, int], report: Report) -> None:
+def _check_places(pool: Pool, report: Report) -> _Planned:
     suspects: dict[str, str] = {}
     for look in range(LOOKS):
-        found, counts, strangers = _places(pool)
-        odd = dict(_odd(found, planned))
+        planned = _planned(pool)  # each time: a planner may be at work, too
+        found, counts, strangers = _places(pool, planned.uids)
+        odd = dict(_odd(found, planned.ids))
         suspects = odd if look == 0 else {k: v for k, v in suspects.items() if odd.get(k) == v}
         if not suspects:
             break
+    report.planned = len(planned.ids)
     report.counts = dict(counts)
+    report.problems += planned.problems
     report.problems += [f"I1: {id} {what}" for id, what in sorted(suspects.items())]
     report.problems += strangers
     if counts["staged"]:
@@ -89,19 +100,18 @@ def _check_places(pool: Pool, planned: dict[str, int], report: Report) -> None:
             f"{counts['staged']} claims of a plan are not yet in their spools: its planner is at "
             f"work, or died. The next plan, an idle worker or fsqueue recover completes it."
         )
+    return planned
 
 
-def _places(pool: Pool) -> tuple[dict[str, list[str]], Counter[str], list[str]]:
+def _places(
+    pool: Pool, uids: Collection[str]
+) -> tuple[dict[str, list[str]], Counter[str], list[str]]:
     """Return where each id is, how many are in each state, and names that are no claims."""
     found: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()
     strangers: list[str] = []
-    for place, directory, owned in _claim_directories(pool):
-        try:
-            texts = atomic.names(directory)
-        except PoolError:
-            continue  # a broken spool is reported by itself; a staged one may just be completed
-        for text in texts:
+    for place, directory, owned in _claim_directories(pool, uids):
+        for text in _listed(directory):
             name = ClaimName.parse(text)
             if name is None or (name.owner is not None) != owned:
                 strangers.append(f"{directory}/{text!r} is no claim's name; remove it")
@@ -111,17 +121,32 @@ def _places(pool: Pool) -> tuple[dict[str, list[str]], Counter[str], list[str]]:
     return found, counts, strangers
 
 
-def _claim_directories(pool: Pool) -> Iterator[tuple[str, str, bool]]:
-    for text in atomic.names(pool.directory("plans")):
-        if text.endswith(".staged") and os.path.isdir(
-            staged := f"{pool.directory('plans')}/{text}"
-        ):
-            for spool in filter(SPOOL.fullmatch, os.listdir(staged)):
-                yield f"staged/{spool}", f"{staged}/{spool}", False
+def _claim_directories(pool: Pool, uids: Collection[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each place, its directory, and whether claims have an owner there.
+
+    What is staged counts once its plan has a number. Before that it is no claim, and may be what a
+    planner left that died: the next plan has planned it anew.
+    """
+    for uid in _staged(pool) & set(uids):
+        for spool in filter(SPOOL.fullmatch, _listed(pool.staged(uid))):
+            yield f"staged/{spool}", pool.staged(uid, spool), False
     for spool in spool_names(pool):
         yield f"spools/{spool}", pool.spool(spool), False
     for state in (State.RUNNING, State.DONE, State.FAILED):
         yield state.value, pool.state(state), True
+
+
+def _staged(pool: Pool) -> set[str]:
+    texts = atomic.names(pool.directory("plans"))
+    found = {text.removesuffix(".staged") for text in texts if text.endswith(".staged")}
+    return set(filter(ID.fullmatch, found))
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return atomic.names(directory)
+    except PoolError:
+        return []  # a broken spool is reported by itself; a staged one may just be completed
 
 
 def _odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -131,7 +156,7 @@ def _odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple
     for id, places in found.items():
         if len(places) > 1:
             yield id, f"is in {len(places)} places: {', '.join(sorted(places))}"
-        elif id not in planned and not places[0].startswith("staged/"):
+        elif id not in planned:
             yield id, f"is in {places[0]}, and no plan holds it"
 
 
@@ -147,15 +172,11 @@ def _check_spools(pool: Pool, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def _check_contents(pool: Pool, report: Report) -> None:
-    for place, directory, owned in _claim_directories(pool):
+def _check_contents(pool: Pool, planned: _Planned, report: Report) -> None:
+    for place, directory, owned in _claim_directories(pool, planned.uids):
         if owned and place != State.RUNNING:
             continue
-        try:
-            texts = atomic.names(directory)
-        except PoolError:
-            continue  # as above
-        for name in filter(None, map(ClaimName.parse, texts)):
+        for name in filter(None, map(ClaimName.parse, _listed(directory))):
             try:
                 if read_json(f"{directory}/{name}", patience_s=0.0).get("id") != name.id:
                     report.problems.append(f"I4: {directory}/{name} holds another claim")
@@ -168,13 +189,11 @@ def _check_contents(pool: Pool, report: Report) -> None:
 # ---- I6: done implies output ----
 
 
-def _check_outputs(
-    pool: Pool, planned: dict[str, int], suffixes: dict[int, str | None], report: Report
-) -> None:
+def _check_outputs(pool: Pool, planned: _Planned, report: Report) -> None:
     done = [name.id for name in claims.owned(pool, State.DONE)]
     outputs = set(atomic.names(pool.directory("outputs")))
     for id in done:
-        suffix = suffixes.get(planned.get(id, 0))
+        suffix = planned.suffixes.get(planned.ids.get(id, 0))
         if suffix is not None and f"{id}{suffix}" not in outputs:
             report.problems.append(f"I6: {id} is done, and outputs/{id}{suffix} is missing")
 
@@ -182,7 +201,12 @@ def _check_outputs(
 # ---- no problems, but worth a word ----
 
 
-def _note_leftovers(pool: Pool, report: Report) -> None:
+def _note_leftovers(pool: Pool, planned: _Planned, report: Report) -> None:
+    for uid in sorted(_staged(pool) - planned.uids):
+        report.notes.append(
+            f"{pool.staged(uid)} belongs to no plan yet: its planner is at work, or died before it "
+            f"planned anything. If nobody plans, nothing needs it: rm -r it"
+        )
     living = {name.worker for name in lease_names(pool) if name.living}
     for name in claims.owned(pool, State.RUNNING):
         if name.owner not in living:

@@ -73,7 +73,10 @@ def fail(pool: Pool, name: ClaimName) -> None:
 
 
 def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
-    """Put a claim of ours back at the same attempt: we leave on purpose. Raises ClaimLost."""
+    """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
+
+    By the owner; or by recovery, when SLURM ended the owner's job. Raises ClaimLost.
+    """
     back = name.returned(failed=False)
     _leave_running(pool, name, pool.waiting(spool, back), "released")
     return back

@@ -187,9 +187,12 @@ def _die_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
+    worker = os.getpid()
 
     def ask_kernel() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != worker:
+            os._exit(1)  # RACE: the worker was killed before the kernel was asked
 
     return ask_kernel
 

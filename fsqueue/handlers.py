@@ -95,6 +95,9 @@ class Handler:
     """What `Work.progress` counts."""
     cost_max: int | None = None
     """No claim should be dearer than this, however large the input (see `cut`)."""
+    cost_per_second: float | None = None
+    """How much cost a GPU of weight 1.0 (an RTX 3090) does in a second, about, if that is known;
+    then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
@@ -190,7 +193,12 @@ class Work:
         """
         assert CHECKPOINT.fullmatch(name), name
         atomic.make_directory(self.partial)
-        atomic.publish(f"{self.partial}/{name}", data)
+        try:
+            atomic.publish(f"{self.partial}/{name}", data)
+        except FileNotFoundError:
+            # RACE: a zombie has published the output of this claim, and removed its checkpoints.
+            atomic.make_directory(self.partial)
+            atomic.publish(f"{self.partial}/{name}", data)
         self.saved = True
 
     def checkpoints(self) -> dict[str, bytes]:

@@ -210,8 +210,8 @@ def proof_of_life() -> dict[str, Any]:
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "boot": _boot_id(),
-        "pid_namespace": _namespace("pid"),
-        "time_namespace": _namespace("time"),
+        "pid_namespace": _pid_namespace(),
+        "time_namespace": _time_namespace(),
         "started": _stat(os.getpid())[1],
     }
 
@@ -238,7 +238,7 @@ def look_at_process(facts: Mapping[str, Any]) -> Process:
         return Process.UNKNOWN
     if not (boot and namespace and facts.get("boot") == boot):
         return Process.UNKNOWN
-    if facts.get("pid_namespace") != namespace:
+    if (facts.get("pid_namespace"), facts.get("time_namespace")) != (namespace, _time_namespace()):
         return Process.UNKNOWN
     state, now_started = _stat(pid)
     if not state:
@@ -257,10 +257,18 @@ def _boot_id() -> str:
 
 
 def _pid_namespace() -> str:
+    return _namespace("pid")
+
+
+def _time_namespace() -> str:
+    return _namespace("time")
+
+
+def _namespace(kind: str) -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink(f"/proc/self/ns/{kind}")
     except OSError:
-        return ""
+        return ""  # time: this kernel has none, and all processes share one
 
 
 def _stat(pid: int) -> tuple[str, str]:

@@ -11,9 +11,12 @@ from types import FrameType
 from typing import Final
 
 from fsqueue.heartbeat import Heartbeat
+from fsqueue.slurm import Allocation
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DRAINED: Final = 75
+KILL_WAIT_S: Final = 30.0
+"""From SLURM's SIGTERM to its SIGKILL, unless its configuration says otherwise."""
 
 
 class StopNow(BaseException):
@@ -22,13 +25,19 @@ class StopNow(BaseException):
 
 @dataclass(slots=True)
 class Leaving:
-    """The reasons for which one worker leaves before its work is done."""
+    """The reasons for which one worker leaves before its work is done.
+
+    In a SLURM job several signals are not somebody's impatience: a preempted job gets SIGUSR1 and
+    SIGTERM within 10 ms. There the handler is asked to stop by the first, and is interrupted half
+    way between SIGTERM and SIGKILL.
+    """
 
     beat: Heartbeat
     claims_max: int | None = None
     time_limit_s: float | None = None
     clock: Callable[[], float] = time.monotonic
     signal: int = 0
+    allocation: Allocation | None = None
     _begun: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,19 +45,33 @@ class Leaving:
 
     def listen(self) -> None:
         """Take over the process's signals: the first asks, the second raises StopNow."""
-
-        def heard(number: int, frame: FrameType | None) -> None:
-            if self.signal:
-                raise StopNow
-            self.signal = number
-
+        handler = self._heard_in_slurm if self._in_slurm else self._heard
         for number in SIGNALS:
-            signal.signal(number, heard)
+            signal.signal(number, handler)
 
     def ignore(self) -> None:
         """Let no further signal disturb the goodbye."""
+        if self._in_slurm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise StopNow
+        self.signal = number
+
+    def _heard_in_slurm(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            return self._heard(number, frame)
+        if number == signal.SIGTERM and self.signal != number:
+            signal.signal(signal.SIGALRM, self._rung)
+            signal.setitimer(signal.ITIMER_REAL, KILL_WAIT_S / 2)
+        if number == signal.SIGTERM or not self.signal:
+            self.signal = number
+
+    def _rung(self, number: int, frame: FrameType | None) -> None:
+        raise StopNow
 
     def at_once(self) -> bool:
         """Say whether the claim that runs is to be put back, not finished."""
@@ -65,7 +88,7 @@ class Leaving:
                 reason = f"told to {order} (control/{order}); fsqueue drain --undo takes it back"
                 return DRAINED, reason
         if self._late():
-            return DRAINED, "its time limit is reached"
+            return DRAINED, f"its {'allocation ends' if self._ends() else 'time limit is reached'}"
         if self.claims_max is not None and taken >= self.claims_max:
             return DRAINED, f"it has taken its {self.claims_max} claims"
         return None
@@ -85,10 +108,27 @@ class Leaving:
         return bool(self.beat.orders & {order, f"{order}@{worker}"})
 
     def time_left_s(self) -> float:
-        """Return how long until the time limit, infinite if there is none."""
-        if self.time_limit_s is None:
-            return math.inf
-        return max(0.0, self._begun + self.time_limit_s - self.clock())
+        """Return for how long it may still work, infinite if nothing limits it."""
+        left_s = math.inf
+        if self.time_limit_s is not None:
+            left_s = self._begun + self.time_limit_s - self.clock()
+        if self.allocation is not None:
+            left_s = min(left_s, self.allocation.left_s())
+        return max(0.0, left_s)
+
+    @property
+    def for_slurm(self) -> bool:
+        """Whether it leaves for the sake of the allocation's end: more time would bring more."""
+        return self._in_slurm and (
+            self.signal == signal.SIGUSR1 or not self.signal and self._ends()
+        )
+
+    @property
+    def _in_slurm(self) -> bool:
+        return self.allocation is not None and self.allocation.job is not None
+
+    def _ends(self) -> bool:
+        return self.allocation is not None and self.allocation.left_s() <= 0
 
     def _late(self) -> bool:
         return self.time_left_s() <= 0

@@ -1,7 +1,8 @@
 """Find the spool that a worker should work, by what it was told or by the GPU it sees.
 
 In order: the name it was given; the model of its GPU; its SLURM array index; none, and then it is a
-pure thief. Among several spools of its model it takes the one with the fewest living workers.
+pure thief. Among several spools of its model it takes the one that its array index means, if it has
+one, else the one with the fewest living workers.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Ma
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
         return Match(spool.name, spool.model, spool.weight, "as told", facts)
     alike = [spool for spool in spools if spool.model.lower() in models]
-    if alike:
-        spool = _least_worked(pool, alike, gpu)
-        return Match(spool.name, model, spool.weight, f"its model is {model}", facts)
     index = environ.get("SLURM_ARRAY_TASK_ID", "")
-    if index.isdigit() and spools:
-        spool = spools[int(index) % len(spools)]
-        return Match(spool.name, model, spool.weight, f"SLURM array index {index}", facts)
+    indexed = spools[int(index) % len(spools)] if index.isdecimal() and spools else None
+    if alike:
+        spool = indexed if indexed in alike else _least_worked(pool, alike, gpu)
+        return Match(spool.name, model, spool.weight, f"its model is {model}", facts)
+    if indexed:
+        return Match(indexed.name, model, indexed.weight, f"SLURM array index {index}", facts)
     return Match(None, model, get_gpu_weight(model), f"no spool is planned for {model}", facts)
 
 

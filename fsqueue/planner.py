@@ -27,6 +27,9 @@ from fsqueue.weights import assign
 CLAIMS_PER_SPOOL: Final = 8
 """A spool with fewer claims cannot be evened out by stealing: with 2 a mixed pair ends 25 % late,
 with 8 it ends 4 % late."""
+CLAIM_S: Final = 90.0
+"""How long a claim may take on the reference GPU. Less, and what a claim costs by itself begins to
+show; more, and the last ones keep the others waiting."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class Request:
     inputs: Sequence[str]
     spools: Sequence[Spool]
     weighted: bool = True
+    claim_s: float = CLAIM_S
 
 
 Progress = Callable[[int, int, str], None]
@@ -71,19 +75,10 @@ def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None)
         _weigh(request, fresh, outcome, _loads(pool, outcome.spools))
         if not outcome.total.claims:
             return outcome
-        uid = secrets.token_hex(6)
-        rows = _stage(pool, uid, request, fresh, outcome)
-        head = _head(uid, request, outcome, {name.kind for name, _ in rows})
-        keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
-        private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
         number = (numbers or [0])[-1] + 1
-        if plans.number_plan(pool, uid, private, number):
+        if _publish(pool, request, fresh, outcome, number):
             outcome.number = number
-            plans.complete_one(pool, uid)
             return outcome
-        # RACE: another planner took this number. What it planned is not ours to plan again.
-        atomic.discard(private)
-        _unstage(pool, uid)
 
 
 def preview(pool: Pool | None, request: Request, *, progress: Progress | None = None) -> Outcome:
@@ -204,6 +199,45 @@ def _weigh(request: Request, fresh: list[Source], outcome: Outcome, loads: list[
         outcome.total.add(item_cost, measures)
 
 
+def cost_limit(
+    cost: float, weights: Sequence[float], handler: Handler, claim_s: float = CLAIM_S
+) -> int:
+    """Return how dear one claim may be, of `cost` shared out by `weights`.
+
+    So that the smallest share has CLAIMS_PER_SPOOL claims, and that none takes longer than
+    `claim_s` on the reference GPU, as far as the handler can tell.
+    """
+    limits = [cost * min(weights) / sum(weights) / CLAIMS_PER_SPOOL]
+    if handler.cost_per_second is not None:
+        limits.append(claim_s * handler.cost_per_second)
+    if handler.cost_max is not None:
+        limits.append(handler.cost_max)
+    return max(1, int(min(limits)))
+
+
+def _publish(
+    pool: Pool, request: Request, fresh: list[Source], outcome: Outcome, number: int
+) -> bool:
+    """Publish the plan under this number; False, leaving nothing behind, if another plan has it."""
+    uid = secrets.token_hex(6)
+    try:
+        rows = _stage(pool, uid, request, fresh, outcome)
+        head = _head(uid, request, outcome, {name.kind for name, _ in rows})
+        keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
+        private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
+    except BaseException:
+        atomic.discard_tree(pool.staged(uid))
+        raise
+    # From here on an error tidies nothing up: the number may be ours, and what is staged the pool's.
+    if plans.number_plan(pool, uid, private, number):
+        plans.complete_one(pool, uid)
+        return True
+    # RACE: another planner took this number. What it planned is not ours to plan again.
+    atomic.discard(private)
+    atomic.discard_tree(pool.staged(uid))
+    return False
+
+
 def _stage(
     pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
 ) -> list[tuple[ClaimName, str]]:
@@ -233,12 +267,6 @@ def _stage(
         atomic.sync_directory(pool.staged(uid, spool.name))
     atomic.sync_directory(pool.staged(uid))
     return rows
-
-
-def _unstage(pool: Pool, uid: str) -> None:
-    for name in atomic.names(pool.staged(uid)):
-        atomic.discard_tree(pool.staged(uid, name))
-    atomic.discard_tree(pool.staged(uid))
 
 
 def _head(uid: str, request: Request, outcome: Outcome, kinds: set[str]) -> Plan:

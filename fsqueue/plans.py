@@ -206,24 +206,28 @@ def complete(pool: Pool) -> int:
     if not staged:
         return 0
     planned = {plan.uid for plan in read_plans(pool)}
-    return sum(complete_one(pool, uid) for uid in staged & planned)
+    return sum(complete_one(pool, uid) for uid in sorted(staged & planned))
 
 
 def complete_one(pool: Pool, uid: str) -> int:
     """Publish what is left of one staged plan."""
     moved = 0
     directory = pool.staged(uid)
-    try:
-        for spool in filter(SPOOL.fullmatch, atomic.names(directory)):
-            for text in sorted(atomic.names(f"{directory}/{spool}")):
-                name = ClaimName.parse(text)
-                if name is not None and claims.publish(pool, uid, spool, name):
-                    moved += 1
-            atomic.sync_directory(pool.spool(spool))
-            atomic.discard_empty(f"{directory}/{spool}")
-        atomic.discard_empty(directory)
-    except (PoolError, FileNotFoundError):
-        if os.path.isdir(directory):
-            raise
-        # RACE: another planner completed it and removed the empty directory before us.
+    for spool in filter(SPOOL.fullmatch, _left_in(directory)):
+        for text in sorted(_left_in(f"{directory}/{spool}")):
+            name = ClaimName.parse(text)
+            if name is not None and claims.publish(pool, uid, spool, name):
+                moved += 1
+        atomic.sync_directory(pool.spool(spool))
+        atomic.discard_empty(f"{directory}/{spool}")
+    atomic.discard_empty(directory)
     return moved
+
+
+def _left_in(directory: str) -> list[str]:
+    try:
+        return atomic.names(directory)
+    except (PoolError, OSError) as error:
+        if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
+            raise
+        return []  # RACE: somebody else completed it, and removed the empty directory before us

@@ -4,7 +4,8 @@ Anybody may do it, at any time, as often as they like.
 
 Recovery goes by claims, not by workers: any claim in running/ whose owner shows no living lease may
 be requeued. So nothing is stranded when a recoverer dies half-way, or when a worker takes one more
-claim after its lease was ended.
+claim after its lease was ended. SLURM, where there is one, may ask for patience, and may excuse a
+worker (`witness.py`): then its claims go back without an attempt being charged.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fsqueue.leases import Observer, Process, Standing
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Journal
+from fsqueue.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Recovery:
         self._pool = pool
         self._me = me
         self._journal = journal
+        self._witness = Witness(pool, observer)
         self.observer = observer
         self.running: list[ClaimName] = []
 
@@ -55,44 +58,57 @@ class Recovery:
         self.running = list(claims.owned(self._pool, State.RUNNING))
         owners = {name.owner for name in self.running if name.owner} - {self._me}
         self.observer.look(owners)
-        dead = {worker for worker in owners | set(self.observer.workers()) if self._dead(worker)}
+        everybody = owners | set(self.observer.workers()) - {self._me}
+        gone = {each for each in everybody if self.observer.process(each) is Process.GONE}
+        doubtful = {
+            each for each in everybody if self.observer.standing(each) is not Standing.LIVING
+        }
+        self._witness.look(doubtful | gone)
+        dead = {each for each in doubtful | gone if self._dead(each, gone=each in gone)}
         return [
             recovered
             for name in self.running
             if name.owner in dead and (recovered := self._recover(name)) is not None
         ]
 
-    def _dead(self, worker: str) -> bool:
+    def _dead(self, worker: str, *, gone: bool) -> bool:
         """Say whether a worker is dead; if it is, its lease has been ended."""
-        if worker == self._me:
-            return False
         standing = self.observer.standing(worker)
-        if standing is Standing.ENDED:
+        if standing is Standing.SUSPECT and not gone:
+            return False
+        has_ended = standing is Standing.ENDED
+        if self._witness.defers(worker, gone=gone or has_ended):
+            return False
+        if has_ended:
             return True
-        if standing is Standing.EXPIRED or self.observer.process(worker) is Process.GONE:
-            ended = self.observer.end(worker, self._me)
-            if ended:
-                log.info("%s is dead: its lease is ended", worker)
-                self._journal.write("ended", of=worker)
-                atomic.discard_tree(self._pool.workshop(worker))
-            return ended
-        return False
+        ended = self.observer.end(worker, self._me)
+        if ended:
+            log.info("%s is dead: its lease is ended", worker)
+            self._journal.write("ended", of=worker)
+            atomic.discard_tree(self._pool.workshop(worker))
+        return ended
 
     def _recover(self, name: ClaimName) -> Recovered | None:
-        record = {
+        excused = self._witness.excuses(name.owner or "")
+        try:
+            if excused:
+                became = claims.release(self._pool, name, self._home(name))
+            else:
+                became = claims.charge(self._pool, name, self._home(name), self._record(name))
+        except ClaimLost:
+            # RACE: its owner finished after all, or another recoverer was quicker.
+            return None
+        found = Recovered(name, became)
+        facts = {"cost": name.cost, "failed": found.failed, "excused": excused}
+        self._journal.write("recovered", id=name.id, of=name.owner, **facts)
+        return found
+
+    def _record(self, name: ClaimName) -> dict[str, str]:
+        return {
             "error": f"worker lost: {name.owner} did not renew its lease while it ran this claim; "
             f"it was killed, crashed, or cut off",
             "recovered_by": self._me,
         }
-        try:
-            claims.charge(self._pool, name, self._home(name), record)
-        except ClaimLost:
-            # RACE: its owner finished after all, or another recoverer was quicker.
-            return None
-        last = (name.attempt + 1) % self._pool.attempts_max == 0
-        became = name if last else name.returned(failed=True)
-        self._journal.write("recovered", id=name.id, of=name.owner, cost=name.cost, failed=last)
-        return Recovered(name, became)
 
     def _home(self, name: ClaimName) -> str:
         """Return the spool a claim was planned for, or any if it cannot tell. Raises ClaimLost."""

@@ -28,10 +28,12 @@ class Use:
 
 
 def blank(id: str) -> Status:
+    """Return what is known of a worker without a usable status: nothing."""
     return Status(id, state="", weight=0.0, started=0.0, last_activity=0.0)
 
 
 def make_printable(status: Status) -> None:
+    """Make every text in a status fit for any terminal, and not too long."""
     for name in ("host", "spool", "model", "message"):
         if (text := getattr(status, name)) is not None:
             setattr(status, name, printable(text))
@@ -43,6 +45,8 @@ def make_printable(status: Status) -> None:
 
 
 def use(status: Status) -> Use:
+    """Return what the worker's GPU was doing, as far as the numbers can be true."""
+
     def within(name: str, low: float, high: float) -> float | None:
         value = number(status.gpu.get(name))
         return float(value) if value is not None and low <= value <= high else None
@@ -56,6 +60,7 @@ def use(status: Status) -> Use:
 
 
 def progress(current: Current | None) -> float | None:
+    """Return how much of its claim a worker has done, 0 to 1; None if it does not say."""
     if current is None or current.total <= 0:
         return None
     return min(max(current.done / current.total, 0.0), 1.0)

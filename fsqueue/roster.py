@@ -90,6 +90,7 @@ class Roster:
         self._ended_by: dict[str, str | None] = {}
         self._sights: dict[str, _Sight] = {}
         self._hungry: dict[str, float] = {}
+        self._leased: dict[str, float] = {}
         self._past: dict[str, WorkerRow] = {}
 
     @property
@@ -104,6 +105,10 @@ class Roster:
             names = lease_names(self._pool)
             self._ended_by = {name.worker: name.ended_by for name in names if not name.living}
             self._observer.look({name.owner for name in held if name.owner})
+            now = self._clock()
+            # RACE: a renewal can hide a lease from a listing; it counts as seen for a lease more.
+            recent = {w: t for w, t in self._leased.items() if now - t < self._pool.lease_s}
+            self._leased = recent | dict.fromkeys(self._observer.workers(), now)
         except (OSError, PoolError) as error:
             damage = str(error)
         try:
@@ -137,7 +142,7 @@ class Roster:
         holds: dict[str, list[ClaimName]] = {}
         for name in count.held:
             holds.setdefault(name.owner or "", []).append(name)
-        workers = {*self._observer.workers(), *self._ended_by, *self._statuses, *holds}
+        workers = {*self._leased, *self._ended_by, *self._statuses, *holds}
         past = {worker: row for worker, row in self._past.items() if worker not in holds}
         self._past = {worker: past[worker] for worker in past.keys() & self._ended_by.keys()}
         rows = []
@@ -154,7 +159,7 @@ class Roster:
         self, id: str, held: list[ClaimName], count: Count, journals: Journals, paused: bool
     ) -> WorkerRow:
         status = self._statuses.get(id) or blank(id)
-        health, trouble = self._health(id, status)
+        health, trouble = self._health(id, status, bool(held))
         living = health in ("healthy", "degraded")
         idle_s, age_s = self._ages(id, status)
         idle_s = idle_s if living else None
@@ -180,7 +185,7 @@ class Roster:
             use=use(status) if living else Use(),
         )
 
-    def _health(self, id: str, status: Status) -> tuple[str, str]:
+    def _health(self, id: str, status: Status, holding: bool) -> tuple[str, str]:
         """Say how a worker is by its lease, and by its process if that is of this host."""
         if id in self._ended_by:
             by = self._ended_by[id]
@@ -196,8 +201,8 @@ class Roster:
             return health, f"its process is stopped: kill -CONT {status.pid or 'PID'}"
         if expired:
             return "lost", f"shows no beat for {self._pool.lease_s:g} s: it is dead or cut off"
-        if id not in self._observer.workers():
-            return "degraded", "has no lease in workers/"
+        if id not in self._leased:
+            return ("degraded" if holding else "left"), "has no lease in workers/"
         if self._observer.standing(id) is Standing.SUSPECT:
             return "degraded", f"suspect: no beat for {self._pool.lease_s / 2:g} s"
         return "healthy", ""

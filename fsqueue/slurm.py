@@ -16,6 +16,7 @@ What SLURM does (seen with 22.05) that is not plain from its manual:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -124,12 +125,11 @@ def left_by_environ(environ: Mapping[str, str], now: float) -> float | None:
 class Question:
     """A command that was started and is not waited for."""
 
-    def __init__(
-        self, argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.begun = clock()
-        self._output = tempfile.TemporaryFile()
+        # Not a pipe: nobody reads until it is over, and a full pipe would hold it up for ever.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(
@@ -156,8 +156,9 @@ class Question:
         assert self.over
         if self._process is None or self._process.returncode != 0:
             return None
-        self._output.seek(0)
-        return self._output.read(ANSWER_MAX).decode("utf-8", "replace")
+        with self._output as file:
+            file.seek(0)
+            return file.read(ANSWER_MAX).decode("utf-8", "replace")
 
     def drop(self) -> None:
         """End it; nobody wants to know any more."""
@@ -208,7 +209,7 @@ class Allocation:
         self._clock = clock
         self._grace_s = grace_s
         self._question: Question | None = None
-        self._leave_at: float | None = None
+        self._leave_at = math.inf
         left_s = left_by_environ(environ, time.time()) if self.job else None
         if left_s is not None:
             self._set_end(left_s)
@@ -216,14 +217,14 @@ class Allocation:
             command = ["squeue", "--noheader", f"--jobs={self.job.name}", "--format=%L"]
             self._question = Question(command, clock=clock)
 
-    def left_s(self) -> float | None:
-        """Return for how long this worker may still work; None if nobody knows."""
+    def left_s(self) -> float:
+        """Return for how long this worker may still work; infinite if nobody knows."""
         if self._question is not None and self._question.over:
             left_s = parse_time_left(self._question.answer() or "")
             if left_s is not None:
                 self._set_end(left_s - (self._clock() - self._question.begun))
             self._question = None
-        return None if self._leave_at is None else self._leave_at - self._clock()
+        return self._leave_at - self._clock()
 
     def _set_end(self, left_s: float) -> None:
         grace_s = min(GRACE_S, left_s / 4) if self._grace_s is None else self._grace_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Waiting:
 
     all: int
     could_take: int
+    too_long: int = 0
+    """How many it could take if it had more time left."""
 
 
 class Stock:
@@ -61,6 +64,7 @@ class Stock:
         self._patience = Patience()
         self._waited: set[str] = set()
         self._refused_spools: set[str] = set()
+        self._learned: dict[str, float] = {}
         self.time_left_s: Callable[[], float] = lambda: math.inf
         self._listed: dict[str, tuple[float, list[ClaimName] | None]] = {}
 
@@ -83,16 +87,17 @@ class Stock:
 
     def count_waiting(self) -> Waiting:
         """Count over listings no older than a second."""
-        total = could = 0
+        total = could = too_long = 0
         for spool in spool_names(self._pool):
             at, names = self._listed.get(spool, (-1e9, None))
             if time.monotonic() - at > 1.0:
                 names = self._list(spool)
             total += len(names or ()) if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                able = (name for name in names if name.kind not in self._taste.unable)
-                could += sum(not self._too_long(name) for name in able)
-        return Waiting(total, could)
+                able = [name for name in names if name.kind not in self._taste.unable]
+                late = self._count_too_long(able)
+                could, too_long = could + len(able) - late, too_long + late
+        return Waiting(total, could, too_long)
 
     # ---- our own spool ----
 
@@ -102,7 +107,7 @@ class Stock:
         for _ in range(LISTINGS_MAX):
             misses = 0
             while len(self._own) > few and misses < MISSES_MAX:
-                if self._too_long(self._own[-1]):
+                if self._count_too_long(self._own[-1:]):
                     return None
                 taken = self._take(spool, self._own.pop())
                 if taken is not None:
@@ -157,7 +162,7 @@ class Stock:
         me = Peer(
             self._me,
             status.weight,
-            status.rates,
+            self._rates(),
             self._spool,
             stealing=self._stealing,
             loaded=self._taste.loaded,
@@ -197,15 +202,25 @@ class Stock:
     def _peers(self) -> list[Peer]:
         living = {name.worker for name in lease_names(self._pool) if name.living} - {self._me}
         held = {name.owner: name for name in claims.owned(self._pool, State.RUNNING)}
-        statuses = ((worker, read_status(self._pool, worker)) for worker in sorted(living))
+        found = (read_status(self._pool, worker) for worker in sorted(living))
+        statuses = [status for status in found if status is not None]
+        self._learned = _rates_of_likes(statuses, self._beat.status.model)
         return [
-            _peer(status, held.get(worker))
-            for worker, status in statuses
-            if status is not None and status.state not in GONE
+            _peer(status, held.get(status.worker_id))
+            for status in statuses
+            if status.state not in GONE
         ]
 
-    def _too_long(self, name: ClaimName) -> bool:
-        return takes_too_long(name, self._beat.status.rates, self.time_left_s())
+    def _count_too_long(self, names: list[ClaimName]) -> int:
+        left_s = self.time_left_s()
+        if left_s == math.inf:
+            return 0
+        rates = self._rates()
+        return sum(takes_too_long(name, rates, left_s) for name in names)
+
+    def _rates(self) -> dict[str, float]:
+        """Return our rate for each kind: as we measured it, else as others with our GPU did."""
+        return self._learned | self._beat.status.rates
 
     def _list(self, spool: str) -> list[ClaimName] | None:
         """List a spool; None, said once, if it is not fit to be worked."""
@@ -223,6 +238,13 @@ class Stock:
     @property
     def _me(self) -> str:
         return self._beat.status.worker_id
+
+
+def _rates_of_likes(statuses: list[Status], model: str) -> dict[str, float]:
+    """Return the median rate for each kind among workers on GPUs of a model."""
+    likes = [status.rates for status in statuses if status.model == model]
+    kinds = {kind for rates in likes for kind in rates}
+    return {kind: statistics.median(r[kind] for r in likes if kind in r) for kind in kinds}
 
 
 def _struck(names: list[ClaimName], name: ClaimName) -> ClaimName:

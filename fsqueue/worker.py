@@ -9,6 +9,7 @@ waits by listing, takes by rename, and tells that it lives by the name of its le
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import socket
@@ -24,10 +25,11 @@ from fsqueue.handlers import Handler, load_handler
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.layout import State
 from fsqueue.leases import Lease, Observer, Process
-from fsqueue.leaving import Leaving, StopNow
+from fsqueue.leaving import DRAINED, Leaving, StopNow
 from fsqueue.names import ClaimName, new_worker_id
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovery
+from fsqueue.slurm import Allocation
 from fsqueue.status import Journal, Status
 from fsqueue.stock import Stock
 
@@ -37,6 +39,8 @@ FAILURES_MAX: Final = 3
 """A worker that fails this many different claims in a row stops itself: a bad GPU must not eat the
 queue."""
 SECOND_LOOK_S: Final = 0.3
+END_NEAR_S: Final = 120.0
+"""SLURM's warning comes up to half a minute before the time that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,13 @@ class Habits:
     claims_max: int | None = None
     time_limit_s: float | None = None
     gpu: dict[str, object] = field(default_factory=dict)
-    slurm: dict[str, str] = field(default_factory=dict)
+    allocation: Allocation | None = None
+    """What SLURM gave this process, if it runs there."""
+
+    @property
+    def slurm(self) -> dict[str, str]:
+        """What is told of the job, in the status and in the lease."""
+        return self.allocation.facts if self.allocation else {}
 
 
 class Worker:
@@ -72,7 +82,7 @@ class Worker:
             weight=habits.weight,
             stealing=habits.stealing,
             gpu=dict(habits.gpu),
-            slurm=dict(habits.slurm),
+            slurm=habits.slurm,
         )
         self.journal = Journal(pool, self.id)
         self.lease = Lease(pool, self.id)
@@ -87,9 +97,14 @@ class Worker:
         self.failed_here: list[str] = []
         self.failed_in_a_row: list[str] = []
         self.taken = 0
+        self.progressed = False
+        self.outlasted = False
+        self._swept = time.monotonic()
         self.why = ""
-        self.leaving = Leaving(self.beat, habits.claims_max, habits.time_limit_s)
-        self.stock.time_left_s = self.leaving.time_left_s
+        self.leaving = Leaving(
+            self.beat, habits.claims_max, habits.time_limit_s, allocation=habits.allocation
+        )
+        self.stock.time_left_s = self._time_left_s
 
     # ---- life ----
 
@@ -111,6 +126,22 @@ class Worker:
             self._leave()
         return status
 
+    def comes_back(self) -> bool:
+        """Say, after `run`, whether SLURM should run this job again: the time was up, not the work.
+
+        Not if nothing at all came of a whole allocation: the next would end the same way.
+        """
+        outlasted = self.outlasted and self.habits.time_limit_s is None
+        if not (self.leaving.for_slurm or outlasted):
+            return False
+        if not self.progressed and self.leaving.time_left_s() <= END_NEAR_S:
+            log.error(
+                "nothing was finished or saved in a whole allocation, so this job is not requeued: "
+                "its claims need more time than it has. Submit with a longer --time."
+            )
+            return False
+        return self.stock.count_waiting().all > 0 or any(claims.owned(self.pool, State.RUNNING))
+
     def _loop(self) -> int:
         idle_since: float | None = None
         while True:
@@ -122,6 +153,7 @@ class Worker:
                 idle_since = None
                 if (status := self._run(*found)) is not None:
                     return status
+                self._look_after_others()
                 continue
             if idle_since is None:
                 idle_since = time.monotonic()
@@ -135,6 +167,7 @@ class Worker:
             self.pool, name, spool, self.beat, self.journal, self._handler, self.leaving.at_once
         )
         ending = attempt.run()
+        self.progressed |= attempt.saved or ending in (Ending.DONE, Ending.FAILED)
         if ending is Ending.DONE:
             self.failed_in_a_row.clear()
             self.stock.taste_changed(self._taste())
@@ -163,6 +196,15 @@ class Worker:
         )
         return 1
 
+    def _look_after_others(self) -> None:
+        """Put back what the dead held, between claims too, twice a lease at most.
+
+        Whoever begins to watch them only when all else is done waits a whole lease at the end.
+        """
+        if time.monotonic() - self._swept > self.pool.lease_s / 2:
+            self.recovery.sweep()
+            self._swept = time.monotonic()
+
     def _idle(self, idle_s: float) -> int | None:
         """Nothing to take just now: put back what the dead held, then leave, or wait a little."""
         if self.recovery.sweep():
@@ -186,6 +228,10 @@ class Worker:
         for name in self.recovery.running:
             if name.owner != self.id and not self._seen_alive(name.owner or ""):
                 return None  # its owner may be dead: then it comes back within a lease
+        if waiting.too_long:
+            self.outlasted = True
+            self._say(f"{waiting.too_long} claims wait that would not end in the time it has left")
+            return DRAINED
         if waiting.all:
             self._say(f"{waiting.all} claims wait that this worker cannot or may not take")
             return 5
@@ -238,6 +284,12 @@ class Worker:
         with self.beat.lock:
             self.status.loaded = sorted(loaded)
         return Taste(loaded, frozenset(self.unable), frozenset(self.failed_here))
+
+    def _time_left_s(self) -> float:
+        """Return the time that a claim taken now may need. A fresh worker refuses none: no other
+        would have more time for it.
+        """
+        return self.leaving.time_left_s() if self.taken else math.inf
 
     def _interval(self) -> float:
         return self.habits.steal_interval_s * random.uniform(0.9, 1.1)

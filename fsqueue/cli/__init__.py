@@ -27,6 +27,7 @@ SHOWN_MAX: Final = 4000
 COMMANDS: Final = {
     "plan": ("plan", "Plan inputs into claims."),
     "work": ("work", "Work a pool: take claims until nothing is left to take."),
+    "slurm": ("slurm", "Submit arrays of workers to SLURM."),
     "run": ("run", "Start a worker per GPU here, with the dashboard, until all is done."),
     "watch": ("look", "Watch a pool live."),
     "status": ("look", "Say how far a pool is."),

@@ -190,7 +190,7 @@ def _records(pool: Pool, name: ClaimName) -> Iterator[dict[str, Any]]:
         try:
             record = read_json(pool.error(name.id, attempt), patience_s=0.0)
         except FileNotFoundError:
-            continue  # cancelled before it ran, or somebody tidied up
+            continue  # RACE: not in sight yet on a network mount; or somebody tidied up
         except (OSError, PoolError) as error:
             record = {"error": f"its record cannot be read: {error}"}
         yield record | {"attempt": attempt}

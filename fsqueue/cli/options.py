@@ -53,6 +53,20 @@ def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
+class TrailingCommand(click.Command):
+    """A command whose words after the first `--` are kept apart, as they were typed.
+
+    They are in `ctx.meta["trailing"]`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta["trailing"] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
 class Duration(click.ParamType[float]):
     """Seconds, or a humane duration: 90, 45s, 10m, 1h30m, 2d."""
 

@@ -9,10 +9,25 @@ from typing import Any, Final
 
 import click
 
-from fsqueue.cli.options import SETTINGS, Duration, print_json, print_table, split_pool
+from fsqueue.cli.options import (
+    SETTINGS,
+    Duration,
+    TrailingCommand,
+    print_json,
+    print_table,
+    split_pool,
+)
 from fsqueue.errors import FsqueueError, UsageError
 from fsqueue.handlers import Handler, Option, load_handler, registered
-from fsqueue.planner import Outcome, Request, expand_inputs, plan_into, pool_spools, preview
+from fsqueue.planner import (
+    CLAIM_S,
+    Outcome,
+    Request,
+    expand_inputs,
+    plan_into,
+    pool_spools,
+    preview,
+)
 from fsqueue.pool import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
 from fsqueue.status import printable
 
@@ -51,17 +66,6 @@ def plan() -> None:
     """
 
 
-class HandlerCommand(click.Command):
-    """A command whose words after the first `--` are kept apart, as they were typed."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            at = args.index("--")
-            ctx.meta["trailing"] = args[at + 1 :]
-            args = args[:at]
-        return super().parse_args(ctx, args)
-
-
 def _command(handler: Handler) -> click.Command:
     tail = f" -- {handler.trailing}" if handler.trailing else ""
     params: list[click.Parameter] = [_option(option) for option in handler.options]
@@ -71,6 +75,8 @@ def _command(handler: Handler) -> click.Command:
                      "auto or @FILE. Default: the pool's, else auto."),
         click.Option(["--gpu-weighted/--no-gpu-weighted"], default=True,
                      help="Weight file assignment by GPU capability. Default: on."),
+        click.Option(["--claim-seconds"], type=Duration(), default=CLAIM_S, show_default=True,
+                     help="Cut claims to take so long on an RTX 3090, where inputs can be cut."),
         click.Option(["--lease"], type=Duration(), default=LEASE_S, show_default=True,
                      help="A new pool's lease: a worker silent for so long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
@@ -79,7 +85,7 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     ]  # fmt: skip
     example = EXAMPLES.get(handler.name)
-    return HandlerCommand(
+    return TrailingCommand(
         handler.name,
         params=params,
         callback=lambda **given: _plan(handler, given),
@@ -122,7 +128,12 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         raise UsageError(f"no INPUT was given. See: fsqueue plan {handler.name} --help")
     pool = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     spools = _spools(pool, given["gpus"])
-    request = Request(handler, handler.prepare(options), inputs, spools, given["gpu_weighted"])
+    if not given["claim_seconds"] > 0:
+        raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
+    options = handler.prepare(options)
+    request = Request(
+        handler, options, inputs, spools, given["gpu_weighted"], given["claim_seconds"]
+    )
     progress = _show_progress if sys.stderr.isatty() else None
     if given["dry_run"]:
         outcome = preview(pool, request, progress=progress)

@@ -25,6 +25,11 @@ Examples:
 Stop it with SIGINT, SIGTERM or SIGUSR1: it finishes the batch, saves a
 checkpoint, puts the claim back at the same attempt, and leaves (exit status
 130, 143, 75). A second signal stops it at once.
+
+\b
+In a SLURM job it also leaves before the allocation ends, and has the job
+requeued if work remains and it is the job's batch process (exec it). There a
+second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 """
 
 
@@ -50,6 +55,11 @@ checkpoint, puts the claim back at the same attempt, and leaves (exit status
 @click.option("--max-claims", type=click.IntRange(1), help="Leave after so many claims.")
 @click.option("--time-limit", type=Duration(), help="Leave after so long, such as 1h30m.")
 @click.option(
+    "--grace",
+    type=Duration(),
+    help="Leave so long before a SLURM allocation ends.  [default: 60s, less in a short one]",
+)
+@click.option(
     "--start-delay",
     type=Duration(),
     default=0.0,
@@ -59,6 +69,7 @@ def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
     from fsqueue.gpus import use_pci_order
     from fsqueue.match import find_spool
+    from fsqueue.slurm import Allocation
     from fsqueue.worker import Habits, Worker
 
     _log_by_default()
@@ -70,6 +81,7 @@ def work(pool: Pool, **given: Any) -> None:
         time.sleep(random.uniform(0, given["start_delay"]))
     use_pci_order()
     match = find_spool(pool, given["spool"], os.environ)
+    allocation = Allocation(os.environ, grace_s=given["grace"])
     habits = Habits(
         spool=match.spool,
         model=match.model,
@@ -81,7 +93,7 @@ def work(pool: Pool, **given: Any) -> None:
         claims_max=given["max_claims"],
         time_limit_s=given["time_limit"],
         gpu=match.gpu,
-        slurm=_slurm(),
+        allocation=allocation if allocation.job else None,
     )
     worker = Worker(pool, habits)
     if match.gpu:
@@ -90,7 +102,10 @@ def work(pool: Pool, **given: Any) -> None:
     logging.getLogger("fsqueue").info(
         "spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing
     )
-    sys.exit(worker.run())
+    status = worker.run()
+    if worker.comes_back() and allocation.requeue():
+        logging.getLogger("fsqueue").info("work remains: this job is requeued")
+    sys.exit(status)
 
 
 def _log_by_default() -> None:
@@ -98,11 +113,6 @@ def _log_by_default() -> None:
     root = logging.getLogger()
     if root.level > logging.INFO:
         root.setLevel(logging.INFO)
-
-
-def _slurm() -> dict[str, str]:
-    wanted = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
-    return {name.lower(): os.environ[name] for name in wanted if name in os.environ}
 
 
 def _sample_gpu(worker: Any, gpu: dict[str, Any]) -> None:

@@ -253,7 +253,7 @@ def _use_cells(use: Use) -> dict[str, Cell]:
     return {
         "util": cell(use.compute_percent, "%", colour(use.compute_percent)),
         "mem": cell(use.memory_percent, "%"),
-        "temp": cell(use.temperature, "°C"),
+        "temp": cell(use.temperature, "C"),
         "power": cell(use.power_watts, "W"),
     }
 
@@ -270,7 +270,7 @@ def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
         "queue": (f"{count.waiting.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
         "errors": (f"{errors:,}" if errors else "", "bold red"),
-        "stolen": (figures.stolen(came, went), "bold"),
+        "stolen": (f"{max(came, went):,}" if came or went else "", "bold"),
         "state": (f"{living} at work" if living else "", "bold"),
         "ETA": (figures.duration(snapshot.eta_s), "bold"),
     }

@@ -18,6 +18,7 @@ import torch
 
 from embed import read
 from embed.models import load
+from embed.outputs import unpack
 from embed.pooling import mean
 from embed.residues import token_ids
 from fsqueue import (
@@ -230,6 +231,27 @@ def test_a_crash_costs_what_was_not_yet_saved(
         bench.run(item)
     assert bench.run(item) == undisturbed
     assert len(done) == total + 1
+
+
+def test_a_checkpoint_holds_the_batches_that_its_name_tells(make_bench: MakeBench) -> None:
+    """Two owners may save the same name: then what either holds must do for both."""
+    bench = make_bench(tokens_per_batch=300)
+    bench.options["checkpoint_seconds"] = 0
+    (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
+    undisturbed = bench.run(item)
+    partial_directory = Path(bench.work(item).partial)
+    for number, path in enumerate(sorted(partial_directory.iterdir())):
+        if number not in (4, 5, 9):
+            path.unlink()
+    bench.options["checkpoint_seconds"] = 3600
+    asked = iter([False] * 12)
+    with pytest.raises(Interrupted):
+        bench.handler.run(bench.work(item, stop=partial(next, asked, True)))
+    assert len(list(partial_directory.iterdir())) == 6  # 0-3, 4, 5, 6-8, 9, 10-14
+    for name, data in bench.work(item).checkpoints().items():
+        _, first, last = name.split("-")
+        assert sorted(unpack(data)) == list(range(int(first), int(last) + 1))
+    assert bench.run(item) == undisturbed
 
 
 def test_damaged_checkpoints_are_left_out(make_bench: MakeBench) -> None:

@@ -267,3 +267,26 @@ def test_the_counts_equal_the_disk_while_claims_move(tmp_path: Path) -> None:
             disk["done"],
             disk["failed"],
         )
+
+
+@pytest.mark.slow
+def test_done_is_never_more_than_what_is_done_while_claims_move(tmp_path: Path) -> None:
+    """A process takes, finishes and fails claims as fast as it can; each look is between truths."""
+    pool = make_pool(tmp_path / "pool", *(f"i{n}.{n + 1}" for n in range(120)))
+    child = os.fork()
+    if child == 0:
+        try:
+            for n in range(120):
+                (fail if n % 10 == 0 else finish)(pool, A)
+        finally:
+            os._exit(0)
+    census, looks = Census(pool), 0
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        before = on_disk(pool)["done"]
+        count = census.take()
+        after = on_disk(pool)["done"]
+        assert adds_up(count)
+        assert before <= count.done.claims <= after, (before, count, after)
+        looks += 1
+    assert looks > 3
+    assert (census.take().done.claims, census.take().failed.claims) == (108, 12)

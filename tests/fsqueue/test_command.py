@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -229,6 +231,30 @@ def test_a_program_dies_with_a_worker_that_was_killed(start: Start, tmp_path: Pa
     program = read_family(family)[0]
     worker.kill()
     wait_for(lambda: not alive(program), "the program of the killed worker to be gone")
+
+
+@pytest.mark.slow
+def test_a_program_whose_worker_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    """The worker is killed between fork and exec, before its child could tie its life to it."""
+    script = f"""
+import os, signal
+from fsqueue.command import _die_with_parent
+
+ask_kernel = _die_with_parent()
+worker = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == worker:
+        pass
+    open({str(tmp_path / "orphaned")!r}, "w").close()
+    ask_kernel()
+    open({str(tmp_path / "began")!r}, "w").close()
+    os._exit(0)
+os.kill(worker, signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == -9
+    wait_for((tmp_path / "orphaned").exists, "the child to be an orphan")
+    with pytest.raises(TimeoutError):
+        wait_for((tmp_path / "began").exists, "what must not happen", deadline_s=0.3)
 
 
 @pytest.mark.slow

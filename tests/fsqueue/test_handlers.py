@@ -202,6 +202,24 @@ def test_a_checkpoint_that_is_there_is_never_replaced(work: Work) -> None:
     assert work.checkpoints() == {"part.1": b"first"}
 
 
+def test_a_checkpoint_is_saved_though_a_zombie_removes_the_directory_under_it(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zombie has published the claim's output, and thinks that its checkpoints are done with."""
+    removed: list[str] = []
+
+    def open_(real: Callable[..., int], path: str, *args: Any) -> int:
+        if not removed:
+            removed.append(path)
+            os.rmdir(work.partial)
+        return real(path, *args)
+
+    interpose(monkeypatch, open=open_)
+    work.checkpoint("part.1", b"one")
+    assert work.checkpoints() == {"part.1": b"one"}
+    assert removed
+
+
 def test_half_written_checkpoints_are_not_seen(work: Work) -> None:
     work.checkpoint("part.1", b"one")
     Path(work.partial, ".part.2.77-abc").write_bytes(b"ha")

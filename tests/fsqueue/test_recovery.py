@@ -20,7 +20,7 @@ from fsqueue.names import ClaimName
 from fsqueue.planner import plan_into
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovered
-from tests.support.crash import copies, crash, every_crash
+from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
     Clock,
     Hand,
@@ -92,9 +92,8 @@ def die_with(pool: Pool, *, claims_held: int = 1) -> None:
         hand = Hand(pool)
         for _ in range(claims_held):
             hand.take()
-        os._exit(99)
 
-    assert crash(action, 10**9)
+    die_after(action)
 
 
 # ---- who is dead ----
@@ -371,7 +370,7 @@ def test_a_sweep_completes_the_plan_of_a_planner_that_died(tmp_path: Path) -> No
         plans.complete_one = lambda *args: os._exit(99)
         plan_into(pool, request("b.2", "c.1"))
 
-    assert crash(die_after_numbering, 10**9)
+    die_after(die_after_numbering)
     assert stems(pool, State.WAITING) == ["a"]
     Hand(pool).sweep()
     assert stems(pool, State.WAITING) == ["a", "b", "c"]

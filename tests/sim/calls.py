@@ -136,6 +136,10 @@ class SimOs:
     def uname(self) -> Any:
         return SimpleNamespace(nodename=STAGE.world.me.host.name)
 
+    def readlink(self, path: str) -> str:
+        assert path.startswith("/proc/self/ns/"), path
+        return f"{path.rpartition('/')[2]}:[1]"
+
     # ---- files ----
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
@@ -204,6 +208,7 @@ class SimOs:
     def listdir(self, where: int | str) -> list[str]:
         path = where if isinstance(where, str) else _file(where).path
         found = _do("list", lambda: STAGE.world.me.host.mount.listing(path), path)
+        STAGE.world.me.looked[path] = STAGE.world.now
         STAGE.world.rng.shuffle(found)
         return found
 
@@ -305,11 +310,14 @@ def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
     """Let the server do a request that it got late or twice."""
     world = STAGE.world
     outcome = "had no effect"
+    world.behalf = process
     try:
         getattr(world.disk, what)(*paths)
         outcome = "took effect"
     except OSError:
         pass
+    finally:
+        world.behalf = None
     world.say(f"late {what} of {process}", outcome, *paths)
 
 
@@ -429,16 +437,18 @@ def sim_try_lock(path: str) -> Iterator[bool]:
 # ---- proof of life ----
 
 
-def _boot_id() -> str:
-    return STAGE.world.me.host.boot
-
-
-def _proc_stat(pid: int) -> tuple[str, str]:
-    process = STAGE.world.me.host.pids.get(pid)
+def proc_open(path: str, *_: Any) -> io.StringIO:
+    """`open` of what /proc tells on the actor's host."""
+    world = STAGE.world
+    host = world.me.host
+    if path.endswith("/boot_id"):
+        return io.StringIO(host.boot)
+    process = host.pids.get(int(path.split("/")[2]))
     if process is None:
-        return "X", ""
-    stopped = process.stopped and process.until > STAGE.world.now
-    return ("T" if stopped else "S"), process.started
+        raise failure(errno.ENOENT, path)
+    stopped = process.stopped and process.until > world.now
+    fields = ["T" if stopped else "S", *["0"] * 18, process.started, "0"]
+    return io.StringIO(f"{process.pid} (python) {' '.join(fields)}")
 
 
 class SimRandom:
@@ -470,7 +480,7 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
         f.claims: {"time": SIM_TIME},
         f.handlers: {"os": SIM_OS},
         f.heartbeat: {"time": SIM_TIME},
-        f.leases: {"os": SIM_OS, "_boot_id": _boot_id, "_stat": _proc_stat},
+        f.leases: {"os": SIM_OS, "open": proc_open},
         f.leaving: {"signal": SimSignal()},
         f.names: {"secrets": secrets, "os": SIM_OS},
         f.planner: {"secrets": secrets, "time": SIM_TIME},
@@ -486,7 +496,6 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
             "load_handler": handler,
         },
     }
-    stand_ins[f.leases]["_pid_namespace"] = lambda: "pid:[1]"
     with ExitStack() as stack:
         for module, values in stand_ins.items():
             stack.enter_context(patch.multiple(module, create=True, **values))

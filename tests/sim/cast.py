@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from fsqueue.handlers import Handler, Item, Source, Work
 from fsqueue.planner import Request, plan_into
 from fsqueue.pool import Spool, create_pool, open_pool
 from fsqueue.worker import Habits, Worker
-from tests.sim.calls import SIM_OS, STAGE
+from tests.sim.calls import SIM_OS, SIM_TIME, STAGE
 from tests.sim.world import Process
 
 ROOT = "/pool"
@@ -56,7 +57,6 @@ class Simulated(Handler):
     def run(self, work: Work) -> None:
         world = STAGE.world
         manner = work.payload["manner"]
-        owned = f".a{work.attempt}."
         me = world.me
         if manner == "saves":
             self._save(work)
@@ -68,7 +68,7 @@ class Simulated(Handler):
         if manner in ("fails", "errs", "impossible", "breaks") or (
             manner == "stumbles" and work.attempt == 0
         ):
-            me.excuses.add(f"{work.id}{owned}")
+            me.excuses.add(f"{work.id}.a{work.attempt}")
             self._fail(manner)
         if manner == "kills":
             me.excuses.add("dead")
@@ -143,12 +143,8 @@ def command(workers: dict[str, Process], name: str, *words: str, **options: Any)
     """Return the body of one of the commands that move claims."""
 
     def body(process: Process) -> int:
-        id = f"{name}-{process.host.name}-{process.name}"
-        workers[id] = process
+        workers[identity(f"{name}-")] = process
         callback = getattr(repair, name).callback
-        with patch.object(repair, "new_worker_id", lambda prefix: id):
-            pass
-        process.excuses.add("command")
         if name == "recover":
             callback(open_pool(ROOT), True)
         elif name == "drain":
@@ -168,16 +164,13 @@ def identity(prefix: str) -> str:
     return f"{prefix}{process.host.name}-{process.name}"
 
 
-def command_stand_ins() -> dict[str, Any]:
-    """Return what takes the place of names in `fsqueue.cli.repair`."""
-    from tests.sim.calls import SIM_TIME
-
-    return {
-        "time": SIM_TIME,
-        "new_worker_id": identity,
-        "_report": lambda *_: None,
-        "click": SimpleNamespace(echo=lambda *_, **__: None),
-    }
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Put the stand-ins under the commands."""
+    quiet = SimpleNamespace(echo=lambda *_, **__: None)
+    values = {"time": SIM_TIME, "new_worker_id": identity, "click": quiet}
+    with patch.multiple(repair, _report=lambda *_: None, **values):
+        yield
 
 
 def vandal(rng: Random, seconds: float) -> Any:
@@ -189,12 +182,12 @@ def vandal(rng: Random, seconds: float) -> Any:
         while world.now < until:
             world.sleep(rng.uniform(0.5, 5.0))
             for place in ("status", "events"):
-                for name in SIM_OS.listdir(f"{ROOT}/{place}"):
-                    if rng.random() < 0.5:
-                        try:
+                try:
+                    for name in SIM_OS.listdir(f"{ROOT}/{place}"):
+                        if rng.random() < 0.5:
                             SIM_OS.unlink(f"{ROOT}/{place}/{name}")
-                        except OSError:
-                            continue
+                except OSError:
+                    continue  # there is no pool yet, or somebody else removed it
         return 0
 
     return body

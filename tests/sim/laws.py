@@ -37,6 +37,8 @@ class Known:
 
     places: list[Place] = field(default_factory=list)
     plan: str = ""
+    since: float = 0.0
+    """When it came to where it is."""
     waited: set[str] = field(default_factory=set)
     """Every name under which it ever waited."""
     content: bytes = b""
@@ -58,9 +60,7 @@ class Laws:
         self.shown: dict[int, str] = {}
         """Files that everybody can see, by their inodes' numbers."""
         self.workers: dict[str, Process] = {}
-        self.done = self.charged = self.ended = 0
-        self.mover: Process | None = None
-        """On whose behalf the server acts, if not on the current actor's."""
+        self.mislabelled = self.done = self.charged = self.ended = 0
         world.disk.watch = self.changed
 
     # ---- what happened ----
@@ -137,6 +137,7 @@ class Laws:
             known.places = [p for p in known.places if p.text != old.text]
         if new is not None:
             known.places.append(new)
+            known.since = self.world.now
         if what == "rename" and old is not None and new is not None:
             self._moved(known, old, new, inode)
         elif place.area != "staged":
@@ -204,18 +205,17 @@ class Laws:
         record = self._json(path)
         if record is None:
             self.break_("history", f"{name} was charged, and {path} is not there")
-        if (record["id"], record["attempt"], record["worker"]) != (
-            name.id,
-            name.attempt,
-            name.owner,
-        ):
-            self.break_("history", f"{name} was charged, and {path} tells of {record['worker']}")
+        if (record["id"], record["attempt"]) != (name.id, name.attempt):
+            self.break_("history", f"{name} was charged, and {path} tells of {record}")
+        self.mislabelled += record["worker"] != name.owner
         decided = "Impossible" in record["error"] or "cancelled" in record["error"]
         last = (name.attempt + 1) % self.attempts_max == 0
         if final is not last and not (final and decided):
             self.break_("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
-        if worker is None or not (worker.excuses & {"dead", "fault", str(name)}):
+        if "cancelled" in record["error"]:
+            return
+        if worker is None or not (worker.excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}):
             self.break_("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
 
@@ -297,8 +297,8 @@ class Laws:
     # ---- parts ----
 
     def _mover(self) -> Process | None:
-        if self.mover is not None:
-            return self.mover
+        if self.world.behalf is not None:
+            return self.world.behalf
         return self.world.current.process if self.world.current else None
 
     def _json(self, path: str) -> dict[str, Any] | None:

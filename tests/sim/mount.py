@@ -112,8 +112,10 @@ class Mount:
 
     def link(self, source: str, target: str) -> None:
         """Give a file one more name."""
-        self.disk.link(source, target)
-        self._did(target, self.disk.find(target))
+        try:
+            self.disk.link(source, target)
+        finally:
+            self._did(target, self.disk.find(target))
 
     def rename(self, source: str, target: str) -> None:
         """Move a name, or believe so."""
@@ -145,8 +147,10 @@ class Mount:
 
     def mkdir(self, path: str) -> None:
         """Make a directory."""
-        self.disk.mkdir(path)
-        self._did(path, self.disk.find(path))
+        try:
+            self.disk.mkdir(path)
+        finally:
+            self._did(path, self.disk.find(path))
 
     def rmdir(self, path: str) -> None:
         """Remove a directory."""

@@ -55,6 +55,9 @@ class Process:
     """Stopped until then."""
     stopped: bool = False
     """Stopped by a signal or a suspended host, and not by a slow disk."""
+    ended_at: float = 0.0
+    looked: dict[str, float] = field(default_factory=dict)
+    """When it last listed a directory."""
     exit: int | None = None
     error: BaseException | None = None
     excuses: set[str] = field(default_factory=set)
@@ -71,7 +74,7 @@ class Process:
 class Actor:
     """One thread of a process."""
 
-    __slots__ = ("process", "name", "green", "wake", "ready_if", "pending")
+    __slots__ = ("process", "name", "green", "wake", "ready_if", "pending", "doing")
 
     def __init__(
         self, process: Process, name: str, body: Callable[[], None], hub: greenlet
@@ -83,6 +86,7 @@ class Actor:
         self.ready_if: Callable[[], bool] | None = None
         self.pending: tuple[str, tuple[Any, ...]] | None = None
         """The operation it stopped before."""
+        self.doing: tuple[str, tuple[Any, ...]] | None = None
 
     def ready(self, now: float) -> bool:
         """Say whether it could go on now."""
@@ -120,6 +124,8 @@ class World:
         self.processes: list[Process] = []
         self.actors: list[Actor] = []
         self.current: Actor | None = None
+        self.behalf: Process | None = None
+        """Whose request the server does now, if it comes late."""
         self.later: list[tuple[float, int, Callable[[], None]]] = []
         self.locks: dict[str, Process] = {}
         self.trace: list[Line] = []
@@ -183,6 +189,7 @@ class World:
     def end(self, process: Process) -> None:
         """Let a process be no more; what it was doing is left as it is."""
         process.alive = False
+        process.ended_at = self.now
         process.files.clear()
         process.host.pids.pop(process.pid, None)
         for path in [path for path, holder in self.locks.items() if holder is process]:
@@ -219,7 +226,7 @@ class World:
         actor.pending = what, paths
         actor.wake, actor.ready_if = self.now, None
         self._park(actor)
-        actor.pending = None
+        actor.doing, actor.pending = actor.pending, None
         self.steps += 1
         self.before(actor)
 

@@ -131,6 +131,15 @@ class Cluster:
         done = self.run("sinfo", "--noheader", "--states=idle", "--partition=main", "--format=%D")
         return done.stdout.strip() == str(len(GPUS))
 
+    def clear(self) -> None:
+        """End every job, and bring every node back."""
+        self.run("scancel", "--user", str(os.getuid()))
+        for node in GPUS.keys() - self._daemons.keys():
+            self.start_node(node)
+        for node in GPUS:
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_for(self.idle, f"{len(GPUS)} idle nodes; see {self.root}/log")
+
     def stop(self) -> None:
         """End the jobs, the daemons and what the jobs left behind; remove the directory."""
         self.run("scancel", "--user", str(os.getuid()))

@@ -84,3 +84,23 @@ def test_a_claim_that_kills_its_workers_fails_after_the_last_attempt_and_no_othe
     (id,) = ids(pool, State.FAILED)
     assert sorted(os.listdir(pool.directory("errors"))) == [f"{id}.a{n}.json" for n in range(3)]
     assert fsqueue("check", pool.root).returncode == 0
+
+
+def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
+    """Or the tests above could not fail: what they look for is done to a pool by hand."""
+    storm = Storm(tmp_path, Weather(seed=1, claims=5, pause_max_s=0.01))
+    pool = storm.pool
+    assert fsqueue("work", pool.root).returncode == 0
+    outputs = sorted(Path(pool.directory("outputs")).iterdir())
+    outputs[0].write_text(outputs[0].read_text().splitlines()[0])
+    storm.look_at_outputs()
+    content = outputs[1].read_text()
+    outputs[1].unlink()
+    outputs[1].write_text(content.replace("attempt 0", "attempt 1"))
+    outputs[2].unlink()
+    Path(pool.state(State.DONE), str(names_in(pool, State.DONE)[4])).rename(tmp_path / "gone")
+    tally = storm.count()
+    assert tally.torn == 1
+    assert tally.replaced == 2  # the one that is another now, and the one that is no more
+    assert tally.lost == 2  # the claim that is nowhere, and the output that is no more
+    assert any("is planned but nowhere" in problem for problem in tally.problems)

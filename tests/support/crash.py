@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
+import pytest
+
 from fsqueue import atomic
 from fsqueue.pool import Pool, open_pool
 from tests.support.sequence import Os
@@ -24,6 +26,7 @@ CHANGES = ("fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir")
 CRASHED = 99
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class CrashingOs(Os):
@@ -70,6 +73,16 @@ def crash(action: Callable[[], object], at: int) -> bool:
     return code == CRASHED
 
 
+def die_after(action: Callable[[], object]) -> None:
+    """Run `action` in a child process that is killed when it is through, and reap it."""
+
+    def act() -> None:
+        action()
+        os._exit(CRASHED)
+
+    assert crash(act, -1)
+
+
 def _be_the_child(action: Callable[[], object], at: int) -> NoReturn:
     try:
         gc.disable()  # it would touch every page that the child shares with its parent
@@ -103,3 +116,39 @@ def every_crash(
         crashed = crash(lambda subject=subject: action(subject), n)  # type: ignore[misc]
         yield n, subject
         n += 1
+
+
+def interrupted(
+    prepare: Callable[[int], T], action: Callable[[T], R], other: Callable[[T], object]
+) -> Iterator[tuple[int, T, R]]:
+    """Yield (n, what `prepare` made, what `action` returned) after `other` acted before change n.
+
+    Here nobody dies: `other` is done from beginning to end between two operations of `action`, for
+    every n; the last time, after the end of `action`.
+    """
+    n, within = 0, True
+    while within:
+        subject = prepare(n)
+        with pytest.MonkeyPatch.context() as patch:
+            mount = _Interrupted(n, lambda subject=subject: other(subject))  # type: ignore[misc]
+            patch.setattr(atomic, "os", mount)
+            result = action(subject)
+        within = mount.count > n
+        if not within:
+            other(subject)
+        yield n, subject, result
+        n += 1
+
+
+class _Interrupted(CrashingOs):
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        super().__init__(at)
+        self._act = act
+        self._acting = False
+
+    def _due(self) -> bool:
+        if not self._acting and super()._due():
+            self._acting = True
+            self._act()
+            self._acting = False
+        return False

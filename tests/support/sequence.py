@@ -12,6 +12,7 @@ A test that gets its order wrong breaks at a deadline, and says which step never
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,50 @@ class Sequencer:
         with self._turn:
             if not self._turn.wait_for(lambda: self._next == step, DEADLINE_S):
                 raise TimeoutError(f"step {step} never came: still at step {self._next}")
-        yield
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._next += 1
+                self._turn.notify_all()
+
+
+class Turns:
+    """Let threads do one operation at a time, in an order that a seed decides."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._left = set(range(count))
+        self._who = threading.local()
+        self._turn = threading.Condition()
+        self._next = self._random.randrange(count)
+
+    def _pass_on(self) -> None:
+        if self._left:
+            self._next = self._random.choice(sorted(self._left))
+        self._turn.notify_all()
+
+    @contextmanager
+    def taking_part(self, index: int) -> Iterator[None]:
+        """Be thread `index` until the block ends; all are expected to begin."""
+        self._who.index = index
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._left.discard(index)
+                self._pass_on()
+
+    @contextmanager
+    def mine(self) -> Iterator[None]:
+        """Wait for a turn of this thread, and end it with the block."""
         with self._turn:
-            self._next += 1
-            self._turn.notify_all()
+            if not self._turn.wait_for(lambda: self._next == self._who.index, DEADLINE_S):
+                raise TimeoutError(f"thread {self._next} does not take its turn")
+            try:
+                yield
+            finally:
+                self._pass_on()
 
 
 def together(*actions: Callable[[], Any]) -> list[Any]:

@@ -101,8 +101,7 @@ class Storm:
             for worker in self._workers:
                 worker.kill()
         self.tally.seconds = time.monotonic() - begun
-        self._count()
-        return self.tally
+        return self.count()
 
     def _plan(self, count: int) -> Pool:
         """Plan more claims, while workers run."""
@@ -131,7 +130,7 @@ class Storm:
             if time.monotonic() >= next_kill:
                 next_kill += self.weather.kill_every_s
                 self._kill(self._workers.pop(self._chance.randrange(len(self._workers))))
-            self._look_at_outputs()
+            self.look_at_outputs()
             if not names_in(self.pool, State.WAITING) and not names_in(self.pool, State.RUNNING):
                 if not self.weather.further_claims:
                     return
@@ -155,11 +154,11 @@ class Storm:
             status = worker.reap(deadline_s=180)
             if status not in (0, 3):
                 self.tally.problems.append(f"a survivor left with {status}:\n{worker.log}")
-        self._look_at_outputs()
+        self.look_at_outputs()
 
     # ---- counting ----
 
-    def _look_at_outputs(self) -> None:
+    def look_at_outputs(self) -> None:
         """Read every output that was not visible before."""
         directory = self.pool.directory("outputs")
         for name in os.listdir(directory):
@@ -167,7 +166,8 @@ class Storm:
                 self._seen[name] = identity(f"{directory}/{name}")
                 self.tally.torn += not is_whole(name, self._seen[name][1])
 
-    def _count(self) -> None:
+    def count(self) -> Tally:
+        """Look at everything the storm left behind."""
         pool, tally = self.pool, self.tally
         done, failed = ids(pool, State.DONE), ids(pool, State.FAILED)
         tally.done, tally.failed = len(done), len(failed)
@@ -184,6 +184,7 @@ class Storm:
         )
         self._read_records()
         self._ask_fsqueue()
+        return tally
 
     def _read_records(self) -> None:
         journal = Counter[tuple[str, str]]()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fsqueue import claims
+from fsqueue.census import Amount, Count
+from fsqueue.crews import SpoolRow
 from fsqueue.layout import State
 from fsqueue.leases import Lease
 from fsqueue.names import ClaimName
 from fsqueue.pool import Pool
+from fsqueue.reported import Use
+from fsqueue.roster import WorkerRow
+from fsqueue.snapshot import Snapshot
 from fsqueue.status import Status
 
 ELSEWHERE = "node7"
@@ -65,9 +72,96 @@ def on_disk(pool: Pool) -> dict[str, int]:
     return {s.value: len(list(claims.owned(pool, s))) for s in State if s is not State.WAITING}
 
 
-def blank(worker: str, **facts: Any) -> Status:
-    """Return a status that was never written."""
-    status = Status(worker)
-    for name, value in facts.items():
-        setattr(status, name, value)
-    return status
+# ---- a pool that never was ----
+
+
+def spool_row(name: str, **facts: Any) -> SpoolRow:
+    """Return a row at work, with these fields."""
+    row = SpoolRow(
+        name=name,
+        model="NVIDIA GeForce RTX 3090",
+        weight=1.0,
+        planned=Amount(100, 100_000),
+        waiting=Amount(20, 20_000),
+        share_left=0.25,
+        workers=1,
+        state="running",
+        running=1,
+        done=40,
+        errors=0,
+        stolen_in=0,
+        stolen_out=0,
+        items_per_s=322.6,
+        cost_per_s=100.0,
+        eta_s=200.0,
+        use=Use(91.0, 40.0, 71.0, 310.0),
+        stale=False,
+        stalled=False,
+        host="node7",
+        gpu="GPU-1",
+        last_activity=1000.0,
+    )
+    return replace(row, **facts)
+
+
+def worker_row(id: str, **facts: Any) -> WorkerRow:
+    """Return a healthy worker, with these fields."""
+    row = WorkerRow(
+        id=id,
+        health="healthy",
+        trouble="",
+        stalled=False,
+        holds=("output_12-5c1f",),
+        status=Status(id, spool="gpu0", model="RTX 3090", weight=1.0, claims_done=40),
+        state="running",
+        progress=0.62,
+        cost_left=380.0,
+        items_per_s=322.6,
+        cost_per_s=100.0,
+        idle_s=1.0,
+        age_s=2.0,
+        use=Use(91.0, 40.0, 71.0, 310.0),
+    )
+    return replace(row, **facts)
+
+
+def snapshot(spools: Sequence[SpoolRow] = (), **facts: Any) -> Snapshot:
+    """Return a snapshot of these rows, taken at 12:00:00 UTC, whose counts add up."""
+    waiting = sum((row.waiting for row in spools), Amount())
+    done = Amount(sum(row.done for row in spools), 1000 * sum(row.done for row in spools))
+    running = Amount(sum(row.running for row in spools), 1000 * sum(row.running for row in spools))
+    count = Count(
+        planned=waiting + running + done,
+        staged=Amount(),
+        waiting=waiting,
+        running=running,
+        done=done,
+        failed=Amount(),
+        spools={row.name: (row.planned, row.waiting) for row in spools},
+        held=(),
+        lost=(),
+        damage=(),
+        certain=True,
+        measures={"sequences": 1},
+    )
+    whole = Snapshot(
+        pool="/data/runs/pool",
+        taken_at=43_200.0,
+        took_s=0.01,
+        count=count,
+        spools=tuple(spools),
+        workers=tuple(
+            worker_row(f"node7-{n}-abcdef") for n, row in enumerate(spools) if row.workers
+        ),
+        steals=(),
+        events=(),
+        events_seen=0,
+        failures=(),
+        warnings=(),
+        orders=frozenset(),
+        unit="seq",
+        items_per_s=sum(row.items_per_s or 0.0 for row in spools) or None,
+        cost_per_s=100.0,
+        eta_s=1234.0,
+    )
+    return replace(whole, **facts)

@@ -1,0 +1,342 @@
+"""One seed, one story: a pool, its people, the weather, and how it must end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from fsqueue.check import check_pool
+from fsqueue.errors import UsageError
+from fsqueue.pool import open_pool
+from fsqueue.worker import Habits
+from tests.sim.calls import STAGE, no_fault, on_stage
+from tests.sim.cast import ROOT, Simulated, command, on_command_line, output_of, planner, vandal
+from tests.sim.cast import worker as worker_body
+from tests.sim.laws import Known, Laws, Place
+from tests.sim.mount import KINDS, LOCAL, Mount, Traits
+from tests.sim.weather import Accidents, Weather
+from tests.sim.world import Host, Process, Violation, World
+
+MANNERS: Final = "ok ok ok ok slow saves stumbles fails errs impossible kills breaks".split()
+STEPS_MAX: Final = 60_000
+ROUNDS_MAX: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """What a seed decides before anything happens."""
+
+    seed: int
+    traits: Traits
+    weather: Weather
+    inputs: tuple[str, ...]
+    spools: tuple[str, ...]
+    lease_s: float
+    attempts_max: int
+    hosts: int
+    workers: int
+    planners: int
+    pace_s: float
+    """The mean time that an operation takes."""
+    stick: float
+    """The chance that whoever did the last operation does the next one too."""
+    storm_s: float
+    selective: bool
+    power_cuts: int
+    person: bool
+    vandal: bool
+
+    @classmethod
+    def drawn(cls, seed: int) -> Plot:
+        """Draw a plot."""
+        rng = Random(seed)
+        lease_s = rng.choice((8.0, 30.0))
+        return cls(
+            seed=seed,
+            traits=rng.choice(KINDS) if rng.random() < 0.6 else LOCAL,
+            weather=Weather.drawn(rng),
+            inputs=tuple(
+                f"{'abcdefgh'[index]}.{rng.choice((1, 5, 20, 80))}.{rng.choice(MANNERS)}"
+                for index in range(rng.randint(1, 6))
+            ),
+            spools=tuple(f"gpu{index}" for index in range(rng.randint(1, 2))),
+            lease_s=lease_s,
+            attempts_max=rng.randint(1, 3),
+            hosts=rng.randint(1, 3),
+            workers=rng.randint(1, 4),
+            planners=rng.choice((1, 1, 2, 3)),
+            pace_s=rng.choice((0.001, 0.02, 0.1, 0.4)),
+            stick=rng.choice((0.0, 0.3, 0.8)),
+            storm_s=rng.uniform(1.0, 6.0) * lease_s,
+            selective=rng.random() < 0.5,
+            power_cuts=rng.choice((0, 0, 0, 0, 1, 2)),
+            person=rng.random() < 0.3,
+            vandal=rng.random() < 0.2,
+        )
+
+
+class Story:
+    """A world on stage, played from a plot to its end."""
+
+    def __init__(self, plot: Plot) -> None:
+        self.plot = plot
+        self.world = World(plot.seed, plot.traits, selective=plot.selective)
+        self.rng = self.world.rng
+        self.laws = Laws(self.world, ROOT, output_of)
+        self.laws.lease_s, self.laws.attempts_max = plot.lease_s, plot.attempts_max
+        self.accidents = Accidents(self.world, plot.weather, plot.lease_s)
+        self.hosts: list[Host] = []
+        self.pace_s = plot.pace_s
+        self.restarts = 6
+        self.last_worker: Process | None = None
+
+    def play(self) -> None:
+        """Let it happen; raises Violation."""
+        try:
+            self._storm()
+            self._calm()
+            self._judge()
+        finally:
+            self.accidents.active = False
+            self.world.stop()
+
+    # ---- the bad time ----
+
+    def _storm(self) -> None:
+        plot, rng, world = self.plot, self.rng, self.world
+        self.hosts = [self._host() for _ in range(plot.hosts)]
+        if plot.power_cuts:
+            world.disk.arm()
+            for _ in range(plot.power_cuts):
+                world.at(rng.uniform(0, plot.storm_s), self._lose_power)
+        for _ in range(plot.planners):
+            some = rng.sample(plot.inputs, rng.randint(1, len(plot.inputs)))
+            self._soon(10.0, lambda some=tuple(some): self._plan(some))
+        for _ in range(plot.workers):
+            self._soon(20.0, self._work)
+        if plot.vandal:
+            self._soon(5.0, lambda: self._start("vandal", vandal(rng, plot.storm_s)))
+        if plot.person:
+            for _ in range(rng.randint(1, 4)):
+                self._soon(plot.storm_s, self._meddle)
+        self._run(lambda: world.now >= plot.storm_s)
+
+    def _host(self) -> Host:
+        rng = self.rng
+        return self.world.add_host(skew_s=rng.gauss(0, 300), rate=rng.uniform(0.995, 1.005))
+
+    def _soon(self, within_s: float, what: Callable[[], Any]) -> None:
+        self.world.at(self.world.now + self.rng.uniform(0, within_s), what)
+
+    def _start(self, name: str, body: Any, host: Host | None = None) -> Process:
+        process = self.world.start(host or self.rng.choice(self.hosts), name, body)
+        self.world.say("starts", process.name)
+        return process
+
+    def _plan(self, inputs: tuple[str, ...]) -> Process:
+        plot = self.plot
+        body = planner(inputs, plot.spools, plot.lease_s, plot.attempts_max)
+        return self._start("plan", body)
+
+    def _work(self) -> Process:
+        rng, spools = self.rng, self.plot.spools
+        habits = Habits(
+            spool=rng.choice((*spools, None)),
+            weight=rng.choice((0.5, 1.0, 4.0)),
+            steal_interval_s=rng.choice((1.0, 3.0)),
+            claims_max=rng.choice((None, None, None, 1)),
+            time_limit_s=rng.choice((None, None, None, self.plot.lease_s)),
+        )
+        return self._start("work", worker_body(self.laws.workers, habits))
+
+    def _meddle(self) -> None:
+        workers = self.laws.workers
+        what = self.rng.choice(("retry", "cancel", "drain", "undo", "recover", "some"))
+        if what == "some":
+            ids = [id for id, known in self.laws.claims.items() if known.plan]
+            body = command(workers, "cancel", *self.rng.sample(ids, min(len(ids), 1)))
+        elif what == "drain":
+            order = self.rng.choice(({}, {"now": True}, {"pause": True}))
+            body = command(workers, "drain", **order)
+        elif what == "undo":
+            body = command(workers, "drain", undo=True)
+        else:
+            body = command(workers, what)
+        self._start(what, body)
+
+    def _lose_power(self) -> None:
+        world = self.world
+        for process in world.processes:
+            process.excuses.add("dead")  # even if it had left: that may not have lasted
+            if process.alive:
+                world.end(process)
+        world.later.clear()
+        lost = world.disk.lose_power(self.rng)
+        world.say("FAULT power loss", f"{lost} changes of names are lost")
+        for host in self.hosts:
+            host.boot = world.token()
+            host.mount = Mount(world.disk, world.traits, host.mount._clock, self.rng)
+        self.laws.look_again()
+        self._soon(5.0, lambda: self._plan(self.plot.inputs))
+        for _ in range(self.plot.workers):
+            self._soon(20.0, self._work)
+
+    # ---- the good time after it ----
+
+    def _calm(self) -> None:
+        self.accidents.active = False
+        self.world.say("CALM", "nothing goes wrong from here on")
+        self.world.later.clear()
+        self.pace_s = min(self.pace_s, 0.02)
+        self.restarts = 0
+        host = self._host()
+        commands = [p for p in self.world.processes if not p.name.startswith("work")]
+        self._run(lambda: not any(process.alive for process in commands))
+        undo = self._start("undo", command(self.laws.workers, "drain", undo=True), host)
+        self._run(lambda: not undo.alive)
+        plan = self._plan(self.plot.inputs)
+        self._run(lambda: not plan.alive)
+        for _ in range(ROUNDS_MAX):
+            body = worker_body(self.laws.workers, Habits(spool=self.plot.spools[0]))
+            self._start("work", body, self._host())
+            self._run(lambda: False)
+            if not self._unfinished():
+                return
+            assert self.last_worker is not None
+            self._nothing_overlooked(self.last_worker)
+        left = [place.text for _, place in self._unfinished()]
+        raise Violation(f"{ROUNDS_MAX} healthy workers could not finish {left}")
+
+    def _nothing_overlooked(self, worker: Process) -> None:
+        """Whoever is the last to leave because nothing is left has seen that nothing is left."""
+        if worker.exit not in (0, 3) or self.plot.traits.listings_s > 0.3:
+            return
+        looked = worker.looked.get(f"{ROOT}/running", 0.0)
+        for known, place in self._unfinished():
+            owner = self.laws.workers.get(place.name.owner or "")
+            if place.area == "running" and owner is not None:
+                overlooked = worker.ended_at - owner.ended_at > 1.5 * self.plot.lease_s
+            else:
+                overlooked = known.since < looked
+            if overlooked:
+                raise Violation(f"{worker} left as if nothing was left, and {place.text} was")
+
+    def _unfinished(self) -> list[tuple[Known, Place]]:
+        """Return every planned claim that is neither done nor failed."""
+        return [
+            (known, place)
+            for known in self.laws.claims.values()
+            for place in known.places
+            if known.plan and place.area in ("spools", "running")
+            or place.area == "staged" and place.where == known.plan
+        ]
+
+    # ---- running ----
+
+    def _run(self, over: Callable[[], bool]) -> None:
+        world, rng, stick = self.world, self.rng, self.plot.stick
+        last = None
+        while not over():
+            ready = world.ready()
+            if not ready:
+                following = world.next_event()
+                if following is None:
+                    return
+                world.now = max(world.now, following)
+            else:
+                if last not in ready or rng.random() >= stick:
+                    last = ready[int(rng.random() * len(ready))]
+                if last.pending is not None:
+                    world.now += rng.expovariate(1 / self.pace_s)
+                process = last.process
+                world.resume(last)
+                if not process.alive:
+                    self._ended(process)
+            world.due()
+            if world.steps > STEPS_MAX:
+                raise Violation(f"no end after {STEPS_MAX} steps")
+
+    def _ended(self, process: Process) -> None:
+        error = process.error
+        if error is not None:
+            if isinstance(error, Violation):
+                raise error
+            self._explain(process, error)
+        if process.name.startswith("work"):
+            self.last_worker = process
+        if self.restarts and process.name.startswith("work"):
+            self.restarts -= 1
+            self._soon(20.0, self._work)
+
+    def _explain(self, process: Process, error: BaseException) -> None:
+        """An error that ends a process must have been caused."""
+        if isinstance(error, UsageError) and not process.name.startswith("plan"):
+            return  # there was no pool yet, or nothing of that name
+        if isinstance(error, OSError | UsageError) or type(error).__module__ == "fsqueue.errors":
+            if "fault" in process.excuses:
+                return
+        raise Violation(f"{process} ended by {error!r}") from error
+
+    # ---- the end ----
+
+    def _judge(self) -> None:
+        laws = self.laws
+        ids = {id.partition("-")[0] for id, known in laws.claims.items() if known.plan}
+        stems = {text.partition(".")[0] for text in self.plot.inputs}
+        if ids != stems:
+            raise Violation(f"planned are {sorted(ids)}, and given were {sorted(stems)}")
+        for id, known in laws.claims.items():
+            (place,) = [p for p in known.places if p.area != "staged"]
+            for attempt in range(place.name.attempt + (place.area == "failed")):
+                if self.world.disk.find(f"{ROOT}/errors/{id}.a{attempt}.json") is None:
+                    raise Violation(f"{place.text}: what went wrong in a{attempt} is not kept")
+        self._check()
+
+    def _check(self) -> None:
+        """Ask `fsqueue check`."""
+        found: list[str] = []
+
+        def body(process: Process) -> int:
+            found.extend(check_pool(open_pool(ROOT)).problems)
+            return 0
+
+        process = self._start("check", body, self._host())
+        self._run(lambda: False)
+        if process.error or found:
+            raise Violation(f"fsqueue check says {found} {process.error!r}")
+
+
+@contextmanager
+def theatre() -> Iterator[None]:
+    """Put the simulation under fsqueue, for as many stories as are played inside."""
+    with on_stage(lambda _: Simulated()), on_command_line():
+        try:
+            yield
+        finally:
+            STAGE.fault = no_fault
+
+
+def play(seed: int, plot: Plot | None = None) -> Story:
+    """Play one seed; raises Violation, with the trace's end in its notes."""
+    story = Story(plot or Plot.drawn(seed))
+    STAGE.world = story.world
+    try:
+        story.play()
+    except Violation as error:
+        error.add_note(told(story))
+        raise
+    return story
+
+
+def told(story: Story, lines: int = 60) -> str:
+    """Return the plot and the end of the trace, as a person reads it."""
+    head = [f"{name} = {getattr(story.plot, name)}" for name in story.plot.__slots__]
+    body = []
+    for line in story.world.trace[-lines:]:
+        paths = " -> ".join(path.removeprefix(f"{ROOT}/") for path in line.paths)
+        outcome = f"   {line.outcome}" if line.outcome else ""
+        body.append(f"{line.step:6} {line.now:9.3f} s  {line.who:16} {line.what} {paths}{outcome}")
+    return "\n".join([*head, "", *body])

@@ -1,0 +1,138 @@
+"""What may go wrong in a simulated world, and how often: all of it drawn from the seed."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Final
+
+from tests.sim.calls import LOST_REPLY, STAGE, Fault, _once_more
+from tests.sim.world import Actor, Gone, Process, World
+
+ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
+"""What a full disk refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """Chances, per file operation, of each kind of accident."""
+
+    crash: float = 0.0
+    """The process ends before the operation."""
+    ghost: float = 0.0
+    """The process ends, and the server gets its request later."""
+    pause: float = 0.0
+    """The process is stopped for up to three leases, then goes on."""
+    hang: float = 0.0
+    """The operation is done, and its answer comes up to two leases later."""
+    signal: float = 0.0
+    """The process gets SIGTERM or SIGUSR1."""
+    lost: float = 0.0
+    """The operation is done, and its caller is told that it was not."""
+    again: float = 0.0
+    """The operation is done and answered, and the server gets it once more, later."""
+    stale: float = 0.0
+    """ESTALE, not done."""
+    error: float = 0.0
+    """EIO, done or not."""
+    full: float = 0.0
+    """ENOSPC, not done."""
+
+    @classmethod
+    def drawn(cls, rng: Random) -> Weather:
+        """Draw which accidents happen at all, and how often."""
+        chances = {}
+        for kind in fields(cls):
+            if rng.random() < 0.4:
+                chances[kind.name] = 10 ** rng.uniform(-3.2, -1.7)
+        return cls(**chances)
+
+
+class Accidents:
+    """Cause what the weather brings, while it is bad."""
+
+    def __init__(self, world: World, weather: Weather, lease_s: float) -> None:
+        self.world = world
+        self.weather = weather
+        self.lease_s = lease_s
+        self.active = True
+        self.count: dict[str, int] = {}
+        w = weather
+        self._before = w.crash + w.ghost + w.pause + w.signal
+        self._with = w.hang + w.lost + w.again + w.stale + w.error + w.full
+        world.before = self.before
+        STAGE.fault = self.fault
+
+    def before(self, actor: Actor) -> None:
+        """Let something happen to the process that is about to do an operation."""
+        if not self.active or self.world.rng.random() >= self._before:
+            return
+        w, rng, process = self.weather, self.world.rng, actor.process
+        kind = rng.choices(
+            ("crash", "ghost", "pause", "signal"), (w.crash, w.ghost, w.pause, w.signal)
+        )[0]
+        self._note(kind)
+        if kind == "pause":
+            self._pause(process)
+        elif kind == "signal":
+            number = rng.choice((signal.SIGTERM, signal.SIGUSR1))
+            self.world.say(f"FAULT gets {number.name}", "")
+            process.signals.append(number)
+        else:
+            self._crash(actor, ghost=kind == "ghost")
+
+    def fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
+        """Let something happen to one operation."""
+        if not self.active or self.world.rng.random() >= self._with:
+            return None
+        w, rng = self.weather, self.world.rng
+        kind = rng.choices(
+            ("hang", "lost", "again", "stale", "error", "full"),
+            (w.hang, w.lost, w.again, w.stale, w.error, w.full),
+        )[0]
+        fault = self._fault(kind, what, rng)
+        if fault is not None:
+            self._note(kind)
+            if kind in ("stale", "error", "full"):
+                self.world.me.excuses.add("fault")
+        return fault
+
+    def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
+        if kind == "hang":
+            return Fault(delay_s=rng.uniform(0, 2 * self.lease_s))
+        if kind == "lost" and what in LOST_REPLY:
+            return Fault(LOST_REPLY[what], done=True, delay_s=rng.uniform(0, 2 * self.lease_s))
+        if kind == "again" and what in LOST_REPLY:
+            return Fault(again_s=rng.uniform(0, 3 * self.lease_s))
+        if kind == "stale" and what not in ("create", "write", "mkdir"):
+            return Fault(errno.ESTALE)
+        if kind == "error":
+            return Fault(errno.EIO, done=rng.random() < 0.5)
+        if kind == "full" and what in ROOMY:
+            return Fault(errno.ENOSPC)
+        return None
+
+    def _pause(self, process: Process) -> None:
+        seconds = self.world.rng.uniform(0, 3 * self.lease_s)
+        process.stopped = self.world.rng.random() < 0.5
+        process.until = self.world.now + seconds
+        self.world.say("FAULT is stopped", f"for {seconds:.1f} s")
+        self.world.sleep(0.0)
+
+    def _crash(self, actor: Actor, *, ghost: bool) -> None:
+        process, doing = actor.process, actor.doing
+        process.excuses.add("dead")
+        note = ""
+        if ghost and doing is not None and doing[0] in LOST_REPLY:
+            after = self.world.rng.uniform(0, 3 * self.lease_s)
+            note = f"and its {doing[0]} comes {after:.1f} s late"
+            what, paths = doing
+            self.world.at(self.world.now + after, lambda: _once_more(what, paths, process))
+        self.world.say("FAULT is killed", note)
+        self.world.end(process)
+        raise Gone
+
+    def _note(self, kind: str) -> None:
+        self.count[kind] = self.count.get(kind, 0) + 1

@@ -1,0 +1,181 @@
+"""A Slurm for all tests of this directory, and a pool that its jobs work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue.check import check_pool
+from fsqueue.handlers import load_handler
+from fsqueue.layout import State
+from fsqueue.names import ClaimName
+from fsqueue.planner import Request, plan_into
+from fsqueue.pool import Pool, Spool, create_pool
+from fsqueue.slurm import Job
+from fsqueue.status import Status, read_statuses
+from tests.slurm.cluster import PACKAGES, Cluster, missing
+from tests.support.planning import counts, ids, make_inputs, names_in
+from tests.support.processes import fsqueue, state_of, wait_for
+
+LEASE_S = 2.0
+SPOOLS = (Spool("gpu0", "RTX 4090", 1.5), Spool("gpu1", "RTX 3090", 1.0))
+WAIT = 'until [ -e "$2" ]; do sleep 0.05; done; cat "$1"'
+"""A program that ends once a file, its gate, is there."""
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[Cluster]:
+    if absent := missing():
+        pytest.skip(f"Slurm is not installed: no {absent[0]} (Debian: apt-get install {PACKAGES})")
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(_slurm: Cluster) -> Iterator[Cluster]:
+    """A Slurm with every node idle."""
+    yield _slurm
+    _slurm.clear()
+
+
+class Farm:
+    """A pool and the cluster that works it."""
+
+    def __init__(self, cluster: Cluster, root: Path) -> None:
+        self.cluster = cluster
+        self.root = root
+        self.gate = root / "gate"
+        self.pool: Pool
+
+    def plan(
+        self,
+        count: int,
+        script: str = WAIT,
+        *,
+        lease_s: float = LEASE_S,
+        handler: str = "command",
+        spools: Sequence[Spool] = SPOOLS,
+    ) -> Pool:
+        """Plan a shell script over small files; it gets the input, the gate and the pool's parent."""
+        inputs = [str(path) for path in make_inputs(self.root / "in", count)]
+        argv = ["sh", "-c", script, "sh", "{input}", str(self.gate), str(self.root)]
+        options = {"argv": argv, "grace": 1.0, "timeout": 0.0} if handler == "command" else {}
+        self.pool = create_pool(str(self.root / "the pool's %j"), lease_s=lease_s)
+        made = load_handler(handler)
+        outcome = plan_into(self.pool, Request(made, made.prepare(options), inputs, list(spools)))
+        assert outcome.total.claims == count, outcome
+        return self.pool
+
+    def submit(self, *words: str) -> list[str]:
+        """Submit with `fsqueue slurm`; return the names of the tasks."""
+        given = ["slurm", self.pool.root, "--json", "--start-delay", "0s", *words]
+        done = fsqueue(*given, env=self.cluster.environ)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        self.merge = facts["merge"]
+        return [f"{each['id']}_{index}" for each in facts["arrays"] for index in each["indices"]]
+
+    # ---- looking ----
+
+    def workers(self) -> dict[Job, Status]:
+        """Return what each worker reports, by the run of its job."""
+        found = {Job.of(status.slurm): status for status in read_statuses(self.pool).values()}
+        return {job: status for job, status in found.items() if job is not None}
+
+    def worker(self, task: str, restarts: int = 0) -> Status:
+        """Wait for the worker of this run of a task to report itself; return its report."""
+
+        def look() -> Status | None:
+            each = {(job.name, job.restarts): status for job, status in self.workers().items()}
+            return each.get((task, restarts))
+
+        status = wait_for(look, f"run {restarts} of {task} to report itself\n{self.logs()}")
+        assert status is not None
+        return status
+
+    def held(self, task: str, restarts: int = 0) -> ClaimName:
+        """Wait until this run of a task holds a claim; return the claim."""
+        worker = self.worker(task, restarts).worker_id
+
+        def look() -> ClaimName | None:
+            mine = (n for n in names_in(self.pool, State.RUNNING) if n.owner == worker)
+            return next(mine, None)
+
+        name = wait_for(look, f"{worker} to hold a claim\n{self.logs()}")
+        assert name is not None
+        return name
+
+    def restarts(self, task: str) -> int:
+        """Return how often Slurm has requeued a task."""
+        return int(self.cluster.facts(task)["Restarts"])
+
+    def logs(self) -> str:
+        """What the workers said."""
+        paths = sorted(Path(self.pool.directory("events")).glob("slurm-*.log"))
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in paths)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return all events of a kind from all journals."""
+        paths = Path(self.pool.directory("events")).glob("*.jsonl")
+        facts = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        return [fact for fact in facts if fact["event"] == kind]
+
+    # ---- the verdict ----
+
+    def open(self) -> None:
+        """Let every program end."""
+        self.gate.touch()
+
+    def finish(self, *tasks: str, deadline_s: float = 60.0) -> None:
+        """Open the gate, wait for these tasks to complete, and find each output once, whole."""
+        self.open()
+        states = self.cluster.wait_for_end(tasks, deadline_s=deadline_s)
+        assert set(states.values()) == {"COMPLETED"}, f"{states}\n{self.logs()}"
+        self.verify()
+
+    def verify(self) -> None:
+        """Find every claim done, each output there once and whole, and no attempt charged."""
+        pool = self.pool
+        done = ids(pool, State.DONE)
+        inputs = sorted((self.root / "in").iterdir())
+        assert counts(pool) == {"done": len(inputs)}, f"{counts(pool)}\n{self.logs()}"
+        assert len(set(done)) == len(done)
+        outputs = [path for path in Path(pool.directory("outputs")).iterdir() if path.is_file()]
+        assert sorted(path.read_text() for path in outputs) == sorted(
+            path.read_text() for path in inputs
+        )
+        assert check_pool(pool).problems == []
+        assert {name.attempt for name in names_in(pool, State.DONE)} == {0}
+        assert os.listdir(pool.directory("errors")) == []
+
+
+@pytest.fixture
+def farm(cluster: Cluster, tmp_path: Path) -> Farm:
+    """A farm without a pool yet; `plan` makes one."""
+    return Farm(cluster, tmp_path)
+
+
+@pytest.fixture
+def freeze() -> Iterator[Callable[[int], None]]:
+    """Stop a process as a hung node would; whatever is still stopped at the end is let go on."""
+    frozen: list[int] = []
+
+    def stop(pid: int) -> None:
+        frozen.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: state_of(pid) == "T", f"process {pid} to stop")
+
+    yield stop
+    for pid in frozen:
+        if state_of(pid) == "T":
+            os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,93 @@
+"""The documents tell the truth: every command is in them, every number in them can be found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from fsqueue.cli import COMMANDS, cli
+from fsqueue.handlers import registered
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def command(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None, name
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert re.search(rf"fsqueue {name}\b", README), f"fsqueue {name} is nowhere in README.md"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_an_option_without_help_is_refused(name: str) -> None:
+    found = command(name)
+    assert found.help and found.help.strip().endswith((".", "):", ")"))
+    for parameter in found.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert parameter.help, f"fsqueue {name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_every_handler_has_help_with_its_options(name: str) -> None:
+    done = CliRunner().invoke(cli, ["plan", name, "--help"])
+    assert done.exit_code == 0
+    assert "--gpus" in done.output and "--dry-run" in done.output
+
+
+def test_every_command_in_a_console_block_exists() -> None:
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for name in re.findall(r"\$ (?:.*[ ;])?fsqueue ([a-z]+)", block):
+            assert name in COMMANDS or name == "embed", f"README shows fsqueue {name}"
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    commands = [command(name) for name in COMMANDS if name != "plan"]
+    plan = command("plan")
+    assert isinstance(plan, click.Group)
+    commands += [plan.get_command(click.Context(plan), name) for name in sorted(registered())]
+    known = {
+        option
+        for each in commands
+        if each is not None
+        for parameter in each.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
+    outside = {"--no-deps", "--requeue", "--array", "--open-mode", "--signal", "--gres"}
+    assert named - known <= outside, named - known
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for text in (README, ARCHITECTURE):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_code_map_names_every_module() -> None:
+    modules = {path.stem for path in (ROOT / "fsqueue").glob("[!_]*.py")}
+    modules |= {
+        path.name for path in (ROOT / "fsqueue").iterdir() if (path / "__init__.py").exists()
+    }
+    named = set(re.findall(r"`([a-z_]+)/?`", ARCHITECTURE))
+    assert modules <= named, sorted(modules - named)
+
+
+def test_the_architecture_fits_its_promise() -> None:
+    assert len(ARCHITECTURE.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 4, 5, 75, 130])
+def test_the_exit_statuses_are_documented_where_people_look(status: int) -> None:
+    table = README[README.index("**Exit status**") :]
+    assert re.search(rf"\b{status}\b", table[:400])
+    assert re.search(rf"\b{status}\b", CliRunner().invoke(cli, ["--help"]).output)
