@@ -11,6 +11,7 @@ worker (`witness.py`): then its claims go back without an attempt being charged.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 from fsqueue import atomic, claims, plans
@@ -48,6 +49,15 @@ class Recovery:
         self._witness = Witness(pool, observer)
         self.observer = observer
         self.running: list[ClaimName] = []
+        self._swept = time.monotonic()
+
+    def sweep_if_due(self) -> list[Recovered]:
+        """Sweep, if the last sweep was half a lease ago; for those who have other work to do.
+
+        Whoever begins to watch the dead only when all else is done waits a whole lease at the end.
+        """
+        due = time.monotonic() - self._swept >= self._pool.lease_s / 2
+        return self.sweep() if due else []
 
     def sweep(self) -> list[Recovered]:
         """Look once; end expired leases; put back what their owners held."""

@@ -99,7 +99,6 @@ class Worker:
         self.taken = 0
         self.progressed = False
         self.outlasted = False
-        self._swept = time.monotonic()
         self.why = ""
         self.leaving = Leaving(
             self.beat, habits.claims_max, habits.time_limit_s, allocation=habits.allocation
@@ -153,7 +152,7 @@ class Worker:
                 idle_since = None
                 if (status := self._run(*found)) is not None:
                     return status
-                self._look_after_others()
+                self.recovery.sweep_if_due()
                 continue
             if idle_since is None:
                 idle_since = time.monotonic()
@@ -195,15 +194,6 @@ class Worker:
             f"{self.pool.root}"
         )
         return 1
-
-    def _look_after_others(self) -> None:
-        """Put back what the dead held, between claims too, twice a lease at most.
-
-        Whoever begins to watch them only when all else is done waits a whole lease at the end.
-        """
-        if time.monotonic() - self._swept > self.pool.lease_s / 2:
-            self.recovery.sweep()
-            self._swept = time.monotonic()
 
     def _idle(self, idle_s: float) -> int | None:
         """Nothing to take just now: put back what the dead held, then leave, or wait a little."""

@@ -328,6 +328,30 @@ class Made(fsqueue.Handler):
     assert "returned without an output" in run.stderr
 
 
+# ---- others ----
+
+
+def test_a_busy_worker_puts_back_what_the_dead_held_before_its_own_work_ends(
+    start: Start, tmp_path: Path
+) -> None:
+    inputs = make_inputs(tmp_path / "in", 40)
+    script = 'test -e "$2" || exec sleep 1000; exec sleep 0.05'
+    argv = ("sh", "-c", script, "sh", "{input}", str(tmp_path / "gate"))
+    pool = plan_command(tmp_path / "pool", inputs, argv, lease_s=0.5)
+    dead = start("work", pool.root, "--spool", "cpu0")
+    worker = dead.worker_in(pool)
+    wait_for(lambda: ids(pool, State.RUNNING), "the first claim to run")
+    dead.kill()
+    (lease,) = Path(pool.directory("workers")).iterdir()
+    lease.write_text("{}")  # nobody can prove that its process is gone
+    (tmp_path / "gate").touch()
+    run = fsqueue("work", pool.root, "--spool", "cpu0", *QUICK)
+    assert run.returncode == 0, run.stderr
+    told = [event["event"] for event in events(pool) if event["worker"] != worker]
+    assert told.index("recovered") < len(told) - 1 - told[::-1].index("took")
+    assert counts(pool) == {"done": 40}
+
+
 # ---- checkpoints ----
 
 STEPS = """

@@ -10,8 +10,11 @@ import errno
 import io
 import os
 import posixpath
+import random
+import secrets
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,18 +23,8 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import fsqueue.atomic
-import fsqueue.attempt
-import fsqueue.check
-import fsqueue.claims
-import fsqueue.handlers
-import fsqueue.heartbeat
 import fsqueue.leases
-import fsqueue.leaving
-import fsqueue.names
-import fsqueue.planner
 import fsqueue.plans
-import fsqueue.pool
-import fsqueue.status
 import fsqueue.stock
 import fsqueue.worker
 from fsqueue.heartbeat import Heartbeat
@@ -121,6 +114,8 @@ class SimOs:
     path: Final = SimPath()
 
     def __getattr__(self, name: str) -> Any:
+        if name == "environ":
+            return {}
         if name.startswith("O_") or name in ("strerror", "fspath", "fsencode", "SEEK_SET"):
             return getattr(os, name)
         raise AttributeError(f"os.{name} is not simulated")
@@ -471,46 +466,45 @@ def sim_open(path: str, mode: str = "r", **_: Any) -> Any:
 @contextmanager
 def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
     """Put the stand-ins under fsqueue; `handler` takes the place of `load_handler`."""
-    secrets = SimpleNamespace(token_hex=lambda size: STAGE.world.token(2 * size))
-    f = fsqueue
-    stand_ins: dict[Any, dict[str, Any]] = {
-        f.atomic: {"os": SIM_OS, "time": SIM_TIME, "secrets": secrets, "open": sim_open},
-        f.attempt: {"os": SIM_OS, "time": SIM_TIME},
-        f.check: {"os": SIM_OS},
-        f.claims: {"time": SIM_TIME},
-        f.handlers: {"os": SIM_OS},
-        f.heartbeat: {"time": SIM_TIME},
-        f.leases: {"os": SIM_OS, "open": proc_open},
-        f.leaving: {"signal": SimSignal()},
-        f.names: {"secrets": secrets, "os": SIM_OS},
-        f.planner: {"secrets": secrets, "time": SIM_TIME},
-        f.plans: {"os": SIM_OS, "open": sim_open},
-        f.pool: {"os": SIM_OS, "time": SIM_TIME, "secrets": secrets},
-        f.status: {"time": SIM_TIME},
-        f.stock: {"time": SIM_TIME, "try_lock": sim_try_lock},
-        f.worker: {
-            "os": SIM_OS,
-            "time": SIM_TIME,
-            "random": SimRandom(),
-            "Heartbeat": SimHeartbeat,
-            "load_handler": handler,
-        },
-    }
+    token_hex = lambda size: STAGE.world.token(2 * size)  # noqa: E731
+    modules: list[tuple[Any, Any]] = [
+        (os, SIM_OS),
+        (time, SIM_TIME),
+        (signal, SimSignal()),
+        (random, SimRandom()),
+        (secrets, SimpleNamespace(token_hex=token_hex)),
+    ]
     with ExitStack() as stack:
-        for module, values in stand_ins.items():
+        for module in [m for name, m in sys.modules.items() if name.startswith("fsqueue.")]:
+            for name, value in list(vars(module).items()):
+                for real, stand_in in modules:
+                    if value is real:
+                        stack.enter_context(patch.object(module, name, stand_in))
+                if isinstance(value, type) and value.__module__ == module.__name__:
+                    stack.enter_context(_sim_clock(value.__init__))
+        for module, values in {
+            fsqueue.atomic: {"open": sim_open},
+            fsqueue.leases: {"open": proc_open},
+            fsqueue.plans: {"open": sim_open},
+            fsqueue.stock: {"try_lock": sim_try_lock},
+            fsqueue.worker: {"Heartbeat": SimHeartbeat, "load_handler": handler},
+        }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))
-        for made in (f.leases.Observer, f.leaving.Leaving):
-            stack.enter_context(_sim_clock(made.__init__))
         yield STAGE
 
 
 @contextmanager
 def _sim_clock(function: Any) -> Iterator[None]:
     """Let simulated time be the default wherever the real one is."""
-    defaults = function.__defaults__
-    real = time.monotonic
-    function.__defaults__ = tuple(SIM_TIME.monotonic if d is real else d for d in defaults)
+    plain = getattr(function, "__defaults__", None)
+    named = getattr(function, "__kwdefaults__", None)
+    if time.monotonic not in (*(plain or ()), *(named or {}).values()):
+        yield
+        return
+    clock = lambda value: SIM_TIME.monotonic if value is time.monotonic else value  # noqa: E731
+    function.__defaults__ = plain and tuple(map(clock, plain))
+    function.__kwdefaults__ = named and {name: clock(value) for name, value in named.items()}
     try:
         yield
     finally:
-        function.__defaults__ = defaults
+        function.__defaults__, function.__kwdefaults__ = plain, named

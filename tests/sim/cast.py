@@ -21,7 +21,7 @@ from fsqueue.handlers import Handler, Item, Source, Work
 from fsqueue.planner import Request, plan_into
 from fsqueue.pool import Spool, create_pool, open_pool
 from fsqueue.worker import Habits, Worker
-from tests.sim.calls import SIM_OS, SIM_TIME, STAGE
+from tests.sim.calls import SIM_OS, STAGE
 from tests.sim.world import Process
 
 ROOT = "/pool"
@@ -168,7 +168,7 @@ def identity(prefix: str) -> str:
 def on_command_line() -> Iterator[None]:
     """Put the stand-ins under the commands."""
     quiet = SimpleNamespace(echo=lambda *_, **__: None)
-    values = {"time": SIM_TIME, "new_worker_id": identity, "click": quiet}
+    values = {"new_worker_id": identity, "click": quiet}
     with patch.multiple(repair, _report=lambda *_: None, **values):
         yield
 

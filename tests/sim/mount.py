@@ -171,6 +171,9 @@ class Mount:
         if self.traits.entries_s:
             until = self._clock() + self._rng.uniform(0, self.traits.entries_s)
             self._entries[path] = until, inode
+            parent = path.rpartition("/")[0]
+            if inode is not None and parent in self._entries:
+                del self._entries[parent]  # on the way there it was seen
 
     def _did(self, path: str, inode: Inode | None) -> None:
         """Know what we did ourselves."""

@@ -214,7 +214,7 @@ class Story:
         """Whoever is the last to leave because nothing is left has seen that nothing is left."""
         if worker.exit not in (0, 3) or self.plot.traits.listings_s > 0.3:
             return
-        looked = worker.looked.get(f"{ROOT}/running", 0.0)
+        looked = worker.looked.get(f"{ROOT}/workers", 0.0)  # in its last sweep
         for known, place in self._unfinished():
             owner = self.laws.workers.get(place.name.owner or "")
             if place.area == "running" and owner is not None:
