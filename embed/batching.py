@@ -20,7 +20,7 @@ WINDOW_BATCHES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class Tokenized:
     """One sequence to embed: its row in the result, and its token ids without begin and end."""
 
     row: int
@@ -31,9 +31,9 @@ class Sequence:
         return len(self.ids) + 2
 
 
-def batches(sequences: Iterable[Sequence], tokens_max: int) -> Iterator[list[Sequence]]:
+def batches(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
     """Yield batches of at most `tokens_max` tokens; a longer sequence is a batch of its own."""
-    window: list[Sequence] = []
+    window: list[Tokenized] = []
     tokens = 0
     for sequence in sequences:
         window.append(sequence)
@@ -44,9 +44,9 @@ def batches(sequences: Iterable[Sequence], tokens_max: int) -> Iterator[list[Seq
     yield from divided(_longest_first(window), tokens_max)
 
 
-def divided(sequences: Iterable[Sequence], tokens_max: int) -> Iterator[list[Sequence]]:
+def divided(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
     """Yield runs of at most `tokens_max` tokens, or of one sequence, in the order given."""
-    batch: list[Sequence] = []
+    batch: list[Tokenized] = []
     tokens = 0
     for sequence in sequences:
         if batch and tokens + sequence.tokens > tokens_max:
@@ -58,5 +58,5 @@ def divided(sequences: Iterable[Sequence], tokens_max: int) -> Iterator[list[Seq
         yield batch
 
 
-def _longest_first(window: list[Sequence]) -> list[Sequence]:
+def _longest_first(window: list[Tokenized]) -> list[Tokenized]:
     return sorted(window, key=lambda sequence: (-sequence.tokens, sequence.row))

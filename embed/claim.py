@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed import outputs
-from embed.batching import Sequence as Tokens
-from embed.batching import batches
+from embed.batching import Tokenized, batches
 from embed.fasta import records
 from embed.residues import token_ids, unknown
 from embed.segments import Segment, read_segment
@@ -92,7 +91,7 @@ class _Reading:
         self.ids: list[str] = []
         self.counts = Counts()
 
-    def __iter__(self) -> Iterator[Tokens]:
+    def __iter__(self) -> Iterator[Tokenized]:
         """Yield every sequence that has residues; an empty one has a row of zeros, no tokens."""
         counts = self.counts
         for segment in self.segments:
@@ -105,7 +104,7 @@ class _Reading:
                     counts.empty += not residues
                     self.ids.append(record.id)
                     if residues:
-                        yield Tokens(len(self.ids) - 1, token_ids(residues))
+                        yield Tokenized(len(self.ids) - 1, token_ids(residues))
 
     def counted(self) -> Counts:
         """Return the counts of all that was read."""

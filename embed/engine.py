@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from embed import pooling
-from embed.batching import Sequence as Tokens
-from embed.batching import divided
+from embed.batching import Tokenized, divided
 from embed.models import Encoder
 from fsqueue import ClaimFailed, WorkerBroken
 
@@ -39,12 +38,16 @@ POISON: Final = (
 NO_MEMORY: Final = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory")
 
 
-def choose_device(threads: int, warn: Callable[[str], None]) -> torch.device:
-    """Return the first visible GPU, else the CPU, set to use this many threads.
+def use_threads(count: int) -> None:
+    """Compute with this many threads on the CPU, whatever the environment says.
 
-    Bytes depend on the number of threads: a matrix product divided otherwise rounds otherwise.
+    Bytes depend on it: a matrix product that is divided otherwise is rounded otherwise.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
+
+
+def choose_device(warn: Callable[[str], None]) -> torch.device:
+    """Return the first visible GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda:0")
     if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
@@ -67,7 +70,7 @@ class Engine:
     def width(self) -> int:
         return self._encoder.width
 
-    def embed(self, batch: Sequence[Tokens], warn: Callable[[str], None]) -> NDArray[np.float32]:
+    def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
         """Return the mean vector of each sequence, (sequences, width). None may be empty.
 
         Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the GPU is beyond use.
@@ -76,7 +79,7 @@ class Engine:
         rows = [self._part(part, warn) for part in divided(batch, budget)]
         return np.concatenate(rows)
 
-    def _part(self, part: list[Tokens], warn: Callable[[str], None]) -> NDArray[np.float32]:
+    def _part(self, part: list[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
         try:
             return self._forward(part)
         except RuntimeError as error:
@@ -91,13 +94,13 @@ class Engine:
         self._shrink(part, warn)
         return self.embed(part, warn)
 
-    def _forward(self, part: list[Tokens]) -> NDArray[np.float32]:
+    def _forward(self, part: list[Tokenized]) -> NDArray[np.float32]:
         hidden = self._encoder.hidden([sequence.ids for sequence in part])
         with torch.inference_mode():
             rows = torch.stack([pooling.mean(states) for states in hidden])
         return rows.cpu().numpy()  # type: ignore[no-any-return]
 
-    def _shrink(self, part: list[Tokens], warn: Callable[[str], None]) -> None:
+    def _shrink(self, part: list[Tokenized], warn: Callable[[str], None]) -> None:
         tokens = sum(sequence.tokens for sequence in part)
         if len(part) == 1:
             raise ClaimFailed(

@@ -30,7 +30,7 @@ DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
     Option("model", None, "ESM-2: a folder, or a hub id with an optional @revision", required=True),
-    Option("dtype", "float32", "precision of the computation", tuple(DTYPE_TAGS)),
+    Option("dtype", "float32", "precision; float16 is slow on most CPUs", tuple(DTYPE_TAGS)),
     Option("max_residues", RESIDUES_MAX, "longer sequences are cut to this; they are counted"),
     Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
     Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
@@ -116,10 +116,10 @@ class Embed(Handler):
 
         options = work.options
         wanted = (options["weights"], options["dtype"])
-        device = engine.choose_device(options["threads"], work.warn)
+        engine.use_threads(options["threads"])
         if self._engine is None or self._wanted != wanted:
             self._engine = None  # its memory is needed for the next one
-            kind = _kind(options)
+            kind, device = _kind(options), engine.choose_device(work.warn)
             with host_lock(f"load-{kind}"):
                 encoder = models.load(hub.locate(options), options["dtype"], device)
             self._engine, self._wanted, self._kind = engine.Engine(encoder), wanted, kind

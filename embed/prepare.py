@@ -41,7 +41,7 @@ NOT_BASES: Final = b"EFILPQefilpq"
 
 _CAPITALS: Final = bytes(range(256)).upper()
 _COMPLEMENT: Final = bytes.maketrans(b"ACGT", b"TGCA")
-_CODES: Final = bytes(BASES.find(bytes([byte])) % 256 if byte else 255 for byte in range(256))
+_CODES: Final = bytes(BASES.find(byte) % 256 for byte in range(256))
 
 
 def _table(*, reverse: bool) -> bytes:
@@ -77,8 +77,8 @@ class Prepared:
 def starts(length: int, chunk: int) -> list[int]:
     """Return where the chunks of a contig begin.
 
-    The surplus of ceil(L / c) whole chunks is taken up by overlaps: of `low + 1` bases for the first
-    `low + rest` of them, of `low` for the others.
+    The surplus of ceil(L / c) whole chunks is taken up by overlaps: the first `low + rest` of them
+    are of `low + 1` bases, the others of `low`.
     """
     count = -(-length // chunk)
     surplus = count * chunk - length

@@ -1,7 +1,7 @@
 """Name a run of a file's blocks so that a worker reads exactly what was planned.
 
-A segment is a path, a range of its (uncompressed) bytes, the lengths of the blocks in it, and one
-digest over the digests of those blocks. Reading goes block by block, in bounded memory, and checks
+A segment is a path, a range of its (uncompressed) bytes, the lengths of the blocks in it, one
+digest over the digests of those blocks, and the number of sequences in them. Reading goes block by block, in bounded memory, and checks
 the digest at the end: a file that was merely touched or copied back is the same input, one whose
 bytes changed is not. Times and inode numbers play no part.
 """
@@ -28,21 +28,25 @@ class Segment:
     start: int
     lengths: tuple[int, ...]
     digest: str
+    sequences: int
 
     @classmethod
     def of(cls, path: str, blocks: NDArray[np.void]) -> Segment:
         """Return the segment that these consecutive rows of `Scan.blocks` make."""
         start = int(blocks["start"][0]) if len(blocks) else 0
         digest = digest_of(blocks["digest"].tolist())
-        return cls(path, start, tuple(blocks["length"].tolist()), digest)
+        sequences = int(blocks["sequences"].sum())
+        return cls(path, start, tuple(blocks["length"].tolist()), digest, sequences)
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> Segment:
-        return cls(data["path"], data["start"], tuple(data["lengths"]), data["digest"])
+        lengths = tuple(data["lengths"])
+        return cls(data["path"], data["start"], lengths, data["digest"], data["sequences"])
 
     def encode(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return {**self.identity(), "lengths": list(self.lengths)}
+        counts = {"lengths": list(self.lengths), "sequences": self.sequences}
+        return {**self.identity(), **counts}
 
     def identity(self) -> dict[str, Any]:
         """Return what tells this segment from every other."""

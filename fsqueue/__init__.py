@@ -1,6 +1,7 @@
 """Spread a batch of GPU work over every GPU that can see one directory.
 
-These are the public names: what a handler needs. See `fsqueue.handlers` for how to write one.
+These are the public names: what a handler needs (see `fsqueue.handlers` for how to write one), and
+what reads a pool for whoever puts its results together.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handlers import Handler, Item, Option, Source, Work
 from fsqueue.locks import host_lock
+from fsqueue.reading import ClaimView, PlanView, PoolReader
 
 __version__ = "0.1.0"
 
@@ -24,12 +26,15 @@ __all__ = [
     "BadInput",
     "ClaimFailed",
     "ClaimImpossible",
+    "ClaimView",
     "FsqueueError",
     "Handler",
     "Interrupted",
     "Item",
     "NotSupportedError",
     "Option",
+    "PlanView",
+    "PoolReader",
     "Source",
     "UsageError",
     "Work",

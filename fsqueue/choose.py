@@ -122,6 +122,13 @@ class Race:
 
     def falls_to_me(self, spool: str, name: ClaimName) -> bool:
         """Deal out the next claim; say whether it is ours."""
+        return self.deal(spool, name)[0] is self._runners[0] or self._steps > STEPS_MAX
+
+    def deal(self, spool: str, name: ClaimName) -> tuple[Peer, float]:
+        """Deal out the next claim; return who gets it, and in how long it would be done.
+
+        That is in seconds once anybody's rate is measured, and has no unit before.
+        """
         winner, soonest = 0, math.inf
         for index, (per_cost, load) in enumerate(self._pace(name.kind)):
             end = self._free[index] + load + name.cost * per_cost
@@ -129,7 +136,7 @@ class Race:
                 winner, soonest = index, end
         self._free[winner] = soonest
         self._steps += len(self._runners)
-        return winner == 0 or self._steps > STEPS_MAX
+        return self._runners[winner], soonest
 
     def _may(self, index: int, spool: str) -> bool:
         runner = self._runners[index]

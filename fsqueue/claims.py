@@ -113,6 +113,9 @@ def charge(
     The record is written before the claim moves, so that no crash in between loses it. A round has
     `attempts_max` attempts, counted from a0, so that each `retry` opens a fresh round.
     """
+    if str(name) not in atomic.names(pool.state(State.RUNNING)):
+        # A zombie's record would stand for good, and its successor may run the same attempt.
+        raise _lost(name, "charged")
     record_error(pool, name, record)
     if final or (name.attempt + 1) % pool.attempts_max == 0:
         fail(pool, name)
@@ -129,10 +132,14 @@ def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
 
 def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
     if not _move(pool.owned(State.RUNNING, name), target):
-        raise ClaimLost(
-            f"{name.id} could not be {verb}: it is no longer in running/ under {name.owner}. That "
-            f"worker's lease had lapsed, and the claim was given to another."
-        )
+        raise _lost(name, verb)
+
+
+def _lost(name: ClaimName, verb: str) -> ClaimLost:
+    return ClaimLost(
+        f"{name.id} could not be {verb}: it is no longer in running/ under {name.owner}. That "
+        f"worker's lease had lapsed, and the claim was given to another."
+    )
 
 
 def _move(source: str, target: str) -> bool:

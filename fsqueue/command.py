@@ -26,6 +26,8 @@ from fsqueue.errors import BadInput, ClaimFailed, ClaimImpossible, Interrupted, 
 from fsqueue.handlers import Handler, Option, Work
 
 STDERR_KEPT: Final = 16 << 10
+STOP_S: Final = 0.5
+TERMINATED: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
 PLACES: Final = re.compile(r"\{(?:input|output|id|attempt)\}")
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -80,6 +82,8 @@ class Command(Handler):
             if not any("{output}" in word for word in work.options["argv"]):
                 stdout = opened.enter_context(open(work.output, "xb"))
             status = _run_program(work, argv, stdout, stderr)
+            if status != 0 and _was_stopped_too(work, status):
+                raise Interrupted("the worker stops, and the program was ended beside it")
             if status != 0:
                 raise ClaimFailed(
                     f"{argv[0]} {_ending(status)}; its output is not published",
@@ -90,6 +94,17 @@ class Command(Handler):
                     f"{argv[0]} exited 0 but wrote no {{output}}; does it write elsewhere?",
                     detail=_tail(stderr),
                 )
+
+
+def _was_stopped_too(work: Work, status: int) -> bool:
+    """Say whether a program failed because somebody stops all of us, and not by itself.
+
+    SLURM sends SIGTERM to every process of a job, and the program's may come before ours.
+    """
+    deadline = time.monotonic() + (STOP_S if status in TERMINATED else 0.0)
+    while not work.stopping and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return work.stopping
 
 
 def _check_unchanged(work: Work) -> None:

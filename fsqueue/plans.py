@@ -107,6 +107,13 @@ def read_sources(pool: Pool, number: int) -> Iterator[str]:
             yield entry[0]
 
 
+def read_inputs(pool: Pool, number: int) -> Iterator[str]:
+    """Yield the paths of the inputs that a plan holds, in the order in which they were given."""
+    for section, entry in _entries(pool, number):
+        if section == "sources":
+            yield entry[1]
+
+
 def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
     """Yield every claim that a plan holds, with the spool it was given to."""
     for section, entry in _entries(pool, number):

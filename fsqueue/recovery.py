@@ -68,13 +68,13 @@ class Recovery:
         self.running = list(claims.owned(self._pool, State.RUNNING))
         owners = {name.owner for name in self.running if name.owner} - {self._me}
         self.observer.look(owners)
-        everybody = owners | set(self.observer.workers()) - {self._me}
+        everybody = sorted(owners | set(self.observer.workers()) - {self._me})
         gone = {each for each in everybody if self.observer.process(each) is Process.GONE}
         doubtful = {
             each for each in everybody if self.observer.standing(each) is not Standing.LIVING
         }
         self._witness.look(doubtful | gone)
-        dead = {each for each in doubtful | gone if self._dead(each, gone=each in gone)}
+        dead = {each for each in sorted(doubtful | gone) if self._dead(each, gone=each in gone)}
         return [
             recovered
             for name in self.running

@@ -22,6 +22,7 @@ from fsqueue.pool import Pool, read_json
 from fsqueue.score import Tier
 
 NUMBER_MAX: Final = 1e24
+RATE_MIN: Final = 1e-12
 STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
 
 
@@ -74,6 +75,8 @@ class Status:
     rates: dict[str, float] = field(default_factory=dict)
     """Cost per second by kind, over the claims finished so far."""
     loaded: list[str] = field(default_factory=list)
+    unable: list[str] = field(default_factory=list)
+    """Kinds that this worker found it cannot do."""
     services_status: dict[str, str] = field(default_factory=dict)
     """By handler: healthy if the last claim that this worker ran for it succeeded."""
     current_load: float = 0.0
@@ -164,7 +167,10 @@ def _alike(value: Any, default: Any, name: str) -> bool:
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, int | float):
         return number(value) is not None and not (isinstance(default, int) and value % 1)
-    if name in ("measures", "measures_done", "rates", "stolen_from") and isinstance(value, dict):
+    if name == "rates":
+        rates = value.values() if isinstance(value, dict) else [None]
+        return all((number(rate) or 0.0) > RATE_MIN for rate in rates)
+    if name in ("measures", "measures_done", "stolen_from") and isinstance(value, dict):
         return all(number(count) is not None for count in value.values())
     return isinstance(value, type(default))
 

@@ -206,7 +206,7 @@ class Stock:
         statuses = [status for status in found if status is not None]
         self._learned = _rates_of_likes(statuses, self._beat.status.model)
         return [
-            _peer(status, held.get(status.worker_id))
+            peer_of(status, held.get(status.worker_id))
             for status in statuses
             if status.state not in GONE
         ]
@@ -255,7 +255,7 @@ def _struck(names: list[ClaimName], name: ClaimName) -> ClaimName:
     return names.pop(index)
 
 
-def _peer(status: Status, name: ClaimName | None) -> Peer:
+def peer_of(status: Status, name: ClaimName | None) -> Peer:
     """Return what the policy should know of a worker that runs `name`."""
     return Peer(
         status.worker_id,

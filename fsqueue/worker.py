@@ -109,15 +109,15 @@ class Worker:
 
     def run(self) -> int:
         """Work until there is a reason to leave; return the exit status of design's table."""
-        self.leaving.listen()
         self.lease.enlist({"worker": self.id, "spool": self.habits.spool, **self.habits.slurm})
-        atomic.make_directory(self.pool.workshop(self.id))
-        self.beat.look_for_orders()
-        self.beat.flush()
-        self.beat.start()
-        self.journal.write("joined", spool=self.habits.spool, host=self.status.host)
-        log.info("worker %s works on %s", self.id, self.habits.spool or "whatever others have")
         try:
+            self.leaving.listen()
+            atomic.make_directory(self.pool.workshop(self.id))
+            self.beat.look_for_orders()
+            self.beat.flush()
+            self.beat.start()
+            self.journal.write("joined", spool=self.habits.spool, host=self.status.host)
+            log.info("worker %s works on %s", self.id, self.habits.spool or "whatever others have")
             status = self._loop()
         except StopNow:
             status = self.leaving.signal_status
@@ -272,7 +272,7 @@ class Worker:
     def _taste(self) -> Taste:
         loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
         with self.beat.lock:
-            self.status.loaded = sorted(loaded)
+            self.status.loaded, self.status.unable = sorted(loaded), sorted(self.unable)
         return Taste(loaded, frozenset(self.unable), frozenset(self.failed_here))
 
     def _time_left_s(self) -> float:

@@ -14,25 +14,29 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "figures"},
     {"names"},
     {"layout", "smi", "cards", "score"},
     {"atomic", "locks", "gpus"},
     {"pool", "monitor", "weights"},
-    {"claims", "leases", "status", "choose", "specs"},
-    {"plans", "handlers", "match", "journals", "census"},
-    {"planner", "recovery", "heartbeat", "command", "check"},
-    {"stock", "leaving", "snapshot"},
-    {"attempt", "dashboard", "loglines"},
-    {"worker"},
+    {"claims", "leases", "status", "choose", "specs", "slurm"},
+    {"plans", "handlers", "match", "journals", "witness", "batch", "reading"},
+    {"planner", "recovery", "heartbeat", "command", "check", "census", "reported"},
+    {"stock", "leaving", "roster"},
+    {"crews", "notices", "whereabouts"},
+    {"attempt", "snapshot", "metrics"},
+    {"worker", "loglines", "coordinator"},
+    {"dashboard"},
     {"cli"},
     {"__main__"},
 )
 EMBED_LAYERS = (
-    {"cost", "fasta", "pooling"},
-    {"scan", "models", "outputs"},
-    {"engine"},
-    {"handler"},
+    {"cost", "fasta", "pooling", "residues", "publishing", "dnabert_shape", "dna_tokens"},
+    {"counting", "batching", "modelfiles", "outputs", "prepare"},
+    {"scan", "hub", "segments", "models", "dnabert"},
+    {"planning", "engine", "formats", "merge"},
+    {"claim"},
+    {"handler", "encoder"},
     {"cli"},
 )
 DOORS = {

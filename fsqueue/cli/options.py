@@ -87,6 +87,11 @@ class Duration(click.ParamType[float]):
         self.fail(f"{value!r} is not a duration; write 90, 45s, 10m or 1h30m.", parameter, ctx)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return "1 claim", "2 claims"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(value, indent=2, default=str))

@@ -13,6 +13,7 @@ from fsqueue.cli.options import (
     SETTINGS,
     Duration,
     TrailingCommand,
+    plural,
     print_json,
     print_table,
     split_pool,
@@ -176,8 +177,8 @@ def _show(outcome: Outcome, root: str, *, dry_run: bool, as_json: bool) -> None:
     if total.claims:
         _show_shares(outcome)
     verb = "would be planned" if dry_run else "planned"
-    already = f"; {outcome.already} inputs were planned before" if outcome.already else ""
-    click.echo(f"{total.claims:,} claims {verb}{already}.")
+    already = f"; {plural(outcome.already, 'input')} planned before" if outcome.already else ""
+    click.echo(f"{plural(total.claims, 'claim')} {verb}{already}.")
     if outcome.number is not None:
         click.echo(f"Now: fsqueue run {root}    or, per GPU: fsqueue work {root}")
 

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from fsqueue import atomic, claims
-from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json, split_pool
+from fsqueue.cli.options import (
+    SETTINGS,
+    json_option,
+    plural,
+    pool_argument,
+    print_json,
+    split_pool,
+)
 from fsqueue.errors import UsageError
 from fsqueue.layout import State
 from fsqueue.leases import Observer, lease_names
@@ -183,4 +190,4 @@ def _report(done: list[dict[str, Any]], as_json: bool, verb: str) -> None:
         return
     for entry in done:
         click.echo("  ".join(str(value) for value in entry.values()))
-    click.echo(f"{len(done)} claims {verb}.")
+    click.echo(f"{plural(len(done), 'claim')} {verb}.")

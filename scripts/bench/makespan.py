@@ -231,6 +231,8 @@ class Simulation:
             self._sweep(worker)
         found = self._next(worker)
         if found is None:
+            if not (self.policy.stealing or self.policy.shared):
+                return  # nothing comes into its own spool any more: it leaves
             worker.idle_polls += 1
             poll_s = POLL_S * self._rng.uniform(0.9, 1.1)
             wait_s = SECOND_LOOK_S if worker.idle_polls == 1 else poll_s

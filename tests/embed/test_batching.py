@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed.batching import WINDOW_BATCHES, Sequence, batches, divided
+from embed.batching import WINDOW_BATCHES, Tokenized, batches, divided
 
 
-def made(lengths: list[int]) -> list[Sequence]:
-    return [Sequence(row, bytes(length)) for row, length in enumerate(lengths)]
+def made(lengths: list[int]) -> list[Tokenized]:
+    return [Tokenized(row, bytes(length)) for row, length in enumerate(lengths)]
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=200), tokens_max=st.integers(1, 60))
@@ -32,7 +32,7 @@ def test_windows_keep_memory_bounded_and_do_not_look_ahead() -> None:
         nonlocal seen
         while True:
             seen += 1
-            yield Sequence(seen, bytes(8))
+            yield Tokenized(seen, bytes(8))
 
     next(batches(endless(), 100))
     assert seen == WINDOW_BATCHES * 100 // 10

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from embed.batching import Sequence
-from embed.engine import Engine, choose_device
+from embed.batching import Tokenized
+from embed.engine import Engine, choose_device, use_threads
 from fsqueue import ClaimFailed, WorkerBroken
 
 
@@ -22,7 +22,7 @@ class SmallDevice:
         self.room, self.error = room, error
         self.calls: list[int] = []
 
-    def hidden(self, sequences: Several[bytes]) -> list[torch.Tensor]:
+    def hidden(self, sequences: Sequence[bytes]) -> list[torch.Tensor]:
         tokens = sum(len(ids) + 2 for ids in sequences)
         self.calls.append(tokens)
         if tokens > self.room:
@@ -30,8 +30,8 @@ class SmallDevice:
         return [torch.full((len(ids) + 2, 1), float(len(ids))) for ids in sequences]
 
 
-def batch(*lengths: int) -> list[Sequence]:
-    return [Sequence(row, bytes(length)) for row, length in enumerate(lengths)]
+def batch(*lengths: int) -> list[Tokenized]:
+    return [Tokenized(row, bytes(length)) for row, length in enumerate(lengths)]
 
 
 def test_out_of_memory_halves_the_budget_repeats_the_batch_and_remembers() -> None:
@@ -73,12 +73,28 @@ def test_any_other_error_is_not_hidden() -> None:
         engine.embed(batch(5), lambda _text: None)
 
 
-def test_without_a_gpu_the_planned_threads_are_used() -> None:
+def test_the_planned_threads_are_used() -> None:
     before = torch.get_num_threads()
     try:
-        assert choose_device(1, pytest.fail).type == (
-            "cuda" if torch.cuda.is_available() else "cpu"
-        )
-        assert torch.get_num_threads() == 1
+        for count in (2, 1):
+            use_threads(count)
+            assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_first_visible_gpu_is_chosen_else_the_cpu() -> None:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device(pytest.fail).type == kind
+
+
+def test_a_gpu_that_this_pytorch_cannot_use_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidia0")
+    warnings: list[str] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    choose_device(warnings.append)
+    assert not warnings  # the CPU was asked for
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert choose_device(warnings.append).type == "cpu"
+    assert "Install a build for CUDA" in warnings[0]

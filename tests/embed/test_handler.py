@@ -190,15 +190,13 @@ def test_an_interrupted_claim_ends_in_the_same_bytes(
     (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
     undisturbed = bench.run(item)
     bench.work(item).output.unlink()
-    interruptions = 0
-    while True:
+    for interruptions in range(300):
         asked = iter([False] * stops_every)
         work = bench.work(item, stop=partial(next, asked, True))
         try:
             make_bench(tokens_per_batch=300).handler.run(work)
             break
         except Interrupted:
-            interruptions += 1
             assert not work.output.exists()
     assert interruptions >= 5
     assert work.output.read_bytes() == undisturbed

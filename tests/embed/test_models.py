@@ -135,7 +135,7 @@ def test_half_precision_is_near_and_pools_in_float32(
 
 
 def test_positions_begin_anew_in_every_sequence(encoder: Encoder) -> None:
-    """Only differences of positions count, but far from 0 a float32 angle has lost its last digits."""
+    """Only differences of positions count, but far from 0 an angle has lost its last digits."""
     sequence = token_ids(b"MKVLAAGIVGLCAKAY" * 50)
     alone = encoder.hidden([sequence])
     assert worst(encoder.hidden([sequence] * 60)[-1:], alone) < 1e-5

@@ -128,11 +128,11 @@ def test_a_single_line_larger_than_many_chunks_is_one_record() -> None:
 
 def test_a_file_has_blocks_enough_to_divide_and_few_enough_to_hold(tmp_path: Path) -> None:
     path = tmp_path / "some.faa"
-    for records, fewest, most in ((100, 4, 6), (10_000, 450, 512), (1_000_000, 480, 512)):
-        path.write_bytes(b">name of one\nMKVLAAGIVGLCAKA\n" * records)
+    for count, fewest, most in ((100, 4, 6), (10_000, 450, 512), (1_000_000, 480, 512)):
+        path.write_bytes(b">name of one\nMKVLAAGIVGLCAKA\n" * count)
         blocks = scan(str(path), lambda lengths: costs(lengths, 1022)).blocks
         assert fewest <= len(blocks) <= most
-        assert blocks["sequences"].sum() == records
+        assert blocks["sequences"].sum() == count
 
 
 def test_no_block_of_an_enormous_file_is_much_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,9 +371,7 @@ def test_read_refuses_what_is_not_a_regular_file_and_names_it(
 
 
 @needs_root
-def test_read_refuses_a_file_of_another_user(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_refuses_a_file_of_another_user(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(path).write_bytes(b"run this")
     os.chown(path, STRANGER, STRANGER)
     with pytest.raises(PoolError, match=f"belongs to user {STRANGER}, not to you"):

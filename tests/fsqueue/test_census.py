@@ -83,30 +83,36 @@ def test_neither_done_nor_outputs_is_ever_listed(
     }
 
 
-@pytest.mark.parametrize("moment", ["running", "failed"])
+@pytest.mark.parametrize("moment", ["spool", "running", "failed"])
+@pytest.mark.parametrize("verb", ["take", "fail", "cancel"])
 def test_a_claim_that_moves_between_two_listings_counts_once(
-    pool: Pool, moment: str, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, moment: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Just before `moment` is listed, a claim that was seen waiting or running moves into it."""
+    """Just before `moment` is listed, a claim leaves the place where it was, seen or not."""
     spool = spool_with_work(pool)
-    if moment == "failed":
-        name = take(pool, A, spool)
+    directory = pool.spool(spool) if moment == "spool" else f"{pool.root}/{moment}"
+    name = take(pool, A, spool) if verb == "fail" else claims.waiting(pool, spool)[0]
     real, moved = atomic.names, []
 
-    def names(directory: str) -> list[str]:
-        if directory.endswith(moment) and not moved:
+    def names(listed: str) -> list[str]:
+        if listed == directory and not moved:
             moved.append(moment)
-            take(pool, A, spool) if moment == "running" else claims.fail(pool, name)
-        return real(directory)
+            if verb == "fail":
+                claims.fail(pool, name)
+            elif verb == "take":
+                claims.take(pool, spool, name, A)
+            else:
+                claims.cancel(pool, spool, name, A)
+        return real(listed)
 
     monkeypatch.setattr(atomic, "names", names)
     census = Census(pool)
     count = census.take()
-    assert adds_up(count) and count.done.claims == 0
-    assert (count.running.claims, count.failed.claims) == (
-        (1, 0) if moment == "running" else (0, 1)
-    )
-    assert adds_up(census.take())
+    assert moved and adds_up(count)
+    assert (count.done.claims, count.waiting.claims + count.running.claims) in ((0, 3), (0, 4))
+    again = census.take()
+    assert adds_up(again) and again.done.claims == 0
+    assert (again.running.claims, again.failed.claims) == ((1, 0) if verb == "take" else (0, 1))
 
 
 def test_nothing_left_is_said_only_after_a_second_look(

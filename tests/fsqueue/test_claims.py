@@ -398,7 +398,9 @@ def test_measures_that_make_no_sense_are_left_out(pool: Pool, mine: ClaimName) -
     assert claims.read_claim(pool, mine).measures == {}
 
 
-@pytest.mark.parametrize("bad", [("../x", "k", 1), ("x", "", 1), ("x", "k", -1), ("x", "k", 10**18)])
+@pytest.mark.parametrize(
+    "bad", [("../x", "k", 1), ("x", "", 1), ("x", "k", -1), ("x", "k", 10**18)]
+)
 def test_a_handler_that_makes_a_bad_name_is_told(bad: tuple[str, str, int]) -> None:
     with pytest.raises(PoolError, match="the handler made a bad id, kind or cost"):
         claims.waiting_name(*bad)

@@ -202,7 +202,9 @@ def test_what_is_no_journal_is_passed_over(pool: Pool, what: str) -> None:
     if what == "fifo":
         os.mkfifo(path)
     elif what == "link":
-        os.symlink("/etc/passwd", path)
+        tell(pool, "elsewhere", stole(1))
+        os.rename(pool.events("elsewhere"), f"{pool.root}/elsewhere")
+        os.symlink(f"{pool.root}/elsewhere", path)
     elif what == "directory":
         os.mkdir(path)
     elif what == "unreadable":

@@ -93,7 +93,9 @@ def test_what_is_no_suffix_is_refused(text: str) -> None:
     assert SUFFIX.fullmatch(text) is None
 
 
-@pytest.mark.parametrize("text", ["explode", "drain@", "drain@../x", "drain\n", "drain@a@b", "Drain"])
+@pytest.mark.parametrize(
+    "text", ["explode", "drain@", "drain@../x", "drain\n", "drain@a@b", "Drain"]
+)
 def test_what_is_no_order_is_refused(text: str) -> None:
     assert ORDER.fullmatch(text) is None
 

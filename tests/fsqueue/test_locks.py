@@ -15,6 +15,7 @@ from fsqueue.locks import host_lock, try_lock
 from tests.support.pools import held_elsewhere
 from tests.support.sequence import together
 
+
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "gpu0.lock")

@@ -71,7 +71,7 @@ def test_a_dry_run_into_a_pool_with_plans_changes_no_byte(
     plan(tmp_path / "pool", *inputs[:4])
     before = tree(tmp_path / "pool")
     run = fsqueue("plan", "command", tmp_path / "pool", *inputs, "--dry-run", *CAT)
-    assert "4 claims would be planned; 4 inputs were planned before" in run.stdout
+    assert "4 claims would be planned; 4 inputs planned before" in run.stdout
     assert tree(tmp_path / "pool") == before
 
 

@@ -79,7 +79,9 @@ def test_w1_and_w3_end_together() -> None:
         assert [share.cost for share in outcome.shares.values()] == [50 * K, 75 * K]
 
 
-@pytest.mark.parametrize(("count", "longest"), [(4, 20_000), (8, 16_667), (16, 16_667), (32, 16_250)])
+@pytest.mark.parametrize(
+    ("count", "longest"), [(4, 20_000), (8, 16_667), (16, 16_667), (32, 16_250)]
+)
 def test_w6_the_finer_the_claims_the_nearer_the_ideal_of_16_000(count: int, longest: int) -> None:
     outcome = preview(None, request(*inputs(*[40_000 // count] * count), weights=(1.0, 1.5)))
     ends = [outcome.shares["gpu0"].cost, outcome.shares["gpu1"].cost / 1.5]

@@ -141,9 +141,7 @@ def test_a_worker_that_died_idle_has_its_lease_ended_too(pool: Pool, judge: Hand
 
 def test_what_a_dead_worker_was_writing_is_removed(pool: Pool, judge: Hand) -> None:
     die_with(pool)
-    (workshop,) = (
-        name for name in os.listdir(pool.directory("outputs")) if judge.id not in name
-    )
+    (workshop,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
     Path(pool.directory("outputs"), workshop, "half").write_bytes(b"...")
     judge.sweep()
     assert os.listdir(pool.directory("outputs")) == [f".{judge.id}"]
@@ -153,7 +151,9 @@ def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
     pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
-    interpose(monkeypatch, rmdir=refused(errno.EACCES), unlink=refused(errno.EACCES, only="outputs"))
+    interpose(
+        monkeypatch, rmdir=refused(errno.EACCES), unlink=refused(errno.EACCES, only="outputs")
+    )
     assert len(judge.sweep()) == 1
 
 

@@ -218,7 +218,7 @@ def test_recover_waits_a_lease_for_a_worker_that_stands_still(start: Start, tmp_
     worker = one_running(start, pool)
     worker.freeze()
     run = fsqueue("recover", pool.root)
-    assert "1 claims recovered" in run.stdout
+    assert "1 claim recovered" in run.stdout
     assert counts(pool) == {"waiting": 1}
     worker.thaw()
     assert worker.reap() == 1

@@ -38,6 +38,12 @@ def state_of_worker(pool: Pool, worker: str) -> str:
     return str(json.loads(path.read_text())["state"]) if path.exists() else ""
 
 
+def fingerprint(path: Path) -> tuple[int, int, bytes]:
+    """Return what changes when a file is replaced or written to."""
+    facts = path.stat()
+    return facts.st_ino, facts.st_mtime_ns, path.read_bytes()
+
+
 # ---- signals ----
 
 
@@ -114,12 +120,12 @@ def test_a_worker_that_slept_through_its_lease_is_refused_and_leaves(
     gate.touch()
     assert other.reap() == 0
     output = Path(pool.output(id, ".out"))
-    before = output.stat(), output.read_bytes()
+    before = fingerprint(output)
 
     sleeper.thaw()
 
     assert sleeper.reap() == 1
-    assert (output.stat(), output.read_bytes()) == before
+    assert fingerprint(output) == before
     (name,) = names_in(pool, State.DONE)
     assert (name.attempt, name.owner == sleeper_id) == (1, False)
     assert "declared dead" in sleeper.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -132,7 +131,9 @@ def test_no_field_of_the_current_claim_can_be_anything_but_what_it_should_be(
     assert all(number(count) is not None for count in current.measures.values())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), HUGE, True, "7", None])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), HUGE, True, "7", None]
+)
 def test_a_number_that_cannot_be_reckoned_with_keeps_its_default(value: Any) -> None:
     status = hostile(weight=value, pid=value, busy_s=value, rates={"k": value})
     assert (status.weight, status.pid, status.busy_s, status.rates) == (1.0, 0, 0.0, {})

@@ -407,10 +407,8 @@ class SimSignal:
         raise AttributeError(f"signal.{name} is not simulated")
 
     def signal(self, number: int, handler: Any) -> None:
-        if handler == signal.SIG_IGN:
-            STAGE.world.me.handlers.pop(number, None)
-        else:
-            STAGE.world.me.handlers[number] = handler
+        ignored = handler == signal.SIG_IGN
+        STAGE.world.me.handlers[number] = (lambda *_: None) if ignored else handler
 
 
 @contextmanager

@@ -21,6 +21,10 @@ from tests.sim.mount import LOCAL, Mount, Traits
 TRACE_MAX: Final = 20_000
 
 
+def DEFAULT(number: int, frame: Any) -> None:  # noqa: N802
+    """Stand for what a signal does that a process does not handle: end it."""
+
+
 class Violation(AssertionError):
     """Something that must never happen did."""
 
@@ -246,8 +250,13 @@ class World:
         process = actor.process
         while process.signals and actor is process.actors[0]:
             number = process.signals.pop(0)
-            if (handler := process.handlers.get(number)) is not None:
-                handler(number, None)
+            handler = process.handlers.get(number, DEFAULT)
+            if handler is DEFAULT:
+                process.excuses.add("dead")
+                self.say("is killed by the signal", "")
+                self.end(process)
+                raise Gone
+            handler(number, None)
 
     def say(self, what: str, outcome: str, *paths: str) -> None:
         """Add a line to the trace."""

@@ -111,7 +111,7 @@ class Cluster:
             f"--log-file={self.root}/log/munged.log", f"--seed-file={self.root}/munge.seed",
         )  # fmt: skip
         wait_for((self.root / "munge.sock").exists, "munged's socket")
-        self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf))
+        self.start_controller("-c")
         for node in GPUS:
             self.start_node(node)
         wait_for(self.idle, f"{len(GPUS)} idle nodes; see {self.root}/log")
@@ -126,6 +126,16 @@ class Cluster:
         daemon.kill()
         daemon.wait()
 
+    def start_controller(self, *options: str) -> None:
+        """Start the controller: with `-c` it forgets what it knew before."""
+        self._daemon("slurmctld", "-D", *options, "-f", str(self.conf))
+
+    def stop_controller(self) -> None:
+        """End the controller, which saves what it knows; the nodes and the jobs live on."""
+        daemon = self._daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(10)
+
     def idle(self) -> bool:
         """Say whether every node is up and free."""
         done = self.run("sinfo", "--noheader", "--states=idle", "--partition=main", "--format=%D")
@@ -133,6 +143,8 @@ class Cluster:
 
     def clear(self) -> None:
         """End every job, and bring every node back."""
+        if "slurmctld" not in self._daemons:
+            self.start_controller()
         self.run("scancel", "--user", str(os.getuid()))
         for node in GPUS.keys() - self._daemons.keys():
             self.start_node(node)

@@ -20,6 +20,7 @@ from fsqueue.pool import Pool, Spool, create_pool
 from fsqueue.slurm import Job
 from fsqueue.status import Status, read_statuses
 from tests.slurm.cluster import PACKAGES, Cluster, missing
+from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in
 from tests.support.processes import fsqueue, state_of, wait_for
 
@@ -27,6 +28,25 @@ LEASE_S = 2.0
 SPOOLS = (Spool("gpu0", "RTX 4090", 1.5), Spool("gpu1", "RTX 3090", 1.0))
 WAIT = 'until [ -e "$2" ]; do sleep 0.05; done; cat "$1"'
 """A program that ends once a file, its gate, is there."""
+
+DEAF = """
+import time
+from fsqueue import Handler
+
+class Made(Handler):
+    def run(self, work):
+        gate = work.input.parents[1] / "gate"
+        while not gate.exists():  # and work.stopping is never asked
+            time.sleep(0.05)
+        work.output.write_bytes(work.input.read_bytes())
+"""
+
+
+def install_deaf(site: Path, patch: pytest.MonkeyPatch) -> None:
+    """Install a handler `deaf`, here and for jobs, whose claims cannot be asked to stop."""
+    path = install_handler(site, "deaf", DEAF)["PYTHONPATH"]
+    patch.setenv("PYTHONPATH", os.pathsep.join([path, os.environ.get("PYTHONPATH", "")]))
+    patch.syspath_prepend(path)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ class CrashingOs(Os):
 
     def __init__(self, at: int | None = None) -> None:
         super().__init__(open=self._open, write=self._write)
-        self.hooks |= {name: self._change for name in CHANGES}
+        self.hooks |= dict.fromkeys(CHANGES, self._change)
         self.at = at
         self.count = 0
 
@@ -141,14 +141,26 @@ def interrupted(
 
 
 class _Interrupted(CrashingOs):
-    def __init__(self, at: int, act: Callable[[], object]) -> None:
+    def __init__(self, at: int | None, act: Callable[[], object]) -> None:
         super().__init__(at)
         self._act = act
         self._acting = False
 
     def _due(self) -> bool:
-        if not self._acting and super()._due():
+        if not self._acting and (super()._due() or self.at is None):
             self._acting = True
             self._act()
             self._acting = False
         return False
+
+
+def looking(action: Callable[[T], R], subject: T, look: Callable[[T], object]) -> R:
+    """Do `action`, and look before each of its changes and after the last; looking must not change.
+
+    Returns what `action` returned.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "os", _Interrupted(None, lambda: look(subject)))
+        result = action(subject)
+    look(subject)
+    return result

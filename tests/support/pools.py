@@ -145,7 +145,11 @@ class Hand:
 
     def take(self) -> ClaimName:
         """Take the largest claim that waits, wherever: the test decides, not the policy."""
-        where = [(spool, name) for spool in spool_names(self.pool) for name in claims.waiting(self.pool, spool)]
+        where = [
+            (spool, name)
+            for spool in spool_names(self.pool)
+            for name in claims.waiting(self.pool, spool)
+        ]
         spool, name = max(where, key=lambda found: (found[1].cost, found[1].id))
         taken = claims.take(self.pool, spool, name, self.id)
         assert taken is not None, f"{name} was taken by somebody else"

@@ -1,0 +1,177 @@
+"""Write a table in the forms that people read: safetensors, npz, HDF5, parquet.
+
+Each is written block by block, so that memory does not grow with the table, and through the library
+of its own field. Those that fsqueue does not need otherwise are imported when they are asked for.
+
+    safetensors  `embeddings` (rows, width); `ids` as one text's bytes, cut by `id_offsets`
+    npz          `embeddings`, `ids`, `metadata` (JSON); numpy.load reads it without pickle
+    h5           a dataset per id, as UniProt ships its embeddings
+    parquet      columns `id` and `embedding`
+
+A pair of models has `data` where one has `embeddings`. Numbers by row (`lengths`, `flags`) go
+along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from embed.pairing import Table
+from embed.tables import KINDS
+from fsqueue import NotSupportedError
+
+EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
+"""The extras of setup.cfg, and the library that each brings."""
+
+
+def write_safetensors(path: Path, table: Table) -> None:
+    """Write one safetensors file, into a place of the right size from the start."""
+    offsets = np.zeros(table.count + 1, "<i8")
+    row = 0
+    for block in table.blocks():
+        for id in block.ids:
+            row += 1
+            offsets[row] = offsets[row - 1] + len(id.encode())
+    kinds = {table.name: ("F32", [table.count, table.width])}
+    names = {kind: name for name, kind in KINDS.items()}
+    kinds |= {n: (names[k.str.lstrip("|")], [table.count]) for n, k in table.columns.items()}
+    kinds |= {"id_offsets": ("I64", [len(offsets)]), "ids": ("U8", [int(offsets[-1])])}
+    header, places, size = _layout(kinds, table.metadata)
+    with open(path, "wb") as file:
+        file.truncate(size)
+        file.write(header)
+        file.flush()
+        fd = file.fileno()
+        _pwrite(fd, offsets.tobytes(), places["id_offsets"])
+        for block in table.blocks():
+            text = "".join(block.ids).encode()
+            for name, data in ((table.name, block.rows), ("ids", text), *block.columns.items()):
+                data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+                _pwrite(fd, data, places[name])
+                places[name] += len(data)
+
+
+def _layout(
+    kinds: dict[str, tuple[str, list[int]]], metadata: Any
+) -> tuple[bytes, dict[str, int], int]:
+    """Return the header, where each tensor's data go, and the size of the file."""
+    tensors: dict[str, Any] = {}
+    end = 0
+    for name, (kind, shape) in kinds.items():
+        begin, end = end, end + int(np.prod(shape)) * np.dtype(KINDS[kind]).itemsize
+        tensors[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": dict(metadata), **tensors}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    places = {name: start + tensor["data_offsets"][0] for name, tensor in tensors.items()}
+    return struct.pack("<Q", len(text)) + text, places, start + end
+
+
+def _pwrite(fd: int, data: bytes, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, place)
+        view, place = view[written:], place + written
+
+
+def write_npz(path: Path, table: Table) -> None:
+    """Write one npz file, not compressed: embeddings do not compress."""
+    longest = max((len(id) for block in table.blocks() for id in block.ids), default=1)
+    text = np.dtype(f"<U{max(1, longest)}")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        shape = (table.count, table.width)
+        rows = (block.rows.tobytes() for block in table.blocks())
+        _member(archive, table.name, np.dtype("<f4"), shape, rows)
+        ids = (np.array(block.ids, text).tobytes() for block in table.blocks())
+        _member(archive, "ids", text, (table.count,), ids)
+        for name, kind in table.columns.items():
+            numbers = (block.columns[name].tobytes() for block in table.blocks())
+            _member(archive, name, kind, (table.count,), numbers)
+        facts = np.array(json.dumps(dict(table.metadata)))
+        _member(archive, "metadata", facts.dtype, (), iter([facts.tobytes()]))
+
+
+def _member(
+    archive: zipfile.ZipFile,
+    name: str,
+    kind: np.dtype[Any],
+    shape: tuple[int, ...],
+    data: Iterator[bytes],
+) -> None:
+    facts = {"descr": kind.str, "fortran_order": False, "shape": shape}
+    info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same table gives the same bytes
+    with archive.open(info, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, facts)
+        for piece in data:
+            file.write(piece)
+
+
+def write_h5(path: Path, table: Table) -> None:
+    """Write one HDF5 file with a dataset per id.
+
+    A `/` in an id would make a group, so `_` stands for it; an id that comes again gets `~2`, `~3`
+    at its end. Such a dataset has the id itself as its attribute `original_id`.
+    """
+    library = _library("h5")
+    with library.File(path, "w") as file:
+        file.attrs.update(table.metadata)
+        for block in table.blocks():
+            for index, (id, row) in enumerate(zip(block.ids, block.rows, strict=True)):
+                name = plain = id.replace("/", "_").strip(".") or "_"
+                number = 1
+                while name in file:
+                    number += 1
+                    name = f"{plain}~{number}"
+                dataset = file.create_dataset(name, data=row)
+                if name != id:
+                    dataset.attrs["original_id"] = id
+                for column, values in block.columns.items():
+                    dataset.attrs[column] = values[index]
+
+
+def write_parquet(path: Path, table: Table) -> None:
+    """Write one parquet file, a row group for each block."""
+    arrow = _library("parquet")
+    parquet = importlib.import_module("pyarrow.parquet")
+    fields = [
+        arrow.field("id", arrow.string()),
+        arrow.field("embedding", arrow.list_(arrow.float32(), table.width)),
+        *(arrow.field(name, arrow.from_numpy_dtype(k)) for name, k in table.columns.items()),
+    ]
+    schema = arrow.schema(fields, metadata=dict(table.metadata))
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for block in table.blocks():
+            flat = arrow.array(np.ascontiguousarray(block.rows).reshape(-1))
+            arrays = [
+                arrow.array(block.ids, arrow.string()),
+                arrow.FixedSizeListArray.from_arrays(flat, table.width),
+                *(arrow.array(np.ascontiguousarray(block.columns[n])) for n in table.columns),
+            ]
+            writer.write_batch(arrow.record_batch(arrays, schema=schema))
+
+
+def _library(extra: str) -> Any:
+    try:
+        return importlib.import_module(EXTRAS[extra])
+    except ImportError as error:
+        raise NotSupportedError(
+            f"--format {extra}: {EXTRAS[extra]} is not installed ({error}). Type: "
+            f"pip install 'fsqueue[{extra}]', or take another --format."
+        ) from error
+
+
+FORMATS: Final[dict[str, Callable[[Path, Table], None]]] = {
+    "safetensors": write_safetensors,
+    "npz": write_npz,
+    "h5": write_h5,
+    "parquet": write_parquet,
+}
