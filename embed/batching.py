@@ -10,7 +10,7 @@ What this module does not know: residues. A sequence is its number of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,10 +21,15 @@ WINDOW_BATCHES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """One sequence to embed: its row in the result, and its token ids without begin and end."""
+    """One sequence to embed: its row in the result, and its token ids without begin and end.
+
+    Where a sequence is read in windows, each is one of these; `share` is its part of the letters.
+    """
 
     row: int
-    ids: bytes
+    ids: Sized
+    window: int = 0
+    share: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -59,4 +64,4 @@ def divided(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[To
 
 
 def _longest_first(window: list[Tokenized]) -> list[Tokenized]:
-    return sorted(window, key=lambda sequence: (-sequence.tokens, sequence.row))
+    return sorted(window, key=lambda one: (-one.tokens, one.row, one.window))

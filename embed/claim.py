@@ -1,4 +1,4 @@
-"""Embed one claim: read its segments, run its batches, keep what is done, write the table.
+"""Embed one claim: run its batches, keep what is done, write the table.
 
 Batches are numbered, and follow from the claim alone; a checkpoint holds the rows of a run of them.
 So whoever resumes takes the finished ones as they are, computes the others in the same company as

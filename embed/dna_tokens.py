@@ -44,6 +44,11 @@ class DnaTokens:
         self._tokenizer.no_truncation()
         self.vocabulary: int = self._tokenizer.get_vocab_size()
 
+    def read(self, letters: bytes) -> tuple[NDArray[np.uint16], int]:
+        """Return the token ids, without [CLS] and [SEP], and how many bases are unknown."""
+        ids = self.ids(letters)
+        return ids, unknown(ids)
+
     def ids(self, bases: bytes) -> NDArray[np.uint16]:
         """Return the token ids of a sequence; [CLS] and [SEP] are not among them."""
         text = bases.upper().decode("latin-1")

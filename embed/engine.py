@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from embed import pooling
 from embed.batching import Tokenized, divided
-from embed.models import Encoder
 from fsqueue import ClaimFailed, WorkerBroken
 
 POISON: Final = (
@@ -59,11 +58,23 @@ def choose_device(warn: Callable[[str], None]) -> torch.device:
     return torch.device("cpu")
 
 
+class Encoder(Protocol):
+    """A loaded model, of whatever family."""
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers a state has."""
+
+    def hidden(self, sequences: Sequence[Any]) -> list[torch.Tensor]:
+        """Return the states of each sequence of ids, begin and end token included."""
+
+
 class Engine:
     """An encoder on its device, with what was learned about the device's memory."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, pool: pooling.Pooling = pooling.mean) -> None:
         self._encoder = encoder
+        self._pool = pool
         self._tokens_max: int | None = None
 
     @property
@@ -71,9 +82,9 @@ class Engine:
         return self._encoder.width
 
     def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
-        """Return the mean vector of each sequence, (sequences, width). None may be empty.
+        """Return the sequences' rows, one after the other: one each as pooled, or one per token.
 
-        Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the GPU is beyond use.
+        None may be empty. Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the GPU is beyond use.
         """
         budget = self._tokens_max or sum(sequence.tokens for sequence in batch)
         rows = [self._part(part, warn) for part in divided(batch, budget)]
@@ -97,7 +108,7 @@ class Engine:
     def _forward(self, part: list[Tokenized]) -> NDArray[np.float32]:
         hidden = self._encoder.hidden([sequence.ids for sequence in part])
         with torch.inference_mode():
-            rows = torch.stack([pooling.mean(states) for states in hidden])
+            rows = torch.cat([self._pool(states).view(-1, self.width) for states in hidden])
         return rows.cpu().numpy()  # type: ignore[no-any-return]
 
     def _shrink(self, part: list[Tokenized], warn: Callable[[str], None]) -> None:

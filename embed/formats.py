@@ -126,7 +126,7 @@ def write_h5(path: Path, table: Table) -> None:
         file.attrs.update(table.metadata)
         for block in table.blocks():
             for index, (id, row) in enumerate(zip(block.ids, block.rows, strict=True)):
-                name = plain = id.replace("/", "_").strip(".") or "_"
+                name = plain = "_" if id in ("", ".") else id.replace("/", "_")
                 number = 1
                 while name in file:
                     number += 1

@@ -19,7 +19,13 @@ from typing import Any, Final
 from embed import modelfiles
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
 
-FILES: Final = ["config.json", "vocab.txt", "model*.safetensors", "model.safetensors.index.json"]
+FILES: Final = [
+    "config.json",
+    "vocab.txt",
+    "tokenizer.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+]
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 DEADLINE_S: Final = 5.0
 
@@ -35,6 +41,7 @@ class Model:
     """The hub's commit; empty for a folder."""
     weights: str
     """`sha256:...` of a folder's files, or `commit:...`."""
+    family: str
     width: int
     """Numbers per embedding."""
 
@@ -78,17 +85,17 @@ def locate(options: Mapping[str, Any]) -> str:
 
 def local(folder: str) -> Model:
     """Return the model in a folder, hashing its files."""
-    width = modelfiles.inspect(folder)
-    return Model(
-        os.path.basename(folder), folder, "", f"sha256:{modelfiles.hash_files(folder)}", width
-    )
+    family, width = modelfiles.inspect(folder)
+    weights = f"sha256:{modelfiles.hash_files(folder)}"
+    return Model(os.path.basename(folder), folder, "", weights, family, width)
 
 
 def hub(name: str, revision: str) -> Model:
     """Return the model `name` of the hub at `revision`, from the cache if it is there."""
     folder = _cached(name, revision) or _fetch(name, revision)
     commit = os.path.basename(folder)
-    return Model(name, folder, commit, f"commit:{commit}", modelfiles.inspect(folder))
+    family, width = modelfiles.inspect(folder)
+    return Model(name, folder, commit, f"commit:{commit}", family, width)
 
 
 def _cached(name: str, revision: str) -> str | None:
@@ -113,8 +120,11 @@ def _fetch(name: str, revision: str) -> str:
             f"HF_HUB_OFFLINE forbids to fetch it. Where there is a network, type: {command}"
         )
     try:
-        commit = HfApi().model_info(name, revision=revision, timeout=DEADLINE_S).sha
-        return snapshot_download(name, revision=commit, allow_patterns=FILES)
+        info = HfApi().model_info(name, revision=revision, timeout=DEADLINE_S)
+        held = [file.rfilename for file in info.siblings or []]
+        only_pickled = not any(file.endswith(".safetensors") for file in held)
+        wanted = [*FILES, modelfiles.PICKLED] if only_pickled else FILES
+        return snapshot_download(name, revision=info.sha, allow_patterns=wanted)
     except Exception as error:  # what a failing network raises depends on the client's version
         raise UsageError(
             f"--model {name}: not in the cache ({constants.HF_HUB_CACHE}), and the hub did not "

@@ -16,9 +16,11 @@ module does not know: models and pools.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -145,6 +147,32 @@ def prepare(path: str, folder: str, chunk: int) -> Prepared:
             result.contigs += 1
             _write(contig, chunk, bases, proteins, result)
     return result
+
+
+def split(path: str, folder: str, count: int) -> int:
+    """Divide a file of `prepare` into folder/output_1.fa, output_2.fa ..., `count` sequences each.
+
+    It appears whole. Returns how many files are in it.
+    """
+    if count < 1:
+        raise UsageError(f"--split {count}: a file must hold at least 1 sequence.")
+    private = f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.{os.getpid()}"
+    os.makedirs(private)
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            while lines := list(islice(file, 2 * count)):
+                number += 1
+                with open(f"{private}/output_{number}.fa", "wb") as part:
+                    part.writelines(lines)
+        os.rename(private, folder)
+    except OSError as error:
+        shutil.rmtree(private)
+        raise UsageError(
+            f"{folder}: cannot be made ({error.strerror}); one of an earlier run is in its place. "
+            f"Remove it, then type the same again: rm -r {folder}"
+        ) from error
+    return number
 
 
 def _write(

@@ -29,6 +29,14 @@ def _table() -> bytes:
 TABLE: Final = _table()
 
 
+class EsmTokens:
+    """Reads residues for ESM-2."""
+
+    def read(self, letters: bytes) -> tuple[bytes, int]:
+        """Return the token ids, without begin and end, and how many residues are unknown."""
+        return token_ids(letters), unknown(letters)
+
+
 def token_ids(residues: bytes) -> bytes:
     """Return one token id per residue, as bytes; begin and end tokens are not among them."""
     return residues.translate(TABLE)

@@ -1,9 +1,9 @@
 """Name a run of a file's blocks so that a worker reads exactly what was planned.
 
 A segment is a path, a range of its (uncompressed) bytes, the lengths of the blocks in it, one
-digest over the digests of those blocks, and the number of sequences in them. Reading goes block by block, in bounded memory, and checks
-the digest at the end: a file that was merely touched or copied back is the same input, one whose
-bytes changed is not. Times and inode numbers play no part.
+digest over the digests of those blocks, and the number of sequences in them. Reading goes block by
+block, in bounded memory, and checks the digest at the end: a file that was merely touched or copied
+back is the same input, one whose bytes changed is not. Times and inode numbers play no part.
 """
 
 from __future__ import annotations

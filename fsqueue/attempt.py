@@ -31,6 +31,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handlers import Handler, Work
 from fsqueue.heartbeat import Heartbeat
+from fsqueue.kinds import base_of
 from fsqueue.leaving import StopNow
 from fsqueue.names import ClaimName
 from fsqueue.pool import Pool, spool_names
@@ -69,6 +70,7 @@ class Attempt:
     saved: bool = False
     """Whether a checkpoint was saved, however the run ended."""
     _cold: bool = False
+    _service: str = ""
 
     def run(self) -> Ending:
         """Run the claim to one of its endings."""
@@ -99,6 +101,7 @@ class Attempt:
         claim = claims.read_claim(self.pool, self.name)
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
+        self._service = claim.handler
         handler = self.handler_for(claim.handler)
         final = private = ""
         if handler.suffix is not None:
@@ -110,7 +113,7 @@ class Attempt:
                 return claim.measures
         work = Work(
             id=id,
-            kind=self.name.kind,
+            kind=base_of(self.name.kind),
             cost=self.name.cost,
             attempt=self.name.attempt,
             payload=claim.payload,
@@ -123,8 +126,11 @@ class Attempt:
         )
         self._show(handler.unit)
         ready = handler.loaded()
-        handler.run(work)
-        self._cold = self.name.kind in handler.loaded() and self.name.kind not in ready
+        try:
+            handler.run(work)
+        finally:
+            self.saved = work.saved
+        self._cold = work.kind in handler.loaded() and work.kind not in ready
         if final:
             if not os.path.isfile(private):
                 raise ClaimImpossible(f"the handler {claim.handler!r} returned without an output")
@@ -185,6 +191,8 @@ class Attempt:
         )
         with self.beat.lock:
             self.beat.status.claims_failed += 1
+            if self._service and not record.get("cancelled"):
+                self.beat.status.services_status[self._service] = "unhealthy"
         return Ending.FAILED
 
     def _forget_cancel(self) -> None:
@@ -252,5 +260,6 @@ class Attempt:
                 rate = name.cost / max(seconds, 1e-6)
                 old = status.rates.get(name.kind)
                 status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
+            status.services_status[self._service] = "healthy"
             status.current = None
             self.beat.touch()

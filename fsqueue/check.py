@@ -70,7 +70,8 @@ def _planned(pool: Pool) -> _Planned:
             for name, _spool in plans.read_claims(pool, number):
                 if name.id in planned.ids:
                     planned.problems.append(
-                        f"I1: {name.id} is planned twice, by plan {planned.ids[name.id]} and {number}"
+                        f"I1: {name.id} is planned twice, "
+                        f"by plan {planned.ids[name.id]} and {number}"
                     )
                 planned.ids[name.id] = number
         except (FsqueueError, OSError) as error:

@@ -19,8 +19,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from fsqueue.kinds import base_of, lacks
 from fsqueue.names import ClaimName
-from fsqueue.score import MODEL_LOADED, SPECIALISED
+from fsqueue.score import MODEL_LOADED, SPECIALISED, Tier
 
 PLENTY: Final = 3
 """While more claims than this wait in its own spool, a worker takes the largest and looks no
@@ -40,11 +41,17 @@ class Taste:
     failed_here: frozenset[str] = frozenset()
     special: frozenset[str] = frozenset()
     """Kinds in lower case, or their first words: `esm2` is the first of `esm2_t6_8m`."""
+    tier: int = Tier.GPU
+    capabilities: frozenset[str] = frozenset()
+
+    def allows(self, kind: str) -> bool:
+        """Say whether this worker may and can do a kind of claim."""
+        return kind not in self.unable and not lacks(kind, self.tier, self.capabilities)
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score.py` that differ from claim to claim for one worker."""
         special = bool(self.special) and not self.special.isdisjoint(_families(kind))
-        return MODEL_LOADED * (kind in self.loaded) + SPECIALISED * special
+        return MODEL_LOADED * (base_of(kind) in self.loaded) + SPECIALISED * special
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Peer:
     rates: Mapping[str, float] = field(default_factory=dict)
     spool: str | None = None
     stealing: bool = True
+    tier: int = Tier.GPU
+    capabilities: Collection[str] = ()
     loaded: Collection[str] = ()
     kind: str = ""
     left: float = 0.0
@@ -71,7 +80,7 @@ def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
     What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
     that little has to be loaded, then the largest first.
     """
-    able = (name for name in names if name.kind not in taste.unable)
+    able = (name for name in names if taste.allows(name.kind))
     return sorted(able, key=lambda name: (*_merit(name, taste), name.id))
 
 
@@ -132,14 +141,16 @@ class Race:
         winner, soonest = 0, math.inf
         for index, (per_cost, load) in enumerate(self._pace(name.kind)):
             end = self._free[index] + load + name.cost * per_cost
-            if end < soonest and self._may(index, spool):
+            if end < soonest and self._may(index, spool, name.kind):
                 winner, soonest = index, end
         self._free[winner] = soonest
         self._steps += len(self._runners)
         return self._runners[winner], soonest
 
-    def _may(self, index: int, spool: str) -> bool:
+    def _may(self, index: int, spool: str, kind: str) -> bool:
         runner = self._runners[index]
+        if lacks(kind, runner.tier, runner.capabilities):
+            return False
         return runner.stealing or runner.spool == spool
 
     def _pace(self, kind: str) -> list[tuple[float, float]]:
@@ -150,7 +161,7 @@ class Race:
             speed = speeds(weights, rates, kind)
             # Kinds that nobody has loaded are as far from everybody, or need no loading.
             measured = any(kind in peer.rates for peer in self._runners)
-            ready = [not measured or kind in peer.loaded for peer in self._runners]
+            ready = [not measured or base_of(kind) in peer.loaded for peer in self._runners]
             self._paces[kind] = [
                 (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
                 for peer, at_once in zip(self._runners, ready, strict=True)
@@ -216,5 +227,5 @@ def _best_first(
 
 
 def _families(kind: str) -> tuple[str, str]:
-    kind = kind.lower()
+    kind = base_of(kind).lower()
     return kind, kind.partition("_")[0].partition("-")[0]

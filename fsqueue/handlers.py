@@ -93,6 +93,10 @@ class Handler:
     """A metavar if the command line ends in `-- WORD...`, which comes as options["argv"]."""
     unit = "items"
     """What `Work.progress` counts."""
+    tier: int = 2
+    """The lowest tier of worker that may run its claims: 1 GPU, 2 CPU, 3 storage."""
+    requires: Sequence[str] = ()
+    """Capabilities that a worker must have for its claims (`work --capability`)."""
     cost_max: int | None = None
     """No claim should be dearer than this, however large the input (see `cut`)."""
     cost_per_second: float | None = None

@@ -38,7 +38,8 @@ _CLAIM: Final = re.compile(
     re.ASCII,
 )
 _LEASE: Final = re.compile(
-    rf"({WORKER.pattern})\.(?:b([0-9]{{6}}|[1-9][0-9]{{6,11}})|(left)|dead@({WORKER.pattern}))", re.ASCII
+    rf"({WORKER.pattern})\.(?:b([0-9]{{6}}|[1-9][0-9]{{6,11}})|(left)|dead@({WORKER.pattern}))",
+    re.ASCII,
 )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from fsqueue import atomic, claims, plans
 from fsqueue.errors import BadInput, PoolError, UsageError
 from fsqueue.handlers import Handler, Source, claim_id, source_key
+from fsqueue.kinds import compose
 from fsqueue.names import ClaimName
 from fsqueue.plans import Plan, Share
 from fsqueue.pool import Pool, Spool, add_spool, natural, read_spool, spool_names
@@ -228,7 +229,7 @@ def _publish(
     except BaseException:
         atomic.discard_tree(pool.staged(uid))
         raise
-    # From here on an error tidies nothing up: the number may be ours, and what is staged the pool's.
+    # From here on an error tidies nothing up: the number may be ours, and then what is staged too.
     if plans.number_plan(pool, uid, private, number):
         plans.complete_one(pool, uid)
         return True
@@ -257,7 +258,8 @@ def _stage(
             )
         seen.add(id)
         home = outcome.spools[slot].name
-        name = claims.waiting_name(id, item.kind, item.cost)
+        kind = compose(item.kind, request.handler.tier, request.handler.requires)
+        name = claims.waiting_name(id, kind, item.cost)
         claim = claims.Claim(
             request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
         )

@@ -17,7 +17,6 @@ line knows the totals and a reader of a million claims needs no memory.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

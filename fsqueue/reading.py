@@ -83,7 +83,8 @@ class PoolReader:
 
         Raises FileNotFoundError if the claim moved since the pool was listed; a done one does not.
         """
-        facts = read_json(claim.path)
+        patience_s = 2.0 if claim.state == "done" else 0.0
+        facts = read_json(claim.path, patience_s=patience_s)
         payload = facts.get("payload")
         if facts.get("id") != claim.id or not isinstance(payload, dict):
             raise PoolError(

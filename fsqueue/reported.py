@@ -34,7 +34,7 @@ def blank(id: str) -> Status:
 
 def make_printable(status: Status) -> None:
     """Make every text in a status fit for any terminal, and not too long."""
-    for name in ("host", "spool", "model", "message"):
+    for name in ("host", "spool", "model", "specialization", "message"):
         if (text := getattr(status, name)) is not None:
             setattr(status, name, printable(text))
     status.loaded = [printable(kind, 60) for kind in status.loaded[:20]]

@@ -94,7 +94,7 @@ class Stock:
                 names = self._list(spool)
             total += len(names or ()) if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                able = [name for name in names if name.kind not in self._taste.unable]
+                able = [name for name in names if self._taste.allows(name.kind)]
                 late = self._count_too_long(able)
                 could, too_long = could + len(able) - late, too_long + late
         return Waiting(total, could, too_long)
@@ -165,6 +165,8 @@ class Stock:
             self._rates(),
             self._spool,
             stealing=self._stealing,
+            tier=self._taste.tier,
+            capabilities=self._taste.capabilities,
             loaded=self._taste.loaded,
         )
         left_s = self.time_left_s()
@@ -263,6 +265,8 @@ def peer_of(status: Status, name: ClaimName | None) -> Peer:
         status.rates,
         status.spool,
         stealing=status.stealing,
+        tier=status.tier,
+        capabilities=status.capabilities,
         loaded=status.loaded,
         kind=name.kind if name else "",
         left=_left(name, status) if name else 0.0,

@@ -15,6 +15,7 @@ from typing import Any
 from fsqueue import atomic, claims
 from fsqueue.choose import Race, Taste, in_order
 from fsqueue.errors import FsqueueError
+from fsqueue.kinds import lacks
 from fsqueue.layout import ORDER, State
 from fsqueue.leases import lease_names
 from fsqueue.names import ClaimName
@@ -155,6 +156,8 @@ def _forbids(
         return f"it is {status.state}"
     if name.kind in status.unable:
         return f"it found that it cannot do claims of kind {name.kind}; its log says why"
+    if lacking := lacks(name.kind, status.tier, status.capabilities):
+        return lacking
     if not status.stealing and status.spool != spool:
         return f"it works {status.spool} alone (--no-work-stealing)"
     return ""

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
-import socket
 import time
-from dataclasses import dataclass, field
 from typing import Final
 
 from fsqueue import atomic, claims
 from fsqueue.attempt import Attempt, Ending
 from fsqueue.choose import Taste
 from fsqueue.errors import ClaimLost, FsqueueError
+from fsqueue.habits import Habits
 from fsqueue.handlers import Handler, load_handler
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.layout import State
@@ -29,8 +27,7 @@ from fsqueue.leaving import DRAINED, Leaving, StopNow
 from fsqueue.names import ClaimName, new_worker_id
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovery
-from fsqueue.slurm import Allocation
-from fsqueue.status import Journal, Status
+from fsqueue.status import Journal
 from fsqueue.stock import Stock
 
 log = logging.getLogger(__name__)
@@ -43,29 +40,6 @@ END_NEAR_S: Final = 120.0
 """SLURM's warning comes up to half a minute before the time that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Habits:
-    """What the command line decides about a worker."""
-
-    spool: str | None = None
-    model: str = ""
-    weight: float = 1.0
-    stealing: bool = True
-    steal_interval_s: float = 3.0
-    linger_s: float = 0.0
-    keep_alive: bool = False
-    claims_max: int | None = None
-    time_limit_s: float | None = None
-    gpu: dict[str, object] = field(default_factory=dict)
-    allocation: Allocation | None = None
-    """What SLURM gave this process, if it runs there."""
-
-    @property
-    def slurm(self) -> dict[str, str]:
-        """What is told of the job, in the status and in the lease."""
-        return self.allocation.facts if self.allocation else {}
-
-
 class Worker:
     """One worker process's life. `run` returns the exit status."""
 
@@ -73,17 +47,7 @@ class Worker:
         self.pool = pool
         self.habits = habits
         self.id = id or new_worker_id()
-        self.status = Status(
-            self.id,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            spool=habits.spool,
-            model=habits.model,
-            weight=habits.weight,
-            stealing=habits.stealing,
-            gpu=dict(habits.gpu),
-            slurm=habits.slurm,
-        )
+        self.status = habits.status_of(self.id)
         self.journal = Journal(pool, self.id)
         self.lease = Lease(pool, self.id)
         self.beat = Heartbeat(pool, self.lease, self.status)
@@ -273,7 +237,14 @@ class Worker:
         loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
         with self.beat.lock:
             self.status.loaded, self.status.unable = sorted(loaded), sorted(self.unable)
-        return Taste(loaded, frozenset(self.unable), frozenset(self.failed_here))
+        return Taste(
+            loaded,
+            frozenset(self.unable),
+            frozenset(self.failed_here),
+            self.habits.specialization,
+            self.habits.tier,
+            self.habits.capabilities,
+        )
 
     def _time_left_s(self) -> float:
         """Return the time that a claim taken now may need. A fresh worker refuses none: no other

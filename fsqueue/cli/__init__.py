@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "watch": ("look", "Watch a pool live."),
     "status": ("look", "Say how far a pool is."),
     "workers": ("look", "List a pool's workers."),
+    "services": ("services", "Say which workers offer what."),
     "wait": ("look", "Wait until a pool is done."),
     "failed": ("look", "List the claims that failed, and why."),
     "retry": ("repair", "Put failed claims back."),

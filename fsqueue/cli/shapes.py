@@ -81,12 +81,19 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
 
 
 def worker_facts(row: WorkerRow) -> dict[str, Any]:
-    """Return one worker: what is true of it, then what it reports."""
+    """Return one worker: the load-balancing guide's seven keys, what is true, what it reports."""
     status = row.status
     reported = asdict(status)
-    for name in ("worker_id", "state", "gpu", "current"):
+    for name in ("worker_id", "state", "gpu", "current", "tier", "specialization"):
         del reported[name]
     return {
+        "id": row.id,
+        "tier": status.tier,
+        "specialization": status.specialization or None,
+        "loaded_models": status.loaded,
+        "active_requests": len(row.holds),
+        "cpu_load": status.current_load,
+        "gpu_util": row.use.compute_percent,
         "worker_id": row.id,
         "health": row.health,
         "state": row.state,

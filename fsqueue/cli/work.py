@@ -50,6 +50,25 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     show_default=True,
     help="Work stealing check interval in seconds.",
 )
+@click.option(
+    "--specialization",
+    metavar="KIND,...",
+    help="Prefer claims of these kinds, or whose kind begins with this word, such as esm2. "
+    "WORKER_SPECIALIZATION stands in for it.",
+)
+@click.option(
+    "--capability",
+    metavar="WORD",
+    multiple=True,
+    help="Say that this worker has what some claims require; may be given more than once.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["auto", "gpu", "cpu", "storage"]),
+    default="auto",
+    show_default=True,
+    help="Tier 1, 2 or 3: a worker takes work of its own tier and of those below it.",
+)
 @click.option("--linger", type=Duration(), default=0.0, help="Stay so long when nothing is left.")
 @click.option("--keep-alive", is_flag=True, help="Stay until told to leave.")
 @click.option("--max-claims", type=click.IntRange(1), help="Leave after so many claims.")
@@ -68,9 +87,10 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
     from fsqueue.gpus import use_pci_order
+    from fsqueue.habits import Habits
     from fsqueue.match import find_spool
     from fsqueue.slurm import Allocation
-    from fsqueue.worker import Habits, Worker
+    from fsqueue.worker import Worker
 
     _log_by_default()
     if not given["steal_interval"] > 0:
@@ -86,6 +106,9 @@ def work(pool: Pool, **given: Any) -> None:
         spool=match.spool,
         model=match.model,
         weight=match.weight,
+        tier=_tier(given["role"], match.gpu),
+        specialization=_words(given["specialization"] or os.environ.get("WORKER_SPECIALIZATION")),
+        capabilities=_capabilities(given["capability"]),
         stealing=given["work_stealing"],
         steal_interval_s=given["steal_interval"],
         linger_s=given["linger"],
@@ -106,6 +129,25 @@ def work(pool: Pool, **given: Any) -> None:
     if worker.comes_back() and allocation.requeue():
         logging.getLogger("fsqueue").info("work remains: this job is requeued")
     sys.exit(status)
+
+
+def _tier(role: str, gpu: dict[str, Any]) -> int:
+    from fsqueue.score import Tier
+
+    if role == "auto":
+        return Tier.GPU if gpu else Tier.CPU
+    return {"gpu": Tier.GPU, "cpu": Tier.CPU, "storage": Tier.STORAGE}[role]
+
+
+def _words(text: str | None) -> frozenset[str]:
+    return frozenset(word.strip().lower() for word in (text or "").split(",") if word.strip())
+
+
+def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
+    """Return what was said, and every handler that is installed."""
+    from fsqueue.handlers import registered
+
+    return frozenset(word.lower() for word in given) | set(registered())
 
 
 def _log_by_default() -> None:

@@ -218,7 +218,9 @@ class Simulation:
     def _order(self, spool: str) -> None:
         """Put the claim to take first last."""
         names = self.spools[spool]
-        self.spools[spool] = sorted(names, key=str) if self.policy.shared else in_order(names, TASTE)
+        self.spools[spool] = (
+            sorted(names, key=str) if self.policy.shared else in_order(names, TASTE)
+        )
 
     def _at(self, time: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, len(self._events) + self._rng.randrange(10**9), event))

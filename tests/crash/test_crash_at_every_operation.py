@@ -92,7 +92,8 @@ def test_a_planner(tmp_path: Path) -> None:
         return create_pool(f"{tmp_path}/{n}")
 
     n = 0
-    for n, pool in every_crash(prepare, lambda pool: plan(pool, "a.3", "b.2", weights=(1.0, 1.5))):
+    for _, pool in every_crash(prepare, lambda pool: plan(pool, "a.3", "b.2", weights=(1.0, 1.5))):
+        n += 1
         plan(pool, "a.3", "b.2", weights=(1.0, 1.5))
         settle(pool, 2)
     assert n > 25

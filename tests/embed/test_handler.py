@@ -182,23 +182,26 @@ def test_bytes_do_not_depend_on_what_the_worker_did_before(
     assert [fresh.run(two), fresh.run(one)] == used[::-1]
 
 
-@pytest.mark.parametrize("stops_every", [1, 2, 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops_every", [1, 3])
 def test_an_interrupted_claim_ends_in_the_same_bytes(
     make_bench: MakeBench, stops_every: int
 ) -> None:
     bench = make_bench(tokens_per_batch=300)
-    (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
+    (item,) = bench.plan(bench.file(fasta(SEQUENCES[:60])))
     undisturbed = bench.run(item)
     bench.work(item).output.unlink()
-    for interruptions in range(300):
+    stopped = 0
+    while stopped < 300:
         asked = iter([False] * stops_every)
         work = bench.work(item, stop=partial(next, asked, True))
         try:
             make_bench(tokens_per_batch=300).handler.run(work)
             break
         except Interrupted:
+            stopped += 1
             assert not work.output.exists()
-    assert interruptions >= 5
+    assert 5 <= stopped < 300
     assert work.output.read_bytes() == undisturbed
 
 
@@ -284,10 +287,9 @@ def test_another_process_writes_the_same_bytes(bench: Bench, tmp_path: Path) -> 
         "Embed().run(work)"
     )
     out = tmp_path / "other.safetensors"
-    for threads in ("1", "4"):  # what the environment says of threads must not matter
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        subprocess.run([sys.executable, "-c", code, work, out], check=True, env=environment)
-        assert out.read_bytes() == mine
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}  # what it says of threads must not matter
+    subprocess.run([sys.executable, "-c", code, work, out], check=True, env=environment)
+    assert out.read_bytes() == mine
 
 
 # ---- inputs and models that changed ----

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embed import prepare as module
-from embed.prepare import frames, prepare, starts
+from embed.prepare import frames, prepare, split, starts
 from fsqueue import BadInput, UsageError
 
 GOLDEN = {
@@ -238,3 +238,24 @@ def test_a_damaged_file_leaves_the_earlier_outputs_as_they_were(tmp_path: Path) 
 def test_a_chunk_of_less_than_a_codon_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--chunk 2"):
         prepare(contigs(tmp_path / "x.fa", ("a", "ACGT")), str(tmp_path), 2)
+
+
+def test_split_files_hold_the_same_ids_for_both_models(tmp_path: Path) -> None:
+    result = prepare(contigs(tmp_path / "x.fa", ("a", dna(3000, 4))), str(tmp_path), 100)
+    names = [name for name, _ in pairs(result.proteins)]
+    assert len(names) > 6
+    for path, folder in ((result.nucleotides, "x_nucleotide"), (result.proteins, "x_protein")):
+        count = split(path, str(tmp_path / folder), 5)
+        files = [tmp_path / folder / f"output_{n}.fa" for n in range(1, count + 1)]
+        assert sorted(files) == sorted((tmp_path / folder).iterdir())
+        assert [len(pairs(str(file))) for file in files[:-1]] == [5] * (count - 1)
+        assert [name for file in files for name, _ in pairs(str(file))] == names
+
+
+def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    result = prepare(contigs(tmp_path / "x.fa", ("a", "A" * 60)), str(tmp_path), 30)
+    split(result.proteins, str(tmp_path / "x_protein"), 3)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UsageError, match="rm -r"):
+        split(result.proteins, str(tmp_path / "x_protein"), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

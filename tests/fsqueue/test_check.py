@@ -225,6 +225,7 @@ def test_what_is_left_over_is_a_note(pool: Pool) -> None:
     assert any(f"outputs/.{held.owner} was left" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_not_all_in_its_spools_yet_is_a_note(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
     noted = False
@@ -329,6 +330,7 @@ def test_a_plan_made_while_the_pool_is_checked_holds_its_claims(
     assert acted
 
 
+@pytest.mark.slow
 def test_a_plan_completed_while_the_pool_is_checked_leaves_no_claim_nowhere(
     tmp_path: Path,
 ) -> None:

@@ -12,6 +12,7 @@ from fsqueue import atomic, claims
 from fsqueue.layout import State
 from fsqueue.pool import Pool
 from fsqueue.status import Current, write_status
+from fsqueue.stock import Stock
 from fsqueue.whereabouts import Whereabouts, find
 from tests.support.pools import Hand, make_pool, names_in
 from tests.support.processes import fsqueue
@@ -99,9 +100,10 @@ def test_without_any_status_the_workers_are_still_named(pool: Pool) -> None:
 
 def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: Pool) -> None:
     hand = Hand(pool, "gpu0")
-    name = hand.take()
+    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    name, _ = stock.next() or pytest.fail("nothing to take")
     claims.charge(pool, name, "gpu0", {"error": "out of memory"})
-    again = hand.take()
+    again, _ = stock.next() or pytest.fail("nothing to take")
     claims.charge(pool, again, "gpu0", {"error": "still out of memory"}, final=True)
     found = find(pool, name.id)
     assert [place.state for place in found.places] == ["failed"]

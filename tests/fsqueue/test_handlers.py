@@ -205,7 +205,7 @@ def test_a_checkpoint_that_is_there_is_never_replaced(work: Work) -> None:
 def test_a_checkpoint_is_saved_though_a_zombie_removes_the_directory_under_it(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The zombie has published the claim's output, and thinks that its checkpoints are done with."""
+    """The zombie has published the claim's output, and has no more use for its checkpoints."""
     removed: list[str] = []
 
     def open_(real: Callable[..., int], path: str, *args: Any) -> int:

@@ -102,6 +102,7 @@ def test_a_claims_name_survives_the_round_trip_and_stays_short(name: ClaimName) 
     assert not set(text) - set(INNER + ".@")
 
 
+@pytest.mark.slow
 @given(st.text() | st.from_regex(r"[\w.-]+\.k\.c\d+\.a\d+\.r\d+(@\w+)?\n?", fullmatch=True))
 def test_whatever_parses_as_a_claim_is_formatted_as_the_same_bytes(text: str) -> None:
     name = ClaimName.parse(text)
@@ -144,6 +145,7 @@ def test_a_leases_name_survives_the_round_trip(name: LeaseName) -> None:
     assert name.living == (name.beat is not None)
 
 
+@pytest.mark.slow
 @given(st.from_regex(r"[\w.-]+\.(b\d+|left|dead@\w+)\n?", fullmatch=True) | st.text())
 def test_whatever_parses_as_a_lease_is_formatted_as_the_same_bytes(text: str) -> None:
     name = LeaseName.parse(text)

@@ -195,6 +195,7 @@ def test_a_preview_of_a_pool_touches_nothing_and_says_what_planning_would_do(poo
     assert (foretold.total, foretold.already) == (told.total, told.already)
 
 
+@pytest.mark.slow
 def test_a_preview_completes_nobodys_plan(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
     for _, pool in every_crash(copies(template), lambda pool: plan(pool, "b.2")):
@@ -214,13 +215,15 @@ def check_planned_once(pool: Pool, *expected: str) -> None:
     assert problems(pool) == []
 
 
+@pytest.mark.slow
 def test_a_planner_that_dies_at_any_operation_breaks_nothing_and_the_next_plan_completes(
     tmp_path: Path,
 ) -> None:
     template = make_pool(tmp_path / "pool", "a.5", weights=(1.0, 1.5))
     asked = request("b.3", "c.2", weights=(1.0, 1.5))
     n = 0
-    for n, pool in every_crash(copies(template), lambda pool: plan_into(pool, asked)):
+    for _, pool in every_crash(copies(template), lambda pool: plan_into(pool, asked)):
+        n += 1
         counts = [len(plans.numbers(pool)), places(pool)["spools"]]
         assert counts[0] == 2 or counts == [1, 1], "no claim before its plan has a number"
         assert [p for p in problems(pool) if "nowhere" not in p] == []
@@ -230,6 +233,7 @@ def test_a_planner_that_dies_at_any_operation_breaks_nothing_and_the_next_plan_c
     assert n > 20
 
 
+@pytest.mark.slow
 def test_what_a_planner_left_that_died_without_a_number_is_a_note_and_no_problem(
     tmp_path: Path,
 ) -> None:
@@ -304,16 +308,18 @@ def test_a_handler_that_gives_two_claims_one_identity_is_told_and_nothing_is_pla
 # ---- two planners ----
 
 
+@pytest.mark.slow
 def test_a_whole_plan_may_happen_between_any_two_operations_of_another(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.5", weights=(1.0, 1.5))
     losers = n = 0
-    for n, pool, mine in interrupted(
+    for _, pool, mine in interrupted(
         copies(template),
         lambda pool: plan(pool, "b.3", "c.2", weights=(1.0, 1.5)),
         lambda pool: plan(pool, "c.2", "d.4", weights=(1.0, 1.5)),
     ):
         check_planned_once(pool, "a", "b", "c", "d")
         losers += mine.total.claims == 1
+        n += 1
     assert n > 20
     assert 10 < losers < n, "it lost the number to whoever planned before it had one"
 

@@ -81,10 +81,12 @@ def test_a_directory_with_other_peoples_files_is_not_made_a_pool(tmp_path: Path)
 
 def test_a_file_is_not_made_a_pool(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PoolError, match="cannot become a pool"):
-        create_pool(str(tmp_path / "file"))
+    for root in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(UsageError, match="cannot become a pool"):
+            create_pool(str(root))
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_operation_of_making_a_pool_is_mended_by_making_it_again(
     tmp_path: Path,
 ) -> None:

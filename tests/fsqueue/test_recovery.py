@@ -235,12 +235,14 @@ def test_a_zombie_that_can_still_put_its_claim_back_costs_no_attempt(
 # ---- recoverers that meet, or die ----
 
 
+@pytest.mark.slow
 def test_a_recoverer_that_dies_half_way_is_finished_by_another(tmp_path: Path) -> None:
     """At every operation of a sweep that ends one lease and puts two claims back."""
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
     die_with(template, claims_held=2)
     n = 0
-    for n, pool in every_crash(copies(template), lambda pool: Hand(pool).sweep()):
+    for _, pool in every_crash(copies(template), lambda pool: Hand(pool).sweep()):
+        n += 1
         work_off(pool)
         assert stems(pool, State.DONE) == ["a", "b"]
         assert {name.attempt for name in names_in(pool, State.DONE)} == {1}, "charged once"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fsqueue.handlers import Handler
 from fsqueue.layout import State
 from fsqueue.pool import Pool
-from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
+from tests.support.handlers import install_handler
+from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan, plan_command
 from tests.support.processes import Running, Start, alive, fsqueue, wait_for
 
 pytestmark = pytest.mark.slow
@@ -134,6 +136,43 @@ def test_a_worker_that_slept_through_its_lease_is_refused_and_leaves(
     assert fsqueue("check", pool.root).returncode == 0
     record = json.loads(Path(pool.error(id, 0)).read_text())
     assert record["worker"] == sleeper_id
+
+
+def test_a_late_finish_is_refused_though_its_handler_came_to_the_end(
+    start: Start, tmp_path: Path
+) -> None:
+    """A handler without output: nothing but the finish itself can be refused."""
+    source = """
+import os, time
+from fsqueue import Handler
+
+class Made(Handler):
+    suffix = None
+
+    def run(self, work):
+        while not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.01)
+"""
+    env = install_handler(tmp_path / "site", "gated", source) | {"GATE": str(tmp_path / "gate")}
+    handler = Handler()
+    handler.name = "gated"
+    inputs = make_inputs(tmp_path / "in", 1)
+    pool, _ = plan(tmp_path / "pool", handler, [*inputs], {}, lease_s=LEASE_S)
+    sleeper = start("work", pool.root, *QUICK, env=env)
+    (id,) = running(pool)
+    sleeper.freeze()
+    (tmp_path / "gate").touch()
+    assert fsqueue("work", pool.root, *QUICK, env=env).returncode == 0
+    (done,) = names_in(pool, State.DONE)
+    assert done.attempt == 1
+
+    sleeper.thaw()
+
+    assert sleeper.reap() == 1
+    assert f"{id} could not be finished: it is no longer in running/" in sleeper.log
+    assert "declared dead" in sleeper.log
+    assert names_in(pool, State.DONE) == [done]
+    assert counts(pool) == {"done": 1}
 
 
 def test_a_worker_whose_lease_file_vanishes_puts_back_its_claim_and_says_why(

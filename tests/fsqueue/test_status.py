@@ -1,4 +1,4 @@
-"""What is only for eyes: it may be missing, cut or hostile, and nobody's work depends on it (I8)."""
+"""What is only for eyes: it may be missing, cut or hostile, and no work depends on it (I8)."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def test_no_status_is_read_for_a_name_that_is_no_workers(pool: Pool) -> None:
     assert read_statuses(pool) == {}
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[str, Any]) -> None:
     status = parse_status(ME, facts | {"worker_id": ME})
@@ -118,6 +119,7 @@ def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[
     assert status.spool is None or isinstance(status.spool, str)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(CURRENT_FIELDS), JSON))
 def test_no_field_of_the_current_claim_can_be_anything_but_what_it_should_be(
     facts: dict[str, Any],

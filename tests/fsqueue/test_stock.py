@@ -342,6 +342,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, list[Hand]]:
     return pool, others
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(first=FACTS, second=FACTS)
 def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(

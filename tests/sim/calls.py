@@ -178,7 +178,7 @@ class SimOs:
 
     def write(self, fd: int, data: bytes) -> int:
         file = _file(fd)
-        _do("write", lambda: STAGE.world.disk.write(file.inode, bytes(data)), file.path)
+        _do("write", lambda: STAGE.world.disk.write(file.inode, bytes(data), file.path), file.path)
         return len(data)
 
     def fsync(self, fd: int) -> None:

@@ -96,11 +96,11 @@ class Disk:
         self._changed("create", "", path, inode)
         return inode
 
-    def write(self, inode: Inode, data: bytes) -> None:
-        """Append to a file."""
+    def write(self, inode: Inode, data: bytes, path: str) -> None:
+        """Append to a file that was opened as `path`."""
         inode.data += data
         inode.synced = False
-        self.watch("write", "", "", inode)
+        self.watch("write", path, "", inode)
 
     def link(self, source: str, target: str) -> None:
         """Give a file one more name, never replacing."""

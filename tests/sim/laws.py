@@ -67,9 +67,9 @@ class Laws:
 
     def changed(self, what: str, source: str, target: str, inode: Inode) -> None:
         """Judge one change."""
-        if what == "write":
-            return self._written(inode)
         base = len(self.root) + 1
+        if what == "write":
+            return self._written(source[base:], inode)
         old = source[base:].split("/") if source else []
         new = target[base:].split("/") if target else []
         before = self._place(old) if what in ("rename", "unlink", "replace") else None
@@ -98,7 +98,9 @@ class Laws:
         if area not in ("status", "events"):
             self.break_("I4" if place else "I7", f"{source} was renamed over {target}")
 
-    def _written(self, inode: Inode) -> None:
+    def _written(self, path: str, inode: Inode) -> None:
+        if path.startswith("events/"):
+            return self._told(json.loads(inode.data.splitlines()[-1]))
         if (text := self.shown.get(inode.number)) is not None:
             self.break_("I4", f"{text} was written to after it was visible")
 
@@ -208,13 +210,14 @@ class Laws:
         if (record["id"], record["attempt"]) != (name.id, name.attempt):
             self.break_("history", f"{name} was charged, and {path} tells of {record}")
         self.mislabelled += record["worker"] != name.owner
-        decided = "Impossible" in record["error"] or "cancelled" in record["error"]
+        cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
+        decided = "Impossible" in record["error"] or cancelled
         last = (name.attempt + 1) % self.attempts_max == 0
         if final is not last and not (final and decided):
             self.break_("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
-        if "cancelled" in record["error"]:
-            return
+        if cancelled:
+            return  # a person wanted it so
         if worker is None or not (worker.excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}):
             self.break_("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
@@ -231,6 +234,18 @@ class Laws:
         inode = self.world.disk.find(f"{self.root}/outputs/{name.id}.txt")
         if inode is None or inode.data != self.output(name.id):
             self.break_("I6", f"{name} is done, and its output is not there")
+
+    def _told(self, event: dict[str, Any]) -> None:
+        """Judge what a worker believes of its own claims."""
+        worker = self.workers.get(event["worker"])
+        if worker is None or "fault" in worker.excuses or event["event"] not in ("finished", "lost"):
+            return
+        places = [p for p in self.claims[event["id"]].places if p.name.owner == event["worker"]]
+        mine = [place for place in places if place.area in ("running", "done")]
+        if event["event"] == "finished" and not any(place.area == "done" for place in mine):
+            self.break_("belief", f"{worker} believes that it finished {event['id']}")
+        if event["event"] == "lost" and mine and self.world.traits.name == "local disk":
+            self.break_("belief", f"{worker} believes that it lost {mine[0].text}")
 
     # ---- outputs, plans ----
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
+from signal import SIGTERM
 from typing import Any, Final
 
 from fsqueue.check import check_pool
@@ -187,9 +188,10 @@ class Story:
     # ---- the good time after it ----
 
     def _calm(self) -> None:
+        world = self.world
         self.accidents.active = False
-        self.world.say("CALM", "nothing goes wrong from here on")
-        self.world.later.clear()
+        world.say("CALM", "nothing goes wrong from here on")
+        world.later.clear()
         self.pace_s = min(self.pace_s, 0.02)
         self.restarts = 0
         host = self._host()
@@ -199,6 +201,9 @@ class Story:
         self._run(lambda: not undo.alive)
         plan = self._plan(self.plot.inputs)
         self._run(lambda: not plan.alive)
+        for process in world.processes:
+            if process.alive and self.rng.random() < 0.5:
+                self._soon(2 * self.plot.lease_s, lambda p=process: p.signals.append(SIGTERM))
         for _ in range(ROUNDS_MAX):
             body = worker_body(self.laws.workers, Habits(spool=self.plot.spools[0]))
             self._start("work", body, self._host())

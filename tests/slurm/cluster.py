@@ -1,4 +1,4 @@
-"""Start and stop a real Slurm of four virtual nodes on this machine: a controller, four slurmds, munge.
+"""Start and stop a real Slurm here: a controller, four virtual nodes, munge.
 
 Everything lives in one private directory with a short path (Unix sockets), and listens on the
 loopback interface alone. Each daemon is a child of this process, in the foreground, and is ended by
@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -170,7 +169,7 @@ class Cluster:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def left_behind(self) -> list[int]:
-        """Return the processes of this cluster's jobs: their environment names its configuration."""
+        """Return the processes of this cluster's jobs: their environment names its slurm.conf."""
         mine = f"SLURM_CONF={self.conf}".encode()
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -248,10 +247,12 @@ class Cluster:
 
     def submit(self, *options: str, wrap: str) -> str:
         """Submit a command as a job; return its id."""
-        return self._call("sbatch", "--parsable", *options, "--output=/dev/null", "--wrap", wrap).strip()
+        return self._call(
+            "sbatch", "--parsable", *options, "--output=/dev/null", "--wrap", wrap
+        ).strip()
 
     def states(self) -> dict[str, str]:
-        """Return the state of every job and array task, by its full name, since the cluster began."""
+        """Return the state of every job and task since the cluster began, by its full name."""
         text = self._call(
             "squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:40,State:30"
         )
@@ -270,7 +271,9 @@ class Cluster:
             found = {job: states.get(job, "") for job in jobs}
             return found if set(found.values()) <= ENDED else {}
 
-        return wait_for(ended, f"jobs {', '.join(jobs)} to end: {self.states()}", deadline_s=deadline_s)
+        return wait_for(
+            ended, f"jobs {', '.join(jobs)} to end: {self.states()}", deadline_s=deadline_s
+        )
 
 
 def _free_ports(count: int) -> list[int]:

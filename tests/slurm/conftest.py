@@ -24,7 +24,7 @@ from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in
 from tests.support.processes import fsqueue, state_of, wait_for
 
-LEASE_S = 2.0
+LEASE_S = 3.0
 SPOOLS = (Spool("gpu0", "RTX 4090", 1.5), Spool("gpu1", "RTX 3090", 1.0))
 WAIT = 'until [ -e "$2" ]; do sleep 0.05; done; cat "$1"'
 """A program that ends once a file, its gate, is there."""
@@ -86,7 +86,7 @@ class Farm:
         handler: str = "command",
         spools: Sequence[Spool] = SPOOLS,
     ) -> Pool:
-        """Plan a shell script over small files; it gets the input, the gate and the pool's parent."""
+        """Plan a shell script over small files; it gets the input, the gate and our root."""
         inputs = [str(path) for path in make_inputs(self.root / "in", count)]
         argv = ["sh", "-c", script, "sh", "{input}", str(self.gate), str(self.root)]
         options = {"argv": argv, "grace": 1.0, "timeout": 0.0} if handler == "command" else {}

@@ -70,7 +70,7 @@ def test_the_merge_does_not_run_while_work_remains(farm: Farm) -> None:
 
 def test_what_is_asked_of_sbatch_is_what_slurm_understood(farm: Farm) -> None:
     farm.plan(1)
-    name = "it's \"quoted\" # and no comment"
+    name = 'it\'s "quoted" # and no comment'
     options = ["--hold", "--time=1:00:00", "--job-name", name]
     tasks = farm.submit("--array", "6", "--throttle", "2", "--", *options)
     assert [task.partition("_")[2] for task in tasks] == ["0", "2", "4", "1", "3", "5"]

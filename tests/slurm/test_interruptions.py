@@ -20,6 +20,7 @@ from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
+
 def test_a_cancelled_task_puts_its_claim_back_and_stays_away(farm: Farm) -> None:
     farm.plan(5)
     one, *others = farm.submit("--array", "4")
@@ -171,4 +172,3 @@ def test_with_the_controller_down_a_dead_worker_is_recovered_as_without_slurm(
     assert (redone.attempt, redone.owner) == (1, farm.worker(other).worker_id)
     cluster.start_controller()
     wait_for(lambda: cluster.states()[other] == "COMPLETED", "the controller to hear of its end")
-

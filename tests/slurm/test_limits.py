@@ -15,7 +15,9 @@ from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
-FIRST_IS_QUICK = 'case "$1" in */in000) ;; *) until [ -e "$2" ]; do sleep 0.05; done;; esac; cat "$1"'
+FIRST_IS_QUICK = (
+    'case "$1" in */in000) ;; *) until [ -e "$2" ]; do sleep 0.05; done;; esac; cat "$1"'
+)
 
 
 def test_a_time_limit_costs_no_attempt_and_is_no_end_while_work_is_done(

@@ -1,0 +1,67 @@
+"""Put the rows of batches where they belong: a sequence's row, or its part of a ragged matrix.
+
+A sequence that was read in windows has a vector from each. Means are joined by the windows' shares
+of its letters, in float64 and in the windows' order, so that neither batches nor their order show;
+of maxima the largest counts. Rows per token follow each other as the tokens do.
+
+What this module does not know: tokens, batches and files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+
+
+class Assembly:
+    """The table of one claim, while it is being filled."""
+
+    def __init__(self, sequences: int, width: int, pooling: str) -> None:
+        self._pooling = pooling
+        self._width = width
+        self._table: Rows = np.zeros((0 if self.ragged else sequences, width), np.float32)
+        self._windows: dict[int, dict[int, tuple[float, Rows]]] = defaultdict(dict)
+        self._sequences = sequences
+
+    @property
+    def ragged(self) -> bool:
+        """Say whether a sequence has a row for each token."""
+        return self._pooling == "per-token"
+
+    def add(self, row: int, rows: Rows, *, window: int = 0, share: float = 1.0) -> None:
+        """Take the rows of sequence number `row`, or those of one of its windows."""
+        if share == 1.0 and not self.ragged:
+            self._table[row] = rows[0]
+        else:
+            self._windows[row][window] = share, rows
+
+    def finish(self) -> tuple[Rows, dict[str, NDArray[Any]]]:
+        """Return all rows, and for a ragged matrix the `offsets` that cut it into sequences.
+
+        A sequence that was never added has zeros, or no rows.
+        """
+        if self.ragged:
+            return self._ragged()
+        for row, windows in self._windows.items():
+            parts = [windows[number] for number in sorted(windows)]
+            if self._pooling == "max":
+                self._table[row] = np.max([rows[0] for _, rows in parts], axis=0)
+            else:
+                total = sum(share * rows[0].astype(np.float64) for share, rows in parts)
+                self._table[row] = total
+        return self._table, {}
+
+    def _ragged(self) -> tuple[Rows, dict[str, NDArray[Any]]]:
+        offsets = np.zeros(self._sequences + 1, np.int64)
+        pieces = [np.empty((0, self._width), np.float32)]
+        for row in range(self._sequences):
+            windows = self._windows.pop(row, {})
+            found = [windows[number][1] for number in sorted(windows)]
+            offsets[row + 1] = offsets[row] + sum(map(len, found))
+            pieces += found
+        return np.concatenate(pieces), {"offsets": offsets}

@@ -1,0 +1,57 @@
+"""Know the two families of models: how long a sequence each takes, how it reads one, who loads it.
+
+Planning asks for the numbers; only `load` imports torch. A third family would be a row here, a
+loader with `hidden`, and a reader of its alphabet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What planning must know of a kind of model."""
+
+    name: str
+    residues_max: int
+    """The longest sequence it was trained on, in letters: what --max-residues is unless said."""
+    long: str
+    """What becomes of longer ones unless said: truncate, window or fail."""
+    tokens_per_residue: float
+    libraries: tuple[str, ...]
+    """Whose versions an output's header tells."""
+
+
+FAMILIES: Final = {
+    "esm2": Family("esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers")),
+    "dnabert": Family("dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers")),
+}
+
+
+class Tokens(Protocol):
+    """Reads the letters of a sequence."""
+
+    def read(self, letters: bytes) -> tuple[Sized, int]:
+        """Return the token ids, without begin and end, and how many letters are unknown."""
+
+
+def load(family: str, folder: str, dtype: str, device: torch.device) -> tuple[Any, Tokens]:
+    """Load the encoder of the model in `folder`, and what reads sequences for it.
+
+    Raises ClaimImpossible if the files are not all that the model needs.
+    """
+    if family == "dnabert":
+        from embed import dnabert
+        from embed.dna_tokens import DnaTokens
+
+        return dnabert.load(folder, dtype, device), DnaTokens(folder)
+    from embed import models
+    from embed.residues import EsmTokens
+
+    return models.load(folder, dtype, device), EsmTokens()

@@ -1,0 +1,55 @@
+"""What is decided about a worker before it begins: by the command line, and by where it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+
+from fsqueue.score import Tier
+from fsqueue.slurm import Allocation
+from fsqueue.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What the command line decides about a worker."""
+
+    spool: str | None = None
+    model: str = ""
+    weight: float = 1.0
+    tier: int = Tier.CPU
+    specialization: frozenset[str] = frozenset()
+    """Kinds, or their first words, that it would rather do; in lower case."""
+    capabilities: frozenset[str] = frozenset()
+    stealing: bool = True
+    steal_interval_s: float = 3.0
+    linger_s: float = 0.0
+    keep_alive: bool = False
+    claims_max: int | None = None
+    time_limit_s: float | None = None
+    gpu: dict[str, object] = field(default_factory=dict)
+    allocation: Allocation | None = None
+    """What SLURM gave this process, if it runs there."""
+
+    @property
+    def slurm(self) -> dict[str, str]:
+        """What is told of the job, in the status and in the lease."""
+        return self.allocation.facts if self.allocation else {}
+
+    def status_of(self, worker: str) -> Status:
+        """Return the first status of a worker in this process."""
+        return Status(
+            worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            spool=self.spool,
+            model=self.model,
+            weight=self.weight,
+            tier=int(self.tier),
+            specialization=",".join(sorted(self.specialization)),
+            capabilities=sorted(self.capabilities),
+            stealing=self.stealing,
+            gpu=dict(self.gpu),
+            slurm=self.slurm,
+        )

@@ -1,0 +1,419 @@
+"""Deliberate mistakes in the protocol, each of which the simulation must notice.
+
+A mutation is a few words of a module and what stands there instead. It is applied by giving the
+functions of the loaded module the code that the changed source compiles to, so that whoever has
+already imported them has the mistake as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import marshal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One mistake: in which module, instead of which words."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+def _m(name: str, module: str, old: str, new: str) -> Mutation:
+    return Mutation(name, module, old, new)
+
+
+MUTATIONS: Final = (
+    # ---- claims: one rename, to a name of one's own ----
+    _m(
+        "no look after a rename that reported failure",
+        "claims",
+        "return name in atomic.names(directory)",
+        "return False",
+    ),
+    _m(
+        "a rename that reported failure counts as done",
+        "claims",
+        "return name in atomic.names(directory)",
+        "return True",
+    ),
+    _m(
+        "take to a target that others choose, too",
+        "claims",
+        "mine = name.owned_by(worker)",
+        "mine = name.owned_by('somebody')",
+    ),
+    _m(
+        "take by link and unlink",
+        "claims",
+        "        atomic.rename(source, target)  # I2\n",
+        "        atomic._link(source, target)\n        atomic.discard(source)\n",
+    ),
+    _m(
+        "take by copying the bytes",
+        "claims",
+        "        atomic.rename(source, target)  # I2\n",
+        "        atomic.publish(target, atomic.read(source))\n        atomic.discard(source)\n",
+    ),
+    _m(
+        "a claim that was lost is finished all the same",
+        "claims",
+        "        raise _lost(name, verb)\n\n\ndef _lost",
+        "        pass\n\n\ndef _lost",
+    ),
+    _m(
+        "release reuses the waiting name",
+        "names",
+        "returns=self.returns + 1",
+        "returns=self.returns + failed",
+    ),
+    _m(
+        "every return reuses the waiting name",
+        "names",
+        "attempt=self.attempt + failed, returns=self.returns + 1",
+        "returns=self.returns",
+    ),
+    _m("a failure costs two attempts", "names", "self.attempt + failed", "self.attempt + 2 * failed"),
+    _m(
+        "release charges an attempt",
+        "claims",
+        "    back = name.returned(failed=False)\n    _leave_running(",
+        "    back = name.returned(failed=True)\n    _leave_running(",
+    ),
+    _m(
+        "requeue charges nothing",
+        "claims",
+        "    back = name.returned(failed=True)\n    _leave_running(",
+        "    back = name.returned(failed=False)\n    _leave_running(",
+    ),
+    _m(
+        "retry does not count on",
+        "claims",
+        "    back = name.returned(failed=True)\n    moved",
+        "    back = name.returned(failed=False)\n    moved",
+    ),
+    _m(
+        "one attempt too few",
+        "claims",
+        "(name.attempt + 1) % pool.attempts_max == 0",
+        "(name.attempt + 2) % pool.attempts_max == 0",
+    ),
+    _m(
+        "the error is recorded for the next attempt",
+        "claims",
+        "atomic.publish(pool.error(name.id, name.attempt), data)",
+        "atomic.publish(pool.error(name.id, name.attempt + 1), data)",
+    ),
+    _m(
+        "the claim moves before its error is recorded",
+        "claims",
+        "    record_error(pool, name, record)\n    if final",
+        "    if not final and (name.attempt + 1) % pool.attempts_max:\n"
+        "        back = requeue(pool, name, spool)\n"
+        "        record_error(pool, name, record)\n"
+        "        return back\n"
+        "    record_error(pool, name, record)\n    if final",
+    ),
+    _m(
+        "cancel removes the claim",
+        "claims",
+        "    ended = name.owned_by(by)\n",
+        "    ended = name.owned_by(by)\n    atomic.discard(pool.waiting(spool, name))\n",
+    ),
+    # ---- atomic: whole, never replacing, synced ----
+    _m(
+        "publish by rename, which replaces",
+        "atomic",
+        "        os.link(private, path)\n        return True\n",
+        "        os.rename(private, path)\n        return True\n",
+    ),
+    _m(
+        "publish by exists, then rename",
+        "atomic",
+        "        os.link(private, path)\n        return True\n",
+        "        if os.path.exists(path):\n            return False\n"
+        "        os.rename(private, path)\n        return True\n",
+    ),
+    _m(
+        "write under the final name",
+        "atomic",
+        '    private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"\n',
+        '    private = f"{directory}/{name}"\n',
+    ),
+    _m(
+        "remove the private name before the link",
+        "atomic",
+        "    won = _link(private, path)\n",
+        "    discard(private)\n    won = _link(private, path)\n",
+    ),
+    _m(
+        "no fsync of what is written",
+        "atomic",
+        "            if durable:\n                os.fsync(fd)\n",
+        "",
+    ),
+    _m(
+        "no fsync of an output",
+        "atomic",
+        "    if durable and not synced:\n        _sync(private)\n",
+        "",
+    ),
+    _m(
+        "no fsync of the directory a file appears in",
+        "atomic",
+        "    if durable:\n        sync_directory(os.path.dirname(path))\n    return won",
+        "    return won",
+    ),
+    _m(
+        "no fsync of what was staged",
+        "planner",
+        "        atomic.sync_directory(pool.staged(uid, spool.name))\n",
+        "        pass\n",
+    ),
+    # ---- leases: a compare-and-swap ----
+    _m(
+        "renew without the compare",
+        "leases",
+        "            atomic.rename(self._pool.lease(self.name), self._pool.lease(following))\n",
+        "            atomic.publish(self._pool.lease(following), b'{}')\n"
+        "            atomic.discard(self._pool.lease(self.name))\n",
+    ),
+    _m(
+        "a lost lease is made anew",
+        "leases",
+        "                raise LeaseLost(_obituary(self.name.worker, mine)) from error\n",
+        "                atomic.publish(self._pool.lease(following), b'{}')\n",
+    ),
+    _m(
+        "recover before winning the lease",
+        "leases",
+        "        dead = LeaseName(worker, ended_by=ender)\n",
+        "        return True\n        dead = LeaseName(worker, ended_by=ender)\n",
+    ),
+    _m(
+        "whoever lost the race for a lease recovers all the same",
+        "leases",
+        "            return any(not name.living for name in mine)\n",
+        "            return True\n",
+    ),
+    _m(
+        "end the newest beat, not the one last seen",
+        "leases",
+        "        dead = LeaseName(worker, ended_by=ender)\n",
+        "        dead = LeaseName(worker, ended_by=ender)\n"
+        "        for name in lease_names(self._pool):\n"
+        "            if name.worker == worker and name.living:\n"
+        "                sighting.name = name\n",
+    ),
+    _m(
+        "a quarter of a lease is enough",
+        "leases",
+        "        if age_s >= self._pool.lease_s:\n",
+        "        if age_s >= self._pool.lease_s / 4:\n",
+    ),
+    _m(
+        "a first sight counts from the beginning of time",
+        "leases",
+        "seen[worker] = _Sighting(current, after, last",
+        "seen[worker] = _Sighting(current, 0.0, last",
+    ),
+    _m(
+        "another host's process counts as gone",
+        "leases",
+        'facts.get("boot") == boot',
+        "facts",
+    ),
+    _m(
+        "two identical ids share a lease",
+        "leases",
+        "        if not atomic.publish(self._pool.lease(self.name), data):\n",
+        "        if atomic.replace(self._pool.lease(self.name), data):\n",
+    ),
+    # ---- plans: the number is the compare-and-swap ----
+    _m(
+        "complete what has no number",
+        "plans",
+        "for uid in sorted(staged & planned))",
+        "for uid in sorted(staged))",
+    ),
+    _m(
+        "whoever lost a plan's number goes on",
+        "plans",
+        "    if read_plan(pool, number).uid != uid:\n        return False\n",
+        "",
+    ),
+    _m(
+        "do not read again what was planned meanwhile",
+        "planner",
+        "    while True:\n        numbers = plans.numbers(pool)\n",
+        "    numbers = plans.numbers(pool)\n    while True:\n",
+    ),
+    _m(
+        "tidy up a plan that has its number",
+        "planner",
+        "    if plans.number_plan(pool, uid, private, number):\n",
+        "    if plans.number_plan(pool, uid, private, number):\n"
+        "        atomic.discard_tree(pool.staged(uid))\n",
+    ),
+    _m(
+        "stage straight into the spool",
+        "planner",
+        'atomic.stage(f"{pool.staged(uid, home)}/{name}"',
+        'atomic.stage(f"{pool.spool(home)}/{name}"',
+    ),
+    _m(
+        "move the claims before the plan has its number",
+        "planner",
+        "    if plans.number_plan(pool, uid, private, number):\n",
+        "    plans.complete_one(pool, uid)\n"
+        "    if plans.number_plan(pool, uid, private, number):\n",
+    ),
+    # ---- attempt, worker, recovery: in this order ----
+    _m(
+        "finish before publishing",
+        "attempt",
+        "        handler.run(work)\n",
+        "        handler.run(work)\n        claims.finish(self.pool, self.name)\n",
+    ),
+    _m(
+        "finish without publishing",
+        "attempt",
+        "            if not atomic.commit(private, final):\n",
+        "            if final == private and not atomic.commit(private, final):\n",
+    ),
+    _m(
+        "write the output under its final name",
+        "attempt",
+        "private = self.pool.unpublished(worker, id, handler.suffix)",
+        "private = final",
+    ),
+    _m(
+        "what half an attempt wrote passes for the whole",
+        "attempt",
+        "            except (Exception, RecursionError) as error:\n",
+        "            except (Exception, RecursionError) as error:\n"
+        "                if isinstance(error, Interrupted):\n"
+        "                    return Ending.RELEASED\n",
+    ),
+    _m(
+        "retire before putting back",
+        "worker",
+        "        for name in claims.owned(self.pool, State.RUNNING):\n"
+        "            if name.owner == self.id:\n"
+        "                self._put_back(name)\n",
+        "        self.lease.retire()\n"
+        "        for name in claims.owned(self.pool, State.RUNNING):\n"
+        "            if name.owner == self.id:\n"
+        "                self._put_back(name)\n",
+    ),
+    _m(
+        "leave without putting back",
+        "worker",
+        "            if name.owner == self.id:\n                self._put_back(name)\n",
+        "            pass\n",
+    ),
+    _m(
+        "work without a lease",
+        "worker",
+        '        self.lease.enlist({"worker": self.id',
+        '        dict({"worker": self.id',
+    ),
+    _m(
+        "leave while somebody may be dead",
+        "worker",
+        'if name.owner != self.id and not self._seen_alive(name.owner or ""):',
+        "if False:",
+    ),
+    _m(
+        "never recover",
+        "worker",
+        "        if self.recovery.sweep():\n            return None\n",
+        "        self.recovery.running = list(claims.owned(self.pool, State.RUNNING))\n",
+    ),
+    _m(
+        "a claim won without knowing is left alone",
+        "worker",
+        "            if name.owner == self.id:\n                # RACE",
+        "            if False:\n                # RACE",
+    ),
+    _m(
+        "recover whoever is not seen living",
+        "recovery",
+        "        ended = self.observer.end(worker, self._me)\n",
+        "        ended = True\n",
+    ),
+    _m(
+        "tidy up after the living",
+        "recovery",
+        "        ended = self.observer.end(worker, self._me)\n",
+        "        atomic.discard_tree(self._pool.workshop(worker))\n"
+        "        ended = self.observer.end(worker, self._me)\n",
+    ),
+    _m(
+        "a suspect is as good as dead",
+        "recovery",
+        "        if standing is Standing.SUSPECT and not gone:\n            return False\n",
+        "",
+    ),
+    _m(
+        "plans of dead planners are left half published",
+        "recovery",
+        "            plans.complete(self._pool)\n",
+        "            pass\n",
+    ),
+)
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """Make the mistake, for as long as the context lasts."""
+    module = importlib.import_module(f"fsqueue.{mutation.module}")
+    source = inspect.getsource(module)
+    found = source.count(mutation.old)
+    assert found == 1, (
+        f"{mutation.name!r}: {mutation.module}.py has its words {found} times; it was rewritten, "
+        f"so write the mistake anew"
+    )
+    mutant = ModuleType(module.__name__)
+    code = compile(source.replace(mutation.old, mutation.new), str(module.__file__), "exec")
+    exec(code, mutant.__dict__)
+    changed: list[tuple[FunctionType, CodeType]] = []
+    theirs = dict(_functions(mutant))
+    for name, function in _functions(module):
+        new = theirs[name].__code__
+        if marshal.dumps(new) != marshal.dumps(function.__code__):
+            changed.append((function, function.__code__))
+            function.__code__ = new
+    assert changed, f"{mutation.name!r} changes nothing"
+    try:
+        yield
+    finally:
+        for function, old in changed:
+            function.__code__ = old
+
+
+def _functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
+    """Yield every function and method that a module defines, by qualified name."""
+    for thing in list(vars(module).values()):
+        if getattr(thing, "__module__", None) != module.__name__:
+            continue
+        if isinstance(thing, type):
+            for inner in vars(thing).values():
+                if (function := _plain(inner)) is not None and function.__module__ == thing.__module__:
+                    yield function.__qualname__, function
+        elif (function := _plain(thing)) is not None:
+            yield function.__qualname__, function
+
+
+def _plain(thing: Any) -> FunctionType | None:
+    thing = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    return thing if isinstance(thing, FunctionType) else None

@@ -1,0 +1,69 @@
+"""Run commands as on another host: another name, other processes, other clocks.
+
+A namespace of its own for host name, processes and monotonic clocks is the kernel's; the wall clock,
+which has no namespace, is shifted by a preloaded library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import FSQUEUE
+
+NAMESPACES = ("--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--time")
+
+
+@functools.cache
+def preload() -> Path:
+    """Compile the library that shifts the wall clock, once."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler here to make a wall clock differ")
+    directory = tempfile.mkdtemp(prefix="clocks-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    target = Path(directory, "shift.so")
+    source = Path(__file__).with_name("shift.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source, "-ldl"], check=True)
+    return target
+
+
+@functools.cache
+def unshare() -> tuple[str, ...]:
+    """Return the command that makes the namespaces, or skip."""
+    command = ("unshare", *NAMESPACES, *(() if os.geteuid() == 0 else ("--map-root-user",)))
+    probe = [*command, "--monotonic", "60", "--boottime", "60", "hostname", "probe"]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("this kernel or container allows no namespaces to stand in for hosts")
+    return command
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host whose clocks are this many seconds ahead of this machine's."""
+
+    name: str
+    wall_s: int = 0
+    up_s: int = 0
+
+    def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start `fsqueue WORD...` there. Killing what is returned is a power cut."""
+        clocks = ["--monotonic", str(self.up_s), "--boottime", str(self.up_s)]
+        shell = ["sh", "-c", 'hostname "$0" && exec "$@"', self.name]
+        shift = ["env", f"LD_PRELOAD={preload()}", f"CLOCK_SHIFT={self.wall_s}"]
+        with open(log, "ab") as stderr:
+            return subprocess.Popen(
+                [*unshare(), *clocks, *shell, *shift, *FSQUEUE, *words],
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )

@@ -1,0 +1,88 @@
+"""Pools of embeddings whose numbers are made up, so that no model is loaded to test what follows.
+
+Planning, claims and outputs are the real ones. A row follows from its id and sequence alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed import outputs
+from embed.fasta import records
+from embed.handler import Embed
+from embed.segments import Segment, read_segment
+from fsqueue import Work
+from fsqueue.pool import Pool
+from tests.support.planning import plan
+from tests.support.pools import work_off
+
+MODELS: dict[str, dict[str, Any]] = {
+    "esm2": {"model": "tiny_esm2", "family": "esm2", "width": 5, "weights": "sha256:e"},
+    "dnabert": {"model": "tiny_dna", "family": "dnabert", "width": 3, "weights": "sha256:d"},
+}
+COMMON = {"dtype": "float32", "pooling": "mean", "long": "truncate", "max_residues": 1022}
+
+
+def row(id: str, residues: bytes, width: int) -> np.ndarray:
+    """Return the vector of a sequence."""
+    digest = hashlib.sha256(id.encode() + b"\n" + residues).digest()
+    return np.frombuffer(digest[: 4 * width], "<u4").astype(np.float32) / 2**32
+
+
+class MadeUp(Embed):
+    """The embed handler with made-up numbers."""
+
+    name = "embed"
+
+    def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {**COMMON, **options}
+
+    def run(self, work: Work) -> None:
+        ids, rows = [], []
+        for segment in map(Segment.decode, work.payload["segments"]):
+            for block in read_segment(segment):
+                for record in records(block):
+                    ids.append(record.id)
+                    rows.append(row(record.id, record.residues, work.options["width"]))
+        table = np.array(rows, np.float32).reshape(len(ids), work.options["width"])
+        metadata: Mapping[str, Any] = {
+            "model": work.options["model"],
+            "counts": {"sequences": len(ids)},
+            "versions": {},
+        }
+        outputs.write(work.output, ids, table, metadata)
+
+
+def fasta(path: Path, sequences: Mapping[str, str] | list[tuple[str, str]]) -> Path:
+    """Write a FASTA file."""
+    pairs = sequences.items() if isinstance(sequences, Mapping) else sequences
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f">{id}\n{residues}\n" for id, residues in pairs))
+    return path
+
+
+def proteins(count: int, seed: int = 0, length: int = 400) -> dict[str, str]:
+    """Return sequences long enough that a file of a few dozen is cut into several claims."""
+    chance = np.random.default_rng(seed)
+    letters = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    return {f"p{seed}_{n}": "".join(chance.choice(letters, length)) for n in range(count)}
+
+
+def plan_embeddings(root: Path, inputs: list[Path], family: str = "esm2", **options: Any) -> Pool:
+    """Plan inputs for a model, over two spools so that large files are cut."""
+    chosen = {**MODELS[family], **options}
+    pool, outcome = plan(root, MadeUp(), inputs, chosen, spools=("cpu0", "cpu1"))
+    assert not outcome.bad, outcome.bad
+    return pool
+
+
+def embed_all(root: Path, inputs: list[Path], family: str = "esm2", **options: Any) -> Pool:
+    """Plan inputs, and do every claim."""
+    pool = plan_embeddings(root, inputs, family, **options)
+    work_off(pool, handler=MadeUp())
+    return pool
