@@ -8,19 +8,19 @@ before, and the file comes out the same to the byte.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed import outputs
-from embed.batching import Tokenized, batches
-from embed.fasta import records
-from embed.residues import token_ids, unknown
-from embed.segments import Segment, read_segment
+from embed.assembly import Assembly
+from embed.batching import batches
+from embed.families import Tokens
+from embed.segments import Segment
+from embed.sequences import Reading
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
@@ -29,88 +29,43 @@ if TYPE_CHECKING:
 Rows = NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class Counts:
-    """What was met in a claim's sequences."""
-
-    sequences: int = 0
-    residues: int = 0
-    """As computed: after longer sequences were cut."""
-    truncated: int = 0
-    unknown_residues: int = 0
-    """Residues outside the vocabulary, read as X."""
-    empty: int = 0
-    duplicate_ids: int = 0
-
-    def warnings(self) -> Iterator[str]:
-        """Yield a line for everything that a user should know."""
-        if self.truncated:
-            yield f"{self.truncated} sequences were longer than --max-residues, and cut"
-        if self.unknown_residues:
-            yield f"{self.unknown_residues} residues are in no vocabulary, and were read as X"
-        if self.empty:
-            yield f"{self.empty} sequences have no residues; their rows are zeros"
-        if self.duplicate_ids:
-            yield f"{self.duplicate_ids} sequences have an id that came before; rows go by position"
-
-
-def embed(work: Work, engine: Engine, provenance: Mapping[str, Any]) -> None:
+def embed(work: Work, engine: Engine, tokens: Tokens, provenance: Mapping[str, Any]) -> None:
     """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved."""
-    reading = _Reading(work)
-    table = np.zeros((work.payload["sequences"], engine.width), np.float32)
+    options, planned = work.options, work.payload["sequences"]
+    reading = Reading(
+        [Segment.decode(segment) for segment in work.payload["segments"]],
+        tokens,
+        options["max_residues"],
+        in_windows=options["long"] == "window",
+    )
+    assembly = Assembly(planned, engine.width, options["pooling"])
     keeper = _Keeper(work, engine.width)
     done = 0
-    for number, batch in enumerate(batches(reading, work.options["tokens_per_batch"])):
-        rows = keeper.saved(number, len(batch))
+    for number, batch in enumerate(batches(reading, options["tokens_per_batch"])):
+        sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
+        rows = keeper.saved(number, sum(sizes))
         if rows is None:
             keeper.stop_if_asked()
             rows = engine.embed(batch, work.warn)
-            _check(rows, [reading.ids[sequence.row] for sequence in batch], engine.width)
+            _check(rows, sizes, engine.width, [reading.ids[one.row] for one in batch])
             keeper.keep(number, rows)
-        table[[sequence.row for sequence in batch]] = rows
-        done += len(batch)
-        work.progress(done, len(table), tokens=sum(sequence.tokens for sequence in batch))
+        parts = np.split(rows, np.cumsum(sizes)[:-1])
+        for one, part in zip(batch, parts, strict=True):
+            assembly.add(one.row, part, window=one.window, share=one.share)
+            done += one.window == 0
+        work.progress(done, planned, tokens=sum(one.tokens for one in batch))
     counts = reading.counted()
-    if counts.sequences != len(table):
+    if counts.sequences != planned:
         raise ClaimFailed(
-            f"{counts.sequences} sequences were read where {len(table)} were planned, though the "
+            f"{counts.sequences} sequences were read where {planned} were planned, though the "
             f"bytes are those planned. This is a defect of fsqueue: report it."
         )
-    work.progress(done + counts.empty, len(table))
-    outputs.write(work.output, reading.ids, table, {**provenance, "counts": asdict(counts)})
+    table, cuts = assembly.finish()
+    columns = {**reading.columns(), **cuts}
+    facts = {**provenance, "counts": asdict(counts)}
+    outputs.write(work.output, reading.ids, table, facts, columns)
     for line in counts.warnings():
         work.warn(line)
-
-
-class _Reading:
-    """Iterate over a claim's sequences, and note what is met on the way."""
-
-    def __init__(self, work: Work) -> None:
-        self.segments = [Segment.decode(segment) for segment in work.payload["segments"]]
-        self.residues_max: int = work.options["max_residues"]
-        self.ids: list[str] = []
-        self.counts = Counts()
-
-    def __iter__(self) -> Iterator[Tokenized]:
-        """Yield every sequence that has residues; an empty one has a row of zeros, no tokens."""
-        counts = self.counts
-        for segment in self.segments:
-            for block in read_segment(segment):
-                for record in records(block):
-                    residues = record.residues[: self.residues_max]
-                    counts.truncated += len(record.residues) > len(residues)
-                    counts.residues += len(residues)
-                    counts.unknown_residues += unknown(residues)
-                    counts.empty += not residues
-                    self.ids.append(record.id)
-                    if residues:
-                        yield Tokenized(len(self.ids) - 1, token_ids(residues))
-
-    def counted(self) -> Counts:
-        """Return the counts of all that was read."""
-        self.counts.sequences = len(self.ids)
-        self.counts.duplicate_ids = len(self.ids) - len(Counter(self.ids))
-        return self.counts
 
 
 class _Keeper:
@@ -127,10 +82,10 @@ class _Keeper:
             except ValueError as error:
                 work.warn(f"checkpoint {name} is left out: {error}")
 
-    def saved(self, number: int, sequences: int) -> Rows | None:
+    def saved(self, number: int, count: int) -> Rows | None:
         """Return a batch's rows if an earlier owner finished it."""
         rows = self._saved.pop(number, None)
-        if rows is None or rows.shape != (sequences, self._width):
+        if rows is None or rows.shape != (count, self._width):
             return None
         self._save()  # so that every checkpoint holds an unbroken run, which its name tells
         return rows
@@ -155,13 +110,14 @@ class _Keeper:
         self._due = time.monotonic() + self._work.options["checkpoint_seconds"]
 
 
-def _check(rows: Rows, ids: Sequence[str], width: int) -> None:
+def _check(rows: Rows, sizes: Sequence[int], width: int, ids: Sequence[str]) -> None:
     """Refuse what can be no result before it is kept anywhere."""
-    if rows.shape != (len(ids), width):
+    if rows.shape != (sum(sizes), width):
         raise ClaimFailed(f"{len(ids)} sequences gave a table of {rows.shape}; report this defect.")
-    bad = [id for id, row in zip(ids, rows, strict=True) if not np.isfinite(row).all()]
-    if bad:
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        first = np.repeat(np.array(ids, object), sizes)[bad.argmax()]
         raise ClaimFailed(
-            f"{len(bad)} vectors are not finite, that of {bad[0]!r} first; half precision "
+            f"{bad.sum()} vectors are not finite, that of {first!r} first; half precision "
             f"overflowed, or the device is faulty. Plan with --dtype float32, or try another GPU."
         )

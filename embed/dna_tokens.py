@@ -19,6 +19,8 @@ from fsqueue import ClaimImpossible
 SPECIAL: Final = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}
 """The special tokens of every published checkpoint; `dnabert.py` adds the last two."""
 
+_ASCII: Final = bytes(byte if byte < 127 else ord("N") for byte in range(256))
+
 
 class DnaTokens:
     """A loaded BPE vocabulary."""
@@ -51,7 +53,7 @@ class DnaTokens:
 
     def ids(self, bases: bytes) -> NDArray[np.uint16]:
         """Return the token ids of a sequence; [CLS] and [SEP] are not among them."""
-        text = bases.upper().decode("latin-1")
+        text = bases.upper().translate(_ASCII).decode()
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.uint16)
 
 

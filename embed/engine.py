@@ -84,7 +84,8 @@ class Engine:
     def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
         """Return the sequences' rows, one after the other: one each as pooled, or one per token.
 
-        None may be empty. Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the GPU is beyond use.
+        None may be empty. Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the
+        GPU is beyond use.
         """
         budget = self._tokens_max or sum(sequence.tokens for sequence in batch)
         rows = [self._part(part, warn) for part in divided(batch, budget)]

@@ -28,6 +28,9 @@ class Family:
     """Whose versions an output's header tells."""
 
 
+POOLINGS: Final = ("mean", "cls", "max", "per-token")
+LONG: Final = ("truncate", "window", "fail")
+
 FAMILIES: Final = {
     "esm2": Family("esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers")),
     "dnabert": Family("dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers")),

@@ -1,4 +1,4 @@
-"""The `embed` handler: FASTA in, one mean ESM-2 vector per sequence out.
+"""The `embed` handler: FASTA in, one vector per sequence out, by ESM-2 or DNABERT.
 
 Planning knows files and counts only; torch and transformers are imported when the first claim runs.
 A claim is read in windows, embedded in batches that follow from the claim alone, checked, and
@@ -12,71 +12,96 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from embed import claim, hub, planning
+import numpy as np
+from numpy.typing import NDArray
+
+from embed import claim, families, hub, planning
 from embed.cost import costs
+from embed.families import FAMILIES, LONG, POOLINGS, Tokens
+from embed.formats import CHOICES
 from embed.scan import scan
 from embed.segments import Segment, verify
-from fsqueue import Handler, Item, Option, Source, UsageError, Work, host_lock
+from fsqueue import BadInput, Handler, Item, Option, Source, UsageError, Work, host_lock
 
 if TYPE_CHECKING:
     from embed.engine import Engine
 
-RESIDUES_MAX: Final = 1022
-"""ESM-2 was trained on windows of 1,024 tokens; fair-esm's extract.py cuts here too."""
 DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
-    Option("model", None, "ESM-2: a folder, or a hub id with an optional @revision", required=True),
+    Option("model", None, "ESM-2 or DNABERT: a folder, or a hub id[@revision]", required=True),
     Option("dtype", "float32", "precision; float16 is slow on most CPUs", tuple(DTYPE_TAGS)),
-    Option("max_residues", RESIDUES_MAX, "longer sequences are cut to this; they are counted"),
+    Option("pooling", "mean", "what is kept of a sequence's tokens", tuple(POOLINGS)),
+    Option("long", None, "longer sequences; default: ESM-2 truncate, DNABERT window", LONG),
+    Option("max_residues", 0, "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT"),
     Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
     Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
     Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),
+    Option("format", "safetensors", "what `fsqueue embed merge` writes of it", CHOICES),
 )
+NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format")
+"""What changes no byte of an output: where the model lies, how often to save, what comes later."""
+RAGGED_BYTES: Final = 1 << 30
+"""An output with a row for each token should not be larger."""
 
 
 class Embed(Handler):
-    """Embed the sequences of FASTA files with ESM-2."""
+    """Embed the sequences of FASTA files with ESM-2 or DNABERT."""
 
     suffix = ".safetensors"
     unit = "sequences"
     options = OPTIONS
 
     def __init__(self) -> None:
-        self._engine: Engine | None = None
-        self._wanted = ("", "")
+        self._loaded: tuple[Engine, Tokens] | None = None
+        self._wanted = ("", "", "")
         self._kind = ""
 
     # ---- planning ----
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Find the model, and pin it: its exact weights become part of every claim."""
+        model = hub.find(options["model"])
+        family = FAMILIES[model.family]
+        options = {
+            **options,
+            "max_residues": options["max_residues"] or family.residues_max,
+            "long": options["long"] or family.long,
+        }
         for name in ("max_residues", "tokens_per_batch", "threads", "checkpoint_seconds"):
             if options[name] < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
-        model = hub.find(options["model"])
         return {
             **options,
             "model": model.name,
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
+            "family": model.family,
             "width": model.width,
         }
 
     def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out what decides no byte: where the model lies, and how often to save."""
-        return {k: v for k, v in options.items() if k not in ("folder", "checkpoint_seconds")}
+        """Leave out what decides no byte of the outputs."""
+        return {k: v for k, v in options.items() if k not in NOT_DECISIVE}
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
         path = os.path.abspath(path) if path != "-" else path
-        found = scan(path, lambda lengths: costs(lengths, options["max_residues"]))
+        found = scan(path, partial(_costs, options))
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
+        longest = int(found.blocks["longest"].max(initial=0))
+        if options["long"] == "fail" and longest > options["max_residues"]:
+            raise BadInput(
+                f"{path}: holds a sequence of {longest:,} residues, more than --max-residues "
+                f"{options['max_residues']}, and --long fail refuses it. Raise the one or change "
+                f"the other: --long truncate|window"
+            )
         notes = []
         if not measures["sequences"]:
             notes.append(f"{path}: holds no sequences; its claim will give an empty table.")
@@ -89,6 +114,8 @@ class Embed(Handler):
     ) -> Iterator[Item]:
         """Divide large files at record boundaries, and pack small ones together."""
         kind = _kind(options)
+        if options["pooling"] == "per-token":
+            cost_max = min(cost_max, RAGGED_BYTES // (4 * options["width"]))
         for draft in planning.drafts([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
             measures = {"sequences": draft.sequences, "residues": draft.residues}
@@ -101,29 +128,43 @@ class Embed(Handler):
         """Embed one claim. Raises what `Handler.run` may."""
         for segment in work.payload["segments"]:
             verify(Segment.decode(segment))  # a changed input fails here, not after an hour
-        engine = self._ready(work)
-        claim.embed(work, engine, _provenance(work.options))
+        engine, tokens = self._ready(work)
+        claim.embed(work, engine, tokens, _provenance(work.options))
 
     def loaded(self) -> list[str]:
-        return [self._kind] if self._engine else []
+        return [self._kind] if self._loaded else []
 
     def close(self) -> None:
-        self._engine = None
+        self._loaded = None
 
-    def _ready(self, work: Work) -> Engine:
+    def _ready(self, work: Work) -> tuple[Engine, Tokens]:
         """Return the engine for this claim's model, loading it if another or none is there."""
-        from embed import engine, models
+        from embed import engine
+        from embed.pooling import pooling
 
         options = work.options
-        wanted = (options["weights"], options["dtype"])
+        wanted = (options["weights"], options["dtype"], options["pooling"])
         engine.use_threads(options["threads"])
-        if self._engine is None or self._wanted != wanted:
-            self._engine = None  # its memory is needed for the next one
+        if self._loaded is None or self._wanted != wanted:
+            self._loaded = None  # its memory is needed for the next one
             kind, device = _kind(options), engine.choose_device(work.warn)
             with host_lock(f"load-{kind}"):
-                encoder = models.load(hub.locate(options), options["dtype"], device)
-            self._engine, self._wanted, self._kind = engine.Engine(encoder), wanted, kind
-        return self._engine
+                encoder, tokens = families.load(
+                    options["family"], hub.locate(options), options["dtype"], device
+                )
+            pool = pooling(options["pooling"], options["family"])
+            self._loaded = engine.Engine(encoder, pool), tokens
+            self._wanted, self._kind = wanted, kind
+        return self._loaded
+
+
+def _costs(options: Mapping[str, Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
+    return costs(
+        lengths,
+        options["max_residues"],
+        in_windows=options["long"] == "window",
+        tokens_per_residue=FAMILIES[options["family"]].tokens_per_residue,
+    )
 
 
 def _kind(options: Mapping[str, Any]) -> str:
@@ -140,7 +181,8 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "revision": options["revision"],
         "weights": options["weights"],
         "dtype": options["dtype"],
-        "pooling": "mean",
+        "pooling": options["pooling"],
+        "long": options["long"],
         "residues_max": str(options["max_residues"]),
-        "versions": {name: version(name) for name in ("fsqueue", "torch", "transformers")},
+        "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},
     }

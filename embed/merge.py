@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from embed.formats import FORMATS
+from embed.formats import CHOICES, FORMATS
 from embed.gathering import Gathered, Input, gather
 from embed.pairing import Paired, Table
 from embed.publishing import whole
 from embed.tables import Joined
 from fsqueue import UsageError
 
-CHOICES: Final = (*FORMATS, "virnucpro")
 SUFFIXES: Final = {
     ".safetensors": "safetensors",
     ".npz": "npz",
@@ -52,6 +51,7 @@ def merge(
 
     Raises UsageError, Unfinished, NotSupportedError if a library lacks.
     """
+    assert format is None or format in CHOICES, format
     found = _chosen(gather(root, partial=partial), model)
     format = format or SUFFIXES.get(os.path.splitext(out)[1].lower()) or found[0].format
     result = Merged(models=[one.model for one in found])

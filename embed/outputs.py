@@ -5,8 +5,8 @@ as they stand in its file; `flags`, sums of FLAGS. Where every token has a row, 
 `embeddings` into sequences: those of sequence i are rows offsets[i] to offsets[i + 1].
 
 The header's metadata are strings: `ids` is a JSON list, in the same order; `counts` and `versions`
-are JSON objects; the rest says how the numbers came about (`model`, `family`, `revision`, `weights`,
-`dtype`, `pooling`, `long`, `residues_max`). A merged file has its ids in two tensors instead.
+are JSON objects; the rest says how the numbers came about (`model`, `revision`, `weights`, `dtype`,
+`pooling`, `long`, `residues_max`). A merged file has its ids in two tensors instead.
 
 The file is written here and not by the safetensors library, whose header lists metadata in the
 order of a hash table that changes from process to process. No time, host or path is in it.

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fsqueue import atomic
-from fsqueue.errors import BadInput, NotSupportedError, UsageError
+from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, UsageError
 from fsqueue.layout import CHECKPOINT
 from fsqueue.names import slug
 
@@ -137,6 +137,13 @@ class Handler:
         as ClaimFailed.
         """
         raise NotImplementedError
+
+    def warm(self, options: Mapping[str, Any]) -> None:
+        """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
+
+    def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
+        raise ClaimImpossible(f"the handler {self.name!r} has no test of itself")
 
     def loaded(self) -> list[str]:
         """Return the kinds of claim for which nothing would have to be loaded now."""

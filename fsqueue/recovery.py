@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from fsqueue import atomic, claims, plans
 from fsqueue.errors import ClaimLost, PoolError
+from fsqueue.inbox import bounce_strays
 from fsqueue.layout import State
 from fsqueue.leases import Observer, Process, Standing
 from fsqueue.names import SPOOL, ClaimName
@@ -75,6 +76,7 @@ class Recovery:
         }
         self._witness.look(doubtful | gone)
         dead = {each for each in sorted(doubtful | gone) if self._dead(each, gone=each in gone)}
+        bounce_strays(self._pool, self._me, dead)
         return [
             recovered
             for name in self.running

@@ -21,6 +21,8 @@ from fsqueue.errors import ClaimLost, FsqueueError
 from fsqueue.habits import Habits
 from fsqueue.handlers import Handler, load_handler
 from fsqueue.heartbeat import Heartbeat
+from fsqueue.inbox import Inbox
+from fsqueue.jobs import JOBS
 from fsqueue.layout import State
 from fsqueue.leases import Lease, Observer, Process
 from fsqueue.leaving import DRAINED, Leaving, StopNow
@@ -56,6 +58,7 @@ class Worker:
         self.stock = Stock(
             pool, self.beat, self.journal, spool=habits.spool, stealing=habits.stealing
         )
+        self.inbox = Inbox(pool, self.id)
         self.handlers: dict[str, Handler] = {}
         self.unable: set[str] = set()
         self.failed_here: list[str] = []
@@ -111,6 +114,9 @@ class Worker:
             if (reason := self.leaving.why(self.taken)) is not None:
                 self._say(reason[1])
                 return reason[0]
+            if not self.leaving.paused and (job := self.inbox.next()) is not None:
+                self._run_addressed(job)
+                continue
             found = None if self.leaving.paused else self.stock.next()
             if found is not None:
                 idle_since = None
@@ -144,6 +150,23 @@ class Worker:
             self._say(f"this worker stops: {attempt.reason}")
             return 1
         return None
+
+    def _run_addressed(self, name: ClaimName) -> None:
+        """Run what was addressed to us. Its end, whichever, says nothing of the planned claims."""
+        pool, spool = self.inbox.pool, self.inbox.spool
+        atomic.make_directory(pool.workshop(self.id))
+        attempt = Attempt(
+            pool, name, spool, self.beat, self.journal, self._job, self.leaving.at_once
+        )
+        if attempt.run() is Ending.BROKEN:
+            self._say(f"a job that was addressed to this worker ended badly: {attempt.reason}")
+        self.stock.taste_changed(self._taste())
+        self.beat.look_for_orders()
+
+    def _job(self, name: str) -> Handler:
+        if name in JOBS:
+            return JOBS[name](self.pool, self.id, self.handlers, self._handler)
+        return self._handler(name)
 
     def _count_failure(self, name: ClaimName, reason: str) -> int | None:
         if name.id not in self.failed_in_a_row:
@@ -205,7 +228,9 @@ class Worker:
                 self._put_back(name)
         for handler in self.handlers.values():
             handler.close()
-        atomic.discard_tree(self.pool.workshop(self.id))
+        self.inbox.close()
+        for pool in (self.pool, self.inbox.pool):
+            atomic.discard_tree(pool.workshop(self.id))
         self.journal.write("left", done=self.status.claims_done, why=self.why)
         self.journal.close()
         self.beat.flush()

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "drain": ("repair", "Let workers finish their claim and leave."),
     "cancel": ("repair", "Take claims out of the pool."),
     "explain": ("explain", "Say where a claim is and why, or how workers score for a need."),
+    "broadcast": ("broadcast", "Send a job to every capable worker."),
     "check": ("check", "Verify a pool's invariants on disk."),
     "gpus": ("gpus", "Show this machine's GPUs and their weights."),
 }

@@ -71,7 +71,9 @@ def test_where_the_input_lies_is_not_in_the_output(bench: Bench) -> None:
     assert one.identity != two.identity
     assert bench.run(one) == bench.run(two)
     keys = read(bench.work(one).output).metadata.keys()
-    assert keys == set("model revision weights dtype pooling residues_max counts versions".split())
+    assert keys == set(
+        "model revision weights dtype pooling long residues_max counts versions".split()
+    )
 
 
 def test_long_sequences_are_cut_and_counted(make_bench: MakeBench) -> None:

@@ -325,7 +325,9 @@ def finish_once(hand: Hand, name: ClaimName) -> None:
 def test_a_plan_made_while_the_pool_is_checked_holds_its_claims(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    acted = between_listings(monkeypatch, "/plans", lambda: plan(pool, "e.5", "f.6"), times=1)
+    acted = between_listings(
+        monkeypatch, "spools/gpu0", lambda: plan(pool, "e.5", "f.6", weights=(1.0, 1.0)), times=1
+    )
     assert problems(pool) == []
     assert acted
 

@@ -16,7 +16,7 @@ from fsqueue import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageEr
 from fsqueue.command import STDERR_KEPT, Command
 from fsqueue.layout import State
 from tests.support.planning import FOREVER, counts, ids, make_inputs, plan_command
-from tests.support.processes import Start, alive, fsqueue, wait_for
+from tests.support.processes import Start, alive, fsqueue, wait_for, wait_until_gone
 
 # Write a private line with each of the two processes' ids to $2, then never end.
 FAMILY = 'sleep 1000 & echo "$$ $!" > "$2.tmp"; mv "$2.tmp" "$2"; wait'
@@ -160,7 +160,7 @@ def test_a_timeout_fails_the_claim_and_ends_the_whole_family(
 ) -> None:
     with pytest.raises(ClaimFailed, match="longer than --timeout 0.3 seconds"):
         run(shell(FAMILY, str(tmp_path / "family")), timeout=0.3)
-    assert not any(map(alive, read_family(tmp_path / "family")))
+    wait_until_gone(read_family(tmp_path / "family"))
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_stop_ends_the_program_and_what_it_started(
     family = tmp_path / "family"
     with pytest.raises(Interrupted):
         run(shell(FAMILY, str(family)), stopping=family.exists)
-    assert not any(map(alive, read_family(family)))
+    wait_until_gone(read_family(family))
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_program_deaf_to_sigterm_is_killed_after_the_grace(
     family = tmp_path / "family"
     with pytest.raises(Interrupted):
         run(shell("trap '' TERM; " + FAMILY, str(family)), stopping=family.exists, grace=0.3)
-    assert not any(map(alive, read_family(family)))
+    wait_until_gone(read_family(family))
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_program_and_grandchild_are_gone_when_a_worker_told_to_stop_has_left(
     assert all(map(alive, read_family(family)))
     worker.send(signal.SIGTERM)
     assert worker.reap() == 143
-    assert not any(map(alive, read_family(family)))
+    wait_until_gone(read_family(family))
     assert counts(pool) == {"waiting": 1}
 
 
@@ -230,7 +230,7 @@ def test_a_program_dies_with_a_worker_that_was_killed(start: Start, tmp_path: Pa
     wait_for(family.exists, "the program to start")
     program = read_family(family)[0]
     worker.kill()
-    wait_for(lambda: not alive(program), "the program of the killed worker to be gone")
+    wait_until_gone([program])
 
 
 @pytest.mark.slow

@@ -308,6 +308,10 @@ def test_a_handler_that_gives_two_claims_one_identity_is_told_and_nothing_is_pla
 # ---- two planners ----
 
 
+def staged(pool: Pool) -> list[str]:
+    return [name for name in os.listdir(pool.directory("plans")) if not name[:6].isdecimal()]
+
+
 @pytest.mark.slow
 def test_a_whole_plan_may_happen_between_any_two_operations_of_another(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.5", weights=(1.0, 1.5))
@@ -318,6 +322,7 @@ def test_a_whole_plan_may_happen_between_any_two_operations_of_another(tmp_path:
         lambda pool: plan(pool, "c.2", "d.4", weights=(1.0, 1.5)),
     ):
         check_planned_once(pool, "a", "b", "c", "d")
+        assert staged(pool) == []
         losers += mine.total.claims == 1
         n += 1
     assert n > 20
@@ -347,6 +352,7 @@ def test_two_planners_that_take_turns_at_every_operation_plan_every_input_once(
         interpose(patch, **dict.fromkeys((*CHANGES, "listdir"), change))
         together(planner(0, "b.3", "c.2"), planner(1, "d.4", "c.2", "b.3"))
     check_planned_once(pool, "a", "b", "c", "d")
+    assert staged(pool) == []
     assert 2 <= len(plans.numbers(pool)) <= 3
 
 

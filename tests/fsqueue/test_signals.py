@@ -14,7 +14,7 @@ from fsqueue.layout import State
 from fsqueue.pool import Pool
 from tests.support.handlers import install_handler
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan, plan_command
-from tests.support.processes import Running, Start, alive, fsqueue, wait_for
+from tests.support.processes import Running, Start, fsqueue, wait_for, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_a_second_signal_stops_at_once_and_ends_the_whole_family(
     wait_for(asked.exists, "the program to have been asked to end")
     worker.send(signal.SIGTERM)
     assert worker.reap(deadline_s=10) == 143
-    wait_for(lambda: not any(map(alive, pids)), "the program and its child to be gone")
+    wait_until_gone(pids)
     assert [(name.attempt, name.returns) for name in names_in(pool, State.WAITING)] == [(0, 1)]
     assert "Traceback" not in worker.log
 

@@ -69,6 +69,8 @@ class Simulated(Handler):
             manner == "stumbles" and work.attempt == 0
         ):
             me.excuses.add(f"{work.id}.a{work.attempt}")
+            if manner == "impossible":
+                me.excuses.add(f"{work.id}.a{work.attempt} for good")
             self._fail(manner)
         if manner == "kills":
             me.excuses.add("dead")

@@ -211,14 +211,15 @@ class Laws:
             self.break_("history", f"{name} was charged, and {path} tells of {record}")
         self.mislabelled += record["worker"] != name.owner
         cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
-        decided = "Impossible" in record["error"] or cancelled
+        worker = self.workers.get(name.owner or "")
+        excuses = worker.excuses if worker is not None else set()
+        decided = cancelled or f"{name.id}.a{name.attempt} for good" in excuses
         last = (name.attempt + 1) % self.attempts_max == 0
         if final is not last and not (final and decided):
             self.break_("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
-        if cancelled:
-            return  # a person wanted it so
-        if worker is None or not (worker.excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}):
+        guilty = excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}
+        if not (cancelled or guilty):
             self.break_("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
 

@@ -280,8 +280,9 @@ MUTATIONS: Final = (
     _m(
         "finish before publishing",
         "attempt",
-        "        handler.run(work)\n",
-        "        handler.run(work)\n        claims.finish(self.pool, self.name)\n",
+        "        if final:\n            if not os.path.isfile(private):\n",
+        "        claims.finish(self.pool, self.name)\n"
+        "        if final:\n            if not os.path.isfile(private):\n",
     ),
     _m(
         "finish without publishing",
@@ -298,10 +299,8 @@ MUTATIONS: Final = (
     _m(
         "what half an attempt wrote passes for the whole",
         "attempt",
-        "            except (Exception, RecursionError) as error:\n",
-        "            except (Exception, RecursionError) as error:\n"
-        "                if isinstance(error, Interrupted):\n"
-        "                    return Ending.RELEASED\n",
+        "                atomic.empty_directory(self.pool.workshop(self.beat.status.worker_id))\n",
+        "",
     ),
     _m(
         "retire before putting back",

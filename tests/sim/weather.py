@@ -17,7 +17,10 @@ ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """Chances, per file operation, of each kind of accident."""
+    """Chances, per file operation, of each kind of accident.
+
+    Those of lost and repeated replies count only where there is something to be lost or repeated.
+    """
 
     crash: float = 0.0
     """The process ends before the operation."""
@@ -45,8 +48,8 @@ class Weather:
         """Draw which accidents happen at all, and how often."""
         chances = {}
         for kind in fields(cls):
-            if rng.random() < 0.4:
-                chances[kind.name] = 10 ** rng.uniform(-3.2, -1.7)
+            if rng.random() < 0.35:
+                chances[kind.name] = 10 ** rng.uniform(-3.2, -1.4)
         return cls(**chances)
 
 
@@ -61,7 +64,8 @@ class Accidents:
         self.count: dict[str, int] = {}
         w = weather
         self._before = w.crash + w.ghost + w.pause + w.signal
-        self._with = w.hang + w.lost + w.again + w.stale + w.error + w.full
+        self._kinds = ("hang", "stale", "error", "full", "lost", "again")
+        self._chances = (w.hang, w.stale, w.error, w.full, 4 * w.lost, 4 * w.again)
         world.before = self.before
         STAGE.fault = self.fault
 
@@ -85,13 +89,13 @@ class Accidents:
 
     def fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
         """Let something happen to one operation."""
-        if not self.active or self.world.rng.random() >= self._with:
+        if not self.active:
             return None
-        w, rng = self.weather, self.world.rng
-        kind = rng.choices(
-            ("hang", "lost", "again", "stale", "error", "full"),
-            (w.hang, w.lost, w.again, w.stale, w.error, w.full),
-        )[0]
+        rng, count = self.world.rng, 6 if what in LOST_REPLY else 4
+        chances = self._chances[:count]
+        if rng.random() >= sum(chances):
+            return None
+        kind = rng.choices(self._kinds[:count], chances)[0]
         fault = self._fault(kind, what, rng)
         if fault is not None:
             self._note(kind)
@@ -101,11 +105,11 @@ class Accidents:
 
     def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
         if kind == "hang":
-            return Fault(delay_s=rng.uniform(0, 2 * self.lease_s))
-        if kind == "lost" and what in LOST_REPLY:
-            return Fault(LOST_REPLY[what], done=True, delay_s=rng.uniform(0, 2 * self.lease_s))
-        if kind == "again" and what in LOST_REPLY:
-            return Fault(again_s=rng.uniform(0, 3 * self.lease_s))
+            return Fault(delay_s=self._long())
+        if kind == "lost":
+            return Fault(LOST_REPLY[what], done=True, delay_s=rng.choice((0.0, self._long())))
+        if kind == "again":
+            return Fault(again_s=self._long())
         if kind == "stale" and what not in ("create", "write", "mkdir"):
             return Fault(errno.ESTALE)
         if kind == "error":
@@ -114,8 +118,13 @@ class Accidents:
             return Fault(errno.ENOSPC)
         return None
 
+    def _long(self) -> float:
+        """Return a time that matters: any, or about as long as a lease."""
+        share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.8, 1.4)))
+        return self.world.rng.uniform(*share) * self.lease_s
+
     def _pause(self, process: Process) -> None:
-        seconds = self.world.rng.uniform(0, 3 * self.lease_s)
+        seconds = self._long()
         process.stopped = self.world.rng.random() < 0.5
         process.until = self.world.now + seconds
         self.world.say("FAULT is stopped", f"for {seconds:.1f} s")
@@ -126,7 +135,7 @@ class Accidents:
         process.excuses.add("dead")
         note = ""
         if ghost and doing is not None and doing[0] in LOST_REPLY:
-            after = self.world.rng.uniform(0, 3 * self.lease_s)
+            after = self._long()
             note = f"and its {doing[0]} comes {after:.1f} s late"
             what, paths = doing
             self.world.at(self.world.now + after, lambda: _once_more(what, paths, process))

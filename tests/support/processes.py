@@ -137,3 +137,8 @@ def state_of(pid: int) -> str:
 def alive(pid: int) -> bool:
     """Say whether a process runs; one that only waits to be reaped does not."""
     return state_of(pid) not in ("", "Z", "X")
+
+
+def wait_until_gone(pids: Sequence[int]) -> None:
+    """Wait until none of these processes runs: who was sent SIGKILL still takes a moment to end."""
+    wait_for(lambda: not any(map(alive, pids)), f"processes {pids} to be gone", deadline_s=5.0)

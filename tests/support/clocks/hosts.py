@@ -1,7 +1,7 @@
 """Run commands as on another host: another name, other processes, other clocks.
 
-A namespace of its own for host name, processes and monotonic clocks is the kernel's; the wall clock,
-which has no namespace, is shifted by a preloaded library.
+The kernel gives it a namespace for its name, its processes and its monotonic clocks. The wall clock
+has none, and is shifted by a preloaded library.
 """
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""Read a claim's sequences as token ids, cut or in windows, and note what is met on the way.
+
+What this module does not know: batches, models, and what becomes of the ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.batching import Tokenized
+from embed.families import Tokens
+from embed.fasta import Record, records
+from embed.outputs import FLAGS
+from embed.segments import Segment, read_segment
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was met in a claim's sequences."""
+
+    sequences: int = 0
+    residues: int = 0
+    """As computed: after longer sequences were cut."""
+    truncated: int = 0
+    windowed: int = 0
+    unknown_residues: int = 0
+    """Letters outside the vocabulary, read as unknown."""
+    empty: int = 0
+    duplicate_ids: int = 0
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line for everything that a user should know."""
+        if self.truncated:
+            yield f"{self.truncated} sequences were longer than --max-residues, and cut"
+        if self.windowed:
+            yield f"{self.windowed} sequences were longer than --max-residues, and read in windows"
+        if self.unknown_residues:
+            yield f"{self.unknown_residues} residues are in no vocabulary, and were read as unknown"
+        if self.empty:
+            yield f"{self.empty} sequences have no residues; their rows are zeros"
+        if self.duplicate_ids:
+            yield f"{self.duplicate_ids} sequences have an id that came before; rows go by position"
+
+
+class Reading:
+    """Iterate over a claim's sequences, once."""
+
+    def __init__(
+        self, segments: Sequence[Segment], tokens: Tokens, residues_max: int, *, in_windows: bool
+    ) -> None:
+        self._segments, self._tokens = segments, tokens
+        self._residues_max, self._in_windows = residues_max, in_windows
+        self._counts = Counts()
+        self._lengths: list[int] = []
+        self._flags: list[int] = []
+        self.ids: list[str] = []
+
+    def __iter__(self) -> Iterator[Tokenized]:
+        """Yield every sequence that has residues; an empty one has a row of zeros, no tokens."""
+        for segment in self._segments:
+            for block in read_segment(segment):
+                for record in records(block):
+                    yield from self._read(record)
+
+    def counted(self) -> Counts:
+        """Return the counts of all that was read."""
+        self._counts.sequences = len(self.ids)
+        self._counts.duplicate_ids = len(self.ids) - len(Counter(self.ids))
+        return self._counts
+
+    def columns(self) -> dict[str, NDArray[np.int64] | NDArray[np.uint8]]:
+        """Return what an output says of each sequence beside its row."""
+        return {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
+
+    def _read(self, record: Record) -> Iterator[Tokenized]:
+        row, letters = len(self.ids), record.residues
+        is_long = len(letters) > self._residues_max
+        met = {
+            "truncated": is_long and not self._in_windows,
+            "windowed": is_long and self._in_windows,
+            "empty": not letters,
+        }
+        unknown = 0
+        read = letters if self._in_windows else letters[: self._residues_max]
+        self.ids.append(record.id)
+        for window, start in enumerate(range(0, len(read), self._residues_max)):
+            part = read[start : start + self._residues_max]
+            ids, strange = self._tokens.read(part)
+            unknown += strange
+            yield Tokenized(row, ids, window, len(part) / len(read))
+        self._note(record, len(read), unknown, met)
+
+    def _note(self, record: Record, read: int, unknown: int, met: dict[str, bool]) -> None:
+        counts = self._counts
+        counts.residues += read
+        counts.unknown_residues += unknown
+        for name, is_so in met.items():
+            setattr(counts, name, getattr(counts, name) + is_so)
+        flags = {**met, "unknown_residues": unknown > 0}
+        self._lengths.append(len(record.residues))
+        self._flags.append(sum(FLAGS[name] for name, is_so in flags.items() if is_so))

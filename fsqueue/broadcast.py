@@ -1,0 +1,198 @@
+"""Address one copy of a job to every capable worker, and collect what became of the copies.
+
+Capable is who lives, was heard of lately, is of tier GPU or CPU, and has the required capability. A
+copy is *accepted* when it lies in its worker's inbox. The worker runs it after the claim that it
+runs; nobody steals it. With scatter, each copy says which part it is: `shard` k of `shards` n.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from fsqueue import atomic, claims
+from fsqueue.claims import Claim
+from fsqueue.errors import FsqueueError, NotSupportedError, PoolError, UsageError
+from fsqueue.handlers import load_handler
+from fsqueue.inbox import address, bounce_strays, inbox_of, spool_of
+from fsqueue.jobs import JOBS
+from fsqueue.layout import State
+from fsqueue.leases import Observer, Process
+from fsqueue.names import ClaimName, new_worker_id, slug
+from fsqueue.pool import Pool, read_json
+from fsqueue.score import Candidate, Need, Tier, fits
+from fsqueue.status import heartbeat, read_status
+
+LOST_S: Final = 300.0
+"""A worker that has not written its status for so long is not addressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to broadcast."""
+
+    job_type: str
+    job_data: dict[str, Any]
+    required_capability: str | None = None
+    scatter: bool = False
+
+
+@dataclass(slots=True)
+class Copy:
+    """One copy: whose it is, whether it was accepted, and in the end what became of it."""
+
+    worker: str
+    id: str
+    error: str = ""
+    outcome: str = "waiting"
+    output: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """Return the worker's row of the response."""
+        if self.error and self.outcome == "refused":
+            return {"worker_id": self.worker, "status": "failed", "error": self.error}
+        return {"worker_id": self.worker, "status": "accepted", "status_code": 200}
+
+
+@dataclass(slots=True)
+class Broadcast:
+    """A broadcast that was made."""
+
+    id: str
+    order: Order
+    copies: list[Copy] = field(default_factory=list)
+
+    def response(self) -> dict[str, Any]:
+        """Return what the load-balancing guide answers: acceptance alone."""
+        rows = [copy.row() for copy in self.copies]
+        accepted = sum(row["status"] == "accepted" for row in rows)
+        return {
+            "job_type": self.order.job_type,
+            "broadcasted_to": len(rows),
+            "successful": accepted,
+            "failed": len(rows) - accepted,
+            "workers": rows,
+        }
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the response, and what became of every copy."""
+        answer = self.response() | {"broadcast_id": self.id}
+        for row, copy in zip(answer["workers"], self.copies, strict=True):
+            row |= {"claim": copy.id, "outcome": copy.outcome}
+            row |= {"output": copy.output} if copy.output else {}
+            row |= {"error": copy.error} if copy.error else {}
+        return answer
+
+
+def broadcast(pool: Pool, order: Order) -> Broadcast:
+    """Address the copies and keep the response; NotSupportedError if nobody is capable."""
+    options, payload = _prepared(order)
+    workers = capable(pool, order.required_capability)
+    if not workers:
+        raise NotSupportedError(
+            f"no capable worker for job_type {order.job_type!r}, required_capability "
+            f"{order.required_capability!r}: none that lives is of tier 1 or 2 and has it. See: "
+            f"fsqueue services {pool.root}; start some: fsqueue work {pool.root} --keep-alive"
+        )
+    made = Broadcast(f"{slug(order.job_type, 30)}-{secrets.token_hex(5)}", order)
+    for number, worker in enumerate(workers):
+        part = {"shard": number, "shards": len(workers)} if order.scatter else {}
+        name = claims.waiting_name(f"{made.id}-{number}", slug(order.job_type, 32), 1)
+        claim = Claim(order.job_type, spool_of(worker), options, payload | part, {})
+        copy = Copy(worker, name.id)
+        made.copies.append(copy)
+        try:
+            address(pool, worker, name, claim.encode(name))
+        except (OSError, FsqueueError) as error:
+            copy.error, copy.outcome = str(error), "refused"
+    record = made.outcome() | {"order": asdict(order), "at": time.time()}
+    _record(pool, made.id, record)
+    return made
+
+
+def capable(pool: Pool, required: str | None) -> list[str]:
+    """Return the workers that a broadcast addresses."""
+    need = Need(capability=required, tier_max=Tier.CPU)
+    observer = Observer(pool)
+    observer.look()
+    found = []
+    for worker in sorted(observer.workers()):
+        status = read_status(pool, worker)
+        if status is None or time.time() - status.written_at > LOST_S:
+            continue
+        if status.state in ("stopped", "failed") or observer.process(worker) is Process.GONE:
+            continue
+        if not fits(Candidate.read(asdict(status) | heartbeat(status)), need):
+            found.append(worker)
+    return found
+
+
+def follow(pool: Pool, made: Broadcast, *, sleep: Callable[[], None], give_up: float) -> bool:
+    """Wait until every accepted copy is done or failed, or `give_up` (monotonic); say if all is.
+
+    Copies of workers that left or died are ended here too: perhaps nobody else is left to do it.
+    """
+    me = new_worker_id("broadcast-")
+    while True:
+        bounce_strays(pool, me, ())
+        open_copies = [copy for copy in made.copies if copy.outcome in ("waiting", "running")]
+        look(pool, open_copies)
+        if not any(copy.outcome in ("waiting", "running") for copy in open_copies):
+            return True
+        if time.monotonic() > give_up:
+            return False
+        sleep()
+
+
+def look(pool: Pool, copies: list[Copy]) -> None:
+    """Note what became of copies."""
+    inbox = inbox_of(pool)
+    try:
+        # In the order in which claims move, so that one on its way is seen where it arrives.
+        owned = {
+            state: {name.id: name for name in claims.owned(inbox, state)}
+            for state in (State.RUNNING, State.FAILED, State.DONE)
+        }
+    except PoolError:
+        return  # no copy was accepted, or somebody removed the inbox
+    for copy in copies:
+        for state, names in owned.items():
+            if copy.id in names:
+                copy.outcome = state.value
+                if state is State.FAILED:
+                    copy.error = _error(inbox, names[copy.id])
+        if copy.outcome == "done":
+            made = (t for t in atomic.names(inbox.directory("outputs")) if t.startswith(copy.id))
+            copy.output = next((f"{inbox.directory('outputs')}/{text}" for text in made), "")
+
+
+def _error(inbox: Pool, name: ClaimName) -> str:
+    try:
+        record = read_json(inbox.error(name.id, name.attempt), patience_s=0.0)
+        return str(record.get("error"))
+    except (OSError, PoolError):
+        return "no record in inbox/errors/"
+
+
+def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a copy's options and payload. UsageError if nobody knows the job."""
+    if order.job_type in JOBS:
+        return {}, order.job_data
+    handler = load_handler(order.job_type)
+    options = {option.name: option.default for option in handler.options}
+    given = order.job_data.get("options", {})
+    if not isinstance(given, dict):
+        raise UsageError('"options" in --job-data is not a JSON object.')
+    payload = {key: value for key, value in order.job_data.items() if key != "options"}
+    return handler.prepare(options | given), payload
+
+
+def _record(pool: Pool, id: str, facts: dict[str, Any]) -> None:
+    try:
+        atomic.publish(f"{inbox_of(pool).root}/{id}.json", json.dumps(facts, indent=1).encode())
+    except OSError:
+        pass  # not one copy could be addressed: the response says it all

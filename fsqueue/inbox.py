@@ -1,0 +1,130 @@
+"""Claims addressed to one worker: a small pool inside the pool, where every worker has a spool.
+
+    pool/inbox/spools/WORKER/CLAIM    addressed to that worker; nobody else takes it
+    pool/inbox/running/CLAIM@WORKER   and done/, failed/, errors/, outputs/ as in the pool itself
+    pool/inbox/ID.json                what `fsqueue broadcast` answered
+
+Its claims move by the same renames (`claims.py`) through the same states, apart from the planned
+ones: no plan holds them, so what counts planned work never sees them, thieves do not look there,
+and `retry` does not bring them back. An addressed claim has one attempt. Whose worker leaves or
+dies before it ran ends in failed/, with a record that says so: nobody else was meant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Final
+
+from fsqueue import atomic, claims
+from fsqueue.errors import ClaimLost, PoolError
+from fsqueue.layout import State
+from fsqueue.leases import lease_names
+from fsqueue.names import SPOOL, ClaimName
+from fsqueue.pool import Pool
+
+LOOK_S: Final = 1.0
+PARTS: Final = "spools running done failed errors partial outputs".split()
+
+
+def inbox_of(pool: Pool) -> Pool:
+    """Return the pool of what is addressed. Nothing of it need exist."""
+    return replace(pool, root=f"{pool.root}/inbox", attempts_max=1)
+
+
+def spool_of(worker: str) -> str:
+    """Return the name of a worker's spool: the end of its id, where the random part is."""
+    spool = worker[-40:].lstrip("_-")
+    assert SPOOL.fullmatch(spool), worker
+    return spool
+
+
+def address(pool: Pool, worker: str, name: ClaimName, data: bytes) -> None:
+    """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
+    inbox = inbox_of(pool)
+    atomic.make_directory(inbox.root)
+    for part in PARTS:
+        atomic.make_directory(inbox.directory(part))
+    atomic.make_directory(inbox.spool(spool_of(worker)))
+    atomic.publish(inbox.waiting(spool_of(worker), name), data)
+
+
+def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
+    """End in failed/ what was addressed to a worker that will not run it; return the ids.
+
+    Anybody may do it once the worker's lease has ended, and the worker itself.
+    """
+    inbox, spool = inbox_of(pool), spool_of(worker)
+    ended = []
+    for name in _waiting(inbox, spool):
+        claims.record_error(inbox, name.owned_by(by), {"error": why})
+        if claims.cancel(inbox, spool, name, by) is not None:
+            ended.append(name.id)
+    for name in _running(inbox):
+        if name.owner == worker:
+            try:
+                claims.charge(inbox, name, spool, {"error": why}, final=True)
+                ended.append(name.id)
+            except ClaimLost:
+                continue  # RACE: it was done after all, or another bounced it
+    atomic.discard_empty(inbox.spool(spool))
+    return ended
+
+
+def bounce_strays(pool: Pool, by: str, dead: Collection[str]) -> None:
+    """Bounce what is addressed to workers whose lease has ended."""
+    try:
+        spools = set(atomic.names(inbox_of(pool).directory("spools")))
+    except PoolError:
+        return  # nothing was ever addressed to anybody
+    ended = {name.worker for name in lease_names(pool) if not name.living} | set(dead)
+    held = {name.owner for name in _running(inbox_of(pool))}
+    for worker in ended:
+        if spool_of(worker) in spools or worker in held:
+            bounce(pool, worker, by, f"{worker} left or died before it had done this")
+
+
+class Inbox:
+    """One worker's own inbox, looked into once a second at most."""
+
+    def __init__(self, pool: Pool, worker: str) -> None:
+        self.pool = inbox_of(pool)
+        self.spool = spool_of(worker)
+        self._whole = pool
+        self._worker = worker
+        self._looked = -1e9
+        self._known: list[ClaimName] = []
+
+    def next(self) -> ClaimName | None:
+        """Take what was addressed to us, in the order of its ids; None if there is nothing."""
+        if not self._known and time.monotonic() - self._looked >= LOOK_S:
+            self._known = sorted(_waiting(self.pool, self.spool), key=lambda n: n.id, reverse=True)
+            self._looked = time.monotonic()
+        while self._known:
+            name = self._known.pop()
+            if name.returns:
+                record = {"error": f"{self._worker} could not run this; its log says why"}
+                claims.record_error(self.pool, name.owned_by(self._worker), record)
+                claims.cancel(self.pool, self.spool, name, self._worker)
+            elif taken := claims.take(self.pool, self.spool, name, self._worker):
+                return taken
+        return None
+
+    def close(self) -> None:
+        """End what is still here: this worker leaves."""
+        bounce(self._whole, self._worker, self._worker, f"{self._worker} left before it ran this")
+
+
+def _waiting(inbox: Pool, spool: str) -> list[ClaimName]:
+    try:
+        return claims.waiting(inbox, spool)
+    except PoolError:
+        return []  # nothing was ever addressed to this worker
+
+
+def _running(inbox: Pool) -> Iterator[ClaimName]:
+    try:
+        yield from claims.owned(inbox, State.RUNNING)
+    except PoolError:
+        return  # as above

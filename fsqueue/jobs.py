@@ -1,0 +1,94 @@
+"""The jobs that every worker knows, for `fsqueue broadcast`: warmup, selftest, evict, drain.
+
+Each is a handler that acts on the worker it runs in. Anything else that is broadcast is run by the
+installed handler of that name, with the job's data for payload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from fsqueue import atomic, plans
+from fsqueue.errors import ClaimImpossible, NotSupportedError, UsageError
+from fsqueue.handlers import Handler, Work
+from fsqueue.pool import Pool
+
+
+class Job(Handler):
+    """One of those jobs; `handlers` are the worker's own, `load` gets one that is not yet there."""
+
+    suffix: str | None = None
+
+    def __init__(
+        self,
+        pool: Pool,
+        worker: str,
+        handlers: Mapping[str, Handler],
+        load: Callable[[str], Handler],
+    ) -> None:
+        self.pool = pool
+        self.worker = worker
+        self.handlers = handlers
+        self.load = load
+
+    def targets(self, work: Work) -> Iterator[tuple[Handler, Mapping[str, Any]]]:
+        """Yield what the job is about: the handler it names, else those of the pool's plans."""
+        named, options = work.payload.get("handler"), work.payload.get("options")
+        seen: list[tuple[str, Mapping[str, Any]]] = []
+        for plan in reversed(plans.read_plans(self.pool)):
+            if named in (None, plan.handler) and (plan.handler, plan.options) not in seen:
+                seen.append((plan.handler, plan.options))
+        if isinstance(named, str) and (isinstance(options, dict) or not seen):
+            seen = [(named, options if isinstance(options, dict) else {})]
+        for name, given in seen:
+            try:
+                yield self.load(name), given
+            except (UsageError, NotSupportedError) as error:
+                raise ClaimImpossible(str(error)) from error
+
+
+class Warmup(Job):
+    """Load what planned claims will need."""
+
+    def run(self, work: Work) -> None:
+        """Warm every target."""
+        for handler, options in self.targets(work):
+            handler.warm(options)
+
+
+class SelfTest(Job):
+    """Let handlers show on a known input that they give the known result here."""
+
+    suffix = ".json"
+
+    def run(self, work: Work) -> None:
+        """Write what each target's own test says; raise ClaimImpossible if one does not pass."""
+        found = {handler.name: handler.selftest(options) for handler, options in self.targets(work)}
+        work.output.write_text(json.dumps({"worker": self.worker, "handlers": found}, indent=1))
+
+
+class Evict(Job):
+    """Let go of what is loaded."""
+
+    def run(self, work: Work) -> None:
+        """Close every handler; each opens again when it is needed."""
+        for handler in self.handlers.values():
+            handler.close()
+
+
+class Drain(Job):
+    """Finish the claim that runs, and leave."""
+
+    def run(self, work: Work) -> None:
+        """Order this worker, and no other, to leave."""
+        atomic.publish(self.pool.order("drain", self.worker), b"")
+
+
+JOBS: Final[dict[str, type[Job]]] = {
+    "warmup": Warmup,
+    "selftest": SelfTest,
+    "evict": Evict,
+    "drain": Drain,
+}
