@@ -20,7 +20,7 @@ from embed.assembly import Assembly
 from embed.batching import batches
 from embed.families import Tokens
 from embed.segments import Segment
-from embed.sequences import Reading
+from embed.sequences import Reading, read_all
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ Rows = NDArray[np.float32]
 def embed(work: Work, engine: Engine, tokens: Tokens, provenance: Mapping[str, Any]) -> None:
     """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved."""
     options, planned = work.options, work.payload["sequences"]
+    segments = [Segment.decode(segment) for segment in work.payload["segments"]]
     reading = Reading(
-        [Segment.decode(segment) for segment in work.payload["segments"]],
+        read_all(segments),
         tokens,
         options["max_residues"],
         in_windows=options["long"] == "window",
@@ -60,6 +61,7 @@ def embed(work: Work, engine: Engine, tokens: Tokens, provenance: Mapping[str, A
             f"{counts.sequences} sequences were read where {planned} were planned, though the "
             f"bytes are those planned. This is a defect of fsqueue: report it."
         )
+    work.progress(done + counts.empty, planned)
     table, cuts = assembly.finish()
     columns = {**reading.columns(), **cuts}
     facts = {**provenance, "counts": asdict(counts)}

@@ -1,4 +1,4 @@
-"""Read a claim's sequences as token ids, cut or in windows, and note what is met on the way.
+"""Read sequences as token ids, cut or in windows, and note what is met on the way.
 
 What this module does not know: batches, models, and what becomes of the ids.
 """
@@ -6,7 +6,7 @@ What this module does not know: batches, models, and what becomes of the ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +47,20 @@ class Counts:
             yield f"{self.duplicate_ids} sequences have an id that came before; rows go by position"
 
 
+def read_all(segments: Sequence[Segment]) -> Iterator[Record]:
+    """Yield the sequences of a claim's segments. Raises as `read_segment` does."""
+    for segment in segments:
+        for block in read_segment(segment):
+            yield from records(block)
+
+
 class Reading:
-    """Iterate over a claim's sequences, once."""
+    """Iterate over sequences as ids, once."""
 
     def __init__(
-        self, segments: Sequence[Segment], tokens: Tokens, residues_max: int, *, in_windows: bool
+        self, records: Iterable[Record], tokens: Tokens, residues_max: int, *, in_windows: bool
     ) -> None:
-        self._segments, self._tokens = segments, tokens
+        self._records, self._tokens = records, tokens
         self._residues_max, self._in_windows = residues_max, in_windows
         self._counts = Counts()
         self._lengths: list[int] = []
@@ -62,10 +69,8 @@ class Reading:
 
     def __iter__(self) -> Iterator[Tokenized]:
         """Yield every sequence that has residues; an empty one has a row of zeros, no tokens."""
-        for segment in self._segments:
-            for block in read_segment(segment):
-                for record in records(block):
-                    yield from self._read(record)
+        for record in self._records:
+            yield from self._read(record)
 
     def counted(self) -> Counts:
         """Return the counts of all that was read."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fsqueue import FsqueueError
+from fsqueue import FsqueueError, UsageError
 
 BLOCK_BYTES: Final = 8 << 20
 KINDS: Final = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
@@ -60,6 +60,11 @@ class Output:
             self.rows: Rows = arrays.pop("embeddings")
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise _damaged(path, error) from error
+        if "offsets" in arrays:
+            raise UsageError(
+                f"{path}: has a row for each token, and such outputs are not joined: read each by "
+                f"itself (embed.read), rows offsets[i] to offsets[i + 1] for sequence i."
+            )
         self.columns = {n: array for n, array in arrays.items() if len(array) == len(self.rows)}
 
     @property

@@ -92,9 +92,11 @@ def requeue(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
 def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
     """Put a failed claim back, with attempts to spend; None if somebody else did.
 
-    The attempt's number goes on from the last one, so that no error record is ever overwritten.
+    It gets a full round of attempts, numbered on from the rounds before, so that no error record is
+    ever overwritten.
     """
-    back = name.returned(failed=True)
+    fresh = (name.attempt // pool.attempts_max + 1) * pool.attempts_max
+    back = replace(name.returned(failed=True), attempt=fresh)
     moved = _move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
     return back if moved else None
 

@@ -21,7 +21,10 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-NO_LOCKS: Final = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTSUP}
+NO_LOCKS: Final = {
+    *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTSUP),
+    *(errno.EIO, errno.ESTALE),  # a network mount that lost its lock server
+}
 
 
 @contextmanager

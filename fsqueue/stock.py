@@ -61,6 +61,8 @@ class Stock:
         self._others: dict[str, list[ClaimName]] = {}
         self._crew: list[Peer] = []
         self._viewed = -1e9
+        self._admitted: set[str] = set()
+        """Spools whose lock was free since we listed them: one try a listing, not one a claim."""
         self._patience = Patience()
         self._waited: set[str] = set()
         self._refused_spools: set[str] = set()
@@ -139,14 +141,15 @@ class Stock:
         misses = 0
         while misses < MISSES_MAX and (pick := self._choose(offered)) is not None:
             spool, name = pick
-            if spool == self._spool:
-                taken = self._take(spool, _struck(self._own, name))
+            if spool == self._spool or spool in self._admitted:
+                taken = self._take(spool, _struck(offered[spool], name))
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
                     if not free:
                         self._beat.status.lock_skips += 1
                         del offered[spool]
                         continue
+                    self._admitted.add(spool)
                     taken = self._take(spool, _struck(offered[spool], name))
             if taken is not None:
                 return taken, spool
@@ -191,6 +194,7 @@ class Stock:
     def _look_around(self) -> None:
         """List the other spools, and who else lives and does what (hints: I8)."""
         begun = time.monotonic()
+        self._admitted.clear()
         self._others = {
             spool: in_order(names, self._taste)
             for spool in spool_names(self._pool)

@@ -73,10 +73,11 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
             spool, name = waiting[id]
             if not dry_run:
                 record = {"error": "cancelled before it ran", "cancelled": True}
-                claims.record_error(pool, name.owned_by(me), record)
-                if claims.cancel(pool, spool, name, me) is None:
+                ended = claims.cancel(pool, spool, name, me)
+                if ended is None:
                     click.echo(f"fsqueue: {id} was taken first; cancel it again.", err=True)
                     continue
+                claims.record_error(pool, ended, record)
             done.append({"id": id, "was": "waiting"})
         else:
             if not dry_run:

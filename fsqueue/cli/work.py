@@ -87,6 +87,7 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
     from fsqueue.gpus import use_pci_order
+    from fsqueue.leaving import DRAINED
     from fsqueue.habits import Habits
     from fsqueue.match import find_spool
     from fsqueue.slurm import Allocation
@@ -126,7 +127,7 @@ def work(pool: Pool, **given: Any) -> None:
         "spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing
     )
     status = worker.run()
-    if worker.comes_back() and allocation.requeue():
+    if status == DRAINED and worker.comes_back() and allocation.requeue():
         logging.getLogger("fsqueue").info("work remains: this job is requeued")
     sys.exit(status)
 

@@ -106,12 +106,12 @@ def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
     assert problems(pool) == [] or place is State.DONE  # nobody made its output
 
 
-def test_a_failed_claim_is_retried_with_the_next_attempt_and_a_fresh_name(
+def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
     pool: Pool, mine: ClaimName
 ) -> None:
     claims.fail(pool, mine)
     back = claims.retry(pool, mine, "gpu0")
-    assert back == ClaimName(mine.id, mine.kind, mine.cost, 1, 1)
+    assert back == ClaimName(mine.id, mine.kind, mine.cost, pool.attempts_max, 1)
     assert only(pool, State.WAITING) == back
     assert claims.retry(pool, mine, "gpu0") == back, "it is there: as good as if we had moved it"
     claims.take(pool, "gpu0", back, OTHER)
@@ -319,7 +319,6 @@ def test_a_retry_opens_another_round_and_overwrites_no_record(
     assert [r["error"] for r in errors_of(pool).values()] == [f"reason {n}" for n in range(6)]
 
 
-@pytest.mark.xfail(reason="a retry goes on counting from the attempt at which it failed for good")
 def test_a_retry_opens_a_full_round_also_when_the_claim_failed_before_its_last_attempt(
     pool: Pool, mine: ClaimName
 ) -> None:

@@ -507,6 +507,7 @@ def test_a_pid_that_is_another_processs_by_now_proves_the_death_of_the_first() -
         {"boot": None},
         {"pid_namespace": "pid:[1]"},
         {"pid_namespace": ""},
+        {"time_namespace": "time:[1]"},
         {"started": ""},
         {"started": 7},
         {"started": None},

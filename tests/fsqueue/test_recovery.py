@@ -287,7 +287,9 @@ def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
         return real(fd)
 
     mount = interpose(monkeypatch, listdir=listdir)
-    monkeypatch.setattr("time.sleep", lambda s: pytest.fail("it waits for a claim that has moved on"))
+    monkeypatch.setattr(
+        "time.sleep", lambda s: pytest.fail("it waits for a claim that has moved on")
+    )
     assert judge.sweep() == []
     assert only(pool, State.DONE) == held
     assert os.listdir(pool.directory("errors")) == [], "nothing went wrong in any attempt"

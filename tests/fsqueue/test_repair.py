@@ -17,7 +17,7 @@ from tests.support.processes import Running, Start, fsqueue, wait_for
 pytestmark = pytest.mark.slow
 
 QUICK = ("--steal-interval", "0.2")
-LEASE_S = 1.0
+LEASE_S = 2.0
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_reported_and_not_started_again(start: Start, tmp_
 
 
 def test_a_drained_run_is_status_75(start: Start, tmp_path: Path) -> None:
-    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 2), FOREVER, lease_s=1.0)
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 2), FOREVER, lease_s=2.0)
     run = start("run", pool.root, *QUICK)
     wait_for(lambda: ids(pool, State.RUNNING), "a claim to run")
     assert fsqueue("drain", pool.root, "--now").returncode == 0

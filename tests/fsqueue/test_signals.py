@@ -18,7 +18,7 @@ from tests.support.processes import Running, Start, fsqueue, wait_for, wait_unti
 
 pytestmark = pytest.mark.slow
 
-LEASE_S = 1.0
+LEASE_S = 2.0
 QUICK = ("--steal-interval", "0.2")
 
 

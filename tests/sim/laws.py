@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fsqueue.names import ClaimName, LeaseName
@@ -90,8 +90,10 @@ class Laws:
             self.shown[inode.number] = target
 
     def break_(self, law: str, text: str) -> None:
-        """Raise a Violation."""
-        raise Violation(f"{law}: {text}")
+        """Raise a Violation, which nobody can swallow: the world keeps the first."""
+        error = Violation(f"{law}: {text}")
+        self.world.violation = self.world.violation or error
+        raise error
 
     def _replaced(self, source: str, target: str, place: Place | None) -> None:
         area = target[len(self.root) + 1 :].split("/")[0]
@@ -173,7 +175,9 @@ class Laws:
         elif old.area == "running":
             self._left_running(old, new, mine)
         elif step == ("failed", "spools"):
-            if new.name != old.name.returned(failed=True):
+            rounds = old.name.attempt // self.attempts_max + 1
+            fresh = replace(old.name.returned(failed=True), attempt=rounds * self.attempts_max)
+            if new.name != fresh:
                 self.break_("I2", f"{old.text} became {new.text}")
         else:
             self.break_("I2", f"{old.text} became {new.text}")

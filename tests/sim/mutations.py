@@ -97,8 +97,8 @@ MUTATIONS: Final = (
     _m(
         "retry does not count on",
         "claims",
-        "    back = name.returned(failed=True)\n    moved",
-        "    back = name.returned(failed=False)\n    moved",
+        "attempt=fresh)",
+        "attempt=name.attempt)",
     ),
     _m(
         "one attempt too few",

@@ -128,6 +128,7 @@ class World:
         self.processes: list[Process] = []
         self.actors: list[Actor] = []
         self.current: Actor | None = None
+        self.violation: Violation | None = None
         self.behalf: Process | None = None
         """Whose request the server does now, if it comes late."""
         self.later: list[tuple[float, int, Callable[[], None]]] = []
@@ -289,6 +290,8 @@ class World:
         self.current = actor
         actor.green.switch()
         self.current = None
+        if self.violation is not None:
+            raise self.violation
         if actor.green.dead and actor in self.actors:
             self.actors.remove(actor)
 

@@ -36,30 +36,27 @@ def test_a_cancelled_task_puts_its_claim_back_and_stays_away(farm: Farm) -> None
     assert farm.restarts(one) == 0
 
 
-def test_a_requeued_task_puts_its_claim_back_and_works_on_later(farm: Farm) -> None:
+def test_a_requeued_task_and_a_warned_one_put_back_their_claims_and_work_on_later(
+    farm: Farm,
+) -> None:
+    """`scancel --batch --signal=USR1` does what Slurm does ahead of a time limit: the worker then
+    has itself requeued.
+    """
     farm.plan(6)
-    one, other = farm.submit()
-    name = farm.held(one)
-    farm.cluster.scontrol("requeue", one)
-    wait_for(lambda: name not in names_in(farm.pool, State.RUNNING), f"{name} to be put back")
-    again = farm.held(one, restarts=1)
-    assert again.attempt == 0
-    farm.finish(one, other)
-    assert farm.restarts(one) == 1
-    assert "CANCELLED" not in farm.worker(one).message
-
-
-def test_a_warned_worker_drains_and_has_itself_requeued_while_work_remains(farm: Farm) -> None:
-    """`scancel --batch --signal=USR1` does what Slurm does ahead of a time limit."""
-    farm.plan(3)
-    (task,) = farm.submit("--array", "1")
-    first = farm.held(task)
-    farm.cluster.scancel("--batch", "--signal=USR1", task)
-    again = farm.held(task, restarts=1)
-    assert (again.id, again.attempt, again.returns) == (first.id, 0, 1)
-    farm.finish(task)
-    assert farm.restarts(task) == 1
-    assert "stopped by SIGUSR1" in farm.worker(task).message
+    requeued, warned = farm.submit()
+    first, second = farm.held(requeued), farm.held(warned)
+    farm.cluster.scontrol("requeue", requeued)
+    farm.cluster.scancel("--batch", "--signal=USR1", warned)
+    for name in (first, second):
+        wait_for(lambda name=name: name not in names_in(farm.pool, State.RUNNING),
+                 f"{name} to be put back")  # fmt: skip
+    for task in (requeued, warned):
+        again = farm.held(task, restarts=1)
+        assert again.attempt == 0
+    farm.finish(requeued, warned)
+    assert farm.restarts(requeued) == farm.restarts(warned) == 1
+    assert "stopped by SIGTERM" in farm.worker(requeued).message
+    assert "stopped by SIGUSR1" in farm.worker(warned).message
 
 
 def test_a_warned_worker_is_not_requeued_when_nothing_remains(farm: Farm) -> None:

@@ -1,0 +1,5 @@
+"""`python -m embed FILE`: embed one file."""
+
+from embed.cli import main
+
+main()

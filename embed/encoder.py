@@ -1,0 +1,101 @@
+"""Embed sequences from Python: no pool, no files.
+
+    from embed import Encoder
+    encoder = Encoder.load("facebook/esm2_t6_8M_UR50D")
+    vectors = encoder.encode(["MKVLAAGIVGLC", "MKAY"])  # float32, (2, 320)
+
+The numbers are those that a pool gives; see `pooling.py` for what is averaged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed import engine, families, hub
+from embed.assembly import Assembly
+from embed.batching import batches
+from embed.engine import Engine
+from embed.families import FAMILIES, Tokens
+from embed.fasta import BLANKS, Record
+from embed.pooling import pooling as pooling_of
+from embed.sequences import Reading
+from fsqueue import ClaimFailed, UsageError
+
+log = logging.getLogger(__name__)
+
+POOLINGS = ("mean", "cls", "max")
+
+
+class Encoder:
+    """A loaded model."""
+
+    def __init__(self, engine: Engine, tokens: Tokens, how: dict[str, Any]) -> None:
+        self._engine, self._tokens, self._how = engine, tokens, how
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        dtype: str = "float32",
+        pooling: str = "mean",
+        long: str | None = None,
+        max_residues: int = 0,
+    ) -> Encoder:
+        """Load a model by its folder or hub id, onto the first visible GPU or else the CPU.
+
+        The options are those of `fsqueue plan embed`. Raises UsageError, saying what to type.
+        """
+        if pooling not in POOLINGS:
+            raise UsageError(f"pooling {pooling!r}: must be one of {', '.join(POOLINGS)}.")
+        found = hub.find(model)
+        family = FAMILIES[found.family]
+        device = engine.choose_device(log.warning)
+        encoder, tokens = families.load(found.family, found.folder, dtype, device)
+        how = {
+            "pooling": pooling,
+            "long": long or family.long,
+            "max_residues": max_residues or family.residues_max,
+        }
+        return cls(Engine(encoder, pooling_of(pooling, found.family)), tokens, how)
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers a vector has."""
+        return self._engine.width
+
+    def encode(
+        self, sequences: Sequence[str], *, tokens_per_batch: int = 4096
+    ) -> NDArray[np.float32]:
+        """Return the vectors of sequences, float32 of shape (sequences, width), in their order.
+
+        An empty sequence has zeros. Raises UsageError for a longer one than `max_residues` where
+        `long` is `fail`, ClaimFailed if a vector is not finite.
+        """
+        how = self._how
+        letters = [text.encode().translate(None, BLANKS).rstrip(b"*") for text in sequences]
+        longest = max(map(len, letters), default=0)
+        if how["long"] == "fail" and longest > how["max_residues"]:
+            raise UsageError(f"a sequence has {longest:,} letters, more than max_residues.")
+        records = (Record("", each) for each in letters)
+        reading = Reading(
+            records, self._tokens, how["max_residues"], in_windows=how["long"] == "window"
+        )
+        assembly = Assembly(len(letters), self.width, how["pooling"])
+        for batch in batches(reading, tokens_per_batch):
+            rows = self._engine.embed(batch, log.warning)
+            for one, row in zip(batch, rows, strict=True):
+                assembly.add(one.row, row[None], window=one.window, share=one.share)
+        vectors, _ = assembly.finish()
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise ClaimFailed(
+                f"{len(bad)} vectors are not finite, that of sequence {bad[0]} first; half "
+                f"precision overflowed. Load with dtype='float32'."
+            )
+        return vectors
