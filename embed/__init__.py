@@ -1,19 +1,43 @@
-"""Embed protein sequences with ESM-2: the first real workload of fsqueue.
+"""Embed protein and DNA sequences with ESM-2 and DNABERT: the first real workload of fsqueue.
 
 Reading order: `fasta`, `counting` and `scan` read files, `segments` pins parts of them, `planning`
-cuts claims; `hub` finds a model, `modelfiles` inspects it, `models` loads it; `residues` and
-`batching` prepare what `engine` runs and `pooling` condenses; `claim` does one claim with all of
-these, `outputs` writes and reads its file; `handler` is what fsqueue calls.
+cuts claims; `hub` finds a model, `modelfiles` inspects it, `families` knows the two kinds: `models`
+and `residues` are ESM-2, `dnabert` and `dna_tokens` are DNABERT. `sequences` and `batching` prepare
+what `engine` runs and `pooling` condenses, `assembly` puts it in its place; `claim` does one claim
+with all of these, `outputs` writes and reads its file; `handler` is what fsqueue calls, `options`
+what is asked of it.
 
-    from embed import read
+Afterwards `gathering` finds a pool's outputs, `tables` and `pairing` go through them, `formats` and
+`virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs. `onefile` and
+`encoder` do without a pool; `cli` is the command line.
+
+    from embed import Encoder, read
     table = read("pool/outputs/proteins-5c1f09ab33d2.safetensors")
     table.ids[0], table.rows[0]
+    Encoder.load("facebook/esm2_t6_8M_UR50D").encode(["MKVLAAGIVGLC"])  # float32, (1, 320)
 
-Importing this package imports neither torch nor transformers.
+Importing this package imports nothing heavy, not even numpy: a name is looked up when it is asked
+for.
 """
 
 from __future__ import annotations
 
-from embed.outputs import Embeddings, read
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Embeddings", "read"]
+if TYPE_CHECKING:
+    from embed.encoder import Encoder
+    from embed.outputs import Embeddings, read
+
+__all__ = ["Embeddings", "Encoder", "read"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+_HOMES = {"Embeddings": "embed.outputs", "Encoder": "embed.encoder", "read": "embed.outputs"}

@@ -13,10 +13,9 @@ from typing import Any
 
 import click
 
+from embed.options import FORMATS, OPTIONS
 from fsqueue import FsqueueError, Option, UsageError
 from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool
-
-FORMATS = ("safetensors", "npz", "h5", "parquet", "virnucpro")
 
 
 @click.group("embed", context_settings=SETTINGS)
@@ -44,7 +43,7 @@ def embed() -> None:
     help="Divide both files besides, N sequences to a file, as VirNucPro does (10000).",
 )
 @json_option
-def prepare(contigs: str, out: str | None, chunk: int, split: int | None, as_json: bool) -> None:  # fmt: skip
+def prepare(contigs: str, out: str | None, chunk: int, split: int | None, as_json: bool) -> None:
     """Cut contigs into chunks, and translate each in six frames.
 
     Writes X_nucleotide.fa and X_protein.faa, which hold the same ids in the same order: one for
@@ -76,7 +75,7 @@ def prepare(contigs: str, out: str | None, chunk: int, split: int | None, as_jso
 @click.option("--model", help="Which, if the pool has several; by its name or kind.")
 @click.option("--partial", is_flag=True, help="Merge what is done, and say what is not.")
 @json_option
-def merge(words: tuple[str, ...], as_json: bool, **how: Any) -> None:  # fmt: skip
+def merge(words: tuple[str, ...], as_json: bool, **how: Any) -> None:
     """Join a pool's outputs in input order into the file OUT (virnucpro: the folder OUT).
 
     Every planned sequence must be there, once. The outputs of two models are paired by id, DNA
@@ -84,8 +83,10 @@ def merge(words: tuple[str, ...], as_json: bool, **how: Any) -> None:  # fmt: sk
 
     \b
     safetensors  embeddings (a pair: data), ids; embed.read() reads it
-    npz          embeddings, ids            h5       a dataset per id
-    parquet      columns id, embedding      virnucpro  STEM_ESM.pt, STEM_DNABERT_S.pt, STEM_merged.pt
+    npz          embeddings, ids
+    h5           a dataset per id
+    parquet      columns id, embedding
+    virnucpro    STEM_ESM.pt, STEM_DNABERT_S.pt, STEM_merged.pt, each with its .done
     """
     from embed.merge import merge as merge_pool
 
@@ -105,8 +106,6 @@ def merge(words: tuple[str, ...], as_json: bool, **how: Any) -> None:  # fmt: sk
 
 def _planning_options(command: Any) -> Any:
     """Add the options of `fsqueue plan embed`, in their order, but those of pools."""
-    from embed.handler import OPTIONS
-
     for option in reversed(OPTIONS):
         if option.name != "checkpoint_seconds":
             command = click.option(
@@ -133,7 +132,8 @@ def file(path: str, out: str | None, **options: Any) -> None:
     from embed.onefile import Said, embed_file
 
     out = out or f"{os.path.splitext(path.removesuffix('.gz'))[0]}.{options['format']}"
-    with click.progressbar(length=0, label="embedding", file=sys.stderr) as bar:
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=0, label="embedding", file=sys.stderr, hidden=hidden) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.length = total

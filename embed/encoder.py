@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ from fsqueue import ClaimFailed, UsageError
 
 log = logging.getLogger(__name__)
 
-POOLINGS = ("mean", "cls", "max")
+POOLINGS: Final = ("mean", "cls", "max")
+"""Those that give a vector for each sequence."""
 
 
 class Encoder:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any, Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +25,6 @@ class Family:
     """Whose versions an output's header tells."""
 
 
-POOLINGS: Final = ("mean", "cls", "max", "per-token")
-LONG: Final = ("truncate", "window", "fail")
-
 FAMILIES: Final = {
     "esm2": Family("esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers")),
     "dnabert": Family("dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers")),
@@ -44,8 +38,8 @@ class Tokens(Protocol):
         """Return the token ids, without begin and end, and how many letters are unknown."""
 
 
-def load(family: str, folder: str, dtype: str, device: torch.device) -> tuple[Any, Tokens]:
-    """Load the encoder of the model in `folder`, and what reads sequences for it.
+def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens]:
+    """Load the encoder of the model in `folder` to a torch device, and what reads its sequences.
 
     Raises ClaimImpossible if the files are not all that the model needs.
     """

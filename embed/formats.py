@@ -175,5 +175,3 @@ FORMATS: Final[dict[str, Callable[[Path, Table], None]]] = {
     "h5": write_h5,
     "parquet": write_parquet,
 }
-CHOICES: Final = (*FORMATS, "virnucpro")
-"""What `fsqueue embed merge` can write; the last is a file for each input, see `virnucpro.py`."""

@@ -21,28 +21,15 @@ from numpy.typing import NDArray
 
 from embed import claim, families, hub, planning
 from embed.cost import costs
-from embed.families import FAMILIES, LONG, POOLINGS, Tokens
-from embed.formats import CHOICES
+from embed.families import FAMILIES, Tokens
+from embed.options import DTYPE_TAGS, OPTIONS
 from embed.scan import scan
 from embed.segments import Segment, verify
-from fsqueue import BadInput, Handler, Item, Option, Source, UsageError, Work, host_lock
+from fsqueue import BadInput, Handler, Item, Source, UsageError, Work, host_lock
 
 if TYPE_CHECKING:
     from embed.engine import Engine
 
-DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
-
-OPTIONS: Final = (
-    Option("model", None, "ESM-2 or DNABERT: a folder, or a hub id[@revision]", required=True),
-    Option("dtype", "float32", "precision; float16 is slow on most CPUs", tuple(DTYPE_TAGS)),
-    Option("pooling", "mean", "what is kept of a sequence's tokens", tuple(POOLINGS)),
-    Option("long", None, "longer sequences; default: ESM-2 truncate, DNABERT window", LONG),
-    Option("max_residues", 0, "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT"),
-    Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
-    Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
-    Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),
-    Option("format", "safetensors", "what `fsqueue embed merge` writes of it", CHOICES),
-)
 NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format")
 """What changes no byte of an output: where the model lies, how often to save, what comes later."""
 RAGGED_BYTES: Final = 1 << 30

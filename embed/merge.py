@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from embed.formats import CHOICES, FORMATS
+from embed.formats import FORMATS
 from embed.gathering import Gathered, Input, gather
+from embed.options import FORMATS as CHOICES
 from embed.pairing import Paired, Table
 from embed.publishing import whole
 from embed.tables import Joined

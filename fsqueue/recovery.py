@@ -50,14 +50,15 @@ class Recovery:
         self._witness = Witness(pool, observer)
         self.observer = observer
         self.running: list[ClaimName] = []
-        self._swept = time.monotonic()
+        self.swept = time.monotonic()
+        """When running/ was listed last."""
 
     def sweep_if_due(self) -> list[Recovered]:
         """Sweep, if the last sweep was half a lease ago; for those who have other work to do.
 
         Whoever begins to watch the dead only when all else is done waits a whole lease at the end.
         """
-        due = time.monotonic() - self._swept >= self._pool.lease_s / 2
+        due = time.monotonic() - self.swept >= self._pool.lease_s / 2
         return self.sweep() if due else []
 
     def sweep(self) -> list[Recovered]:
@@ -67,6 +68,7 @@ class Recovery:
         except PoolError as error:
             log.debug("%s", error)  # the planner and check say so; claims of the dead do not wait
         self.running = list(claims.owned(self._pool, State.RUNNING))
+        self.swept = time.monotonic()
         owners = {name.owner for name in self.running if name.owner} - {self._me}
         self.observer.look(owners)
         everybody = sorted(owners | set(self.observer.workers()) - {self._me})

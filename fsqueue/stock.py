@@ -87,12 +87,12 @@ class Stock:
         """Return a spool to put a claim back into when its own is not known."""
         return self._spool or spool_names(self._pool)[0]
 
-    def count_waiting(self) -> Waiting:
-        """Count over listings no older than a second."""
+    def count_waiting(self, since: float = -math.inf) -> Waiting:
+        """Count over listings no older than a second, nor than `since`."""
         total = could = too_long = 0
         for spool in spool_names(self._pool):
             at, names = self._listed.get(spool, (-1e9, None))
-            if time.monotonic() - at > 1.0:
+            if time.monotonic() - at > 1.0 or at < since:
                 names = self._list(spool)
             total += len(names or ()) if names is not None else 1
             if names and (self._stealing or spool == self._spool):
@@ -231,8 +231,9 @@ class Stock:
     def _list(self, spool: str) -> list[ClaimName] | None:
         """List a spool; None, said once, if it is not fit to be worked."""
         try:
+            begun = time.monotonic()
             names = claims.waiting(self._pool, spool)
-            self._listed[spool] = time.monotonic(), names
+            self._listed[spool] = begun, names
             return names
         except PoolError as error:
             if spool not in self._refused_spools:

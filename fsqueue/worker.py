@@ -199,7 +199,8 @@ class Worker:
 
     def _nothing_left(self) -> int | None:
         """Return the exit status if no claim waits, or will come back, that we could take."""
-        waiting = self.stock.count_waiting()
+        # Running before waiting: what its owner puts back between the two is seen where it arrives.
+        waiting = self.stock.count_waiting(since=self.recovery.swept)
         if waiting.could_take:
             return None
         for name in self.recovery.running:

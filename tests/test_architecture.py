@@ -20,10 +20,11 @@ LAYERS = (
     {"atomic", "locks", "gpus", "kinds"},
     {"pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
-    {"plans", "handlers", "inbox", "match", "journals", "witness", "arrays", "reading"},
-    {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"},
-    {"stock", "leaving", "roster", "habits", "jobs", "broadcast"},
-    {"crews", "notices", "whereabouts"},
+    {"plans", "handlers", "inbox", "match", "journals", "witness", "arrays"},
+    {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
+    | {"reading"},
+    {"stock", "leaving", "roster", "habits", "jobs"},
+    {"crews", "notices", "whereabouts", "broadcast"},
     {"attempt", "snapshot", "metrics"},
     {"worker", "loglines", "coordinator"},
     {"dashboard"},
@@ -31,20 +32,27 @@ LAYERS = (
     {"__main__"},
 )
 EMBED_LAYERS = (
-    {"cost", "fasta", "pooling", "residues", "publishing", "dnabert_shape", "dna_tokens"},
-    {"counting", "batching", "modelfiles", "outputs", "prepare"},
-    {"scan", "hub", "segments", "models", "dnabert"},
-    {"planning", "engine", "formats", "merge"},
+    set(
+        "assembly batching cost dna_tokens dnabert_shape fasta options outputs pooling publishing "
+        "residues tables".split()
+    ),
+    set("counting dnabert engine gathering modelfiles models pairing prepare segments".split()),
+    {"families", "formats", "hub", "scan", "virnucpro"},
+    {"merge", "planning", "sequences"},
     {"claim"},
-    {"handler", "encoder"},
+    {"encoder", "handler"},
+    {"onefile"},
     {"cli"},
+    {"__main__"},
 )
 DOORS = {
     "fsqueue": {"filelock": {"locks"}, "pynvml": {"gpus"}, "rich": {"dashboard"}, "click": {"cli"}},
     "embed": {
         "transformers": {"models"},
-        "torch": {"models", "pooling", "engine"},
-        "safetensors": {"models", "outputs"},
+        "tokenizers": {"dna_tokens"},
+        "huggingface_hub": {"hub"},
+        "torch": {"models", "dnabert", "pooling", "engine", "virnucpro"},
+        "safetensors": {"models", "dnabert", "outputs"},
         "click": {"cli"},
     },
 }

@@ -87,8 +87,8 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
     from fsqueue.gpus import use_pci_order
-    from fsqueue.leaving import DRAINED
     from fsqueue.habits import Habits
+    from fsqueue.leaving import DRAINED
     from fsqueue.match import find_spool
     from fsqueue.slurm import Allocation
     from fsqueue.worker import Worker

@@ -24,6 +24,7 @@ from tests.support.embedded import (
     plan_embeddings,
     proteins,
     row,
+    rows_of,
 )
 from tests.support.pools import Hand, names_in, work_off
 
@@ -34,11 +35,6 @@ def read_merged(path: Path, name: str = "embeddings") -> tuple[list[str], np.nda
     found = load_file(path)
     text, cuts = found["ids"].tobytes(), found["id_offsets"]
     return [text[a:b].decode() for a, b in zip(cuts, cuts[1:], strict=False)], found[name]
-
-
-def rows_of(sequences: dict[str, str], width: int) -> np.ndarray:
-    rows = [row(id, residues.encode(), width) for id, residues in sequences.items()]
-    return np.array(rows, np.float32).reshape(len(rows), width)
 
 
 # ---- one model ----

@@ -223,9 +223,16 @@ class Laws:
             self.break_("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
         guilty = excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}
-        if not (cancelled or guilty):
+        if not (cancelled or guilty or self._misled(excuses)):
             self.break_("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
+
+    def _misled(self, excuses: set[str]) -> bool:
+        """Say whether a worker could not know what it held: a reply was lost, and what it saw then
+        was old.
+        """
+        traits = self.world.traits
+        return "lost" in excuses and (traits.entries_s > 0 or traits.listings_s > 0)
 
     def _whole(self, place: Place, inode: Inode) -> None:
         try:
@@ -290,6 +297,8 @@ class Laws:
         assert after is not None
         worker = self.workers.get(after.worker)
         born = self.world.now
+        if before is None and self.world.behalf is not None and after.worker in self.leases:
+            return  # a dead worker's link, done twice: its lease stays ended, whatever else lies there
         if before is None:
             if after.beat != 0 or self._mover() is not worker or after.worker in self.leases:
                 self.break_("I9", f"{self._mover()} made the lease {new}")

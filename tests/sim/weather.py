@@ -15,6 +15,14 @@ ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
 """What a full disk refuses."""
 
 
+HEAT: Final = 4.0
+"""How much likelier an accident is at the operations that decide something."""
+
+
+def _hot(paths: tuple[str, ...]) -> bool:
+    return "/running/" in paths[0] or "/outputs/" in paths[0] or len(paths) > 1
+
+
 @dataclass(frozen=True, slots=True)
 class Weather:
     """Chances, per file operation, of each kind of accident.
@@ -48,8 +56,8 @@ class Weather:
         """Draw which accidents happen at all, and how often."""
         chances = {}
         for kind in fields(cls):
-            if rng.random() < 0.35:
-                chances[kind.name] = 10 ** rng.uniform(-3.2, -1.4)
+            if rng.random() < 0.3:
+                chances[kind.name] = 10 ** rng.uniform(-3.0, -1.5)
         return cls(**chances)
 
 
@@ -65,13 +73,14 @@ class Accidents:
         w = weather
         self._before = w.crash + w.ghost + w.pause + w.signal
         self._kinds = ("hang", "stale", "error", "full", "lost", "again")
-        self._chances = (w.hang, w.stale, w.error, w.full, 4 * w.lost, 4 * w.again)
+        self._chances = (w.hang, w.stale, w.error, w.full, 3 * w.lost, 3 * w.again)
         world.before = self.before
         STAGE.fault = self.fault
 
     def before(self, actor: Actor) -> None:
         """Let something happen to the process that is about to do an operation."""
-        if not self.active or self.world.rng.random() >= self._before:
+        heat = HEAT if actor.doing is not None and _hot(actor.doing[1]) else 1.0
+        if not self.active or self.world.rng.random() >= heat * self._before:
             return
         w, rng, process = self.weather, self.world.rng, actor.process
         kind = rng.choices(
@@ -93,7 +102,7 @@ class Accidents:
             return None
         rng, count = self.world.rng, 6 if what in LOST_REPLY else 4
         chances = self._chances[:count]
-        if rng.random() >= sum(chances):
+        if rng.random() >= (HEAT if _hot(paths) else 1.0) * sum(chances):
             return None
         kind = rng.choices(self._kinds[:count], chances)[0]
         fault = self._fault(kind, what, rng)
@@ -101,6 +110,8 @@ class Accidents:
             self._note(kind)
             if kind in ("stale", "error", "full"):
                 self.world.me.excuses.add("fault")
+            elif kind == "lost":
+                self.world.me.excuses.add("lost")
         return fault
 
     def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
@@ -120,7 +131,7 @@ class Accidents:
 
     def _long(self) -> float:
         """Return a time that matters: any, or about as long as a lease."""
-        share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.8, 1.4)))
+        share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.5)))
         return self.world.rng.uniform(*share) * self.lease_s
 
     def _pause(self, process: Process) -> None:

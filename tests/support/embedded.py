@@ -34,6 +34,12 @@ def row(id: str, residues: bytes, width: int) -> np.ndarray:
     return np.frombuffer(digest[: 4 * width], "<u4").astype(np.float32) / 2**32
 
 
+def rows_of(sequences: Mapping[str, str], width: int) -> np.ndarray:
+    """Return the vectors of sequences, one below the other."""
+    rows = [row(id, residues.encode(), width) for id, residues in sequences.items()]
+    return np.array(rows, np.float32).reshape(len(rows), width)
+
+
 class MadeUp(Embed):
     """The embed handler with made-up numbers."""
 
