@@ -68,7 +68,7 @@ def _names_once(directory: str) -> list[str]:
 
 
 def refuse_stranger(path: str, uid: int) -> None:
-    """Raise PoolError if `path` belongs to neither us nor root: its owner could put work into it."""
+    """Raise PoolError if `path` is neither ours nor root's: its owner could put work into it."""
     if uid not in (os.geteuid(), 0):
         raise PoolError(
             f"{path} belongs to user {uid}, not to you ({os.geteuid()}); a pool is worked by the "
@@ -101,7 +101,9 @@ def _read_once(path: str, limit: int) -> bytes:
         if error.errno == errno.ELOOP:
             raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error
         if error.errno == errno.ENXIO:
-            raise PoolError(f"{path} is a socket; a pool holds no such thing. Remove it.") from error
+            raise PoolError(
+                f"{path} is a socket; a pool holds no such thing. Remove it."
+            ) from error
         raise
     try:
         facts = os.fstat(fd)

@@ -1,7 +1,7 @@
 """Renew the lease and write the status from a thread that no long batch can starve.
 
-The only thread that touches the pool. It shares with the worker's main thread: `status`, always under `lock`;
-`lost` and `orders`, written here and read there; `finished`, an event.
+The only thread that touches the pool. It shares with the worker's main thread: `status`, always
+under `lock`; `lost` and `orders`, written here and read there; `finished`, an event.
 """
 
 from __future__ import annotations

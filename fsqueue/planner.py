@@ -109,8 +109,8 @@ def expand_inputs(arguments: Sequence[str]) -> list[str]:
         if argument == "-":
             raise UsageError(
                 "the input '-' (standard input) cannot be planned: claims name byte ranges of a "
-                "file that every worker can read, and a stream is gone once read. Save it where the "
-                "workers can see it, then plan that file."
+                "file that every worker can read, and a stream is gone once read. Save it where "
+                "the workers can see it, then plan that file."
             )
         if argument.startswith("@"):
             found += _listed(argument[1:])

@@ -55,8 +55,8 @@ def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTE
             present = {name for name in os.listdir(root) if not name.startswith(".")}
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(
-                f"{root} cannot become a pool: it is a file, or inside one. The pool comes first, then "
-                f"the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+                f"{root} cannot become a pool: it is a file, or inside one. The pool comes first, "
+                f"then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
             ) from error
         except OSError as error:
             raise PoolError(

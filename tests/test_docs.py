@@ -63,7 +63,16 @@ def test_every_option_that_the_readme_names_exists() -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
-    outside = {"--no-deps", "--requeue", "--array", "--open-mode", "--signal", "--gres"}
+    outside = {
+        "--no-deps",
+        "--requeue",
+        "--array",
+        "--open-mode",
+        "--signal",
+        "--gres",
+        "--time",
+        "--mem",
+    }
     assert named - known <= outside, named - known
 
 

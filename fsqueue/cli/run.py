@@ -142,13 +142,13 @@ class Crew:
     def show(self, on_terminal: bool, interval_s: float) -> None:
         """Draw the table, or log lines, until every worker has left."""
         if on_terminal:
-            from fsqueue import dashboard
+            from fsqueue.dashboard import show
 
-            dashboard.show(self._pool, until=self.over, interval_s=interval_s)
+            show(self._pool, until=self.over, interval_s=interval_s)
         else:
-            from fsqueue import loglines
+            from fsqueue.loglines import follow
 
-            loglines.follow(self._pool, until=self.over, interval_s=interval_s, echo=click.echo)
+            follow(self._pool, until=self.over, interval_s=interval_s, echo=click.echo)
 
     def over(self) -> bool:
         """Say whether every worker has left."""

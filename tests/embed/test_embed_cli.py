@@ -127,7 +127,7 @@ def test_one_file_without_a_pool_gives_what_a_pool_gives(
     assert np.array_equal(table.rows, expected.rows)
     assert table.columns["lengths"].tolist() == expected.columns["lengths"].tolist()
     assert table.metadata["weights"] == bench.options["weights"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "x.faa"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 @pytest.mark.slow

@@ -115,9 +115,7 @@ class Simulated(Handler):
 # ---- bodies of processes ----
 
 
-def planner(
-    inputs: Sequence[str], spools: Sequence[str], lease_s: float, attempts_max: int
-) -> Any:
+def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attempts_max: int) -> Any:
     """Return the body of `fsqueue plan`."""
 
     def body(process: Process) -> int:

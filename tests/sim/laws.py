@@ -250,7 +250,11 @@ class Laws:
     def _told(self, event: dict[str, Any]) -> None:
         """Judge what a worker believes of its own claims."""
         worker = self.workers.get(event["worker"])
-        if worker is None or "fault" in worker.excuses or event["event"] not in ("finished", "lost"):
+        if (
+            worker is None
+            or "fault" in worker.excuses
+            or event["event"] not in ("finished", "lost")
+        ):
             return
         places = [p for p in self.claims[event["id"]].places if p.name.owner == event["worker"]]
         mine = [place for place in places if place.area in ("running", "done")]
@@ -298,7 +302,7 @@ class Laws:
         worker = self.workers.get(after.worker)
         born = self.world.now
         if before is None and self.world.behalf is not None and after.worker in self.leases:
-            return  # a dead worker's link, done twice: its lease stays ended, whatever else lies there
+            return  # a dead worker's link, done twice: its lease stays ended, whatever lies there
         if before is None:
             if after.beat != 0 or self._mover() is not worker or after.worker in self.leases:
                 self.break_("I9", f"{self._mover()} made the lease {new}")

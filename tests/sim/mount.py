@@ -43,9 +43,7 @@ KINDS = (
 class Mount:
     """The disk as one host sees it."""
 
-    def __init__(
-        self, disk: Disk, traits: Traits, clock: Callable[[], float], rng: Random
-    ) -> None:
+    def __init__(self, disk: Disk, traits: Traits, clock: Callable[[], float], rng: Random) -> None:
         self.disk = disk
         self.traits = traits
         self._clock = clock

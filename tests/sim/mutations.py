@@ -81,7 +81,12 @@ MUTATIONS: Final = (
         "attempt=self.attempt + failed, returns=self.returns + 1",
         "returns=self.returns",
     ),
-    _m("a failure costs two attempts", "names", "self.attempt + failed", "self.attempt + 2 * failed"),
+    _m(
+        "a failure costs two attempts",
+        "names",
+        "self.attempt + failed",
+        "self.attempt + 2 * failed",
+    ),
     _m(
         "release charges an attempt",
         "claims",
@@ -406,7 +411,9 @@ def _functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
             continue
         if isinstance(thing, type):
             for inner in vars(thing).values():
-                if (function := _plain(inner)) is not None and function.__module__ == thing.__module__:
+                if (
+                    function := _plain(inner)
+                ) is not None and function.__module__ == thing.__module__:
                     yield function.__qualname__, function
         elif (function := _plain(thing)) is not None:
             yield function.__qualname__, function

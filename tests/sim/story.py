@@ -166,7 +166,10 @@ class Story:
         what = self.rng.choice(("retry", "cancel", "drain", "undo", "recover", "some"))
         if what == "some":
             ids = [id for id, known in self.laws.claims.items() if known.plan]
-            what, body = "cancel", command(workers, "cancel", *self.rng.sample(ids, min(len(ids), 1)))
+            what, body = (
+                "cancel",
+                command(workers, "cancel", *self.rng.sample(ids, min(len(ids), 1))),
+            )
         elif what == "drain":
             order = self.rng.choice(({}, {"now": True}, {"pause": True}))
             body = command(workers, "drain", **order)
@@ -243,8 +246,10 @@ class Story:
             (known, place)
             for known in self.laws.claims.values()
             for place in known.places
-            if known.plan and place.area in ("spools", "running")
-            or place.area == "staged" and place.where == known.plan
+            if known.plan
+            and place.area in ("spools", "running")
+            or place.area == "staged"
+            and place.where == known.plan
         ]
 
     # ---- running ----

@@ -21,7 +21,7 @@ from tests.sim.mount import LOCAL, Mount, Traits
 TRACE_MAX: Final = 20_000
 
 
-def DEFAULT(number: int, frame: Any) -> None:  # noqa: N802
+def DEFAULT(number: int, frame: Any) -> None:
     """Stand for what a signal does that a process does not handle: end it."""
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +23,8 @@ from tests.slurm.cluster import PACKAGES, Cluster, missing
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in
 from tests.support.processes import fsqueue, state_of, wait_for
+
+T = TypeVar("T")
 
 LEASE_S = 3.0
 SPOOLS = (Spool("gpu0", "RTX 4090", 1.5), Spool("gpu1", "RTX 3090", 1.0))
@@ -107,6 +109,18 @@ class Farm:
 
     # ---- looking ----
 
+    def wait(self, condition: Callable[[], T | None], what: str) -> T:
+        """Wait for a condition; if it never comes, say what Slurm and the workers say."""
+        try:
+            found = wait_for(condition, what)
+        except TimeoutError as error:
+            queue = self.cluster.run("squeue", "--states=all", "--format=%i %T %r %S %N").stdout
+            nodes = self.cluster.run("sinfo", "--Node", "--format=%N %T %E").stdout
+            controller = (self.cluster.root / "log" / "ctld.log").read_text()[-4000:]
+            raise TimeoutError(f"{error}\n{queue}\n{nodes}\n{controller}\n{self.logs()}") from error
+        assert found is not None
+        return found
+
     def workers(self) -> dict[Job, Status]:
         """Return what each worker reports, by the run of its job."""
         found = {Job.of(status.slurm): status for status in read_statuses(self.pool).values()}
@@ -119,9 +133,7 @@ class Farm:
             each = {(job.name, job.restarts): status for job, status in self.workers().items()}
             return each.get((task, restarts))
 
-        status = wait_for(look, f"run {restarts} of {task} to report itself\n{self.logs()}")
-        assert status is not None
-        return status
+        return self.wait(look, f"run {restarts} of {task} to report itself")
 
     def held(self, task: str, restarts: int = 0) -> ClaimName:
         """Wait until this run of a task holds a claim; return the claim."""
@@ -131,9 +143,7 @@ class Farm:
             mine = (n for n in names_in(self.pool, State.RUNNING) if n.owner == worker)
             return next(mine, None)
 
-        name = wait_for(look, f"{worker} to hold a claim\n{self.logs()}")
-        assert name is not None
-        return name
+        return self.wait(look, f"{worker} to hold a claim")
 
     def restarts(self, task: str) -> int:
         """Return how often Slurm has requeued a task."""
