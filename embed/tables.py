@@ -48,36 +48,43 @@ class Block:
 
 
 class Output:
-    """One output, mapped. Raises FsqueueError if it is not whole."""
+    """One output; what is asked for is mapped, and let go of with the last view of it, so that a
+    pass over a large pool is no larger than a block of it. Raises FsqueueError if it is not whole.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        header, start = _header(path)
-        self._texts: dict[str, str] = header.pop("__metadata__", {})
-        self._texts.pop("ids", None)
+        self._tensors, self._start = _header(path)
+        self.metadata: dict[str, str] = self._tensors.pop("__metadata__", {})
+        self.metadata.pop("ids", None)
         try:
-            arrays = {name: _mapped(path, start, tensor) for name, tensor in header.items()}
-            self.rows: Rows = arrays.pop("embeddings")
+            shapes = {name: self.array(name).shape for name in self._tensors}
+            self.count, self.width = shapes.pop("embeddings")
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise _damaged(path, error) from error
-        if "offsets" in arrays:
+        if "offsets" in shapes:
             raise UsageError(
                 f"{path}: has a row for each token, and such outputs are not joined: read each by "
                 f"itself (embed.read), rows offsets[i] to offsets[i + 1] for sequence i."
             )
-        self.columns = {n: array for n, array in arrays.items() if len(array) == len(self.rows)}
+        same = [name for name, shape in shapes.items() if shape == (self.count,)]
+        self.columns = {name: self.array(name).dtype for name in same}
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What its header says, but for the ids."""
-        return dict(self._texts)
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a tensor, mapped afresh."""
+        tensor = self._tensors[name]
+        shape, kind = tuple(tensor["shape"]), np.dtype(KINDS[tensor["dtype"]])
+        if 0 in shape:
+            return np.zeros(shape, kind)  # no file can be mapped for nothing
+        start = self._start + tensor["data_offsets"][0]
+        return np.memmap(self.path, kind, "r", start, shape)
 
     def ids(self) -> list[str]:
         """Return its ids, read anew: kept for every output, they would fill the memory."""
         header, _ = _header(self.path)
         ids: list[str] = json.loads(header["__metadata__"]["ids"])
-        if len(ids) != len(self.rows):
-            raise _damaged(self.path, f"{len(ids)} ids and {len(self.rows)} rows")
+        if len(ids) != self.count:
+            raise _damaged(self.path, f"{len(ids)} ids and {self.count} rows")
         return ids
 
 
@@ -92,7 +99,7 @@ class Joined:
         self._outputs = {part.path: Output(part.path) for part in parts}
         self._starts = np.cumsum([0, *(part.count for part in self.parts)])
         for part in parts:
-            found = len(self._outputs[part.path].rows)
+            found = self._outputs[part.path].count
             if found != part.total:
                 raise _damaged(part.path, f"{found} rows where {part.total} were planned")
         self.count = int(self._starts[-1])
@@ -109,8 +116,8 @@ class Joined:
             if read != part.path:
                 ids, read = output.ids(), part.path
             for rows in _steps(part.first, part.first + part.count, self.width):
-                columns = {name: output.columns[name][rows] for name in self.columns}
-                yield Block(ids[rows], output.rows[rows], columns)
+                columns = {name: output.array(name)[rows] for name in self.columns}
+                yield Block(ids[rows], output.array("embeddings")[rows], columns)
 
     def take(self, numbers: NDArray[np.int64]) -> Rows:
         """Return the rows of these numbers, in the order given."""
@@ -119,11 +126,11 @@ class Joined:
         for owner in np.unique(owners):
             part, mine = self.parts[owner], owners == owner
             within = numbers[mine] - self._starts[owner] + part.first
-            taken[mine] = self._outputs[part.path].rows[within]
+            taken[mine] = self._outputs[part.path].array("embeddings")[within]
         return taken
 
     def _one_width(self) -> int:
-        widths = {output.rows.shape[1]: path for path, output in self._outputs.items()}
+        widths = {output.width: path for path, output in self._outputs.items()}
         if len(widths) > 1:
             raise _damaged(widths.popitem()[1], f"its rows are not as wide as others: {[*widths]}")
         return next(iter(widths), 0)
@@ -131,7 +138,7 @@ class Joined:
     def _shared_columns(self) -> dict[str, np.dtype[Any]]:
         every = [output.columns for output in self._outputs.values()]
         shared = set.intersection(*(set(columns) for columns in every)) if every else set()
-        return {name: every[0][name].dtype for name in sorted(shared)}
+        return {name: every[0][name] for name in sorted(shared)}
 
 
 def combined(every: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -169,13 +176,6 @@ def _header(path: str) -> tuple[dict[str, Any], int]:
         return header, 8 + length
     except (OSError, ValueError, struct.error) as error:
         raise _damaged(path, error) from error
-
-
-def _mapped(path: str, start: int, tensor: Mapping[str, Any]) -> NDArray[Any]:
-    shape, kind = tuple(tensor["shape"]), np.dtype(KINDS[tensor["dtype"]])
-    if 0 in shape:
-        return np.zeros(shape, kind)  # no file can be mapped for nothing
-    return np.memmap(path, kind, "r", start + tensor["data_offsets"][0], shape)
 
 
 def _damaged(path: str, why: Any) -> FsqueueError:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.slurm import Allocation
@@ -39,6 +39,7 @@ class Leaving:
     signal: int = 0
     allocation: Allocation | None = None
     _begun: float = field(init=False)
+    _before: list[tuple[int, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._begun = self.clock()
@@ -46,8 +47,13 @@ class Leaving:
     def listen(self) -> None:
         """Take over the process's signals: the first asks, the second raises StopNow."""
         handler = self._heard_in_slurm if self._in_slurm else self._heard
-        for number in SIGNALS:
+        self._before = [(number, signal.signal(number, handler)) for number in SIGNALS]
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before `listen`."""
+        for number, handler in self._before:
             signal.signal(number, handler)
+        self._before = []
 
     def ignore(self) -> None:
         """Let no further signal disturb the goodbye."""

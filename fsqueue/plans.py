@@ -211,8 +211,11 @@ def complete(pool: Pool) -> int:
     }
     if not staged:
         return 0
-    planned = {plan.uid for plan in read_plans(pool)}
-    return sum(complete_one(pool, uid) for uid in sorted(staged & planned))
+    ready = sorted(staged & {plan.uid for plan in read_plans(pool)})
+    if ready:
+        # Its planner may not have come to this: no claim may survive a power loss without its plan.
+        atomic.sync_directory(pool.directory("plans"))
+    return sum(complete_one(pool, uid) for uid in ready)
 
 
 def complete_one(pool: Pool, uid: str) -> int:

@@ -90,6 +90,7 @@ class Worker:
             status = self.leaving.signal_status
         finally:
             self._leave()
+            self.leaving.restore()
         return status
 
     def comes_back(self) -> bool:

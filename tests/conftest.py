@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,11 @@ settings.load_profile("fsqueue")
 
 
 def pytest_configure() -> None:
-    """Forget what the caller's shell or cluster job says of pools; keep tests off the network."""
+    """Forget what the caller's shell or cluster job says of pools; keep tests off the network.
+
+    A job in the background of a script ignores SIGINT, and its children would, too: not ours.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith(("FSQUEUE_", "SLURM_")):
             del os.environ[name]

@@ -181,22 +181,24 @@ def test_a_library_that_is_not_installed_is_named_with_what_to_type(
 
 
 def test_numbers_by_row_go_along_in_every_form(
-    tmp_path: Path, joined: Joined, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     import h5py
     from pyarrow import parquet
     from safetensors.numpy import load_file
 
-    for name, output in joined._outputs.items():
-        output.columns = {"lengths": np.arange(len(output.rows)) + 10 * ("two" in name)}
-    joined.columns = {"lengths": np.dtype(np.int64)}
-    expected = [10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5]
+    rows, kinds = numbers(3), np.array([0, 1, 4], np.uint8)
+    columns = {"lengths": np.array([5, 6, 7]), "flags": kinds}
+    outputs.write(tmp_path / "one", ["a", "b", "c"], rows, PROVENANCE, columns)
+    joined = Joined([Part(str(tmp_path / "one"), 1, 2, 3), Part(str(tmp_path / "one"), 0, 1, 3)])
+    expected = [6, 7, 5]
     assert load_file(written(tmp_path, "safetensors", joined))["lengths"].tolist() == expected
+    assert load_file(written(tmp_path, "safetensors", joined))["flags"].tolist() == [1, 4, 0]
     assert np.load(written(tmp_path, "npz", joined))["lengths"].tolist() == expected
     table = parquet.read_table(written(tmp_path, "parquet", joined))
     assert table["lengths"].to_pylist() == expected
     with h5py.File(written(tmp_path, "h5", joined)) as file:
-        assert file["a"].attrs["lengths"] == 10
+        assert file["a"].attrs["lengths"] == 5
 
 
 # ---- pairs ----

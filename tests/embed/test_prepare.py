@@ -130,6 +130,7 @@ def test_short_contigs_are_as_by_the_plain_rule(bases: int) -> None:
     assert texts("ATGAAACCCGG"[:bases], 500) == plain_frames("ATGAAACCCGG"[:bases], 500)
 
 
+@pytest.mark.slow
 @given(st.text("ACGTNR", max_size=120), st.integers(3, 40))
 def test_frames_are_those_of_the_plain_rule(contig: str, chunk: int) -> None:
     assert texts(contig, chunk) == (plain_frames(contig, chunk) if contig else [])

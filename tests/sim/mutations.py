@@ -246,8 +246,8 @@ MUTATIONS: Final = (
     _m(
         "complete what has no number",
         "plans",
-        "for uid in sorted(staged & planned))",
-        "for uid in sorted(staged))",
+        "ready = sorted(staged & {plan.uid for plan in read_plans(pool)})",
+        "ready = sorted(staged)",
     ),
     _m(
         "whoever lost a plan's number goes on",
