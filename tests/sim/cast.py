@@ -19,7 +19,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handlers import Handler, Item, Source, Work
 from fsqueue.planner import Request, plan_into
-from fsqueue.pool import Spool, create_pool, open_pool
+from fsqueue.pool import Spool, create_pool, open_pool, spool_names
 from fsqueue.worker import Habits, Worker
 from tests.sim.calls import SIM_OS, STAGE
 from tests.sim.world import Process
@@ -134,6 +134,8 @@ def worker(workers: dict[str, Process], habits: Habits) -> Any:
         pool = open_pool(ROOT)
         id = f"{process.host.name}-{process.name}"
         workers[id] = process
+        if habits.spool not in (None, *spool_names(pool)):
+            return 2
         return Worker(pool, habits, id=id).run()
 
     return body

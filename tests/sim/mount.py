@@ -25,6 +25,8 @@ class Traits:
     entries_s: float = 0.0
     listings_s: float = 0.0
     attributes_s: float = 0.0
+    opening_refreshes: bool = False
+    """Whether opening a directory makes forget which names were not in it."""
     false_renames: bool = False
     locks: str = "global"
     """global: they exclude everywhere; host: only on one host; none: there are none."""
@@ -33,7 +35,7 @@ class Traits:
 LOCAL = Traits("local disk")
 KINDS = (
     LOCAL,
-    Traits("NFS", entries_s=30.0, listings_s=0.05, attributes_s=3.0),
+    Traits("NFS", 30.0, 0.05, 3.0, opening_refreshes=True),
     Traits("NFS without locks", entries_s=30.0, listings_s=1.0, attributes_s=30.0, locks="none"),
     Traits("gluster", entries_s=1.0, attributes_s=1.0, false_renames=True),
     Traits("sshfs", entries_s=1.0, listings_s=20.0, attributes_s=20.0, locks="host"),
@@ -72,6 +74,11 @@ class Mount:
         if not inode.links:  # the server has forgotten it
             self._entries.pop(path, None)
             raise failure(errno.ESTALE, path)
+        if self.traits.opening_refreshes and inode.entries is not None:
+            inside = [p for p, known in self._entries.items() if known[1] is None]
+            for name in inside:
+                if name.rpartition("/")[0] == path:
+                    del self._entries[name]
         return inode
 
     def listing(self, path: str) -> list[str]:
