@@ -67,7 +67,7 @@ class Broadcast:
     copies: list[Copy] = field(default_factory=list)
 
     def response(self) -> dict[str, Any]:
-        """Return what the load-balancing guide answers: acceptance alone."""
+        """Return who accepted, as JSON: acceptance alone, not what became of it."""
         rows = [copy.row() for copy in self.copies]
         accepted = sum(row["status"] == "accepted" for row in rows)
         return {

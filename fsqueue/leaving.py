@@ -56,10 +56,10 @@ class Leaving:
         self._before = []
 
     def ignore(self) -> None:
-        """Let no further signal disturb the goodbye."""
+        """Let no further signal disturb the goodbye, of those that were taken over."""
         if self._in_slurm:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in SIGNALS:
+        for number, _ in self._before:
             signal.signal(number, signal.SIG_IGN)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:

@@ -95,7 +95,7 @@ def write_status(pool: Pool, status: Status) -> None:
 
 
 def heartbeat(status: Status) -> dict[str, Any]:
-    """Return what a status says in the load-balancing guide's words, for whoever reads those.
+    """Return what a status says in the words of a load balancer's heartbeat.
 
     Memory is this host's, not the GPU's.
     """

@@ -89,8 +89,10 @@ class Worker:
         except StopNow:
             status = self.leaving.signal_status
         finally:
-            self._leave()
-            self.leaving.restore()
+            try:
+                self._leave()
+            finally:
+                self.leaving.restore()
         return status
 
     def comes_back(self) -> bool:

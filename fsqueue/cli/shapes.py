@@ -81,7 +81,7 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
 
 
 def worker_facts(row: WorkerRow) -> dict[str, Any]:
-    """Return one worker: the load-balancing guide's seven keys, what is true, what it reports."""
+    """Return one worker: seven keys that schedulers ask for, what is true, what it reports."""
     status = row.status
     reported = asdict(status)
     for name in ("worker_id", "state", "gpu", "current", "tier", "specialization"):

@@ -1,4 +1,4 @@
-"""The guide's scores, by the vectors S-1 to S-9, and what must never decide one."""
+"""Scores by worked examples, S-1 to S-9, and what must never decide one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers say of themselves in the load-balancing guide's shapes."""
+"""What workers say of themselves in the shapes that a load balancer's clients read."""
 
 from __future__ import annotations
 
