@@ -62,7 +62,7 @@ class Plot:
             traits=rng.choice(KINDS) if rng.random() < 0.6 else LOCAL,
             weather=Weather.drawn(rng),
             inputs=tuple(
-                f"{'abcdefgh'[index]}.{rng.choice((1, 5, 20, 80))}.{rng.choice(MANNERS)}"
+                f"{'abcdefgh'[index]}.{rng.choice((1, 5, 20, 80, 160))}.{rng.choice(MANNERS)}"
                 for index in range(rng.randint(1, 6))
             ),
             spools=tuple(f"gpu{index}" for index in range(rng.randint(1, 2))),
@@ -74,7 +74,7 @@ class Plot:
             rough_start=rng.random() < 0.25,
             pace_s=rng.choice((0.001, 0.02, 0.1, 0.4)),
             stick=rng.choice((0.0, 0.3, 0.8)),
-            storm_s=rng.uniform(1.0, 6.0) * lease_s,
+            storm_s=rng.uniform(2.0, 6.0) * lease_s,
             selective=rng.random() < 0.5,
             power_cuts=rng.choice((0, 0, 0, 0, 1, 2)),
             person=rng.random() < 0.3,
@@ -94,7 +94,7 @@ class Story:
         self.accidents = Accidents(self.world, plot.weather, plot.lease_s)
         self.hosts: list[Host] = []
         self.pace_s = plot.pace_s
-        self.restarts = 6
+        self.restarts = 10
         self.last_worker: Process | None = None
 
     def play(self) -> None:
@@ -123,7 +123,8 @@ class Story:
             self.accidents.active = True
         for _ in range(plot.planners):
             some = rng.sample(plot.inputs, rng.randint(1, len(plot.inputs)))
-            self._soon(10.0, lambda some=tuple(some): self._plan(some))
+            late_s = rng.choice((10.0, plot.storm_s / 2))
+            self._soon(late_s, lambda some=tuple(some): self._plan(some))
         for _ in range(plot.workers):
             self._soon(20.0 if plot.rough_start else 2.0, self._work)
         if plot.vandal:
@@ -156,6 +157,7 @@ class Story:
             spool=rng.choice((*spools, None)),
             weight=rng.choice((0.5, 1.0, 4.0)),
             steal_interval_s=rng.choice((1.0, 3.0)),
+            linger_s=rng.choice((0.0, 1.0, 2.0, 4.0)) * self.plot.lease_s,
             claims_max=rng.choice((None, None, None, 1)),
             time_limit_s=rng.choice((None, None, None, self.plot.lease_s)),
         )

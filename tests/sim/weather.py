@@ -15,6 +15,14 @@ ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
 """What a full disk refuses."""
 
 
+_RANGES: Final = {
+    "crash": (-3.0, -2.0),
+    "ghost": (-3.0, -2.0),
+    "signal": (-3.2, -2.2),
+    "pause": (-2.2, -1.4),
+}
+"""Decimal logarithms of chances: whoever is killed at once has no time to meet anything else."""
+
 HEAT: Final = 4.0
 """How much likelier an accident is at the operations that decide something."""
 
@@ -53,12 +61,9 @@ class Weather:
 
     @classmethod
     def drawn(cls, rng: Random) -> Weather:
-        """Draw which accidents happen at all, and how often."""
-        chances = {}
-        for kind in fields(cls):
-            if rng.random() < 0.3:
-                chances[kind.name] = 10 ** rng.uniform(-3.0, -1.5)
-        return cls(**chances)
+        """Draw which accidents happen at all, and how often: few kinds at a time, but of those some."""
+        kinds = rng.sample([kind.name for kind in fields(cls)], rng.choice((0, 1, 1, 2, 2, 3, 5)))
+        return cls(**{kind: 10 ** rng.uniform(*_RANGES.get(kind, (-2.7, -1.4))) for kind in kinds})
 
 
 class Accidents:
@@ -80,12 +85,16 @@ class Accidents:
     def before(self, actor: Actor) -> None:
         """Let something happen to the process that is about to do an operation."""
         heat = HEAT if actor.doing is not None and _hot(actor.doing[1]) else 1.0
+        heat *= 1.0 if actor.process.name.startswith("work") else 0.3
         if not self.active or self.world.rng.random() >= heat * self._before:
             return
         w, rng, process = self.weather, self.world.rng, actor.process
         kind = rng.choices(
             ("crash", "ghost", "pause", "signal"), (w.crash, w.ghost, w.pause, w.signal)
         )[0]
+        asleep = any(other.until > self.world.now for other in self.world.processes if other.alive)
+        if kind == "pause" and asleep and rng.random() < 0.8:
+            return  # somebody must be awake to see that others are not
         self._note(kind)
         if kind == "pause":
             self._pause(process)
@@ -131,7 +140,7 @@ class Accidents:
 
     def _long(self) -> float:
         """Return a time that matters: any, or about as long as a lease."""
-        share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.5)))
+        share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.6), (1.0, 2.5)))
         return self.world.rng.uniform(*share) * self.lease_s
 
     def _pause(self, process: Process) -> None:
