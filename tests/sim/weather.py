@@ -61,7 +61,7 @@ class Weather:
 
     @classmethod
     def drawn(cls, rng: Random) -> Weather:
-        """Draw which accidents happen at all, and how often: few kinds at a time, but of those some."""
+        """Draw which accidents happen, and how often: few kinds at a time, but of those some."""
         kinds = rng.sample([kind.name for kind in fields(cls)], rng.choice((0, 1, 1, 2, 2, 3, 5)))
         return cls(**{kind: 10 ** rng.uniform(*_RANGES.get(kind, (-2.7, -1.4))) for kind in kinds})
 
