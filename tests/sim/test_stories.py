@@ -29,6 +29,7 @@ RARE = {
     "end the newest beat, not the one last seen",
     "what half an attempt wrote passes for the whole",
     "leave without putting back",
+    "retire before putting back",
     "a claim won without knowing is left alone",
     "tidy up after the living",
     "plans of dead planners are left half published",
