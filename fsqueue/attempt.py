@@ -133,7 +133,8 @@ class Attempt:
         self._cold = work.kind in handler.loaded() and work.kind not in ready
         if final:
             if not os.path.isfile(private):
-                raise ClaimImpossible(f"the handler {claim.handler!r} returned without an output")
+                # Not impossible: whoever declared us dead may have removed it, and others will do.
+                raise ClaimFailed(f"the handler {claim.handler!r} returned without an output")
             if not atomic.commit(private, final):
                 self.journal.write("adopted", id=id)  # I7
         if work.saved or self.name.returns:

@@ -119,11 +119,14 @@ class Cluster:
         """Start the slurmd of a node."""
         self._daemon("slurmd", "-D", "-f", str(self.conf), "-N", node, key=node)
 
-    def kill_node(self, node: str) -> None:
-        """SIGKILL the slurmd of a node; the jobs on it live on."""
+    def lose_node(self, node: str) -> None:
+        """Let the controller find a node dead, while the processes of its jobs live on."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
+        self.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        # What it last said may still be on its way, and would bring it back into service.
+        self.scontrol("update", f"NodeName={node}", "State=DRAIN", "Reason=test")
 
     def start_controller(self, *options: str) -> None:
         """Start the controller: with `-c` it forgets what it knew before."""

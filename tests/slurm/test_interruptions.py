@@ -103,8 +103,7 @@ def test_a_node_set_down_whose_processes_live_on_gives_each_output_once(farm: Fa
     (task,) = farm.submit("--array", "1")
     old = farm.held(task)
     node = farm.worker(task).slurm["slurmd_nodename"]
-    farm.cluster.kill_node(node)
-    farm.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    farm.cluster.lose_node(node)
     new = farm.held(task, restarts=1)
     assert old in names_in(farm.pool, State.RUNNING) and old.id != new.id
     farm.finish(task)
@@ -122,8 +121,7 @@ def test_a_hung_node_is_excused_and_what_comes_back_of_it_harms_nothing(
     report = farm.worker(task)
     node = report.slurm["slurmd_nodename"]
     freeze(report.pid)
-    farm.cluster.kill_node(node)
-    farm.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    farm.cluster.lose_node(node)
     farm.held(task, restarts=1)
     farm.finish(task)
     (recovered,) = farm.events("recovered")
