@@ -21,13 +21,17 @@ from typing import Final
 
 from fsqueue.kinds import base_of, lacks
 from fsqueue.names import ClaimName
-from fsqueue.score import MODEL_LOADED, SPECIALISED, Tier
+from fsqueue.score import HEALTHY, MODEL_LOADED, SPECIALISED, Tier
 
 PLENTY: Final = 3
 """While more claims than this wait in its own spool, a worker takes the largest and looks no
 further: leaving one to others would gain nothing yet, and their listings cost time."""
 LOAD_S: Final = 30.0
 """What a worker loses by a claim whose kind others have loaded and it has not."""
+POLLS_MAX: Final = 20
+"""How many polls a claim is left to somebody who is busy and expected to end it sooner."""
+POLLS_FOR_IDLE: Final = 2
+"""The same, where he is idle and has what the claim needs loaded: he takes it within a poll."""
 STEPS_MAX: Final = 100_000
 """Ends reckoned for one choice, some 20 ms: where that decides nothing, all have plenty to do."""
 
@@ -37,6 +41,10 @@ class Taste:
     """What one worker would rather do: kinds at hand first, what failed here last."""
 
     loaded: frozenset[str] = frozenset()
+    healthy: frozenset[str] = frozenset()
+    """Kinds of which the last claim succeeded here."""
+    held: frozenset[str] = frozenset()
+    """Kinds that others have loaded, or are loading."""
     unable: frozenset[str] = frozenset()
     failed_here: frozenset[str] = frozenset()
     special: frozenset[str] = frozenset()
@@ -50,8 +58,17 @@ class Taste:
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score.py` that differ from claim to claim for one worker."""
-        special = bool(self.special) and not self.special.isdisjoint(_families(kind))
-        return MODEL_LOADED * (base_of(kind) in self.loaded) + SPECIALISED * special
+        base = base_of(kind)
+        special = bool(self.special) and not self.special.isdisjoint(_families(base))
+        return (
+            MODEL_LOADED * (base in self.loaded)
+            + SPECIALISED * special
+            + HEALTHY * (base in self.healthy)
+        )
+
+    def must_load(self, kind: str) -> bool:
+        """Say whether a claim of this kind would have to load what it needs beside what is."""
+        return bool(self.loaded) and base_of(kind) not in self.loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +95,7 @@ def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
     """Return what this worker can do, best last (so that `pop` takes it).
 
     What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
-    that little has to be loaded, then the largest first.
+    that little has to be loaded; among those that are not, what nobody else has; then the largest.
     """
     able = (name for name in names if taste.allows(name.kind))
     return sorted(able, key=lambda name: (*_merit(name, taste), name.id))
@@ -100,13 +117,15 @@ def choose(
     measured rate would not end within `time_left_s` is not begun.
     """
     race = Race(crew, me)
-    own = bool(listings.get(me.spool or ""))
+    own = listings.get(me.spool or "")
+    # Another's claim comes before our own ones if it saves us a load, and not if it is just larger.
+    at_home = _fondness(own[-1], taste) if own else None
     found = None
     for spool, name in _best_first(listings, me.spool, taste):
         if takes_too_long(name, me.rates, time_left_s):
             continue
         if name.id in waited or race.falls_to_me(spool, name):
-            if spool == me.spool or not own:
+            if spool == me.spool or at_home is None or _fondness(name, taste) > at_home:
                 return spool, name
             found = found or (spool, name)
     return found
@@ -149,7 +168,7 @@ class Race:
 
     def _may(self, index: int, spool: str, kind: str) -> bool:
         runner = self._runners[index]
-        if lacks(kind, runner.tier, runner.capabilities):
+        if _lacks(runner, kind):
             return False
         return runner.stealing or runner.spool == spool
 
@@ -159,9 +178,10 @@ class Race:
             weights = {peer.worker: peer.weight for peer in self._runners}
             rates = {peer.worker: peer.rates for peer in self._runners}
             speed = speeds(weights, rates, kind)
-            # Kinds that nobody has loaded are as far from everybody, or need no loading.
-            measured = any(kind in peer.rates for peer in self._runners)
-            ready = [not measured or base_of(kind) in peer.loaded for peer in self._runners]
+            # Kinds that nobody has loaded are as far from everybody, or need no loading. Without
+            # any rate there is no telling what a load is worth in cost.
+            measured = any(peer.rates for peer in self._runners)
+            ready = [not measured or _has(peer, kind) for peer in self._runners]
             self._paces[kind] = [
                 (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
                 for peer, at_once in zip(self._runners, ready, strict=True)
@@ -191,25 +211,52 @@ def speeds(
     return {worker: measured.get(worker, weight * unit) for worker, weight in weights.items()}
 
 
+def polls_for(name: ClaimName, crew: Iterable[Peer], taste: Taste) -> int:
+    """Return for how many polls a claim may be left to others."""
+    if base_of(name.kind) not in taste.loaded:
+        for peer in crew:
+            if not peer.kind and _has(peer, name.kind) and not _lacks(peer, name.kind):
+                return POLLS_FOR_IDLE
+    return POLLS_MAX
+
+
 @dataclass(slots=True)
 class Patience:
-    """How often a claim was left to a faster worker, so that it is not left for ever.
+    """How often a claim was left to another worker, so that it is not left for ever.
 
-    A faster worker may hang while its lease lives; after `rounds` idle rounds the slow one takes
-    the claim after all.
+    The other may hang while its lease lives; after so many idle polls we take the claim after all.
     """
 
-    rounds: int = 20
     _left: dict[str, int] = field(default_factory=dict)
 
-    def left_alone(self, refused: Collection[str]) -> set[str]:
-        """Count one more round for these ids, and return those that were left often enough."""
+    def left_alone(self, refused: Mapping[str, int]) -> set[str]:
+        """Count one more poll for these ids; return those left more often than theirs allows."""
         self._left = {id: self._left.get(id, 0) + 1 for id in refused}
-        return {id for id, count in self._left.items() if count > self.rounds}
+        return {id for id, count in self._left.items() if count > refused[id]}
 
 
-def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, int]:
-    return name.id not in taste.failed_here, taste.affinity(name.kind), name.cost
+Fondness = tuple[bool, float, bool]
+
+
+def _fondness(name: ClaimName, taste: Taste) -> Fondness:
+    """Return what makes one kind of claim better than another for a worker."""
+    base = base_of(name.kind)
+    free = base in taste.loaded or base not in taste.held
+    return name.id not in taste.failed_here, taste.affinity(name.kind), free
+
+
+def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, bool, int]:
+    return (*_fondness(name, taste), name.cost)
+
+
+def _has(peer: Peer, kind: str) -> bool:
+    """Say whether a worker has loaded what a kind needs, or is loading it because it runs one."""
+    base = base_of(kind)
+    return base in peer.loaded or base == base_of(peer.kind)
+
+
+def _lacks(peer: Peer, kind: str) -> str:
+    return lacks(kind, peer.tier, peer.capabilities)
 
 
 def _best_first(
@@ -226,6 +273,6 @@ def _best_first(
     return ((spool, name) for _, spool, name in merged)
 
 
-def _families(kind: str) -> tuple[str, str]:
-    kind = base_of(kind).lower()
-    return kind, kind.partition("_")[0].partition("-")[0]
+def _families(base: str) -> tuple[str, str]:
+    base = base.lower()
+    return base, base.partition("_")[0].partition("-")[0]

@@ -24,6 +24,10 @@ class Habits:
     capabilities: frozenset[str] = frozenset()
     stealing: bool = True
     steal_interval_s: float = 3.0
+    steal_threshold: int = 1
+    """Steal only where so many claims wait, as long as a worker of that spool lives."""
+    models_max: int | None = None
+    """How many models a handler may keep loaded; None: as many as memory allows."""
     linger_s: float = 0.0
     keep_alive: bool = False
     claims_max: int | None = None

@@ -103,6 +103,9 @@ class Handler:
     """How much cost a GPU of weight 1.0 (an RTX 3090) does in a second, about, if that is known;
     then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
 
+    models_max: int | None = None
+    """How many models it may keep loaded (`work --max-models`); set by the worker."""
+
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
         return options

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fsqueue import claims
-from fsqueue.choose import PLENTY, Patience, Peer, Taste, choose, in_order, takes_too_long
+from fsqueue.choose import (
+    PLENTY,
+    Patience,
+    Peer,
+    Taste,
+    choose,
+    in_order,
+    polls_for,
+    takes_too_long,
+)
 from fsqueue.errors import PoolError
 from fsqueue.heartbeat import Heartbeat
-from fsqueue.layout import State
-from fsqueue.leases import lease_names
+from fsqueue.kinds import base_of
 from fsqueue.locks import try_lock
 from fsqueue.names import ClaimName
+from fsqueue.peers import held_by, living, peers, rates_of_likes
 from fsqueue.pool import Pool, spool_names
-from fsqueue.status import Journal, Status, read_status
+from fsqueue.status import Journal
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +40,6 @@ MISSES_MAX: Final = 8
 to its end costs W-1 lost renames a claim, and this keeps it under one."""
 LISTINGS_MAX: Final = 5
 VIEW_AGE_S: Final = 2.0
-GONE: Final = frozenset({"draining", "stopped", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +56,21 @@ class Stock:
     """One worker's sight of the spools."""
 
     def __init__(
-        self, pool: Pool, beat: Heartbeat, journal: Journal, *, spool: str | None, stealing: bool
+        self,
+        pool: Pool,
+        beat: Heartbeat,
+        journal: Journal,
+        *,
+        spool: str | None,
+        stealing: bool,
+        steal_threshold: int = 1,
     ) -> None:
         self._pool = pool
         self._beat = beat
         self._journal = journal
         self._spool = spool
         self._stealing = stealing
+        self._threshold = steal_threshold
         self._taste = Taste()
         self._own: list[ClaimName] = []
         self._others: dict[str, list[ClaimName]] = {}
@@ -72,6 +87,7 @@ class Stock:
 
     def taste_changed(self, taste: Taste) -> None:
         """Order what is known anew, if the worker's taste is another now."""
+        taste = replace(taste, held=self._taste.held)
         if taste != self._taste:
             self._taste = taste
             self._own = in_order(self._own, taste)
@@ -104,11 +120,16 @@ class Stock:
     # ---- our own spool ----
 
     def _next_own(self, spool: str) -> ClaimName | None:
-        """Take the best of our own while there is plenty; the last few are contended for."""
+        """Take the best of our own while there is plenty; the last few are contended for.
+
+        So is what we would have to load something for: others may have claims that we need not.
+        """
         few = PLENTY if self._stealing else 0
         for _ in range(LISTINGS_MAX):
             misses = 0
             while len(self._own) > few and misses < MISSES_MAX:
+                if self._stealing and self._taste.must_load(self._own[-1].kind):
+                    return None
                 if self._count_too_long(self._own[-1:]):
                     return None
                 taken = self._take(spool, self._own.pop())
@@ -118,6 +139,8 @@ class Stock:
             if self._dry_lately(spool):
                 return None
             self._own = in_order(self._list(spool) or (), self._taste)
+            if self._nothing_loaded_for(self._own):
+                self._meet()
             if len(self._own) <= few:
                 return None
         return None  # a mount whose listings lag keeps showing us what is gone: wait a poll
@@ -128,6 +151,22 @@ class Stock:
         stealing = any(self._others.values())
         return stealing and names == [] and time.monotonic() - at < VIEW_AGE_S
 
+    def _nothing_loaded_for(self, names: list[ClaimName]) -> bool:
+        """Say whether we are about to load something, and could choose what."""
+        return (
+            bool(names)
+            and base_of(names[-1].kind) not in self._taste.loaded
+            and len({base_of(name.kind) for name in names}) > 1
+        )
+
+    def _meet(self) -> None:
+        """See who lives and does what (hints: I8), so that we need not load what others have."""
+        self._crew = self._peers()
+        held = held_by(self._crew)
+        if held != self._taste.held:
+            self._taste = replace(self._taste, held=held)
+            self._own = in_order(self._own, self._taste)
+
     # ---- everybody's ----
 
     def _contend(self) -> tuple[ClaimName, str] | None:
@@ -135,7 +174,12 @@ class Stock:
         stale = time.monotonic() - self._viewed > VIEW_AGE_S or not any(self._others.values())
         if self._stealing and stale:
             self._look_around()
-        offered = dict(self._others)
+        tended = {peer.spool for peer in self._crew} if self._threshold > 1 else set()
+        offered = {
+            spool: names
+            for spool, names in self._others.items()
+            if len(names) >= self._threshold or spool not in tended
+        }
         if self._spool is not None:
             offered[self._spool] = self._own
         misses = 0
@@ -156,7 +200,8 @@ class Stock:
             misses += 1
         if misses == MISSES_MAX:
             self._viewed = -1e9  # what we knew is stale
-        refused = {names[-1].id for names in offered.values() if names}
+        best = (names[-1] for names in offered.values() if names)
+        refused = {name.id: polls_for(name, self._crew, self._taste) for name in best}
         self._waited = self._patience.left_alone(refused)
         return None
 
@@ -192,30 +237,24 @@ class Stock:
         return taken
 
     def _look_around(self) -> None:
-        """List the other spools, and who else lives and does what (hints: I8)."""
+        """List the other spools, and see who else lives and does what."""
         begun = time.monotonic()
         self._admitted.clear()
-        self._others = {
-            spool: in_order(names, self._taste)
+        others = {
+            spool: names
             for spool in spool_names(self._pool)
             if spool != self._spool and (names := self._list(spool))
         }
-        if self._own or self._others:
-            self._crew = self._peers()
+        if self._own or others:
+            self._meet()
+        self._others = {spool: in_order(names, self._taste) for spool, names in others.items()}
         took_s = time.monotonic() - begun
         self._viewed = begun + max(0.0, 20 * took_s - VIEW_AGE_S)  # listing stays under 5 %
 
     def _peers(self) -> list[Peer]:
-        living = {name.worker for name in lease_names(self._pool) if name.living} - {self._me}
-        held = {name.owner: name for name in claims.owned(self._pool, State.RUNNING)}
-        found = (read_status(self._pool, worker) for worker in sorted(living))
-        statuses = [status for status in found if status is not None]
-        self._learned = _rates_of_likes(statuses, self._beat.status.model)
-        return [
-            peer_of(status, held.get(status.worker_id))
-            for status in statuses
-            if status.state not in GONE
-        ]
+        statuses = living(self._pool, but=self._me)
+        self._learned = rates_of_likes(statuses, self._beat.status.model)
+        return peers(self._pool, statuses)
 
     def _count_too_long(self, names: list[ClaimName]) -> int:
         left_s = self.time_left_s()
@@ -247,43 +286,9 @@ class Stock:
         return self._beat.status.worker_id
 
 
-def _rates_of_likes(statuses: list[Status], model: str) -> dict[str, float]:
-    """Return the median rate for each kind among workers on GPUs of a model."""
-    likes = [status.rates for status in statuses if status.model == model]
-    kinds = {kind for rates in likes for kind in rates}
-    return {kind: statistics.median(r[kind] for r in likes if kind in r) for kind in kinds}
-
-
 def _struck(names: list[ClaimName], name: ClaimName) -> ClaimName:
     """Take one name, most likely the last, off a list."""
     index = len(names) - 1
     while names[index] != name:
         index -= 1
     return names.pop(index)
-
-
-def peer_of(status: Status, name: ClaimName | None) -> Peer:
-    """Return what the policy should know of a worker that runs `name`."""
-    return Peer(
-        status.worker_id,
-        max(status.weight, 1e-6),
-        status.rates,
-        status.spool,
-        stealing=status.stealing,
-        tier=status.tier,
-        capabilities=status.capabilities,
-        loaded=status.loaded,
-        kind=name.kind if name else "",
-        left=_left(name, status) if name else 0.0,
-    )
-
-
-def _left(name: ClaimName, status: Status) -> float:
-    """Return what is left of a claim's cost: by its progress, else by the time it has run."""
-    current = status.current
-    if current is None or current.id != name.id:
-        return name.cost  # just taken; the status has not caught up
-    if current.total > 0:
-        return name.cost * (1.0 - min(current.done / current.total, 1.0))
-    ran_s = max(0.0, status.written_at - current.started)
-    return max(0.0, name.cost - ran_s * status.rates.get(name.kind, 0.0))

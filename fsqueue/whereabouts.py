@@ -19,9 +19,9 @@ from fsqueue.kinds import lacks
 from fsqueue.layout import ORDER, State
 from fsqueue.leases import lease_names
 from fsqueue.names import ClaimName
+from fsqueue.peers import peer_of
 from fsqueue.pool import Pool, read_json, spool_names
 from fsqueue.status import Status, read_events, read_status
-from fsqueue.stock import peer_of
 
 
 @dataclass(frozen=True, slots=True)

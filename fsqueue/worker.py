@@ -16,10 +16,9 @@ from typing import Final
 
 from fsqueue import atomic, claims
 from fsqueue.attempt import Attempt, Ending
-from fsqueue.choose import Taste
 from fsqueue.errors import ClaimLost, FsqueueError
 from fsqueue.habits import Habits
-from fsqueue.handlers import Handler, load_handler
+from fsqueue.handlers import Handler
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.inbox import Inbox
 from fsqueue.jobs import JOBS
@@ -27,6 +26,7 @@ from fsqueue.layout import State
 from fsqueue.leases import Lease, Observer, Process
 from fsqueue.leaving import DRAINED, Leaving, StopNow
 from fsqueue.names import ClaimName, new_worker_id
+from fsqueue.outfit import Outfit
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovery
 from fsqueue.status import Journal
@@ -56,12 +56,15 @@ class Worker:
         self.observer = Observer(pool)
         self.recovery = Recovery(pool, self.id, self.observer, self.journal)
         self.stock = Stock(
-            pool, self.beat, self.journal, spool=habits.spool, stealing=habits.stealing
+            pool,
+            self.beat,
+            self.journal,
+            spool=habits.spool,
+            stealing=habits.stealing,
+            steal_threshold=habits.steal_threshold,
         )
         self.inbox = Inbox(pool, self.id)
-        self.handlers: dict[str, Handler] = {}
-        self.unable: set[str] = set()
-        self.failed_here: list[str] = []
+        self.outfit = Outfit(habits, self.beat, self.journal)
         self.failed_in_a_row: list[str] = []
         self.taken = 0
         self.progressed = False
@@ -136,18 +139,25 @@ class Worker:
     def _run(self, name: ClaimName, spool: str) -> int | None:
         self.taken += 1
         attempt = Attempt(
-            self.pool, name, spool, self.beat, self.journal, self._handler, self.leaving.at_once
+            self.pool,
+            name,
+            spool,
+            self.beat,
+            self.journal,
+            self.outfit.handler,
+            self.leaving.at_once,
         )
         ending = attempt.run()
         self.progressed |= attempt.saved or ending in (Ending.DONE, Ending.FAILED)
         if ending is Ending.DONE:
             self.failed_in_a_row.clear()
-            self.stock.taste_changed(self._taste())
+            self.outfit.did(name)
+            self.stock.taste_changed(self.outfit.taste())
         elif ending is Ending.FAILED:
             return self._count_failure(name, attempt.reason)
         elif ending is Ending.UNABLE:
-            self.unable.add(name.kind)
-            self.stock.taste_changed(self._taste())
+            self.outfit.cannot(name.kind)
+            self.stock.taste_changed(self.outfit.taste())
             self._say(f"claims of kind {name.kind} are left alone: {attempt.reason}")
         elif ending is Ending.BROKEN:
             self._say(f"this worker stops: {attempt.reason}")
@@ -163,19 +173,19 @@ class Worker:
         )
         if attempt.run() is Ending.BROKEN:
             self._say(f"a job that was addressed to this worker ended badly: {attempt.reason}")
-        self.stock.taste_changed(self._taste())
+        self.stock.taste_changed(self.outfit.taste())
         self.beat.look_for_orders()
 
     def _job(self, name: str) -> Handler:
         if name in JOBS:
-            return JOBS[name](self.pool, self.id, self.handlers, self._handler)
-        return self._handler(name)
+            return JOBS[name](self.pool, self.id, self.outfit.handlers, self.outfit.handler)
+        return self.outfit.handler(name)
 
     def _count_failure(self, name: ClaimName, reason: str) -> int | None:
         if name.id not in self.failed_in_a_row:
             self.failed_in_a_row.append(name.id)
-        self.failed_here.append(name.id)
-        self.stock.taste_changed(self._taste())
+        self.outfit.failed(name)
+        self.stock.taste_changed(self.outfit.taste())
         if len(self.failed_in_a_row) < FAILURES_MAX:
             return None
         self._say(
@@ -230,8 +240,7 @@ class Worker:
         for name in claims.owned(self.pool, State.RUNNING):
             if name.owner == self.id:
                 self._put_back(name)
-        for handler in self.handlers.values():
-            handler.close()
+        self.outfit.close()
         self.inbox.close()
         for pool in (self.pool, self.inbox.pool):
             atomic.discard_tree(pool.workshop(self.id))
@@ -255,25 +264,6 @@ class Worker:
         log.warning("%s: %s", self.id, why)
 
     # ---- parts ----
-
-    def _handler(self, name: str) -> Handler:
-        if name not in self.handlers:
-            self.beat.change(state="loading")
-            self.handlers[name] = load_handler(name)
-        return self.handlers[name]
-
-    def _taste(self) -> Taste:
-        loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
-        with self.beat.lock:
-            self.status.loaded, self.status.unable = sorted(loaded), sorted(self.unable)
-        return Taste(
-            loaded,
-            frozenset(self.unable),
-            frozenset(self.failed_here),
-            self.habits.specialization,
-            self.habits.tier,
-            self.habits.capabilities,
-        )
 
     def _time_left_s(self) -> float:
         """Return the time that a claim taken now may need. A fresh worker refuses none: no other

@@ -51,6 +51,20 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     help="Work stealing check interval in seconds.",
 )
 @click.option(
+    "--steal-threshold",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Steal only from spools in which N claims wait, while a worker of theirs lives.",
+)
+@click.option(
+    "--max-models",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Keep at most N models loaded. Default: what memory allows; the least recently used goes.",
+)
+@click.option(
     "--specialization",
     metavar="KIND,...",
     help="Prefer claims of these kinds, or whose kind begins with this word, such as esm2. "
@@ -94,10 +108,7 @@ def work(pool: Pool, **given: Any) -> None:
     from fsqueue.worker import Worker
 
     _log_by_default()
-    if not given["steal_interval"] > 0:
-        raise UsageError("--steal-interval must be more than 0 seconds; 2 to 5 are sensible.")
-    if not 2 <= given["steal_interval"] <= 5:
-        logging.getLogger(__name__).info("--steal-interval is outside the sensible 2 to 5 seconds")
+    _check_interval(given["steal_interval"])
     if given["start_delay"] > 0:
         time.sleep(random.uniform(0, given["start_delay"]))
     use_pci_order()
@@ -112,6 +123,8 @@ def work(pool: Pool, **given: Any) -> None:
         capabilities=_capabilities(given["capability"]),
         stealing=given["work_stealing"],
         steal_interval_s=given["steal_interval"],
+        steal_threshold=given["steal_threshold"],
+        models_max=given["max_models"],
         linger_s=given["linger"],
         keep_alive=given["keep_alive"],
         claims_max=given["max_claims"],
@@ -130,6 +143,13 @@ def work(pool: Pool, **given: Any) -> None:
     if status == DRAINED and worker.comes_back() and allocation.requeue():
         logging.getLogger("fsqueue").info("work remains: this job is requeued")
     sys.exit(status)
+
+
+def _check_interval(interval_s: float) -> None:
+    if not interval_s > 0:
+        raise UsageError("--steal-interval must be more than 0 seconds; 2 to 5 are sensible.")
+    if not 2 <= interval_s <= 5:
+        logging.getLogger(__name__).info("--steal-interval is outside the sensible 2 to 5 seconds")
 
 
 def _tier(role: str, gpu: dict[str, Any]) -> int:

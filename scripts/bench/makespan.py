@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fsqueue.cards import GPU_WEIGHTS
-from fsqueue.choose import PLENTY, Patience, Peer, Taste, choose, in_order, takes_too_long
+from fsqueue.choose import PLENTY, POLLS_MAX, Patience, Peer, Taste, choose, in_order, takes_too_long
 from fsqueue.handlers import Handler
 from fsqueue.names import ClaimName
 from fsqueue.planner import cost_limit
@@ -263,7 +263,7 @@ class Simulation:
         )
         if found is None:
             refused = {names[-1].id for names in listings.values() if names}
-            worker.waited = worker.patience.left_alone(refused)
+            worker.waited = worker.patience.left_alone(dict.fromkeys(refused, POLLS_MAX))
         return found
 
     def _crew(self, me: Worker) -> Iterator[Peer]:

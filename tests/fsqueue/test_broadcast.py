@@ -41,7 +41,7 @@ def ingest(monkeypatch: pytest.MonkeyPatch) -> None:
         return Ingest()
 
     monkeypatch.setattr("fsqueue.broadcast.load_handler", load)
-    monkeypatch.setattr("fsqueue.worker.load_handler", load)
+    monkeypatch.setattr("fsqueue.outfit.load_handler", load)
 
 
 class Ingest(Handler):
@@ -227,7 +227,7 @@ def test_a_copy_that_its_worker_cannot_run_is_put_back_once_and_then_fails(
     def lacking(name: str) -> Handler:
         raise UsageError("not installed here")
 
-    monkeypatch.setattr("fsqueue.worker.load_handler", lacking)
+    monkeypatch.setattr("fsqueue.outfit.load_handler", lacking)
     assert work_inbox(worker) == 1
     assert outcomes(pool, made) == ["failed"]
     assert "could not run" in made.copies[0].error
@@ -309,7 +309,7 @@ class Loads(Ingest):
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     handler = Loads()
-    monkeypatch.setattr("fsqueue.worker.load_handler", lambda name: handler)
+    monkeypatch.setattr("fsqueue.outfit.load_handler", lambda name: handler)
     return handler
 
 

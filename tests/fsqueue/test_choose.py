@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsqueue import choose as module
-from fsqueue.choose import Patience, Peer, Taste, choose, in_order, speeds, takes_too_long
+from fsqueue.choose import (
+    Patience,
+    Peer,
+    Taste,
+    choose,
+    in_order,
+    polls_for,
+    speeds,
+    takes_too_long,
+)
 from fsqueue.names import ClaimName
 
 NO_TASTE = Taste()
@@ -238,9 +247,60 @@ def test_speeds_are_measured_or_by_weight_in_the_unit_of_what_was_measured(
 
 
 def test_patience_ends_after_so_many_rounds_and_begins_anew_when_a_claim_was_not_refused() -> None:
-    patience = Patience(rounds=2)
-    assert patience.left_alone({"x"}) == set()
-    assert patience.left_alone({"x", "y"}) == set()
-    assert patience.left_alone({"x", "y"}) == {"x"}
-    assert patience.left_alone({"y"}) == {"y"}
-    assert patience.left_alone({"x"}) == set()
+    patience = Patience()
+    assert patience.left_alone({"x": 2}) == set()
+    assert patience.left_alone({"x": 2, "y": 2}) == set()
+    assert patience.left_alone({"x": 2, "y": 2}) == {"x"}
+    assert patience.left_alone({"y": 2}) == {"y"}
+    assert patience.left_alone({"x": 2}) == set()
+
+
+@pytest.mark.parametrize(
+    ("holder", "loaded", "polls"),
+    [
+        (peer(loaded=["k"]), (), 2),
+        (peer(loaded=["k"], kind="j", left=9), (), 20),
+        (peer(loaded=["j"]), (), 20),
+        (peer(loaded=["k"]), ("k",), 20),
+        (peer(loaded=["k"], tier=3), (), 20),
+    ],
+    ids="idle-and-loaded busy other-model loaded-here-too of-too-low-a-tier".split(),
+)
+def test_a_claim_is_left_for_two_polls_to_an_idle_worker_that_has_its_model(
+    holder: Peer, loaded: Sequence[str], polls: int
+) -> None:
+    taste = Taste(loaded=frozenset(loaded))
+    assert polls_for(claim("x:1:k"), [holder], taste) == polls
+
+
+# ---- models ----
+
+
+def test_among_kinds_that_must_be_loaded_what_nobody_else_has_comes_first() -> None:
+    taste = Taste(held=frozenset({"big"}))
+    assert ids(listing("a:9:big", "b:1:new", "c:8:big--t1", taste=taste)) == ["b", "a", "c"]
+    loaded = Taste(loaded=frozenset({"big"}), held=frozenset({"big"}))
+    assert ids(listing("a:9:big", "b:1:new", taste=loaded)) == ["a", "b"]
+
+
+def test_points_are_those_of_the_guide() -> None:
+    taste = Taste(
+        loaded=frozenset({"esm2_t6"}), special=frozenset({"esm2"}), healthy=frozenset({"esm2_t6"})
+    )
+    assert taste.affinity("esm2_t6--t1") == 100 + 50 + 10
+    assert taste.affinity("esm2_t33") == 50
+    assert taste.affinity("dnabert") == 0
+    assert ids(listing("a:1:x", "b:9:y", taste=Taste(healthy=frozenset({"x"})))) == ["a", "b"]
+
+
+def test_another_s_claim_comes_before_our_own_if_it_saves_a_load_and_not_if_it_is_larger() -> None:
+    taste = Taste(loaded=frozenset({"k"}))
+    listings = {"mine": listing("a:5:j"), "theirs": listing("x:1:k", "y:90:j", taste=taste)}
+    assert pick(listings, taste=taste) == "x"
+    listings = {"mine": listing("a:5:j"), "theirs": listing("y:90:j")}
+    assert pick(listings, taste=taste) == "a"
+
+
+def test_what_somebody_runs_he_has_loaded_or_is_loading() -> None:
+    running = peer(spool="theirs", kind="k", left=1.0, rates={"j": 1.0})
+    assert pick({"theirs": listing("x:10")}, running, me=Peer("me", rates={"j": 1.0})) is None

@@ -1,0 +1,70 @@
+"""A worker's handlers: load each once, and know what it likes and can do with what they hold."""
+
+from __future__ import annotations
+
+from fsqueue.choose import Taste
+from fsqueue.habits import Habits
+from fsqueue.handlers import Handler, load_handler
+from fsqueue.heartbeat import Heartbeat
+from fsqueue.kinds import base_of
+from fsqueue.names import ClaimName
+from fsqueue.status import Journal
+
+
+class Outfit:
+    """The handlers of one worker, and how its claims went with them."""
+
+    def __init__(self, habits: Habits, beat: Heartbeat, journal: Journal) -> None:
+        self.handlers: dict[str, Handler] = {}
+        self._habits = habits
+        self._beat = beat
+        self._journal = journal
+        self._healthy: set[str] = set()
+        self._unable: set[str] = set()
+        self._failed: set[str] = set()
+
+    def handler(self, name: str) -> Handler:
+        """Return a handler, importing it when it is first needed."""
+        if name not in self.handlers:
+            self._beat.change(state="loading")
+            self.handlers[name] = load_handler(name)
+            self.handlers[name].models_max = self._habits.models_max
+        return self.handlers[name]
+
+    def did(self, name: ClaimName) -> None:
+        """Note that a claim was done."""
+        self._healthy.add(base_of(name.kind))
+
+    def failed(self, name: ClaimName) -> None:
+        """Note that a claim failed here."""
+        self._healthy.discard(base_of(name.kind))
+        self._failed.add(name.id)
+
+    def cannot(self, kind: str) -> None:
+        """Note that claims of a kind cannot be done here."""
+        self._unable.add(kind)
+
+    def taste(self) -> Taste:
+        """Return what the worker would rather do now; report what came and went."""
+        loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
+        status = self._beat.status
+        for kind in sorted(loaded.difference(status.loaded)):
+            self._journal.write("loaded", kind=kind)
+        for kind in sorted(set(status.loaded) - loaded):
+            self._journal.write("evicted", kind=kind)
+        with self._beat.lock:
+            status.loaded, status.unable = sorted(loaded), sorted(self._unable)
+        return Taste(
+            loaded=loaded,
+            healthy=frozenset(self._healthy),
+            unable=frozenset(self._unable),
+            failed_here=frozenset(self._failed),
+            special=self._habits.specialization,
+            tier=self._habits.tier,
+            capabilities=self._habits.capabilities,
+        )
+
+    def close(self) -> None:
+        """Let every handler go of everything."""
+        for handler in self.handlers.values():
+            handler.close()
