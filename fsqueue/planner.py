@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fsqueue import atomic, claims, plans
+from fsqueue import atomic, claims, plans, routing
 from fsqueue.errors import BadInput, PoolError, UsageError
 from fsqueue.handlers import Handler, Source, claim_id, source_key
 from fsqueue.kinds import compose
 from fsqueue.names import ClaimName
 from fsqueue.plans import Plan, Share
 from fsqueue.pool import Pool, Spool, add_spool, natural, read_spool, spool_names
+from fsqueue.routing import Wanted
 from fsqueue.weights import assign
 
 CLAIMS_PER_SPOOL: Final = 8
@@ -60,6 +61,15 @@ class Request:
     spools: Sequence[Spool]
     weighted: bool = True
     claim_s: float = CLAIM_S
+    tier: int | None = None
+    """The lowest tier that may do it; None: what the handler says."""
+    requires: Sequence[str] = ()
+    """Capabilities that its workers must have, beside those that the handler says."""
+
+    def kind(self, base: str) -> str:
+        """Return the kind of this request's claims, with what it asks of workers."""
+        tier = self.handler.tier if self.tier is None else self.tier
+        return compose(base, tier, (*self.handler.requires, *self.requires))
 
 
 Progress = Callable[[int, int, str], None]
@@ -73,7 +83,7 @@ def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None)
     while True:
         numbers = plans.numbers(pool)
         fresh = _fresh(pool, numbers, request, sources, outcome)
-        _weigh(request, fresh, outcome, _loads(pool, outcome.spools))
+        _weigh(pool, request, fresh, outcome)
         if not outcome.total.claims:
             return outcome
         number = (numbers or [0])[-1] + 1
@@ -88,14 +98,7 @@ def preview(pool: Pool | None, request: Request, *, progress: Progress | None = 
     sources = _survey(request, outcome, progress)
     numbers = plans.numbers(pool) if pool else []
     fresh = _fresh(pool, numbers, request, sources, outcome)
-    known = set(spool_names(pool)) if pool else set()
-    loads = [
-        sum(name.cost for name in claims.waiting(pool, spool.name))
-        if pool and spool.name in known
-        else 0
-        for spool in outcome.spools
-    ]
-    _weigh(request, fresh, outcome, loads)
+    _weigh(pool, request, fresh, outcome)
     return outcome
 
 
@@ -175,27 +178,26 @@ def _fresh(
     return list(fresh.values())
 
 
-def _loads(pool: Pool, spools: Sequence[Spool]) -> list[int]:
-    return [sum(name.cost for name in claims.waiting(pool, spool.name)) for spool in spools]
-
-
-def _weigh(request: Request, fresh: list[Source], outcome: Outcome, loads: list[int]) -> None:
+def _weigh(pool: Pool | None, request: Request, fresh: list[Source], outcome: Outcome) -> None:
     """Decide the largest claim, cut, and give every claim to a spool; fill in the outcome."""
-    weights = [spool.weight if request.weighted else 1.0 for spool in outcome.spools]
-    cost = sum(source.cost for source in fresh)
     # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
     # the same with weighting on and off.
-    slowest = min(s.weight for s in outcome.spools) / sum(s.weight for s in outcome.spools)
-    outcome.cost_max = max(1, int(cost * slowest / CLAIMS_PER_SPOOL))
-    if request.handler.cost_max is not None:
-        outcome.cost_max = min(outcome.cost_max, request.handler.cost_max)
+    own = [spool.weight for spool in outcome.spools]
+    cost = sum(source.cost for source in fresh)
+    outcome.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     cut = request.handler.cut(fresh, request.options, outcome.cost_max)
-    items = [(item.cost, dict(item.measures)) for item in cut]
+    items = [(item.cost, item.kind, dict(item.measures)) for item in cut]
     outcome.shares = {spool.name: Share() for spool in outcome.spools}
     outcome.total = Share()
-    outcome.largest = max((cost for cost, _ in items), default=0)
-    outcome.assigned = assign([cost for cost, _ in items], weights, loads)
-    for (item_cost, measures), slot in zip(items, outcome.assigned, strict=True):
+    outcome.largest = max((cost for cost, _, _ in items), default=0)
+    loads = None
+    if pool is not None and items:
+        kind = request.kind(items[0][1])
+        wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
+        loads = routing.loads(pool, outcome.spools, wanted)
+    weights = own if request.weighted else [1.0] * len(own)
+    outcome.assigned = assign([cost for cost, _, _ in items], weights, loads)
+    for (item_cost, _, measures), slot in zip(items, outcome.assigned, strict=True):
         outcome.shares[outcome.spools[slot].name].add(item_cost, measures)
         outcome.total.add(item_cost, measures)
 
@@ -258,8 +260,7 @@ def _stage(
             )
         seen.add(id)
         home = outcome.spools[slot].name
-        kind = compose(item.kind, request.handler.tier, request.handler.requires)
-        name = claims.waiting_name(id, kind, item.cost)
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
         claim = claims.Claim(
             request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
         )

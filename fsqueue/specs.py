@@ -15,7 +15,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fsqueue.cards import GPU_WEIGHTS, short_name
@@ -37,6 +37,7 @@ _COUNTED: Final = re.compile(
     r"(.*?)(?<!\brt)(?<!\bgt)(?<!\bm)\s*x\s*([-+]?[0-9][0-9.]*)", re.IGNORECASE
 )
 _COUNT_FIRST: Final = re.compile(r"([0-9]{1,3})\s*x\s*([A-Za-z0-9].*)", re.IGNORECASE)
+_LIKE: Final = "For example: --weight 4090=1.6 or --weight gpu0=1.3 or --weight @FILE"
 _GOOD: Final = "For example: --gpus 4090x2,3090 or --gpus a100-80gb:1.4,left=3090 or --gpus auto"
 
 
@@ -75,6 +76,50 @@ def parse_gpus(spec: str, environ: Mapping[str, str] = os.environ) -> list[Spool
     if sum(entry.count for entry in entries) > COUNT_MAX:
         raise _refuse(spec, f"asks for more than {COUNT_MAX} spools, and each is a directory")
     return _distinct(_named(entries))
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Return what `--weight NAME=W` and `--weight @FILE` say, by name; UsageError if it is wrong.
+
+    A NAME is a spool's, or a model's: `gpu0=1.3`, `4090=1.6`, `cpu=0.1`.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        for entry in _lines(text[1:]) if text.startswith("@") else text.split(","):
+            name, equals, weight = (part.strip() for part in entry.partition("="))
+            if not equals or not _MODEL.fullmatch(name):
+                raise UsageError(f"--weight: {_quote(entry)} is not NAME=WEIGHT. {_LIKE}")
+            value = float(weight) if _NUMBER.fullmatch(weight) else 0.0
+            if not WEIGHT_MIN <= value <= WEIGHT_MAX:
+                raise UsageError(
+                    f"--weight: {_quote(entry)}: a weight must be above 0, and 1.0 is an RTX 3090. "
+                    f"{_LIKE}"
+                )
+            weights[name] = value
+    return weights
+
+
+def weighed(specs: Sequence[SpoolSpec], weights: Mapping[str, float]) -> list[SpoolSpec]:
+    """Return the specs with these weights, a spool's own before its model's.
+
+    UsageError if a name is neither that of a spool nor of a model here.
+    """
+    models = {short_name(name) or name: name for name in weights}
+    unused, found = set(weights), []
+    for spec in specs:
+        name = spec.name if spec.name in weights else models.get(spec.model)
+        if name is not None:
+            unused.discard(name)
+            spec = replace(spec, weight=weights[name], why="given by --weight")
+        found.append(spec)
+    unused -= {models.get(spec.model, "") for spec in specs}
+    if unused:
+        here = ", ".join(dict.fromkeys(word for s in specs for word in (s.name, s.model)))
+        raise UsageError(
+            f"--weight: {_quote(min(unused))} is neither a spool nor a model of this plan, which "
+            f"has: {here}."
+        )
+    return found
 
 
 def _here(environ: Mapping[str, str]) -> list[SpoolSpec]:

@@ -74,6 +74,7 @@ class Worker:
             self.beat, habits.claims_max, habits.time_limit_s, allocation=habits.allocation
         )
         self.stock.time_left_s = self._time_left_s
+        self.stock.taste_changed(self.outfit.taste())
 
     # ---- life ----
 

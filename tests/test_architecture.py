@@ -21,6 +21,7 @@ LAYERS = (
     {"pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"},
+    {"routing"},
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},
     {"stock", "leaving", "roster", "habits", "jobs"},

@@ -14,7 +14,7 @@ from fsqueue.cli.options import SETTINGS, json_option, print_json, print_table
 def gpus(as_json: bool) -> None:
     """Show the GPUs that a process started here would see, with their weights.
 
-    A weight is a speed beside an RTX 3090. Override one with `plan --gpus NAME:WEIGHT`.
+    A weight is a speed beside an RTX 3090. Override one with `plan --weight NAME=WEIGHT`.
     """
     from fsqueue.gpus import visible_gpus
     from fsqueue.weights import GPU_WEIGHTS, get_gpu_weight, short_name
@@ -23,25 +23,25 @@ def gpus(as_json: bool) -> None:
     for gpu in visible_gpus():
         model = short_name(gpu.name, memory_gib=gpu.memory_gib)
         weight = get_gpu_weight(gpu.name, memory_gib=gpu.memory_gib)
-        why = "from the table" if model in GPU_WEIGHTS else "not in the table"
+        why = f"{model} in the table" if model in GPU_WEIGHTS else "not in the table: the default"
         rows.append(asdict(gpu) | {"model": model, "weight": weight, "why": why})
     if as_json:
         print_json({"gpus": rows})
     elif rows:
         print_table(
-            ["MODEL", "UUID", "INDEX", "MEMORY", "WEIGHT", "WHY"],
+            ["INDEX", "NAME", "UUID", "MEMORY", "WEIGHT", "WHY"],
             [
                 [
-                    r["model"],
+                    str(r["index"]),
+                    r["name"],
                     r["uuid"],
-                    r["index"],
                     f"{r['memory_mib']} MiB",
                     f"{r['weight']:.2f}",
                     r["why"],
                 ]
                 for r in rows
             ],
-            left=2,
+            left=3,
         )
     else:
         click.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -30,8 +31,10 @@ from fsqueue.planner import (
     preview,
 )
 from fsqueue.pool import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
+from fsqueue.score import Tier
 from fsqueue.status import printable
 
+TIERS: Final = {"gpu": Tier.GPU, "cpu": Tier.CPU, "storage": Tier.STORAGE}
 EXAMPLES: Final = {
     "embed": "fsqueue plan embed pool/ *.faa --model facebook/esm2_t6_8M_UR50D --gpus 4090x2,3090",
     "command": "fsqueue plan command pool/ reads/*.fa -- wc -l {input}",
@@ -74,10 +77,19 @@ def _command(handler: Handler) -> click.Command:
         click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar=f"POOL INPUT...{tail}"),
         click.Option(["--gpus"], metavar="SPEC", help="Spools: 4090x2,3090 or a100:1.2 or cpux4 or "
                      "auto or @FILE. Default: the pool's, else auto."),
+        click.Option(["--weight"], multiple=True, metavar="NAME=W|@FILE",
+                     help="Weigh a spool or a model otherwise: 4090=1.6, cpu=0.1, gpu0=1.3. May be "
+                     "given more than once."),
         click.Option(["--gpu-weighted/--no-gpu-weighted"], default=True,
                      help="Weight file assignment by GPU capability. Default: on."),
         click.Option(["--claim-seconds"], type=Duration(), default=CLAIM_S, show_default=True,
                      help="Cut claims to take so long on an RTX 3090, where inputs can be cut."),
+        click.Option(["--min-tier"], type=click.Choice(list(TIERS)),
+                     help="Workers of this tier and better may do it. Default: cpu, or what the "
+                     "handler says."),
+        click.Option(["--requires"], multiple=True, metavar="WORD",
+                     help="Only workers started with --capability WORD may do it. May be given "
+                     "more than once."),
         click.Option(["--lease"], type=Duration(), default=LEASE_S, show_default=True,
                      help="A new pool's lease: a worker silent for so long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
@@ -128,13 +140,8 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
     if not inputs:
         raise UsageError(f"no INPUT was given. See: fsqueue plan {handler.name} --help")
     pool = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
-    spools = _spools(pool, given["gpus"])
-    if not given["claim_seconds"] > 0:
-        raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
-    options = handler.prepare(options)
-    request = Request(
-        handler, options, inputs, spools, given["gpu_weighted"], given["claim_seconds"]
-    )
+    spools = _spools(pool, given["gpus"], given["weight"])
+    request = _request(handler, options, inputs, spools, given)
     progress = _show_progress if sys.stderr.isatty() else None
     if given["dry_run"]:
         outcome = preview(pool, request, progress=progress)
@@ -146,16 +153,47 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _spools(pool: Pool | None, spec: str | None) -> list[Spool]:
-    from fsqueue.specs import parse_gpus
+def _request(
+    handler: Handler,
+    options: dict[str, Any],
+    inputs: list[str],
+    spools: list[Spool],
+    given: dict[str, Any],
+) -> Request:
+    if not given["claim_seconds"] > 0:
+        raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
+    request = Request(
+        handler,
+        handler.prepare(options),
+        inputs,
+        spools,
+        given["gpu_weighted"],
+        given["claim_seconds"],
+        TIERS.get(given["min_tier"]),
+        given["requires"],
+    )
+    request.kind("x")  # a bad word among --requires is said before anything is read
+    return request
 
-    known = pool_spools(pool) if pool else []
+
+def _spools(pool: Pool | None, spec: str | None, weights: Sequence[str]) -> list[Spool]:
+    from fsqueue.specs import SpoolSpec, parse_gpus, parse_weights, weighed
+
+    known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}
+    given = parse_weights(weights)
     if spec is None and known:
-        return known
-    specs = parse_gpus(spec or "auto")
-    asked = [Spool(each.name, each.model, each.weight, each.why) for each in specs]
-    standing = {spool.name: spool for spool in known}
-    return [standing.get(spool.name, spool) for spool in asked]
+        specs = [SpoolSpec(s.name, s.model, s.weight, s.why) for s in known.values()]
+    else:
+        specs = parse_gpus(spec or "auto")
+    asked = [Spool(s.name, s.model, s.weight, s.why) for s in weighed(specs, given)]
+    for spool in asked if given else ():
+        stands = known.get(spool.name, spool)
+        if stands.weight != spool.weight and spool.why == "given by --weight":
+            raise UsageError(
+                f"--weight: {spool.name} weighs {stands.weight:g} in this pool since its first "
+                f"plan. To change that, edit spools/{spool.name}.json."
+            )
+    return [known.get(spool.name, spool) for spool in asked]
 
 
 def _show_progress(done: int, total: int, path: str) -> None:

@@ -26,7 +26,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fsqueue.cards import GPU_WEIGHTS
-from fsqueue.choose import PLENTY, POLLS_MAX, Patience, Peer, Taste, choose, in_order, takes_too_long
+from fsqueue.choose import (
+    PLENTY,
+    POLLS_MAX,
+    Patience,
+    Peer,
+    Taste,
+    choose,
+    in_order,
+    takes_too_long,
+)
 from fsqueue.handlers import Handler
 from fsqueue.names import ClaimName
 from fsqueue.planner import cost_limit

@@ -238,3 +238,40 @@ def test_a_pool_without_work_is_done(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert fsqueue("work", tmp_path / "pool").returncode == 0
     assert fsqueue("check", tmp_path / "pool").returncode == 0
+
+
+# ---- weights, and who may ----
+
+
+def test_a_weight_given_is_the_spool_s_and_stands(tmp_path: Path, inputs: list[Path]) -> None:
+    pool = tmp_path / "pool"
+    document = plan(pool, *inputs, "--weight", "cpu=0.5", "--weight", "cpu1=1.5")
+    assert [spool["weight"] for spool in document["spools"]] == [0.5, 1.5]  # type: ignore[attr-defined]
+    again = fsqueue("plan", "command", pool, *inputs, "--weight", "cpu1=2", *CAT)
+    assert again.returncode == 2
+    assert "cpu1 weighs 1.5 in this pool" in again.stderr
+
+
+def test_min_tier_and_requires_stand_in_the_kinds(tmp_path: Path, inputs: list[Path]) -> None:
+    pool = tmp_path / "pool"
+    plan(pool, *inputs, "--min-tier", "gpu", "--requires", "fp8")
+    waiting = [path.name for path in (pool / "spools").glob("cpu*/*")]
+    assert len(waiting) == 8 and all(".command--t1-fp8." in name for name in waiting)
+    run = fsqueue("work", pool, "--spool", "cpu0", "--capability", "fp8")
+    assert run.returncode == 5, "a CPU worker may not do what is for GPUs"
+    run = fsqueue("work", pool, "--spool", "cpu0", "--capability", "fp8", "--role", "gpu")
+    assert run.returncode == 0, run.stderr
+
+
+def test_claim_seconds_decide_how_finely_inputs_are_cut(tmp_path: Path) -> None:
+    from fsqueue.planner import preview
+    from tests.support.pools import Divisible, request
+
+    def claims(claim_s: float, rate: float | None) -> int:
+        handler = Divisible()
+        handler.cost_per_second = rate
+        return preview(None, request("a.1000", handler=handler, claim_s=claim_s)).total.claims
+
+    assert claims(90, None) == claims(90, 1.0e6) == 8, "at least 8 for a spool"
+    assert claims(90, 1.0) == 12
+    assert claims(10, 1.0) == 100

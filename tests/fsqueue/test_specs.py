@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fsqueue.errors import UsageError
 from fsqueue.names import SPOOL
-from fsqueue.specs import COUNT_MAX, SpoolSpec, parse_gpus
+from fsqueue.specs import COUNT_MAX, SpoolSpec, parse_gpus, parse_weights, weighed
 from tests.support.nvml.standin import GIB, install, unplug
 
 
@@ -258,3 +258,55 @@ def test_any_text_is_a_list_of_good_spools_or_a_usage_error(spec: str) -> None:
 def test_what_is_written_is_what_is_planned(entries: list[tuple[str, int]]) -> None:
     spools = parse_gpus(",".join(f"{model}x{count}" for model, count in entries))
     assert [spool.model for spool in spools] == [m for m, count in entries for _ in range(count)]
+
+
+# ---- --weight ----
+
+PLANNED = [
+    SpoolSpec("gpu0", "RTX 4090", 1.5, "from the table"),
+    SpoolSpec("gpu1", "RTX 4090", 1.5, "from the table"),
+    SpoolSpec("cpu0", "cpu", 0.05, "from the table"),
+]
+
+
+@pytest.mark.parametrize(
+    ("texts", "weights"),
+    [
+        (["4090=1.6"], [1.6, 1.6, 0.05]),
+        (["NVIDIA GeForce RTX 4090=1.6", "cpu=0.2"], [1.6, 1.6, 0.2]),
+        (["gpu1=1.1"], [1.5, 1.1, 0.05]),
+        (["gpu1=1.1", "RTX 4090=1.7"], [1.7, 1.1, 0.05]),
+        (["gpu0=1.1,cpu0=.3"], [1.1, 1.5, 0.3]),
+        ([], [1.5, 1.5, 0.05]),
+    ],
+    ids="model full-name-and-cpu spool spool-before-model list none".split(),
+)
+def test_a_weight_is_given_to_a_spool_or_to_a_model(texts: list[str], weights: list[float]) -> None:
+    found = weighed(PLANNED, parse_weights(texts))
+    assert [spec.weight for spec in found] == weights
+    for spec, planned in zip(found, PLANNED, strict=True):
+        assert (spec.why == "given by --weight") is (spec.weight != planned.weight)
+
+
+def test_weights_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("# measured on Friday\n4090 = 1.55\ncpu=0.1  # slow\n\n")
+    assert parse_weights([f"@{path}"]) == {"4090": 1.55, "cpu": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("4090", "not NAME=WEIGHT"),
+        ("=1.5", "not NAME=WEIGHT"),
+        ("4090=fast", "above 0"),
+        ("4090=0", "above 0"),
+        ("4090=-1", "above 0"),
+        ("4090=inf", "above 0"),
+        ("@/no/such/file", "cannot be read"),
+        ("3090=1.2", "neither a spool nor a model of this plan"),
+    ],
+)
+def test_a_weight_that_makes_no_sense_is_refused_with_what_to_type(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        weighed(PLANNED, parse_weights([text]))
