@@ -1,27 +1,102 @@
-"""Estimate what sequences cost. Everything that plans by cost asks here, and nowhere else."""
+"""Estimate what sequences cost. Everything that plans by cost asks here, and nowhere else.
+
+The unit is a megaflop in float32. A layer of a transformer computes, for a sequence of T tokens,
+
+    2 T (4 d^2 + m d f)     the products with its weights: width d, inner width f, m of those
+    4 T^2 d                 each token with each other
+    ELEMENT T (d + f)       what goes number by number: norms, activations, sums
+    SOFTMAX T^2 heads       softmax, fused with the products around it
+
+so claims of DNABERT and of ESM-2 of any size compare. The last two are few operations and much
+memory traffic; the constants say how many flops of the others they are worth. What the estimate is
+worth, measured: docs/LOG.md, by scripts/bench/cost.py.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPECIALS = 2
 """Tokens that a model adds to a sequence: one before, one after."""
+ELEMENT: Final = 100.0
+SOFTMAX: Final = 10.0
+PER_SECOND: Final = 22e6
+"""Megaflops in float32 that an RTX 3090 does in a second: some 60 % of its published peak."""
+HALF: Final = 2.5
+"""How many times faster half precision is there, by its published peaks and what is reached."""
 
 
-def costs(
-    lengths: NDArray[np.int64],
-    residues_max: int,
-    *,
-    in_windows: bool = False,
-    tokens_per_residue: float = 1.0,
-) -> NDArray[Any]:
-    """Return the cost of sequences of these many residues: the tokens that are computed.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's config.json says of its size."""
 
-    Longer ones are cut to `residues_max`, or read whole in windows of as many.
-    """
-    windows = np.maximum(1, -(-lengths // residues_max)) if in_windows else 1
-    residues = lengths if in_windows else np.minimum(lengths, residues_max)
-    return np.ceil(residues * tokens_per_residue).astype(np.int64) + SPECIALS * windows
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    gated: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """Return the shape of an ESM-2 or a DNABERT, whose inner layer has a gate."""
+        return cls(
+            int(config["num_hidden_layers"]),
+            int(config["hidden_size"]),
+            int(config["intermediate_size"]),
+            int(config["num_attention_heads"]),
+            "alibi_starting_size" in config,
+        )
+
+    @property
+    def per_token(self) -> float:
+        """Return the flops of each token by itself."""
+        products = 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.inner
+        return self.layers * (2 * products + ELEMENT * (self.width + self.inner))
+
+    @property
+    def per_pair(self) -> float:
+        """Return the flops of each token with each."""
+        return self.layers * (4 * self.width + SOFTMAX * self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What decides the cost of a sequence beside its length."""
+
+    shape: Shape
+    residues_max: int
+    in_windows: bool = False
+    tokens_per_residue: float = 1.0
+    half: bool = False
+
+    def costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the cost of sequences of these many residues, in whole megaflops.
+
+        Longer ones are cut to `residues_max`, or read whole in windows of as many.
+        """
+        whole, rest = np.divmod(lengths, self.residues_max)
+        if not self.in_windows:
+            return self._whole(self._flops(np.minimum(lengths, self.residues_max)))
+        last = np.where((rest > 0) | (whole == 0), self._flops(rest), 0.0)
+        return self._whole(whole * self._flops(np.array(self.residues_max)) + last)
+
+    @property
+    def per_token(self) -> float:
+        """Return the megaflops of a token, at least."""
+        return self.shape.per_token / self._divisor
+
+    def _flops(self, residues: NDArray[np.int64]) -> NDArray[Any]:
+        tokens = np.ceil(residues * self.tokens_per_residue) + SPECIALS
+        return tokens * self.shape.per_token + tokens**2 * self.shape.per_pair
+
+    def _whole(self, flops: NDArray[Any]) -> NDArray[Any]:
+        return np.ceil(flops / self._divisor).astype(np.int64)
+
+    @property
+    def _divisor(self) -> float:
+        return 1e6 * (HALF if self.half else 1.0)

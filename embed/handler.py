@@ -9,28 +9,29 @@ written. Finished batches are checkpointed, so that an interruption costs at mos
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from embed import claim, families, hub, planning
-from embed.cost import costs
+from embed import claim, hub, modelfiles, planning
+from embed.cost import PER_SECOND, Estimate, Shape
 from embed.families import FAMILIES, Tokens
 from embed.options import DTYPE_TAGS, OPTIONS
 from embed.scan import scan
 from embed.segments import Segment, verify
-from fsqueue import BadInput, Handler, Item, Source, UsageError, Work, host_lock
+from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
     from embed.engine import Engine
+    from embed.resident import Residents
 
-NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format")
+log = logging.getLogger(__name__)
+
+NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape")
 """What changes no byte of an output: where the model lies, how often to save, what comes later."""
 RAGGED_BYTES: Final = 1 << 30
 """An output with a row for each token should not be larger."""
@@ -42,11 +43,10 @@ class Embed(Handler):
     suffix = ".safetensors"
     unit = "sequences"
     options = OPTIONS
+    cost_per_second = PER_SECOND
 
     def __init__(self) -> None:
-        self._loaded: tuple[Engine, Tokens] | None = None
-        self._wanted = ("", "", "")
-        self._kind = ""
+        self._residents: Residents | None = None
 
     # ---- planning ----
 
@@ -70,6 +70,7 @@ class Embed(Handler):
             "weights": model.weights,
             "family": model.family,
             "width": model.width,
+            "shape": asdict(Shape.of(modelfiles.config(model.folder))),
         }
 
     def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -79,7 +80,7 @@ class Embed(Handler):
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
         path = os.path.abspath(path) if path != "-" else path
-        found = scan(path, partial(_costs, options))
+        found = scan(path, _estimate(options).costs)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
         longest = int(found.blocks["longest"].max(initial=0))
@@ -102,7 +103,8 @@ class Embed(Handler):
         """Divide large files at record boundaries, and pack small ones together."""
         kind = _kind(options)
         if options["pooling"] == "per-token":
-            cost_max = min(cost_max, RAGGED_BYTES // (4 * options["width"]))
+            tokens_max = RAGGED_BYTES // (4 * options["width"])
+            cost_max = min(cost_max, int(tokens_max * _estimate(options).per_token))
         for draft in planning.drafts([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
             measures = {"sequences": draft.sequences, "residues": draft.residues}
@@ -115,42 +117,49 @@ class Embed(Handler):
         """Embed one claim. Raises what `Handler.run` may."""
         for segment in work.payload["segments"]:
             verify(Segment.decode(segment))  # a changed input fails here, not after an hour
-        engine, tokens = self._ready(work)
+        engine, tokens = self._engine(work.options, work.warn)
         claim.embed(work, engine, tokens, _provenance(work.options))
 
+    def warm(self, options: Mapping[str, Any]) -> None:
+        """Load the model of these options."""
+        self._engine(options, log.warning)
+
+    def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a known input; ClaimImpossible if this device or the model answers wrongly."""
+        from embed import selftest
+
+        engine, tokens = self._engine(options, log.warning)
+        assert self._residents is not None
+        selftest.check_device(options["family"], self._residents.device)
+        return {"kind": _kind(options)} | selftest.check_model(engine, tokens, options)
+
     def loaded(self) -> list[str]:
-        return [self._kind] if self._loaded else []
+        return [each.kind for each in self._residents or ()]
 
     def close(self) -> None:
-        self._loaded = None
+        self._residents = None
 
-    def _ready(self, work: Work) -> tuple[Engine, Tokens]:
-        """Return the engine for this claim's model, loading it if another or none is there."""
+    def _engine(
+        self, options: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> tuple[Engine, Tokens]:
+        """Return the engine for these options' model, loading it if it is not there."""
         from embed import engine
-        from embed.pooling import pooling
+        from embed.resident import Residents
 
-        options = work.options
-        wanted = (options["weights"], options["dtype"], options["pooling"])
         engine.use_threads(options["threads"])
-        if self._loaded is None or self._wanted != wanted:
-            self._loaded = None  # its memory is needed for the next one
-            kind, device = _kind(options), engine.choose_device(work.warn)
-            with host_lock(f"load-{kind}"):
-                encoder, tokens = families.load(
-                    options["family"], hub.locate(options), options["dtype"], device
-                )
-            pool = pooling(options["pooling"], options["family"])
-            self._loaded = engine.Engine(encoder, pool), tokens
-            self._wanted, self._kind = wanted, kind
-        return self._loaded
+        if self._residents is None:
+            self._residents = Residents.on(engine.choose_device(warn))
+        found = self._residents.get(options, _kind(options), self.models_max)
+        return found.engine(options), found.tokens
 
 
-def _costs(options: Mapping[str, Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
-    return costs(
-        lengths,
+def _estimate(options: Mapping[str, Any]) -> Estimate:
+    return Estimate(
+        Shape(**options["shape"]),
         options["max_residues"],
         in_windows=options["long"] == "window",
         tokens_per_residue=FAMILIES[options["family"]].tokens_per_residue,
+        half=options["dtype"] != "float32",
     )
 
 

@@ -37,6 +37,11 @@ def inspect(folder: str) -> tuple[str, int]:
     return family, width
 
 
+def config(folder: str) -> dict[str, Any]:
+    """Return what config.json says of a model. Raises UsageError if it cannot be read."""
+    return _json(f"{folder}/config.json")
+
+
 def _is_dnabert(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "bert" and "alibi_starting_size" in config
 

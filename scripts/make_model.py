@@ -29,13 +29,15 @@ model: {}
        The model hub did not answer, so this is ESM-2 in the shape of the published 8M model, with
        RANDOM weights: the work and its speed are real, the vectors mean nothing."""
 
+LETTERS = "LAGVSERTIDPKQNFYMHWC"
 # The order is the published one: a token's line number is its row in the embedding table.
 VOCABULARY = (
     "<cls>",
     "<pad>",
     "<eos>",
     "<unk>",
-    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *LETTERS,
+    *"XBUZO.-",
     "<null_1>",
     "<mask>",
 )
@@ -88,8 +90,11 @@ def fetch_published() -> bool:
     )
 
 
-def write_random(directory: Path, seed: int = SEED) -> None:
-    """Save a seeded model and its tokenizer in `directory`, which appears whole or not at all."""
+def write_random(directory: Path, seed: int = SEED, **shape: int) -> None:
+    """Save a seeded model and its tokenizer in `directory`, which appears whole or not at all.
+
+    `shape` replaces parts of SHAPE.
+    """
     import torch
     from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer, logging
 
@@ -102,7 +107,7 @@ def write_random(directory: Path, seed: int = SEED) -> None:
         whole = Path(private, "whole")
         torch.manual_seed(seed)
         # With the language-model head, as published: whoever reads it must pass the head over.
-        EsmForMaskedLM(EsmConfig(**SHAPE)).eval().save_pretrained(whole)
+        EsmForMaskedLM(EsmConfig(**{**SHAPE, **shape})).eval().save_pretrained(whole)
         EsmTokenizer(str(vocabulary), model_max_length=1024).save_pretrained(whole)
         whole.rename(directory)
 

@@ -39,10 +39,10 @@ EMBED_LAYERS = (
     ),
     set("counting dnabert engine gathering modelfiles models pairing prepare segments".split()),
     {"families", "formats", "hub", "scan", "virnucpro"},
-    {"merge", "planning", "sequences"},
+    {"merge", "planning", "resident", "selftest", "sequences"},
     {"claim"},
     {"encoder", "handler"},
-    {"onefile"},
+    {"calibrate", "onefile"},
     {"cli"},
     {"__main__"},
 )
@@ -52,8 +52,8 @@ DOORS = {
         "transformers": {"models"},
         "tokenizers": {"dna_tokens"},
         "huggingface_hub": {"hub"},
-        "torch": {"models", "dnabert", "pooling", "engine", "virnucpro"},
-        "safetensors": {"models", "dnabert", "outputs"},
+        "torch": {"models", "dnabert", "pooling", "engine", "resident", "virnucpro"},
+        "safetensors": {"models", "dnabert", "outputs", "selftest"},
         "click": {"cli"},
     },
 }

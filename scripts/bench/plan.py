@@ -18,7 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from embed.cost import costs
+import numpy as np
+
 from embed.scan import scan
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -32,7 +33,7 @@ def cpu_s() -> float:
 
 
 def planned(path: str) -> int:
-    return scan(path, lambda lengths: costs(lengths, 1022)).total("sequences")
+    return scan(path, lambda lengths: np.minimum(lengths, 1022) + 2).total("sequences")
 
 
 def grepped(path: str) -> int:

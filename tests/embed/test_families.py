@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from embed import dnabert, models
-from embed.cost import costs
 from embed.dna_tokens import DnaTokens
 from embed.outputs import FLAGS, Embeddings
 from embed.residues import token_ids
@@ -241,7 +240,7 @@ def test_claims_with_a_row_for_each_token_are_kept_small(
     bench = make_bench(pooling="per-token")
     items = bench.plan(bench.file(proteins))
     assert len(items) >= 6
-    assert max(item.cost for item in items) <= 5000 + 4096 + 302
+    assert max(item.measures["residues"] for item in items) <= 5000 + 4096
 
 
 def test_dna_per_token_leaves_special_tokens_out(dna_bench: MakeBench, tiny_dnabert: Path) -> None:
@@ -249,15 +248,3 @@ def test_dna_per_token_leaves_special_tokens_out(dna_bench: MakeBench, tiny_dnab
     found = bench.embed(bench.file(fasta([("a", dna(100)), ("b", dna(60, 2))]), "x.fa"))
     for rows, bases in zip(sequences(found), (dna(100), dna(60, 2)), strict=True):
         assert near(rows, states(tiny_dnabert, bases)[1:-1])
-
-
-# ---- cost ----
-
-
-def test_what_is_computed_is_what_is_counted() -> None:
-    lengths = np.array([0, 1, 1022, 1023, 3000])
-    assert costs(lengths, 1022).tolist() == [2, 3, 1024, 1024, 1024]
-    assert costs(lengths, 1022, in_windows=True).tolist() == [2, 3, 1024, 1027, 3006]
-    dna_costs = costs(lengths, 1000, in_windows=True, tokens_per_residue=0.22)
-    assert dna_costs.tolist() == [2, 3, 229, 230, 666]
-    assert dna_costs.dtype == np.int64

@@ -25,7 +25,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "esm2": {"model": "tiny_esm2", "family": "esm2", "width": 5, "weights": "sha256:e"},
     "dnabert": {"model": "tiny_dna", "family": "dnabert", "width": 3, "weights": "sha256:d"},
 }
-COMMON = {"dtype": "float32", "pooling": "mean", "long": "truncate", "max_residues": 1022}
+SHAPE = {"layers": 1, "width": 8, "inner": 16, "heads": 1, "gated": False}
+COMMON = {
+    "shape": SHAPE,
+    "dtype": "float32",
+    "pooling": "mean",
+    "long": "truncate",
+    "max_residues": 1022,
+}
 
 
 def row(id: str, residues: bytes, width: int) -> np.ndarray:
