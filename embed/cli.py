@@ -7,13 +7,14 @@ is called.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from embed.options import FORMATS, OPTIONS
+from embed.options import DTYPE_TAGS, FORMATS, OPTIONS
 from fsqueue import FsqueueError, Option, UsageError
 from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool
 
@@ -142,6 +143,39 @@ def file(path: str, out: str | None, **options: Any) -> None:
         said = Said(progress, lambda line: click.echo(f"fsqueue: {line}", err=True))
         count = embed_file(path, out, {**options, "checkpoint_seconds": 60}, said)
     click.echo(f"{count:,} sequences: {out}")
+
+
+@embed.command("calibrate", context_settings=SETTINGS)
+@click.argument("model")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True,
+              help="Measure about so long, loading apart.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(list(DTYPE_TAGS)), default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
+              help="Threads on a CPU, as planned.")  # fmt: skip
+@json_option
+def calibrate(model: str, seconds: float, as_json: bool, **options: Any) -> None:
+    """Measure this machine's real speed with MODEL, and print the weight to plan with.
+
+    Run it once on every kind of machine: CUDA_VISIBLE_DEVICES says which GPU is measured. Nothing
+    is changed: a weight counts where you type it.
+    """
+    from embed.calibrate import calibrate as measure
+
+    given = {option.name: option.default for option in OPTIONS} | {"model": model} | options
+    found = measure(given, seconds)
+    line = f"--weight {shlex.quote(f'{found.device}={found.weight:g}')}"
+    if as_json:
+        print_json(asdict(found) | {"weight": found.weight, "type": line})
+        return
+    per_s = found.sequences / found.seconds
+    click.echo(
+        f"{found.model} ({found.dtype}) on {found.device}: {per_s:,.4g} sequences and "
+        f"{found.residues / found.seconds:,.4g} residues a second, in {found.sequences:,} "
+        f"sequences of {found.residues / found.sequences:,.0f} residues; loaded in "
+        f"{found.load_seconds:.1f} s."
+    )
+    click.echo(f"weight {found.weight:g}, where an RTX 3090 has 1.0 by estimate. Plan with:")
+    click.echo(f"  fsqueue plan embed POOL INPUT... --model {shlex.quote(model)} {line}")
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ The unit is a megaflop in float32. A layer of a transformer computes, for a sequ
     4 T^2 d                 each token with each other
     ELEMENT T (d + f)       what goes number by number: norms, activations, sums
     SOFTMAX T^2 heads       softmax, fused with the products around it
+    BIAS T^2 heads          DNABERT's bias, a number for each pair and head
 
-so claims of DNABERT and of ESM-2 of any size compare. The last two are few operations and much
+so claims of DNABERT and of ESM-2 of any size compare. The last three are few operations and much
 memory traffic; the constants say how many flops of the others they are worth. What the estimate is
 worth, measured: docs/LOG.md, by scripts/bench/cost.py.
 """
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 
 SPECIALS = 2
 """Tokens that a model adds to a sequence: one before, one after."""
-ELEMENT: Final = 100.0
+ELEMENT: Final = 400.0
 SOFTMAX: Final = 10.0
+BIAS: Final = 200.0
 PER_SECOND: Final = 22e6
 """Megaflops in float32 that an RTX 3090 does in a second: some 60 % of its published peak."""
 HALF: Final = 2.5
@@ -61,7 +63,8 @@ class Shape:
     @property
     def per_pair(self) -> float:
         """Return the flops of each token with each."""
-        return self.layers * (4 * self.width + SOFTMAX * self.heads)
+        each = SOFTMAX + (BIAS if self.gated else 0.0)
+        return self.layers * (4 * self.width + each * self.heads)
 
 
 @dataclass(frozen=True, slots=True)

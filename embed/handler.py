@@ -80,7 +80,7 @@ class Embed(Handler):
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
         path = os.path.abspath(path) if path != "-" else path
-        found = scan(path, _estimate(options).costs)
+        found = scan(path, estimate(options).costs)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
         longest = int(found.blocks["longest"].max(initial=0))
@@ -104,7 +104,7 @@ class Embed(Handler):
         kind = _kind(options)
         if options["pooling"] == "per-token":
             tokens_max = RAGGED_BYTES // (4 * options["width"])
-            cost_max = min(cost_max, int(tokens_max * _estimate(options).per_token))
+            cost_max = min(cost_max, int(tokens_max * estimate(options).per_token))
         for draft in planning.drafts([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
             measures = {"sequences": draft.sequences, "residues": draft.residues}
@@ -117,18 +117,18 @@ class Embed(Handler):
         """Embed one claim. Raises what `Handler.run` may."""
         for segment in work.payload["segments"]:
             verify(Segment.decode(segment))  # a changed input fails here, not after an hour
-        engine, tokens = self._engine(work.options, work.warn)
+        engine, tokens = self.engine(work.options, work.warn)
         claim.embed(work, engine, tokens, _provenance(work.options))
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""
-        self._engine(options, log.warning)
+        self.engine(options, log.warning)
 
     def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Run a known input; ClaimImpossible if this device or the model answers wrongly."""
         from embed import selftest
 
-        engine, tokens = self._engine(options, log.warning)
+        engine, tokens = self.engine(options, log.warning)
         assert self._residents is not None
         selftest.check_device(options["family"], self._residents.device)
         return {"kind": _kind(options)} | selftest.check_model(engine, tokens, options)
@@ -139,21 +139,22 @@ class Embed(Handler):
     def close(self) -> None:
         self._residents = None
 
-    def _engine(
+    def engine(
         self, options: Mapping[str, Any], warn: Callable[[str], None]
     ) -> tuple[Engine, Tokens]:
         """Return the engine for these options' model, loading it if it is not there."""
-        from embed import engine
+        from embed.engine import choose_device, use_threads
         from embed.resident import Residents
 
-        engine.use_threads(options["threads"])
+        use_threads(options["threads"])
         if self._residents is None:
-            self._residents = Residents.on(engine.choose_device(warn))
+            self._residents = Residents.on(choose_device(warn))
         found = self._residents.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokens
 
 
-def _estimate(options: Mapping[str, Any]) -> Estimate:
+def estimate(options: Mapping[str, Any]) -> Estimate:
+    """Return what decides the costs of a plan's sequences."""
     return Estimate(
         Shape(**options["shape"]),
         options["max_residues"],

@@ -116,6 +116,11 @@ def free_bytes(device: torch.device) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def device_name() -> str:
+    """Return what `--weight` calls the device that would be used here."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
 def _size(folder: str, dtype: str) -> int:
     """Return about what a model takes: its files are float32, as a rule."""
     size = sum(os.path.getsize(path) for path in modelfiles.weight_files(folder))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure how well the estimated cost of a claim foretells the CPU time that it takes.
 
-    scripts/bench/cost.py                     four models, three mixes of lengths; a minute of one CPU
+    scripts/bench/cost.py             four models, three mixes; two minutes of one CPU
 
 Every claim is planned and run by the real handler, with a model of random weights. Of all claims of
 all models: the rank correlation of cost and time, and how far a claim's time is from its cost at
