@@ -25,7 +25,7 @@ from fsqueue.leases import Observer, Process
 from fsqueue.names import ClaimName, new_worker_id, slug
 from fsqueue.pool import Pool, read_json
 from fsqueue.score import Candidate, Need, Tier, fits
-from fsqueue.status import heartbeat, read_status
+from fsqueue.status import heartbeat, number, read_status
 
 LOST_S: Final = 300.0
 """A worker that has not written its status for so long is not addressed."""
@@ -99,9 +99,9 @@ def broadcast(pool: Pool, order: Order) -> Broadcast:
             f"fsqueue services {pool.root}; start some: fsqueue work {pool.root} --keep-alive"
         )
     made = Broadcast(f"{slug(order.job_type, 30)}-{secrets.token_hex(5)}", order)
-    for number, worker in enumerate(workers):
-        part = {"shard": number, "shards": len(workers)} if order.scatter else {}
-        name = claims.waiting_name(f"{made.id}-{number}", slug(order.job_type, 32), 1)
+    for shard, worker in enumerate(workers):
+        part = {"shard": shard, "shards": len(workers)} if order.scatter else {}
+        name = claims.waiting_name(f"{made.id}-{shard}", slug(order.job_type, 32), 1)
         claim = Claim(order.job_type, spool_of(worker), options, payload | part, {})
         copy = Copy(worker, name.id)
         made.copies.append(copy)
@@ -146,6 +146,43 @@ def follow(pool: Pool, made: Broadcast, *, sleep: Callable[[], None], give_up: f
         if time.monotonic() > give_up:
             return False
         sleep()
+
+
+def made_before(pool: Pool, id: str) -> Broadcast:
+    """Return a broadcast that was made, as it stands now; `last` is the latest. UsageError."""
+    root = inbox_of(pool).root
+    try:
+        ids = [name[:-5] for name in atomic.names(root) if name.endswith(".json")]
+    except PoolError:
+        ids = []
+    records = {each: facts for each in ids if (facts := _read(f"{root}/{each}.json"))}
+    if id == "last" and records:
+        id = max(records, key=lambda each: number(records[each].get("at")) or 0.0)
+    if id not in records:
+        known = ", ".join(sorted(records)[-5:]) or "none"
+        raise UsageError(f"{pool.root} has no broadcast {id!r}; it has: {known}.")
+    rows = [row for row in records[id].get("workers", ()) if isinstance(row, dict)]
+    order = Order(str(records[id].get("job_type")), {})
+    made = Broadcast(id, order)
+    for row in rows:
+        refused = row.get("status") == "failed"
+        made.copies.append(
+            Copy(
+                str(row.get("worker_id")),
+                str(row.get("claim")),
+                str(row.get("error", "")),
+                "refused" if refused else "waiting",
+            )
+        )
+    look(pool, [copy for copy in made.copies if copy.outcome == "waiting"])
+    return made
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return read_json(path, patience_s=0.0)
+    except (OSError, PoolError):
+        return {}  # damaged, or being removed: only for eyes
 
 
 def look(pool: Pool, copies: list[Copy]) -> None:

@@ -40,13 +40,21 @@ class Job(Handler):
         for plan in reversed(plans.read_plans(self.pool)):
             if named in (None, plan.handler) and (plan.handler, plan.options) not in seen:
                 seen.append((plan.handler, plan.options))
-        if isinstance(named, str) and (isinstance(options, dict) or not seen):
-            seen = [(named, options if isinstance(options, dict) else {})]
-        for name, given in seen:
-            try:
+        try:
+            if isinstance(named, str) and (isinstance(options, dict) or not seen):
+                seen = [(named, self._completed(named, options or {}))]
+            for name, given in seen:
                 yield self.load(name), given
-            except (UsageError, NotSupportedError) as error:
-                raise ClaimImpossible(str(error)) from error
+        except (UsageError, NotSupportedError) as error:
+            raise ClaimImpossible(str(error)) from error
+
+    def _completed(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a person gave as a plan would have it."""
+        handler = self.load(name)
+        for option in handler.options:
+            if option.required and given.get(option.name) is None:
+                raise UsageError(f'"options" in --job-data lack {option.name!r}: {option.help}.')
+        return handler.prepare({o.name: o.default for o in handler.options} | dict(given))
 
 
 class Warmup(Job):
@@ -65,7 +73,13 @@ class SelfTest(Job):
 
     def run(self, work: Work) -> None:
         """Write what each target's own test says; raise ClaimImpossible if one does not pass."""
-        found = {handler.name: handler.selftest(options) for handler, options in self.targets(work)}
+        found: dict[str, Any] = {}
+        for handler, options in self.targets(work):
+            said = handler.selftest(options)
+            first = handler.name not in found
+            found[handler.name if first else f"{handler.name} {said.get('kind', len(found))}"] = (
+                said
+            )
         work.output.write_text(json.dumps({"worker": self.worker, "handlers": found}, indent=1))
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,10 +14,14 @@ from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
 from fsqueue.errors import UsageError
 from fsqueue.pool import Pool
 
+if TYPE_CHECKING:
+    from fsqueue.broadcast import Broadcast
+
 EPILOG = """\b
 Examples:
   fsqueue broadcast pool/ --job-type warmup --job-data '{}'
   fsqueue broadcast pool/ --job-type selftest --job-data '{}' --wait
+  fsqueue broadcast pool/ --show last
   fsqueue broadcast pool/ --job-type ingest --job-data @job.json --scatter \\
       --required-capability embeddings
 
@@ -28,8 +32,8 @@ installed handler of that name, which finds the data in Work.payload and
 data["options"], completed, in Work.options.
 
 \b
-Exit status: 0 all accepted (with --wait: and done), 3 some not, 4 no worker is
-capable.
+Exit status: 0 all accepted (with --wait: and done), 3 some not (with --show: some
+failed), 4 no worker is capable.
 """
 
 
@@ -40,6 +44,7 @@ capable.
 @click.option("--required-capability", metavar="WORD", help="Only workers that offer this.")
 @click.option("--scatter", is_flag=True, help="Tell each copy that it is part `shard` of `shards`.")
 @click.option("--wait", is_flag=True, help="Wait for the copies and print what became of each.")
+@click.option("--show", metavar="ID|last", help="Print what became of an earlier one instead.")
 @click.option("--timeout", type=Duration(), default=3600.0, show_default=True,
               help="With --wait: give up after so long.")  # fmt: skip
 def broadcast(pool: Pool, **given: Any) -> None:
@@ -47,8 +52,12 @@ def broadcast(pool: Pool, **given: Any) -> None:
 
     A worker runs it after the claim that it runs now; nobody steals it.
     """
-    from fsqueue.broadcast import Order, broadcast, follow
+    from fsqueue.broadcast import Order, broadcast, made_before
 
+    if given["show"] is not None:
+        if given["job_type"] or given["job_data"]:
+            raise UsageError("--show ID looks at an earlier broadcast, and sends nothing.")
+        _tell(pool, made_before(pool, given["show"]), given)
     if given["job_type"] is None or given["job_data"] is None:
         raise UsageError("a broadcast needs both --job-type (job_type) and --job-data (job_data).")
     data = _data(given["job_data"])
@@ -57,11 +66,22 @@ def broadcast(pool: Pool, **given: Any) -> None:
     if not given["wait"]:
         answer = made.response()
         print_json(answer)
+        click.echo(f"what becomes of it: fsqueue broadcast {pool.root} --show {made.id}", err=True)
         sys.exit(3 if answer["failed"] else 0)
-    deadline = time.monotonic() + given["timeout"]
-    follow(pool, made, sleep=lambda: time.sleep(0.5), give_up=deadline)
+    _tell(pool, made, given)
+
+
+def _tell(pool: Pool, made: Broadcast, given: dict[str, Any]) -> NoReturn:
+    """Print what became of every copy, waiting for it first if that was asked."""
+    from fsqueue.broadcast import follow
+
+    if given["wait"]:
+        deadline = time.monotonic() + given["timeout"]
+        follow(pool, made, sleep=lambda: time.sleep(0.5), give_up=deadline)
     print_json(made.outcome())
-    sys.exit(0 if all(copy.outcome == "done" for copy in made.copies) else 3)
+    outcomes = {copy.outcome for copy in made.copies}
+    unfit = {"failed", "refused"} | ({"waiting", "running"} if given["wait"] else set())
+    sys.exit(3 if outcomes & unfit else 0)
 
 
 def _data(text: str) -> dict[str, Any]:

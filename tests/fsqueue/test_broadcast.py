@@ -14,7 +14,7 @@ from fsqueue import atomic, broadcast
 from fsqueue.broadcast import Order
 from fsqueue.errors import NotSupportedError, UsageError
 from fsqueue.habits import Habits
-from fsqueue.handlers import Handler, Work
+from fsqueue.handlers import Handler, Option, Work
 from fsqueue.inbox import Inbox, bounce_strays, inbox_of, spool_of
 from fsqueue.pool import Pool
 from fsqueue.stock import Stock
@@ -271,6 +271,25 @@ def test_a_broadcast_is_kept_with_its_answer(pool: Pool) -> None:
     assert kept["successful"] == 1 and kept["order"]["job_data"] == INGEST
 
 
+def test_a_broadcast_can_be_looked_at_later(pool: Pool) -> None:
+    workers = [joined(pool), joined(pool)]
+    made = send(pool)
+    assert [c.outcome for c in broadcast.made_before(pool, made.id).copies] == ["waiting"] * 2
+    first = next(worker for worker in workers if worker.id == made.copies[0].worker)
+    assert work_inbox(first) == 1
+    seen = broadcast.made_before(pool, "last")
+    assert seen.id == made.id
+    assert [copy.outcome for copy in seen.copies] == ["done", "waiting"]
+    assert seen.outcome()["workers"][0]["output"] == seen.copies[0].output != ""
+    with pytest.raises(UsageError, match=f"no broadcast 'never'.*{made.id}"):
+        broadcast.made_before(pool, "never")
+
+
+def test_a_pool_without_broadcasts_says_so(pool: Pool) -> None:
+    with pytest.raises(UsageError, match="it has: none"):
+        broadcast.made_before(pool, "last")
+
+
 def test_long_worker_ids_have_an_inbox_of_their_own(pool: Pool) -> None:
     ids = [f"{'host' * 12}-{pid}-a3f9b2" for pid in (1, 2)]
     assert len({spool_of(id) for id in ids}) == 2
@@ -320,6 +339,14 @@ def test_warmup_loads_what_the_plans_need_or_what_it_is_told(pool: Pool, loads: 
     run_job(pool, worker, "warmup", {"handler": "other", "options": {"model": "m"}})
     assert loads.has == ["default", "m"]
     assert worker.status.loaded == ["default", "m"]
+
+
+def test_what_a_job_is_told_is_completed_as_a_plan_would_have_it(pool: Pool, loads: Loads) -> None:
+    loads.options = (Option("model", None, "which", required=True), Option("size", 3, "how large"))
+    worker = joined(pool)
+    given = {"handler": "other", "options": {"size": 4}}
+    copy = run_job(pool, worker, "warmup", given)
+    assert copy.outcome == "failed" and "lack 'model'" in copy.error
 
 
 def test_evict_lets_go_of_everything(pool: Pool, loads: Loads) -> None:
