@@ -178,15 +178,26 @@ class Race:
             weights = {peer.worker: peer.weight for peer in self._runners}
             rates = {peer.worker: peer.rates for peer in self._runners}
             speed = speeds(weights, rates, kind)
-            # Kinds that nobody has loaded are as far from everybody, or need no loading. Without
-            # any rate there is no telling what a load is worth in cost.
-            measured = any(peer.rates for peer in self._runners)
-            ready = [not measured or _has(peer, kind) for peer in self._runners]
+            ready = self._ready(kind)
             self._paces[kind] = [
                 (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
                 for peer, at_once in zip(self._runners, ready, strict=True)
             ]
         return self._paces[kind]
+
+    def _ready(self, kind: str) -> list[bool]:
+        """Say of each runner whether it has what a kind needs, or is loading it.
+
+        Kinds that somebody did and nobody has loaded need no loading, or are as far from everybody.
+        Without any rate there is no telling what a load is worth in cost.
+        """
+        loaded = [base_of(kind) in peer.loaded for peer in self._runners]
+        if any(loaded) or not any(kind in peer.rates for peer in self._runners):
+            loaded = [
+                has or base_of(kind) == base_of(peer.kind)
+                for has, peer in zip(loaded, self._runners, strict=True)
+            ]
+        return loaded if any(peer.rates for peer in self._runners) else [True] * len(loaded)
 
 
 def speeds(
@@ -215,7 +226,8 @@ def polls_for(name: ClaimName, crew: Iterable[Peer], taste: Taste) -> int:
     """Return for how many polls a claim may be left to others."""
     if base_of(name.kind) not in taste.loaded:
         for peer in crew:
-            if not peer.kind and _has(peer, name.kind) and not _lacks(peer, name.kind):
+            has = base_of(name.kind) in peer.loaded
+            if has and not peer.kind and not _lacks(peer, name.kind):
                 return POLLS_FOR_IDLE
     return POLLS_MAX
 
@@ -247,12 +259,6 @@ def _fondness(name: ClaimName, taste: Taste) -> Fondness:
 
 def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, bool, int]:
     return (*_fondness(name, taste), name.cost)
-
-
-def _has(peer: Peer, kind: str) -> bool:
-    """Say whether a worker has loaded what a kind needs, or is loading it because it runs one."""
-    base = base_of(kind)
-    return base in peer.loaded or base == base_of(peer.kind)
 
 
 def _lacks(peer: Peer, kind: str) -> str:

@@ -23,21 +23,24 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from fsqueue import choose as policy_module
 from fsqueue.cards import GPU_WEIGHTS
 from fsqueue.choose import (
+    LOAD_S,
     PLENTY,
-    POLLS_MAX,
     Patience,
     Peer,
     Taste,
     choose,
     in_order,
+    polls_for,
     takes_too_long,
 )
 from fsqueue.handlers import Handler
 from fsqueue.names import ClaimName
+from fsqueue.peers import held_by
 from fsqueue.planner import cost_limit
 from fsqueue.weights import assign
 
@@ -58,6 +61,10 @@ class Policy:
     weighted: bool = False
     stealing: bool = False
     shared: bool = False
+    load_s: float = 0.0
+    """What it takes to load a model; claims are of several kinds then."""
+    affinity: bool = True
+    """Whether a worker knows what is loaded where."""
 
 
 POLICIES = {
@@ -124,6 +131,7 @@ class Piece:
 
     seconds: float
     cost: int
+    kind: str = "kind"
 
 
 def cut(files: Sequence[tuple[float, float]], weights: Sequence[float]) -> list[Piece]:
@@ -174,6 +182,9 @@ class Worker:
     """Its lease is ended; until then others reckon with it."""
     patience: Patience = field(default_factory=Patience)
     waited: set[str] = field(default_factory=set)
+    loaded: frozenset[str] = frozenset()
+    loads: int = 0
+    cold: bool = False
     swept: float = -math.inf
     silent: dict[str, float] = field(default_factory=dict)
     """Since when it has seen a beat not move."""
@@ -218,7 +229,7 @@ class Simulation:
         self.spools = {worker.spool: [] for worker in self.workers}
         for index, (piece, slot) in enumerate(zip(pieces, slots, strict=True)):
             # A FIFO takes the last of the list first.
-            name = ClaimName(f"c{len(pieces) - index:06d}", "kind", piece.cost)
+            name = ClaimName(f"c{len(pieces) - index:06d}", piece.kind, piece.cost)
             self._seconds[name.id] = piece.seconds
             self.spools[self.workers[slot].spool].append(name)
         for spool in self.spools:
@@ -253,26 +264,48 @@ class Simulation:
         self.spools[spool].remove(name)
         self.steals += spool != worker.spool
         worker.idle_polls, worker.running, worker.home, worker.since = 0, name, spool, self.now
-        end = self.now + self._seconds[name.id] / worker.card.speed
+        end = self.now + self._seconds[name.id] / worker.card.speed + self._load(worker, name)
         self._at(end, lambda: self._done(worker, name))
+
+    def _load(self, worker: Worker, name: ClaimName) -> float:
+        """Return how long it takes a worker to load what a claim needs."""
+        if not self.policy.load_s or name.kind in worker.loaded:
+            return 0.0
+        worker.loads += 1
+        worker.cold = True
+        worker.loaded |= {name.kind}
+        return self.policy.load_s
+
+    def _taste(self, worker: Worker) -> Taste:
+        if not self.policy.load_s or not self.policy.affinity:
+            return TASTE
+        held = held_by(self._crew(worker))
+        return Taste(loaded=worker.loaded, held=held)
 
     def _next(self, worker: Worker) -> tuple[str, ClaimName] | None:
         """Choose as `Stock.next` does."""
         own = self.spools[worker.spool]
         if self.policy.shared:
             return (worker.spool, own[-1]) if own else None
+        taste = self._taste(worker)
+        spools = self.spools
+        if self.policy.load_s:
+            spools = {spool: in_order(names, taste) for spool, names in self.spools.items()}
+            own = spools[worker.spool]
         left_s = worker.card.leaves - self.now if not worker.card.dies else math.inf
         few = PLENTY if self.policy.stealing else 0
         if len(own) > few and not takes_too_long(own[-1], worker.rates, left_s):
-            return worker.spool, own[-1]
-        listings = self.spools if self.policy.stealing else {worker.spool: own}
+            if not taste.must_load(own[-1].kind):
+                return worker.spool, own[-1]
+        listings = spools if self.policy.stealing else {worker.spool: own}
         crew = list(self._crew(worker)) if self.policy.stealing else []
         found = choose(
-            listings, crew, self._peer(worker), TASTE, waited=worker.waited, time_left_s=left_s
+            listings, crew, self._peer(worker), taste, waited=worker.waited, time_left_s=left_s
         )
         if found is None:
-            refused = {names[-1].id for names in listings.values() if names}
-            worker.waited = worker.patience.left_alone(dict.fromkeys(refused, POLLS_MAX))
+            best = (names[-1] for names in listings.values() if names)
+            refused = {name.id: polls_for(name, crew, taste) for name in best}
+            worker.waited = worker.patience.left_alone(refused)
         return found
 
     def _crew(self, me: Worker) -> Iterator[Peer]:
@@ -286,18 +319,25 @@ class Simulation:
         if worker.running is not None:
             last = min(self.now, worker.card.leaves)
             ran_s = (last - worker.since) // STATUS_S * STATUS_S
-            left = max(0.0, worker.running.cost - ran_s * worker.rates.get("kind", 0.0))
+            rate = worker.rates.get(worker.running.kind, 0.0)
+            left = max(0.0, worker.running.cost - ran_s * rate)
         card = worker.card
-        return Peer(worker.id, card.weight, worker.rates, worker.spool, kind="kind", left=left)
+        kind = worker.running.kind if worker.running else ""
+        loaded = worker.loaded if self.policy.affinity else ()
+        return Peer(
+            worker.id, card.weight, worker.rates, worker.spool, kind=kind, left=left, loaded=loaded
+        )
 
     def _done(self, worker: Worker, name: ClaimName) -> None:
         if worker.gone or worker.running is not name:
             return
         worker.ran += 1
-        if worker.ran > 1:  # the first had to load the model: it tells no rate
+        if worker.ran > 1 and not worker.cold:  # what had to load its model tells no rate
             rate = name.cost / (self.now - worker.since)
-            old = worker.rates.get("kind")
-            worker.rates = {"kind": rate if old is None else 0.7 * old + 0.3 * rate}
+            old = worker.rates.get(name.kind)
+            mixed = rate if old is None else 0.7 * old + 0.3 * rate
+            worker.rates = {**worker.rates, name.kind: mixed}
+        worker.cold = False
         worker.running = None
         self._left -= 1
         if self._left:
@@ -337,6 +377,7 @@ class Row:
 
     ratios: list[float] = field(default_factory=list)
     steals: int = 0
+    loads: int = 0
     claims: int = 0
 
     def __str__(self) -> str:
@@ -367,12 +408,73 @@ def measure(
     return rows
 
 
+MODELS = {
+    "ranked, left to who has it": Policy(weighted=True, stealing=True, load_s=LOAD_S),
+    "no affinity": Policy(weighted=True, stealing=True, load_s=LOAD_S, affinity=False),
+}
+
+
+def measure_models(shape: str, count: int, *, patience: int, charge_s: float) -> dict[str, Row]:
+    """Run instances whose claims are of two kinds, each to be loaded for LOAD_S.
+
+    A claim is left to an idle worker that has its model for `patience` polls, and a load counts
+    `charge_s` where workers reckon who would end a claim first.
+    """
+    rows = {name: Row() for name in MODELS}
+    policy_module.POLLS_FOR_IDLE, policy_module.LOAD_S = patience, charge_s
+    for number in range(count):
+        case = instance(shape, number, wrong=True, event="all are there")
+        chance = random.Random(f"kinds {number}")
+        part = chance.uniform(0.2, 0.8)
+        pieces = [
+            replace(piece, kind="x" if chance.random() < part else "y")
+            for piece in cut(case.files, [card.weight for card in case.cards])
+        ]
+        best = bound(case.cards, pieces)
+        for name, policy in MODELS.items():
+            run = Simulation(case.cards, pieces, policy, 30.0)
+            rows[name].ratios.append(run.run(8 * best + 1000) / best)
+            rows[name].loads += sum(worker.loads for worker in run.workers)
+            rows[name].claims += len(case.cards)
+    policy_module.POLLS_FOR_IDLE, policy_module.LOAD_S = 2, LOAD_S
+    return rows
+
+
+def print_models(count: int) -> None:
+    """Print what a worker does about claims whose model it lacks, and what that is worth."""
+    print(f"\ntwo models, {LOAD_S:g} s to load one; weights wrong; all are there\n")
+    print("| rule | equal | lognormal | loads a worker |\n|---|---|---|---|")
+    rules = {
+        "loads charged, an idle holder waited for 2 polls": (2, LOAD_S),
+        "loads charged, an idle holder waited for 20 polls": (20, LOAD_S),
+        "ranked by what is loaded, nothing left to others for it": (2, 0.0),
+    }
+    for rule, (patience, charge_s) in rules.items():
+        tables = [
+            measure_models(shape, count, patience=patience, charge_s=charge_s)
+            for shape in ("equal", "lognormal")
+        ]
+        for name in MODELS if rule.startswith("ranked") else list(MODELS)[:1]:
+            rows = [table[name] for table in tables]
+            loads = sum(row.loads for row in rows) / sum(row.claims for row in rows)
+            said = rule if name != "no affinity" else name
+            print(f"| {said} | {rows[0]} | {rows[1]} | {loads:.2f} |")
+
+
 def main() -> None:
     """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--instances", type=int, default=100, help="of each shape (default 100)")
     parser.add_argument("--lease", type=float, default=30.0, help="seconds (default 30)")
+    parser.add_argument("--models", action="store_true", help="only that of two models")
     given = parser.parse_args()
+    if not given.models:
+        print_policies(given.instances, given.lease)
+    print_models(given.instances)
+
+
+def print_policies(count: int, lease_s: float) -> None:
+    """Print what weights and stealing are worth, in all events."""
     shapes = ("equal", "lognormal", "heavy tail")
     for split in (True, False):
         for event in ("all are there", "joins late", "dies", "has a walltime"):
@@ -386,11 +488,11 @@ def main() -> None:
                 tables = [
                     measure(
                         shape,
-                        given.instances,
+                        count,
                         wrong=wrong,
                         event=event,
                         split=split,
-                        lease_s=given.lease,
+                        lease_s=lease_s,
                     )
                     for shape in shapes
                 ]

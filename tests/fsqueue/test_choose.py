@@ -304,3 +304,8 @@ def test_another_s_claim_comes_before_our_own_if_it_saves_a_load_and_not_if_it_i
 def test_what_somebody_runs_he_has_loaded_or_is_loading() -> None:
     running = peer(spool="theirs", kind="k", left=1.0, rates={"j": 1.0})
     assert pick({"theirs": listing("x:10")}, running, me=Peer("me", rates={"j": 1.0})) is None
+
+
+def test_what_needs_no_loading_is_not_left_to_those_who_happen_to_run_it() -> None:
+    busy = [peer(f"p{n}", kind="k", left=10.0, rates={"k": 1.0}) for n in range(2)]
+    assert pick({"mine": listing("x:10")}, *busy, me=Peer("me", rates={"k": 1.0})) == "x"
