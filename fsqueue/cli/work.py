@@ -135,7 +135,8 @@ def work(pool: Pool, **given: Any) -> None:
     worker = Worker(pool, habits)
     if match.gpu:
         _sample_gpu(worker, match.gpu)
-    stealing = f"on (interval {habits.steal_interval_s:g} s)" if habits.stealing else "off"
+    every = f"enabled (interval {habits.steal_interval_s:.1f}s)"
+    stealing = every if habits.stealing else "disabled"
     logging.getLogger("fsqueue").info(
         "spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing
     )

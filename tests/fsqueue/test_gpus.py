@@ -285,3 +285,18 @@ def test_a_question_that_this_binding_does_not_know_has_no_answer(mixed: Driver)
 def test_an_instance_has_its_own_memory(cut: Driver) -> None:
     cut.set("0/1", total=7 * GIB)
     assert all_gpus()[0].memory_mib == 7 * 1024
+
+
+def test_the_command_shows_name_uuid_index_weight_and_why(driver: Driver) -> None:
+    from click.testing import CliRunner
+
+    from fsqueue.cli.gpus import gpus
+
+    driver.add(0, "NVIDIA GeForce RTX 4090", "GPU-aaaa")
+    driver.add(1, "NVIDIA Unheard 9", "GPU-bbbb")
+    lines = CliRunner().invoke(gpus, []).stdout.splitlines()
+    assert lines[0].split() == ["INDEX", "NAME", "UUID", "MEMORY", "WEIGHT", "WHY"]
+    assert lines[1].split()[:1] == ["0"]
+    assert "NVIDIA GeForce RTX 4090  GPU-aaaa" in lines[1]
+    assert "1.50" in lines[1] and lines[1].endswith("RTX 4090 in the table")
+    assert "1.00" in lines[2] and lines[2].endswith("not in the table: the default")

@@ -121,7 +121,7 @@ def test_no_work_stealing_is_handed_on(pool: Pool) -> None:
     run = fsqueue("run", pool.root, "--workers", "1", "--no-work-stealing", *QUICK)
     assert run.returncode == 5, run.stderr
     assert counts(pool) == {"done": 3, "waiting": 3}
-    assert "work stealing off" in run.stderr
+    assert "work stealing disabled" in run.stderr
 
 
 def test_nothing_but_usage_is_wrong_with_zero_workers(pool: Pool) -> None:

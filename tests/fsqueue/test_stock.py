@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -358,3 +359,30 @@ def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(
     found = next(filter(None, (stock.next() for _ in range(60))), None)
     assert found is not None, "it waits for others for ever"
     claims.release(pool, found[0], "gpu0")
+
+
+# ---- a threshold ----
+
+
+def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_there(
+    pool: Pool,
+) -> None:
+    hand, owner = Hand(pool), Hand(pool, "gpu1")
+    write_status(pool, owner.status)
+    stock = Stock(pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3)
+    taken = [stem for stem, _ in take_all(stock)]
+    assert taken == ["a", "c", "e"], "nobody lives at gpu0; of the two in gpu1 none is stolen"
+    assert stock.count_waiting(since=time.monotonic()) == Waiting(2, 2), "they are waited for: their owner may die"
+    owner.lease.retire()
+    stock._viewed = -1e9
+    assert [stem for stem, _ in take_all(stock)] == ["b", "d"]
+
+
+def test_a_spool_is_stolen_from_down_to_the_threshold(pool: Pool) -> None:
+    hand, owner = Hand(pool), Hand(pool, "gpu0")
+    write_status(pool, owner.status)
+    move(pool, "b", "gpu0")
+    move(pool, "d", "gpu0")
+    stock = Stock(pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3)
+    assert len(list(take_all(stock))) == 3
+    assert len(names_in(pool, State.WAITING)) == 2
