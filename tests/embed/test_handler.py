@@ -162,7 +162,8 @@ def test_claim_boundaries_change_nothing_beyond_the_last_digits(
 ) -> None:
     paths = [str(path) for path in proteins[1:]]
     whole = bench.embed(*paths)
-    many = bench.plan(*paths, cost_max=4000)
+    (item,) = bench.plan(*paths)
+    many = bench.plan(*paths, cost_max=item.cost // 16)
     assert len(many) > 8
     found: dict[str, np.ndarray] = {}
     for item in many:
