@@ -5,8 +5,8 @@ cuts claims; `hub` finds a model, `modelfiles` inspects it, `families` knows the
 and `residues` are ESM-2, `dnabert` and `dna_tokens` are DNABERT. `sequences` and `batching` prepare
 what `engine` runs and `pooling` condenses, `assembly` puts it in its place; `claim` does one claim
 with all of these, `outputs` writes and reads its file; `handler` is what fsqueue calls, `options`
-what is asked of it. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that a
-device computes rightly, `calibrate` how fast.
+what is asked of it. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that
+a device computes rightly, `calibrate` how fast.
 
 Afterwards `gathering` finds a pool's outputs, `tables` and `pairing` go through them, `formats` and
 `virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs. `onefile` and

@@ -372,7 +372,9 @@ def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_t
     stock = Stock(pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3)
     taken = [stem for stem, _ in take_all(stock)]
     assert taken == ["a", "c", "e"], "nobody lives at gpu0; of the two in gpu1 none is stolen"
-    assert stock.count_waiting(since=time.monotonic()) == Waiting(2, 2), "they are waited for: their owner may die"
+    assert stock.count_waiting(since=time.monotonic()) == Waiting(2, 2), (
+        "they are waited for: their owner may die"
+    )
     owner.lease.retire()
     stock._viewed = -1e9
     assert [stem for stem, _ in take_all(stock)] == ["b", "d"]
