@@ -157,7 +157,7 @@ def test_the_environment_stands_in_for_pool_and_options(pool: Pool) -> None:
     run = fsqueue("work", env={f"FSQUEUE_{name}": value for name, value in options.items()})
     assert run.returncode == 75
     assert counts(pool) == {"done": 2, "waiting": 3}
-    assert "interval 2.5 s" in run.stderr
+    assert "interval 2.5s" in run.stderr
     assert "spool cpu0 (as told)" in run.stderr
 
 

@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import fsqueue.atomic
 import fsqueue.leases
+import fsqueue.outfit
 import fsqueue.plans
 import fsqueue.stock
 import fsqueue.worker
@@ -485,7 +486,8 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
             fsqueue.leases: {"open": proc_open},
             fsqueue.plans: {"open": sim_open},
             fsqueue.stock: {"try_lock": sim_try_lock},
-            fsqueue.worker: {"Heartbeat": SimHeartbeat, "load_handler": handler},
+            fsqueue.outfit: {"load_handler": handler},
+            fsqueue.worker: {"Heartbeat": SimHeartbeat},
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))
         yield STAGE
