@@ -22,6 +22,7 @@ from tests.sim.story import play, theatre
 SEEDS = os.environ.get("SIM_SEEDS", "0-399")
 MUTANT_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "120"))
 RARE = {
+    "no look after a rename that reported failure",
     "a rename that reported failure counts as done",
     "a claim that was lost is finished all the same",
     "no fsync of what was staged",
