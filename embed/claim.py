@@ -33,12 +33,7 @@ def embed(work: Work, engine: Engine, tokens: Tokens, provenance: Mapping[str, A
     """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved."""
     options, planned = work.options, work.payload["sequences"]
     segments = [Segment.decode(segment) for segment in work.payload["segments"]]
-    reading = Reading(
-        read_all(segments),
-        tokens,
-        options["max_residues"],
-        in_windows=options["long"] == "window",
-    )
+    reading = Reading(read_all(segments), tokens, options["max_residues"], long=options["long"])
     assembly = Assembly(planned, engine.width, options["pooling"])
     keeper = _Keeper(work, engine.width)
     done = 0

@@ -1,4 +1,4 @@
-"""The `embed` handler: FASTA in, one vector per sequence out, by ESM-2 or DNABERT.
+"""The `embed` handler: FASTA in, one vector per sequence out, by ESM-2, DNABERT or another model.
 
 Planning knows files and counts only; torch and transformers are imported when the first claim runs.
 A claim is read in windows, embedded in batches that follow from the claim alone, checked, and
@@ -37,7 +37,7 @@ RAGGED_BYTES: Final = 1 << 30
 
 
 class Embed(Handler):
-    """Embed the sequences of FASTA files with ESM-2 or DNABERT."""
+    """Embed the sequences of FASTA files with ESM-2, DNABERT or another encoder."""
 
     suffix = ".safetensors"
     unit = "sequences"
@@ -54,9 +54,14 @@ class Embed(Handler):
         """Find the model, and pin it: its exact weights become part of every claim."""
         model = hub.find(options["model"])
         family = FAMILIES[model.family]
+        if options["format"] == "virnucpro" and family.name == "auto":
+            raise UsageError(
+                "--format virnucpro: that pipeline reads vectors of ESM-2 and DNABERT only. Take "
+                "another format for this model."
+            )
         options = {
             **options,
-            "max_residues": options["max_residues"] or family.residues_max,
+            "max_residues": options["max_residues"] or model.longest or family.residues_max,
             "long": options["long"] or family.long,
         }
         for name in ("max_residues", "tokens_per_batch", "threads", "checkpoint_seconds"):
@@ -68,7 +73,7 @@ class Embed(Handler):
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
-            "family": model.family,
+            "family": family.name,
             "width": model.width,
         }
 
@@ -83,7 +88,8 @@ class Embed(Handler):
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
         longest = int(found.blocks["longest"].max(initial=0))
-        if options["long"] == "fail" and longest > options["max_residues"]:
+        in_letters = not FAMILIES[options["family"]].in_tokens
+        if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
             raise BadInput(
                 f"{path}: holds a sequence of {longest:,} residues, more than --max-residues "
                 f"{options['max_residues']}, and --long fail refuses it. Raise the one or change "
@@ -139,7 +145,7 @@ class Embed(Handler):
                 encoder, tokens = families.load(
                     options["family"], hub.locate(options), options["dtype"], device
                 )
-            pool = pooling(options["pooling"], options["family"])
+            pool = pooling(options["pooling"], options["family"], tokens.edges)
             self._loaded = engine.Engine(encoder, pool), tokens
             self._wanted, self._kind = wanted, kind
         return self._loaded

@@ -1,4 +1,4 @@
-"""ESM-2 through a real claim gives fair-esm's vectors, from the same weights, in official shapes."""
+"""ESM-2 through a real claim gives fair-esm's vectors: same weights, official shapes."""
 
 from __future__ import annotations
 

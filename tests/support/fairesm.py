@@ -1,4 +1,4 @@
-"""fair-esm 2.0.0, the publisher's own ESM-2, as the judge of ours: one set of random weights for both.
+"""fair-esm 2.0.0, the publisher's own ESM-2, as the judge of ours: one set of weights for both.
 
 Only tests import fair-esm. Its model is written here as its publisher's hub folder has it: the
 names of `facebook/esm2_*`, the heads for training beside the encoder, `inv_freq` in every layer.
