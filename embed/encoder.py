@@ -17,13 +17,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed import engine, families, hub
+from embed import engine, hub, mending
 from embed.assembly import Assembly
 from embed.batching import batches
-from embed.engine import Engine
 from embed.families import FAMILIES, Tokens
 from embed.fasta import BLANKS, Record
-from embed.pooling import pooling as pooling_of
+from embed.mending import Mending
 from embed.sequences import Reading
 from fsqueue import ClaimFailed, ClaimImpossible, UsageError
 
@@ -36,7 +35,7 @@ POOLINGS: Final = ("mean", "cls", "max")
 class Encoder:
     """A loaded model."""
 
-    def __init__(self, engine: Engine, tokens: Tokens, how: dict[str, Any]) -> None:
+    def __init__(self, engine: Mending, tokens: Tokens, how: dict[str, Any]) -> None:
         self._engine, self._tokens, self._how = engine, tokens, how
 
     @classmethod
@@ -58,15 +57,14 @@ class Encoder:
         found = hub.find(model)
         family = FAMILIES[found.family]
         device = engine.choose_device(log.warning)
-        encoder, tokens = families.load(family.name, found.folder, dtype, device)
+        mended, tokens = mending.load(family.name, found.folder, device, dtype=dtype, pool=pooling)
         how = {
             "pooling": pooling,
             "long": long or family.long,
             "max_residues": max_residues or found.longest or family.residues_max,
             "is_text": family.in_tokens,
         }
-        pool = pooling_of(pooling, family.name, tokens.edges)
-        return cls(Engine(encoder, pool), tokens, how)
+        return cls(mended, tokens, how)
 
     @property
     def width(self) -> int:
@@ -99,7 +97,7 @@ class Encoder:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             raise ClaimFailed(
-                f"{len(bad)} vectors are not finite, that of sequence {bad[0]} first; half "
-                f"precision overflowed. Load with dtype='float32'."
+                f"{len(bad)} vectors are not finite, even in float32, that of sequence {bad[0]} "
+                f"first; the model's weights or the device are faulty. Fetch the model again."
             )
         return vectors

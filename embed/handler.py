@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed import claim, families, hub, planning
+from embed import claim, hub, planning
 from embed.cost import costs
 from embed.families import FAMILIES, Tokens
 from embed.options import DTYPE_TAGS, OPTIONS
@@ -28,7 +28,7 @@ from embed.segments import Segment, verify
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work, host_lock
 
 if TYPE_CHECKING:
-    from embed.engine import Engine
+    from embed.mending import Mending
 
 NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format")
 """What changes no byte of an output: where the model lies, how often to save, what comes later."""
@@ -44,7 +44,7 @@ class Embed(Handler):
     options = OPTIONS
 
     def __init__(self) -> None:
-        self._loaded: tuple[Engine, Tokens] | None = None
+        self._loaded: tuple[Mending, Tokens] | None = None
         self._wanted = ("", "", "")
         self._kind = ""
 
@@ -130,10 +130,9 @@ class Embed(Handler):
     def close(self) -> None:
         self._loaded = None
 
-    def _ready(self, work: Work) -> tuple[Engine, Tokens]:
+    def _ready(self, work: Work) -> tuple[Mending, Tokens]:
         """Return the engine for this claim's model, loading it if another or none is there."""
-        from embed import engine
-        from embed.pooling import pooling
+        from embed import engine, mending
 
         options = work.options
         wanted = (options["weights"], options["dtype"], options["pooling"])
@@ -142,11 +141,13 @@ class Embed(Handler):
             self._loaded = None  # its memory is needed for the next one
             kind, device = _kind(options), engine.choose_device(work.warn)
             with host_lock(f"load-{kind}"):
-                encoder, tokens = families.load(
-                    options["family"], hub.locate(options), options["dtype"], device
+                self._loaded = mending.load(
+                    options["family"],
+                    hub.locate(options),
+                    device,
+                    dtype=options["dtype"],
+                    pool=options["pooling"],
                 )
-            pool = pooling(options["pooling"], options["family"], tokens.edges)
-            self._loaded = engine.Engine(encoder, pool), tokens
             self._wanted, self._kind = wanted, kind
         return self._loaded
 

@@ -40,7 +40,7 @@ EMBED_LAYERS = (
     set("counting dnabert engine gathering modelfiles models pairing prepare segments".split()),
     {"auto"},
     {"families", "formats", "hub", "scan", "virnucpro"},
-    {"merge", "planning", "sequences"},
+    {"mending", "merge", "planning", "sequences"},
     {"claim"},
     {"encoder", "handler"},
     {"onefile"},

@@ -149,7 +149,7 @@ def test_a_vector_that_is_not_finite_fails_the_claim_by_name(
 
     monkeypatch.setattr(engine.Engine, "embed", overflowing)
     (item,) = bench.plan(bench.file(fasta([("big", "MKV")])))
-    with pytest.raises(ClaimFailed, match=r"'big' first.*--dtype float32"):
+    with pytest.raises(ClaimFailed, match=r"'big' first.*Fetch the model again"):
         bench.run(item)
     assert not os.path.exists(bench.work(item).partial)
 
