@@ -88,8 +88,11 @@ def fetch_published() -> bool:
     )
 
 
-def write_random(directory: Path, seed: int = SEED) -> None:
-    """Save a seeded model and its tokenizer in `directory`, which appears whole or not at all."""
+def write_random(directory: Path, seed: int = SEED, **size: int) -> None:
+    """Save a seeded model and its tokenizer in `directory`, which appears whole or not at all.
+
+    `size` changes the published shape, where a smaller one will do.
+    """
     import torch
     from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer, logging
 
@@ -102,7 +105,7 @@ def write_random(directory: Path, seed: int = SEED) -> None:
         whole = Path(private, "whole")
         torch.manual_seed(seed)
         # With the language-model head, as published: whoever reads it must pass the head over.
-        EsmForMaskedLM(EsmConfig(**SHAPE)).eval().save_pretrained(whole)
+        EsmForMaskedLM(EsmConfig(**{**SHAPE, **size})).eval().save_pretrained(whole)
         EsmTokenizer(str(vocabulary), model_max_length=1024).save_pretrained(whole)
         whole.rename(directory)
 

@@ -37,8 +37,8 @@ EMBED_LAYERS = (
         "assembly auto_shape auto_tokens batching cost dna_tokens dnabert_shape fasta options "
         "outputs pooling publishing residues tables".split()
     ),
-    set("counting dnabert engine gathering modelfiles models pairing prepare segments".split()),
-    {"auto"},
+    set("counting dnabert engine modelfiles models pairing prepare ragged segments".split()),
+    {"auto", "gathering"},
     {"families", "formats", "hub", "scan", "virnucpro"},
     {"mending", "merge", "planning", "sequences"},
     {"claim"},

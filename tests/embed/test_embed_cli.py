@@ -146,7 +146,7 @@ def test_one_file_with_a_row_for_each_token(tmp_path: Path, tiny_model: Path) ->
     table = read(tmp_path / "x.safetensors")
     assert table.rows.shape == (5, 32)
     assert table.columns["offsets"].tolist() == [0, 3, 5]
-    with pytest.raises(UsageError, match="a row for each token"):
+    with pytest.raises(UsageError, match="no place for a row for each token"):
         run("file", path, "--model", tiny_model, "--pooling", "per-token", "--format", "npz")
 
 
