@@ -16,15 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from make_model import write_random
-
+from scripts.make_model import write_random
 from tests.support.killed import kill_and_resume
 
-PROTEINS = ROOT / "scripts" / "data" / "HG003685.faa"
+PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003685.faa"
 RESIDUES = 148_143
 
 
