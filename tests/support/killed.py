@@ -84,7 +84,7 @@ def kill_and_resume(
     for pool in ("killed", "undisturbed"):
         words = [f"--{name}={value}" for name, value in options.items()]
         _run(PLAN, "plan", "embed", folder / pool, fasta, "--model", model, "--gpus=cpu", *words)
-    first = _start(folder, "killed", "first")
+    first = start(folder / "killed", folder / "first.log")
     _wait_for_checkpoints(folder / "killed", checkpoints, first)
     time.sleep(0.6 * options["checkpoint-seconds"])  # somewhere between two, where it hurts
     first.kill()
@@ -92,8 +92,8 @@ def kill_and_resume(
     saved = len(list((folder / "killed" / "partial").glob("*/rows-*")))
     _run(WORK, "recover", folder / "killed", BATCHES=folder / "recover.log")
     for pool, log in (("killed", "second"), ("undisturbed", "whole")):
-        assert _start(folder, pool, log).wait() == 0
-    logs = [_read(folder / f"{log}.log") for log in ("first", "second", "whole")]
+        assert start(folder / pool, folder / f"{log}.log").wait() == 0
+    logs = [read_log(folder / f"{log}.log") for log in ("first", "second", "whole")]
     return Report(*logs, saved, _digest(folder / "killed") == _digest(folder / "undisturbed"))
 
 
@@ -108,9 +108,10 @@ def _run(code: str, *words: object, **extra: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _start(folder: Path, pool: str, log: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", WORK, "work", str(folder / pool)]
-    environment = _environment({"BATCHES": folder / f"{log}.log"})
+def start(pool: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start a worker that writes a line to `log` for every batch."""
+    command = [sys.executable, "-c", WORK, "work", str(pool), *words]
+    environment = _environment({"BATCHES": log})
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
 
@@ -120,7 +121,8 @@ def _wait_for_checkpoints(pool: Path, count: int, worker: subprocess.Popen[bytes
         time.sleep(0.02)
 
 
-def _read(path: Path) -> list[Batch]:
+def read_log(path: Path) -> list[Batch]:
+    """Return the batches that a worker computed, in order."""
     lines = (line.split() for line in path.read_text().splitlines())
     return [Batch(float(a), float(b), key, int(tokens)) for a, b, key, tokens in lines]
 
