@@ -137,6 +137,12 @@ class Embed(Handler):
         options = work.options
         wanted = (options["weights"], options["dtype"], options["pooling"])
         engine.use_threads(options["threads"])
+        cores = len(os.sched_getaffinity(0))
+        if self._loaded is None and options["threads"] > cores:
+            work.warn(
+                f"planned with --threads {options['threads']}, and this worker has {cores} cores; "
+                f"more threads than cores slow each other down, but decide the last digits"
+            )
         if self._loaded is None or self._wanted != wanted:
             self._loaded = None  # its memory is needed for the next one
             kind, device = _kind(options), engine.choose_device(work.warn)

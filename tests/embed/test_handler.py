@@ -294,6 +294,22 @@ def test_another_process_writes_the_same_bytes(bench: Bench, tmp_path: Path) -> 
     assert out.read_bytes() == mine
 
 
+def test_more_threads_than_cores_are_used_as_planned_and_told_of(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    before = torch.get_num_threads()
+    bench = make_bench(threads=2)
+    try:
+        bench.embed(bench.file(fasta(SEQUENCES[:3])))
+        assert torch.get_num_threads() == 2
+        assert bench.warnings[0].startswith("planned with --threads 2, and this worker has 1 cores")
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- inputs and models that changed ----
 
 
