@@ -1,16 +1,18 @@
-"""Embed protein and DNA sequences with ESM-2 and DNABERT: the first real workload of fsqueue.
+"""Embed sequences with ESM-2, DNABERT and other encoders: the first real workload of fsqueue.
 
 Reading order: `fasta`, `counting` and `scan` read files, `segments` pins parts of them, `planning`
-cuts claims; `hub` finds a model, `modelfiles` inspects it, `families` knows the two kinds: `models`
-and `residues` are ESM-2, `dnabert` and `dna_tokens` are DNABERT. `sequences` and `batching` prepare
-what `engine` runs and `pooling` condenses, `assembly` puts it in its place; `claim` does one claim
-with all of these, `outputs` writes and reads its file; `handler` is what fsqueue calls, `options`
-what is asked of it. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that
-a device computes rightly, `calibrate` how fast.
+cuts claims; `hub` finds a model, `modelfiles` inspects it, `families` knows the three kinds:
+`models` and `residues` are ESM-2, `dnabert` and `dna_tokens` are DNABERT, and `auto` with
+`auto_shape` and `auto_tokens` whatever else transformers has; `packed` is what the first two are
+made of. `sequences` and `batching` prepare what `engine` runs and `pooling` condenses, `mending`
+does again what overflowed, `assembly` puts all in its place; `claim` does one claim with all of
+these, `outputs` writes and reads its file; `handler` is what fsqueue calls, `options` what is asked
+of it. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that a device
+computes rightly, `calibrate` how fast.
 
-Afterwards `gathering` finds a pool's outputs, `tables` and `pairing` go through them, `formats` and
-`virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs. `onefile` and
-`encoder` do without a pool; `cli` is the command line.
+Afterwards `gathering` finds a pool's outputs, `tables`, `ragged` and `pairing` go through them,
+`formats` and `virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs.
+`onefile` and `encoder` do without a pool; `cli` is the command line.
 
     from embed import Encoder, read
     table = read("pool/outputs/proteins-5c1f09ab33d2.safetensors")

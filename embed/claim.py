@@ -24,21 +24,16 @@ from embed.sequences import Reading, read_all
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
-    from embed.engine import Engine
+    from embed.mending import Mending
 
 Rows = NDArray[np.float32]
 
 
-def embed(work: Work, engine: Engine, tokens: Tokens, provenance: Mapping[str, Any]) -> None:
+def embed(work: Work, engine: Mending, tokens: Tokens, provenance: Mapping[str, Any]) -> None:
     """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved."""
     options, planned = work.options, work.payload["sequences"]
     segments = [Segment.decode(segment) for segment in work.payload["segments"]]
-    reading = Reading(
-        read_all(segments),
-        tokens,
-        options["max_residues"],
-        in_windows=options["long"] == "window",
-    )
+    reading = Reading(read_all(segments), tokens, options["max_residues"], long=options["long"])
     assembly = Assembly(planned, engine.width, options["pooling"])
     keeper = _Keeper(work, engine.width)
     done = 0
@@ -120,6 +115,6 @@ def _check(rows: Rows, sizes: Sequence[int], width: int, ids: Sequence[str]) -> 
     if bad.any():
         first = np.repeat(np.array(ids, object), sizes)[bad.argmax()]
         raise ClaimFailed(
-            f"{bad.sum()} vectors are not finite, that of {first!r} first; half precision "
-            f"overflowed, or the device is faulty. Plan with --dtype float32, or try another GPU."
+            f"{bad.sum()} vectors are not finite, even in float32, that of {first!r} first; the "
+            f"model's weights or the device are faulty. Fetch the model again, or try another GPU."
         )

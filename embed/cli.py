@@ -134,14 +134,17 @@ def file(path: str, out: str | None, **options: Any) -> None:
 
     out = out or f"{os.path.splitext(path.removesuffix('.gz'))[0]}.{options['format']}"
     hidden = not sys.stderr.isatty()
+    notes: list[str] = []
     with click.progressbar(length=0, label="embedding", file=sys.stderr, hidden=hidden) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        said = Said(progress, lambda line: click.echo(f"fsqueue: {line}", err=True))
+        said = Said(progress, notes.append)  # told below the bar, not into its line
         count = embed_file(path, out, {**options, "checkpoint_seconds": 60}, said)
+    for note in notes:
+        click.echo(f"fsqueue: {note}", err=True)
     click.echo(f"{count:,} sequences: {out}")
 
 

@@ -15,7 +15,7 @@ worth, measured: docs/LOG.md, by scripts/bench/cost.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,12 +45,17 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Return the shape of an ESM-2 or a DNABERT, whose inner layer has a gate."""
+        """Return the shape of a model by the names that architectures have for its parts.
+
+        DNABERT's inner layer has a gate. What a model does not say is taken as most have it: this
+        is an estimate.
+        """
+        width = _first(config, ("hidden_size", "d_model", "n_embd", "dim"), 768)
         return cls(
-            int(config["num_hidden_layers"]),
-            int(config["hidden_size"]),
-            int(config["intermediate_size"]),
-            int(config["num_attention_heads"]),
+            _first(config, ("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 12),
+            width,
+            _first(config, ("intermediate_size", "d_ff", "n_inner", "hidden_dim"), 4 * width),
+            _first(config, ("num_attention_heads", "num_heads", "n_head", "n_heads"), width // 64),
             "alibi_starting_size" in config,
         )
 
@@ -65,6 +70,10 @@ class Shape:
         """Return the flops of each token with each."""
         each = SOFTMAX + (BIAS if self.gated else 0.0)
         return self.layers * (4 * self.width + each * self.heads)
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    return next((int(config[name]) for name in names if config.get(name)), max(1, default))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The published tokenizer.json pads everything to 2,000 tokens and cuts it there, 
 letters only: soft-masked DNA, in lower case, would be [UNK] throughout. All three are undone here.
 Each base outside the vocabulary (N and the other IUPAC codes) is one [UNK]; `unknown` counts them.
 
-The only door to tokenizers. What this module does not know: files of sequences, models, claims.
+One of the doors to tokenizers. What this module does not know: files of sequences, models, claims.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.letters import ByLetters
 from fsqueue import ClaimImpossible
 
 SPECIAL: Final = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}
@@ -22,7 +23,7 @@ SPECIAL: Final = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}
 _ASCII: Final = bytes(byte if byte < 127 else ord("N") for byte in range(256))
 
 
-class DnaTokens:
+class DnaTokens(ByLetters):
     """A loaded BPE vocabulary."""
 
     def __init__(self, folder: str) -> None:

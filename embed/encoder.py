@@ -4,6 +4,7 @@
     encoder = Encoder.load("facebook/esm2_t6_8M_UR50D")
     vectors = encoder.encode(["MKVLAAGIVGLC", "MKAY"])  # float32, (2, 320)
 
+Of a model that transformers has, other than ESM-2 and DNABERT, they may be texts as well.
 The numbers are those that a pool gives; see `pooling.py` for what is averaged.
 """
 
@@ -16,15 +17,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed import engine, families, hub
+from embed import engine, hub, mending
 from embed.assembly import Assembly
 from embed.batching import batches
-from embed.engine import Engine
 from embed.families import FAMILIES, Tokens
 from embed.fasta import BLANKS, Record
-from embed.pooling import pooling as pooling_of
+from embed.mending import Mending
 from embed.sequences import Reading
-from fsqueue import ClaimFailed, UsageError
+from fsqueue import ClaimFailed, ClaimImpossible, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ POOLINGS: Final = ("mean", "cls", "max")
 class Encoder:
     """A loaded model."""
 
-    def __init__(self, engine: Engine, tokens: Tokens, how: dict[str, Any]) -> None:
+    def __init__(self, engine: Mending, tokens: Tokens, how: dict[str, Any]) -> None:
         self._engine, self._tokens, self._how = engine, tokens, how
 
     @classmethod
@@ -57,13 +57,14 @@ class Encoder:
         found = hub.find(model)
         family = FAMILIES[found.family]
         device = engine.choose_device(log.warning)
-        encoder, tokens = families.load(found.family, found.folder, dtype, device)
+        mended, tokens = mending.load(family.name, found.folder, device, dtype=dtype, pool=pooling)
         how = {
             "pooling": pooling,
             "long": long or family.long,
-            "max_residues": max_residues or family.residues_max,
+            "max_residues": max_residues or found.longest or family.residues_max,
+            "is_text": family.in_tokens,
         }
-        return cls(Engine(encoder, pooling_of(pooling, found.family)), tokens, how)
+        return cls(mended, tokens, how)
 
     @property
     def width(self) -> int:
@@ -79,24 +80,24 @@ class Encoder:
         `long` is `fail`, ClaimFailed if a vector is not finite.
         """
         how = self._how
-        letters = [text.encode().translate(None, BLANKS).rstrip(b"*") for text in sequences]
-        longest = max(map(len, letters), default=0)
-        if how["long"] == "fail" and longest > how["max_residues"]:
-            raise UsageError(f"a sequence has {longest:,} letters, more than max_residues.")
-        records = (Record("", each) for each in letters)
-        reading = Reading(
-            records, self._tokens, how["max_residues"], in_windows=how["long"] == "window"
-        )
+        letters = [text.encode() for text in sequences]
+        if not how["is_text"]:
+            letters = [each.translate(None, BLANKS).rstrip(b"*") for each in letters]
+        records = (Record(f"sequence {n}", each) for n, each in enumerate(letters))
+        reading = Reading(records, self._tokens, how["max_residues"], long=how["long"])
         assembly = Assembly(len(letters), self.width, how["pooling"])
-        for batch in batches(reading, tokens_per_batch):
-            rows = self._engine.embed(batch, log.warning)
-            for one, row in zip(batch, rows, strict=True):
-                assembly.add(one.row, row[None], window=one.window, share=one.share)
+        try:
+            for batch in batches(reading, tokens_per_batch):
+                rows = self._engine.embed(batch, log.warning)
+                for one, row in zip(batch, rows, strict=True):
+                    assembly.add(one.row, row[None], window=one.window, share=one.share)
+        except ClaimImpossible as error:
+            raise UsageError(str(error)) from error
         vectors, _ = assembly.finish()
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             raise ClaimFailed(
-                f"{len(bad)} vectors are not finite, that of sequence {bad[0]} first; half "
-                f"precision overflowed. Load with dtype='float32'."
+                f"{len(bad)} vectors are not finite, even in float32, that of sequence {bad[0]} "
+                f"first; the model's weights or the device are faulty. Fetch the model again."
             )
         return vectors

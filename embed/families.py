@@ -1,12 +1,13 @@
-"""Know the two families of models: how long a sequence each takes, how it reads one, who loads it.
+"""Know the families of models: how long a sequence each takes, how it reads one, who loads it.
 
-Planning asks for the numbers; only `load` imports torch. A third family would be a row here, a
+Two are known by heart, ESM-2 and DNABERT; the third is whatever else transformers can load.
+Planning asks for the numbers; only `load` imports torch. Another family would be a row here, a
 loader with `hidden`, and a reader of its alphabet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -23,19 +24,30 @@ class Family:
     tokens_per_residue: float
     libraries: tuple[str, ...]
     """Whose versions an output's header tells."""
+    in_tokens: bool = False
+    """Whether the longest sequence is counted in tokens, as only the model knows them."""
 
 
 FAMILIES: Final = {
     "esm2": Family("esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers")),
     "dnabert": Family("dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers")),
+    "auto": Family(
+        "auto", 512, "truncate", 0.3, ("fsqueue", "torch", "transformers", "tokenizers"), True
+    ),
 }
 
 
 class Tokens(Protocol):
     """Reads the letters of a sequence."""
 
+    edges: tuple[int, int]
+    """How many tokens the encoder puts before and after them."""
+
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""
+
+    def windows(self, letters: bytes, most: int) -> Iterator[tuple[Sized, int, float]]:
+        """Yield what the model takes at once: ids, how many are unknown, how many letters."""
 
 
 def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens]:
@@ -43,6 +55,12 @@ def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens
 
     Raises ClaimImpossible if the files are not all that the model needs.
     """
+    if family == "auto":
+        from embed import auto
+        from embed.auto_tokens import AutoTokens
+
+        tokens = AutoTokens(folder)
+        return auto.load(folder, dtype, device, tokens.frame), tokens
     if family == "dnabert":
         from embed import dnabert
         from embed.dna_tokens import DnaTokens

@@ -8,8 +8,9 @@ of its own field. Those that fsqueue does not need otherwise are imported when t
     h5           a dataset per id, as UniProt ships its embeddings
     parquet      columns `id` and `embedding`
 
-A pair of models has `data` where one has `embeddings`. Numbers by row (`lengths`, `flags`) go
-along.
+A pair of models has `data` where one has `embeddings`. Numbers by sequence (`lengths`, `flags`) go
+along. Where a sequence has a row for each token, safetensors has `offsets`, too: its rows are
+offsets[i] to offsets[i + 1]. The other forms have no place for such rows.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any, Final
 import numpy as np
 
 from embed.pairing import Table
+from embed.ragged import Ragged
 from embed.tables import KINDS
-from fsqueue import NotSupportedError
+from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
 """The extras of setup.cfg, and the library that each brings."""
@@ -41,10 +43,12 @@ def write_safetensors(path: Path, table: Table) -> None:
         for id in block.ids:
             row += 1
             offsets[row] = offsets[row - 1] + len(id.encode())
-    kinds = {table.name: ("F32", [table.count, table.width])}
+    kinds = {table.name: ("F32", [table.rows, table.width])}
     names = {kind: name for name, kind in KINDS.items()}
     kinds |= {n: (names[k.str.lstrip("|")], [table.count]) for n, k in table.columns.items()}
     kinds |= {"id_offsets": ("I64", [len(offsets)]), "ids": ("U8", [int(offsets[-1])])}
+    if isinstance(table, Ragged):
+        kinds["offsets"] = ("I64", [len(offsets)])
     header, places, size = _layout(kinds, table.metadata)
     with open(path, "wb") as file:
         file.truncate(size)
@@ -52,6 +56,8 @@ def write_safetensors(path: Path, table: Table) -> None:
         file.flush()
         fd = file.fileno()
         _pwrite(fd, offsets.tobytes(), places["id_offsets"])
+        if isinstance(table, Ragged):
+            _pwrite(fd, table.offsets.astype("<i8").tobytes(), places["offsets"])
         for block in table.blocks():
             text = "".join(block.ids).encode()
             for name, data in ((table.name, block.rows), ("ids", text), *block.columns.items()):
@@ -81,6 +87,15 @@ def _pwrite(fd: int, data: bytes, place: int) -> None:
     while view:
         written = os.pwrite(fd, view, place)
         view, place = view[written:], place + written
+
+
+def check(format: str, table: Table) -> None:
+    """Raise UsageError if this form has no place for the table's rows."""
+    if table.ragged and format != "safetensors":
+        raise UsageError(
+            f"--format {format}: has no place for a row for each token (--pooling per-token). "
+            f"Take safetensors: rows offsets[i] to offsets[i + 1] are those of sequence i."
+        )
 
 
 def write_npz(path: Path, table: Table) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from embed.ragged import Ragged
 from embed.tables import Joined, Part
 from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
@@ -60,12 +61,19 @@ class Gathered:
     family: str
     width: int
     format: str
+    pooling: str
     inputs: dict[str, Input] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> Joined:
         """Return all rows, inputs in planned order."""
-        return Joined([part for one in self.inputs.values() for part in one.parts()], self.width)
+        parts = [part for one in self.inputs.values() for part in one.parts()]
+        return table_of(parts, self.width, self.pooling)
+
+
+def table_of(parts: list[Part], width: int, pooling: str) -> Joined:
+    """Return parts of outputs as one table, ragged if their sequences have rows by token."""
+    return (Ragged if pooling == "per-token" else Joined)(parts, width)
 
 
 def gather(root: str, *, partial: bool = False) -> list[Gathered]:
@@ -86,6 +94,7 @@ def gather(root: str, *, partial: bool = False) -> list[Gathered]:
                 options.get("family", "esm2"),
                 options["width"],
                 options.get("format", "safetensors"),
+                options["pooling"],
             ),
         )
         unfinished += _take_in(reader, plan, one)

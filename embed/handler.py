@@ -1,4 +1,4 @@
-"""The `embed` handler: FASTA in, one vector per sequence out, by ESM-2 or DNABERT.
+"""The `embed` handler: FASTA in, one vector per sequence out, by ESM-2, DNABERT or another model.
 
 Planning knows files and counts only; torch and transformers are imported when the first claim runs.
 A claim is read in windows, embedded in batches that follow from the claim alone, checked, and
@@ -26,7 +26,7 @@ from embed.segments import Segment, verify
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
-    from embed.engine import Engine
+    from embed.mending import Mending
     from embed.resident import Residents
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ RAGGED_BYTES: Final = 1 << 30
 
 
 class Embed(Handler):
-    """Embed the sequences of FASTA files with ESM-2 or DNABERT."""
+    """Embed the sequences of FASTA files with ESM-2, DNABERT or another encoder."""
 
     suffix = ".safetensors"
     unit = "sequences"
@@ -54,9 +54,14 @@ class Embed(Handler):
         """Find the model, and pin it: its exact weights become part of every claim."""
         model = hub.find(options["model"])
         family = FAMILIES[model.family]
+        if options["format"] == "virnucpro" and family.name == "auto":
+            raise UsageError(
+                "--format virnucpro: that pipeline reads vectors of ESM-2 and DNABERT only. Take "
+                "another format for this model."
+            )
         options = {
             **options,
-            "max_residues": options["max_residues"] or family.residues_max,
+            "max_residues": options["max_residues"] or model.longest or family.residues_max,
             "long": options["long"] or family.long,
         }
         for name in ("max_residues", "tokens_per_batch", "threads", "checkpoint_seconds"):
@@ -68,7 +73,7 @@ class Embed(Handler):
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
-            "family": model.family,
+            "family": family.name,
             "width": model.width,
             "shape": asdict(Shape.of(modelfiles.config(model.folder))),
         }
@@ -84,7 +89,8 @@ class Embed(Handler):
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
         longest = int(found.blocks["longest"].max(initial=0))
-        if options["long"] == "fail" and longest > options["max_residues"]:
+        in_letters = not FAMILIES[options["family"]].in_tokens
+        if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
             raise BadInput(
                 f"{path}: holds a sequence of {longest:,} residues, more than --max-residues "
                 f"{options['max_residues']}, and --long fail refuses it. Raise the one or change "
@@ -141,25 +147,36 @@ class Embed(Handler):
 
     def engine(
         self, options: Mapping[str, Any], warn: Callable[[str], None]
-    ) -> tuple[Engine, Tokens]:
+    ) -> tuple[Mending, Tokens]:
         """Return the engine for these options' model, loading it if it is not there."""
         from embed.engine import choose_device, use_threads
         from embed.resident import Residents
 
         use_threads(options["threads"])
         if self._residents is None:
+            _compare_threads(options["threads"], warn)
             self._residents = Residents.on(choose_device(warn))
         found = self._residents.get(options, _kind(options), self.models_max)
-        return found.engine(options), found.tokens
+        return found.engine(options, self._residents.device), found.tokens
+
+
+def _compare_threads(threads: int, warn: Callable[[str], None]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        warn(
+            f"planned with --threads {threads}, and this worker has {cores} cores; "
+            f"more threads than cores slow each other down, but decide the last digits"
+        )
 
 
 def estimate(options: Mapping[str, Any]) -> Estimate:
     """Return what decides the costs of a plan's sequences."""
+    family, longest = FAMILIES[options["family"]], options["max_residues"]
     return Estimate(
         Shape(**options["shape"]),
-        options["max_residues"],
+        int(longest / family.tokens_per_residue) if family.in_tokens else longest,
         in_windows=options["long"] == "window",
-        tokens_per_residue=FAMILIES[options["family"]].tokens_per_residue,
+        tokens_per_residue=family.tokens_per_residue,
         half=options["dtype"] != "float32",
     )
 

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from embed import modelfiles
+from embed import auto_shape, modelfiles
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
 
 FILES: Final = [
     "config.json",
-    "vocab.txt",
-    "tokenizer.json",
+    *auto_shape.TOKENIZERS,
+    *auto_shape.BESIDE,
     "model*.safetensors",
     "model.safetensors.index.json",
 ]
@@ -44,6 +44,8 @@ class Model:
     family: str
     width: int
     """Numbers per embedding."""
+    longest: int = 0
+    """Its longest input in tokens; 0 where the family knows."""
 
 
 def find(spec: str) -> Model:
@@ -85,17 +87,19 @@ def locate(options: Mapping[str, Any]) -> str:
 
 def local(folder: str) -> Model:
     """Return the model in a folder, hashing its files."""
-    family, width = modelfiles.inspect(folder)
+    facts = modelfiles.inspect(folder)
     weights = f"sha256:{modelfiles.hash_files(folder)}"
-    return Model(os.path.basename(folder), folder, "", weights, family, width)
+    name = os.path.basename(folder)
+    return Model(name, folder, "", weights, facts.family, facts.width, facts.longest)
 
 
 def hub(name: str, revision: str) -> Model:
     """Return the model `name` of the hub at `revision`, from the cache if it is there."""
     folder = _cached(name, revision) or _fetch(name, revision)
     commit = os.path.basename(folder)
-    family, width = modelfiles.inspect(folder)
-    return Model(name, folder, commit, f"commit:{commit}", family, width)
+    facts = modelfiles.inspect(folder)
+    weights = f"commit:{commit}"
+    return Model(name, folder, commit, weights, facts.family, facts.width, facts.longest)
 
 
 def _cached(name: str, revision: str) -> str | None:
@@ -123,7 +127,7 @@ def _fetch(name: str, revision: str) -> str:
         info = HfApi().model_info(name, revision=revision, timeout=DEADLINE_S)
         held = [file.rfilename for file in info.siblings or []]
         only_pickled = not any(file.endswith(".safetensors") for file in held)
-        wanted = [*FILES, modelfiles.PICKLED] if only_pickled else FILES
+        wanted = [*FILES, "pytorch_model*"] if only_pickled else FILES
         return snapshot_download(name, revision=info.sha, allow_patterns=wanted)
     except Exception as error:  # what a failing network raises depends on the client's version
         raise UsageError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from embed.formats import FORMATS
-from embed.gathering import Gathered, Input, gather
+from embed.formats import FORMATS, check
+from embed.gathering import Gathered, Input, gather, table_of
 from embed.options import FORMATS as CHOICES
 from embed.pairing import Paired, Table
 from embed.publishing import whole
@@ -88,6 +88,13 @@ def _chosen(found: list[Gathered], model: str | None) -> list[Gathered]:
 
 def _write_file(path: Path, format: str, found: list[Gathered], result: Merged) -> None:
     tables = [one.table() for one in found]
+    if len(tables) > 1 and any(table.ragged for table in tables):
+        raise UsageError(
+            "two models are paired by a row for each sequence, and one of these has a row for each "
+            "token. Merge one model at a time: --model"
+        )
+    for each in tables:
+        check(format, each)
     table = tables[0] if len(tables) == 1 else Paired(*tables)
     if isinstance(table, Paired):
         _report_unmatched(path, table, tables, result)
@@ -137,7 +144,8 @@ def _write_folder(folder: Path, found: list[Gathered], result: Merged) -> None:
         for name, source in _names(one):
             if not source.whole:
                 continue  # whole files or none: its note is there
-            tables[name] = Joined(source.parts(), one.width)
+            tables[name] = table_of(source.parts(), one.width, one.pooling)
+            check("virnucpro", tables[name])
             path = folder / (name + virnucpro.SUFFIX[one.family])
             virnucpro.write_features(path, tables[name], one.family)
             if len(found) == 1:

@@ -1,7 +1,7 @@
 """Look at a model's folder, as its publisher ships it, without loading anything.
 
-Answers whether it is an ESM-2 or a DNABERT, whether its files are whole, and which bytes it is made
-of.
+Answers whether it is an ESM-2, a DNABERT or another model, whether its files are whole, and which
+bytes it is made of.
 """
 
 from __future__ import annotations
@@ -11,30 +11,44 @@ import json
 import os
 import struct
 import zipfile
+from dataclasses import dataclass
 from typing import Any, Final
 
-from embed.dnabert_shape import Shape
+from embed import auto_shape, dnabert_shape
 from embed.residues import VOCABULARY
 from fsqueue import UsageError
 
 PICKLED: Final = "pytorch_model.bin"
+SAFE: Final = ("model.safetensors", "model.safetensors.index.json")
 
 
-def inspect(folder: str) -> tuple[str, int]:
-    """Return the family and the width of the model in `folder`.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a folder's files say of the model."""
 
-    Raises UsageError if it is of neither family, or if a file is missing or cut short.
+    family: str
+    width: int
+    """Numbers per embedding."""
+    longest: int = 0
+    """Its longest input in tokens; 0 where the family knows."""
+
+
+def inspect(folder: str) -> Facts:
+    """Return what the model in `folder` is.
+
+    Raises UsageError if it is nothing that can be loaded, or if a file is missing or cut short.
     """
     config = _json(f"{folder}/config.json")
     if _is_dnabert(config):
-        width = _inspect_dnabert(folder)
-        family = "dnabert"
+        facts = Facts("dnabert", _inspect_dnabert(folder))
+    elif _is_esm2(folder, config):
+        facts = Facts("esm2", int(config["hidden_size"]))
     else:
-        width = _inspect_esm(folder, config)
-        family = "esm2"
+        shape = auto_shape.Shape.read(folder)
+        facts = Facts("auto", shape.width, shape.tokens_max)
     for path in weight_files(folder):
         _check_whole(path)
-    return family, width
+    return facts
 
 
 def config(folder: str) -> dict[str, Any]:
@@ -52,38 +66,34 @@ def _inspect_dnabert(folder: str) -> int:
             f"{folder}/tokenizer.json: is missing, and DNABERT reads DNA by it. Fetch the model "
             f"again; it is among its files."
         )
-    return Shape.read(folder).width
+    return dnabert_shape.Shape.read(folder).width
 
 
-def _inspect_esm(folder: str, config: dict[str, Any]) -> int:
-    kind = config.get("model_type")
-    if kind != "esm":
+def _is_esm2(folder: str, config: dict[str, Any]) -> bool:
+    """Say whether it is an ESM-2, whose residues are read by table; others have a tokenizer."""
+    if config.get("model_type") != "esm":
+        return False
+    if config.get("is_folding_model"):
         raise UsageError(
-            f"{folder}: is a model of type {kind!r}; embed takes ESM-2 (type 'esm'), for example "
-            f"facebook/esm2_t6_8M_UR50D, and DNABERT, for example zhihan1996/DNABERT-S."
+            f"{folder}: is an ESMFold, which folds and does not embed. Give one of the esm2_t* "
+            f"models, which it is made from."
         )
-    if config.get("position_embedding_type") != "rotary" or config.get("is_folding_model"):
-        raise UsageError(
-            f"{folder}: is an ESM-1 or ESMFold, not an ESM-2 (rotary positions, no folding head). "
-            f"Give one of the esm2_t* models."
-        )
-    if config.get("vocab_size") != len(VOCABULARY) or not _vocabulary_agrees(folder):
-        raise UsageError(
-            f"{folder}: its vocabulary is not that of ESM-2 (33 tokens), so residues would be "
-            f"misread. Give one of the esm2_t* models, or one fine-tuned from them."
-        )
-    return int(config["hidden_size"])
+    is_rotary = config.get("position_embedding_type") == "rotary"
+    return is_rotary and config.get("vocab_size") == len(VOCABULARY) and _vocabulary_agrees(folder)
 
 
 def weight_files(folder: str) -> list[str]:
-    """Return the files that hold the weights: safetensors, or what DNABERT ships instead."""
-    single, index = f"{folder}/model.safetensors", f"{folder}/model.safetensors.index.json"
-    if os.path.isfile(single):
-        return [single]
-    if os.path.isfile(index):
-        return [f"{folder}/{name}" for name in sorted(set(_json(index)["weight_map"].values()))]
-    if os.path.isfile(f"{folder}/{PICKLED}") and _is_dnabert(_json(f"{folder}/config.json")):
-        return [f"{folder}/{PICKLED}"]
+    """Return the files that hold the weights: safetensors, or what a publisher ships instead.
+
+    An ESM-2 has safetensors in every published size, and is taken in no other form.
+    """
+    config = _json(f"{folder}/config.json")
+    for name in SAFE if _is_esm2(folder, config) else (*SAFE, PICKLED, f"{PICKLED}.index.json"):
+        path = f"{folder}/{name}"
+        if os.path.isfile(path):
+            if not name.endswith(".json"):
+                return [path]
+            return [f"{folder}/{part}" for part in sorted(set(_json(path)["weight_map"].values()))]
     raise UsageError(
         f"{folder}: holds no model.safetensors. If it has pytorch_model.bin, convert that: "
         f"python -c \"from transformers import EsmModel; EsmModel.from_pretrained('{folder}', "
@@ -103,7 +113,7 @@ def _check_whole(path: str) -> None:
     """Compare a safetensors file's size with what its header promises; a zip file ends in its
     directory."""
     try:
-        is_whole = zipfile.is_zipfile if path.endswith(PICKLED) else _is_whole_safetensors
+        is_whole = zipfile.is_zipfile if path.endswith(".bin") else _is_whole_safetensors
         whole = is_whole(path)
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         whole = False
@@ -140,11 +150,15 @@ def _json(path: str) -> dict[str, Any]:
 
 
 def hash_files(folder: str) -> str:
-    """Return a hash over the configuration, the weights, and DNABERT's vocabulary."""
+    """Return a hash over the configuration, the weights, and the tokenizer if one is used."""
     total = hashlib.sha256()
+    config = _json(f"{folder}/config.json")
     names = ["config.json"]
-    if _is_dnabert(_json(f"{folder}/config.json")):
+    if _is_dnabert(config):
         names.append("tokenizer.json")
+    elif not _is_esm2(folder, config):
+        known = (*auto_shape.TOKENIZERS, *auto_shape.BESIDE)
+        names += [name for name in known if os.path.isfile(f"{folder}/{name}")]
     for path in [*(f"{folder}/{name}" for name in names), *weight_files(folder)]:
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())

@@ -30,7 +30,7 @@ DTYPES: Final = {name: getattr(torch, name) for name in ("float32", "bfloat16", 
 def load(folder: str, dtype: str, device: torch.device) -> Encoder:
     """Load the model in `folder`. Raises ClaimImpossible if a weight is missing: no layer is ever
     left as it was initialised at random."""
-    with _quietly():
+    with quietly():
         model, found = EsmModel.from_pretrained(
             folder,
             add_pooling_layer=False,
@@ -115,7 +115,7 @@ AttentionMaskInterface.register(PACKED, lambda *_args, **_options: None)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep transformers from printing its loading bar and its table of unused weights."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

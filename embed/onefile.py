@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embed.formats import FORMATS
+from embed.formats import FORMATS, check
+from embed.gathering import table_of
 from embed.handler import Embed
 from embed.publishing import whole
-from embed.tables import Joined, Part
-from fsqueue import Item, UsageError, Work
+from embed.tables import Part
+from fsqueue import Item, Work
 
 COST_MAX = 10**18
 """No reason to divide: only what an output can hold limits a claim."""
@@ -78,16 +79,8 @@ def _work(
 
 
 def _write(target: Path, parts: list[Part], options: Mapping[str, Any]) -> None:
-    if options["pooling"] == "per-token":
-        if len(parts) > 1 or options["format"] != "safetensors":
-            raise UsageError(
-                "a row for each token: this file gives more than one output can hold, or another "
-                "format than safetensors was asked for. Plan it into a pool, and read each output."
-            )
-        with whole(target) as private:
-            os.rename(parts[0].path, private)
-        return
-    table = Joined(parts, options["width"])
+    table = table_of(parts, options["width"], options["pooling"])
+    check(options["format"], table)
     if options["format"] == "virnucpro":
         from embed.virnucpro import write_features
 

@@ -15,11 +15,20 @@ FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "virnucpro")
 DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
-    Option("model", None, "ESM-2 or DNABERT: a folder, or a hub id[@revision]", required=True),
+    Option(
+        "model",
+        None,
+        "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision]",
+        required=True,
+    ),
     Option("dtype", "float32", "precision; float16 is slow on most CPUs", tuple(DTYPE_TAGS)),
     Option("pooling", "mean", "what is kept of a sequence's tokens", tuple(POOLINGS)),
-    Option("long", None, "longer sequences; default: ESM-2 truncate, DNABERT window", LONG),
-    Option("max_residues", 0, "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT"),
+    Option("long", None, "longer sequences; default: DNABERT window, others truncate", LONG),
+    Option(
+        "max_residues",
+        0,
+        "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT, others' own",
+    ),
     Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
     Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
     Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),

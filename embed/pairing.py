@@ -22,6 +22,7 @@ class Paired:
 
     name = "data"
     columns: Mapping[str, np.dtype[Any]] = {}
+    ragged = False
 
     def __init__(self, first: Joined, second: Joined) -> None:
         self._tables = first, second
@@ -30,7 +31,7 @@ class Paired:
         )
         order = np.argsort(one)
         self._numbers = one[order], two[order]
-        self.count = len(order)
+        self.count = self.rows = len(order)
         self.width = first.width + second.width
         self.metadata = {"models": json.dumps([first.metadata, second.metadata], sort_keys=True)}
 

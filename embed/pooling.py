@@ -1,10 +1,12 @@
 """Make one vector of a sequence's hidden states, or leave it one for each token.
 
-`hidden` is (tokens + 2, width): the first and last row belong to the begin and end tokens. All is
-computed and returned in float32, for half precision would lose digits in a sum.
+`hidden` is (tokens, width): the first and last rows belong to the tokens that begin and end every
+input, one of each unless `edges` says otherwise. All is computed and returned in float32, for half
+precision would lose digits in a sum.
 
 ESM-2's mean leaves begin and end out, as fair-esm's extract.py does. DNABERT's takes them in, as
-its authors' training and evaluation do; their published example is that for one sequence.
+its authors' training and evaluation do; their published example is that for one sequence. Other
+models' does too, as is customary for texts.
 """
 
 from __future__ import annotations
@@ -50,8 +52,20 @@ POOLINGS: Final[dict[str, Pooling]] = {
 }
 
 
-def pooling(name: str, family: str) -> Pooling:
+def pooling(name: str, family: str, edges: tuple[int, int] = (1, 1)) -> Pooling:
     """Return what --pooling names for a family of models."""
-    if (name, family) == ("mean", "dnabert"):
+    if name == "mean" and family != "esm2":
         return mean_of_all
+    if name in ("max", "per-token") and edges != (1, 1):
+        return _within(POOLINGS[name], *edges)
     return POOLINGS[name]
+
+
+def _within(pool: Pooling, begin: int, end: int) -> Pooling:
+    """Return `pool` for sequences that have other edges than one token each."""
+
+    def pooled(hidden: torch.Tensor) -> torch.Tensor:
+        own = hidden[begin : len(hidden) - end]
+        return pool(torch.cat([own[:1], own, own[:1]]))  # its first and last row do not count
+
+    return pooled

@@ -15,9 +15,9 @@ from typing import Any, Final
 import torch
 
 from embed import families, hub, modelfiles
-from embed.engine import Encoder, Engine
+from embed.engine import Encoder
 from embed.families import Tokens
-from embed.pooling import pooling
+from embed.mending import Mending, mended
 from fsqueue import NotSupportedError, host_lock
 
 ROOM_BYTES: Final = 2 << 30
@@ -30,15 +30,24 @@ class Resident:
     """A loaded model, and an engine for each way of pooling that was asked of it."""
 
     kind: str
+    folder: str
     encoder: Encoder
     tokens: Tokens
-    engines: dict[str, Engine] = field(default_factory=dict)
+    engines: dict[str, Mending] = field(default_factory=dict)
 
-    def engine(self, options: Mapping[str, Any]) -> Engine:
+    def engine(self, options: Mapping[str, Any], device: torch.device) -> Mending:
         """Return the engine that pools as these options say."""
         way = options["pooling"]
         if way not in self.engines:
-            self.engines[way] = Engine(self.encoder, pooling(way, options["family"]))
+            self.engines[way] = mended(
+                self.encoder,
+                self.tokens,
+                options["family"],
+                self.folder,
+                device,
+                dtype=options["dtype"],
+                pool=way,
+            )
         return self.engines[way]
 
 
@@ -71,7 +80,7 @@ class Residents:
         self._make_room(_size(folder, options["dtype"]), models_max)
         with host_lock("load"):
             encoder, tokens = self._load(options, folder)
-        self._models[key] = Resident(kind, encoder, tokens)
+        self._models[key] = Resident(kind, folder, encoder, tokens)
         return self._models[key]
 
     def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:

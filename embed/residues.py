@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from embed.letters import ByLetters
+
 VOCABULARY: Final = (
     "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
 ).split()
@@ -29,7 +31,7 @@ def _table() -> bytes:
 TABLE: Final = _table()
 
 
-class EsmTokens:
+class EsmTokens(ByLetters):
     """Reads residues for ESM-2."""
 
     def read(self, letters: bytes) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from embed.families import Tokens
 from embed.fasta import Record, records
 from embed.outputs import FLAGS
 from embed.segments import Segment, read_segment
+from fsqueue import ClaimImpossible
 
 
 @dataclass(slots=True)
@@ -58,10 +60,11 @@ class Reading:
     """Iterate over sequences as ids, once."""
 
     def __init__(
-        self, records: Iterable[Record], tokens: Tokens, residues_max: int, *, in_windows: bool
+        self, records: Iterable[Record], tokens: Tokens, residues_max: int, *, long: str
     ) -> None:
+        """`long` says what becomes of sequences longer than `residues_max`."""
         self._records, self._tokens = records, tokens
-        self._residues_max, self._in_windows = residues_max, in_windows
+        self._residues_max, self._long = residues_max, long
         self._counts = Counts()
         self._lengths: list[int] = []
         self._flags: list[int] = []
@@ -83,22 +86,21 @@ class Reading:
         return {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
 
     def _read(self, record: Record) -> Iterator[Tokenized]:
-        row, letters = len(self.ids), record.residues
-        is_long = len(letters) > self._residues_max
-        met = {
-            "truncated": is_long and not self._in_windows,
-            "windowed": is_long and self._in_windows,
-            "empty": not letters,
-        }
-        unknown = 0
-        read = letters if self._in_windows else letters[: self._residues_max]
+        row = len(self.ids)
         self.ids.append(record.id)
-        for window, start in enumerate(range(0, len(read), self._residues_max)):
-            part = read[start : start + self._residues_max]
-            ids, strange = self._tokens.read(part)
-            unknown += strange
-            yield Tokenized(row, ids, window, len(part) / len(read))
-        self._note(record, len(read), unknown, met)
+        windows = self._tokens.windows(record.residues, self._residues_max)
+        kept = list(windows if self._long == "window" else islice(windows, 1))
+        is_cut = next(windows, None) is not None
+        if is_cut and self._long == "fail":
+            raise ClaimImpossible(
+                f"{record.id!r}: is longer than the {self._residues_max:,} of --max-residues, "
+                f"and --long fail refuses it. Take --long truncate or window."
+            )
+        read = sum(letters for _, _, letters in kept)
+        for window, (ids, _, letters) in enumerate(kept):
+            yield Tokenized(row, ids, window, letters / read)
+        met = {"truncated": is_cut, "windowed": len(kept) > 1, "empty": not kept}
+        self._note(record, round(read), sum(unknown for _, unknown, _ in kept), met)
 
     def _note(self, record: Record, read: int, unknown: int, met: dict[str, bool]) -> None:
         counts = self._counts

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fsqueue import FsqueueError, UsageError
+from fsqueue import FsqueueError
 
 BLOCK_BYTES: Final = 8 << 20
 KINDS: Final = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
@@ -60,14 +60,12 @@ class Output:
         try:
             shapes = {name: self.array(name).shape for name in self._tensors}
             self.count, self.width = shapes.pop("embeddings")
+            self.ragged = "offsets" in shapes
+            if self.ragged:
+                self.count = shapes["offsets"][0] - 1
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise _damaged(path, error) from error
-        if "offsets" in shapes:
-            raise UsageError(
-                f"{path}: has a row for each token, and such outputs are not joined: read each by "
-                f"itself (embed.read), rows offsets[i] to offsets[i + 1] for sequence i."
-            )
-        same = [name for name, shape in shapes.items() if shape == (self.count,)]
+        same = [n for n, shape in shapes.items() if shape == (self.count,) and n != "offsets"]
         self.columns = {name: self.array(name).dtype for name in same}
 
     def array(self, name: str) -> NDArray[Any]:
@@ -92,6 +90,7 @@ class Joined:
     """Parts of outputs, one after the other, as one table."""
 
     name = "embeddings"
+    ragged = False
 
     def __init__(self, parts: Sequence[Part], width: int = 0) -> None:
         """Look at the header of every output; `width` is that of a table without any."""
@@ -102,7 +101,9 @@ class Joined:
             found = self._outputs[part.path].count
             if found != part.total:
                 raise _damaged(part.path, f"{found} rows where {part.total} were planned")
-        self.count = int(self._starts[-1])
+            if self._outputs[part.path].ragged is not self.ragged:
+                raise _damaged(part.path, "it has a row for each token, or should have")
+        self.count = self.rows = int(self._starts[-1])
         self.width = self._one_width() or width
         self.columns: dict[str, np.dtype[Any]] = self._shared_columns()
         self.metadata = combined([output.metadata for output in self._outputs.values()])

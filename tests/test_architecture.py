@@ -33,12 +33,15 @@ LAYERS = (
     {"__main__"},
 )
 EMBED_LAYERS = (
+    {"letters"},
     set(
-        "assembly batching cost dna_tokens dnabert_shape fasta options outputs pooling publishing "
-        "residues tables".split()
+        "assembly auto_shape auto_tokens batching cost dna_tokens dnabert_shape fasta options "
+        "outputs pooling publishing residues tables".split()
     ),
-    set("counting dnabert engine gathering modelfiles models pairing prepare segments".split()),
+    set("counting dnabert engine modelfiles models pairing prepare ragged segments".split()),
+    {"auto", "gathering"},
     {"families", "formats", "hub", "scan", "virnucpro"},
+    {"mending"},
     {"merge", "planning", "resident", "selftest", "sequences"},
     {"claim"},
     {"encoder", "handler"},
@@ -49,10 +52,10 @@ EMBED_LAYERS = (
 DOORS = {
     "fsqueue": {"filelock": {"locks"}, "pynvml": {"gpus"}, "rich": {"dashboard"}, "click": {"cli"}},
     "embed": {
-        "transformers": {"models"},
-        "tokenizers": {"dna_tokens"},
+        "transformers": {"models", "auto", "auto_shape", "auto_tokens"},
+        "tokenizers": {"dna_tokens", "auto_tokens"},
         "huggingface_hub": {"hub"},
-        "torch": {"models", "dnabert", "pooling", "engine", "resident", "virnucpro"},
+        "torch": {"models", "dnabert", "auto", "pooling", "engine", "resident", "virnucpro"},
         "safetensors": {"models", "dnabert", "outputs", "selftest"},
         "click": {"cli"},
     },

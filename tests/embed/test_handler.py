@@ -8,7 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def test_a_vector_that_is_not_finite_fails_the_claim_by_name(
 
     monkeypatch.setattr(engine.Engine, "embed", overflowing)
     (item,) = bench.plan(bench.file(fasta([("big", "MKV")])))
-    with pytest.raises(ClaimFailed, match=r"'big' first.*--dtype float32"):
+    with pytest.raises(ClaimFailed, match=r"'big' first.*Fetch the model again"):
         bench.run(item)
     assert not os.path.exists(bench.work(item).partial)
 
@@ -293,6 +293,53 @@ def test_another_process_writes_the_same_bytes(bench: Bench, tmp_path: Path) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": "4"}  # what it says of threads must not matter
     subprocess.run([sys.executable, "-c", code, work, out], check=True, env=environment)
     assert out.read_bytes() == mine
+
+
+def test_a_model_is_found_and_loaded_under_this_host_s_lock(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of processes that load at once, some have been seen to get a model of empty layers."""
+    from contextlib import contextmanager
+
+    from embed import families, handler, hub
+
+    held: list[str] = []
+    met: list[tuple[str, tuple[str, ...]]] = []
+
+    @contextmanager
+    def lock(name: str) -> Iterator[None]:
+        held.append(name)
+        yield
+        held.remove(name)
+
+    monkeypatch.setattr(handler, "host_lock", lock)
+    for module, name in ((hub, "locate"), (families, "load")):
+        real = getattr(module, name)
+
+        def noted(*words: object, name: str = name, real: Callable[..., object] = real) -> object:
+            met.append((name, tuple(held)))
+            return real(*words)
+
+        monkeypatch.setattr(module, name, noted)
+    bench.embed(bench.file(fasta(SEQUENCES[:3])))
+    assert met == [("locate", ("load-tiny_esm2",)), ("load", ("load-tiny_esm2",))]
+    assert not held
+
+
+def test_more_threads_than_cores_are_used_as_planned_and_told_of(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    before = torch.get_num_threads()
+    bench = make_bench(threads=2)
+    try:
+        bench.embed(bench.file(fasta(SEQUENCES[:3])))
+        assert torch.get_num_threads() == 2
+        assert bench.warnings[0].startswith("planned with --threads 2, and this worker has 1 cores")
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- inputs and models that changed ----

@@ -50,10 +50,12 @@ def test_a_relative_folder_becomes_absolute(copy: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "bert"}, "type 'bert'"),
-        ({"position_embedding_type": "absolute"}, "ESM-1"),
+        ({"model_type": "bert"}, "holds no tokenizer"),
+        ({"model_type": "no_such"}, "type 'no_such', which is unknown"),
+        ({"model_type": "no_such", "auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
         ({"is_folding_model": True}, "ESMFold"),
-        ({"vocab_size": 34}, "vocabulary"),
+        ({"position_embedding_type": "absolute"}, "holds no tokenizer"),
+        ({"vocab_size": 34}, "holds no tokenizer"),
     ],
 )
 def test_another_kind_of_model_is_refused(copy: Path, changes: dict[str, Any], reason: str) -> None:
@@ -62,12 +64,11 @@ def test_another_kind_of_model_is_refused(copy: Path, changes: dict[str, Any], r
         hub.find(str(copy))
 
 
-def test_another_vocabulary_is_refused(copy: Path) -> None:
+def test_another_vocabulary_is_not_read_by_table(copy: Path) -> None:
     (copy / "vocab.txt").write_text("\n".join(VOCABULARY))
-    hub.find(str(copy))
+    assert hub.find(str(copy)).family == "esm2"
     (copy / "vocab.txt").write_text("\n".join(sorted(VOCABULARY)))
-    with pytest.raises(UsageError, match="vocabulary"):
-        hub.find(str(copy))
+    assert hub.find(str(copy)).family == "auto"
 
 
 def test_a_weights_file_cut_short_is_refused(copy: Path) -> None:

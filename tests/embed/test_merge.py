@@ -25,6 +25,7 @@ from tests.support.embedded import (
     proteins,
     row,
     rows_of,
+    token_rows,
 )
 from tests.support.pools import Hand, names_in, work_off
 
@@ -468,3 +469,48 @@ def test_a_claim_that_moves_while_the_pool_is_read_is_said_to_be_on_its_way(
     with pytest.raises(Unfinished, match="on its way"):
         merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     assert issubclass(NotSupportedError, FsqueueError)
+
+
+# ---- a row for each token ----
+
+
+def ragged_pool(root: Path, sequences: dict[str, str]) -> Path:
+    """Embed a file that is cut into claims and a small one, with a made-up row for each letter."""
+    plain = fasta(root / "large.faa", sequences)
+    small = fasta(root / "small.faa", {"s/1": "MKV", "none": "", "s 2": "MK"})
+    embed_all(root / "pool", [plain, small], pooling="per-token")
+    return root / "pool"
+
+
+def test_rows_for_each_token_are_joined_into_one_ragged_table(tmp_path: Path) -> None:
+    from embed import read
+
+    sequences = proteins(60, length=150) | {"again": "W", "empty": "", "dup": "MM"}
+    pool = ragged_pool(tmp_path, sequences)
+    assert len(list((pool / "outputs").glob("*.safetensors"))) > 2
+    result = merge(str(pool), str(tmp_path / "out.safetensors"))
+    table = read(tmp_path / "out.safetensors")
+    every = [*sequences.items(), ("s/1", "MKV"), ("none", ""), ("s", "MK")]
+    assert table.ids == [id for id, _ in every]
+    assert result.rows == len(every)
+    cuts = table.columns["offsets"]
+    assert len(cuts) == len(every) + 1 and cuts[-1] == len(table.rows)
+    for n, (id, residues) in enumerate(every):
+        expected = token_rows(id, residues.encode(), 5)
+        assert np.array_equal(table.rows[cuts[n] : cuts[n + 1]], expected)
+
+
+@pytest.mark.parametrize("format", ["npz", "h5", "parquet", "virnucpro"])
+def test_other_forms_have_no_place_for_a_row_for_each_token(tmp_path: Path, format: str) -> None:
+    pool = ragged_pool(tmp_path, {"a": "MKVLA"})
+    with pytest.raises(UsageError, match="no place for a row for each token"):
+        merge(str(pool), str(tmp_path / "out"), format=format)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_rows_for_each_token_are_not_paired(tmp_path: Path) -> None:
+    pool = ragged_pool(tmp_path, {"a": "MKVLA"})
+    embed_all(pool, [fasta(tmp_path / "x.fa", {"a": "ACGT"})], "dnabert")
+    with pytest.raises(UsageError, match="one model at a time"):
+        merge(str(pool), str(tmp_path / "out.safetensors"))
+    merge(str(pool), str(tmp_path / "out.safetensors"), model="tiny_esm2")

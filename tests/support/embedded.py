@@ -41,6 +41,12 @@ def row(id: str, residues: bytes, width: int) -> np.ndarray:
     return np.frombuffer(digest[: 4 * width], "<u4").astype(np.float32) / 2**32
 
 
+def token_rows(id: str, residues: bytes, width: int) -> np.ndarray:
+    """Return a row for each letter of a sequence."""
+    rows = [row(f"{id} {n}", residues, width) for n in range(len(residues))]
+    return np.array(rows, np.float32).reshape(-1, width)
+
+
 def rows_of(sequences: Mapping[str, str], width: int) -> np.ndarray:
     """Return the vectors of sequences, one below the other."""
     rows = [row(id, residues.encode(), width) for id, residues in sequences.items()]
@@ -56,19 +62,24 @@ class MadeUp(Embed):
         return {**COMMON, **options}
 
     def run(self, work: Work) -> None:
-        ids, rows = [], []
+        ids, rows, lengths = [], [], []
+        is_ragged = work.options["pooling"] == "per-token"
+        make = token_rows if is_ragged else row
         for segment in map(Segment.decode, work.payload["segments"]):
             for block in read_segment(segment):
                 for record in records(block):
                     ids.append(record.id)
-                    rows.append(row(record.id, record.residues, work.options["width"]))
-        table = np.array(rows, np.float32).reshape(len(ids), work.options["width"])
+                    lengths.append(len(record.residues))
+                    rows.append(make(record.id, record.residues, work.options["width"]))
+        flat = [np.empty(0, np.float32), *(each.ravel() for each in rows)]
+        table = np.concatenate(flat).reshape(-1, work.options["width"])
         metadata: Mapping[str, Any] = {
             "model": work.options["model"],
             "counts": {"sequences": len(ids)},
             "versions": {},
         }
-        outputs.write(work.output, ids, table, metadata)
+        cuts = {"offsets": np.cumsum([0, *lengths], dtype=np.int64)} if is_ragged else {}
+        outputs.write(work.output, ids, table, metadata, cuts)
 
 
 def fasta(path: Path, sequences: Mapping[str, str] | list[tuple[str, str]]) -> Path:
