@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pickle import UnpicklingError
 from typing import Final
 
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from embed.dnabert_shape import Shape
+from embed.packed import Map, Pack, linear, scores_type
 from fsqueue import ClaimImpossible
 
 BEGIN, END = 1, 2
@@ -97,86 +97,95 @@ class Encoder:
     def __init__(self, shape: Shape, weights: Weights) -> None:
         self.shape = shape
         self.width = shape.width
-        self._weights = weights
         word = weights["embeddings.word_embeddings.weight"]
         self.device = word.device
-        # On a GPU the fused kernels want the bias in the query's type; on a CPU they take float32,
-        # which is more exact at no cost.
-        self._bias_type = torch.float32 if self.device.type == "cpu" else word.dtype
-        self._slopes = torch.tensor(slopes(shape.heads), device=self.device)[:, None, None]
-        self._bias = torch.empty(shape.heads, 0, 0)
+        # Every token is of type 0, so the two tables are one.
+        self._words = word + weights["embeddings.token_type_embeddings.weight"][0]
+        self._first = _norm(shape, weights, "embeddings.LayerNorm")
+        self._layers = [
+            _Layer(shape, weights, f"encoder.layer.{number}") for number in range(shape.layers)
+        ]
+        self._biases = _Biases(shape.heads, scores_type(word), self.device)
 
     def hidden(self, sequences: Sequence[NDArray[np.uint16]]) -> list[torch.Tensor]:
         """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
 
         The first and last row belong to [CLS] and [SEP], which are added here.
         """
-        lengths = [len(ids) + 2 for ids in sequences]
-        packed = np.empty(sum(lengths), np.int64)
-        start = 0
-        for ids, length in zip(sequences, lengths, strict=True):
-            packed[start], packed[start + length - 1] = BEGIN, END
-            packed[start + 1 : start + length - 1] = ids
-            start += length
         with torch.inference_mode():
-            x = self._embedded(torch.from_numpy(packed).to(self.device))
-            runs = list(_runs(lengths))
-            for layer in range(self.shape.layers):
-                x = self._layer(x, f"encoder.layer.{layer}", runs)
-            return list(x.split(lengths))
+            pack = Pack.of(sequences, BEGIN, END, self.device)
+            x = self._first(F.embedding(pack.tokens, self._words))
+            for layer in self._layers:
+                x = layer(x, pack, self._biases)
+            return list(x.split(pack.lengths))
 
-    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = F.embedding(tokens, self._weights["embeddings.word_embeddings.weight"])
-        x = x + self._weights["embeddings.token_type_embeddings.weight"][0]
-        return self._norm(x, "embeddings.LayerNorm")
 
-    def _layer(self, x: torch.Tensor, at: str, runs: list[tuple[int, int, int]]) -> torch.Tensor:
-        attended = self._attend(self._linear(x, f"{at}.attention.self.Wqkv"), runs)
-        attended = self._linear(attended, f"{at}.attention.output.dense")
-        x = self._norm(attended + x, f"{at}.attention.output.LayerNorm")
-        gate, up = F.linear(x, self._weights[f"{at}.mlp.gated_layers.weight"]).chunk(2, -1)
-        y = self._linear(F.gelu(gate) * up, f"{at}.mlp.wo")
-        return self._norm(y + x, f"{at}.mlp.layernorm")
+class _Layer:
+    def __init__(self, shape: Shape, weights: Weights, at: str) -> None:
+        self._heads = shape.heads
+        self._qkv = _linear(weights, f"{at}.attention.self.Wqkv")
+        self._out = _linear(weights, f"{at}.attention.output.dense")
+        self._first = _norm(shape, weights, f"{at}.attention.output.LayerNorm")
+        gate, up = weights[f"{at}.mlp.gated_layers.weight"].chunk(2)
+        self._gate, self._up = linear(gate.contiguous(), gelu=True), linear(up.contiguous())
+        self._down = _linear(weights, f"{at}.mlp.wo")
+        self._second = _norm(shape, weights, f"{at}.mlp.layernorm")
 
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+    def __call__(self, x: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
+        x = self._first(self._out(self._attend(self._qkv(x), pack, biases)) + x)
+        return self._second(self._down(self._gate(x) * self._up(x)) + x)
 
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-        return F.layer_norm(x, (self.width,), weight, bias, self.shape.epsilon)
-
-    def _attend(self, qkv: torch.Tensor, runs: list[tuple[int, int, int]]) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
         """Attend inside each sequence: (tokens, 3 * width) to (tokens, width)."""
-        output = qkv.new_empty(len(qkv), self.width)
-        for start, count, length in runs:
+        wide = qkv.to(scores_type(qkv))
+        output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+        for start, count, length in pack.runs:
             stop = start + count * length
-            parts = qkv[start:stop].view(count, length, 3, self.shape.heads, -1)
+            parts = wide[start:stop].view(count, length, 3, self._heads, -1)
             q, k, v = parts.permute(2, 0, 3, 1, 4)  # (count, heads, length, d) each
-            for first, last, bias in self._biases(length):
+            rows = output[start:stop].view(count, length, -1)
+            for first, last, bias in biases.of(length):
                 attended = F.scaled_dot_product_attention(q[:, :, first:last], k, v, attn_mask=bias)
-                rows = output[start:stop].view(count, length, -1)[:, first:last]
-                rows.copy_(attended.transpose(1, 2).flatten(2))
+                rows[:, first:last] = attended.transpose(1, 2).flatten(2)
         return output
 
-    def _biases(self, length: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+
+def _linear(weights: Weights, name: str) -> Map:
+    return linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def _norm(shape: Shape, weights: Weights, name: str) -> Map:
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return lambda x: F.layer_norm(x, (shape.width,), weight, bias, shape.epsilon)
+
+
+class _Biases:
+    """What attention adds to its scores: -slope * |i - j|, with a slope for each head."""
+
+    def __init__(self, heads: int, kind: torch.dtype, device: torch.device) -> None:
+        self._slopes = torch.tensor(slopes(heads), device=device)[:, None, None]
+        self._kind = kind
+        self._whole = torch.empty(heads, 0, 0)
+
+    def of(self, length: int) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Yield the bias of a sequence of this length, (1, heads, tokens, length), in as many
         portions of its tokens as BIAS_MAX asks for. One that is whole serves shorter ones too."""
-        if self.shape.heads * length * length <= BIAS_MAX:
-            if self._bias.shape[1] < length:
+        if len(self._slopes) * length * length <= BIAS_MAX:
+            if self._whole.shape[1] < length:
                 size = -(-length // 64) * 64  # kernels want aligned rows
-                self._bias = self._portion(0, size, size)
-            yield 0, length, self._bias[None, :, :length, :length]
+                self._whole = self._portion(0, size, size)
+            yield 0, length, self._whole[None, :, :length, :length]
             return
-        step = max(1, BIAS_MAX // (self.shape.heads * length))
+        step = max(1, BIAS_MAX // (len(self._slopes) * length))
         for first in range(0, length, step):
             last = min(first + step, length)
             yield first, last, self._portion(first, last, -(-length // 64) * 64)[None, ..., :length]
 
     def _portion(self, first: int, last: int, length: int) -> torch.Tensor:
         """Return -slope * |i - j| for tokens i in [first, last) and j in [0, length)."""
-        i = torch.arange(first, last, device=self.device)[:, None]
-        j = torch.arange(length, device=self.device)
-        return (-self._slopes * (i - j).abs()).to(self._bias_type)
+        i = torch.arange(first, last, device=self._slopes.device)[:, None]
+        j = torch.arange(length, device=self._slopes.device)
+        return (-self._slopes * (i - j).abs()).to(self._kind)
 
 
 def slopes(heads: int) -> list[float]:
@@ -188,12 +197,3 @@ def slopes(heads: int) -> list[float]:
     lower = 1 << int(math.log2(heads))
     series = [2.0 ** (-8.0 * (n + 1) / lower) for n in range(lower)]
     return series if heads == lower else series + slopes(2 * lower)[::2][: heads - lower]
-
-
-def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, sequences, length) for every run of sequences of equal length."""
-    start = 0
-    for length, equal in groupby(lengths):
-        count = len(list(equal))
-        yield start, count, length
-        start += count * length

@@ -1,8 +1,8 @@
 """Load an ESM-2 and run it on packed batches: sequences end to end, no padding, no mask.
 
-The only door to transformers. The model is its stock `EsmModel`; what is ours is one registered
-attention function, which attends inside each sequence of the pack and nowhere else. The numbers are
-those of a sequence alone (`tests/embed/test_models.py` holds them to 1e-5).
+The only door to transformers, whose `EsmModel` reads every published size and names what is
+missing. The forward pass over its tensors is ours, for packs (`packed.py`); the numbers are those
+of the stock model for a sequence alone (`tests/embed/test_models.py` holds them to 1e-5).
 
 What this module does not know: residues, claims, and what becomes of the hidden states.
 """
@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, EsmModel
+from torch.nn import functional
+from transformers import EsmModel
 from transformers.utils import logging
 
+from embed.packed import DTYPES, Map, Pack, attend, linear, to_device
 from embed.residues import BEGIN, END
 from fsqueue import ClaimImpossible
-
-PACKED: Final = "fsqueue_packed"
-DTYPES: Final = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 def load(folder: str, dtype: str, device: torch.device) -> Encoder:
@@ -34,7 +31,6 @@ def load(folder: str, dtype: str, device: torch.device) -> Encoder:
         model, found = EsmModel.from_pretrained(
             folder,
             add_pooling_layer=False,
-            attn_implementation=PACKED,
             dtype=DTYPES[dtype],
             local_files_only=True,
             output_loading_info=True,
@@ -46,72 +42,87 @@ def load(folder: str, dtype: str, device: torch.device) -> Encoder:
             f"{folder}: {len(missing)} of the model's weights are not in its files, {missing[0]} "
             f"first; it was saved from another kind of model. Give a complete ESM-2."
         )
-    return Encoder(model.to(device))
+    return Encoder(model.to(device).eval())
 
 
 class Encoder:
-    """A loaded ESM-2."""
+    """A loaded ESM-2: the tensors of transformers' `EsmModel`, computed in fewer and larger steps.
+
+    Query, key and value come from one product. Of each head the two halves that a rotation mixes
+    are laid side by side, so that the pairs are complex numbers and the rotation one
+    multiplication; the scores, sums over a head, do not see the order.
+    """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self.width: int = model.config.hidden_size
+        config, kind = model.config, model.dtype
+        self.width: int = config.hidden_size
         self.device: torch.device = model.device
+        self._heads: int = config.num_attention_heads
+        # What the model was trained with: 12 % of its inputs were zeros, and none is now.
+        scale = 0.88 if config.token_dropout else 1.0
+        word = model.embeddings.word_embeddings.weight.detach()
+        self._words = (word.float() * scale).to(kind)
+        self._before = model.embeddings.layer_norm
+        self._after = model.encoder.emb_layer_norm_after
+        self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
+        self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
 
     def hidden(self, sequences: Sequence[bytes]) -> list[torch.Tensor]:
         """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
 
         The first and last row belong to the begin and end tokens, which are added here.
         """
-        lengths = [len(ids) + 2 for ids in sequences]
-        packed = b"".join(bytes([BEGIN]) + ids + bytes([END]) for ids in sequences)
-        tokens = np.frombuffer(packed, np.uint8).astype(np.int64)
-        positions = np.concatenate([np.arange(length) for length in lengths])
+        arrays = [np.frombuffer(ids, np.uint8) for ids in sequences]
         with torch.inference_mode():
-            output = self._model(
-                input_ids=torch.from_numpy(tokens)[None].to(self.device),
-                position_ids=torch.from_numpy(positions)[None].to(self.device),
-                runs=list(_runs(lengths)),
-            )
-            return list(output.last_hidden_state[0].split(lengths))
+            pack = Pack.of(arrays, BEGIN, END, self.device)
+            turns = self._turns(pack)
+            x = functional.embedding(pack.tokens, self._words)
+            if self._before is not None:
+                x = self._before(x)
+            for layer in self._layers:
+                x = layer(x, turns, pack)
+            return list(self._after(x).split(pack.lengths))
+
+    def _turns(self, pack: Pack) -> torch.Tensor:
+        """Return e^(i * position * speed), (tokens, 1, 1, d / 2) complex64."""
+        angles = torch.outer(torch.arange(max(pack.lengths), dtype=torch.float32), self.inv_freq)
+        turns = torch.polar(torch.ones_like(angles), angles)[torch.from_numpy(pack.positions)]
+        return to_device(turns[:, None, None], self.device)
 
 
-def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, sequences, length) for every run of sequences of equal length."""
-    start = 0
-    for length, equal in groupby(lengths):
-        count = len(list(equal))
-        yield start, count, length
-        start += count * length
+class _Layer:
+    """One layer; its norms are the model's own modules."""
+
+    def __init__(self, layer: Any, heads: int) -> None:
+        attention = layer.attention
+        projections = [getattr(attention.self, name) for name in ("query", "key", "value")]
+        weights = [_paired(p.weight.detach(), heads) for p in projections[:2]]
+        biases = [_paired(p.bias.detach(), heads) for p in projections[:2]]
+        self._heads = heads
+        self._first, self._second = attention.LayerNorm, layer.LayerNorm
+        self._qkv = linear(
+            torch.cat([*weights, projections[2].weight.detach()]),
+            torch.cat([*biases, projections[2].bias.detach()]),
+        )
+        self._out = _linear(attention.output.dense)
+        self._up = _linear(layer.intermediate.dense, gelu=True)
+        self._down = _linear(layer.output.dense)
+
+    def __call__(self, x: torch.Tensor, turns: torch.Tensor, pack: Pack) -> torch.Tensor:
+        qkv = self._qkv(self._first(x)).view(len(x), 3, self._heads, -1)
+        pairs = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2)))
+        q, k = torch.view_as_real(pairs * turns).flatten(-2).unbind(1)
+        x = x + self._out(attend(q, k, qkv[:, 2], pack))
+        return x + self._down(self._up(self._second(x)))
 
 
-def packed_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    runs: Sequence[tuple[int, int, int]],
-    scaling: float,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend inside each sequence. Takes (1, heads, tokens, d); returns (1, tokens, heads, d).
-
-    One call per run of equal lengths. A block-diagonal mask over the whole pack, flex attention and
-    nested tensors give the same numbers and were 5 to 13 times slower on CPU.
-    """
-    output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    for start, count, length in runs:
-        stop = start + count * length
-        parts = (x[0, :, start:stop].unflatten(1, (count, length)) for x in (query, key, value))
-        q, k, v = (part.transpose(0, 1) for part in parts)  # (count, heads, length, d)
-        attended = scaled_dot_product_attention(q, k, v, scale=scaling)
-        output[0, start:stop] = attended.transpose(1, 2).flatten(0, 1)
-    return output, None
+def _linear(module: Any, *, gelu: bool = False) -> Map:
+    return linear(module.weight.detach(), module.bias.detach(), gelu=gelu)
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *_args, **_options: None)
+def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorder each head's rows from (first half, second half) to pairs of one of each."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
 @contextlib.contextmanager
