@@ -179,7 +179,7 @@ def _finished(t: float, facts: dict[str, Any]) -> _Finished:
     def amount(name: str) -> float:
         return max(0.0, number(facts.get(name)) or 0.0)
 
-    named = ("sequences", "residues")
+    named = ("sequences", "residues", "tokens")
     measures = {name: amount(name) for name in named if name in facts}
     return _Finished(t, amount("seconds"), amount("cost"), measures)
 

@@ -55,6 +55,7 @@ class Snapshot:
     unit: str
     """What `items_per_s` counts: seq or claims."""
     items_per_s: float | None
+    tokens_per_s: float | None
     cost_per_s: float | None
     eta_s: float | None
 
@@ -114,6 +115,7 @@ class Reader:
             orders=orders,
             unit="seq" if "sequences" in count.measures else "claims",
             items_per_s=total(row.items_per_s for row in workers),
+            tokens_per_s=total(row.tokens_per_s for row in workers),
             cost_per_s=cost_per_s,
             eta_s=eta(count, workers, cost_per_s),
         )

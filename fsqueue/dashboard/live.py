@@ -107,6 +107,8 @@ def _obey(view: View, key: str) -> View:
         return replace(view, failed=not view.failed)
     if key == "e":
         return replace(view, steals=not view.steals)
+    if key == "t":
+        return replace(view, tokens=not view.tokens)
     if key == "m":
         return replace(view, memory=not view.memory)
     return replace(view, help=not view.help) if key == "?" else view
