@@ -83,12 +83,20 @@ class Reader:
         self.pool = pool
         self.journals = Journals(pool)
         self.roster = Roster(pool, clock=clock)
+        self.tell: list[Callable[[Snapshot], object]] = []
+        """Who else wants each snapshot: a file of metrics, say."""
         self._census = Census(pool)
         self._spools: dict[str, Spool] = {}
         self._errors: dict[tuple[str, int], str] = {}
 
     def snapshot(self) -> Snapshot:
         """Look now."""
+        snapshot = self._look()
+        for tell in self.tell:
+            tell(snapshot)
+        return snapshot
+
+    def _look(self) -> Snapshot:
         begun = time.monotonic()
         count = self._census.take()
         damage = [*count.damage, self.roster.look(count.held)]

@@ -10,7 +10,6 @@ import click
 
 from fsqueue import claims, figures
 from fsqueue.cards import short_name
-from fsqueue.cli.follow import wait, watch
 from fsqueue.cli.options import (
     SETTINGS,
     json_option,
@@ -26,8 +25,6 @@ from fsqueue.names import ClaimName
 from fsqueue.pool import Pool, read_json
 from fsqueue.snapshot import Reader, Snapshot
 from fsqueue.status import printable
-
-__all__ = ["failed", "status", "wait", "watch", "workers"]
 
 
 @click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)

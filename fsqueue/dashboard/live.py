@@ -15,7 +15,7 @@ from rich.live import Live
 from fsqueue.dashboard.board import SORTS, View
 from fsqueue.dashboard.draw import render
 from fsqueue.dashboard.keys import Keys
-from fsqueue.loglines import IDLE_SHARE, follow
+from fsqueue.loglines import follow, pause_s
 from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader, Snapshot
 
@@ -51,7 +51,7 @@ def show(
             screen.draw(snapshot)
             if over or (until is None and snapshot.finished):
                 return snapshot
-            screen.rest(max(interval_s, IDLE_SHARE * snapshot.took_s), until)
+            screen.rest(pause_s(interval_s, snapshot), until)
             if screen.quit:
                 return snapshot
 
