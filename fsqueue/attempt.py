@@ -175,7 +175,10 @@ class Attempt:
         else:
             detail = "".join(traceback.format_exception(error))
             self.reason = f"{type(error).__name__}: {error}"
-        return {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+        record: dict[str, Any] = {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+        if isinstance(error, ClaimFailed) and error.returncode is not None:
+            record["returncode"] = error.returncode
+        return record
 
     def _fail(self, record: dict[str, Any], *, final: bool) -> Ending:
         became = claims.charge(self.pool, self.name, self.spool, record, final=final)
@@ -187,9 +190,8 @@ class Attempt:
             ", the last" if last else "",
             record["error"],
         )
-        self.journal.write(
-            "failed", id=self.name.id, attempt=self.name.attempt, last=last, error=record["error"]
-        )
+        told = {name: record[name] for name in ("error", "returncode") if name in record}
+        self.journal.write("failed", id=self.name.id, attempt=self.name.attempt, last=last, **told)
         with self.beat.lock:
             self.beat.status.claims_failed += 1
             if self._service and not record.get("cancelled"):

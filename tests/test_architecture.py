@@ -24,8 +24,8 @@ LAYERS = (
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},
     {"stock", "leaving", "roster", "habits", "jobs"},
-    {"crews", "notices", "whereabouts", "broadcast"},
-    {"attempt", "snapshot"},
+    {"attempts", "crews", "notices", "whereabouts", "broadcast"},
+    {"attempt", "snapshot", "trace"},
     {"worker", "loglines", "coordinator", "metrics", "textfile"},
     {"dashboard"},
     {"cli"},

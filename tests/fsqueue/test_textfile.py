@@ -98,7 +98,9 @@ def test_names_and_types_follow_the_conventions(seen: Snapshot) -> None:
         name = family.name + "_total" * (family.type == "counter")
         assert f"# HELP {name} " in text and f"# TYPE {name} {family.type}" in text
         assert name in WITHOUT_A_UNIT or name.rpartition("_")[2] in UNITS, name
-        assert all("\n" not in sample.name and sample.timestamp is None for sample in family.samples)
+        assert all(
+            "\n" not in sample.name and sample.timestamp is None for sample in family.samples
+        )
     assert text.endswith("\n")
 
 
