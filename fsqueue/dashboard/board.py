@@ -75,7 +75,7 @@ COLUMNS: Final = (
     Column("temp", 11, optional=True),
     Column("power", 12, optional=True),
     Column("speed", 1),
-    Column("tok/s", 3),
+    Column("tok/s", 1),
     Column("queue", 0),
     Column("left", 7, optional=True),
     Column("now", 10, optional=True),
@@ -114,7 +114,7 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
         rows = [row for row in snapshot.workers if row.living or row.holds]
     shown = _choose(rows, view, max(1, height))
     cells = [_cells(row, snapshot) for row in shown]
-    total = _total_cells(snapshot)
+    total = _total_cells(snapshot, view)
     hidden = {"mem": not view.memory, "tok/s": not view.tokens}
     columns = [c for c in COLUMNS if not hidden.get(c.title)]
     titles = {c.title: c.title for c in columns} | {"speed": f"{snapshot.unit}/s"}
@@ -262,8 +262,9 @@ def _use_cells(use: Use) -> dict[str, Cell]:
     }
 
 
-def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
+def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     count = snapshot.count
+    queue = count.running if view.by_worker else count.waiting
     living = sum(row.living for row in snapshot.workers)
     came = sum(row.stolen_in for row in snapshot.spools)
     errors = sum(row.errors for row in snapshot.spools)
@@ -272,7 +273,7 @@ def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
         "GPU": ("all", "bold"),
         "speed": (figures.rate(snapshot.items_per_s), "bold"),
         "tok/s": (figures.rate(snapshot.tokens_per_s), "bold"),
-        "queue": (f"{count.waiting.claims:,}", "bold"),
+        "queue": (f"{queue.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
         "errors": (f"{errors:,}" if errors else "", "bold red"),
         "stolen": (f"{max(came, went):,}" if came or went else "", "bold"),

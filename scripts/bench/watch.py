@@ -39,7 +39,14 @@ from tests.support.seasoned import report, seasoned_pool
 
 GOAL_MS = 100.0
 LOOKS = 20
-BUSY = ("sh", "-c", 'i=0; while [ $i -lt "$1" ]; do i=$((i+1)); done; echo $i', "sh", "{id}")
+BUSY = (
+    "sh",
+    "-c",
+    "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done; echo $i $1",
+    "sh",
+    "{input}",
+)
+"""A program that needs some 0.1 s of CPU, and touches nothing."""
 
 
 def main() -> int:
@@ -145,9 +152,8 @@ def paired(some: list[float], none: list[float]) -> str:
 def one_run(root: Path, watchers: int, given: argparse.Namespace) -> tuple[float, float, float]:
     """Return the CPU of the workers and their programs, the wall time, and CPU of the watchers."""
     inputs = make_inputs(root / "in", given.claims)
-    argv = tuple("150000" if word == "{id}" else word for word in BUSY)
     spools = [f"cpu{number}" for number in range(given.workers)]
-    pool = plan_command(root / "pool", inputs, (*argv, "{input}"), spools=spools)
+    pool = plan_command(root / "pool", inputs, BUSY, spools=spools)
     watching = [start(["watch", pool.root]) for _ in range(watchers)]
     if watchers:
         time.sleep(3.0)  # until all of them have started; not part of what is measured

@@ -25,7 +25,7 @@ import pytest
 from rich.console import Console
 from support.pools import make_pool
 from support.processes import wait_for
-from support.watching import finish, snapshot, spool_row, tell, worker_row
+from support.watching import fail, finish, snapshot, spool_row, tell, worker_row
 
 from fsqueue.census import Amount
 from fsqueue.coordinator import WorkStealingCoordinator
@@ -105,11 +105,34 @@ def test_a_frame_looks_as_it_did(busy: Snapshot, width: int) -> None:
     assert drawn == path.read_text()
 
 
-def test_a_frame_by_worker_looks_as_it_did(busy: Snapshot) -> None:
-    drawn, path = frame(busy, view=View(by_worker=True)), FRAMES / "worker.txt"
+@pytest.mark.parametrize(
+    ("name", "width", "view"),
+    [
+        ("worker", 120, View(by_worker=True)),
+        ("worker-60", 60, View(by_worker=True, tokens=True, help=True)),
+        ("tokens", 80, View(tokens=True, help=True, sort="speed")),
+    ],
+)
+def test_a_frame_of_another_view_looks_as_it_did(
+    busy: Snapshot, name: str, width: int, view: View
+) -> None:
+    drawn, path = frame(busy, width, view=view), FRAMES / f"{name}.txt"
     if os.environ.get("FRAMES") == "write":
         path.write_text(drawn)
     assert drawn == path.read_text()
+
+
+def test_tokens_are_shown_on_demand_and_then_kept_longer_than_temperatures(busy: Snapshot) -> None:
+    assert "tok/s" not in frame(busy, 200)
+    assert "80,650" in frame(busy, 80, view=View(tokens=True))
+    shown = [c.title for c in board(busy, View(tokens=True), 80, 9).columns]
+    assert "tok/s" in shown and "temp" not in shown
+
+
+def test_by_worker_the_claims_that_are_held_add_up(busy: Snapshot) -> None:
+    table = board(busy, View(by_worker=True), 120, 9)
+    holds = table.titles.index("holds")
+    assert table.total[holds][0] == f"{busy.count.running.claims}"
 
 
 def test_the_same_snapshot_gives_the_same_frame(busy: Snapshot) -> None:
@@ -316,6 +339,37 @@ def test_keys_change_the_view_and_q_quits(pool: Pool, watch: Terminal) -> None:
     watch.type("q")
     assert watch.process.wait(timeout=30) == 5
     assert termios.tcgetattr(watch.slave) == watch.before
+
+
+@pytest.mark.slow
+def test_each_key_does_what_the_help_says(pool: Pool) -> None:
+    """One look only: what changes on the screen is the key's doing."""
+    tell(pool, "w-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"})
+    fail(pool, "w-1-aaaaaa", "boom")
+    words = ("watch", pool.root, "--interval", "600")
+    terminal = Terminal(sys.executable, "-m", "fsqueue", *words, size=(30, 120))
+
+    def redrawn(key: str) -> str:
+        terminal.forget()
+        terminal.type(key)
+        terminal.wait_for("of 2 done")
+        terminal.wait_for(r"m memory")
+        return terminal.text
+
+    try:
+        terminal.wait_for("0 of 2 done.*1 failed")
+        terminal.type("?")
+        terminal.wait_for(r"sort \(by name\)")
+        assert "sort (by queue)" in redrawn("s")
+        assert "boom" not in redrawn("f") and "boom" in redrawn("f")
+        assert "gpu1 → gpu0" not in redrawn("e") and "gpu1 → gpu0" in redrawn("e")
+        assert "tok/s" in redrawn("t") and "tok/s" not in redrawn("t")
+        terminal.type("\x1b[A")  # an arrow key is none of ours
+        assert "holds" in redrawn("w") and "holds" not in redrawn("w")
+        terminal.type("q")
+        assert terminal.process.wait(timeout=30) == 5
+    finally:
+        terminal.close()
 
 
 @pytest.mark.slow
