@@ -121,8 +121,20 @@ def _steals(snapshot: Snapshot, view: View, ascii: bool) -> list[Text]:
     if not view.steals or not view.events or not snapshot.steals:
         return []
     arrow = "->" if ascii else "→"
-    lines = [line("steals", "dim")]
+    lines = [line(_effect(snapshot), "dim")]
     for steal in list(reversed(snapshot.steals))[: view.events]:
         where = f"{steal.source} {arrow} {steal.to or steal.worker}"
         lines.append(line(f"{figures.clock(steal.t)}  {where}  {steal.id}  cost {steal.cost:,.0f}"))
     return lines
+
+
+def _effect(snapshot: Snapshot) -> str:
+    """Return what stealing has done so far, as the workers report it."""
+    stolen = max(
+        sum(row.stolen_in for row in snapshot.spools),
+        sum(row.stolen_out for row in snapshot.spools),
+    )
+    done, skips = snapshot.count.done.claims, sum(w.status.lock_skips for w in snapshot.workers)
+    parts = [f"{stolen:,}, {figures.share(stolen, done)} of what is done"] * bool(stolen and done)
+    parts += [f"{skips:,} tries met a lock"] * (skips > 0)
+    return ": ".join(["steals", *[", ".join(parts)] * bool(parts)])

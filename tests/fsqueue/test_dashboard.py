@@ -7,6 +7,7 @@ write it anew: FRAMES=write pytest tests/fsqueue/test_dashboard.py
 from __future__ import annotations
 
 import fcntl
+import inspect
 import io
 import os
 import pty
@@ -28,6 +29,7 @@ from support.processes import wait_for
 from support.watching import fail, finish, snapshot, spool_row, tell, worker_row
 
 from fsqueue.census import Amount
+from fsqueue.cli.watch import watch as command
 from fsqueue.coordinator import WorkStealingCoordinator
 from fsqueue.dashboard import LoadBalancingDashboard, View, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
@@ -38,6 +40,7 @@ from fsqueue.pool import Pool
 from fsqueue.reported import Use
 from fsqueue.snapshot import Failure, Reader, Snapshot
 
+WATCH_DEFAULTS = {option.name: option.default for option in command.params}
 FRAMES = Path(__file__).parent / "frames"
 
 
@@ -195,6 +198,15 @@ def test_steals_are_shown_newest_first_and_eight_of_them(busy: Snapshot) -> None
     assert shown == [str(n) for n in range(11, 3, -1)]
     assert re.findall(r"output_(\d+)-ab", frame(busy, view=View(events=2))) == ["11", "10"]
     assert "steals" not in frame(busy, view=View(events=0))
+
+
+def test_steals_are_headed_by_what_they_were_worth(busy: Snapshot) -> None:
+    assert "steals: 12, 7.5% of what is done\n" in frame(busy)
+    (first, *others) = busy.workers
+    met = replace(first, status=replace(first.status, lock_skips=3))
+    seen = replace(busy, workers=(met, *others))
+    assert "steals: 12, 7.5% of what is done, 3 tries met a lock\n" in frame(seen)
+    assert "steals\n" in frame(replace(busy, spools=(spool_row("gpu0", done=0),)))
 
 
 def test_the_gravest_trouble_comes_first(busy: Snapshot) -> None:
@@ -433,6 +445,18 @@ def test_a_dashboard_without_a_coordinator_shows_nothing_and_fails_nowhere() -> 
     dashboard.start()
     dashboard.stop()
     dashboard.stop()
+
+
+def test_the_dashboard_and_the_coordinator_have_the_agreed_names_and_defaults() -> None:
+    given = inspect.signature(LoadBalancingDashboard).parameters
+    assert list(given) == ["coordinator", "gpu_monitor", "update_interval", "log_file"]
+    assert given["update_interval"].default == 2.0
+    assert given["log_file"].default == "gpu_metrics.log"
+    for name in "start stop _generate_table _collect_metrics _update_loop _log_metrics".split():
+        assert callable(getattr(LoadBalancingDashboard, name))
+    stall = inspect.signature(WorkStealingCoordinator.detect_stalled_workers).parameters
+    assert stall["stall_threshold"].default == 300
+    assert WATCH_DEFAULTS["interval"] == 2.0 and WATCH_DEFAULTS["events"] == 8
 
 
 def test_the_background_dashboard_logs_and_keeps_the_metrics(
