@@ -36,7 +36,9 @@ def records(attempts: Iterable[Attempted]) -> Iterator[Record]:
 
 
 def _slice(attempt: Attempted, begin: int) -> Record:
-    """Return an attempt as a slice; what still runs, or ended unseen, is open to its right."""
+    """Return an attempt as a slice: what still runs is open to its right, and what ended unseen a
+    mark at its beginning, lest it spans all that came after it.
+    """
     facts = {
         "ending": attempt.ending,
         "attempt": attempt.attempt,
@@ -49,9 +51,9 @@ def _slice(attempt: Attempted, begin: int) -> Record:
     quiet = attempt.ending in ("done", "running")
     name = attempt.id if quiet else f"{attempt.ending}: {attempt.id}"
     drawn: Record = {"name": name, "cat": attempt.ending, "ts": begin, "args": args}
-    if attempt.seconds is None:
+    if attempt.ending == "running":
         return drawn | {"ph": "B"}
-    return drawn | {"ph": "X", "dur": max(1, _us(attempt.seconds))}
+    return drawn | {"ph": "X", "dur": max(1, _us(attempt.seconds or 0.0))}
 
 
 def _us(seconds: float) -> int:

@@ -72,6 +72,15 @@ def test_what_still_runs_is_open_to_the_right(drawn: list[dict[str, Any]]) -> No
     assert running["name"] == "d" and not [record for record in drawn if record["ph"] == "E"]
 
 
+def test_what_ended_unseen_spans_nothing_that_came_after_it() -> None:
+    unseen, later = attempted("a", A, 10.0, ending="unknown"), attempted("b", A, 20.0, seconds=1.0)
+    drawn = [r for r in records([unseen, later]) if r["ph"] != "M"]
+    assert [(r["ph"], r["name"], r["dur"]) for r in drawn] == [
+        ("X", "unknown: a", 1),
+        ("X", "b", 1_000_000),
+    ]
+
+
 def test_each_steal_is_an_arrow_between_two_slices(drawn: list[dict[str, Any]]) -> None:
     """Perfetto draws a flow only where a slice of that lane spans each of its ends."""
     (start,), (end,) = ([r for r in drawn if r["ph"] == ph] for ph in "sf")
