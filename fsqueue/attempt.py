@@ -175,7 +175,10 @@ class Attempt:
         else:
             detail = "".join(traceback.format_exception(error))
             self.reason = f"{type(error).__name__}: {error}"
-        return {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+        record: dict[str, Any] = {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+        if isinstance(error, ClaimFailed) and error.returncode is not None:
+            record["returncode"] = error.returncode
+        return record
 
     def _fail(self, record: dict[str, Any], *, final: bool) -> Ending:
         became = claims.charge(self.pool, self.name, self.spool, record, final=final)
@@ -187,9 +190,8 @@ class Attempt:
             ", the last" if last else "",
             record["error"],
         )
-        self.journal.write(
-            "failed", id=self.name.id, attempt=self.name.attempt, last=last, error=record["error"]
-        )
+        told = {name: record[name] for name in ("error", "returncode") if name in record}
+        self.journal.write("failed", id=self.name.id, attempt=self.name.attempt, last=last, **told)
         with self.beat.lock:
             self.beat.status.claims_failed += 1
             if self._service and not record.get("cancelled"):
@@ -222,7 +224,7 @@ class Attempt:
             status.last_activity = time.time()
             if status.current is not None:
                 status.current.done, status.current.total = done, total
-                status.current.measures = dict(measures)
+                _add(status.current.measures, measures)
             self.beat.touch()
 
     def _warn(self, text: str) -> None:
@@ -238,7 +240,9 @@ class Attempt:
         self.beat.change(current=current, state="running", last_activity=now)
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
-        name = self.name
+        name, status = self.name, self.beat.status
+        worked = status.current.measures if status.current is not None else {}
+        measures = {**worked, **measures}
         self.journal.write(
             "finished",
             id=name.id,
@@ -249,14 +253,11 @@ class Attempt:
             **{key: value for key, value in measures.items() if key not in ("id", "event", "t")},
         )
         with self.beat.lock:
-            status = self.beat.status
             status.claims_done += 1
             status.cost_done += name.cost
             status.busy_s += seconds
             status.last_activity = time.time()
-            for key, value in measures.items():
-                if isinstance(value, int):
-                    status.measures_done[key] = status.measures_done.get(key, 0) + value
+            _add(status.measures_done, measures)
             if not self._cold:  # a run that had to load its model first tells no rate
                 rate = name.cost / max(seconds, 1e-6)
                 old = status.rates.get(name.kind)
@@ -264,3 +265,9 @@ class Attempt:
             status.services_status[self._service] = "healthy"
             status.current = None
             self.beat.touch()
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        if isinstance(count, int):
+            counts[name] = counts.get(name, 0) + count

@@ -88,6 +88,7 @@ class Command(Handler):
                 raise ClaimFailed(
                     f"{argv[0]} {_ending(status)}; its output is not published",
                     detail=_tail(stderr),
+                    returncode=status,
                 )
             if not work.output.exists():
                 raise ClaimFailed(

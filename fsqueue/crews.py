@@ -40,6 +40,7 @@ class SpoolRow:
     stolen_in: int
     stolen_out: int
     items_per_s: float | None
+    tokens_per_s: float | None
     cost_per_s: float | None
     eta_s: float | None
     use: Use
@@ -98,6 +99,7 @@ def _row(
         stolen_in=sum(max(0, row.status.steals_in) for row in crew),
         stolen_out=lost,
         items_per_s=total(row.items_per_s for row in living),
+        tokens_per_s=total(row.tokens_per_s for row in living),
         cost_per_s=cost_per_s,
         eta_s=_sensible(left / cost_per_s) if cost_per_s and left else None,
         use=_use([row.use for row in living]),

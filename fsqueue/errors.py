@@ -55,12 +55,14 @@ class LeaseLost(FsqueueError):
 class ClaimFailed(FsqueueError):
     """A handler could not do this claim; it may succeed in another attempt.
 
-    `detail` is kept in the attempt's error record: the tail of stderr, say.
+    `detail` is kept in the attempt's error record: the tail of stderr, say. So is `returncode`, of
+    the program that failed, if one did; negative for a signal.
     """
 
-    def __init__(self, message: str, *, detail: str = "") -> None:
+    def __init__(self, message: str, *, detail: str = "", returncode: int | None = None) -> None:
         super().__init__(message)
         self.detail = detail
+        self.returncode = returncode
 
 
 class ClaimImpossible(ClaimFailed):

@@ -196,7 +196,10 @@ class Work:
         return self.is_stopping()
 
     def progress(self, done: int, total: int, **measures: int) -> None:
-        """Report progress inside the claim, in the handler's unit; cheap, call it often."""
+        """Report progress inside the claim, in the handler's unit; cheap, call it often.
+
+        `measures` count what was done since the last report (tokens, say); they are added up.
+        """
         self.report(done, total, measures)
 
     def checkpoint(self, name: str, data: bytes) -> None:

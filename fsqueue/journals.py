@@ -96,7 +96,7 @@ class Journals:
         workers = {name[:-6] for name in listed if name.endswith(".jsonl")}
         found: list[tuple[float, str, dict[str, Any]]] = []
         for worker in filter(WORKER.fullmatch, workers - self._closed):
-            found += [(_time(facts), worker, facts) for facts in self._news(worker)]
+            found += [(event_time(facts), worker, facts) for facts in self._news(worker)]
             if worker in ended:
                 self._closed.add(worker)
         for t, worker, facts in sorted(found, key=lambda news: news[0]):
@@ -171,7 +171,8 @@ def _speed(window: list[_Finished]) -> Speed:
     )
 
 
-def _time(facts: dict[str, Any]) -> float:
+def event_time(facts: dict[str, Any]) -> float:
+    """Return when an event says it happened, in seconds since 1970, bounded."""
     return max(0.0, min(number(facts.get("t")) or 0.0, 253402300000.0))  # the year 9999
 
 
@@ -179,7 +180,7 @@ def _finished(t: float, facts: dict[str, Any]) -> _Finished:
     def amount(name: str) -> float:
         return max(0.0, number(facts.get(name)) or 0.0)
 
-    named = ("sequences", "residues")
+    named = ("sequences", "residues", "tokens")
     measures = {name: amount(name) for name in named if name in facts}
     return _Finished(t, amount("seconds"), amount("cost"), measures)
 

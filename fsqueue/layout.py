@@ -20,6 +20,7 @@ Directory structure (state is the directory; names are in `names.py`):
       outputs/ID.SUFFIX         what handlers made
       outputs/.WORKER/          what that worker is still writing
       control/ORDER[@TARGET]    drain, pause, stop, cancel: presence is the order
+      gpu_metrics.log           how busy and fast each GPU was; one writer, by its .lock
       inbox/                    claims addressed to one worker, a small pool (see `inbox.py`)
 
 No path is ever built from unchecked text: every method here asserts that the names it joins came

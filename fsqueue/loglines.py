@@ -23,6 +23,7 @@ PATIENCE_S: Final = 10.0
 RECOVERED: Final = {"stalled": "recovered", "suspect": "recovered"}
 POLL_S: Final = 0.2
 IDLE_SHARE: Final = 5
+PAUSE_MIN_S: Final = 0.05
 
 
 def follow(
@@ -44,9 +45,14 @@ def follow(
         if over or (until is None and snapshot.finished):
             echo(f"{figures.clock(snapshot.taken_at)} all: {counted(snapshot)}")
             return snapshot
-        deadline = time.monotonic() + max(interval_s, IDLE_SHARE * snapshot.took_s)
+        deadline = time.monotonic() + pause_s(interval_s, snapshot)
         while (left := deadline - time.monotonic()) > 0 and not (until is not None and until()):
             time.sleep(min(left, POLL_S))
+
+
+def pause_s(interval_s: float, snapshot: Snapshot) -> float:
+    """Return how long to rest before the next look: looking stays under a sixth of the time."""
+    return max(interval_s, IDLE_SHARE * snapshot.took_s, PAUSE_MIN_S)
 
 
 class Lines:

@@ -1,11 +1,13 @@
 """Keep a log of how busy and how fast each GPU was: one CSV line per GPU and look.
 
 Several may watch one pool from several hosts, and lines appended from two hosts tear each other. So
-only whoever holds the lock writes; the others leave it alone without a word.
+only whoever holds the lock writes; the others leave it alone without a word, and try again at each
+look: when the writer ends, another goes on.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -15,9 +17,18 @@ from typing import Final
 from fsqueue import atomic
 from fsqueue.crews import SpoolRow
 from fsqueue.locks import try_lock
+from fsqueue.pool import Pool
+from fsqueue.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
 
 HEADER: Final = "timestamp,gpu_id,sequences_per_sec,compute_percent,memory_percent"
 BYTES_MAX: Final = 64 << 20
+
+
+def metrics_path(pool: Pool) -> str:
+    """Return where a pool's metrics log is."""
+    return f"{pool.root}/gpu_metrics.log"
 
 
 def metric_lines(rows: Sequence[SpoolRow], t: float) -> list[str]:
@@ -35,20 +46,20 @@ def metric_lines(rows: Sequence[SpoolRow], t: float) -> list[str]:
 
 
 class MetricsLog:
-    """The metrics log at `path`, while we hold its lock."""
+    """The metrics log at `path`, while we hold its lock. Raises OSError where it cannot write."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._held = ExitStack()
         self._file: atomic.Appender | None = None
-        if self._held.enter_context(try_lock(f"{path}.lock")):
-            self._open()
+        self._try()
 
-    def _open(self) -> None:
-        fresh = not os.path.exists(self._path) or os.path.getsize(self._path) == 0
-        self._file = atomic.Appender(self._path)
-        if fresh:
-            self._file.line(HEADER.encode())
+    def _try(self) -> None:
+        """Take the lock if it is free, and open the log."""
+        with ExitStack() as held:
+            if held.enter_context(try_lock(f"{self._path}.lock")):
+                self._file = _opened(self._path)
+                self._held = held.pop_all()
 
     @property
     def writing(self) -> bool:
@@ -57,13 +68,31 @@ class MetricsLog:
 
     def write(self, lines: Sequence[str]) -> None:
         """Append lines, if it is we who write; start a new file once this one is large."""
+        if self._file is None:
+            self._try()
         if self._file is None or not lines:
             return
-        self._file.line("\n".join(lines).encode())
-        if os.path.getsize(self._path) > BYTES_MAX:
-            self._file.close()
+        if self._size() > BYTES_MAX:
             os.replace(self._path, f"{self._path}.1")
-            self._open()
+        if self._size() < 0:
+            self._file.close()
+            self._file = None
+            self._file = _opened(self._path)
+        self._file.line("\n".join(lines).encode())
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Append a line per GPU. A disk that is full costs those lines, and a warning."""
+        try:
+            self.write(metric_lines(snapshot.spools, snapshot.taken_at))
+        except OSError as error:
+            log.warning("a look is missing in %s: %s", self._path, error)
+
+    def _size(self) -> int:
+        """Return how large the log is, -1 if it is no more: set aside, by us or by a person."""
+        try:
+            return os.path.getsize(self._path)
+        except FileNotFoundError:
+            return -1  # RACE: moved away between two lines; a new one is begun
 
     def close(self) -> None:
         """Stop writing, and let another watcher write."""
@@ -71,3 +100,19 @@ class MetricsLog:
             self._file.close()
             self._file = None
         self._held.close()
+
+
+def _opened(path: str) -> atomic.Appender:
+    """Open the log. What a killed writer left of a line is made a line of its own."""
+    file = atomic.Appender(path)
+    if os.path.getsize(path) == 0:
+        file.line(HEADER.encode())
+    elif not _ends_a_line(path):
+        file.line(b"")
+    return file
+
+
+def _ends_a_line(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

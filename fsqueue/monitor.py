@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Final, TypeAlias
 
 from fsqueue import smi
@@ -34,6 +35,16 @@ _SMI_FIELDS: Final = (
     "temperature.gpu",
     "power.draw",
 )
+
+
+@cache
+def _of_this_process() -> GPUMonitor:
+    return GPUMonitor()
+
+
+def get_gpu_utilization(device_id: int | str) -> Reading:
+    """Return what `GPUMonitor.get_gpu_utilization` does, of one monitor for the whole process."""
+    return _of_this_process().get_gpu_utilization(device_id)
 
 
 class GPUMonitor:

@@ -8,7 +8,7 @@ other, never with a clock of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from fsqueue.journals import Journals
 from fsqueue.status import Current, Status, number, printable
@@ -66,26 +66,42 @@ def progress(current: Current | None) -> float | None:
     return min(max(current.done / current.total, 0.0), 1.0)
 
 
-def speeds(
-    status: Status, journals: Journals, sequences: bool
-) -> tuple[float | None, float | None]:
-    """Return sequences (or claims) and cost per second; None where there is nothing to go by.
+class Speeds(NamedTuple):
+    """What a worker does per second; None where there is nothing to go by."""
+
+    items: float | None = None
+    """Sequences, or claims."""
+    tokens: float | None = None
+    cost: float | None = None
+
+
+def speeds(status: Status, journals: Journals, sequences: bool) -> Speeds:
+    """Return what a worker does per second.
 
     By its last claims; else by all of its claims; else by its first claim's progress.
     """
     if status.state and status.state not in ACTIVE:
-        return None, None
+        return Speeds()
     speed = journals.speed(status.worker_id)
     if speed is not None:
         silence_s = status.written_at - speed.finished_at
         if silence_s <= max(2 * speed.longest_s, PAUSE_S):
-            return (speed.measures.get("sequences") if sequences else speed.claims), speed.cost
+            items = speed.measures.get("sequences") if sequences else speed.claims
+            return Speeds(items, speed.measures.get("tokens"), speed.cost)
     elif status.claims_done > 0 and status.busy_s > 0:
         done = status.measures_done.get("sequences") if sequences else status.claims_done
-        return (None if done is None else done / status.busy_s), status.cost_done / status.busy_s
+        return _over(status.busy_s, done, status.measures_done.get("tokens"), status.cost_done)
     current, part = status.current, progress(status.current)
     if current is None or part is None or status.written_at <= current.started:
-        return None, None
+        return Speeds()
+    items = current.measures.get("sequences", _sequences(current)) if sequences else part
     elapsed_s = status.written_at - current.started
-    items = current.measures.get("sequences") if sequences else part
-    return (None if items is None else items / elapsed_s), current.cost * part / elapsed_s
+    return _over(elapsed_s, items, current.measures.get("tokens"), current.cost * part)
+
+
+def _sequences(current: Current) -> int | None:
+    return current.done if current.unit == "sequences" else None
+
+
+def _over(seconds: float, *amounts: float | None) -> Speeds:
+    return Speeds(*(None if amount is None else amount / seconds for amount in amounts))

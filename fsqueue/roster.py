@@ -20,7 +20,7 @@ from fsqueue.journals import Journals
 from fsqueue.leases import Observer, Process, Standing, lease_names
 from fsqueue.names import WORKER, ClaimName
 from fsqueue.pool import Pool
-from fsqueue.reported import Use, blank, make_printable, progress, speeds, use
+from fsqueue.reported import Speeds, Use, blank, make_printable, progress, speeds, use
 from fsqueue.status import Status, read_status
 
 STALL_S: Final = 300.0
@@ -51,6 +51,7 @@ class WorkerRow:
     cost_left: float
     """What is left of what it holds."""
     items_per_s: float | None
+    tokens_per_s: float | None
     cost_per_s: float | None
     idle_s: float | None
     age_s: float | None
@@ -167,7 +168,7 @@ class Roster:
         if stalled and not trouble:
             health, trouble = "degraded", f"stalled - no activity for {idle_s:.0f}s"
         part = progress(status.current) if held else None
-        items, cost = speeds(status, journals, "sequences" in count.measures)
+        speed = speeds(status, journals, "sequences" in count.measures) if living else Speeds()
         return WorkerRow(
             id=id,
             health=health,
@@ -178,8 +179,9 @@ class Roster:
             state=_state(status, health, stalled, bool(held)),
             progress=part,
             cost_left=sum(name.cost for name in held) * (1.0 - (part or 0.0)),
-            items_per_s=items if living else None,
-            cost_per_s=cost if living else None,
+            items_per_s=speed.items,
+            tokens_per_s=speed.tokens,
+            cost_per_s=speed.cost,
             idle_s=idle_s,
             age_s=age_s,
             use=use(status) if living else Use(),

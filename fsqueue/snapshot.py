@@ -55,6 +55,7 @@ class Snapshot:
     unit: str
     """What `items_per_s` counts: seq or claims."""
     items_per_s: float | None
+    tokens_per_s: float | None
     cost_per_s: float | None
     eta_s: float | None
 
@@ -82,12 +83,20 @@ class Reader:
         self.pool = pool
         self.journals = Journals(pool)
         self.roster = Roster(pool, clock=clock)
+        self.tell: list[Callable[[Snapshot], object]] = []
+        """Who else wants each snapshot: a file of metrics, say."""
         self._census = Census(pool)
         self._spools: dict[str, Spool] = {}
         self._errors: dict[tuple[str, int], str] = {}
 
     def snapshot(self) -> Snapshot:
         """Look now."""
+        snapshot = self._look()
+        for tell in self.tell:
+            tell(snapshot)
+        return snapshot
+
+    def _look(self) -> Snapshot:
         begun = time.monotonic()
         count = self._census.take()
         damage = [*count.damage, self.roster.look(count.held)]
@@ -114,6 +123,7 @@ class Reader:
             orders=orders,
             unit="seq" if "sequences" in count.measures else "claims",
             items_per_s=total(row.items_per_s for row in workers),
+            tokens_per_s=total(row.tokens_per_s for row in workers),
             cost_per_s=cost_per_s,
             eta_s=eta(count, workers, cost_per_s),
         )

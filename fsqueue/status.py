@@ -172,6 +172,10 @@ def _alike(value: Any, default: Any, name: str) -> bool:
         return all((number(rate) or 0.0) > RATE_MIN for rate in rates)
     if name in ("measures", "measures_done", "stolen_from") and isinstance(value, dict):
         return all(number(count) is not None for count in value.values())
+    if name in ("services_status", "slurm") and isinstance(value, dict):
+        return all(isinstance(text, str) for text in value.values())
+    if isinstance(value, list):
+        return isinstance(default, list) and all(isinstance(text, str) for text in value)
     return isinstance(value, type(default))
 
 

@@ -224,7 +224,7 @@ class Stock:
         taken = claims.take(self._pool, spool, name, self._me)
         if taken is None:
             return None
-        facts = {"id": name.id, "cost": name.cost}
+        facts = {"id": name.id, "kind": name.kind, "cost": name.cost, "attempt": name.attempt}
         if spool == self._spool:
             self._journal.write("took", **facts, spool=spool)
             return taken

@@ -25,9 +25,9 @@ LAYERS = (
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},
     {"stock", "leaving", "roster", "habits", "jobs"},
-    {"crews", "notices", "whereabouts", "broadcast"},
-    {"attempt", "outfit", "snapshot", "metrics"},
-    {"worker", "loglines", "coordinator"},
+    {"attempts", "crews", "notices", "whereabouts", "broadcast"},
+    {"attempt", "outfit", "snapshot", "trace"},
+    {"worker", "loglines", "coordinator", "metrics", "textfile"},
     {"dashboard"},
     {"cli"},
     {"__main__"},
@@ -36,7 +36,7 @@ EMBED_LAYERS = (
     {"letters"},
     set(
         "assembly auto_shape auto_tokens batching cost dna_tokens dnabert_shape fasta options "
-        "outputs pooling publishing residues tables".split()
+        "outputs packed pooling publishing residues tables".split()
     ),
     set("counting dnabert engine modelfiles models pairing prepare ragged segments".split()),
     {"auto", "gathering"},
@@ -55,7 +55,16 @@ DOORS = {
         "transformers": {"models", "auto", "auto_shape", "auto_tokens"},
         "tokenizers": {"dna_tokens", "auto_tokens"},
         "huggingface_hub": {"hub"},
-        "torch": {"models", "dnabert", "auto", "pooling", "engine", "resident", "virnucpro"},
+        "torch": {
+            "models",
+            "dnabert",
+            "packed",
+            "auto",
+            "pooling",
+            "engine",
+            "resident",
+            "virnucpro",
+        },
         "safetensors": {"models", "dnabert", "outputs", "selftest"},
         "click": {"cli"},
     },

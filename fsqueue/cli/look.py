@@ -1,16 +1,13 @@
-"""Commands that look at a pool once and change nothing: status, workers, failed."""
+"""Commands that look at a pool once and change nothing: status, workers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import click
 
-from fsqueue import claims, figures
+from fsqueue import figures
 from fsqueue.cards import short_name
-from fsqueue.cli.follow import wait, watch
 from fsqueue.cli.options import (
     SETTINGS,
     json_option,
@@ -19,15 +16,9 @@ from fsqueue.cli.options import (
     print_table,
 )
 from fsqueue.cli.shapes import EXIT_STATUS, status_facts, worker_facts
-from fsqueue.errors import PoolError, UsageError
-from fsqueue.layout import State
 from fsqueue.loglines import counted
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, read_json
+from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader, Snapshot
-from fsqueue.status import printable
-
-__all__ = ["failed", "status", "wait", "watch", "workers"]
 
 
 @click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)
@@ -133,64 +124,3 @@ def workers(pool: Pool, everybody: bool, as_json: bool) -> None:
             click.echo(f"{row.id}: {row.trouble}")
     if hidden := len(snapshot.workers) - len(shown):
         click.echo(f"{hidden:,} more left or died and hold nothing: --all shows them.")
-
-
-# ---- failed ----
-
-
-@click.command("failed", context_settings=SETTINGS)
-@pool_argument
-@click.option("--log", "id", metavar="ID", help="Show all that was kept of this claim's errors.")
-@json_option
-def failed(pool: Pool, id: str | None, as_json: bool) -> None:
-    """List the claims that failed, with the error of each attempt, and how to put them back."""
-    found = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
-    if id is not None:
-        found = [name for name in found if name.id == id]
-        if not found:
-            raise UsageError(f"no failed claim is called {id}. See: fsqueue failed {pool.root}")
-    if as_json:
-        return print_json({"failed": [_failure_facts(pool, name) for name in found]})
-    if not found:
-        return click.echo("No claim failed.")
-    for name in found:
-        click.echo(f"{name.id}  ({name.kind}, cost {name.cost:,}, {name.attempt + 1} attempts)")
-        for record in _records(pool, name):
-            click.echo(f"  {_attempt_line(record)}")
-            if id is not None:
-                for line in str(record.get("detail") or "").splitlines():
-                    click.echo(f"      {printable(line, 2000)}")
-    shown = printable(pool.root)
-    if id is None:
-        click.echo(f"\nAll that was kept of one: fsqueue failed {shown} --log ID")
-    click.echo(f"Put them back:            fsqueue retry {shown} [ID]...")
-
-
-def _attempt_line(record: dict[str, Any]) -> str:
-    at = record.get("at")
-    when = figures.clock(at) if isinstance(at, int | float) else "--:--:--"
-    who = printable(record.get("worker", "?"), 80)
-    return f"a{record['attempt']}  {when}  {who}: {printable(record.get('error', '?'))}"
-
-
-def _failure_facts(pool: Pool, name: ClaimName) -> dict[str, Any]:
-    return {
-        "id": name.id,
-        "kind": name.kind,
-        "cost": name.cost,
-        "attempts": name.attempt + 1,
-        "worker": name.owner,
-        "errors": list(_records(pool, name)),
-    }
-
-
-def _records(pool: Pool, name: ClaimName) -> Iterator[dict[str, Any]]:
-    """Yield what is kept of each attempt, the first one first."""
-    for attempt in range(name.attempt + 1):
-        try:
-            record = read_json(pool.error(name.id, attempt), patience_s=0.0)
-        except FileNotFoundError:
-            continue  # RACE: not in sight yet on a network mount; or somebody tidied up
-        except (OSError, PoolError) as error:
-            record = {"error": f"its record cannot be read: {error}"}
-        yield record | {"attempt": attempt}

@@ -140,15 +140,21 @@ class Crew:
                 signal.signal(number, handler)
 
     def show(self, on_terminal: bool, interval_s: float) -> None:
-        """Draw the table, or log lines, until every worker has left."""
+        """Draw the table, or log lines, until every worker has left; keep the metrics log."""
+        from fsqueue.metrics import MetricsLog, metrics_path
+        from fsqueue.snapshot import Reader
+
+        reader = Reader(self._pool)
+        reader.tell.append(MetricsLog(metrics_path(self._pool)).keep)
         if on_terminal:
             from fsqueue.dashboard import show
 
-            show(self._pool, until=self.over, interval_s=interval_s)
+            show(self._pool, until=self.over, interval_s=interval_s, reader=reader)
         else:
             from fsqueue.loglines import follow
 
-            follow(self._pool, until=self.over, interval_s=interval_s, echo=click.echo)
+            echo = click.echo
+            follow(self._pool, until=self.over, interval_s=interval_s, echo=echo, reader=reader)
 
     def over(self) -> bool:
         """Say whether every worker has left."""

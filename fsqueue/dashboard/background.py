@@ -17,7 +17,7 @@ from fsqueue.crews import SpoolRow
 from fsqueue.dashboard.board import View
 from fsqueue.dashboard.draw import line, render
 from fsqueue.loglines import Lines
-from fsqueue.metrics import MetricsLog, metric_lines
+from fsqueue.metrics import MetricsLog
 from fsqueue.monitor import GPUMonitor
 from fsqueue.reported import Use
 from fsqueue.snapshot import Snapshot
@@ -108,9 +108,9 @@ class LoadBalancingDashboard:
         try:
             if self._metrics is None:
                 self._metrics = MetricsLog(self._path)
-            self._metrics.write(metric_lines(metrics.spools, metrics.taken_at))
+            self._metrics.keep(metrics)
         except OSError as error:
-            log.debug("%s could not be written: %s", self._path, error)
+            log.debug("%s could not be opened: %s", self._path, error)
 
 
 def _fill_gaps(row: SpoolRow, monitor: GPUMonitor) -> SpoolRow:

@@ -47,6 +47,7 @@ class View:
     events: int = 8
     """How many of the last steals."""
     memory: bool = True
+    tokens: bool = False
     by_worker: bool = False
     failed: bool = True
     steals: bool = True
@@ -74,6 +75,7 @@ COLUMNS: Final = (
     Column("temp", 11, optional=True),
     Column("power", 12, optional=True),
     Column("speed", 1),
+    Column("tok/s", 1),
     Column("queue", 0),
     Column("left", 7, optional=True),
     Column("now", 10, optional=True),
@@ -112,8 +114,9 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
         rows = [row for row in snapshot.workers if row.living or row.holds]
     shown = _choose(rows, view, max(1, height))
     cells = [_cells(row, snapshot) for row in shown]
-    total = _total_cells(snapshot)
-    columns = [c for c in COLUMNS if view.memory or c.title != "mem"]
+    total = _total_cells(snapshot, view)
+    hidden = {"mem": not view.memory, "tok/s": not view.tokens}
+    columns = [c for c in COLUMNS if not hidden.get(c.title)]
     titles = {c.title: c.title for c in columns} | {"speed": f"{snapshot.unit}/s"}
     if view.by_worker:
         titles["queue"] = "holds"
@@ -205,6 +208,7 @@ def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
     cells = _worker_cells(row) if isinstance(row, WorkerRow) else _spool_cells(row, snapshot)
     cells |= _use_cells(row.use)
     cells["speed"] = figures.rate(row.items_per_s), ""
+    cells["tok/s"] = figures.rate(row.tokens_per_s), ""
     cells["state"] = row.state, STYLES.get(row.state, "dim")
     if row.stale:
         return {title: (text, "dim") for title, (text, _) in cells.items()} | {
@@ -258,8 +262,9 @@ def _use_cells(use: Use) -> dict[str, Cell]:
     }
 
 
-def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
+def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     count = snapshot.count
+    queue = count.running if view.by_worker else count.waiting
     living = sum(row.living for row in snapshot.workers)
     came = sum(row.stolen_in for row in snapshot.spools)
     errors = sum(row.errors for row in snapshot.spools)
@@ -267,7 +272,8 @@ def _total_cells(snapshot: Snapshot) -> dict[str, Cell]:
     return {
         "GPU": ("all", "bold"),
         "speed": (figures.rate(snapshot.items_per_s), "bold"),
-        "queue": (f"{count.waiting.claims:,}", "bold"),
+        "tok/s": (figures.rate(snapshot.tokens_per_s), "bold"),
+        "queue": (f"{queue.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
         "errors": (f"{errors:,}" if errors else "", "bold red"),
         "stolen": (f"{max(came, went):,}" if came or went else "", "bold"),

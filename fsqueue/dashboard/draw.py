@@ -18,9 +18,7 @@ FIXED_LINES: Final = 7
 ROWS_MIN: Final = 4
 WARNINGS_MAX: Final = 6
 FAILURES_MAX: Final = 3
-HELP: Final = (
-    "q quit  s sort (name, queue, speed, state)  w by worker  f failed  e steals  m memory  ? help"
-)
+HELP: Final = "f failed", "e steals", "t tokens/s", "m memory", "? help"
 
 
 def render(
@@ -28,7 +26,8 @@ def render(
 ) -> RenderableType:
     """Return what is drawn of a snapshot in a terminal of this size."""
     rows = len(snapshot.workers if view.by_worker else snapshot.spools)
-    room = max(height - 1 - FIXED_LINES - view.help, ROWS_MIN)
+    help = _help(view, width)[: max(1, height - 1 - FIXED_LINES - ROWS_MIN)]
+    room = max(height - 1 - FIXED_LINES - len(help), ROWS_MIN)
     room -= min(rows, ROWS_MIN)
     warnings = _warnings(snapshot)[: max(0, room)]
     failures = _failures(snapshot)[: max(0, room - len(warnings))] if view.failed else []
@@ -40,14 +39,26 @@ def render(
     if table.left_out:
         lines.append(line(f"... and {table.left_out:,} more", "dim"))
     lines += [Text(), _bar(snapshot, width, ascii), *warnings, *failures, *steals]
-    if view.help:
-        lines.append(line(HELP, "dim"))
-    return Group(*lines)
+    return Group(*lines, *help)
 
 
 def line(text: str, style: str = "") -> Text:
     """Return a line that is cut short rather than wrapped."""
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _help(view: View, width: int) -> list[Text]:
+    """Return the keys, as many to a line as fit, and how the rows are sorted now."""
+    if not view.help:
+        return []
+    rows = "w by spool" if view.by_worker else "w by worker"
+    lines: list[str] = []
+    for key in ("q quit", f"s sort (by {view.sort})", rows, *HELP):
+        if lines and len(lines[-1]) + GAP + len(key) <= width:
+            lines[-1] += GAP * " " + key
+        else:
+            lines.append(key)
+    return [line(text, "dim") for text in lines]
 
 
 def _heading(snapshot: Snapshot, width: int) -> Text:
@@ -110,8 +121,20 @@ def _steals(snapshot: Snapshot, view: View, ascii: bool) -> list[Text]:
     if not view.steals or not view.events or not snapshot.steals:
         return []
     arrow = "->" if ascii else "→"
-    lines = [line("steals", "dim")]
+    lines = [line(_effect(snapshot), "dim")]
     for steal in list(reversed(snapshot.steals))[: view.events]:
         where = f"{steal.source} {arrow} {steal.to or steal.worker}"
         lines.append(line(f"{figures.clock(steal.t)}  {where}  {steal.id}  cost {steal.cost:,.0f}"))
     return lines
+
+
+def _effect(snapshot: Snapshot) -> str:
+    """Return what stealing has done so far, as the workers report it."""
+    stolen = max(
+        sum(row.stolen_in for row in snapshot.spools),
+        sum(row.stolen_out for row in snapshot.spools),
+    )
+    done, skips = snapshot.count.done.claims, sum(w.status.lock_skips for w in snapshot.workers)
+    parts = [f"{stolen:,}, {figures.share(stolen, done)} of what is done"] * bool(stolen and done)
+    parts += [f"{skips:,} tries met a lock"] * (skips > 0)
+    return ": ".join(["steals", *[", ".join(parts)] * bool(parts)])

@@ -6,11 +6,16 @@ The terminal is put back as it was, however the watching ends.
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import time
+from collections import deque
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
+
+ESCAPE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|O.?)?")
+"""What an arrow or a function key sends: no key of ours, but letters are in it."""
 
 
 class Keys:
@@ -18,6 +23,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._fd: int | None = None
+        self._typed: deque[str] = deque()
         self._before: Any = None
 
     def __enter__(self) -> Keys:
@@ -53,6 +59,8 @@ class Keys:
 
     def wait(self, seconds: float) -> str:
         """Return the next key, or "" if none came for so long."""
+        if self._typed:
+            return self._typed.popleft()
         if self._fd is None:
             time.sleep(seconds)
             return ""
@@ -63,4 +71,5 @@ class Keys:
         if not data:  # the terminal is gone
             self._fd = None
             return "q"
-        return data.decode(errors="replace")[:1]
+        self._typed.extend(ESCAPE.sub("", data.decode(errors="replace")))
+        return self._typed.popleft() if self._typed else ""

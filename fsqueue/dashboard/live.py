@@ -15,7 +15,7 @@ from rich.live import Live
 from fsqueue.dashboard.board import SORTS, View
 from fsqueue.dashboard.draw import render
 from fsqueue.dashboard.keys import Keys
-from fsqueue.loglines import IDLE_SHARE, follow
+from fsqueue.loglines import follow, pause_s
 from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader, Snapshot
 
@@ -51,7 +51,7 @@ def show(
             screen.draw(snapshot)
             if over or (until is None and snapshot.finished):
                 return snapshot
-            screen.rest(max(interval_s, IDLE_SHARE * snapshot.took_s), until)
+            screen.rest(pause_s(interval_s, snapshot), until)
             if screen.quit:
                 return snapshot
 
@@ -107,6 +107,8 @@ def _obey(view: View, key: str) -> View:
         return replace(view, failed=not view.failed)
     if key == "e":
         return replace(view, steals=not view.steals)
+    if key == "t":
+        return replace(view, tokens=not view.tokens)
     if key == "m":
         return replace(view, memory=not view.memory)
     return replace(view, help=not view.help) if key == "?" else view

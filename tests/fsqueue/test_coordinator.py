@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: Pool) -> None:
     assert (gpu0["throughput"], gpu1["throughput"]) == (0.5, None)
     assert gpu1["last_activity_time"] == 4000.5 and gpu1["is_stalled"] is True
     assert (gpu0["worker_ids"], gpu1["host"]) == ([A], "node7")
+    assert time.time() - 60 < gpu0["timestamp"] <= time.time()
 
 
 def test_recent_steals_have_the_agreed_names(pool: Pool) -> None:

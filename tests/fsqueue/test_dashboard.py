@@ -7,6 +7,7 @@ write it anew: FRAMES=write pytest tests/fsqueue/test_dashboard.py
 from __future__ import annotations
 
 import fcntl
+import inspect
 import io
 import os
 import pty
@@ -25,9 +26,10 @@ import pytest
 from rich.console import Console
 from support.pools import make_pool
 from support.processes import wait_for
-from support.watching import finish, snapshot, spool_row, tell, worker_row
+from support.watching import fail, finish, snapshot, spool_row, tell, worker_row
 
 from fsqueue.census import Amount
+from fsqueue.cli.watch import watch as command
 from fsqueue.coordinator import WorkStealingCoordinator
 from fsqueue.dashboard import LoadBalancingDashboard, View, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
@@ -38,6 +40,7 @@ from fsqueue.pool import Pool
 from fsqueue.reported import Use
 from fsqueue.snapshot import Failure, Reader, Snapshot
 
+WATCH_DEFAULTS = {option.name: option.default for option in command.params}
 FRAMES = Path(__file__).parent / "frames"
 
 
@@ -105,11 +108,34 @@ def test_a_frame_looks_as_it_did(busy: Snapshot, width: int) -> None:
     assert drawn == path.read_text()
 
 
-def test_a_frame_by_worker_looks_as_it_did(busy: Snapshot) -> None:
-    drawn, path = frame(busy, view=View(by_worker=True)), FRAMES / "worker.txt"
+@pytest.mark.parametrize(
+    ("name", "width", "view"),
+    [
+        ("worker", 120, View(by_worker=True)),
+        ("worker-60", 60, View(by_worker=True, tokens=True, help=True)),
+        ("tokens", 80, View(tokens=True, help=True, sort="speed")),
+    ],
+)
+def test_a_frame_of_another_view_looks_as_it_did(
+    busy: Snapshot, name: str, width: int, view: View
+) -> None:
+    drawn, path = frame(busy, width, view=view), FRAMES / f"{name}.txt"
     if os.environ.get("FRAMES") == "write":
         path.write_text(drawn)
     assert drawn == path.read_text()
+
+
+def test_tokens_are_shown_on_demand_and_then_kept_longer_than_temperatures(busy: Snapshot) -> None:
+    assert "tok/s" not in frame(busy, 200)
+    assert "80,650" in frame(busy, 80, view=View(tokens=True))
+    shown = [c.title for c in board(busy, View(tokens=True), 80, 9).columns]
+    assert "tok/s" in shown and "temp" not in shown
+
+
+def test_by_worker_the_claims_that_are_held_add_up(busy: Snapshot) -> None:
+    table = board(busy, View(by_worker=True), 120, 9)
+    holds = table.titles.index("holds")
+    assert table.total[holds][0] == f"{busy.count.running.claims}"
 
 
 def test_the_same_snapshot_gives_the_same_frame(busy: Snapshot) -> None:
@@ -172,6 +198,15 @@ def test_steals_are_shown_newest_first_and_eight_of_them(busy: Snapshot) -> None
     assert shown == [str(n) for n in range(11, 3, -1)]
     assert re.findall(r"output_(\d+)-ab", frame(busy, view=View(events=2))) == ["11", "10"]
     assert "steals" not in frame(busy, view=View(events=0))
+
+
+def test_steals_are_headed_by_what_they_were_worth(busy: Snapshot) -> None:
+    assert "steals: 12, 7.5% of what is done\n" in frame(busy)
+    (first, *others) = busy.workers
+    met = replace(first, status=replace(first.status, lock_skips=3))
+    seen = replace(busy, workers=(met, *others))
+    assert "steals: 12, 7.5% of what is done, 3 tries met a lock\n" in frame(seen)
+    assert "steals\n" in frame(replace(busy, spools=(spool_row("gpu0", done=0),)))
 
 
 def test_the_gravest_trouble_comes_first(busy: Snapshot) -> None:
@@ -319,6 +354,37 @@ def test_keys_change_the_view_and_q_quits(pool: Pool, watch: Terminal) -> None:
 
 
 @pytest.mark.slow
+def test_each_key_does_what_the_help_says(pool: Pool) -> None:
+    """One look only: what changes on the screen is the key's doing."""
+    tell(pool, "w-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"})
+    fail(pool, "w-1-aaaaaa", "boom")
+    words = ("watch", pool.root, "--interval", "600")
+    terminal = Terminal(sys.executable, "-m", "fsqueue", *words, size=(30, 120))
+
+    def redrawn(key: str) -> str:
+        terminal.forget()
+        terminal.type(key)
+        terminal.wait_for("of 2 done")
+        terminal.wait_for(r"m memory")
+        return terminal.text
+
+    try:
+        terminal.wait_for("0 of 2 done.*1 failed")
+        terminal.type("?")
+        terminal.wait_for(r"sort \(by name\)")
+        assert "sort (by queue)" in redrawn("s")
+        assert "boom" not in redrawn("f") and "boom" in redrawn("f")
+        assert "gpu1 → gpu0" not in redrawn("e") and "gpu1 → gpu0" in redrawn("e")
+        assert "tok/s" in redrawn("t") and "tok/s" not in redrawn("t")
+        terminal.type("\x1b[A")  # an arrow key is none of ours
+        assert "holds" in redrawn("w") and "holds" not in redrawn("w")
+        terminal.type("q")
+        assert terminal.process.wait(timeout=30) == 5
+    finally:
+        terminal.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_the_terminal_as_it_was(
     watch: Terminal, number: signal.Signals, status: int
@@ -379,6 +445,18 @@ def test_a_dashboard_without_a_coordinator_shows_nothing_and_fails_nowhere() -> 
     dashboard.start()
     dashboard.stop()
     dashboard.stop()
+
+
+def test_the_dashboard_and_the_coordinator_have_the_agreed_names_and_defaults() -> None:
+    given = inspect.signature(LoadBalancingDashboard).parameters
+    assert list(given) == ["coordinator", "gpu_monitor", "update_interval", "log_file"]
+    assert given["update_interval"].default == 2.0
+    assert given["log_file"].default == "gpu_metrics.log"
+    for name in "start stop _generate_table _collect_metrics _update_loop _log_metrics".split():
+        assert callable(getattr(LoadBalancingDashboard, name))
+    stall = inspect.signature(WorkStealingCoordinator.detect_stalled_workers).parameters
+    assert stall["stall_threshold"].default == 300
+    assert WATCH_DEFAULTS["interval"] == 2.0 and WATCH_DEFAULTS["events"] == 8
 
 
 def test_the_background_dashboard_logs_and_keeps_the_metrics(

@@ -193,8 +193,39 @@ def test_failed_log_shows_all_that_was_kept(ended: Pool) -> None:
     id = facts("failed", ended.root)["failed"][0]["id"]
     assert "all of it" not in run("failed", ended.root).stdout
     assert "all of it" in run("failed", ended.root, "--log", id).stdout
-    result = fsqueue("failed", ended.root, "--log", "nobody-1")
-    assert result.returncode == 2 and "no failed claim is called nobody-1" in result.stderr
+    (error,) = facts("failed", ended.root, "--log", id)["errors"]
+    assert (error["error"], error["detail"]) == ("CUDA error: out of memory", "all of it")
+    for asked, why in (("nobody-1", "no error of nobody-1 is kept"), ("../x", "is no claim's ID")):
+        result = fsqueue("failed", ended.root, "--log", asked)
+        assert result.returncode == 2 and why in result.stderr
+
+
+def test_failed_log_is_of_any_claim_an_attempt_of_which_failed(pool: Pool) -> None:
+    """The claim waits again; one attempt is shown whole, all of them by their last lines."""
+    long = "".join(f"line {n}\n" for n in range(100))
+    name = take(pool, A)
+    again = claims.charge(pool, name, "gpu0", {"error": "first", "detail": long})
+    taken = claims.take(pool, "gpu0", again, B)
+    assert taken is not None
+    claims.charge(pool, taken, "gpu0", {"error": "second", "detail": "short"})
+    both = run("failed", pool.root, "--log", name.id).stdout
+    assert "first" in both and "second" in both and "short" in both
+    assert "line 99" in both and "line 80" in both and "line 79\n" not in both
+    assert f"80 lines before: fsqueue failed POOL --log {name.id}.a0" in both
+    one = run("failed", pool.root, "--log", f"{name.id}.a0").stdout
+    assert "line 0\n" in one and "second" not in one
+    other = fsqueue("failed", pool.root, "--log", f"{name.id}.a7")
+    assert other.returncode == 2 and "there are a0, a1" in other.stderr
+
+
+def test_failed_log_of_a_worker_that_was_killed_shows_the_end_of_its_slurm_log(pool: Pool) -> None:
+    name = take(pool, A)
+    report(pool, A, slurm={"slurm_array_job_id": "17", "slurm_array_task_id": "4"})
+    log = Path(pool.directory("events"), "slurm-17_4.log")
+    log.write_text("began\nslurmstepd: error: Detected 1 oom_kill event\x1b[2J\n")
+    claims.charge(pool, name, "gpu0", {"error": "worker lost"})
+    out = run("failed", pool.root, "--log", name.id).stdout
+    assert "oom_kill event\\x1b[2J" in out and str(log) in out
 
 
 def test_failed_shows_hostile_records_escaped(pool: Pool) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 
 import pytest
-from support.watching import spool_row
+from support.pools import contents, make_pool
+from support.processes import Start, fsqueue, wait_for
+from support.watching import finish, spool_row
 
 from fsqueue import metrics
 from fsqueue.metrics import HEADER, MetricsLog, metric_lines
@@ -43,9 +47,35 @@ def test_only_one_of_two_watchers_writes(tmp_path: Path) -> None:
     first.close()
     second.close()
     assert path.read_text().splitlines() == [HEADER, "whole"]
-    third = MetricsLog(str(path))
-    assert third.writing
-    third.close()
+
+
+def test_when_the_writer_ends_another_watcher_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_metrics.log"
+    first, second = MetricsLog(str(path)), MetricsLog(str(path))
+    first.write(["one"])
+    first.close()
+    second.write(["two"])
+    second.close()
+    assert path.read_text().splitlines() == [HEADER, "one", "two"]
+
+
+def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_metrics.log"
+    path.write_text(f"{HEADER}\n1970-01-01T12:0")
+    log = MetricsLog(str(path))
+    log.write(["whole"])
+    log.close()
+    assert path.read_text().splitlines() == [HEADER, "1970-01-01T12:0", "whole"]
+
+
+def test_a_log_that_somebody_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_metrics.log"
+    log = MetricsLog(str(path))
+    log.write(["one"])
+    path.rename(tmp_path / "old")
+    log.write(["two"])
+    log.close()
+    assert path.read_text().splitlines() == [HEADER, "two"]
 
 
 def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,4 +87,55 @@ def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     log.close()
     assert path.read_text().startswith(HEADER)
     old = Path(f"{path}.1").read_text().splitlines()
-    assert old[0] == HEADER and len(path.read_bytes()) <= 200
+    assert old[0] == HEADER and len(path.read_bytes()) <= 220
+
+
+# ---- fsqueue watch --metrics-only ----
+
+A = "node7-1-aaaaaa"
+LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ,gpu0,[0-9.]*,,"
+
+
+@pytest.mark.slow
+def test_metrics_only_writes_the_log_and_nothing_else(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.10", "b.10")
+    before = contents(pool.root)
+    for _ in range(2):
+        run = fsqueue("watch", pool.root, "--metrics-only", "--once")
+        assert (run.returncode, run.stdout, run.stderr) == (5, "", "")
+    after = contents(pool.root)
+    new = {"gpu_metrics.log", "gpu_metrics.log.lock"}
+    assert after.keys() - before.keys() == new and not before.items() - after.items()
+    header, *lines = Path(pool.root, "gpu_metrics.log").read_text().splitlines()
+    assert header == HEADER and len(lines) == 2
+    assert all(re.fullmatch(LINE, line) for line in lines)
+
+
+@pytest.mark.slow
+def test_of_two_that_keep_metrics_one_writes_and_the_other_goes_on_when_it_is_killed(
+    tmp_path: Path, start: Start
+) -> None:
+    pool = make_pool(tmp_path / "pool", "a.10", "b.10")
+    path = Path(pool.root, "gpu_metrics.log")
+    words = ("watch", pool.root, "--metrics-only", "--interval", "0.1")
+    first = start(*words)
+    wait_for(path.exists, "the log of the first")
+    second = start("-v", *words)
+    wait_for(lambda: "another watcher keeps" in second.log, "the second to see that")
+    first.send(signal.SIGKILL)
+    first.reap()
+    size = path.stat().st_size
+    wait_for(lambda: path.stat().st_size > size, "lines of the second")
+    finish(pool, A)
+    finish(pool, A)
+    assert second.reap() == 0
+    lines = path.read_text().splitlines()
+    assert lines.count(HEADER) == 1
+    assert all(re.fullmatch(LINE, line) for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_json_and_metrics_only_exclude_each_other(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.10")
+    run = fsqueue("watch", pool.root, "--metrics-only", "--json")
+    assert run.returncode == 2 and "--json" in run.stderr

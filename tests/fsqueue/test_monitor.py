@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fsqueue.monitor import GPUMonitor, _number
+from fsqueue.monitor import GPUMonitor, _number, _of_this_process, get_gpu_utilization
 from tests.support.nvml.standin import GIB, GPU_IS_LOST, NOT_SUPPORTED, Driver, install, unplug
 
 UNKNOWN = dict.fromkeys(
@@ -54,6 +54,14 @@ def test_a_gpu_is_known_by_its_index_and_by_its_uuid(driver: Driver) -> None:
             "temperature": 64.0,
             "power_watts": 250.0,
         }
+
+
+def test_a_process_may_ask_without_a_monitor_of_its_own(driver: Driver) -> None:
+    driver.set(0, util=87, temperature=64, power=250_000, used=12 * GIB, total=24 * GIB)
+    _of_this_process.cache_clear()
+    assert get_gpu_utilization("GPU-a") == GPUMonitor().get_gpu_utilization(0)
+    _of_this_process().close()
+    _of_this_process.cache_clear()
 
 
 def test_one_question_is_asked_within_the_cache_time_and_another_after(

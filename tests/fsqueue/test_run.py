@@ -39,6 +39,13 @@ def test_a_pool_that_is_done_at_the_end_is_status_0(pool: Pool) -> None:
     assert fsqueue("run", pool.root, *QUICK).returncode == 0
 
 
+def test_a_run_keeps_the_metrics_log(pool: Pool) -> None:
+    assert fsqueue("run", pool.root, "--workers", "2", *QUICK).returncode == 0
+    header, *lines = Path(pool.root, "gpu_metrics.log").read_text().splitlines()
+    assert header == "timestamp,gpu_id,sequences_per_sec,compute_percent,memory_percent"
+    assert {line.split(",")[1] for line in lines} == {"cpu0", "cpu1"}
+
+
 def test_each_worker_gets_a_spool_in_turn(pool: Pool) -> None:
     run = fsqueue("run", pool.root, "--workers", "3", *QUICK)
     assert [run.stderr.count(f"spool {name} (as told)") for name in ("cpu0", "cpu1")] == [2, 1]

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.pools import Hand, contents, make_pool
+from support.pools import Hand, Trivial, contents, make_pool
 from support.watching import enlist, fail, finish, on_disk, report, take, tell
 
 from fsqueue import claims
 from fsqueue.cli.shapes import watch_facts
 from fsqueue.dashboard import View, render
+from fsqueue.handlers import Work
 from fsqueue.pool import Pool, create_pool
 from fsqueue.snapshot import Reader, Snapshot
 from fsqueue.status import Status, parse_status, printable, write_status
@@ -52,6 +53,31 @@ def test_a_real_worker_is_seen_at_work(tmp_path: Path) -> None:
     assert (spool.workers, spool.done, spool.waiting.claims, spool.running) == (1, 1, 1, 1)
     assert worker.id == hand.id and len(worker.holds) == 1
     assert adds_up(snapshot) and snapshot.count.done.claims == 1
+
+
+def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: Path) -> None:
+    """Tokens, say: of no claim is it known beforehand how many there are."""
+    hand = Hand(make_pool(tmp_path / "pool", "a.40"), "gpu0")
+    seen = []
+
+    class Counts(Trivial):
+        def run(self, work: Work) -> None:
+            for batch in range(3):
+                hand.status.last_activity = 1.0
+                work.progress(batch + 1, 3, tokens=100)
+                assert hand.status.current is not None
+                seen.append(hand.status.current.measures["tokens"])
+                assert hand.status.last_activity > 1.0
+            hand.status.last_activity = 1.0
+            super().run(work)
+
+    hand.handler = Counts()
+    hand.run(hand.take())
+    assert seen == [100, 200, 300] and hand.status.last_activity > 1.0
+    assert hand.status.measures_done["tokens"] == 300
+    hand.beat.flush()
+    (worker,) = Reader(hand.pool).snapshot().workers
+    assert worker.tokens_per_s is not None and worker.tokens_per_s > 0
 
 
 def test_what_was_stolen_is_shown_at_both_ends(tmp_path: Path) -> None:

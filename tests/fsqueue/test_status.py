@@ -141,6 +141,15 @@ def test_a_number_that_cannot_be_reckoned_with_keeps_its_default(value: Any) -> 
     assert (status.weight, status.pid, status.busy_s, status.rates) == (1.0, 0, 0.0, {})
 
 
+@pytest.mark.parametrize("value", [float("inf"), ["x"], {"x": 1}, None, 7])
+def test_what_is_no_text_is_in_no_list_and_no_table_of_texts(value: Any) -> None:
+    status = hostile(
+        loaded=["k", value], capabilities=[value], slurm={"k": value}, services_status={"k": value}
+    )
+    assert (status.loaded, status.capabilities) == ([], [])
+    assert (status.slurm, status.services_status) == ({}, {})
+
+
 @pytest.mark.parametrize("current", ["x", 7, [], None, True])
 def test_a_current_claim_that_is_no_object_is_none(current: Any) -> None:
     assert hostile(current=current).current is None

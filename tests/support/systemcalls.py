@@ -1,7 +1,7 @@
-"""Count the metadata operations of a claim that is taken and finished, with strace.
+"""Count metadata operations with strace: of a claim that is taken and finished, of any command.
 
-Its handler does nothing, and the count is the difference of two runs that take a different number
-of claims, so that starting and leaving cancel out.
+A claim's handler does nothing, and its count is the difference of two runs that take a different
+number of claims, so that starting and leaving cancel out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fsqueue.claims import Claim
@@ -65,16 +65,29 @@ def operations_per_claim(directory: Path, pool: Pool, spool: str) -> dict[str, f
 
 def _count(log: Path, pool: Pool, spool: str, number: int, env: Mapping[str, str]) -> Counter[str]:
     """Run a worker that takes so many claims; return its calls on paths inside the pool."""
-    strace = ["strace", "-f", "-y", "-qq", "-s", "512", "-o", log, "-e", f"trace={METADATA}"]
     words = ["work", pool.root, "--spool", spool, "--max-claims", str(number)]
+    calls = calls_of([*FSQUEUE, *words], pool, log, status=75, env=env)
+    return Counter(name for name, _ in calls)
+
+
+def calls_of(
+    argv: Sequence[str | Path],
+    pool: Pool,
+    log: Path,
+    *,
+    status: int = 0,
+    env: Mapping[str, str] | None = None,
+) -> list[tuple[str, str]]:
+    """Run a command to its end; return its calls on paths inside the pool, each with its line."""
+    strace = ["strace", "-f", "-y", "-qq", "-s", "512", "-o", log, "-e", f"trace={METADATA}"]
     run = subprocess.run(
-        [*strace, *FSQUEUE, *words],
+        [*strace, *argv],
         env=environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 75, run.stderr
+    assert run.returncode == status, run.stderr
     call = re.compile(rf"(?:\d+ +)?(?:<\.\.\. )?(\w+)\(.*{re.escape(pool.root)}/")
     lines = log.read_text(errors="replace").splitlines()
-    return Counter(match[1] for line in lines if (match := call.match(line)))
+    return [(match[1], line) for line in lines if (match := call.match(line))]

@@ -92,6 +92,7 @@ def spool_row(name: str, **facts: Any) -> SpoolRow:
         stolen_in=0,
         stolen_out=0,
         items_per_s=322.6,
+        tokens_per_s=80_650.0,
         cost_per_s=100.0,
         eta_s=200.0,
         use=Use(91.0, 40.0, 71.0, 310.0),
@@ -117,6 +118,7 @@ def worker_row(id: str, **facts: Any) -> WorkerRow:
         progress=0.62,
         cost_left=380.0,
         items_per_s=322.6,
+        tokens_per_s=80_650.0,
         cost_per_s=100.0,
         idle_s=1.0,
         age_s=2.0,
@@ -161,6 +163,7 @@ def snapshot(spools: Sequence[SpoolRow] = (), **facts: Any) -> Snapshot:
         orders=frozenset(),
         unit="seq",
         items_per_s=sum(row.items_per_s or 0.0 for row in spools) or None,
+        tokens_per_s=sum(row.tokens_per_s or 0.0 for row in spools) or None,
         cost_per_s=100.0,
         eta_s=1234.0,
     )

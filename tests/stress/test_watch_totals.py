@@ -1,0 +1,133 @@
+"""What is watched is true: after a storm of kills, every view of the totals is what is on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fsqueue.layout import State
+from fsqueue.pool import Pool
+from fsqueue.snapshot import Reader
+from tests.support.planning import names_in
+from tests.support.processes import fsqueue, wait_for
+from tests.support.storm import Storm, Weather
+
+pytestmark = pytest.mark.slow
+
+Totals = dict[str, int]
+STATES = ("waiting", "running", "done", "failed")
+
+
+class WatchedStorm(Storm):
+    """A storm that somebody watches all the time; at its end every worker is killed at once."""
+
+    def __init__(self, directory: Path, weather: Weather) -> None:
+        super().__init__(directory, weather)
+        self.reader = Reader(self.pool)
+        self.looks = 0
+
+    def look_at_outputs(self) -> None:
+        """Look as a watcher does, too: whatever moves meanwhile, the numbers add up."""
+        super().look_at_outputs()
+        count = self.reader.snapshot().count
+        parts = (count.waiting, count.running, count.done, count.failed)
+        assert sum(part.claims for part in parts) == count.planned.claims == self.tally.planned
+        assert sum(part.cost for part in parts) == count.planned.cost
+        self.looks += 1
+
+    def rage_and_kill_all(self) -> None:
+        """Rage; then leave claims in running/, and nobody to tidy up."""
+        try:
+            self._rage(time.monotonic() + self.weather.lasts_s)
+        finally:
+            self._kill_all()
+        while not names_in(self.pool, State.RUNNING):  # nobody held anything just then
+            self._plan(20)
+            self._workers.append(self._start())
+            wait_for(lambda: names_in(self.pool, State.RUNNING), "a claim to run")
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+
+def on_disk(pool: Pool) -> Totals:
+    return {state.name.lower(): len(names_in(pool, state)) for state in State}
+
+
+def seen_by(reader: Reader) -> Totals:
+    count = reader.snapshot().count
+    return {state: getattr(count, state).claims for state in STATES}
+
+
+def told_by(*words: str) -> Totals:
+    said = json.loads(fsqueue(*words, "--json").stdout)
+    assert said["planned"] == sum(said[state] for state in STATES)
+    return {state: said[state] for state in STATES}
+
+
+def drawn(pool: Pool) -> Totals:
+    """Return the totals in the frame that a person sees."""
+    frame = fsqueue("watch", pool.root, "--once").stdout
+    said = re.search(r"\d%  ([\d,]+) of [\d,]+ done(.*)", frame)
+    assert said is not None, frame
+    found = {word: int(n.replace(",", "")) for n, word in re.findall(r"(\d[\d,]*) (\w+)", said[2])}
+    return dict.fromkeys(STATES, 0) | found | {"done": int(said[1].replace(",", ""))}
+
+
+def exported(pool: Pool, path: Path) -> Totals:
+    """Return the totals that Prometheus is told."""
+    fsqueue("watch", pool.root, "--once", "--metrics-only", "--textfile", path)
+    found = re.findall(r'fsqueue_claims\{.*state="(\w+)"\} (\d+)', path.read_text())
+    return {state: int(count) for state, count in found}
+
+
+@pytest.fixture
+def seed() -> int:
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    return seed
+
+
+def test_after_a_storm_of_kills_every_view_of_the_totals_is_what_is_on_disk(
+    tmp_path: Path, seed: int
+) -> None:
+    weather = Weather(seed, claims=300, lasts_s=10.0, pause_max_s=0.3, attempts=2)
+    storm = WatchedStorm(tmp_path, weather)
+    storm.rage_and_kill_all()
+    pool, true = storm.pool, on_disk(storm.pool)
+    assert storm.tally.kills >= 10 and storm.looks >= 20
+    assert true["running"] > 0 and true["done"] > 0, true
+
+    def assert_every_view_is_true() -> None:
+        assert seen_by(storm.reader) == true  # it looked at every step of the way
+        assert seen_by(Reader(pool)) == true  # it never looked before
+        assert told_by("status", pool.root) == true
+        assert told_by("watch", pool.root, "--once") == true
+        assert drawn(pool) == true
+        assert exported(pool, tmp_path / "pool.prom") == true
+
+    assert_every_view_is_true()
+    # What workers report is for eyes: without it, or with lies in its place, all totals stand (I8).
+    liars = [name for name in os.listdir(pool.directory("status")) if name.endswith(".json")]
+    shutil.rmtree(pool.directory("events"))
+    for name in liars:
+        lie = {"worker_id": name[:-5], "state": "running", "claims_done": 10**6, "written_at": 1}
+        Path(pool.directory("status"), name).write_text(json.dumps(lie))
+    assert_every_view_is_true()
+    # A person puts a claim back with mv; whoever watches sees it at the next look.
+    name = names_in(pool, State.RUNNING)[0]
+    os.rename(pool.owned(State.RUNNING, name), pool.waiting("cpu0", name.returned(failed=True)))
+    true = dict(Counter(true) + Counter(waiting=1) - Counter(running=1))
+    true = dict.fromkeys(STATES, 0) | true
+    assert true == on_disk(pool)
+    assert_every_view_is_true()
