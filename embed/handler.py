@@ -157,7 +157,7 @@ class Embed(Handler):
             _compare_threads(options["threads"], warn)
             self._residents = Residents.on(choose_device(warn))
         found = self._residents.get(options, _kind(options), self.models_max)
-        return found.engine(options, self._residents.device), found.tokens
+        return found.engine(options), found.tokens
 
 
 def _compare_threads(threads: int, warn: Callable[[str], None]) -> None:

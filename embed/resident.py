@@ -31,11 +31,12 @@ class Resident:
 
     kind: str
     folder: str
+    device: torch.device
     encoder: Encoder
     tokens: Tokens
     engines: dict[str, Mending] = field(default_factory=dict)
 
-    def engine(self, options: Mapping[str, Any], device: torch.device) -> Mending:
+    def engine(self, options: Mapping[str, Any]) -> Mending:
         """Return the engine that pools as these options say."""
         way = options["pooling"]
         if way not in self.engines:
@@ -44,7 +45,7 @@ class Resident:
                 self.tokens,
                 options["family"],
                 self.folder,
-                device,
+                self.device,
                 dtype=options["dtype"],
                 pool=way,
             )
@@ -76,11 +77,11 @@ class Residents:
         if key in self._models:
             self._models[key] = self._models.pop(key)  # now the last to go
             return self._models[key]
-        folder = hub.locate(options)
-        self._make_room(_size(folder, options["dtype"]), models_max)
         with host_lock("load"):
+            folder = hub.locate(options)
+            self._make_room(_size(folder, options["dtype"]), models_max)
             encoder, tokens = self._load(options, folder)
-        self._models[key] = Resident(kind, folder, encoder, tokens)
+        self._models[key] = Resident(kind, folder, self.device, encoder, tokens)
         return self._models[key]
 
     def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:

@@ -301,7 +301,7 @@ def test_a_model_is_found_and_loaded_under_this_host_s_lock(
     """Of processes that load at once, some have been seen to get a model of empty layers."""
     from contextlib import contextmanager
 
-    from embed import families, handler, hub
+    from embed import families, hub, resident
 
     held: list[str] = []
     met: list[tuple[str, tuple[str, ...]]] = []
@@ -312,7 +312,7 @@ def test_a_model_is_found_and_loaded_under_this_host_s_lock(
         yield
         held.remove(name)
 
-    monkeypatch.setattr(handler, "host_lock", lock)
+    monkeypatch.setattr(resident, "host_lock", lock)
     for module, name in ((hub, "locate"), (families, "load")):
         real = getattr(module, name)
 
@@ -322,7 +322,7 @@ def test_a_model_is_found_and_loaded_under_this_host_s_lock(
 
         monkeypatch.setattr(module, name, noted)
     bench.embed(bench.file(fasta(SEQUENCES[:3])))
-    assert met == [("locate", ("load-tiny_esm2",)), ("load", ("load-tiny_esm2",))]
+    assert met == [("locate", ("load",)), ("load", ("load",))]
     assert not held
 
 
