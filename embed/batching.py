@@ -11,8 +11,11 @@ What this module does not know: residues. A sequence is its number of tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+Item = TypeVar("Item")
 
 WINDOW_BATCHES: Final = 64
 """Sequences for about this many batches are held at a time. More sorts better; 64 leaves under
@@ -38,15 +41,33 @@ class Tokenized:
 
 def batches(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
     """Yield batches of at most `tokens_max` tokens; a longer sequence is a batch of its own."""
+    for window in ahead(_windows(sequences, WINDOW_BATCHES * tokens_max)):
+        yield from divided(window, tokens_max)
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items, each prepared by a thread while the caller is busy with the one before.
+
+    Raises in the caller what preparing raised, at the item that it happened to.
+    """
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _windows(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
+    """Yield runs of about so many tokens, the longest sequences first in each."""
     window: list[Tokenized] = []
     tokens = 0
     for sequence in sequences:
         window.append(sequence)
         tokens += sequence.tokens
-        if tokens >= WINDOW_BATCHES * tokens_max:
-            yield from divided(_longest_first(window), tokens_max)
+        if tokens >= tokens_max:
+            yield _longest_first(window)
             window, tokens = [], 0
-    yield from divided(_longest_first(window), tokens_max)
+    yield _longest_first(window)
 
 
 def divided(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:

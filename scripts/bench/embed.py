@@ -267,7 +267,7 @@ def show(results: dict[str, Result], tokens: int, work: float, exact: Rows, firs
         peak = CEILINGS["bfloat16" if "bfloat16" in name else "float32"]
         near = f"{cosine(found.rows, exact):.6f}" if len(found.rows) else "-"
         print(f"  {name:34} {tokens / found.cpu:8,.0f} {tokens / found.wall:8,.0f}"
-              f" {base / found.cpu:7.2f} {work / found.cpu / peak:8.0%}   {near}", flush=True)  # fmt: skip
+              f" {base / found.cpu:7.2f} {work / found.cpu / peak:8.0%}   {near}")  # fmt: skip
 
 
 CEILINGS: dict[str, float] = {}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator, Iterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed.batching import WINDOW_BATCHES, Tokenized, batches, divided
+from embed.batching import WINDOW_BATCHES, Tokenized, ahead, batches, divided
 
 
 def made(lengths: list[int]) -> list[Tokenized]:
@@ -41,3 +45,42 @@ def test_windows_keep_memory_bounded_and_do_not_look_ahead() -> None:
 def test_dividing_keeps_the_order() -> None:
     parts = list(divided(made([5, 3, 9, 1]), 12))
     assert [[sequence.row for sequence in part] for part in parts] == [[0, 1], [2], [3]]
+
+
+# ---- reading ahead ----
+
+
+def test_the_next_is_prepared_while_the_caller_has_the_one_before() -> None:
+    prepared, resumed = threading.Event(), threading.Event()
+
+    def items() -> Iterator[str]:
+        yield "first"
+        prepared.set()  # only another thread can come here before "second" was asked for
+        assert resumed.wait(30)
+        yield "second"
+
+    found = ahead(items())
+    assert next(found) == "first"
+    assert prepared.wait(30)
+    resumed.set()
+    assert list(found) == ["second"]
+
+
+def test_what_preparing_raises_is_raised_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+
+
+def test_a_reader_that_nobody_waits_for_ends() -> None:
+    before = threading.active_count()
+    found = ahead(iter(range(1, 1000)))
+    assert next(found) == 1
+    assert isinstance(found, Generator)
+    found.close()
+    assert threading.active_count() == before
