@@ -29,7 +29,7 @@ def test_every_sequence_is_in_one_batch_and_no_batch_is_too_large(
         assert tokens == sorted(tokens, reverse=True)
 
 
-def test_windows_keep_memory_bounded_and_do_not_look_ahead() -> None:
+def test_at_most_two_windows_are_held_at_a_time() -> None:
     seen = 0
 
     def endless():  # type: ignore[no-untyped-def]
@@ -38,8 +38,10 @@ def test_windows_keep_memory_bounded_and_do_not_look_ahead() -> None:
             seen += 1
             yield Tokenized(seen, bytes(8))
 
-    next(batches(endless(), 100))
-    assert seen == WINDOW_BATCHES * 100 // 10
+    found = batches(endless(), 100)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert WINDOW_BATCHES * 100 // 10 <= seen <= 2 * WINDOW_BATCHES * 100 // 10
 
 
 def test_dividing_keeps_the_order() -> None:
