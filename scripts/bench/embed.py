@@ -120,6 +120,7 @@ class Ours:
         fasta.write_text("".join(f">s{n}\n{text}\n" for n, text in enumerate(sequences)))
         source = self._handler.survey(str(fasta), self.options)
         (self._item,) = self._handler.cut([source], self.options, 10**18)
+        self._handler.warm(self.options)
         self.sequences = sequences
 
     def claim(self) -> Rows:
