@@ -146,6 +146,7 @@ class Shard:
         finally:
             os.close(fd)
         self.keys: Keys = np.frombuffer(self._map, KEY, self.count, self._at("keys"))
+        self._by_row: Rows | None = None
         self.rows: Rows = np.frombuffer(self._map, "<i8", self.count, self._at("rows"))
 
     @property
@@ -208,15 +209,34 @@ class Shard:
         texts = self._texts("texts", "text_cuts") if self.has_texts else []
         return Columns(keys, lengths, inputs, names, self._texts("ids", "id_cuts"), texts)
 
+    def key_of(self, row: int) -> bytes:
+        """Return the key of a row."""
+        if self._by_row is None:
+            self._by_row = np.empty(self.count, "<i8")
+            self._by_row[self.rows] = np.arange(self.count)
+        return bytes(self.keys[self._by_row[row]])
+
+    def facts(self, rows: list[int]) -> list[tuple[str, str, int, str]]:
+        """Return the input, the record's id, the length and the text of rows. Raises Vanished."""
+        if not rows:
+            return []
+        names = json.loads(self._bytes("input_names"))
+        lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
+        ids = self._texts("ids", "id_cuts", rows)
+        texts = self._texts("texts", "text_cuts", rows) if self.has_texts else [""] * len(rows)
+        return [
+            (names[inputs[row]], id, int(lengths[row]), text)
+            for row, id, text in zip(rows, ids, texts, strict=True)
+        ]
+
     def norms(self) -> NDArray[np.float32]:
         """Return the length of each vector. Raises Vanished."""
         return np.frombuffer(self._bytes("norms"), "<f4")
 
-    def _texts(self, name: str, cuts: str) -> list[str]:
+    def _texts(self, name: str, cuts: str, rows: list[int] | None = None) -> list[str]:
         data, at = self._bytes(name), np.frombuffer(self._bytes(cuts), "<i8").tolist()
-        return [
-            data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(at, at[1:], strict=False)
-        ]
+        wanted = range(self.count) if rows is None else rows
+        return [data[at[n] : at[n + 1]].decode("utf-8", "surrogateescape") for n in wanted]
 
     def is_whole(self) -> bool:
         """Read all of the file, and say whether it is as it was written. Raises Vanished."""
