@@ -44,9 +44,11 @@ EMBED_LAYERS = (
     {"mending"},
     {"merge", "planning", "resident", "selftest", "sequences"},
     {"store"},
-    {"claim"},
+    {"claim", "tending"},
     {"encoder", "handler"},
     {"calibrate", "onefile"},
+    {"asking"},
+    {"storecli"},
     {"cli"},
     {"__main__"},
 )
@@ -68,7 +70,7 @@ DOORS = {
             "virnucpro",
         },
         "safetensors": {"models", "dnabert", "outputs", "selftest"},
-        "click": {"cli"},
+        "click": {"cli", "storecli"},
     },
 }
 

@@ -34,7 +34,9 @@ class Space:
     """Whatever decides a vector but its sequence. Vectors of two spaces are never compared."""
 
     model: str
-    """Only for eyes: `weights` tells models apart."""
+    """Only for eyes, as `folder`: `weights` tells models apart."""
+    folder: str
+    """Where it was when the space was made, if it is not of the hub."""
     weights: str
     family: str
     dtype: str
@@ -53,7 +55,9 @@ class Space:
     @property
     def digest(self) -> bytes:
         """Return what enters every key."""
-        facts = {name: value for name, value in asdict(self).items() if name != "model"}
+        facts = {
+            name: value for name, value in asdict(self).items() if name not in ("model", "folder")
+        }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     @property

@@ -48,7 +48,9 @@ def add(view: View, columns: Columns, vectors: NDArray[Any]) -> NDArray[Any]:
 def _publish(view: View, columns: Columns, vectors: NDArray[Any]) -> int | None:
     """Publish one shard, and return its number; None if somebody has compacted that away before."""
     private = f"{view.directory}/.{os.getpid()}-{secrets.token_hex(6)}"
-    atomic.stage(private, encode(columns, norms(vectors), [vectors], (*vectors.shape, vectors.dtype)))
+    atomic.stage(
+        private, encode(columns, norms(vectors), [vectors], (*vectors.shape, vectors.dtype))
+    )
     try:
         number = view.top + 1
         while True:

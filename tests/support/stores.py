@@ -18,6 +18,7 @@ from embed.store.view import View
 WIDTH = 8
 OPTIONS: dict[str, Any] = {
     "model": "tiny_esm2",
+    "folder": "",
     "weights": "sha256:e",
     "family": "esm2",
     "dtype": "float32",

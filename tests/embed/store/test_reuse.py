@@ -144,7 +144,7 @@ def test_a_long_claim_stores_what_it_has_in_between(make_bench: MakeBench, tmp_p
     bench.options["checkpoint_seconds"] = 0
     path = bench.file(fasta(proteins(10, length=45).items()))
     fresh, _ = run(bench, path)
-    (_, view), = folders.spaces(str(tmp_path / "store"))
+    ((_, view),) = folders.spaces(str(tmp_path / "store"))
     view.refresh()
     assert [shard.count for shard in view.shards] == [2] * 5
     assert run(bench, path)[0] == fresh
