@@ -39,8 +39,8 @@ def _space_options(command: Any) -> Any:
 def search(root: str, query: str, count: int, as_json: bool, **how: Any) -> None:
     """Find the nearest vectors in STORE of each sequence in the FASTA file QUERY.
 
-    Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were; a .npy file holds
-    vectors of its own, (queries, width).
+    Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were; a .npy file
+    holds vectors of its own, (queries, width).
     """
     from embed.asking import ask
 
@@ -94,7 +94,7 @@ def info(root: str, as_json: bool) -> None:
 @store.command("verify", context_settings=SETTINGS)
 @_store_argument
 def verify(root: str) -> None:
-    """Read all of STORE, and say what is not as it was written. Exit status 1 if anything is not."""
+    """Read all of STORE, and say what is not as it was written; then the exit status is 1."""
     from embed.store.folders import spaces
     from embed.store.verify import verify as wrong_with
 

@@ -1,8 +1,8 @@
 """Spread a batch of GPU work over every GPU that can see one directory.
 
 These are the public names: what a handler needs (see `fsqueue.handlers` for how to write one), and
-what reads a pool for whoever puts its results together. `atomic` is how a handler keeps files of its
-own on a shared file system.
+what reads a pool for whoever puts its results together. `atomic` is how a handler keeps files of
+its own on a shared file system.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ KEY: Final = np.dtype("S16")
 
 Keys = NDArray[np.bytes_]
 
-STORED: Final = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+STORED: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 """What vectors may be kept as, by the name of --store-dtype."""
 
 

@@ -6,10 +6,14 @@ ends, and every `checkpoint_seconds` before that: the store is the checkpoint, f
 claim next finds there what was done. (Batches then depend on what was found, so the rows of a batch
 could not be kept under its number.) The output holds the vectors that count in the store, whoever
 computed them.
+
+A claim's sequences are read ahead in a thread (`batching.ahead`): `missing` runs there, all else in
+the worker's own. They share the view and the keys that are open, under one lock.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +51,15 @@ class Tally:
         return self.hits + self.repeats
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A sequence that is being computed, as it will be stored."""
+
+    key: bytes
+    id: str
+    length: int
+
+
 class Reuse:
     """What one claim does with the store. Stands in for the keeper of checkpoints."""
 
@@ -58,10 +71,10 @@ class Reuse:
         input_of: Callable[[int], str],
     ) -> None:
         self._view, self._work, self._reading, self._input_of = view, work, reading, input_of
-        self._texts: Callable[[int], str] | None = None
         self._digest = view.space.digest
-        self._keys: dict[int, bytes] = {}
-        """Of the rows to compute that are not published yet."""
+        self._lock = threading.Lock()
+        self._open: dict[int, _Entry] = {}
+        """The rows to compute that are not published yet."""
         self._first: dict[bytes, int] = {}
         self._same: list[tuple[int, int]] = []
         self._done: dict[int, Rows] = {}
@@ -80,7 +93,9 @@ class Reuse:
                 pending = []
         yield from self._sift(pending)
 
-    def _sift(self, pending: list[list[Tokenized]]) -> Iterator[Tokenized]:
+    def _sift(self, pending: list[list[Tokenized]]) -> list[Tokenized]:
+        """Return what of these sequences, which have been read to their ends, is to be computed."""
+        lengths = self._reading.columns()["lengths"]
         fresh: dict[bytes, list[Tokenized]] = {}
         for windows in pending:
             row, mine = windows[0].row, key(self._digest, (one.ids for one in windows))
@@ -90,16 +105,20 @@ class Reuse:
             else:
                 self._same.append((row, first))
                 self.tally.repeats += 1
-        found, vectors = self._view.lookup(np.array(list(fresh), KEY))
-        stored = iter(vectors.astype(np.float32))
-        for (mine, windows), is_stored in zip(fresh.items(), found, strict=True):
-            if is_stored:
-                self._settled.append((windows[0].row, next(stored)))
-                self.tally.hits += 1
-            else:
-                self._keys[windows[0].row] = mine
-                self.tally.computed += 1
-                yield from windows
+        needed: list[Tokenized] = []
+        with self._lock:
+            found, vectors = self._view.lookup(np.array(list(fresh), KEY))
+            stored = iter(vectors.astype(np.float32))
+            for (mine, windows), is_stored in zip(fresh.items(), found, strict=True):
+                row = windows[0].row
+                if is_stored:
+                    self._settled.append((row, next(stored)))
+                    self.tally.hits += 1
+                else:
+                    self._open[row] = _Entry(mine, self._reading.ids[row], int(lengths[row]))
+                    self.tally.computed += 1
+                    needed += windows
+        return needed
 
     # ---- as a keeper ----
 
@@ -124,7 +143,7 @@ class Reuse:
 
     def finish(self, table: Rows) -> None:
         """Store the rest, and make `table` hold what counts in the store."""
-        self._publish({row: table[row] for row in self._keys})
+        self._publish({row: table[row] for row in self._open})
         for row, vector in self._settled:
             table[row] = vector
         for row, first in self._same:
@@ -141,24 +160,22 @@ class Reuse:
         if not rows:
             return
         numbers = sorted(rows)
-        counting = writer.add(
-            self._view, self._columns(numbers), np.array([rows[number] for number in numbers])
-        )
-        self._settled += zip(numbers, counting.astype(np.float32), strict=True)
-        for number in numbers:
-            del self._keys[number]
+        with self._lock:
+            entries = [self._open.pop(number) for number in numbers]
+            vectors = np.array([rows[number] for number in numbers])
+            counting = writer.add(self._view, self._columns(numbers, entries), vectors)
+            self._settled += zip(numbers, counting.astype(np.float32), strict=True)
 
-    def _columns(self, rows: list[int]) -> Columns:
+    def _columns(self, rows: list[int], entries: list[_Entry]) -> Columns:
         names: dict[str, int] = {}
         inputs = [names.setdefault(self._input_of(row), len(names)) for row in rows]
-        lengths = self._reading.columns()["lengths"]
         return Columns(
-            keys=np.array([self._keys[row] for row in rows], KEY),
-            lengths=lengths[rows].astype(np.int64),
+            keys=np.array([entry.key for entry in entries], KEY),
+            lengths=np.array([entry.length for entry in entries], np.int64),
             inputs=np.array(inputs, np.int64),
             input_names=list(names),
-            ids=[self._reading.ids[row] for row in rows],
-            texts=[self._texts(row) for row in rows] if self._texts else [],
+            ids=[entry.id for entry in entries],
+            texts=[],
         )
 
 

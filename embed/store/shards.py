@@ -265,7 +265,7 @@ class Shard:
         return data.tobytes()
 
     def _fill(self, fd: int, at: int, target: NDArray[Any]) -> None:
-        view = memoryview(target.reshape(-1).view("u1"))
+        view = memoryview(target.reshape(-1).view("u1").data)
         while view:
             count = os.preadv(fd, [view], at)
             if not count:

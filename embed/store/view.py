@@ -72,7 +72,7 @@ class View:
             if (shard.width, shard.number) != (self.space.width, self.space.number):
                 raise StoreError(
                     f"{shard.path}: holds vectors of {shard.width} numbers as {shard.number}, not "
-                    f"{self.space.width} as {self.space.number}; it was put here by hand. Remove it."
+                    f"{self.space.width} as {self.space.number}; put here by hand. Remove it."
                 )
 
     def _listed(self) -> list[Place]:

@@ -1,4 +1,4 @@
-"""A storm over a store: writers and compactors are killed at random; then every vector is looked at.
+"""A storm over a store: writers and compactors are killed at random; then vectors are compared.
 
 Each writer computes other last digits for the same keys, as workers do whose batches differ, and
 notes which vectors counted, once `add` has told it. At the end every note must still be true: a

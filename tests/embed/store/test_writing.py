@@ -178,8 +178,13 @@ def test_what_counts_of_overlapping_shards(
     assert set(places.superseded(found)) == set(found) - set(places.counting(found))
 
 
-@pytest.mark.parametrize("name", ["1.safetensors", "00000002-00000001.safetensors", "x", "space.json",
-                                  "00000000.safetensors", "00000001-00000001.safetensors"])  # fmt: skip
+NO_NAMES = (
+    "1.safetensors 00000002-00000001.safetensors x space.json 00000000.safetensors "
+    "00000001-00000001.safetensors"
+).split()
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
 def test_other_names_are_no_shards(name: str) -> None:
     assert places.parse(name) is None
 
