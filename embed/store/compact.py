@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.store import places
+from embed.store.encoding import Columns, encode
 from embed.store.places import Place
-from embed.store.shards import Columns, Shard, StoreError, Vanished, encode
+from embed.store.shards import Shard, StoreError, Vanished
 from embed.store.view import View
 from fsqueue import atomic
 
