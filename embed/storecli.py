@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fsqueue import UsageError
-from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json, print_table
+from fsqueue.cli.options import SETTINGS, Duration, json_option, plural, print_json, print_table
 
 
 def _store_argument(command: Any) -> Any:
@@ -105,7 +105,9 @@ def verify(root: str) -> None:
     if wrong:
         sys.exit(1)
     shards = sum(len(view.shards) for _, view in found)
-    click.echo(f"{root}: {shards:,} shards in {len(found)} spaces, all as they were written.")
+    click.echo(
+        f"{root}: {plural(shards, 'shard')} in {plural(len(found), 'space')}, as they were written."
+    )
 
 
 @store.command("compact", context_settings=SETTINGS)
