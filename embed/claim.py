@@ -2,7 +2,8 @@
 
 Batches are numbered, and follow from the claim alone; a checkpoint holds the rows of a run of them.
 So whoever resumes takes the finished ones as they are, computes the others in the same company as
-before, and the file comes out the same to the byte.
+before, and the file comes out the same to the byte. With a store there are no checkpoints: what is
+done is in the store (`store/reuse.py`).
 """
 
 from __future__ import annotations
@@ -17,47 +18,64 @@ from numpy.typing import NDArray
 
 from embed import outputs
 from embed.assembly import Assembly
-from embed.batching import batches
+from embed.batching import Tokenized, batches
 from embed.families import Tokens
 from embed.segments import Segment
 from embed.sequences import Reading, read_all
+from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
     from embed.mending import Mending
+    from embed.store.view import View
 
 Rows = NDArray[np.float32]
 
 
-def embed(work: Work, engine: Mending, tokens: Tokens, provenance: Mapping[str, Any]) -> None:
-    """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved."""
+def embed(
+    work: Work,
+    engine: Mending,
+    tokens: Tokens,
+    provenance: Mapping[str, Any],
+    store: View | None = None,
+) -> None:
+    """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved.
+
+    With a store, only what it does not hold is computed, and then stored.
+    """
     options, planned = work.options, work.payload["sequences"]
     segments = [Segment.decode(segment) for segment in work.payload["segments"]]
     reading = Reading(read_all(segments), tokens, options["max_residues"], long=options["long"])
     assembly = Assembly(planned, engine.width, options["pooling"])
-    keeper = _Keeper(work, engine.width)
+    files = [(segment.path, segment.sequences) for segment in segments]
+    reuse = Reuse(store, work, reading, inputs_by_row(files)) if store else None
+    keeper = reuse or _Keeper(work, engine.width)
+    needed = reuse.missing() if reuse else reading
     done = 0
-    for number, batch in enumerate(batches(reading, options["tokens_per_batch"])):
+    for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
         sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
         rows = keeper.saved(number, sum(sizes))
         if rows is None:
             keeper.stop_if_asked()
             rows = engine.embed(batch, work.warn)
             _check(rows, sizes, engine.width, [reading.ids[one.row] for one in batch])
-            keeper.keep(number, rows)
+            keeper.keep(number, rows, batch)
         parts = np.split(rows, np.cumsum(sizes)[:-1])
         for one, part in zip(batch, parts, strict=True):
             assembly.add(one.row, part, window=one.window, share=one.share)
             done += one.window == 0
-        work.progress(done, planned, tokens=sum(one.tokens for one in batch))
+        known = reuse.tally.known if reuse else 0
+        work.progress(done + known, planned, tokens=sum(one.tokens for one in batch))
     counts = reading.counted()
     if counts.sequences != planned:
         raise ClaimFailed(
             f"{counts.sequences} sequences were read where {planned} were planned, though the "
             f"bytes are those planned. This is a defect of fsqueue: report it."
         )
-    work.progress(done + counts.empty, planned)
+    work.progress(planned, planned)
     table, cuts = assembly.finish()
+    if reuse:
+        reuse.finish(table)
     columns = {**reading.columns(), **cuts}
     facts = {**provenance, "counts": asdict(counts)}
     outputs.write(work.output, reading.ids, table, facts, columns)
@@ -87,7 +105,7 @@ class _Keeper:
         self._save()  # so that every checkpoint holds an unbroken run, which its name tells
         return rows
 
-    def keep(self, number: int, rows: Rows) -> None:
+    def keep(self, number: int, rows: Rows, _batch: Sequence[Tokenized]) -> None:
         """Take the rows of a batch; save all that are fresh if it is time."""
         self._fresh[number] = rows
         if time.monotonic() >= self._due:

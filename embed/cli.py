@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from embed.options import DTYPE_TAGS, FORMATS, OPTIONS
+from embed.storecli import search, store
 from fsqueue import FsqueueError, Option, UsageError
 from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool
 
@@ -179,6 +180,10 @@ def calibrate(model: str, seconds: float, as_json: bool, **options: Any) -> None
     )
     click.echo(f"weight {found.weight:g}, where an RTX 3090 has 1.0 by estimate. Plan with:")
     click.echo(f"  fsqueue plan embed POOL INPUT... --model {shlex.quote(model)} {line}")
+
+
+for command in (search, store):
+    embed.add_command(command)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ from embed.families import FAMILIES, Tokens
 from embed.options import DTYPE_TAGS, OPTIONS
 from embed.scan import scan
 from embed.segments import Segment, verify
+from embed.store import folders
+from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape")
-"""What changes no byte of an output: where the model lies, how often to save, what comes later."""
+NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape", "store", "collection")
+"""What is no part of the work: where model and store lie, how often to save, what comes later."""
 RAGGED_BYTES: Final = 1 << 30
 """An output with a row for each token should not be larger."""
 
@@ -47,6 +49,7 @@ class Embed(Handler):
 
     def __init__(self) -> None:
         self._residents: Residents | None = None
+        self._store: View | None = None
 
     # ---- planning ----
 
@@ -69,6 +72,7 @@ class Embed(Handler):
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
         return {
             **options,
+            **folders.asked(options),
             "model": model.name,
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
@@ -80,7 +84,8 @@ class Embed(Handler):
 
     def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what decides no byte of the outputs."""
-        return {k: v for k, v in options.items() if k not in NOT_DECISIVE}
+        plain = ("store_dtype", "float32")  # what is stored as computed is as if it were not
+        return {k: v for k, v in options.items() if k not in NOT_DECISIVE and (k, v) != plain}
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
@@ -124,7 +129,7 @@ class Embed(Handler):
         for segment in work.payload["segments"]:
             verify(Segment.decode(segment))  # a changed input fails here, not after an hour
         engine, tokens = self.engine(work.options, work.warn)
-        claim.embed(work, engine, tokens, _provenance(work.options))
+        claim.embed(work, engine, tokens, _provenance(work.options), self._view(work.options))
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""
@@ -143,7 +148,15 @@ class Embed(Handler):
         return [each.kind for each in self._residents or ()]
 
     def close(self) -> None:
-        self._residents = None
+        self._residents = self._store = None
+
+    def _view(self, options: Mapping[str, Any]) -> View | None:
+        """Return the space that the plan stores to; its shards stay open between claims."""
+        if not options.get("store"):
+            return None
+        if self._store is None or self._store.directory != folders.place(options):
+            self._store = folders.opened(options)
+        return self._store
 
     def engine(
         self, options: Mapping[str, Any], warn: Callable[[str], None]

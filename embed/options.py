@@ -32,5 +32,13 @@ OPTIONS: Final = (
     Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
     Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
     Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),
+    Option("store", None, "a directory of vectors to take from and add to; nothing is done twice"),
+    Option("collection", "default", "which of the store's collections"),
+    Option(
+        "store_dtype",
+        "float32",
+        "how the store keeps them; float16 halves it, and rounds",
+        ("float32", "float16"),
+    ),
     Option("format", "safetensors", "what `fsqueue embed merge` writes of it", FORMATS),
 )

@@ -1,11 +1,13 @@
 """Spread a batch of GPU work over every GPU that can see one directory.
 
 These are the public names: what a handler needs (see `fsqueue.handlers` for how to write one), and
-what reads a pool for whoever puts its results together.
+what reads a pool for whoever puts its results together. `atomic` is how a handler keeps files of
+its own on a shared file system.
 """
 
 from __future__ import annotations
 
+from fsqueue import atomic
 from fsqueue.errors import (
     BadInput,
     ClaimFailed,
@@ -39,5 +41,6 @@ __all__ = [
     "UsageError",
     "Work",
     "WorkerBroken",
+    "atomic",
     "host_lock",
 ]

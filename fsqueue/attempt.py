@@ -139,7 +139,7 @@ class Attempt:
                 self.journal.write("adopted", id=id)  # I7
         if work.saved or self.name.returns:
             atomic.discard_tree(work.partial)
-        return claim.measures
+        return {**claim.measures, **work.counted}
 
     def _ended_by(self, error: Exception) -> Ending:
         """Settle a claim whose run raised `error`. Raises ClaimLost."""

@@ -184,6 +184,8 @@ class Work:
     """Put one line into the worker's journal and log."""
     saved: bool = False
     """Whether this run saved a checkpoint."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """What `count` was told."""
 
     @property
     def input(self) -> Path:
@@ -201,6 +203,10 @@ class Work:
         `measures` count what was done since the last report (tokens, say); they are added up.
         """
         self.report(done, total, measures)
+
+    def count(self, **measures: int) -> None:
+        """Tell numbers that only the run knows; journal and status have them when it is done."""
+        self.counted.update(measures)
 
     def checkpoint(self, name: str, data: bytes) -> None:
         """Save a partial result for whoever runs this claim next; published whole, never replaced.

@@ -126,6 +126,8 @@ def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
     parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
     states = ((count.running, "running"), (count.waiting, "waiting"), (count.failed, "failed"))
     parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
+    if snapshot.store_hits:
+        parts.append(f"{snapshot.store_hits:,} from the store")
     if eta and not snapshot.finished:
         parts.append(f"ETA {figures.duration(snapshot.eta_s)}")
     return ", ".join(parts)

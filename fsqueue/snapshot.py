@@ -65,6 +65,11 @@ class Snapshot:
         return self.count.finished
 
     @property
+    def store_hits(self) -> int:
+        """Return how many vectors the workers took from a store, by their own reports."""
+        return int(sum(row.status.measures_done.get("store_hits", 0) for row in self.workers))
+
+    @property
     def exit_status(self) -> int:
         """Return 0 all done, 3 all finished but some failed, 5 work remains."""
         return self.count.exit_status

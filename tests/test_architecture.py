@@ -43,9 +43,12 @@ EMBED_LAYERS = (
     {"families", "formats", "hub", "scan", "virnucpro"},
     {"mending"},
     {"merge", "planning", "resident", "selftest", "sequences"},
-    {"claim"},
+    {"store"},
+    {"claim", "tending"},
     {"encoder", "handler"},
     {"calibrate", "onefile"},
+    {"asking"},
+    {"storecli"},
     {"cli"},
     {"__main__"},
 )
@@ -63,10 +66,11 @@ DOORS = {
             "pooling",
             "engine",
             "resident",
+            "store",
             "virnucpro",
         },
         "safetensors": {"models", "dnabert", "outputs", "selftest"},
-        "click": {"cli"},
+        "click": {"cli", "storecli"},
     },
 }
 

@@ -37,6 +37,7 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         "staged": count.staged.claims,
         "cost": {name: amount.cost for name, amount in amounts.items()},
         "measures": count.measures,
+        "store_hits": snapshot.store_hits,
         "progress": round(snapshot.progress, 6),
         "unit": snapshot.unit,
         "items_per_s": snapshot.items_per_s,

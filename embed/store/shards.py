@@ -1,0 +1,229 @@
+"""Read the file of one shard. Any reader of safetensors can open it, too.
+
+    keys       (n, 16) U8, sorted: what a lookup searches, in a memory map
+    rows       (n,) I64: the row of each key; rows are in the order in which they were written
+    lengths    (n,) I64, by row, as everything that follows: letters of the sequence
+    inputs     (n,) I64: which of `input_names` (a JSON list, as bytes) it came from
+    id_cuts    (n + 1,) I64, cutting `ids`, bytes: the record's id in that input
+    text_cuts  (n + 1,) I64, cutting `texts`, bytes: what was embedded, if that was text
+    norms      (n,) F32: the length of each vector
+    vectors    (n, width) F32 or F16
+    digest     (32,) U8: sha256 of all that comes before it in the file
+
+Keys are mapped into memory; everything else is read by pread(2). A read from a file that another
+host removed fails with ESTALE, which is answered by reading the shard that took its place. A page
+of a map fails with SIGBUS, which nothing survives; so only what is searched at once after the
+directory was listed is mapped, and compactions leave superseded files for a while.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.store.encoding import DIGEST, TYPES, Columns, Rows
+from embed.store.keys import KEY, Keys
+from embed.store.places import Place
+from fsqueue import FsqueueError
+
+GONE: Final = {errno.ENOENT, errno.ESTALE}
+HEADER_MAX: Final = 1 << 20
+PIECE: Final = 1 << 23
+
+
+class Vanished(FsqueueError):
+    """A shard is not there any more: another stands for it. List the directory again."""
+
+
+class StoreError(FsqueueError):
+    """The store on disk is not as it was written: stop and look at the path named."""
+
+
+class Shard:
+    """One shard, opened: its keys are mapped, its file is opened again for each read."""
+
+    def __init__(self, directory: str, place: Place) -> None:
+        """Open it. Raises Vanished, StoreError."""
+        self.place = place
+        self.path = f"{directory}/{place.name}"
+        fd = self._open()
+        try:
+            self._start, self._tensors = self._read_header(fd, os.fstat(fd).st_size)
+            self.count, self.width = self._tensors["vectors"][1]
+            self.number = self._tensors["vectors"][0]
+            end = self._start + self._tensors["rows"][2] + 8 * self.count
+            self._map = mmap.mmap(fd, end, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            os.close(fd)
+        self.keys: Keys = np.frombuffer(self._map, KEY, self.count, self._at("keys"))
+        self._by_row: Rows | None = None
+        self.rows: Rows = np.frombuffer(self._map, "<i8", self.count, self._at("rows"))
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes the file has."""
+        return self._start + max(end for _, _, _, end in self._tensors.values())
+
+    @property
+    def has_texts(self) -> bool:
+        return "texts" in self._tensors
+
+    def find(self, wanted: Keys) -> Rows:
+        """Return the row of each key, -1 where it is not here."""
+        if not self.count:
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self.keys, wanted), self.count - 1)
+        return np.where(self.keys[at] == wanted, self.rows[at], -1)
+
+    def vectors(self, rows: Rows) -> NDArray[Any]:
+        """Return the vectors of these rows, as stored. Raises Vanished."""
+        found = np.empty((len(rows), self.width), self.number)
+        order = np.argsort(rows, kind="stable")
+        fd = self._open()
+        try:
+            # Rows that lie one after the other are read at once: often that is all of them.
+            for run in np.split(order, np.flatnonzero(np.diff(rows[order]) != 1) + 1):
+                if len(run):
+                    block = np.empty((len(run), self.width), self.number)
+                    self._fill(fd, self._at("vectors") + int(rows[run[0]]) * block[0].nbytes, block)
+                    found[run] = block
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            os.close(fd)
+        return found
+
+    def blocks(self, rows_max: int, names: tuple[str, ...]) -> Iterator[list[NDArray[Any]]]:
+        """Yield the columns named, block by block; arrays are reused. Raises Vanished."""
+        widths = [self.width if name == "vectors" else 1 for name in names]
+        buffers = [np.empty((min(rows_max, self.count), width), self._tensors[name][0])
+                   for name, width in zip(names, widths, strict=True)]  # fmt: skip
+        fd = self._open()
+        try:
+            for begin in range(0, self.count, rows_max):
+                parts = [buffer[: min(rows_max, self.count - begin)] for buffer in buffers]
+                for name, part in zip(names, parts, strict=True):
+                    self._fill(fd, self._at(name) + begin * part[0].nbytes, part)
+                yield parts
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            os.close(fd)
+
+    def columns(self) -> Columns:
+        """Return everything but the vectors, rows in their order. Raises Vanished."""
+        keys = np.empty(self.count, KEY)
+        keys[self.rows] = self.keys
+        names = json.loads(self._bytes("input_names"))
+        lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
+        texts = self._texts("texts", "text_cuts") if self.has_texts else []
+        return Columns(keys, lengths, inputs, names, self._texts("ids", "id_cuts"), texts)
+
+    def key_of(self, row: int) -> bytes:
+        """Return the key of a row."""
+        if self._by_row is None:
+            self._by_row = np.empty(self.count, "<i8")
+            self._by_row[self.rows] = np.arange(self.count)
+        return bytes(self.keys[self._by_row[row]])
+
+    def facts(self, rows: list[int]) -> list[tuple[str, str, int, str]]:
+        """Return the input, the record's id, the length and the text of rows. Raises Vanished."""
+        if not rows:
+            return []
+        names = json.loads(self._bytes("input_names"))
+        lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
+        ids = self._texts("ids", "id_cuts", rows)
+        texts = self._texts("texts", "text_cuts", rows) if self.has_texts else [""] * len(rows)
+        return [
+            (names[inputs[row]], id, int(lengths[row]), text)
+            for row, id, text in zip(rows, ids, texts, strict=True)
+        ]
+
+    def norms(self) -> NDArray[np.float32]:
+        """Return the length of each vector. Raises Vanished."""
+        return np.frombuffer(self._bytes("norms"), "<f4")
+
+    def _texts(self, name: str, cuts: str, rows: list[int] | None = None) -> list[str]:
+        data, at = self._bytes(name), np.frombuffer(self._bytes(cuts), "<i8").tolist()
+        wanted = range(self.count) if rows is None else rows
+        return [data[at[n] : at[n + 1]].decode("utf-8", "surrogateescape") for n in wanted]
+
+    def is_whole(self) -> bool:
+        """Read all of the file, and say whether it is as it was written. Raises Vanished."""
+        hashed, fd = hashlib.sha256(), self._open()
+        try:
+            left, at = self.size - DIGEST, 0
+            while left and (part := os.pread(fd, min(PIECE, left), at)):
+                hashed.update(part)
+                left, at = left - len(part), at + len(part)
+            return not left and hashed.digest() == os.pread(fd, DIGEST + 1, at)
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            os.close(fd)
+
+    def _bytes(self, name: str) -> bytes:
+        _, _, begin, end = self._tensors[name]
+        data = np.empty(end - begin, "u1")
+        fd = self._open()
+        try:
+            self._fill(fd, self._start + begin, data)
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            os.close(fd)
+        return data.tobytes()
+
+    def _fill(self, fd: int, at: int, target: NDArray[Any]) -> None:
+        view = memoryview(target.reshape(-1).view("u1").data)
+        while view:
+            count = os.preadv(fd, [view], at)
+            if not count:
+                raise self._damaged("is cut short")
+            view, at = view[count:], at + count
+
+    def _at(self, name: str) -> int:
+        return int(self._start + self._tensors[name][2])
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise self._gone(error) from error
+
+    def _read_header(self, fd: int, size: int) -> tuple[int, dict[str, Any]]:
+        try:
+            (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
+            header = json.loads(os.pread(fd, min(length, HEADER_MAX), 8))
+            header.pop("__metadata__")
+            tensors = {
+                name: (np.dtype(TYPES[t["dtype"]]), tuple(t["shape"]), *t["data_offsets"])
+                for name, t in header.items()
+            }
+            if size != 8 + length + tensors["digest"][3] or "vectors" not in tensors:
+                raise ValueError(f"has {size:,} bytes")
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise self._damaged(f"is no shard or cut short ({error})") from error
+        return 8 + length, tensors
+
+    def _damaged(self, how: str) -> StoreError:
+        return StoreError(
+            f"{self.path}: {how}; fsqueue publishes shards whole, so something else changed it. "
+            f"Remove it, and its vectors are computed again when they are needed."
+        )
+
+    def _gone(self, error: OSError) -> OSError | Vanished:
+        if error.errno in GONE:
+            return Vanished(f"{self.path} is not there any more")
+        return error

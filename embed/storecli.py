@@ -1,0 +1,138 @@
+"""`fsqueue embed search`, `export` and `store`: ask a store, take it elsewhere, tend it.
+
+A door to click, as `cli.py`. What a command needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from fsqueue import UsageError
+from fsqueue.cli.options import SETTINGS, Duration, json_option, plural, print_json, print_table
+
+
+def _store_argument(command: Any) -> Any:
+    return click.argument("root", metavar="STORE", type=click.Path(), envvar="FSQUEUE_STORE")(
+        command
+    )
+
+
+def _space_options(command: Any) -> Any:
+    command = click.option("--model", metavar="NAME", help="Which, if the collection has several.")(
+        command
+    )
+    return click.option("--collection", default="default", show_default=True)(command)
+
+
+@click.command("search", context_settings=SETTINGS)
+@_store_argument
+@click.argument("query", metavar="QUERY", type=click.Path())
+@click.option("-k", "count", type=click.IntRange(1, 10_000), default=10, show_default=True)
+@_space_options
+@click.option("--weights", metavar="MODEL", help="Where the model is now, if it was a folder that "
+              "moved: a folder, or a hub id.")  # fmt: skip
+@json_option
+def search(root: str, query: str, count: int, as_json: bool, **how: Any) -> None:
+    """Find the nearest vectors in STORE of each sequence in the FASTA file QUERY.
+
+    Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were; a .npy file
+    holds vectors of its own, (queries, width).
+    """
+    from embed.asking import ask
+
+    answers = ask(root, query, count, **how)
+    if as_json:
+        print_json([asdict(answer) for answer in answers])
+        return
+    rows = [
+        (answer.query, number, hit.record, hit.input, f"{score:.4f}", hit.length)
+        for answer in answers
+        for number, (hit, score) in enumerate(zip(answer.hits, answer.scores, strict=True), 1)
+    ]
+    print_table(("query", "rank", "record", "input", "cosine", "length"), rows, left=1)
+
+
+@click.group("store", context_settings=SETTINGS)
+def store() -> None:
+    """Look at a store of vectors, verify it, make few shards of many.
+
+    A store is filled by claims: fsqueue plan embed POOL INPUT... --model M --store DIR
+    """
+
+
+@store.command("info", context_settings=SETTINGS)
+@_store_argument
+@json_option
+def info(root: str, as_json: bool) -> None:
+    """Say what STORE holds."""
+    from embed.store.folders import spaces
+    from embed.store.verify import info as info_of
+
+    found = [info_of(collection, view) for collection, view in spaces(root)]
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    if not found:
+        click.echo(f"{root}: a store that holds nothing yet.")
+        return
+    header = "collection space width stored vectors duplicates shards MiB superseded".split()
+    print_table(
+        header,
+        [
+            (one.collection, one.space, one.width, one.stored, one.vectors, one.duplicates,
+             one.shards, f"{one.bytes / 2**20:.1f}", one.superseded)
+            for one in found
+        ],
+        left=2,
+    )  # fmt: skip
+
+
+@store.command("verify", context_settings=SETTINGS)
+@_store_argument
+def verify(root: str) -> None:
+    """Read all of STORE, and say what is not as it was written; then the exit status is 1."""
+    from embed.store.folders import spaces
+    from embed.store.verify import verify as wrong_with
+
+    found = list(spaces(root))
+    wrong = [line for _, view in found for line in wrong_with(view)]
+    for line in wrong:
+        click.echo(line, err=True)
+    if wrong:
+        sys.exit(1)
+    shards = sum(len(view.shards) for _, view in found)
+    click.echo(
+        f"{root}: {plural(shards, 'shard')} in {plural(len(found), 'space')}, as they were written."
+    )
+
+
+@store.command("compact", context_settings=SETTINGS)
+@_store_argument
+@click.option("--grace", type=Duration(), default=600.0, show_default=True,
+              help="Remove what a shard stands for once it is there for so long.")  # fmt: skip
+@json_option
+def compact(root: str, grace: float, as_json: bool) -> None:
+    """Make few large shards of many small ones, here and now.
+
+    Readers and writers go on meanwhile. The same as a claim for storage workers: fsqueue plan
+    compact POOL STORE, fsqueue work POOL --role storage.
+    """
+    from embed.store.compact import compact as compact_space
+    from embed.store.folders import spaces
+
+    if grace < 0:
+        raise UsageError("--grace must be 0 or more.")
+    done = {f"{name}/{view.space.name}": compact_space(view, grace_s=grace)
+            for name, view in spaces(root)}  # fmt: skip
+    if as_json:
+        print_json({name: asdict(one) for name, one in done.items()})
+        return
+    for name, one in done.items():
+        click.echo(
+            f"{name}: {one.merged} shards became {one.made}; {one.duplicates} duplicates left out; "
+            f"{one.removed} files removed, {one.waiting} will be once they are {grace:g} s old."
+        )

@@ -1,0 +1,215 @@
+"""Shards are published whole under numbers, and the lowest number that holds a key counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from embed.store import places, writer
+from embed.store.keys import Space, from_hexadecimal, hexadecimal, key
+from embed.store.places import Place
+from embed.store.shards import Shard, StoreError, Vanished
+from embed.store.view import View
+from fsqueue import atomic
+from tests.support.stores import OPTIONS, columns_of, keys_of, open_view, put, vectors_of
+
+
+def test_what_was_stored_is_found_again_exactly(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, range(100))
+    other = open_view(tmp_path / "store")
+    found, vectors = other.lookup(keys_of([5, 1000, 99, 0]))
+    assert found.tolist() == [True, False, True, True]
+    assert vectors.tobytes() == vectors_of([5, 99, 0]).tobytes()
+
+
+def test_rows_that_lie_apart_are_read_in_the_order_asked(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, range(50))
+    wanted = [40, 3, 4, 5, 41, 0, 49, 20]
+    _, vectors = view.lookup(keys_of(wanted))
+    assert vectors.tobytes() == vectors_of(wanted).tobytes()
+
+
+def test_the_first_vector_of_a_key_counts_for_good(tmp_path: Path) -> None:
+    first, second = open_view(tmp_path / "store"), open_view(tmp_path / "store")
+    put(first, range(10))
+    counting = put(second, range(5, 15), "other")
+    assert counting[:5].tobytes() == vectors_of(range(5, 10)).tobytes()
+    assert counting[5:].tobytes() == vectors_of(range(10, 15), "other").tobytes()
+    assert [shard.count for shard in second.shards] == [10, 5]
+
+
+def test_two_writers_of_one_key_at_once_get_the_same_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, fast = open_view(tmp_path / "store"), open_view(tmp_path / "store")
+    stage = atomic.stage
+
+    def overtaken(path: str, parts: object) -> None:
+        monkeypatch.setattr(atomic, "stage", stage)
+        put(fast, range(10), "fast")
+        stage(path, parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(atomic, "stage", overtaken)
+    counting = put(slow, range(10), "slow")
+    assert counting.tobytes() == vectors_of(range(10), "fast").tobytes()
+    assert [shard.count for shard in slow.shards] == [10, 10]
+    assert slow.lookup(keys_of(range(10)))[1].tobytes() == counting.tobytes()
+
+
+def test_a_number_that_was_compacted_away_meanwhile_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer listed shard 1, then slept while 2 came, and both became 1-2."""
+    view = open_view(tmp_path / "store")
+    put(view, [1])
+    folder = Path(view.directory)
+    stage = atomic.stage
+
+    def overtaken(path: str, parts: object) -> None:
+        monkeypatch.setattr(atomic, "stage", stage)
+        other = open_view(tmp_path / "store")
+        put(other, [2])
+        columns, vectors = columns_of([1, 2]), vectors_of([1, 2])
+        data = writer.encode(columns, writer.norms(vectors), [vectors], (*vectors.shape, "<f4"))
+        (folder / Place(1, 2).name).write_bytes(b"".join(data))
+        for number in (1, 2):
+            (folder / Place(number, number).name).unlink()
+        stage(path, parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(atomic, "stage", overtaken)
+    put(view, [3])
+    assert [shard.place for shard in view.shards] == [Place(1, 2), Place(3, 3)]
+    found, vectors = open_view(tmp_path / "store").lookup(keys_of([1, 2, 3]))
+    assert found.all()
+    assert vectors.tobytes() == vectors_of([1, 2, 3]).tobytes()
+
+
+def test_a_crash_while_writing_leaves_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = open_view(tmp_path / "store")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space"):
+        put(view, range(3))
+    assert [path.name for path in Path(view.directory).iterdir()] == ["space.json"]
+
+
+def test_a_shard_is_a_safetensors_file(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, range(3))
+    with safe_open(view.shards[0].path, framework="numpy") as file:
+        assert file.get_tensor("vectors").tobytes() == vectors_of(range(3)).tobytes()
+        assert file.get_tensor("ids").tobytes() == b"record0record1record2"
+
+
+def test_half_precision_is_stored_and_returned_rounded(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store", store_dtype="float16")
+    counting = put(view, range(4))
+    assert counting.dtype == np.float16
+    assert counting.tobytes() == vectors_of(range(4)).astype(np.float16).tobytes()
+    assert view.shards[0].size < 1500
+
+
+def test_a_reader_whose_shard_vanished_reads_what_took_its_place(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, [1])
+    put(view, [2])
+    columns, vectors = columns_of([1, 2]), vectors_of([1, 2])
+    data = writer.encode(columns, writer.norms(vectors), [vectors], (*vectors.shape, "<f4"))
+    reader = open_view(tmp_path / "store")
+    (Path(view.directory) / Place(1, 2).name).write_bytes(b"".join(data))
+    for number in (1, 2):
+        (Path(view.directory) / Place(number, number).name).unlink()
+    with pytest.raises(Vanished):
+        reader.shards[0].vectors(np.array([0]))
+    assert reader.lookup(keys_of([1, 2]))[1].tobytes() == vectors.tobytes()
+
+
+@pytest.mark.parametrize("change", ["cut", "empty", "text", "flipped"])
+def test_a_file_that_is_no_whole_shard_is_refused_by_name(tmp_path: Path, change: str) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, range(20))
+    path = Path(view.shards[0].path)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes({"cut": data[:-9], "empty": b"", "text": b"hello", "flipped": data}[change])
+    if change == "flipped":
+        assert not Shard(view.directory, Place(1, 1)).is_whole()
+        return
+    with pytest.raises(StoreError, match="00000001.safetensors"):
+        Shard(view.directory, Place(1, 1))
+
+
+def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
+    view = open_view(tmp_path / "store")
+    put(view, range(3))
+    strange = View(view.directory, Space.of({**OPTIONS, "width": 9}))
+    with pytest.raises(StoreError, match="put here by hand"):
+        strange.refresh()
+
+
+@pytest.mark.parametrize(
+    ("names", "counting", "missing"),
+    [
+        ([], [], []),
+        ([(1, 1), (2, 2)], [(1, 1), (2, 2)], []),
+        ([(1, 1), (1, 2), (2, 2), (3, 3)], [(1, 2), (3, 3)], []),
+        ([(1, 5), (3, 8), (4, 4), (9, 9)], [(1, 5), (3, 8), (9, 9)], []),
+        ([(1, 1), (4, 6), (9, 9)], [(1, 1), (4, 6), (9, 9)], [(2, 3), (7, 8)]),
+        ([(2, 2)], [(2, 2)], [(1, 1)]),
+    ],
+)
+def test_what_counts_of_overlapping_shards(
+    names: list[tuple[int, int]], counting: list[tuple[int, int]], missing: list[tuple[int, int]]
+) -> None:
+    found = [Place(*name) for name in names]
+    assert places.counting(found) == [Place(*name) for name in counting]
+    assert list(places.gaps(found)) == missing
+    assert set(places.superseded(found)) == set(found) - set(places.counting(found))
+
+
+NO_NAMES = (
+    "1.safetensors 00000002-00000001.safetensors x space.json 00000000.safetensors "
+    "00000001-00000001.safetensors"
+).split()
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_other_names_are_no_shards(name: str) -> None:
+    assert places.parse(name) is None
+
+
+def test_names_are_read_as_they_are_written() -> None:
+    for place in (Place(1, 1), Place(1, 9), Place(99_999_999, 123_456_789)):
+        assert places.parse(place.name) == place
+
+
+def test_a_key_follows_from_the_tokens_and_the_space() -> None:
+    space = Space.of(OPTIONS).digest
+    ids = bytes([5, 6, 7])
+    assert key(space, [ids]) == key(space, [np.array([5, 6, 7], np.uint16)])
+    assert key(space, [ids]) != key(space, [ids[:2], ids[2:]])
+    others = {"pooling": "cls", "dtype": "float16", "long": "window", "max_residues": 5,
+              "weights": "sha256:f", "store_dtype": "float16"}  # fmt: skip
+    spaces = {Space.of({**OPTIONS, name: value}).digest for name, value in others.items()}
+    assert len(spaces | {space}) == len(others) + 1
+    assert Space.of({**OPTIONS, "model": "renamed"}).digest == space
+
+
+def test_ids_are_keys_in_hexadecimal() -> None:
+    keys = keys_of(range(300))  # some end in NUL, which numpy hides
+    ids = hexadecimal(keys)
+    assert {len(id) for id in ids} == {32}
+    assert (from_hexadecimal(ids) == keys).all()
+    with pytest.raises(ValueError, match="32"):
+        from_hexadecimal(["ab"])
