@@ -53,6 +53,29 @@ def try_lock(path: str) -> Iterator[bool]:
         lock.release()
 
 
+def free_elsewhere(path: str) -> bool | None:
+    """Say whether another process gets a lock that we hold; None if there are no locks here."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError, Timeout):
+        return None
+    try:
+        # Not forked: a forked process would share what it is to be refused.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_is_free, path).result()
+    finally:
+        lock.release()
+
+
+def _is_free(path: str) -> bool:
+    with try_lock(path) as free:
+        return free
+
+
 @contextmanager
 def host_lock(name: str, *, timeout_s: float = 3600.0) -> Iterator[None]:
     """Hold the lock called `name` on this host, for this user; wait for it if need be."""
