@@ -52,7 +52,6 @@ class Consultation:
             self._act_and_look(meeting)
             yield from self._delay_findings()
             yield from self._contest(meeting)
-            yield self._lock(meeting)
             meeting.part()
         finally:
             meeting.close()
@@ -85,39 +84,51 @@ class Consultation:
         meeting.hear("acted")
         shown = {name for name in meeting.list() if name.startswith(f"{meeting.other}-")}
         self._whole = shown == {f"{meeting.other}-{part}" for part in ("new", "renamed", "grown")}
-        self._look_by_stat(paths)
-        self._ping(meeting)
+        heard = time.monotonic()
+        if meeting.leads:
+            self._ping(meeting)
+        else:
+            self._answer(meeting)
+        self._look_by_stat(paths, heard)
 
-    def _look_by_stat(self, paths: dict[str, str]) -> None:
+    def _look_by_stat(self, paths: dict[str, str], begun: float) -> None:
         """Ask by name until stat says what the listing said, or `look_s` is over."""
         asks: dict[str, Callable[[], bool]] = {
             "new name, stat": lambda: _stat(paths["new"]) is not None,
             "old name, stat": lambda: _stat(paths["old"]) is None,
             "mtime, stat": lambda: (_stat(paths["grown"]) or (0, 0))[0] > len(b"first\n"),
         }
-        begun = time.monotonic()
         self._delays.update(dict.fromkeys(asks))
-        while asks and time.monotonic() - begun < self.look_s:
+        while asks:
             for name in [name for name, ask in asks.items() if ask()]:
                 self._delays[name] = time.monotonic() - begun
                 del asks[name]
+            if time.monotonic() - begun > self.look_s:
+                return
             time.sleep(0.005)
 
     def _ping(self, meeting: Meeting) -> None:
         """Measure how long it takes until the other has seen a name, and we have his answer."""
-        meeting.say("ready")
-        meeting.hear("ready")
-        first = meeting.me < meeting.other
         for number in range(PINGS):
             begun = time.monotonic()
-            if first:
-                meeting.say(f"ping{number}")
-                meeting.hear(f"pong{number}")
-            else:
-                meeting.hear(f"ping{number}")
+            meeting.say(f"ping{number}")
+            meeting.hear(f"pong{number}")
+            self.echo_s = max(self.echo_s, time.monotonic() - begun)
+            if self.echo_s > QUICK_S:
+                break
+        meeting.say("pinged", {"echo_s": self.echo_s})
+
+    def _answer(self, meeting: Meeting) -> None:
+        """Answer each ping until there are no more."""
+        number = 0
+
+        def answer() -> None:
+            nonlocal number
+            if f"{meeting.other}.ping{number}" in meeting.list():
                 meeting.say(f"pong{number}")
-            if number or first:  # who answers has waited for the question, the first time
-                self.echo_s = max(self.echo_s, time.monotonic() - begun)
+                number += 1
+
+        self.echo_s = float(meeting.hear("pinged", meanwhile=answer)["echo_s"])
 
     def _delay_findings(self) -> Iterator[Finding]:
         text = f"what one host does, the other lists and answers within {self.echo_s:.2f} s"
@@ -136,46 +147,36 @@ class Consultation:
                 yield fine(name, f"right {delay_s:.2f} s after the listing is")
 
     def _contest(self, meeting: Meeting) -> Iterator[Finding]:
-        """Reach for the same names at the same moments as the other host."""
-        first = meeting.me < meeting.other
+        """Reach for the same names at the same moments; then one holds a lock, the other tries."""
         arena = f"{self.directory}/.fsqueue-doctor-{min(meeting.me, meeting.other)}"
-        if first:
+        lock = f"{meeting.directory}/{min(meeting.me, meeting.other)}-lock"
+        if meeting.leads:
             atomic.make_directory(arena)
             prepare(arena, ROUNDS)
-            start = time.time() + self._skew_s + 1.0 + 2 * self.echo_s
+            start = time.time() + self._skew_s + 1.0 + self.echo_s
             meeting.say("start", {"at": start})
         else:
             start = float(meeting.hear("start")["at"])
         won = contend(arena, meeting.me, ROUNDS, start - self._skew_s)
-        meeting.say("won", {"prizes": won})
-        lost = meeting.hear("won").get("prizes", [])
-        problems = judge([won, lost], ROUNDS)
-        if first:
-            meeting.hear("judged")
+        if meeting.leads:
+            with try_lock(lock):
+                meeting.say("won", {"prizes": won})
+                theirs = meeting.hear("won")
+            free = bool(theirs.get("free"))
             atomic.discard_tree(arena)
         else:
-            meeting.say("judged")
-        if problems:
+            theirs = meeting.hear("won")
+            with try_lock(lock) as free:
+                meeting.say("won", {"prizes": won, "free": free})
+        if problems := judge([won, theirs.get("prizes", [])], ROUNDS):
             yield bad("hosts contest", f"{problems[0]}: a claim or an output could be doubled")
         else:
             each = f"{ROUNDS} times {', '.join(RACES)}"
             yield fine("hosts contest", f"{each} by both hosts at one moment: one winner each")
-
-    def _lock(self, meeting: Meeting) -> Finding:
-        """Let one host hold a lock while the other tries it."""
-        path = f"{meeting.directory}/lock"
-        if meeting.me < meeting.other:
-            with try_lock(path):
-                meeting.say("held")
-                free = bool(meeting.hear("tried").get("free"))
-        else:
-            meeting.hear("held")
-            with try_lock(path) as free:
-                meeting.say("tried", {"free": free})
-            atomic.discard(path)
         if free:
-            return note("hosts flock", f"excludes nobody on another host: {SLOWER}")
-        return fine("hosts flock", "excludes the other host")
+            yield note("hosts flock", f"excludes nobody on another host: {SLOWER}")
+        else:
+            yield fine("hosts flock", "excludes the other host")
 
 
 def _mine(meeting: Meeting, part: str) -> str:

@@ -62,6 +62,11 @@ class Meeting:
             )
         return found
 
+    @property
+    def leads(self) -> bool:
+        """Say whether this is the one of the two who begins."""
+        return self.me < self.other
+
     def say(self, word: str, facts: dict[str, Any] | None = None) -> None:
         """Publish a message."""
         data = json.dumps(facts or {}).encode()
