@@ -11,10 +11,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fsqueue import atomic
 from fsqueue.errors import NotSupportedError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 RACES: Final = ("rename", "link", "create")
 ROUND_S: Final = 0.02
@@ -56,18 +59,33 @@ def judge(won: Iterable[Sequence[str]], rounds: int) -> list[str]:
 
 def run_contest_here(directory: str, *, rounds: int, processes: int) -> list[list[str]]:
     """Contend with processes of this host; return what each won."""
-    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     prepare(directory, rounds)
-    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-        list(pool.map(os.getpgid, [0] * processes))  # all are there before it starts
-        start = time.time() + 0.1
-        jobs = [
-            pool.submit(contend, directory, f"p{number}", rounds, start)
-            for number in range(processes)
-        ]
-        return [job.result() for job in jobs]
+    fork = get_context("fork")
+    start = time.time() + 0.2
+    contestants = []
+    for number in range(processes):
+        reader, writer = fork.Pipe(duplex=False)
+        given = (writer, directory, f"p{number}", rounds, start)
+        contestant = fork.Process(target=_contend_and_tell, args=given)
+        contestant.start()
+        writer.close()
+        contestants.append((contestant, reader))
+    won = []
+    for contestant, reader in contestants:
+        try:
+            won.append(reader.recv())
+        except EOFError:
+            won.append(["it ended before it could tell"])
+        contestant.join()
+    return won
+
+
+def _contend_and_tell(
+    writer: Connection, directory: str, me: str, rounds: int, start: float
+) -> None:
+    writer.send(contend(directory, me, rounds, start))
 
 
 def _take(source: str, target: str) -> bool:

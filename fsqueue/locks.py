@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +57,6 @@ def try_lock(path: str) -> Iterator[bool]:
 
 def free_elsewhere(path: str) -> bool | None:
     """Say whether another process gets a lock that we hold; None if there are no locks here."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -65,15 +64,11 @@ def free_elsewhere(path: str) -> bool | None:
         return None
     try:
         # Not forked: a forked process would share what it is to be refused.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_is_free, path).result()
+        script = "import sys; from fsqueue.locks import try_lock\n"
+        script += "with try_lock(sys.argv[1]) as free: sys.exit(not free)"
+        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
     finally:
         lock.release()
-
-
-def _is_free(path: str) -> bool:
-    with try_lock(path) as free:
-        return free
 
 
 @contextmanager

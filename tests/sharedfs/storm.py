@@ -20,7 +20,6 @@ from tests.support.processes import wait_for
 from tests.support.storm import PROGRAM
 
 STEAL_INTERVAL = "0.5"
-CALM_S = 90.0
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Storm:
     lasts_s: float = 8.0
     kill_every_s: float = 0.7
     pause_max_s: float = 1.0
+    calm_at_most_s: float = 90.0
     kills: int = 0
     calm_s: float = 0.0
     """How long it took, after the last kill, until all was done."""
@@ -62,7 +62,7 @@ class Storm:
             self.kills += 1
         self._calm()
         witness.send(signal.SIGTERM)
-        witness.reap(deadline_s=CALM_S)
+        witness.reap(deadline_s=self.calm_at_most_s)
         out, err = witness.said()
         assert out, err
         self.tally = json.loads(out)
@@ -104,21 +104,21 @@ class Storm:
             if self._crew:
                 return False
             last = self._start(host)
-            status = last.reap(deadline_s=CALM_S)
+            status = last.reap(deadline_s=self.calm_at_most_s)
             return status == 0
 
-        wait_for(all_done, f"{self.name} to be done", deadline_s=CALM_S)
+        wait_for(all_done, f"{self.name} to be done", deadline_s=self.calm_at_most_s)
         self.calm_s = time.monotonic() - begun
 
-    def verify(self) -> None:
-        """Find every output there once and whole, and nothing else wrong."""
+    def verify(self) -> str:
+        """Find every output there once and whole, and nothing else wrong; say how it went."""
         tally = self.tally
         assert not tally["problems"], "\n".join(tally["problems"])
         wrong = {what: tally[what] for what in ("lost", "doubled", "torn", "strangers", "failed")}
         assert not any(wrong.values()), wrong
         assert tally["done"] == self.claims
         assert tally["recovered"] > 0, "no worker was killed while it held a claim"
-        print(
+        return (
             f"{self.name}: seed {self.seed}, {self.claims} claims, {self.kills} kills, "
             f"{tally['recovered']} recovered, all done {self.calm_s:.1f} s after the last kill"
         )
