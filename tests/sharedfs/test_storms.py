@@ -47,28 +47,6 @@ def test_a_lease_shorter_than_the_listings_are_late_costs_attempts_and_no_output
         tell(Storm(hosts, "sshfs, 20 s late", seed, claims=30, calm_at_most_s=300).run().verify())
 
 
-FAULTS = {
-    "lost replies": {"lost_reply": {"rename": 0.05, "link": 0.05, "mkdir": 0.05, "unlink": 0.05}},
-    "stale handles": {"error": {"open": ["ESTALE", 0.05], "readdir": ["ESTALE", 0.02]}},
-    "no locks": {"error": {"flock": ["ENOLCK", 1.0]}},
-}
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("fault", FAULTS)
-def test_every_output_is_there_once_on_a_mount_that_errs(
-    fault: str, scratch: Path, seed: int, tell: Tell
-) -> None:
-    with mounted.faultfs(scratch, FAULTS[fault]) as hosts:
-        tell(Storm(hosts, fault.replace(" ", "-"), seed).run().verify())
-
-
-@pytest.mark.nightly
-def test_every_output_is_there_once_on_cephfs(scratch: Path, seed: int, tell: Tell) -> None:
-    with mounted.cephfs(scratch) as hosts:
-        tell(Storm(hosts, "cephfs", seed).run().verify())
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["glusterfs", "moosefs", "juicefs"])
 def test_long_storms(name: str, scratch: Path, seed: int, tell: Tell) -> None:
