@@ -176,6 +176,7 @@ def creates(scratch: str) -> Finding:
     try:
         atomic.stage(path, (b"second",))
     except FileExistsError:
+        # Not a RACE: nobody else looks in here; this is what is wanted.
         return fine("create", "O_EXCL refuses a name that is there")
     return bad("create", "O_EXCL opened a file that was there: half-written files could mix")
 
@@ -191,6 +192,7 @@ def renames(scratch: str) -> Finding:
     try:
         atomic.rename(f"{scratch}/waiting", f"{scratch}/again")
     except FileNotFoundError:
+        # Not a RACE: nobody else looks in here; this is what is wanted.
         return fine("rename", "moves a name, and fails once it is gone: a claim has one owner")
     return bad("rename", "of a name that is gone reports success: a claim could have two owners")
 
