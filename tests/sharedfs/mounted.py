@@ -161,6 +161,9 @@ def moosefs(scratch: Path) -> Iterator[list[Host]]:
         # Names can be made before a chunk server has registered, and bytes cannot.
         write = ["sh", "-c", 'echo x >"$1" && rm "$1"', "sh", f"{hosts[0].share}/.ready"]
         wait_for(lambda: hosts[0].start(*write).reap() == 0, "a chunk server")
+        # Its space is told later still, and no pool is planned where none is free.
+        free = ["sh", "-c", 'test "$(df --output=avail -m "$1" | tail -n 1)" -gt 1', "sh"]
+        wait_for(lambda: hosts[0].start(*free, hosts[0].share).reap() == 0, "free space")
         yield hosts
 
 

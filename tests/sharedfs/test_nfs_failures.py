@@ -20,7 +20,7 @@ from tests.sharedfs.nfs import Guest, Lan
 from tests.support.processes import wait_for
 from tests.support.storm import PROGRAM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 Tell = Callable[[str], None]
 LEASE_S = 3.0
 RUNS_S = 4.0
@@ -115,7 +115,7 @@ def guest(host: Host) -> Guest:
     return host
 
 
-@pytest.fixture(params=["4.2", pytest.param("3", marks=pytest.mark.nightly)])
+@pytest.fixture(params=["4.2", "3"])
 def version(request: pytest.FixtureRequest) -> Iterator[str]:
     """The version of NFS."""
     yield request.param
@@ -168,7 +168,6 @@ def test_a_host_that_loses_power_costs_an_attempt_of_what_it_held(
     tell(f"nfs {version}, host without power: its claim was taken over {took_s:.1f} s later")
 
 
-@pytest.mark.nightly
 def test_replies_that_are_lost_while_the_server_reboots_lose_and_double_nothing(
     version: str, lan: Lan, tell: Tell
 ) -> None:

@@ -1,4 +1,7 @@
-"""Exactly once on real shared file systems: two hosts, workers killed at random on both."""
+"""Exactly once on real shared file systems: two hosts, workers killed at random on both.
+
+Those that stand up within seconds run with all tests; the others, and the long ones, are nightly.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ pytestmark = pytest.mark.slow
 Tell = Callable[[str], None]
 
 
-@pytest.mark.parametrize("name", ["glusterfs", "moosefs", "juicefs"])
+@pytest.mark.parametrize(
+    "name", ["glusterfs", "juicefs", pytest.param("moosefs", marks=pytest.mark.nightly)]
+)
 def test_every_output_is_there_once_on_a_cluster_file_system(
     name: str, scratch: Path, seed: int, tell: Tell
 ) -> None:
@@ -24,12 +29,14 @@ def test_every_output_is_there_once_on_a_cluster_file_system(
         tell(Storm(hosts, name, seed).run().verify())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_every_output_is_there_once_on_nfs(version: str, lan: Lan, seed: int, tell: Tell) -> None:
     storm = Storm(lan.clients(version), f"nfs-{version}", seed, claims=40, kill_every_s=1.0)
     tell(storm.run().verify())
 
 
+@pytest.mark.nightly
 def test_every_output_is_there_once_where_locks_exclude_nobody(
     scratch: Path, seed: int, tell: Tell
 ) -> None:
