@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,22 @@ def try_lock(path: str) -> Iterator[bool]:
         return
     try:
         yield True
+    finally:
+        lock.release()
+
+
+def free_elsewhere(path: str) -> bool | None:
+    """Say whether another process gets a lock that we hold; None if there are no locks here."""
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError, Timeout):
+        return None
+    try:
+        # Not forked: a forked process would share what it is to be refused.
+        script = "import sys; from fsqueue.locks import try_lock\n"
+        script += "with try_lock(sys.argv[1]) as free: sys.exit(not free)"
+        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
     finally:
         lock.release()
 

@@ -19,6 +19,20 @@ settings.register_profile("fsqueue", deadline=None)
 settings.load_profile("fsqueue")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --nightly, which also runs what takes too long for every change."""
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked nightly, with a reason, unless it was asked for."""
+    if config.getoption("--nightly"):
+        return
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="nightly: scripts/test --nightly runs it"))
+
+
 def pytest_configure() -> None:
     """Forget what the caller's shell or cluster job says of pools; keep tests off the network.
 

@@ -64,6 +64,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
     outside = {
+        "--nightly",
         "--no-deps",
         "--requeue",
         "--array",

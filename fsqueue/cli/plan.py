@@ -31,6 +31,7 @@ from fsqueue.planner import (
     preview,
 )
 from fsqueue.pool import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
+from fsqueue.probes import refuse_unfit
 from fsqueue.score import Tier
 from fsqueue.status import printable
 
@@ -146,6 +147,8 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
     if given["dry_run"]:
         outcome = preview(pool, request, progress=progress)
     else:
+        if pool is None:
+            refuse_unfit(root)
         pool = create_pool(root, lease_s=given["lease"], attempts_max=given["attempts"])
         outcome = plan_into(pool, request, progress=progress)
     _show(outcome, root, dry_run=given["dry_run"], as_json=given["as_json"])

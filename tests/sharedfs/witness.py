@@ -1,0 +1,33 @@
+"""Watch a pool's outputs from one host until told to stop, then count: `witness.py POOL PLANNED`.
+
+Prints the tally of `tests/support/storm.py` as JSON. Lines of a journal that were lost with a host
+are not missed: what counts is what is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from dataclasses import asdict
+
+from fsqueue.pool import open_pool
+from tests.support.storm import Tally, Witness
+
+LOOK_S = 0.05
+
+
+def main() -> None:
+    """Look until SIGTERM."""
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    witness = Witness(open_pool(sys.argv[1]), Tally(planned=int(sys.argv[2])))
+    while not told.wait(LOOK_S):
+        witness.look()
+    witness.look()
+    print(json.dumps(asdict(witness.count()) | {"doubled": witness.tally.doubled}))
+
+
+if __name__ == "__main__":
+    main()
