@@ -54,10 +54,11 @@ def embed(
     done = 0
     for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
         sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
-        rows = keeper.saved(number, sum(sizes))
+        rows, computed = keeper.saved(number, sum(sizes)), 0
         if rows is None:
             keeper.stop_if_asked()
             rows = engine.embed(batch, work.warn)
+            computed = sum(one.tokens for one in batch)
             _check(rows, sizes, engine.width, [reading.ids[one.row] for one in batch])
             keeper.keep(number, rows, batch)
         parts = np.split(rows, np.cumsum(sizes)[:-1])
@@ -65,7 +66,7 @@ def embed(
             assembly.add(one.row, part, window=one.window, share=one.share)
             done += one.window == 0
         known = reuse.tally.known if reuse else 0
-        work.progress(done + known, planned, tokens=sum(one.tokens for one in batch))
+        work.progress(done + known, planned, tokens=computed)
     counts = reading.counted()
     if counts.sequences != planned:
         raise ClaimFailed(
