@@ -98,7 +98,8 @@ def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
     outputs[1].unlink()
     outputs[1].write_text(content.replace("attempt 0", "attempt 1"))
     outputs[2].unlink()
-    Path(pool.state(State.DONE), str(names_in(pool, State.DONE)[4])).rename(tmp_path / "gone")
+    (gone,) = (name for name in names_in(pool, State.DONE) if name.id == outputs[4].stem)
+    Path(pool.state(State.DONE), str(gone)).rename(tmp_path / "gone")
     tally = storm.witness.count()
     assert tally.torn == 1
     assert tally.replaced == 2  # the one that is another now, and the one that is no more

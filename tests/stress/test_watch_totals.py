@@ -18,7 +18,7 @@ from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader
 from tests.support.planning import names_in
 from tests.support.processes import fsqueue, wait_for
-from tests.support.storm import Storm, Weather
+from tests.support.storm import Storm, Tally, Weather, Witness
 
 pytestmark = pytest.mark.slow
 
@@ -26,22 +26,29 @@ Totals = dict[str, int]
 STATES = ("waiting", "running", "done", "failed")
 
 
-class WatchedStorm(Storm):
-    """A storm that somebody watches all the time; at its end every worker is killed at once."""
+class Watching(Witness):
+    """A witness who also looks as a watcher does: whatever moves meanwhile, the numbers add up."""
 
-    def __init__(self, directory: Path, weather: Weather) -> None:
-        super().__init__(directory, weather)
-        self.reader = Reader(self.pool)
+    def __init__(self, pool: Pool, tally: Tally) -> None:
+        super().__init__(pool, tally)
+        self.reader = Reader(pool)
         self.looks = 0
 
-    def look_at_outputs(self) -> None:
-        """Look as a watcher does, too: whatever moves meanwhile, the numbers add up."""
-        super().look_at_outputs()
+    def look(self) -> None:
+        super().look()
         count = self.reader.snapshot().count
         parts = (count.waiting, count.running, count.done, count.failed)
         assert sum(part.claims for part in parts) == count.planned.claims == self.tally.planned
         assert sum(part.cost for part in parts) == count.planned.cost
         self.looks += 1
+
+
+class WatchedStorm(Storm):
+    """A storm that somebody watches all the time; at its end every worker is killed at once."""
+
+    def __init__(self, directory: Path, weather: Weather) -> None:
+        super().__init__(directory, weather)
+        self.witness: Watching = Watching(self.pool, self.tally)
 
     def rage_and_kill_all(self) -> None:
         """Rage; then leave claims in running/, and nobody to tidy up."""
@@ -105,11 +112,11 @@ def test_after_a_storm_of_kills_every_view_of_the_totals_is_what_is_on_disk(
     storm = WatchedStorm(tmp_path, weather)
     storm.rage_and_kill_all()
     pool, true = storm.pool, on_disk(storm.pool)
-    assert storm.tally.kills >= 10 and storm.looks >= 20
+    assert storm.tally.kills >= 10 and storm.witness.looks >= 20
     assert true["running"] > 0 and true["done"] > 0, true
 
     def assert_every_view_is_true() -> None:
-        assert seen_by(storm.reader) == true  # it looked at every step of the way
+        assert seen_by(storm.witness.reader) == true  # it looked at every step of the way
         assert seen_by(Reader(pool)) == true  # it never looked before
         assert told_by("status", pool.root) == true
         assert told_by("watch", pool.root, "--once") == true
