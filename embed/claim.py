@@ -65,8 +65,7 @@ def embed(
         for one, part in zip(batch, parts, strict=True):
             assembly.add(one.row, part, window=one.window, share=one.share)
             done += one.window == 0
-        known = reuse.tally.known if reuse else 0
-        work.progress(done + known, planned, tokens=computed)
+        work.progress(done + (reuse.tally.known if reuse else 0), planned, tokens=computed)
     counts = reading.counted()
     if counts.sequences != planned:
         raise ClaimFailed(
