@@ -34,7 +34,7 @@ POISON: Final = (
     "launch timed out",
     "cudnn_status_internal_error",
 )
-NO_MEMORY: Final = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory")
+NO_MEMORY: Final = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def use_threads(count: int) -> None:
@@ -100,7 +100,7 @@ class Engine:
                     f"this GPU's context is beyond repair ({_first_line(error)}); a fault of the "
                     f"card or its driver. This worker stops. Look at: nvidia-smi -q, dmesg"
                 ) from error
-            if not _says(error, NO_MEMORY):
+            if not is_out_of_memory(error):
                 raise
             # Outside this block, or the exception's frames keep the failed batch's memory.
         self._shrink(part, warn)
@@ -124,7 +124,12 @@ class Engine:
         warn(f"out of GPU memory with {tokens:,} tokens; going on with {self._tokens_max:,}")
 
 
-def _says(error: RuntimeError, phrases: Sequence[str]) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether a device, or the machine, had no room for what was asked of it."""
+    return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
+
+
+def _says(error: Exception, phrases: Sequence[str]) -> bool:
     text = str(error).lower()
     return any(phrase in text for phrase in phrases)
 

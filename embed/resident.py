@@ -7,7 +7,6 @@ and need their memory twice while they convert.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,14 +14,13 @@ from typing import Any, Final
 import torch
 
 from embed import families, hub, modelfiles
-from embed.engine import Encoder
+from embed.engine import Encoder, is_out_of_memory
 from embed.families import Tokens
 from embed.mending import Mending, mended
-from fsqueue import NotSupportedError, host_lock
+from fsqueue import NotSupportedError, host_lock, memory_available
 
 ROOM_BYTES: Final = 2 << 30
 """What a batch may need beside the weights."""
-NO_MEMORY: Final = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 @dataclass(slots=True)
@@ -89,7 +87,7 @@ class Residents:
             try:
                 return families.load(options["family"], folder, options["dtype"], self.device)
             except (RuntimeError, MemoryError) as error:
-                if not any(phrase in str(error).lower() for phrase in NO_MEMORY):
+                if not is_out_of_memory(error):
                     raise
                 if not self._models:
                     raise NotSupportedError(
@@ -118,12 +116,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Return the memory that is free on a device, None if nobody knows."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            found = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
-    except OSError:
-        return None  # not Linux
-    return int(found[1]) * 1024 if found else None
+    return memory_available()
 
 
 def device_name() -> str:

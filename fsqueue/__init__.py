@@ -21,6 +21,7 @@ from fsqueue.errors import (
 from fsqueue.handlers import Handler, Item, Option, Source, Work
 from fsqueue.locks import host_lock
 from fsqueue.reading import ClaimView, PlanView, PoolReader
+from fsqueue.status import memory_available
 
 __version__ = "0.1.0"
 
@@ -43,4 +44,5 @@ __all__ = [
     "WorkerBroken",
     "atomic",
     "host_lock",
+    "memory_available",
 ]

@@ -29,7 +29,7 @@ I9  A worker's lease moves only by rename, from the exact beat last seen (`lease
 Why this is safe where rename(2) is all there is: a target that carries the owner could be chosen by
 nobody else, so a rename never overwrites and never has two winners; a waiting name is never used
 twice (`returns`), so an operation that arrives late or twice finds nothing to act on; and after a
-rename that reports failure, `_move` looks whether its target is there before it calls it lost.
+rename that reports failure, `move` looks whether its target is there before it calls it lost.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from fsqueue.pool import Pool, read_json
 
 def publish(pool: Pool, plan: str, spool: str, name: ClaimName) -> bool:
     """Move a staged claim to its spool; False if another planner has done so. I4: it is whole."""
-    return _move(f"{pool.staged(plan, spool)}/{name}", pool.waiting(spool, name))
+    return move(f"{pool.staged(plan, spool)}/{name}", pool.waiting(spool, name))
 
 
 def take(pool: Pool, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
     """Take a waiting claim for `worker`; None if somebody else got it. I3."""
     mine = name.owned_by(worker)
-    if _move(pool.waiting(spool, name), pool.owned(State.RUNNING, mine)):
+    if move(pool.waiting(spool, name), pool.owned(State.RUNNING, mine)):
         return mine
     return None
 
@@ -97,14 +97,14 @@ def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
     """
     fresh = (name.attempt // pool.attempts_max + 1) * pool.attempts_max
     back = replace(name.returned(failed=True), attempt=fresh)
-    moved = _move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
+    moved = move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
     return back if moved else None
 
 
 def cancel(pool: Pool, spool: str, name: ClaimName, by: str) -> ClaimName | None:
     """Move a waiting claim to failed/; None if it was taken first."""
     ended = name.owned_by(by)
-    return ended if _move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
+    return ended if move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
 
 
 def charge(
@@ -133,7 +133,7 @@ def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
 
 
 def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
-    if not _move(pool.owned(State.RUNNING, name), target):
+    if not move(pool.owned(State.RUNNING, name), target):
         raise _lost(name, verb)
 
 
@@ -144,7 +144,7 @@ def _lost(name: ClaimName, verb: str) -> ClaimLost:
     )
 
 
-def _move(source: str, target: str) -> bool:
+def move(source: str, target: str) -> bool:
     """Rename; return whether the name is at `target` now because of us (or of our equal)."""
     try:
         atomic.rename(source, target)  # I2

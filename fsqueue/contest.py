@@ -1,19 +1,20 @@
 """Let several processes reach for the same names at the same moments, and judge who won.
 
-The three things that must have one winner wherever they are done: the rename that takes a claim,
-the link that publishes an output, and O_EXCL. Nobody waits for anybody: every round has its own
-moment on the wall clock, which whoever arranges a contest between hosts corrects for their skew.
+The three things that must have one winner wherever they are done: the rename that takes a claim (by
+the very function that takes claims), the link that publishes an output, and O_EXCL. Nobody waits
+for anybody: every round has its own moment on the wall clock, which whoever arranges a contest
+between hosts corrects for their skew.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from fsqueue import atomic
+from fsqueue.claims import move
 from fsqueue.errors import NotSupportedError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def contend(directory: str, me: str, rounds: int, start: float) -> list[str]:
     won = []
     for number in range(rounds):
         time.sleep(max(0.0, start + number * ROUND_S - time.time()))
-        if _take(f"{directory}/taken{number}", f"{directory}/taken{number}@{me}"):
+        if move(f"{directory}/taken{number}", f"{directory}/taken{number}@{me}"):
             won.append(f"rename {number}")
         if _publish(f"{directory}/linked{number}", me):
             won.append(f"link {number}")
@@ -86,18 +87,6 @@ def _contend_and_tell(
     writer: Connection, directory: str, me: str, rounds: int, start: float
 ) -> None:
     writer.send(contend(directory, me, rounds, start))
-
-
-def _take(source: str, target: str) -> bool:
-    try:
-        atomic.rename(source, target)
-        return True
-    except OSError as error:
-        if error.errno not in atomic.GONE:
-            raise
-        # RACE: another took it; or we did, and the reply was lost. As in claims.py.
-        directory, name = os.path.split(target)
-        return name in atomic.names(directory)
 
 
 def _publish(path: str, me: str) -> bool:

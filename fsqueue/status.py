@@ -99,7 +99,7 @@ def heartbeat(status: Status) -> dict[str, Any]:
 
     Memory is this host's, not the GPU's.
     """
-    memory = _memory_available()
+    memory = memory_available()
     return {
         "status": "degraded" if "unhealthy" in status.services_status.values() else "healthy",
         "available_memory": None if memory is None else f"{memory / 2**30:.1f}GB",
@@ -114,7 +114,8 @@ def _cpu_load() -> float:
     return round(min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3)
 
 
-def _memory_available() -> int | None:
+def memory_available() -> int | None:
+    """Return the bytes of this host's memory that are free for use, None if nobody knows."""
     try:
         with open("/proc/meminfo") as file:
             found = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
