@@ -125,7 +125,7 @@ def _joined(run: list[Shard]) -> tuple[Columns, list[NDArray[np.int64]]]:
     cuts = np.cumsum([len(part.keys) for part in parts])[:-1]
     kept = [np.flatnonzero(part) for part in np.split(counts, cuts)]
     names: dict[str, int] = {}
-    inputs, ids, texts = [], [], []
+    inputs, ids, texts, begins = [], [], [], [np.empty(0, np.int64)]
     with_texts = any(part.texts for part in parts)
     for part, rows in zip(parts, kept, strict=True):
         numbers = [names.setdefault(name, len(names)) for name in part.input_names]
@@ -133,9 +133,16 @@ def _joined(run: list[Shard]) -> tuple[Columns, list[NDArray[np.int64]]]:
         ids += [part.ids[row] for row in rows.tolist()]
         if with_texts:
             texts += [part.texts[row] if part.texts else "" for row in rows.tolist()]
+            begins.append(part.begins[rows] if part.texts else np.full(len(rows), -1))
     lengths = [part.lengths[rows] for part, rows in zip(parts, kept, strict=True)]
     joined = Columns(
-        every[counts], np.concatenate(lengths), np.concatenate(inputs), list(names), ids, texts
+        keys=every[counts],
+        lengths=np.concatenate(lengths),
+        inputs=np.concatenate(inputs),
+        input_names=list(names),
+        ids=ids,
+        texts=texts,
+        begins=np.concatenate(begins),
     )
     return joined, kept
 

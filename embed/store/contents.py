@@ -33,7 +33,9 @@ class Hit:
     length: int
     """Letters of the sequence, or characters of the text."""
     text: str = ""
-    """What was embedded, if that was text."""
+    """What was embedded, if that was text: a chunk of the document `input`."""
+    begin: int = -1
+    """At which character of the document it begins; -1 if it is no text."""
 
 
 class Store:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,10 @@ DIGEST: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """All of a shard's rows but their vectors; `texts` is empty where nobody wants them."""
+    """All of a shard's rows but their vectors; `texts` and `begins` are empty in one without texts.
+
+    A row that is no text, in a shard with others that are, has "" and -1.
+    """
 
     keys: Keys
     lengths: Rows
@@ -33,6 +36,7 @@ class Columns:
     input_names: list[str]
     ids: list[str]
     texts: list[str]
+    begins: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def encode(
@@ -51,6 +55,7 @@ def encode(
     arrays["id_cuts"] = ids[0]
     if columns.texts:
         arrays["text_cuts"] = texts[0]
+        arrays["begins"] = columns.begins.astype("<i8")
     arrays["norms"] = norms.astype("<f4")
     late = {"ids": ids[1]} | ({"texts": texts[1]} if columns.texts else {})
     late["input_names"] = _bytes(json.dumps(columns.input_names).encode())

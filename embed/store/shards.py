@@ -5,7 +5,8 @@
     lengths    (n,) I64, by row, as everything that follows: letters of the sequence
     inputs     (n,) I64: which of `input_names` (a JSON list, as bytes) it came from
     id_cuts    (n + 1,) I64, cutting `ids`, bytes: the record's id in that input
-    text_cuts  (n + 1,) I64, cutting `texts`, bytes: what was embedded, if that was text
+    text_cuts  (n + 1,) I64, cutting `texts`, bytes: what was embedded, where some of it was text
+    begins     (n,) I64, beside them: at which character of the input it begins; -1 if it is no text
     norms      (n,) F32: the length of each vector
     vectors    (n, width) F32 or F16
     digest     (32,) U8: sha256 of all that comes before it in the file
@@ -128,7 +129,8 @@ class Shard:
         names = json.loads(self._bytes("input_names"))
         lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
         texts = self._texts("texts", "text_cuts") if self.has_texts else []
-        return Columns(keys, lengths, inputs, names, self._texts("ids", "id_cuts"), texts)
+        begins = self._begins() if self.has_texts else np.empty(0, np.int64)
+        return Columns(keys, lengths, inputs, names, self._texts("ids", "id_cuts"), texts, begins)
 
     def key_of(self, row: int) -> bytes:
         """Return the key of a row."""
@@ -137,22 +139,26 @@ class Shard:
             self._by_row[self.rows] = np.arange(self.count)
         return bytes(self.keys[self._by_row[row]])
 
-    def facts(self, rows: list[int]) -> list[tuple[str, str, int, str]]:
-        """Return the input, the record's id, the length and the text of rows. Raises Vanished."""
+    def facts(self, rows: list[int]) -> list[tuple[str, str, int, str, int]]:
+        """Return the input, the record's id, length, text and begin of rows. Raises Vanished."""
         if not rows:
             return []
         names = json.loads(self._bytes("input_names"))
         lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
         ids = self._texts("ids", "id_cuts", rows)
         texts = self._texts("texts", "text_cuts", rows) if self.has_texts else [""] * len(rows)
+        begins = self._begins()[rows].tolist() if self.has_texts else [-1] * len(rows)
         return [
-            (names[inputs[row]], id, int(lengths[row]), text)
-            for row, id, text in zip(rows, ids, texts, strict=True)
+            (names[inputs[row]], id, int(lengths[row]), text, begin)
+            for row, id, text, begin in zip(rows, ids, texts, begins, strict=True)
         ]
 
     def norms(self) -> NDArray[np.float32]:
         """Return the length of each vector. Raises Vanished."""
         return np.frombuffer(self._bytes("norms"), "<f4")
+
+    def _begins(self) -> Rows:
+        return np.frombuffer(self._bytes("begins"), "<i8")
 
     def _texts(self, name: str, cuts: str, rows: list[int] | None = None) -> list[str]:
         data, at = self._bytes(name), np.frombuffer(self._bytes(cuts), "<i8").tolist()

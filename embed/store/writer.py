@@ -87,4 +87,5 @@ def _chosen(columns: Columns, rows: NDArray[np.int64]) -> Columns:
         inputs=columns.inputs[rows],
         ids=[columns.ids[row] for row in at],
         texts=[columns.texts[row] for row in at] if columns.texts else [],
+        begins=columns.begins[rows] if columns.texts else columns.begins,
     )

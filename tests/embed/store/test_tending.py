@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embed.store import Store
 from embed.store.compact import compact
+from embed.store.keys import hexadecimal
 from embed.store.places import Place, listed
 from embed.store.shards import StoreError
 from embed.store.verify import info, verify
@@ -168,7 +170,11 @@ def test_texts_and_inputs_survive_a_compaction(tmp_path: Path) -> None:
 
     view = open_view(tmp_path / "store")
     for number, name in enumerate(("b.txt", "a.txt", "b.txt")):
-        columns = replace(columns_of([number], name), texts=[f"text {number} é\udcff"])
+        columns = replace(
+            columns_of([number], name),
+            texts=[f"text {number} é\udcff"],
+            begins=np.array([100 * number]),
+        )
         writer.add(view, columns, vectors_of([number]))
     writer.add(view, columns_of([7], "c.faa"), vectors_of([7]))
     compact(view, grace_s=0)
@@ -176,3 +182,7 @@ def test_texts_and_inputs_survive_a_compaction(tmp_path: Path) -> None:
     assert columns.input_names == ["b.txt", "a.txt", "c.faa"]
     assert columns.inputs.tolist() == [0, 1, 0, 2]
     assert columns.texts == ["text 0 é\udcff", "text 1 é\udcff", "text 2 é\udcff", ""]
+    assert columns.begins.tolist() == [0, 100, 200, -1]
+    ids = hexadecimal(keys_of([2, 7]))
+    hits = Store(tmp_path / "store").records(ids)
+    assert [(hit.text, hit.begin) for hit in hits] == [("text 2 é\udcff", 200), ("", -1)]
