@@ -90,6 +90,8 @@ class Worker:
             self.journal.write("joined", spool=self.habits.spool, host=self.status.host)
             log.info("worker %s works on %s", self.id, self.habits.spool or "whatever others have")
             status = self._loop()
+            if status == DRAINED and self._nothing_remains():
+                status = self._all_ended()
         except StopNow:
             status = self.leaving.signal_status
         finally:
@@ -227,7 +229,17 @@ class Worker:
         if waiting.all:
             self._say(f"{waiting.all} claims wait that this worker cannot or may not take")
             return 5
-        return 3 if next(claims.owned(self.pool, State.FAILED), None) else 0
+        return self._all_ended()
+
+    def _nothing_remains(self) -> bool:
+        """Say whether no claim runs or waits: then whoever was told to leave left at the end."""
+        # Running before waiting, as above.
+        return not any(claims.owned(self.pool, State.RUNNING)) and not (
+            self.stock.count_waiting(since=time.monotonic()).all
+        )
+
+    def _all_ended(self) -> int:
+        return 3 if any(claims.owned(self.pool, State.FAILED)) else 0
 
     def _seen_alive(self, worker: str) -> bool:
         here = self.observer.process(worker)

@@ -23,6 +23,7 @@ from tests.support.planning import (
     plan,
     plan_command,
 )
+from tests.support.pools import Hand
 from tests.support.processes import Start, fsqueue, wait_for
 
 pytestmark = pytest.mark.slow
@@ -167,6 +168,32 @@ def test_the_environment_stands_in_for_pool_and_options(pool: Pool) -> None:
 def test_max_claims_is_kept(pool: Pool) -> None:
     assert fsqueue("work", pool.root, "--max-claims", "2").returncode == 75
     assert counts(pool) == {"done": 2, "waiting": 3}
+
+
+def test_the_last_claim_may_be_the_last_that_it_may_take(tmp_path: Path, pool: Pool) -> None:
+    """75 says that something is left, and makes a batch system start another worker for it."""
+    assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
+    assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
+    failing = pool_of(tmp_path / "failing", ".F")
+    assert fsqueue("work", failing.root, "--max-claims", "2").returncode == 3
+
+
+def test_a_claim_that_another_runs_is_left(pool: Pool) -> None:
+    other = Hand(pool)
+    held = other.take()
+    assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
+    claims.release(pool, held, "cpu0")
+    other.leave()
+    assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
+
+
+def test_who_is_drained_when_all_is_done_leaves_as_if_by_itself(pool: Pool) -> None:
+    assert fsqueue("drain", pool.root).returncode == 0
+    assert fsqueue("work", pool.root, "--keep-alive").returncode == 75
+    assert fsqueue("drain", pool.root, "--undo").returncode == 0
+    assert fsqueue("work", pool.root).returncode == 0
+    assert fsqueue("drain", pool.root).returncode == 0
+    assert fsqueue("work", pool.root, "--keep-alive").returncode == 0
 
 
 def test_a_time_limit_puts_the_claim_back_at_the_same_attempt(tmp_path: Path) -> None:
