@@ -17,7 +17,7 @@ import click
 from embed.options import DTYPE_TAGS, FORMATS, OPTIONS
 from embed.storecli import search, store
 from fsqueue import FsqueueError, Option, UsageError
-from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool
+from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool, trust_option
 
 
 @click.group("embed", context_settings=SETTINGS)
@@ -69,6 +69,7 @@ def prepare(contigs: str, out: str | None, chunk: int, split: int | None, as_jso
 
 @embed.command("merge", context_settings=SETTINGS)
 @click.argument("words", nargs=-1, metavar="POOL OUT")
+@trust_option
 @click.option(
     "--format",
     type=click.Choice(FORMATS),

@@ -20,10 +20,11 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final
 
+from fsqueue import trust
 from fsqueue.errors import NotSupportedError, PoolError
 
 log = logging.getLogger(__name__)
@@ -61,20 +62,10 @@ def _names_once(directory: str) -> list[str]:
             f"or replaced it. Put it back, then: fsqueue check POOL"
         ) from error
     try:
-        refuse_stranger(directory, os.fstat(fd).st_uid)
+        trust.refuse(directory, os.fstat(fd), os.geteuid())
         return [name for name in os.listdir(fd) if not name.startswith(".")]
     finally:
         os.close(fd)
-
-
-def refuse_stranger(path: str, uid: int) -> None:
-    """Raise PoolError if `path` is neither ours nor root's: its owner could put work into it."""
-    if uid not in (os.geteuid(), 0):
-        raise PoolError(
-            f"{path} belongs to user {uid}, not to you ({os.geteuid()}); a pool is worked by the "
-            f"user who planned it, because its claims say what to run. It is left alone; chown it, "
-            f"or make a pool of your own."
-        )
 
 
 def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> bytes:
@@ -82,6 +73,13 @@ def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> 
 
     Raises FileNotFoundError after `patience_s`; PoolError if it is not a regular file of ours.
     """
+    return read_with_facts(path, patience_s=patience_s, limit=limit)[0]
+
+
+def read_with_facts(
+    path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT
+) -> tuple[bytes, os.stat_result]:
+    """Do what `read` does, and also return what the file system says of the file."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -94,7 +92,22 @@ def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> 
             time.sleep(0.05)
 
 
-def _read_once(path: str, limit: int) -> bytes:
+def _read_once(path: str, limit: int) -> tuple[bytes, os.stat_result]:
+    fd, facts = opened(path)
+    try:
+        if facts.st_size > limit:
+            raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
+        piece = min(facts.st_size + 1, 1 << 20)  # a large buffer costs more than a small file
+        return b"".join(iter(lambda: os.read(fd, piece), b"")), facts
+    finally:
+        os.close(fd)
+
+
+def opened(path: str) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading, once; return a descriptor and what `fstat` says.
+
+    Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -109,13 +122,11 @@ def _read_once(path: str, limit: int) -> bytes:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise PoolError(f"{path} is not a regular file; a pool holds no such thing. Remove it.")
-        refuse_stranger(path, facts.st_uid)
-        if facts.st_size > limit:
-            raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
-        piece = min(facts.st_size + 1, 1 << 20)  # a large buffer costs more than a small file
-        return b"".join(iter(lambda: os.read(fd, piece), b""))
-    finally:
+        trust.refuse(path, facts, os.geteuid())
+        return fd, facts
+    except BaseException:
         os.close(fd)
+        raise
 
 
 def rename(source: str, target: str) -> None:
@@ -123,9 +134,12 @@ def rename(source: str, target: str) -> None:
     os.rename(source, target)
 
 
-def publish(path: str, data: bytes, *, durable: bool = True) -> bool:
-    """Make `data` visible as `path`, whole; return False if the name was there already."""
-    private = _write_private(path, data, durable=durable)
+def publish(path: str, data: bytes, *, durable: bool = True, personal: bool = False) -> bool:
+    """Make `data` visible as `path`, whole; return False if the name was there already.
+
+    What is `personal` nobody else can read (see `trust.py`).
+    """
+    private = _write_private(path, data, durable=durable, personal=personal)
     try:
         return commit(private, path, durable=durable, synced=True)
     except (OSError, NotSupportedError):
@@ -188,9 +202,9 @@ def replace(path: str, data: bytes) -> None:
     discard(private)
 
 
-def stage(path: str, parts: Iterable[bytes]) -> None:
+def stage(path: str, parts: Iterable[bytes], *, personal: bool = False) -> None:
     """Write a file that nobody looks for yet, durable, under its own name."""
-    _write(path, parts, durable=True)
+    _write(path, parts, durable=True, personal=personal)
 
 
 def discard(path: str) -> None:
@@ -235,9 +249,26 @@ def discard_empty(directory: str) -> None:
 def make_directory(path: str) -> None:
     """Make one directory; it may be there already."""
     try:
-        os.mkdir(path)
+        os.mkdir(path, trust.directory_mode())
     except FileExistsError:
-        pass  # RACE: somebody else made it, which is as good.
+        return  # RACE: somebody else made it, which is as good.
+    if trust.shared():
+        os.chmod(path, trust.directory_mode())
+
+
+def make_private_directory(path: str) -> None:
+    """Make a directory for us alone. PoolError if another one is there: what we write would be his.
+
+    A group's members could otherwise put a symbolic link where a handler is about to write.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        # RACE: we made it before; anybody else's is refused.
+        facts = os.lstat(path)
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+            raise PoolError(f"{path} was put there by somebody else. Remove it.") from None
+        os.chmod(path, 0o700)
 
 
 def sync_directory(directory: str) -> None:
@@ -255,22 +286,28 @@ def sync_directory(directory: str) -> None:
 def _sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode != trust.narrowed(mode):  # a handler made it, with an umask of its own
+            os.fchmod(fd, trust.narrowed(mode))
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def _write_private(path: str, data: bytes, *, durable: bool) -> str:
+def _write_private(path: str, data: bytes, *, durable: bool, personal: bool = False) -> str:
     directory, name = os.path.split(path)
     private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"
-    _write(private, (data,), durable=durable)
+    _write(private, (data,), durable=durable, personal=personal)
     return private
 
 
-def _write(path: str, parts: Iterable[bytes], *, durable: bool) -> None:
+def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool = False) -> None:
+    mode = trust.file_mode(personal=personal)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
+            if trust.shared():
+                os.fchmod(fd, mode)
             for part in parts:
                 _write_all(fd, part)
             if durable:
@@ -293,7 +330,10 @@ class Appender:
     """A file that this process alone grows, a line at a time. Lines are not synced."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        mode = trust.file_mode()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
+        if trust.shared() and os.fstat(self._fd).st_uid == os.geteuid():
+            os.fchmod(self._fd, mode)
 
     def line(self, data: bytes) -> None:
         """Append one line in a single write."""
@@ -313,14 +353,3 @@ class Appender:
         at: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def lines(path: str, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield each complete line after `offset`, with the offset that follows it."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return  # the writer is in the middle of it
-            offset += len(line)
-            yield offset, line

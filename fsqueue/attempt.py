@@ -32,6 +32,7 @@ from fsqueue.errors import (
 from fsqueue.handlers import Handler, Work
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.kinds import base_of
+from fsqueue.layout import State
 from fsqueue.leaving import StopNow
 from fsqueue.names import ClaimName
 from fsqueue.pool import Pool, spool_names
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 DETAIL_MAX: Final = 64 << 10
+_TOLD: Final = frozenset("self event t worker id kind cost attempt seconds".split())
+"""What a journal says of a claim that is done; a measure of the same name is left out."""
 
 
 class Ending(Enum):
@@ -98,11 +101,7 @@ class Attempt:
     def _work(self) -> Mapping[str, int]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
-        claim = claims.read_claim(self.pool, self.name)
-        if claim.spool != self.spool and claim.spool in spool_names(self.pool):
-            self.spool = claim.spool
-        self._service = claim.handler
-        handler = self.handler_for(claim.handler)
+        claim, handler = self._read()
         final = private = ""
         if handler.suffix is not None:
             final = self.pool.output(id, handler.suffix)
@@ -140,6 +139,24 @@ class Attempt:
         if work.saved or self.name.returns:
             atomic.discard_tree(work.partial)
         return {**claim.measures, **work.counted}
+
+    def _read(self) -> tuple[claims.Claim, Handler]:
+        """Read the claim; return it and its handler, if this process may run the one by the other.
+
+        UsageError if not: then it goes back as it was.
+        """
+        claim = claims.read_claim(self.pool, self.name)
+        if claim.spool != self.spool and claim.spool in spool_names(self.pool):
+            self.spool = claim.spool
+        self._service = claim.handler
+        handler = self.handler_for(claim.handler)
+        if handler.personal and not claim.by_us:
+            raise UsageError(
+                f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or not "
+                f"put there by its planner; the handler {claim.handler!r} runs what a claim says, "
+                f"and so only for whoever planned it. It is left to that user's workers"
+            )
+        return claim, handler
 
     def _ended_by(self, error: Exception) -> Ending:
         """Settle a claim whose run raised `error`. Raises ClaimLost."""
@@ -250,7 +267,7 @@ class Attempt:
             cost=name.cost,
             attempt=name.attempt,
             seconds=round(seconds, 6),
-            **{key: value for key, value in measures.items() if key not in ("id", "event", "t")},
+            **{key: value for key, value in measures.items() if key not in _TOLD},
         )
         with self.beat.lock:
             status.claims_done += 1

@@ -11,7 +11,6 @@ import heapq
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -195,12 +194,12 @@ def _lines(path: str, size: int, having: bytes) -> Iterator[bytes]:
 
 def _read(path: str, offset: int, length: int) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd, _ = atomic.opened(path)
         try:
-            return os.pread(fd, length, offset) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            return os.pread(fd, length, offset)
         finally:
             os.close(fd)
-    except OSError:
+    except (OSError, FsqueueError):
         return b""  # RACE: removed, or out of sight: what is left of it is not told
 
 

@@ -90,7 +90,7 @@ class Broadcast:
 
 def broadcast(pool: Pool, order: Order) -> Broadcast:
     """Address the copies and keep the response; NotSupportedError if nobody is capable."""
-    options, payload = _prepared(order)
+    options, payload, personal = _prepared(order)
     workers = capable(pool, order.required_capability)
     if not workers:
         raise NotSupportedError(
@@ -106,7 +106,7 @@ def broadcast(pool: Pool, order: Order) -> Broadcast:
         copy = Copy(worker, name.id)
         made.copies.append(copy)
         try:
-            address(pool, worker, name, claim.encode(name))
+            address(pool, worker, name, claim.encode(name), personal=personal)
         except (OSError, FsqueueError) as error:
             copy.error, copy.outcome = str(error), "refused"
     record = made.outcome() | {"order": asdict(order), "at": time.time()}
@@ -215,17 +215,18 @@ def _error(inbox: Pool, name: ClaimName) -> str:
         return "no record in inbox/errors/"
 
 
-def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a copy's options and payload. UsageError if nobody knows the job."""
+def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return a copy's options, payload, and whether it is personal. UsageError if nobody knows the
+    job."""
     if order.job_type in JOBS:
-        return {}, order.job_data
+        return {}, order.job_data, False
     handler = load_handler(order.job_type)
     options = {option.name: option.default for option in handler.options}
     given = order.job_data.get("options", {})
     if not isinstance(given, dict):
         raise UsageError('"options" in --job-data is not a JSON object.')
     payload = {key: value for key, value in order.job_data.items() if key != "options"}
-    return handler.prepare(options | given), payload
+    return handler.prepare(options | given), payload, handler.personal
 
 
 def _record(pool: Pool, id: str, facts: dict[str, Any]) -> None:

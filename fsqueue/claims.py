@@ -39,14 +39,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from fsqueue import atomic
+from fsqueue import atomic, trust
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, read_json
+from fsqueue.names import ATTEMPT_MAX, ClaimName
+from fsqueue.pool import Pool, parse_json
 
 
 def publish(pool: Pool, plan: str, spool: str, name: ClaimName) -> bool:
@@ -75,8 +75,11 @@ def fail(pool: Pool, name: ClaimName) -> None:
 def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
     """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
 
-    By the owner; or by recovery, when SLURM ended the owner's job. Raises ClaimLost.
+    By the owner; or by recovery, when SLURM ended the owner's job. Raises ClaimLost. One that is
+    spent fails instead.
     """
+    if name.is_spent:
+        return charge(pool, name, spool, {"error": _SPENT}, final=True)
     back = name.returned(failed=False)
     _leave_running(pool, name, pool.waiting(spool, back), "released")
     return back
@@ -96,6 +99,11 @@ def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
     ever overwritten.
     """
     fresh = (name.attempt // pool.attempts_max + 1) * pool.attempts_max
+    if name.is_spent or fresh > ATTEMPT_MAX:
+        raise PoolError(
+            f"{name.id} {_SPENT}. Look into its errors (fsqueue failed {pool.root}), then plan "
+            f"its input into a new pool."
+        )
     back = replace(name.returned(failed=True), attempt=fresh)
     moved = move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
     return back if moved else None
@@ -119,7 +127,7 @@ def charge(
         # A zombie's record would stand for good, and its successor may run the same attempt.
         raise _lost(name, "charged")
     record_error(pool, name, record)
-    if final or (name.attempt + 1) % pool.attempts_max == 0:
+    if final or name.is_spent or (name.attempt + 1) % pool.attempts_max == 0:
         fail(pool, name)
         return name
     return requeue(pool, name, spool)
@@ -130,6 +138,10 @@ def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
     facts = {"id": name.id, "attempt": name.attempt, "worker": name.owner, "at": time.time()}
     data = json.dumps(facts | record, indent=1, default=str).encode() + b"\n"
     atomic.publish(pool.error(name.id, name.attempt), data)
+
+
+COUNT_MAX: Final = 10**18
+_SPENT: Final = "was put back so often that no further name is left for it to wait by"
 
 
 def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
@@ -187,6 +199,8 @@ class Claim:
     options: dict[str, Any]
     payload: dict[str, Any]
     measures: dict[str, int]
+    by_us: bool = field(default=True, compare=False)
+    """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
 
     def encode(self, name: ClaimName) -> bytes:
         """Return the bytes of the claim's file."""
@@ -208,11 +222,12 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
     """
     path = pool.owned(State.RUNNING, name)
     try:
-        facts = read_json(path, patience_s=patience_s)
+        data, file = atomic.read_with_facts(path, patience_s=patience_s)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             raise ClaimLost(f"{path} is gone; its owner's lease had lapsed.") from error
         raise
+    facts = parse_json(path, data)
     fields = facts.get("handler"), facts.get("spool"), facts.get("options"), facts.get("payload")
     handler, spool, options, payload = fields
     if (
@@ -224,8 +239,11 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
             f"{path} does not hold the claim that its name says; it was edited or damaged. "
             f"Remove its plan's inputs from the pool's outputs and plan them into a new pool."
         )
-    measures = facts.get("measures")
-    return Claim(handler, spool, options, payload, measures if isinstance(measures, dict) else {})
+    given = facts.get("measures")
+    counts = given.items() if isinstance(given, dict) else ()
+    measures = {key: n for key, n in counts if type(n) is int and abs(n) < COUNT_MAX}
+    by_us = trust.is_by_us(file, os.geteuid())
+    return Claim(handler, spool, options, payload, measures, by_us)
 
 
 def waiting_name(id: str, kind: str, cost: int) -> ClaimName:

@@ -36,6 +36,7 @@ class Command(Handler):
     """Plan and run `PROGRAM ARG...` once per input."""
 
     suffix = ".out"
+    personal = True
     unit = "seconds"
     trailing = "PROGRAM [ARG...]"
     options = (

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fsqueue import atomic
-from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, UsageError
+from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, PoolError, UsageError
 from fsqueue.layout import CHECKPOINT
 from fsqueue.names import slug
 
@@ -95,6 +95,9 @@ class Handler:
     """What `Work.progress` counts."""
     tier: int = 2
     """The lowest tier of worker that may run its claims: 1 GPU, 2 CPU, 3 storage."""
+    personal = False
+    """True if its claims say which program to run: a worker does only those that its own user
+    planned, whoever else it was told to trust."""
     requires: Sequence[str] = ()
     """Capabilities that a worker must have for its claims (`work --capability`)."""
     cost_max: int | None = None
@@ -227,8 +230,10 @@ class Work:
     def checkpoints(self) -> dict[str, bytes]:
         """Return every checkpoint of this claim by name, whoever saved it."""
         try:
-            found = os.listdir(self.partial)
-        except FileNotFoundError:
+            found = atomic.names(self.partial)
+        except PoolError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             return {}  # RACE: none was saved, or the claim's last owner is removing them
         saved = {}
         for name in sorted(filter(CHECKPOINT.fullmatch, found)):

@@ -40,14 +40,16 @@ def spool_of(worker: str) -> str:
     return spool
 
 
-def address(pool: Pool, worker: str, name: ClaimName, data: bytes) -> None:
+def address(
+    pool: Pool, worker: str, name: ClaimName, data: bytes, *, personal: bool = False
+) -> None:
     """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
     inbox = inbox_of(pool)
     atomic.make_directory(inbox.root)
     for part in PARTS:
         atomic.make_directory(inbox.directory(part))
     atomic.make_directory(inbox.spool(spool_of(worker)))
-    atomic.publish(inbox.waiting(spool_of(worker), name), data)
+    atomic.publish(inbox.waiting(spool_of(worker), name), data, personal=personal)
 
 
 def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:

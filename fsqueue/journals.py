@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -215,11 +214,8 @@ def _read_on(path: str, offset: int | None) -> tuple[int, bytes]:
     None: this is the first look. A file that shrank was replaced, and is read afresh.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd, facts = atomic.opened(path)
         try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode):
-                return offset or 0, b""
             if offset is None or offset > facts.st_size:
                 offset = max(0, facts.st_size - TAIL)
             offset = max(offset, facts.st_size - STRIDE)
@@ -227,5 +223,5 @@ def _read_on(path: str, offset: int | None) -> tuple[int, bytes]:
             return offset, b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
         finally:
             os.close(fd)
-    except OSError:
+    except (OSError, PoolError):
         return offset or 0, b""  # RACE: removed, or out of sight; the next look may find it

@@ -25,7 +25,7 @@ from typing import Any, Final
 from fsqueue import atomic
 from fsqueue.errors import LeaseLost, PoolError
 from fsqueue.names import LeaseName
-from fsqueue.pool import Pool, read_json
+from fsqueue.pool import FACTS_MAX, Pool, read_json
 
 BEATS_PER_LEASE: Final = 4
 
@@ -195,7 +195,9 @@ class Observer:
         name = self._ended.get(worker) or (sighting.name if sighting else None)
         if worker not in self._facts and name is not None:
             try:
-                self._facts[worker] = read_json(self._pool.lease(name), patience_s=0.0)
+                self._facts[worker] = read_json(
+                    self._pool.lease(name), patience_s=0.0, limit=FACTS_MAX
+                )
             except (OSError, PoolError):
                 pass  # RACE: it has just renewed; the next look may read it
         return self._facts.get(worker, {})

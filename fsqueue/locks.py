@@ -21,11 +21,14 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from fsqueue.trust import lock_mode
+
 log = logging.getLogger(__name__)
 
 NO_LOCKS: Final = {
     *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTSUP),
     *(errno.EIO, errno.ESTALE),  # a network mount that lost its lock server
+    *(errno.ELOOP, errno.EISDIR),  # somebody put something else there: nothing to lock by
 }
 
 
@@ -36,7 +39,7 @@ def try_lock(path: str) -> Iterator[bool]:
     `fallback_to_soft=False`: on a mount without flock, filelock would otherwise switch to a lock
     by existence, which outlives a killed holder. Here no lock at all is the better answer.
     """
-    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    lock = FileLock(path, mode=lock_mode(), blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -46,7 +46,7 @@ def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Ma
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
         return Match(spool.name, spool.model, spool.weight, "as told", facts)
     alike = [spool for spool in spools if spool.model.lower() in models]
-    index = environ.get("SLURM_ARRAY_TASK_ID", "")
+    index = environ.get("SLURM_ARRAY_TASK_ID", "")[:12]
     indexed = spools[int(index) % len(spools)] if index.isdecimal() and spools else None
     if alike:
         spool = indexed if indexed in alike else _least_worked(pool, alike, gpu)

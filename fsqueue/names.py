@@ -32,6 +32,8 @@ KIND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
 WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
 NUMBER: Final = r"0|[1-9][0-9]*"
 COST_MAX: Final = 10**18 - 1
+ATTEMPT_MAX: Final = 9_999
+RETURNS_MAX: Final = 999_999
 
 _CLAIM: Final = re.compile(
     rf"({ID.pattern})\.({KIND.pattern})\.c({NUMBER})\.a({NUMBER})\.r({NUMBER})(?:@({WORKER.pattern}))?",
@@ -60,13 +62,18 @@ class ClaimName:
         if len(text) > 255 or (match := _CLAIM.fullmatch(text)) is None:
             return None
         id, kind, cost, attempt, returns, owner = match.groups()
-        if len(cost) > 18 or len(attempt) > 4 or len(returns) > 6:
+        if len(cost) > 18 or len(attempt) > 4 or len(returns) > 6:  # see the _MAX of each
             return None
         return cls(id, kind, int(cost), int(attempt), int(returns), owner)
 
     def __str__(self) -> str:
         tail = f"@{self.owner}" if self.owner else ""
         return f"{self.id}.{self.kind}.c{self.cost}.a{self.attempt}.r{self.returns}{tail}"
+
+    @property
+    def is_spent(self) -> bool:
+        """Say whether it was put back so often that there is no further name for it to wait by."""
+        return self.attempt >= ATTEMPT_MAX or self.returns >= RETURNS_MAX
 
     def owned_by(self, worker: str) -> ClaimName:
         """Return the name this claim has while `worker` runs it."""

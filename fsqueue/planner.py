@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fsqueue import atomic, claims, plans, routing
+from fsqueue import atomic, claims, plans, routing, trust
 from fsqueue.errors import BadInput, PoolError, UsageError
 from fsqueue.handlers import Handler, Source, claim_id, source_key
 from fsqueue.kinds import compose
@@ -69,7 +69,10 @@ class Request:
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it asks of workers."""
         tier = self.handler.tier if self.tier is None else self.tier
-        return compose(base, tier, (*self.handler.requires, *self.requires))
+        requires = [*self.handler.requires, *self.requires]
+        if self.handler.personal and trust.shared():
+            requires.append(trust.capability())
+        return compose(base, tier, requires)
 
 
 Progress = Callable[[int, int, str], None]
@@ -130,8 +133,11 @@ def _listed(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.rstrip("\r\n") for line in file]
-    except OSError as error:
-        raise UsageError(f"@{path} cannot be read: {error.strerror}. One path a line.") from error
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"@{path} cannot be read: {reason}. One path a line.") from error
+    if any("\0" in line for line in lines):
+        raise UsageError(f"@{path} holds NUL bytes: it is no list of paths. Write one path a line.")
     base = os.path.dirname(os.path.abspath(path))
     return [os.path.join(base, line) for line in lines if line.strip() and line[0] != "#"]
 
@@ -248,6 +254,7 @@ def _stage(
     atomic.make_directory(pool.staged(uid))
     for spool in outcome.spools:
         atomic.make_directory(pool.staged(uid, spool.name))
+    personal = request.handler.personal
     rows: list[tuple[ClaimName, str]] = []
     seen: set[str] = set()
     items = request.handler.cut(fresh, request.options, outcome.cost_max)
@@ -264,7 +271,7 @@ def _stage(
         claim = claims.Claim(
             request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
         )
-        atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),))
+        atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),), personal=personal)
         rows.append((name, home))
     for spool in outcome.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))

@@ -17,11 +17,12 @@ line knows the totals and a reader of a million claims needs no memory.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from fsqueue import atomic, claims
 from fsqueue.errors import PoolError
@@ -29,6 +30,8 @@ from fsqueue.layout import FORMAT
 from fsqueue.names import ID, SPOOL, ClaimName
 from fsqueue.pool import Pool
 
+HEAD_MAX: Final = 1 << 24
+ROW_MAX: Final = 1 << 20
 _PLAN: Final = re.compile(r"([0-9]{6,9})\.json", re.ASCII)
 
 
@@ -72,8 +75,8 @@ def read_plan(pool: Pool, number: int) -> Plan:
     """Return the head of a plan; PoolError if the file was damaged."""
     path = pool.plan(number)
     try:
-        with open(path, "rb") as file:
-            facts = json.loads(file.readline().rstrip().rstrip(b",") + b"}")
+        with _opened(path) as file:
+            facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
         if facts["format"] != FORMAT or not ID.fullmatch(facts["plan"]):
             raise ValueError(f"format {facts['format']!r}")
         spools = {name: Share(**share) for name, share in facts["spools"].items()}
@@ -127,9 +130,9 @@ def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
 
 def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
     path, section, text = pool.plan(number), "", b""
-    with open(path, "rb") as file:
-        file.readline()
-        for line in file:
+    with _opened(path) as file:
+        file.readline(HEAD_MAX)
+        while line := file.readline(ROW_MAX):
             text = line.strip().rstrip(b",")
             if match := re.fullmatch(rb'"(\w+)":\[', text):
                 section = match[1].decode()
@@ -143,6 +146,10 @@ def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
                 yield section, entry
         if text != b"]}":
             raise PoolError(f"{path} ends in the middle; it was truncated. Restore it.")
+
+
+def _opened(path: str) -> BinaryIO:
+    return os.fdopen(atomic.opened(path)[0], "rb")
 
 
 def write_plan(

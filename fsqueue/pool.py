@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from fsqueue import atomic
+from fsqueue import atomic, trust
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.layout import DIRECTORIES, FORMAT, Layout
 from fsqueue.names import SPOOL
@@ -22,6 +23,8 @@ ATTEMPTS_MAX: Final = 3
 NUMBER_MAX: Final = 1e9
 """JSON holds NaN, infinity, and whole numbers too large for any float: what a file says is compared
 with this before it is reckoned with."""
+FACTS_MAX: Final = 1 << 20
+"""How long a file of facts may be; claims and error records may be longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +53,7 @@ def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTE
     """
     root = os.path.abspath(root)
     if not os.path.lexists(f"{root}/pool.json"):
-        try:
-            os.makedirs(root, mode=0o755, exist_ok=True)
-            present = {name for name in os.listdir(root) if not name.startswith(".")}
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UsageError(
-                f"{root} cannot become a pool: it is a file, or inside one. The pool comes first, "
-                f"then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
-            ) from error
-        except OSError as error:
-            raise PoolError(
-                f"{root} cannot become a pool: {error.strerror}. Name one that you can write."
-            ) from error
-        if present - set(DIRECTORIES) - {"pool.json"}:
-            raise UsageError(
-                f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
-                f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
-            )
+        _claim_directory(root)
         for name in DIRECTORIES:
             atomic.make_directory(f"{root}/{name}")
         settings = {
@@ -80,13 +67,40 @@ def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTE
     return open_pool(root)
 
 
+def _claim_directory(root: str) -> None:
+    """Make the directory that becomes the pool, or take one that is empty and ours."""
+    try:
+        os.makedirs(root, mode=0o755, exist_ok=True)
+        present = {name for name in os.listdir(root) if not name.startswith(".")}
+        if trust.told() and os.stat(root).st_uid == os.geteuid():
+            os.chmod(root, 0o2770)
+        facts = os.stat(root)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} cannot become a pool: it is a file, or inside one. The pool comes first, "
+            f"then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+        ) from error
+    except OSError as error:
+        raise PoolError(
+            f"{root} cannot become a pool: {error.strerror}. Name one that you can write."
+        ) from error
+    if present - set(DIRECTORIES) - {"pool.json"}:
+        raise UsageError(
+            f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
+            f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+        )
+    trust.trust(facts)
+    trust.refuse(root, facts, os.geteuid())
+
+
 def open_pool(root: str) -> Pool:
     """Open the pool at `root`; refuse what is not one, or not one that we may work."""
     root = os.path.abspath(root)
     layout = Layout(root)
     try:
-        owner = os.stat(root).st_uid
-        settings = read_json(layout.settings, patience_s=0.0)
+        facts = os.stat(root)
+        trust.trust(facts)
+        settings = read_json(layout.settings, patience_s=0.0, limit=FACTS_MAX)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{root} is not a pool: it has no pool.json. Check the path, or make it: "
@@ -94,7 +108,7 @@ def open_pool(root: str) -> Pool:
         ) from error
     except PermissionError as error:
         raise PoolError(f"{root} cannot be read: {error.strerror}. Ask its owner.") from error
-    atomic.refuse_stranger(root, owner)
+    _refuse_open_directories(layout, facts)
     if settings.get("format") != FORMAT:
         raise PoolError(
             f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue knows "
@@ -116,9 +130,30 @@ def open_pool(root: str) -> Pool:
     return Pool(root, id, float(lease_s), attempts_max)
 
 
-def read_json(path: str, *, patience_s: float = 2.0) -> dict[str, Any]:
+def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
+    """Raise PoolError if somebody else could put names into the pool's directories.
+
+    Those that are missing, or no directories, are met by whoever lists them.
+    """
+    trust.refuse(layout.root, root, os.geteuid())
+    for name in DIRECTORIES:
+        try:
+            facts = os.lstat(layout.directory(name))
+        except FileNotFoundError:
+            continue  # RACE: a network mount may not show yet what the planner has just made.
+        if stat.S_ISDIR(facts.st_mode):
+            trust.refuse(layout.directory(name), facts, os.geteuid())
+
+
+def read_json(
+    path: str, *, patience_s: float = 2.0, limit: int = atomic.READ_LIMIT
+) -> dict[str, Any]:
     """Return the JSON object in `path`; PoolError if its bytes are anything else."""
-    data = atomic.read(path, patience_s=patience_s)
+    return parse_json(path, atomic.read(path, patience_s=patience_s, limit=limit))
+
+
+def parse_json(path: str, data: bytes) -> dict[str, Any]:
+    """Return the JSON object that was read from `path`; PoolError if it is anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -144,7 +179,7 @@ def add_spool(pool: Pool, spool: Spool) -> Spool:
 
 def read_spool(pool: Pool, name: str) -> Spool:
     """Return what spools/NAME.json says; PoolError if it does not make sense."""
-    facts = read_json(pool.spool_file(name))
+    facts = read_json(pool.spool_file(name), limit=FACTS_MAX)
     model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
     if (
         not isinstance(model, str)

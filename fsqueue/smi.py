@@ -37,8 +37,13 @@ def query(*fields: str, timeout_s: float = TIMEOUT_S) -> list[list[str]]:
         return []
     if program.returncode != 0:
         return []
-    rows = csv.reader(out.splitlines(), skipinitialspace=True)
-    return [[text.strip() for text in row] for row in rows if len(row) == len(fields)]
+    return parse(out, len(fields))
+
+
+def parse(text: str, columns: int) -> list[list[str]]:
+    """Return the rows of so many columns in what nvidia-smi printed."""
+    rows = csv.reader(text.splitlines(), skipinitialspace=True)
+    return [[text.strip() for text in row] for row in rows if len(row) == columns]
 
 
 def _abandon(program: subprocess.Popen[str]) -> None:

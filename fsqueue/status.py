@@ -18,11 +18,12 @@ from typing import Any, Final
 from fsqueue import atomic
 from fsqueue.errors import PoolError
 from fsqueue.names import WORKER
-from fsqueue.pool import Pool, read_json
+from fsqueue.pool import FACTS_MAX, Pool, read_json
 from fsqueue.score import Tier
 
 NUMBER_MAX: Final = 1e24
 RATE_MIN: Final = 1e-12
+LINE_MAX: Final = 1 << 20
 STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
 
 
@@ -127,7 +128,7 @@ def memory_available() -> int | None:
 def read_status(pool: Pool, worker: str) -> Status | None:
     """Return a worker's status, or None if there is nothing usable."""
     try:
-        facts = read_json(pool.status(worker), patience_s=0.0)
+        facts = read_json(pool.status(worker), patience_s=0.0, limit=FACTS_MAX)
     except (OSError, PoolError):
         return None
     return parse_status(worker, facts)
@@ -232,13 +233,22 @@ class Journal:
 
 def read_events(path: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the complete, well-formed events after `offset`, with the offset that follows each."""
+    for after, line in _lines(path, offset):
+        try:
+            event = json.loads(line.strip(b"\0"))
+        except (ValueError, RecursionError):
+            continue  # an append that was cut by a crash, or NULs that NFS put in its place
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            yield after, event
+
+
+def _lines(path: str, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield each complete line after `offset`, with the offset that follows it."""
     try:
-        for after, line in atomic.lines(path, offset):
-            try:
-                event = json.loads(line.strip(b"\0"))
-            except (ValueError, RecursionError):
-                continue  # an append that was cut by a crash, or NULs that NFS put in its place
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                yield after, event
-    except OSError:
+        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+            file.seek(offset)
+            while (line := file.readline(LINE_MAX)).endswith(b"\n"):  # else it is being written
+                offset += len(line)
+                yield offset, line
+    except (OSError, PoolError):
         return  # RACE: removed or out of sight; the next look may find it

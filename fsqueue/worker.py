@@ -83,7 +83,7 @@ class Worker:
         self.lease.enlist({"worker": self.id, "spool": self.habits.spool, **self.habits.slurm})
         try:
             self.leaving.listen()
-            atomic.make_directory(self.pool.workshop(self.id))
+            atomic.make_private_directory(self.pool.workshop(self.id))
             self.beat.look_for_orders()
             self.beat.flush()
             self.beat.start()
@@ -170,7 +170,7 @@ class Worker:
     def _run_addressed(self, name: ClaimName) -> None:
         """Run what was addressed to us. Its end, whichever, says nothing of the planned claims."""
         pool, spool = self.inbox.pool, self.inbox.spool
-        atomic.make_directory(pool.workshop(self.id))
+        atomic.make_private_directory(pool.workshop(self.id))
         attempt = Attempt(
             pool, name, spool, self.beat, self.journal, self._job, self.leaving.at_once
         )

@@ -11,7 +11,14 @@ from typing import Any
 
 import click
 
-from fsqueue.cli.options import SETTINGS, json_option, print_json, print_table, split_pool
+from fsqueue.cli.options import (
+    SETTINGS,
+    json_option,
+    print_json,
+    print_table,
+    split_pool,
+    trust_option,
+)
 from fsqueue.errors import UsageError
 from fsqueue.names import ID
 from fsqueue.pool import Pool, open_pool
@@ -32,6 +39,7 @@ have the work.
 
 @click.command("explain", context_settings=SETTINGS, epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[POOL] [ID]...")
+@trust_option
 @click.option("--need", metavar="JSON", help="Score workers for this: service, model, "
               "required_capability, min_tier.")  # fmt: skip
 @click.option("--workers", metavar="FILE", help="Score the workers of this file, as workers --json "

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from fsqueue import trust
 from fsqueue.errors import UsageError
 from fsqueue.pool import Pool, open_pool
 
@@ -25,8 +26,35 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def pool_argument(function: F) -> F:
-    """Add the POOL argument, which FSQUEUE_POOL may stand in for."""
-    return click.argument("pool", envvar="FSQUEUE_POOL", callback=_open)(function)
+    """Add the POOL argument, which FSQUEUE_POOL may stand in for, and --trust-group."""
+    return trust_option(click.argument("pool", envvar="FSQUEUE_POOL", callback=_open)(function))
+
+
+def trust_option(function: F) -> F:
+    """Add --trust-group."""
+    return click.option("--trust-group", cls=TrustGroup)(function)
+
+
+class TrustGroup(click.Option):
+    """--trust-group, which is heard before any pool is opened."""
+
+    def __init__(self, names: Sequence[str] = ("--trust-group",), **how: Any) -> None:
+        super().__init__(
+            names,
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            envvar=trust.TOLD,
+            callback=_tell,
+            help="Take work from all members of the group of the pool's directory.",
+            **how,
+        )
+
+
+def _tell(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Tell this process, and by its environment those that it starts."""
+    if value:
+        os.environ[trust.TOLD] = "1"
 
 
 def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:

@@ -14,6 +14,7 @@ from fsqueue.cli.options import (
     SETTINGS,
     Duration,
     TrailingCommand,
+    TrustGroup,
     plural,
     print_json,
     print_table,
@@ -95,6 +96,7 @@ def _command(handler: Handler) -> click.Command:
                      help="A new pool's lease: a worker silent for so long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
                      show_default=True, help="A new pool's attempts per claim."),
+        TrustGroup(),
         click.Option(["--dry-run"], is_flag=True, help="Print the table; touch nothing."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     ]  # fmt: skip

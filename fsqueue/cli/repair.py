@@ -16,6 +16,7 @@ from fsqueue.cli.options import (
     pool_argument,
     print_json,
     split_pool,
+    trust_option,
 )
 from fsqueue.errors import UsageError
 from fsqueue.layout import State
@@ -29,6 +30,7 @@ WORDS = click.argument("words", nargs=-1, metavar="POOL [ID]...")
 
 @click.command("retry", context_settings=SETTINGS)
 @WORDS
+@trust_option
 @click.option("--dry-run", is_flag=True, help="Say what would be put back.")
 @json_option
 def retry(words: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
@@ -52,6 +54,7 @@ def retry(words: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
 @click.command("cancel", context_settings=SETTINGS)
 @click.argument("words", nargs=-1, metavar="POOL ID...")
+@trust_option
 @click.option("--all", "everything", is_flag=True, help="Cancel everything that waits or runs.")
 @click.option("--dry-run", is_flag=True, help="Say what would be cancelled.")
 @json_option
@@ -88,6 +91,7 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
 
 @click.command("drain", context_settings=SETTINGS)
 @click.argument("words", nargs=-1, metavar="POOL [WORKER]...")
+@trust_option
 @click.option("--now", is_flag=True, help="Do not finish the claim: put it back.")
 @click.option("--pause", is_flag=True, help="Do not leave: only take nothing more.")
 @click.option("--undo", is_flag=True, help="Take the order back.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from fsqueue import trust
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument
 from fsqueue.errors import UsageError
 from fsqueue.pool import Pool
@@ -166,10 +167,11 @@ def _words(text: str | None) -> frozenset[str]:
 
 
 def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
-    """Return what was said, and every handler that is installed."""
+    """Return what was said, every handler that is installed, and who we are."""
     from fsqueue.handlers import registered
 
-    return frozenset(word.lower() for word in given) | set(registered())
+    said = frozenset(word.lower() for word in given)
+    return said | set(registered()) | {trust.capability()}
 
 
 def _log_by_default() -> None:

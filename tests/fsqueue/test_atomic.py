@@ -520,12 +520,3 @@ def test_an_appender_grows_a_file_a_line_at_a_time(path: str) -> None:
         with atomic.Appender(path) as file:
             file.line(text)
     assert Path(path).read_bytes() == b"one\ntwo\n"
-
-
-def test_lines_stops_before_a_line_that_is_not_complete_and_goes_on_there_later(path: str) -> None:
-    Path(path).write_bytes(b"one\ntwo\nthr")
-    read = list(atomic.lines(path))
-    assert read == [(4, b"one\n"), (8, b"two\n")]
-    with open(path, "ab") as file:
-        file.write(b"ee\n")
-    assert list(atomic.lines(path, 8)) == [(14, b"three\n")]
