@@ -26,9 +26,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from embed.headers import KINDS
 from embed.pairing import Table
 from embed.ragged import Ragged
-from embed.tables import KINDS
 from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}

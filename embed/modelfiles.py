@@ -115,7 +115,7 @@ def _check_whole(path: str) -> None:
     try:
         is_whole = zipfile.is_zipfile if path.endswith(".bin") else _is_whole_safetensors
         whole = is_whole(path)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         whole = False
     if not whole:
         raise UsageError(

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsqueue import FsqueueError
+from embed.headers import Tensor, read_header
+from fsqueue import FsqueueError, atomic
 
 BLOCK_BYTES: Final = 8 << 20
-KINDS: Final = {"F32": "<f4", "I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
-"""Names that safetensors has for what outputs hold."""
 
 Rows = NDArray[np.float32]
 Columns = Mapping[str, NDArray[Any]]
@@ -54,16 +52,18 @@ class Output:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._tensors, self._start = _header(path)
-        self.metadata: dict[str, str] = self._tensors.pop("__metadata__", {})
+        self._tensors, self.metadata = _header(path)
         self.metadata.pop("ids", None)
         try:
-            shapes = {name: self.array(name).shape for name in self._tensors}
+            if self._tensors["embeddings"].kind != np.float32:
+                raise ValueError("its rows are no float32")
+            _counts(self.metadata)
+            shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
             self.count, self.width = shapes.pop("embeddings")
             self.ragged = "offsets" in shapes
             if self.ragged:
-                self.count = shapes["offsets"][0] - 1
-        except (KeyError, TypeError, ValueError, OSError) as error:
+                self.count = self._sequences()
+        except (KeyError, ValueError) as error:
             raise _damaged(path, error) from error
         same = [n for n, shape in shapes.items() if shape == (self.count,) and n != "offsets"]
         self.columns = {name: self.array(name).dtype for name in same}
@@ -71,16 +71,30 @@ class Output:
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor, mapped afresh."""
         tensor = self._tensors[name]
-        shape, kind = tuple(tensor["shape"]), np.dtype(KINDS[tensor["dtype"]])
-        if 0 in shape:
-            return np.zeros(shape, kind)  # no file can be mapped for nothing
-        start = self._start + tensor["data_offsets"][0]
-        return np.memmap(self.path, kind, "r", start, shape)
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, tensor.kind)  # no file can be mapped for nothing
+        with _opened(self.path) as file:
+            return np.memmap(file, tensor.kind, "r", tensor.begin, tensor.shape)
+
+    def _sequences(self) -> int:
+        """Return how many sequences have their rows cut by `offsets`. Raises ValueError."""
+        cuts = self.array("offsets")
+        rows = self._tensors["embeddings"].shape[0]
+        if cuts.ndim != 1 or cuts.dtype != np.int64 or not len(cuts):
+            raise ValueError("its offsets cut nothing")
+        if cuts[0] != 0 or cuts[-1] != rows or (np.diff(cuts) < 0).any():
+            raise ValueError("its offsets are not those of its rows")
+        return len(cuts) - 1
 
     def ids(self) -> list[str]:
         """Return its ids, read anew: kept for every output, they would fill the memory."""
-        header, _ = _header(self.path)
-        ids: list[str] = json.loads(header["__metadata__"]["ids"])
+        _, metadata = _header(self.path)
+        try:
+            ids = json.loads(metadata["ids"])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise _damaged(self.path, error) from error
+        if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+            raise _damaged(self.path, "its ids are no list of texts")
         if len(ids) != self.count:
             raise _damaged(self.path, f"{len(ids)} ids and {self.count} rows")
         return ids
@@ -152,7 +166,7 @@ def combined(every: Sequence[Mapping[str, str]]) -> dict[str, str]:
                 known.append(text)
     counts: dict[str, int] = {}
     for text in values.pop("counts", []):
-        for name, count in json.loads(text).items():
+        for name, count in _counts({"counts": text}).items():
             counts[name] = counts.get(name, 0) + count
     found = {name: " | ".join(sorted(texts)) for name, texts in values.items()}
     return found | {"counts": json.dumps(counts, sort_keys=True)}
@@ -164,18 +178,27 @@ def _steps(first: int, last: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, last))
 
 
-def _header(path: str) -> tuple[dict[str, Any], int]:
-    """Return a safetensors header, and where its data begin."""
+def _counts(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Return what an output counted. Raises ValueError."""
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > os.fstat(file.fileno()).st_size:
-                raise ValueError("it is cut short")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("no object")
-        return header, 8 + length
-    except (OSError, ValueError, struct.error) as error:
+        counts = json.loads(metadata.get("counts", "{}"))
+    except RecursionError as error:
+        raise ValueError("its counts are nested too deeply") from error
+    if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+        raise ValueError("its counts are no numbers")
+    return counts
+
+
+def _opened(path: str) -> BinaryIO:
+    return os.fdopen(atomic.opened(path)[0], "rb")
+
+
+def _header(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return an output's tensors and metadata."""
+    try:
+        with _opened(path) as file:
+            return read_header(file.fileno())
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"__main__"},
 )
 EMBED_LAYERS = (
-    {"letters"},
+    {"letters", "headers"},
     set(
         "assembly auto_shape auto_tokens batching cost dna_tokens dnabert_shape fasta options "
         "outputs packed pooling publishing residues tables".split()

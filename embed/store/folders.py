@@ -124,7 +124,7 @@ def _described(view: View) -> str:
 def _read_space(folder: str) -> Space:
     try:
         return Space(**json.loads(atomic.read(f"{folder}/space.json")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{folder}/space.json: cannot be read ({error}); it was edited, or a newer fsqueue "
             f"wrote it."
@@ -134,7 +134,7 @@ def _read_space(folder: str) -> Space:
 def _read_format(root: str) -> None:
     try:
         found = json.loads(atomic.read(f"{root}/store.json"))["fsqueue store"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{root}/store.json: is not a store's ({error!r}).") from error
     if found != FORMAT:
         raise UsageError(

@@ -24,20 +24,24 @@ import hashlib
 import json
 import mmap
 import os
-import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.store.encoding import DIGEST, TYPES, Columns, Rows
+from embed.headers import read_header
+from embed.store.encoding import DIGEST, NAMES, Columns, Rows
 from embed.store.keys import KEY, Keys
 from embed.store.places import Place
 from fsqueue import FsqueueError
 
 GONE: Final = {errno.ENOENT, errno.ESTALE}
 HEADER_MAX: Final = 1 << 20
+BYTES, INTS = np.dtype("u1"), np.dtype("<i8")
+KINDS: Final = {"keys": BYTES, "digest": BYTES, "norms": np.dtype("<f4")}
+"""The types of what is not counted in INTS."""
 PIECE: Final = 1 << 23
 
 
@@ -58,23 +62,45 @@ class Shard:
         self.path = f"{directory}/{place.name}"
         fd = self._open()
         try:
-            self._start, self._tensors = self._read_header(fd, os.fstat(fd).st_size)
-            self.count, self.width = self._tensors["vectors"][1]
-            self.number = self._tensors["vectors"][0]
-            end = self._start + self._tensors["rows"][2] + 8 * self.count
-            self._map = mmap.mmap(fd, end, access=mmap.ACCESS_READ)
+            self._tensors, _ = read_header(fd, limit=HEADER_MAX)
+            self._check(os.fstat(fd).st_size)
+            self.count, self.width = self._tensors["vectors"].shape
+            self.number = self._tensors["vectors"].kind
+            self._map = mmap.mmap(fd, self._tensors["rows"].end, access=mmap.ACCESS_READ)
         except OSError as error:
             raise self._gone(error) from error
+        except ValueError as error:
+            raise self._damaged(f"is no shard or cut short ({error})") from error
         finally:
             os.close(fd)
         self.keys: Keys = np.frombuffer(self._map, KEY, self.count, self._at("keys"))
         self._by_row: Rows | None = None
         self.rows: Rows = np.frombuffer(self._map, "<i8", self.count, self._at("rows"))
 
+    def _check(self, size: int) -> None:
+        """Raise ValueError unless the tensors are those of a shard."""
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        vectors = self._tensors.get("vectors")
+        if vectors is None or len(vectors.shape) != 2 or vectors.kind not in NAMES:
+            raise ValueError("no vectors")
+        count = vectors.shape[0]
+        wanted = {"keys": (count, KEY.itemsize), "id_cuts": (count + 1,), "digest": (DIGEST,)}
+        wanted |= dict.fromkeys(("rows", "lengths", "inputs", "norms"), (count,))
+        if "texts" in shapes:
+            wanted |= {"text_cuts": (count + 1,), "begins": (count,)}
+        for name, shape in wanted.items():
+            if shapes.get(name) != shape or self._tensors[name].kind != KINDS.get(name, INTS):
+                raise ValueError(f"no {name}, or not as many as vectors")
+        for name in ("ids", "input_names", *(["texts"] if "texts" in shapes else ())):
+            if len(shapes.get(name, ())) != 1 or self._tensors[name].kind != BYTES:
+                raise ValueError(f"no {name}")
+        if size != self._tensors["digest"].end:
+            raise ValueError(f"has {size:,} bytes")
+
     @property
     def size(self) -> int:
         """Return how many bytes the file has."""
-        return self._start + max(end for _, _, _, end in self._tensors.values())
+        return self._tensors["digest"].end
 
     @property
     def has_texts(self) -> bool:
@@ -85,7 +111,10 @@ class Shard:
         if not self.count:
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self.keys, wanted), self.count - 1)
-        return np.where(self.keys[at] == wanted, self.rows[at], -1)
+        found = np.where(self.keys[at] == wanted, self.rows[at], -1)
+        if found.size and not -1 <= found.min() <= found.max() < self.count:
+            raise self._damaged("has keys of rows that are not there")
+        return found
 
     def vectors(self, rows: Rows) -> NDArray[Any]:
         """Return the vectors of these rows, as stored. Raises Vanished."""
@@ -108,7 +137,7 @@ class Shard:
     def blocks(self, rows_max: int, names: tuple[str, ...]) -> Iterator[list[NDArray[Any]]]:
         """Yield the columns named, block by block; arrays are reused. Raises Vanished."""
         widths = [self.width if name == "vectors" else 1 for name in names]
-        buffers = [np.empty((min(rows_max, self.count), width), self._tensors[name][0])
+        buffers = [np.empty((min(rows_max, self.count), width), self._tensors[name].kind)
                    for name, width in zip(names, widths, strict=True)]  # fmt: skip
         fd = self._open()
         try:
@@ -125,8 +154,9 @@ class Shard:
     def columns(self) -> Columns:
         """Return everything but the vectors, rows in their order. Raises Vanished."""
         keys = np.empty(self.count, KEY)
-        keys[self.rows] = self.keys
-        names = json.loads(self._bytes("input_names"))
+        with self._making_sense():
+            keys[self.rows] = self.keys
+        names = self._names()
         lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
         texts = self._texts("texts", "text_cuts") if self.has_texts else []
         begins = self._begins() if self.has_texts else np.empty(0, np.int64)
@@ -135,27 +165,45 @@ class Shard:
     def key_of(self, row: int) -> bytes:
         """Return the key of a row."""
         if self._by_row is None:
-            self._by_row = np.empty(self.count, "<i8")
-            self._by_row[self.rows] = np.arange(self.count)
+            with self._making_sense():
+                by_row = np.zeros(self.count, "<i8")
+                by_row[self.rows] = np.arange(self.count)
+            self._by_row = by_row
         return bytes(self.keys[self._by_row[row]])
 
     def facts(self, rows: list[int]) -> list[tuple[str, str, int, str, int]]:
         """Return the input, the record's id, length, text and begin of rows. Raises Vanished."""
         if not rows:
             return []
-        names = json.loads(self._bytes("input_names"))
+        names = self._names()
         lengths, inputs = (np.frombuffer(self._bytes(n), "<i8") for n in ("lengths", "inputs"))
         ids = self._texts("ids", "id_cuts", rows)
         texts = self._texts("texts", "text_cuts", rows) if self.has_texts else [""] * len(rows)
         begins = self._begins()[rows].tolist() if self.has_texts else [-1] * len(rows)
-        return [
-            (names[inputs[row]], id, int(lengths[row]), text, begin)
-            for row, id, text, begin in zip(rows, ids, texts, begins, strict=True)
-        ]
+        with self._making_sense():
+            return [
+                (names[inputs[row]], id, int(lengths[row]), text, begin)
+                for row, id, text, begin in zip(rows, ids, texts, begins, strict=True)
+            ]
 
     def norms(self) -> NDArray[np.float32]:
         """Return the length of each vector. Raises Vanished."""
         return np.frombuffer(self._bytes("norms"), "<f4")
+
+    def _names(self) -> list[str]:
+        with self._making_sense():
+            names = json.loads(self._bytes("input_names"))
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("input_names is no list of texts")
+            return names
+
+    @contextmanager
+    def _making_sense(self) -> Iterator[None]:
+        """Turn what reading nonsense raises into StoreError."""
+        try:
+            yield
+        except (ValueError, IndexError, RecursionError) as error:
+            raise self._damaged(f"holds what makes no sense ({error})") from error
 
     def _begins(self) -> Rows:
         return np.frombuffer(self._bytes("begins"), "<i8")
@@ -180,11 +228,11 @@ class Shard:
             os.close(fd)
 
     def _bytes(self, name: str) -> bytes:
-        _, _, begin, end = self._tensors[name]
+        begin, end = self._at(name), self._tensors[name].end
         data = np.empty(end - begin, "u1")
         fd = self._open()
         try:
-            self._fill(fd, self._start + begin, data)
+            self._fill(fd, begin, data)
         except OSError as error:
             raise self._gone(error) from error
         finally:
@@ -200,28 +248,13 @@ class Shard:
             view, at = view[count:], at + count
 
     def _at(self, name: str) -> int:
-        return int(self._start + self._tensors[name][2])
+        return self._tensors[name].begin
 
     def _open(self) -> int:
         try:
             return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError as error:
             raise self._gone(error) from error
-
-    def _read_header(self, fd: int, size: int) -> tuple[int, dict[str, Any]]:
-        try:
-            (length,) = struct.unpack("<Q", os.pread(fd, 8, 0))
-            header = json.loads(os.pread(fd, min(length, HEADER_MAX), 8))
-            header.pop("__metadata__")
-            tensors = {
-                name: (np.dtype(TYPES[t["dtype"]]), tuple(t["shape"]), *t["data_offsets"])
-                for name, t in header.items()
-            }
-            if size != 8 + length + tensors["digest"][3] or "vectors" not in tensors:
-                raise ValueError(f"has {size:,} bytes")
-        except (ValueError, KeyError, TypeError, struct.error) as error:
-            raise self._damaged(f"is no shard or cut short ({error})") from error
-        return 8 + length, tensors
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError(

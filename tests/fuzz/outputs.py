@@ -1,0 +1,61 @@
+"""Outputs and checkpoints of embed: whole, or refused by one typed error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from embed import outputs
+from embed.tables import Joined, Output, Part
+from tests.fuzz.sandbox import directory, pick, put, typed_errors_only
+
+
+def _table(data: bytes) -> None:
+    path = str(directory() / "output.safetensors")
+    put(path, data)
+    output = Output(path)
+    assert output.count >= 0 and output.width >= 0
+    output.ids()
+    if not output.ragged:
+        joined = Joined([Part(path, 0, output.count, output.count)])
+        rows = [block.rows for block in joined.blocks()]
+        assert sum(len(each) for each in rows) == output.count
+
+
+def _checkpoint(data: bytes) -> None:
+    try:
+        found = outputs.unpack(data)
+    except ValueError:
+        return  # as promised: nobody's checkpoint
+    assert all(isinstance(number, int) for number in found)
+    again = outputs.unpack(outputs.pack(found))
+    assert {number: rows.tobytes() for number, rows in again.items()} == {
+        number: rows.tobytes() for number, rows in found.items()
+    }
+
+
+@cache
+def good_output() -> bytes:
+    """Return an output of two sequences."""
+    path = directory() / "good.safetensors"
+    rows = np.arange(4, dtype=np.float32).reshape(2, 2)
+    columns = {"lengths": np.array([3, 4], "<i8"), "flags": np.array([0, 1], "u1")}
+    outputs.write(path, ["one", "two"], rows, {"model": "m", "counts": {"sequences": 2}}, columns)
+    return path.read_bytes()
+
+
+READERS: tuple[Callable[[bytes], None], ...] = (_table, _checkpoint)
+SEEDS = (
+    b"\x00" + good_output(),
+    b"\x01" + outputs.pack({3: np.ones((1, 2), np.float32), 12: np.zeros((0, 2), np.float32)}),
+    b"\x01\x80\x04\x95cos\nsystem\n(S'id'\ntR.",
+)
+
+
+def run(data: bytes) -> None:
+    """Let the first byte choose the reader of the rest."""
+    chosen, data = pick(data, len(READERS))
+    with typed_errors_only():
+        READERS[chosen](data)
