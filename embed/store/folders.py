@@ -123,8 +123,8 @@ def _described(view: View) -> str:
 
 def _read_space(folder: str) -> Space:
     try:
-        return Space(**json.loads(atomic.read(f"{folder}/space.json")))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return Space.checked(json.loads(atomic.read(f"{folder}/space.json")))
+    except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{folder}/space.json: cannot be read ({error}); it was edited, or a newer fsqueue "
             f"wrote it."

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 KEY: Final = np.dtype("S16")
 """128 bits. numpy compares them as bytes, so that sorted arrays can be searched."""
 
+WIDTH_MAX: Final = 1 << 24
 Keys = NDArray[np.bytes_]
 
 STORED: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
@@ -51,6 +52,17 @@ class Space:
         """Return the space in which a plan of these options embeds."""
         facts = {name: options[name] for name in cls.__slots__ if name != "stored"}
         return cls(stored=options.get("store_dtype", "float32"), **facts)
+
+    @classmethod
+    def checked(cls, facts: Any) -> Space:
+        """Return the space that a file speaks of. Raises ValueError, TypeError."""
+        space = cls(**facts)
+        for name, value in asdict(space).items():
+            if type(value) is not (int if name in ("max_residues", "width") else str):
+                raise ValueError(f"{name} is {value!r}")
+        if space.stored not in STORED or not 0 < space.width < WIDTH_MAX:
+            raise ValueError(f"vectors of {space.width} numbers as {space.stored}")
+        return space
 
     @property
     def digest(self) -> bytes:
