@@ -13,7 +13,8 @@ computes rightly, `calibrate` how fast.
 Afterwards `gathering` finds a pool's outputs, `tables`, `ragged` and `pairing` go through them,
 `formats` and `virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs.
 `onefile` and `encoder` do without a pool; `store` keeps what was ever computed, `tending` compacts
-it by claims, `asking` embeds a question for it; `cli` and `storecli` are the command line.
+it by claims, `asking` embeds a question for it, `roads` takes it to other databases; `cli` and
+`storecli` are the command line.
 
     from embed import Encoder, read
     table = read("pool/outputs/proteins-5c1f09ab33d2.safetensors")

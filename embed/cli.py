@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from embed.options import DTYPE_TAGS, FORMATS, OPTIONS
-from embed.storecli import search, store
+from embed.storecli import export, search, store
 from fsqueue import FsqueueError, Option, UsageError
 from fsqueue.cli.options import SETTINGS, json_option, print_json, split_pool, trust_option
 
@@ -183,7 +183,7 @@ def calibrate(model: str, seconds: float, as_json: bool, **options: Any) -> None
     click.echo(f"  fsqueue plan embed POOL INPUT... --model {shlex.quote(model)} {line}")
 
 
-for command in (search, store):
+for command in (search, export, store):
     embed.add_command(command)
 
 

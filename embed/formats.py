@@ -8,9 +8,10 @@ of its own field. Those that fsqueue does not need otherwise are imported when t
     h5           a dataset per id, as UniProt ships its embeddings
     parquet      columns `id` and `embedding`
 
-A pair of models has `data` where one has `embeddings`. Numbers by sequence (`lengths`, `flags`) go
-along. Where a sequence has a row for each token, safetensors has `offsets`, too: its rows are
-offsets[i] to offsets[i + 1]. The other forms have no place for such rows.
+A pair of models has `data` where one has `embeddings`. Columns (`lengths`, `flags`; of an exported
+store also texts, which safetensors has no place for) go along. Where a sequence has a row for each
+token, safetensors has `offsets`, too: its rows are offsets[i] to offsets[i + 1]. The other forms
+have no place for such rows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from typing import Any, Final
 import numpy as np
 
 from embed.headers import KINDS
-from embed.pairing import Table
 from embed.ragged import Ragged
+from embed.tables import Table
 from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
@@ -100,19 +101,30 @@ def check(format: str, table: Table) -> None:
 
 def write_npz(path: Path, table: Table) -> None:
     """Write one npz file, not compressed: embeddings do not compress."""
-    longest = max((len(id) for block in table.blocks() for id in block.ids), default=1)
-    text = np.dtype(f"<U{max(1, longest)}")
+    kinds = _npz_kinds(table)
+    text = kinds.pop("ids")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         shape = (table.count, table.width)
         rows = (block.rows.tobytes() for block in table.blocks())
         _member(archive, table.name, np.dtype("<f4"), shape, rows)
         ids = (np.array(block.ids, text).tobytes() for block in table.blocks())
         _member(archive, "ids", text, (table.count,), ids)
-        for name, kind in table.columns.items():
-            numbers = (block.columns[name].tobytes() for block in table.blocks())
-            _member(archive, name, kind, (table.count,), numbers)
+        for name, kind in kinds.items():
+            values = (block.columns[name].astype(kind).tobytes() for block in table.blocks())
+            _member(archive, name, kind, (table.count,), values)
         facts = np.array(json.dumps(dict(table.metadata)))
         _member(archive, "metadata", facts.dtype, (), iter([facts.tobytes()]))
+
+
+def _npz_kinds(table: Table) -> dict[str, np.dtype[Any]]:
+    """Return the type of `ids` and of each column: texts are as wide as the longest of them."""
+    texts = [name for name, kind in table.columns.items() if kind.kind == "U"]
+    widths = dict.fromkeys(["ids", *texts], 1)
+    for block in table.blocks():
+        for name in widths:
+            values = block.ids if name == "ids" else block.columns[name].tolist()
+            widths[name] = max(widths[name], *map(len, values))
+    return {**table.columns} | {name: np.dtype(f"<U{width}") for name, width in widths.items()}
 
 
 def _member(
@@ -136,8 +148,7 @@ def write_h5(path: Path, table: Table) -> None:
     A `/` in an id would make a group, so `_` stands for it; an id that comes again gets `~2`, `~3`
     at its end. Such a dataset has the id itself as its attribute `original_id`.
     """
-    library = _library("h5")
-    with library.File(path, "w") as file:
+    with library("h5").File(path, "w") as file:
         file.attrs.update(table.metadata)
         for block in table.blocks():
             for index, (id, row) in enumerate(zip(block.ids, block.rows, strict=True)):
@@ -150,12 +161,13 @@ def write_h5(path: Path, table: Table) -> None:
                 if name != id:
                     dataset.attrs["original_id"] = id
                 for column, values in block.columns.items():
-                    dataset.attrs[column] = values[index]
+                    value = values[index]
+                    dataset.attrs[column] = str(value) if isinstance(value, str) else value
 
 
 def write_parquet(path: Path, table: Table) -> None:
     """Write one parquet file, a row group for each block."""
-    arrow = _library("parquet")
+    arrow = library("parquet")
     parquet = importlib.import_module("pyarrow.parquet")
     fields = [
         arrow.field("id", arrow.string()),
@@ -174,13 +186,14 @@ def write_parquet(path: Path, table: Table) -> None:
             writer.write_batch(arrow.record_batch(arrays, schema=schema))
 
 
-def _library(extra: str) -> Any:
+def library(extra: str) -> Any:
+    """Return the library of a form. Raises NotSupportedError if it is not installed."""
     try:
         return importlib.import_module(EXTRAS[extra])
     except ImportError as error:
         raise NotSupportedError(
-            f"--format {extra}: {EXTRAS[extra]} is not installed ({error}). Type: "
-            f"pip install 'fsqueue[{extra}]', or take another --format."
+            f"{extra}: {EXTRAS[extra]} is not installed ({error}). Type: "
+            f"pip install 'fsqueue[{extra}]', or take another format."
         ) from error
 
 

@@ -15,9 +15,9 @@ from typing import Final
 from embed.formats import FORMATS, check
 from embed.gathering import Gathered, Input, gather, table_of
 from embed.options import FORMATS as CHOICES
-from embed.pairing import Paired, Table
+from embed.pairing import Paired
 from embed.publishing import whole
-from embed.tables import Joined
+from embed.tables import Joined, Table
 from fsqueue import UsageError
 
 SUFFIXES: Final = {

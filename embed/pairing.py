@@ -81,6 +81,3 @@ def _keys(table: Joined) -> NDArray[np.bytes_]:
     keys[:, :16] = digests.view(np.uint8).reshape(-1, 16)
     keys[:, 16:] = earlier.view(np.uint8).reshape(-1, 4)
     return keys.view("S20")[:, 0] if table.count else np.empty(0, "S20")
-
-
-Table = Joined | Paired

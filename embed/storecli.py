@@ -5,6 +5,7 @@ A door to click, as `cli.py`. What a command needs is imported when it is called
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -29,14 +30,13 @@ def _space_options(command: Any) -> Any:
 
 
 @click.command("search", context_settings=SETTINGS)
-@_store_argument
-@click.argument("query", metavar="QUERY", type=click.Path())
+@click.argument("words", metavar="STORE QUERY", nargs=-1)
 @click.option("-k", "count", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @_space_options
 @click.option("--weights", metavar="MODEL", help="Where the model is now, if it was a folder that "
               "moved: a folder, or a hub id.")  # fmt: skip
 @json_option
-def search(root: str, query: str, count: int, as_json: bool, **how: Any) -> None:
+def search(words: tuple[str, ...], count: int, as_json: bool, **how: Any) -> None:
     """Find the nearest vectors in STORE of each sequence in the FASTA file QUERY.
 
     Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were; a .npy file
@@ -44,6 +44,7 @@ def search(root: str, query: str, count: int, as_json: bool, **how: Any) -> None
     """
     from embed.asking import ask
 
+    root, query = _store_and("QUERY", words)
     answers = ask(root, query, count, **how)
     if as_json:
         print_json([asdict(answer) for answer in answers])
@@ -54,6 +55,66 @@ def search(root: str, query: str, count: int, as_json: bool, **how: Any) -> None
         for number, (hit, score) in enumerate(zip(answer.hits, answer.scores, strict=True), 1)
     ]
     print_table(("query", "rank", "record", "input", "cosine", "length"), rows, left=1)
+
+
+ROADS = ("lancedb", "chroma", "faiss", "h5", "parquet", "npz")
+
+
+@click.command("export", context_settings=SETTINGS)
+@click.argument("words", metavar="STORE TARGET", nargs=-1)
+@click.option("--to", required=True, type=click.Choice(ROADS))
+@_space_options
+@click.option("--name", help="What the table or collection is called there. Default: as in STORE.")
+@click.option("--dry-run", is_flag=True, help="Only say how many vectors would be added.")
+@json_option
+def export(words: tuple[str, ...], to: str, as_json: bool, **how: Any) -> None:
+    """Add to TARGET what it lacks of STORE: run it again, and it adds what is new.
+
+    \b
+    lancedb  a database: a directory, or whatever lancedb.connect() takes
+    chroma   a database: a directory, or a server's URL (default: CHROMADB_URL)
+    faiss    a flat index of unit vectors; TARGET.jsonl says whose each is
+    h5, parquet, npz   one file, as embed merge writes it
+
+    One export at a time to a TARGET; workers and compactions may run beside it.
+    """
+    from embed.roads.export import Asked
+    from embed.roads.export import export as export_to
+
+    default = os.environ.get("CHROMADB_URL") if to == "chroma" else None
+    root, target = _store_and("TARGET", words, default)
+    with click.progressbar(
+        length=0, label="exporting", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        result = export_to(to, target, Asked(root, **how), progress)
+    if as_json:
+        print_json(asdict(result))
+        return
+    verb = "would be added" if result.dry_run else "added"
+    click.echo(
+        f"{result.target}: {result.added:,} of {plural(result.vectors, 'vector')} {verb} in "
+        f"{result.seconds:.1f} s."
+    )
+
+
+def _store_and(what: str, words: tuple[str, ...], default: str | None = None) -> tuple[str, str]:
+    """Tell STORE from the word that follows it; FSQUEUE_STORE and `default` may stand for them."""
+    preset, rest = os.environ.get("FSQUEUE_STORE"), list(words)
+    is_first = len(rest) == 2 or (rest and (not preset or (default and _is_store(rest[0]))))
+    root = rest.pop(0) if is_first else preset
+    other = rest or ([default] if default else [])
+    if not root or len(other) != 1:
+        raise UsageError(f"STORE and {what} are needed, in this order. See --help.")
+    return root, other[0]
+
+
+def _is_store(path: str) -> bool:
+    return os.path.isfile(f"{path}/store.json")
 
 
 @click.group("store", context_settings=SETTINGS)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +38,46 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of a table: `columns` hold a number for each row."""
+    """Consecutive rows of a table: `columns` hold a number, or a text, for each row."""
 
     ids: list[str]
     rows: Rows
     columns: Columns
+
+
+class Table(Protocol):
+    """Whatever can be gone through block by block, again and again, and always gives the same."""
+
+    @property
+    def name(self) -> str:
+        """Return what its rows are called."""
+
+    @property
+    def ragged(self) -> bool:
+        """Return whether an id has many rows."""
+
+    @property
+    def count(self) -> int:
+        """Return how many ids it has."""
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows it has."""
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers a row has."""
+
+    @property
+    def columns(self) -> Mapping[str, np.dtype[Any]]:
+        """Return what stands beside each id; a text has the type `U` of no width."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Return what it says of itself."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all rows in order."""
 
 
 class Output:

@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from embed.pairing import Paired, Table
+from embed.pairing import Paired
 from embed.publishing import whole
-from embed.tables import Joined
+from embed.tables import Joined, Table
 from fsqueue import UsageError
 
 SUFFIX: Final = {"dnabert": "_DNABERT_S.pt", "esm2": "_ESM.pt"}

@@ -44,7 +44,7 @@ EMBED_LAYERS = (
     {"mending"},
     {"merge", "planning", "resident", "selftest", "sequences"},
     {"store"},
-    {"claim", "tending"},
+    {"claim", "tending", "roads"},
     {"encoder", "handler"},
     {"calibrate", "onefile"},
     {"asking"},
@@ -71,6 +71,9 @@ DOORS = {
         },
         "safetensors": {"models", "dnabert", "outputs", "selftest"},
         "click": {"cli", "storecli"},
+        "lancedb": {"roads"},
+        "chromadb": {"roads"},
+        "faiss": {"roads"},
     },
 }
 

@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from embed.cli import embed
 from fsqueue.cli import COMMANDS, cli
 from fsqueue.handlers import registered
 
@@ -55,6 +56,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
     plan = command("plan")
     assert isinstance(plan, click.Group)
     commands += [plan.get_command(click.Context(plan), name) for name in sorted(registered())]
+    commands += list(embed.commands.values())
     known = {
         option
         for each in commands

@@ -8,7 +8,8 @@
 `keys` says which sequences share a vector; `places` names shards, and knows which of them count;
 `encoding` writes and `shards` reads the file of one, `view` is the shards of a space as they are
 now, `writer` adds to them. `folders` finds spaces, `reuse` is what a claim does with all that.
-`search` asks a store, `compact` and `verify` tend it, `contents` is the Python door.
+`search` asks a store, `walk` goes through it, `compact` and `verify` tend it, `contents` is the
+Python door.
 
 Promises. A key's vector never changes: of several shards that hold it, the one with the lowest
 number counts, and a shard's number is given by one link(2), so that no later writer comes before

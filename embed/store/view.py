@@ -1,7 +1,8 @@
 """See the shards of one space as they are now, and look keys up in them.
 
 A view is refreshed by listing the directory; shards that it knows already stay open. Whatever finds
-a shard gone lists again and starts over, for then another stands for it.
+a shard gone lists again and starts over, for then another stands for it. Where a mount shows old
+listings, that one is out of sight for as long as they are kept: so whoever looks waits between.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
@@ -24,8 +25,21 @@ from fsqueue import atomic
 
 log = logging.getLogger(__name__)
 
-TRIES: Final = 20
+PAUSES_S: Final = (*(0.01 * 2**n for n in range(7)), *(1.0 for _ in range(60)))
+"""Between looks: at once good where listings are fresh, and longer in all than mounts keep them."""
 T = TypeVar("T")
+
+
+def patiently(directory: str) -> Iterator[None]:
+    """Yield for each look, and wait between them. Raises StoreError when it has been enough."""
+    for pause_s in PAUSES_S:
+        yield
+        time.sleep(pause_s)
+    raise StoreError(
+        f"{directory}: names files that are not there, for {sum(PAUSES_S):.0f} s now. Either they "
+        f"vanish faster than they can be read, or this mount shows listings that are older still; "
+        f"try again, or on another host."
+    )
 
 
 class View:
@@ -50,7 +64,7 @@ class View:
 
     def refresh(self) -> None:
         """List the directory, and open what is new. Raises StoreError, OSError."""
-        for _ in range(TRIES):
+        for _ in patiently(self.directory):
             found = self._listed()
             try:
                 wanted = places.counting(found)
@@ -58,14 +72,12 @@ class View:
                     place: self._open.get(place) or Shard(self.directory, place) for place in wanted
                 }
             except Vanished:
-                # RACE: a compaction removed it after we listed; what stands for it is listed now.
-                time.sleep(0.01)
+                # RACE: a compaction removed it; what stands for it is listed now, or will be soon.
                 continue
             self.shards = [self._open[place] for place in wanted]
             self.top = max((place.last for place in wanted), default=0)
             self._check()
             return
-        raise StoreError(f"{self.directory}: its files come and go faster than they can be read.")
 
     def _check(self) -> None:
         for shard in self.shards:
@@ -92,12 +104,12 @@ class View:
 
     def steadily(self, look: Callable[[], T]) -> T:
         """Return what `look` returns; while shards vanish under it, refresh and look again."""
-        for _ in range(TRIES):
+        for _ in patiently(self.directory):
             try:
                 return look()
             except Vanished:
                 self.refresh()
-        raise StoreError(f"{self.directory}: its files vanish faster than they can be read.")
+        raise AssertionError("patience ends in an error")
 
     def lookup(
         self, keys: Keys, *, before: int | None = None
