@@ -3,7 +3,8 @@
 A collection compares by cosine, as a store does. Chroma then keeps unit vectors, and multiplies
 them by their lengths again for whoever asks: they come back right to the last digit but one of a
 float32. Metadata are collection, input, record, length and model; what was embedded, if that was
-text, is the document. Which ids are there is asked of the database itself.
+text, is the document, and its metadata have `begin`. Which ids are there is asked of the database
+itself.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A file holds nothing but that, and is written anew if there is anything that it lacks: none of the
 three can be added to so that a crash leaves it readable. The form is that of `fsqueue embed merge`,
 with `collection`, `input`, `record`, `length` and `model` beside the ids; parquet has the embedded
-text, too.
+text, too, and where in its document it begins.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WithTexts(Rows):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.columns["text"] = TEXT
+        self.columns |= {"text": TEXT, "begin": np.dtype(np.int64)}
 
 
 class _File(Road):

@@ -1,8 +1,8 @@
 """Take vectors to a LanceDB table, which is committed every 64 MiB. The only door to lancedb.
 
 Columns `id`, `vector` (a list of fixed size, float32), `collection`, `input`, `record`, `length`,
-`model`, `text` (null where no text was embedded). No index is made: LanceDB searches without one,
-exactly, and whoever wants one chooses it. The table's metadata say which space it is.
+`model`, `text` and `begin` (null where no text was embedded). No index is made: LanceDB searches
+without one, exactly, and whoever wants one chooses it. The table's metadata say which space it is.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Lance(Road):
         text, width = pyarrow.string(), self._origin.space.width
         fields = [("id", text), ("vector", pyarrow.list_(pyarrow.float32(), width))]
         fields += [("collection", text), ("input", text), ("record", text)]
-        fields += [("length", pyarrow.int64()), ("model", text), ("text", text)]
+        fields += [("length", pyarrow.int64()), ("model", text)]
+        fields += [("text", text), ("begin", pyarrow.int64())]
         return pyarrow.schema(fields, metadata={MARK: self._origin.space.name.encode()})
 
     def _rows(self, pyarrow: Any, schema: Any, batch: Batch) -> Any:
@@ -91,6 +92,6 @@ class Lance(Road):
         rows = [self._origin.facts(hit) | {"id": hit.id, "text": hit.text or None}
                 for hit in batch.hits]  # fmt: skip
         columns = [vectors if field.name == "vector"
-                   else pyarrow.array([row[field.name] for row in rows], field.type)
+                   else pyarrow.array([row.get(field.name) for row in rows], field.type)
                    for field in schema]  # fmt: skip
         return pyarrow.record_batch(columns, schema=schema)

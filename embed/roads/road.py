@@ -31,14 +31,15 @@ class Origin:
         return max(1, BLOCK_BYTES // (4 * self.space.width))
 
     def facts(self, hit: Hit) -> dict[str, Any]:
-        """Return what goes along with a vector, but its text."""
-        return {
+        """Return what goes along with a vector, but its text; `begin` only where it has one."""
+        facts = {
             "collection": self.collection,
             "input": hit.input,
             "record": hit.record,
             "length": hit.length,
             "model": self.space.model,
         }
+        return facts | ({"begin": hit.begin} if hit.begin >= 0 else {})
 
 
 class Road(ABC):

@@ -91,6 +91,7 @@ def _hits(columns: Any, rows: NDArray[np.int64]) -> list[Hit]:
             _legible(columns.ids[row]),
             int(columns.lengths[row]),
             _legible(columns.texts[row]) if columns.texts else "",
+            int(columns.begins[row]) if columns.texts else -1,
         )
         for id, row in zip(hexadecimal(columns.keys[rows]), rows.tolist(), strict=True)
     ]

@@ -137,12 +137,17 @@ def test_any_name_and_any_half_precision_passes(tmp_path: Path, to: str) -> None
 
 @pytest.mark.parametrize("to", ["lancedb", "chroma", "faiss", "parquet"])
 def test_embedded_texts_go_along(tmp_path: Path, to: str) -> None:
-    columns = replace(columns_of([1, 2], "manual.txt"), texts=["Press the button.", "Wait."])
+    columns = replace(
+        columns_of([1, 2], "manual.txt"),
+        texts=["Press the button.", "Wait."],
+        begins=np.array([40, 0]),
+    )
     writer.add(open_view(tmp_path / "store"), columns, vectors_of([1, 2]))
     exported(to, tmp_path / "store", tmp_path / "target")
     found = READERS[to](tmp_path / "target")
     one = found[hexadecimal(keys_of([1]))[0]]
-    assert (one.facts["text"], one.facts["input"]) == ("Press the button.", "manual.txt")
+    expected = ("Press the button.", "manual.txt", 40)
+    assert tuple(one.facts[name] for name in ("text", "input", "begin")) == expected
 
 
 # ---- neighbours ----
