@@ -161,7 +161,8 @@ def made_before(pool: Pool, id: str) -> Broadcast:
     if id not in records:
         known = ", ".join(sorted(records)[-5:]) or "none"
         raise UsageError(f"{pool.root} has no broadcast {id!r}; it has: {known}.")
-    rows = [row for row in records[id].get("workers", ()) if isinstance(row, dict)]
+    found = records[id].get("workers")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     order = Order(str(records[id].get("job_type")), {})
     made = Broadcast(id, order)
     for row in rows:

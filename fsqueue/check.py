@@ -192,7 +192,12 @@ def _check_contents(pool: Pool, planned: _Planned, report: Report) -> None:
 
 def _check_outputs(pool: Pool, planned: _Planned, report: Report) -> None:
     done = [name.id for name in claims.owned(pool, State.DONE)]
-    outputs = set(atomic.names(pool.directory("outputs")))
+    outputs = set()
+    with os.scandir(pool.directory("outputs")) as entries:
+        for entry in entries:
+            outputs.add(entry.name)
+            if not entry.name.startswith(".") and not entry.is_file(follow_symlinks=False):
+                report.problems.append(f"outputs/{entry.name} is no regular file; remove it")
     for id in done:
         suffix = planned.suffixes.get(planned.ids.get(id, 0))
         if suffix is not None and f"{id}{suffix}" not in outputs:

@@ -26,8 +26,8 @@ from typing import Any, BinaryIO, Final
 
 from fsqueue import atomic, claims
 from fsqueue.errors import PoolError
-from fsqueue.layout import FORMAT
-from fsqueue.names import ID, SPOOL, ClaimName
+from fsqueue.layout import FORMAT, SUFFIX
+from fsqueue.names import ID, KIND, SPOOL, ClaimName
 from fsqueue.pool import Pool
 
 HEAD_MAX: Final = 1 << 24
@@ -77,24 +77,47 @@ def read_plan(pool: Pool, number: int) -> Plan:
     try:
         with _opened(path) as file:
             facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
-        if facts["format"] != FORMAT or not ID.fullmatch(facts["plan"]):
-            raise ValueError(f"format {facts['format']!r}")
-        spools = {name: Share(**share) for name, share in facts["spools"].items()}
-        return Plan(
-            facts["plan"],
-            facts["created"],
-            facts["handler"],
-            tuple(facts["kinds"]),
-            facts["suffix"],
-            Share(**facts["total"]),
-            spools,
-            facts["options"],
-        )
+        return _head(facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PoolError(
             f"{path} is not a plan ({error}); it was edited or damaged. Its claims are intact; "
             f"restore the file, or plan its inputs into a new pool."
         ) from error
+
+
+def _head(facts: dict[str, Any]) -> Plan:
+    """Return the head that `facts` are. Raises ValueError, KeyError, TypeError, AttributeError."""
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']!r}")
+    plan = Plan(
+        facts["plan"],
+        facts["created"],
+        facts["handler"],
+        tuple(facts["kinds"]),
+        facts["suffix"],
+        _read_share(facts["total"]),
+        {name: _read_share(share) for name, share in facts["spools"].items()},
+        facts["options"],
+    )
+    sensible = (
+        ID.fullmatch(plan.uid)
+        and (plan.suffix is None or SUFFIX.fullmatch(plan.suffix))
+        and all(map(SPOOL.fullmatch, plan.spools))
+        and all(map(KIND.fullmatch, plan.kinds))
+        and isinstance(plan.created, str)
+        and isinstance(plan.handler, str)
+        and isinstance(plan.options, dict)
+    )
+    if not sensible:
+        raise ValueError("its head makes no sense")
+    return plan
+
+
+def _read_share(facts: dict[str, Any]) -> Share:
+    share = Share(facts["claims"], facts["cost"], dict(facts["measures"]))
+    if not all(type(n) is int for n in (share.claims, share.cost, *share.measures.values())):
+        raise ValueError("its sums are no numbers")
+    return share
 
 
 def read_plans(pool: Pool) -> list[Plan]:
