@@ -37,7 +37,8 @@ from embed.store.keys import KEY, Keys
 from embed.store.places import Place
 from fsqueue import FsqueueError
 
-GONE: Final = {errno.ENOENT, errno.ESTALE}
+GONE: Final = {errno.ENOENT, errno.ESTALE, errno.EBADF}
+"""How a file that was removed answers; JuiceFS says EBADF between open(2) and read(2)."""
 HEADER_MAX: Final = 1 << 20
 BYTES, INTS = np.dtype("u1"), np.dtype("<i8")
 KINDS: Final = {"keys": BYTES, "digest": BYTES, "norms": np.dtype("<f4")}

@@ -2,64 +2,102 @@
 
 Each writer computes other last digits for the same keys, as workers do whose batches differ, and
 notes which vectors counted, once `add` has told it. At the end every note must still be true: a
-vector that was ever given out is the one that everybody gets.
+vector that was ever given out is the one that everybody gets, on every host.
 
-    python -m tests.support.store_storm write STORE NUMBERS NOTES SALT [SHARE]
-    python -m tests.support.store_storm compact STORE
+    python -m tests.support.store_storm write SHARE NUMBERS WRITER [alone]
+    python -m tests.support.store_storm compact SHARE
+    python -m tests.support.store_storm look SHARE NUMBERS [compact]
+
+A share is a directory with the store and the notes in it. Whoever runs a storm touches none itself,
+so that it may be one that only other hosts can see.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from embed.store.compact import compact
 from embed.store.verify import info, verify
 from embed.store.view import View
+from tests.support.processes import environment
 from tests.support.stores import keys_of, open_view, put, vectors_of
 
 BATCH = 40
-GRACE_S = 0.0
-
-
-def write(root: Path, numbers: int, notes: Path, salt: str, share: int | None) -> None:
-    """Store random batches for ever; or, with a share, every number that is of it, and end."""
-    view = open_view(root)
-    mine = range(numbers)[share :: len(WRITERS)] if share is not None else range(numbers)
-    chance = random.Random()
-    with open(notes, "a") as file:
-        for batch in _batches(list(mine), chance, endless=share is None):
-            counting = put(view, batch, salt)
-            for number, vector in zip(batch, counting, strict=True):
-                file.write(json.dumps([number, vector.tobytes().hex()]) + "\n")
-            file.flush()
-
-
-def _batches(mine: list[int], chance: random.Random, *, endless: bool) -> Iterator[list[int]]:
-    while endless:
-        yield chance.sample(mine, BATCH)
-    for start in range(0, len(mine), BATCH):
-        yield mine[start : start + BATCH]
-
-
 WRITERS = range(8)
+COMPACTORS = range(2)
+PEACE_S = 240.0
+
+
+class Process(Protocol):
+    """A started process."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it."""
+
+    def reap(self, *, deadline_s: float) -> int:
+        """Wait for its end; return its exit status."""
+
+    def said(self) -> tuple[str, str]:
+        """Return what it printed on stdout and on stderr."""
+
+
+class Host(Protocol):
+    """Where processes are started, and the directory under which they see the share."""
+
+    share: str
+
+    def start(self, *argv: str) -> Process:
+        """Start a command."""
+
+
+class Here:
+    """This host; `tests/sharedfs/hosts.py` has others."""
+
+    def __init__(self, share: Path, logs: Path) -> None:
+        self.share, self._logs, self._count = str(share), logs, 0
+
+    def start(self, *argv: str) -> Child:
+        """Start a command; what it prints goes to files."""
+        self._count += 1
+        return Child(argv, self._logs / f"{self._count}.log")
+
+
+class Child:
+    """A child of this process."""
+
+    def __init__(self, argv: Sequence[str], log: Path) -> None:
+        self._log = log
+        with open(log, "wb") as out, open(f"{log}.err", "wb") as err:
+            self._process = subprocess.Popen(argv, stdout=out, stderr=err, env=environment())
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it."""
+        self._process.send_signal(number)
+
+    def reap(self, *, deadline_s: float) -> int:
+        """Wait for its end; return its exit status."""
+        return self._process.wait(deadline_s)
+
+    def said(self) -> tuple[str, str]:
+        """Return what it printed on stdout and on stderr."""
+        return self._log.read_text(), Path(f"{self._log}.err").read_text()
 
 
 @dataclass(slots=True)
-class Tally:
-    """What is found when the storm is over."""
+class Seen:
+    """What one host sees of the store when all is over."""
 
-    kills: int = 0
     notes: int = 0
     untrue: list[str] = field(default_factory=list)
     """Notes that are not true any more."""
@@ -68,101 +106,169 @@ class Tally:
     """Keys whose vector nobody computed."""
     wrong: list[str] = field(default_factory=list)
     """What `verify` says."""
-    compactions: int = 0
 
 
+@dataclass(slots=True)
 class Storm:
-    """Eight writers and two compactors on one store, which may be seen by several paths."""
+    """Eight writers and two compactors on one store, which each host sees by its own mount."""
 
-    def __init__(self, roots: list[Path], work: Path, *, numbers: int, lasts_s: float) -> None:
-        self._roots, self._work, self._numbers, self._lasts_s = roots, work, numbers, lasts_s
-        self._chance = random.Random()
-        self._tally = Tally()
+    hosts: Sequence[Host]
+    name: str
+    numbers: int = 2000
+    lasts_s: float = 10.0
+    kill_every_s: float = 0.13
+    kills: int = 0
+    compactions: int = 0
+    seen: list[Seen] = field(default_factory=list)
+    """By host."""
+    wrong: list[str] = field(default_factory=list)
+    """Processes that did not end as they should."""
+    _started: list[Process] = field(default_factory=list)
 
-    def run(self) -> Tally:
+    def run(self) -> Storm:
         """Kill for a while, then let each writer do its share in peace, and look."""
-        open_view(self._roots[0])
-        crew = {name: self._start(*name) for name in [*(("write", n) for n in WRITERS),
-                                                      ("compact", 0), ("compact", 1)]}  # fmt: skip
-        until = time.monotonic() + self._lasts_s
+        chance = random.Random()
+        names = [("write", n) for n in WRITERS] + [("compact", n) for n in COMPACTORS]
+        crew = {each: self._start(*each) for each in names}
+        until = time.monotonic() + self.lasts_s
         while time.monotonic() < until:
-            time.sleep(self._chance.uniform(0.02, 0.25))  # the weather; nothing waits for it
-            name = self._chance.choice(list(crew))
-            os.killpg(crew[name].pid, signal.SIGKILL)
-            crew[name].wait()
-            self._tally.kills += 1
-            crew[name] = self._start(*name)
+            time.sleep(chance.uniform(0.2, 1.8) * self.kill_every_s)  # the weather
+            each = chance.choice(list(crew))
+            self._kill(crew[each])
+            self.kills += 1
+            crew[each] = self._start(*each)
         for process in crew.values():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for process in [self._start("write", n, n) for n in WRITERS]:
-            if process.wait(120):
-                self._tally.wrong.append(f"a writer ended with {process.returncode}")
-        self._look()
-        return self._tally
+            self._kill(process)
+        calm = [self._start("write", n, "alone") for n in WRITERS]
+        self._end_well(calm)
+        self.seen = [self._look(host) for host in self.hosts]
+        self.seen += [self._look(host, "compact") for host in self.hosts]
+        self._read_logs()
+        return self
 
-    def _start(self, verb: str, number: int, share: int | None = None) -> subprocess.Popen[bytes]:
-        root = self._roots[number % len(self._roots)]
-        words = [verb, str(root)]
-        if verb == "write":
-            words += [str(self._numbers), str(self._work / f"notes-{number}"), f"w{number}"]
-            words += [str(share)] if share is not None else []
-        with open(self._work / f"{verb}-{number}.log", "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", __name__, *words],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    def _start(self, verb: str, number: int, *more: str) -> Process:
+        host = self.hosts[number % len(self.hosts)]
+        words = [str(self.numbers), str(number), *more] if verb == "write" else []
+        return self._on(host, verb, *words)
 
-    def _look(self) -> None:
-        for root in self._roots:
-            view = open_view(root)
-            self._compare(view)
-        done = compact(view, grace_s=0)
-        self._tally.compactions = sum(
-            path.read_text().count("made") for path in self._work.glob("compact-*.log")
+    def _on(self, host: Host, verb: str, *words: str) -> Process:
+        process = host.start(sys.executable, "-m", __name__, verb, host.share, *words)
+        self._started.append(process)
+        return process
+
+    def _kill(self, process: Process) -> None:
+        process.send(signal.SIGKILL)
+        process.reap(deadline_s=PEACE_S)
+
+    def _end_well(self, processes: Sequence[Process]) -> None:
+        for process in processes:
+            if status := process.reap(deadline_s=PEACE_S):
+                self.wrong.append(f"ended with {status}: {process.said()[1][-2000:]}")
+
+    def _look(self, host: Host, *more: str) -> Seen:
+        process = self._on(host, "look", str(self.numbers), *more)
+        self._end_well([process])
+        return Seen(**json.loads(process.said()[0]))
+
+    def _read_logs(self) -> None:
+        for process in self._started:
+            out, err = process.said()
+            self.compactions += out.count("made")
+            if "Traceback" in err:
+                self.wrong.append(err[-2000:])
+
+    def verify(self) -> str:
+        """Find every key there as computed and nothing else wrong; say how it went."""
+        assert not self.wrong, "\n".join(self.wrong)
+        for seen in self.seen:
+            assert not seen.wrong, "\n".join(seen.wrong)
+            assert not seen.untrue
+            assert (seen.missing, seen.strange) == (0, 0)
+        assert self.kills and self.compactions and self.seen[0].notes > self.numbers
+        return (
+            f"{self.name}: a store of {self.numbers} keys, {self.kills} kills, "
+            f"{self.compactions} compactions, {self.seen[0].notes} vectors given out, all true"
         )
-        self._compare(view)
-        self._tally.wrong += list(verify(view))
-        found = info("default", view)
-        if (found.vectors, found.duplicates) != (self._numbers, 0) or done.waiting:
-            self._tally.wrong.append(f"after the last compaction: {found} {done}")
-        for log in self._work.glob("*.log"):
-            if "Traceback" in (text := log.read_text()):
-                self._tally.wrong.append(f"{log.name}: {text[-2000:]}")
 
-    def _compare(self, view: View) -> None:
-        found, vectors = view.lookup(keys_of(range(self._numbers)))
-        self._tally.missing += int((~found).sum())
-        if not found.all():
-            return
-        possible = np.stack([vectors_of(range(self._numbers), f"w{n}") for n in WRITERS])
-        self._tally.strange += int((~(possible == vectors).all(2).any(0)).sum())
-        for notes in self._work.glob("notes-*"):
-            for line in notes.read_text().splitlines(keepends=True):
-                try:
-                    number, vector = json.loads(line)
-                except ValueError:
-                    continue  # a kill cut it short, and the next line may hang on to it
-                self._tally.notes += 1
-                if vectors[number].tobytes().hex() != vector:
-                    self._tally.untrue.append(f"{notes.name}: {number}")
+
+# ---- in the processes ----
+
+
+def write(share: Path, numbers: int, writer: int, *, alone: bool) -> None:
+    """Store random batches for ever; or, when the storm is over, the numbers that are ours."""
+    view = open_view(share / "store")
+    mine = list(range(numbers)[writer :: len(WRITERS)] if alone else range(numbers))
+    with open(share / f"notes-{writer}", "a") as file:
+        for batch in _batches(mine, endless=not alone):
+            counting = put(view, batch, f"w{writer}")
+            for number, vector in zip(batch, counting, strict=True):
+                file.write(json.dumps([number, vector.tobytes().hex()]) + "\n")
+            file.flush()
+
+
+def _batches(mine: list[int], *, endless: bool) -> Iterator[list[int]]:
+    chance = random.Random()
+    while endless:
+        yield chance.sample(mine, BATCH)
+    for start in range(0, len(mine), BATCH):
+        yield mine[start : start + BATCH]
+
+
+def compact_for_ever(share: Path) -> None:
+    """Compact, and remove at once what is superseded, so that readers meet what has gone."""
+    view = open_view(share / "store")
+    while True:
+        done = compact(view, grace_s=0.0)
+        if done.made or done.removed:
+            print("made", done, flush=True)
+        time.sleep(0.02)
+
+
+def look(share: Path, numbers: int, *, last: bool) -> Seen:
+    """Compare what is stored with every note; verify all of it, after a compaction if it is the
+    last look."""
+    seen, view = Seen(), open_view(share / "store")
+    if last:
+        done = compact(view, grace_s=0)
+        found = info("default", view)
+        if (found.vectors, found.duplicates) != (numbers, 0) or done.waiting:
+            seen.wrong.append(f"after the last compaction: {found} {done}")
+    _compare(view, share, numbers, seen)
+    seen.wrong += list(verify(view))
+    return seen
+
+
+def _compare(view: View, share: Path, numbers: int, seen: Seen) -> None:
+    found, vectors = view.lookup(keys_of(range(numbers)))
+    seen.missing = int((~found).sum())
+    if seen.missing:
+        return
+    possible = np.stack([vectors_of(range(numbers), f"w{n}") for n in WRITERS])
+    seen.strange = int((~(possible == vectors).all(2).any(0)).sum())
+    for notes in share.glob("notes-*"):
+        for number, vector in _notes(notes):
+            seen.notes += 1
+            if vectors[number].tobytes().hex() != vector:
+                seen.untrue.append(f"{notes.name}: {number}")
+
+
+def _notes(path: Path) -> Iterator[Any]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # a kill cut it short, and the next line may hang on to it
 
 
 def main() -> None:
     """Be one of the processes."""
-    verb, root, *rest = sys.argv[1:]
+    verb, share, *rest = sys.argv[1:]
     if verb == "write":
-        numbers, notes, salt, *share = rest
-        write(Path(root), int(numbers), Path(notes), salt, int(share[0]) if share else None)
-        return
-    view = open_view(Path(root))
-    while True:
-        done = compact(view, grace_s=GRACE_S)
-        if done.made or done.removed:
-            print("made", done, flush=True)
-        time.sleep(0.02)
+        write(Path(share), int(rest[0]), int(rest[1]), alone="alone" in rest)
+    elif verb == "compact":
+        compact_for_ever(Path(share))
+    else:
+        print(json.dumps(asdict(look(Path(share), int(rest[0]), last="compact" in rest))))
 
 
 if __name__ == "__main__":

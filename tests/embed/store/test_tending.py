@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import count
 from pathlib import Path
@@ -126,6 +127,26 @@ def test_a_compaction_may_die_at_any_step(tmp_path: Path, monkeypatch: pytest.Mo
         assert listed(view.directory) == [Place(1, 3)], step
         assert holds(root, range(12)), step
     assert step > 20
+
+
+@pytest.mark.parametrize("answer", [errno.ENOENT, errno.ESTALE, errno.EBADF])
+def test_a_file_that_is_removed_between_opening_and_reading_is_read_where_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """Whoever has it open may read on here; on network mounts it answers one of these."""
+    view = filled(tmp_path / "store")
+    reader, real = open_view(tmp_path / "store"), os.preadv
+
+    def torn_away(*_: Any) -> int:
+        monkeypatch.setattr(os, "preadv", real)
+        assert compact(view, grace_s=0).removed == 6
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "preadv", torn_away)
+    found, vectors = reader.lookup(keys_of(range(60)))
+    assert found.all()
+    assert vectors.tobytes() == vectors_of(range(60)).tobytes()
+    assert [shard.place for shard in reader.shards] == [Place(1, 6)]
 
 
 def test_a_missing_shard_is_reported_and_never_compacted_over(tmp_path: Path) -> None:
