@@ -21,7 +21,6 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Final
 
 from fsqueue import trust
@@ -57,15 +56,19 @@ def _names_once(directory: str) -> list[str]:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise PoolError(
-            f"{directory} is not a directory ({error.strerror}); something outside fsqueue removed "
-            f"or replaced it. Put it back, then: fsqueue check POOL"
-        ) from error
+        raise _no_directory(directory, error) from error
     try:
         trust.refuse(directory, os.fstat(fd), os.geteuid())
         return [name for name in os.listdir(fd) if not name.startswith(".")]
     finally:
         os.close(fd)
+
+
+def _no_directory(directory: str, error: OSError) -> PoolError:
+    return PoolError(
+        f"{directory} is not a directory ({error.strerror}); something outside fsqueue removed "
+        f"or replaced it. Put it back, then: fsqueue check POOL"
+    )
 
 
 def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> bytes:
@@ -215,16 +218,17 @@ def discard(path: str) -> None:
         pass  # RACE: a network mount repeats an unlink whose first reply was lost.
 
 
-def empty_directory(directory: str) -> None:
-    """Remove whatever a handler left in a directory of ours."""
+def empty_directory(directory: str) -> bool:
+    """Remove whatever a handler left in a directory of ours; return whether that is still there."""
     try:
         for name in os.listdir(directory):
             try:
                 discard(f"{directory}/{name}")
             except IsADirectoryError:
                 discard_tree(f"{directory}/{name}")
+        return True
     except FileNotFoundError:
-        return  # RACE: someone removed the directory first
+        return False  # RACE: someone removed the directory first
 
 
 def discard_tree(directory: str) -> None:
@@ -247,11 +251,13 @@ def discard_empty(directory: str) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Make one directory; it may be there already."""
+    """Make one directory; it may be there already. PoolError if the one above it is not."""
     try:
         os.mkdir(path, trust.directory_mode())
     except FileExistsError:
         return  # RACE: somebody else made it, which is as good.
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _no_directory(os.path.dirname(path), error) from error
     if trust.shared():
         os.chmod(path, trust.directory_mode())
 
@@ -263,35 +269,42 @@ def make_private_directory(path: str) -> None:
     """
     try:
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        # RACE: we made it before; anybody else's is refused.
-        facts = os.lstat(path)
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise PoolError(f"{path} was put there by somebody else. Remove it.") from None
-        os.chmod(path, 0o700)
+    except FileExistsError:  # RACE: we made it before; anybody else's is refused.
+        try:
+            facts = os.lstat(path)
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+                raise PoolError(f"{path} was put there by somebody else. Remove it.") from None
+            os.chmod(path, 0o700)
+        except FileNotFoundError:
+            pass  # RACE: whoever declares us dead removes it; our next beat tells us.
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _no_directory(os.path.dirname(path), error) from error
 
 
 def sync_directory(directory: str) -> None:
     """Make the directory's entries survive a power loss."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(directory, os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int = os.O_NOFOLLOW) -> None:
+    fd = os.open(path, os.O_RDONLY | flags)
     try:
+        if flags != os.O_DIRECTORY:
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if mode != trust.narrowed(mode):  # a handler made it, with an umask of its own
+                os.fchmod(fd, trust.narrowed(mode))
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise  # some FUSE mounts cannot sync a directory; there is nothing better to do there
+        if flags != os.O_DIRECTORY or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise _named(error, path) from None  # some FUSE mounts cannot sync a directory
     finally:
         os.close(fd)
 
 
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        if mode != trust.narrowed(mode):  # a handler made it, with an umask of its own
-            os.fchmod(fd, trust.narrowed(mode))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _named(error: OSError, path: str) -> OSError:
+    """Let an error of write(2), fsync(2) or close(2), which know no names, say where it was."""
+    error.filename = error.filename or path
+    return error
 
 
 def _write_private(path: str, data: bytes, *, durable: bool, personal: bool = False) -> str:
@@ -317,7 +330,7 @@ def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool =
     except OSError as error:
         if error.errno != errno.EEXIST:
             discard(path)
-        raise
+        raise _named(error, path) from None
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -346,10 +359,5 @@ class Appender:
     def __enter__(self) -> Appender:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

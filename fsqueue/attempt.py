@@ -35,6 +35,7 @@ from fsqueue.kinds import base_of
 from fsqueue.layout import State
 from fsqueue.leaving import StopNow
 from fsqueue.names import ClaimName
+from fsqueue.outfit import run_handler
 from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Current, Journal
 
@@ -81,12 +82,11 @@ class Attempt:
         try:
             try:
                 measures = self._work()
-            except StopNow:
+            except (StopNow, KeyboardInterrupt):
                 self._put_back()
                 raise
-            except (Exception, RecursionError) as error:
-                # Half an output of this attempt must not pass for the whole one of the next.
-                atomic.empty_directory(self.pool.workshop(self.beat.status.worker_id))
+            except Exception as error:
+                self._clear_workshop()
                 return self._ended_by(error)
             claims.finish(self.pool, self.name)
             self._forget_cancel()
@@ -97,6 +97,12 @@ class Attempt:
             return Ending.LOST
         self._count(time.monotonic() - begun, measures)
         return Ending.DONE
+
+    def _clear_workshop(self) -> None:
+        """Half an output of this attempt must not pass for the whole one of the next."""
+        workshop = self.pool.workshop(self.beat.status.worker_id)
+        if not atomic.empty_directory(workshop):
+            atomic.make_private_directory(workshop)  # or what comes next fails for its loss, too
 
     def _work(self) -> Mapping[str, int]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
@@ -126,7 +132,7 @@ class Attempt:
         self._show(handler.unit)
         ready = handler.loaded()
         try:
-            handler.run(work)
+            run_handler(handler, work)
         finally:
             self.saved = work.saved
         self._cold = work.kind in handler.loaded() and work.kind not in ready
@@ -191,7 +197,7 @@ class Attempt:
             detail = ""
         else:
             detail = "".join(traceback.format_exception(error))
-            self.reason = f"{type(error).__name__}: {error}"
+            self.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         record: dict[str, Any] = {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
         if isinstance(error, ClaimFailed) and error.returncode is not None:
             record["returncode"] = error.returncode

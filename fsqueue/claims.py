@@ -44,7 +44,7 @@ from typing import Any, Final
 
 from fsqueue import atomic, trust
 from fsqueue.errors import ClaimLost, PoolError
-from fsqueue.layout import State
+from fsqueue.layout import SUFFIX, State
 from fsqueue.names import ATTEMPT_MAX, ClaimName
 from fsqueue.pool import Pool, parse_json
 
@@ -75,8 +75,9 @@ def fail(pool: Pool, name: ClaimName) -> None:
 def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
     """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
 
-    By the owner; or by recovery, when SLURM ended the owner's job. Raises ClaimLost. One that is
-    spent fails instead.
+    By the owner; or by recovery, when SLURM ended the owner's job, or when all that was left to do
+    is to adopt the output that the owner published. Raises ClaimLost. One that is spent fails
+    instead.
     """
     if name.is_spent:
         return charge(pool, name, spool, {"error": _SPENT}, final=True)
@@ -146,6 +147,7 @@ _SPENT: Final = "was put back so often that no further name is left for it to wa
 
 def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
     if not move(pool.owned(State.RUNNING, name), target):
+        atomic.names(pool.state(State.RUNNING))  # or it is the directory that is gone: PoolError
         raise _lost(name, verb)
 
 
@@ -199,6 +201,8 @@ class Claim:
     options: dict[str, Any]
     payload: dict[str, Any]
     measures: dict[str, int]
+    suffix: str | None = None
+    """Its output is outputs/ID + suffix, if it has one."""
     by_us: bool = field(default=True, compare=False)
     """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
 
@@ -208,6 +212,7 @@ class Claim:
             "id": name.id,
             "handler": self.handler,
             "spool": self.spool,
+            "suffix": self.suffix,
             "measures": self.measures,
             "options": self.options,
             "payload": self.payload,
@@ -239,11 +244,17 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
             f"{path} does not hold the claim that its name says; it was edited or damaged. "
             f"Remove its plan's inputs from the pool's outputs and plan them into a new pool."
         )
-    given = facts.get("measures")
+    given, suffix = facts.get("measures"), facts.get("suffix")
     counts = given.items() if isinstance(given, dict) else ()
     measures = {key: n for key, n in counts if type(n) is int and abs(n) < COUNT_MAX}
+    known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
     by_us = trust.is_by_us(file, os.geteuid())
-    return Claim(handler, spool, options, payload, measures, by_us)
+    return Claim(handler, spool, options, payload, measures, known, by_us)
+
+
+def is_published(pool: Pool, name: ClaimName, claim: Claim) -> bool:
+    """Say whether a claim's output is there for good (I7). A mount may be late to say yes."""
+    return claim.suffix is not None and os.path.lexists(pool.output(name.id, claim.suffix))
 
 
 def waiting_name(id: str, kind: str, cost: int) -> ClaimName:

@@ -10,6 +10,7 @@ worker that was killed.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -22,11 +23,19 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import IO, Any, Final
 
-from fsqueue.errors import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageError
+from fsqueue.errors import (
+    BadInput,
+    ClaimFailed,
+    ClaimImpossible,
+    Interrupted,
+    NotSupportedError,
+    UsageError,
+)
 from fsqueue.handlers import Handler, Option, Work
 
 STDERR_KEPT: Final = 16 << 10
 STOP_S: Final = 0.5
+LIMITS: Final = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 TERMINATED: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
 PLACES: Final = re.compile(r"\{(?:input|output|id|attempt)\}")
 _PR_SET_PDEATHSIG: Final = 1
@@ -151,6 +160,11 @@ def _run_program(work: Work, argv: list[str], stdout: IO[bytes], stderr: IO[byte
             preexec_fn=_die_with_parent(),
         )
     except OSError as error:
+        if error.errno in LIMITS:
+            raise NotSupportedError(
+                f"{argv[0]} cannot be started: {error.strerror}; this process may have no more. "
+                f"Raise its limits (ulimit -n, -u, or the job's), then start this worker again."
+            ) from error
         raise ClaimFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
     try:
         return _wait(work, process)

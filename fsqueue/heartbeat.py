@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fsqueue import atomic
-from fsqueue.errors import FsqueueError, LeaseLost
+from fsqueue.errors import FsqueueError, LeaseLost, NotSupportedError
 from fsqueue.layout import ORDER
 from fsqueue.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool import Pool
@@ -39,6 +39,8 @@ class Heartbeat(threading.Thread):
         self._pool = pool
         self._lease = lease
         self._changed = False
+        self._missed = 0
+        self._deaf = False
         self._finished = threading.Event()
 
     def change(self, **facts: Any) -> None:
@@ -51,6 +53,17 @@ class Heartbeat(threading.Thread):
     def touch(self) -> None:
         """Note that the status was changed under `lock`."""
         self._changed = True
+
+    def start(self) -> None:
+        """Begin to beat. Raises NotSupportedError if this process may have no thread."""
+        try:
+            super().start()
+        except RuntimeError as error:
+            raise NotSupportedError(
+                f"no thread can be started here to renew the lease ({error}): the limit of "
+                f"processes is reached. Raise it (ulimit -u, or the job's or container's pids "
+                f"limit), then start this worker again."
+            ) from error
 
     def run(self) -> None:
         """Beat until stopped or lost."""
@@ -73,11 +86,20 @@ class Heartbeat(threading.Thread):
     def _beat(self) -> None:
         try:
             self._lease.renew()
-            self.look_for_orders()
+            self._missed = 0
         except LeaseLost as error:
             self.lost = str(error)
         except (OSError, FsqueueError) as error:
-            log.warning("the lease could not be renewed (%s); trying again", error)
+            self._missed += 1
+            if self._missed == 2:  # one miss is a mount's bad moment, and a long outage one message
+                log.warning("the lease could not be renewed (%s); trying again", error)
+        try:
+            self.look_for_orders()
+            self._deaf = False
+        except (OSError, FsqueueError) as error:
+            if not self._deaf and not self._missed:
+                log.warning("orders cannot be read (%s); trying again", error)
+            self._deaf = True
 
     def look_for_orders(self) -> None:
         """List control/ once: drain, pause, stop, cancel@ID and the like."""

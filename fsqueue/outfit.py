@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from fsqueue.choose import Taste
+from fsqueue.errors import ClaimFailed
 from fsqueue.habits import Habits
-from fsqueue.handlers import Handler, load_handler
+from fsqueue.handlers import Handler, Work, load_handler
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.kinds import base_of
 from fsqueue.names import ClaimName
@@ -68,3 +71,18 @@ class Outfit:
         """Let every handler go of everything."""
         for handler in self.handlers.values():
             handler.close()
+
+
+def run_handler(handler: Handler, work: Work) -> None:
+    """Let a handler work, and let it end neither this process nor its being one.
+
+    Let through, SystemExit would put the claim back uncharged, and end one worker after another.
+    """
+    me = os.getpid()
+    try:
+        handler.run(work)
+    except SystemExit as error:
+        raise ClaimFailed(f"the handler called sys.exit({error.code!r})") from error
+    finally:
+        if os.getpid() != me:
+            os._exit(1)  # a child that the handler forked came back: one worker is enough

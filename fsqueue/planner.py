@@ -268,9 +268,8 @@ def _stage(
         seen.add(id)
         home = outcome.spools[slot].name
         name = claims.waiting_name(id, request.kind(item.kind), item.cost)
-        claim = claims.Claim(
-            request.handler.name, home, request.options, dict(item.payload), dict(item.measures)
-        )
+        facts = request.options, dict(item.payload), dict(item.measures)
+        claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
         atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),), personal=personal)
         rows.append((name, home))
     for spool in outcome.spools:

@@ -105,15 +105,16 @@ class Recovery:
     def _recover(self, name: ClaimName) -> Recovered | None:
         excused = self._witness.excuses(name.owner or "")
         try:
-            if excused:
-                became = claims.release(self._pool, name, self._home(name))
+            home, published = self._look_into(name)
+            if excused or published:
+                became = claims.release(self._pool, name, home)
             else:
-                became = claims.charge(self._pool, name, self._home(name), self._record(name))
+                became = claims.charge(self._pool, name, home, self._record(name))
         except ClaimLost:
             # RACE: its owner finished after all, or another recoverer was quicker.
             return None
         found = Recovered(name, became)
-        facts = {"cost": name.cost, "failed": found.failed, "excused": excused}
+        facts = {"cost": name.cost, "failed": found.failed, "excused": excused or published}
         self._journal.write("recovered", id=name.id, of=name.owner, **facts)
         return found
 
@@ -124,11 +125,16 @@ class Recovery:
             "recovered_by": self._me,
         }
 
-    def _home(self, name: ClaimName) -> str:
-        """Return the spool a claim was planned for, or any if it cannot tell. Raises ClaimLost."""
+    def _look_into(self, name: ClaimName) -> tuple[str, bool]:
+        """Return the spool a claim goes back to, and whether its output is published already.
+
+        Then no attempt is charged, for no handler will run again: whoever takes it next adopts the
+        output (I7). Raises ClaimLost.
+        """
         spools = spool_names(self._pool)
         try:
-            spool = claims.read_claim(self._pool, name, patience_s=0.0).spool
+            claim = claims.read_claim(self._pool, name, patience_s=0.0)
         except (PoolError, OSError):
-            spool = ""  # damaged: whoever takes it next says so and fails it by name
-        return spool if SPOOL.fullmatch(spool) and spool in spools else spools[0]
+            return spools[0], False  # damaged: whoever takes it next says so and fails it by name
+        known = SPOOL.fullmatch(claim.spool) and claim.spool in spools
+        return claim.spool if known else spools[0], claims.is_published(self._pool, name, claim)

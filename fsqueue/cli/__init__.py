@@ -149,4 +149,6 @@ def _advice(error: OSError) -> str:
         return "Free some space, then run the same command again: nothing half-written counts."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "This pool cannot be written from here; check the mount and the directory's owner."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "This process may open no more files; raise the limit (ulimit -n)."
     return "If it persists, check the file system."

@@ -6,8 +6,9 @@ import logging
 import os
 import random
 import sys
+import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -144,6 +145,21 @@ def work(pool: Pool, **given: Any) -> None:
     status = worker.run()
     if status == DRAINED and worker.comes_back() and allocation.requeue():
         logging.getLogger("fsqueue").info("work remains: this job is requeued")
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End, even if a handler left threads that would keep this process from ending."""
+    this = threading.current_thread()
+    left = [each.name for each in threading.enumerate() if each is not this and not each.daemon]
+    if left:
+        logging.getLogger("fsqueue").warning(
+            "a handler left %d threads running (%s, ...); this worker ends without them",
+            len(left),
+            left[0],
+        )
+        logging.shutdown()
+        os._exit(status)
     sys.exit(status)
 
 

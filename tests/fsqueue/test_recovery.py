@@ -113,6 +113,38 @@ def test_a_claim_whose_owner_was_not_seen_to_beat_for_a_lease_goes_back_with_one
         holder.lease.renew()
 
 
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_claim_whose_output_its_dead_owner_published_is_not_charged_and_ends_done(
+    tmp_path: Path, attempts: int
+) -> None:
+    """On its last attempt it ended in failed/, and its output was there, whole."""
+    pool = make_pool(tmp_path / "pool", "a.3", attempts=attempts)
+
+    def publish_and_die() -> None:
+        name = Hand(pool).take()
+        Path(pool.output(name.id, ".txt")).write_text(name.id)
+
+    die_after(publish_and_die)
+    held = only(pool, State.RUNNING)
+    judge = Hand(pool)
+    (recovered,) = judge.sweep()
+    judge.leave()
+    assert recovered == Recovered(held, held.returned(failed=False))
+    published = fingerprint(pool, held)
+    work_off(pool)
+    done = only(pool, State.DONE)
+    assert (done.attempt, done.returns) == (0, 1)
+    assert fingerprint(pool, held) == published, "I7: adopted, not made again"
+    assert os.listdir(pool.directory("errors")) == []
+    assert problems(pool) == []
+
+
+def fingerprint(pool: Pool, name: ClaimName) -> tuple[int, int]:
+    """Return what tells a claim's output from any other file."""
+    facts = os.stat(pool.output(name.id, ".txt"))
+    return facts.st_ino, facts.st_mtime_ns
+
+
 def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
     pool: Pool, holder: Hand, judge: Hand, clock: Clock
 ) -> None:

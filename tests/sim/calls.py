@@ -222,6 +222,9 @@ class SimOs:
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         _do("mkdir", lambda: STAGE.world.me.host.mount.mkdir(path), path)
 
+    def chmod(self, path: str, mode: int) -> None:
+        """Do nothing: one user owns all that is simulated, and modes keep nobody out."""
+
     def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
         if not self.path.isdir(path):
             try:

@@ -200,8 +200,10 @@ class Laws:
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
-            if new.name != name.returned(failed=charged) or (not charged and not mine):
+            if new.name != name.returned(failed=charged):
                 self.break_("I2", f"{old.text} became {new.text}")
+            if not charged and not mine and not self._published(name):
+                self.break_("attempts", f"{old.text} was taken from its owner and is not charged")
         if charged:
             self._charged(name, final=new.area == "failed", mine=mine)
 
@@ -243,9 +245,12 @@ class Laws:
             self.break_("I4", f"{place.text} is not whole: {inode.data[:60]!r}")
 
     def _has_output(self, name: ClaimName) -> None:
-        inode = self.world.disk.find(f"{self.root}/outputs/{name.id}.txt")
-        if inode is None or inode.data != self.output(name.id):
+        if not self._published(name):
             self.break_("I6", f"{name} is done, and its output is not there")
+
+    def _published(self, name: ClaimName) -> bool:
+        inode = self.world.disk.find(f"{self.root}/outputs/{name.id}.txt")
+        return inode is not None and inode.data == self.output(name.id)
 
     def _told(self, event: dict[str, Any]) -> None:
         """Judge what a worker believes of its own claims."""

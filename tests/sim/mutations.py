@@ -304,8 +304,8 @@ MUTATIONS: Final = (
     _m(
         "what half an attempt wrote passes for the whole",
         "attempt",
-        "                atomic.empty_directory(self.pool.workshop(self.beat.status.worker_id))\n",
-        "",
+        "        if not atomic.empty_directory(workshop):\n",
+        "        if False:\n",
     ),
     _m(
         "retire before putting back",

@@ -1,0 +1,185 @@
+"""Handlers that do what none should: the claim is charged, and its worker stays what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsqueue.layout import State
+from fsqueue.pool import Pool, open_pool
+from tests.support.handlers import install_handler
+from tests.support.planning import counts, ids, make_inputs, names_in
+from tests.support.processes import Running, alive, fsqueue, wait_for
+
+pytestmark = pytest.mark.slow
+
+CLAIMS = 4
+SOURCE = """
+import os, signal, sys, threading, time
+from fsqueue import Handler
+
+class Made(Handler):
+    def run(self, work):
+        if work.id.startswith("in000"):
+            {}
+        work.output.write_text("fine")
+"""
+
+
+class Site:
+    """A pool whose first claim runs a piece of code, before it does what all do."""
+
+    def __init__(self, root: Path, code: str) -> None:
+        indent = "\n" + " " * 12
+        self.notes = root / "notes"
+        self.env = install_handler(
+            root / "site", "odd", SOURCE.format(indent.join(code.split("\n")))
+        )
+        self.env["NOTES"] = str(self.notes)
+        words = ("--gpus", "cpu", "--lease", "1")
+        inputs = make_inputs(root / "in", CLAIMS)
+        planned = fsqueue("plan", "odd", root / "pool", *inputs, *words, env=self.env)
+        assert planned.returncode == 0, planned.stderr
+        self.pool: Pool = open_pool(str(root / "pool"))
+
+    def work(self) -> tuple[int, str]:
+        run = fsqueue("work", self.pool.root, "--steal-interval", "2", env=self.env)
+        assert "Traceback" not in run.stderr
+        return run.returncode, run.stderr
+
+    def assert_all_done(self) -> None:
+        assert counts(self.pool) == {"done": CLAIMS}
+        assert {name.attempt for name in names_in(self.pool, State.DONE)} == {0}
+        outputs = Path(self.pool.directory("outputs")).iterdir()
+        assert [path.read_text() for path in outputs] == ["fine"] * CLAIMS
+        assert fsqueue("check", self.pool.root).returncode == 0
+
+    def assert_only_the_odd_one_failed(self, begin: str) -> None:
+        assert counts(self.pool) == {"done": CLAIMS - 1, "failed": 1}
+        (id,) = ids(self.pool, State.FAILED)
+        for attempt in range(3):
+            record = json.loads(Path(self.pool.error(id, attempt)).read_text())
+            assert record["error"].startswith(begin)
+        assert {name.attempt for name in names_in(self.pool, State.DONE)} == {0}
+        assert fsqueue("check", self.pool.root).returncode == 0
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Callable[[str], Site]:
+    return lambda code: Site(tmp_path, code)
+
+
+@pytest.mark.parametrize("code", ["0", "1", "'stop'"])
+def test_a_handler_that_calls_sys_exit_fails_its_claim_and_not_its_worker(
+    odd: Callable[[str], Site], code: str
+) -> None:
+    """The worker left with that status, 0 say, and the claim went back uncharged, for the next."""
+    site = odd(f"sys.exit({code})")
+    assert site.work()[0] == 3
+    site.assert_only_the_odd_one_failed(f"the handler called sys.exit({code})")
+
+
+@pytest.mark.parametrize("how", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGSEGV)"])
+def test_a_handler_that_ends_its_process_is_charged_each_time_and_fails_alone(
+    odd: Callable[[str], Site], how: str
+) -> None:
+    site = odd(how)
+    for attempt in range(3):
+        assert site.work()[0] in (0, -signal.SIGSEGV)
+        assert [name.attempt for name in names_in(site.pool, State.RUNNING)] == [attempt]
+    assert site.work()[0] == 3
+    site.assert_only_the_odd_one_failed("worker lost: ")
+
+
+@pytest.mark.parametrize("then", ["pass", "raise ValueError('in the child')", "sys.exit(0)"])
+def test_a_child_of_a_handler_that_comes_back_does_not_become_a_second_worker(
+    odd: Callable[[str], Site], then: str
+) -> None:
+    """Two processes took claims under one name, and each charged what the other had done."""
+    code = f"""pid = os.fork()
+if pid == 0:
+    with open(os.environ["NOTES"], "a") as notes:
+        print(os.getpid(), file=notes)
+    {then}
+else:
+    with open(os.environ["NOTES"], "a") as notes:
+        print("status", os.waitpid(pid, 0)[1], file=notes)"""
+    site = odd(code)
+    status, log = site.work()
+    assert (status, log.count("odd")) == (0, 0), log
+    assert site.notes.read_text().endswith("status 256\n")
+    site.assert_all_done()
+
+
+def test_children_that_outlive_a_handler_keep_nobody_waiting(odd: Callable[[str], Site]) -> None:
+    code = """child = os.fork()
+if child == 0:
+    os.setsid()
+    os.execvp("sleep", ["sleep", "1000"])
+with open(os.environ["NOTES"], "w") as notes:
+    print(child, file=notes)"""
+    site = odd(f"sys.stdout.close(); sys.stderr.flush()\n{code}")
+    run_status, _ = _work_without_pipes(site)
+    child = int(site.notes.read_text())
+    try:
+        assert run_status == 0
+        assert alive(child)
+        site.assert_all_done()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def _work_without_pipes(site: Site) -> tuple[int, str]:
+    """Run a worker whose stderr is a file: a pipe would be kept open by the child."""
+    worker = Running(["work", site.pool.root], site.notes.with_name("log"), env=site.env)
+    return worker.reap(), worker.log
+
+
+def test_threads_that_outlive_a_handler_keep_no_worker_from_ending(
+    odd: Callable[[str], Site],
+) -> None:
+    """The lease was retired, all was done, and the process stayed for as long as the thread did."""
+    site = odd("threading.Thread(target=time.sleep, args=(1000,)).start()")
+    status, log = site.work()
+    assert status == 0
+    assert "a handler left 1 threads running" in log.splitlines()[-1]
+    site.assert_all_done()
+
+
+@pytest.mark.parametrize(
+    "code", ["os.closerange(3, 256)", "os.closerange(0, 256)", "os.chdir('/')"]
+)
+def test_a_handler_that_closes_what_is_not_its_own_harms_no_claim(
+    odd: Callable[[str], Site], code: str
+) -> None:
+    site = odd(code)
+    assert site.work()[0] == 0
+    site.assert_all_done()
+
+
+def test_a_handler_deaf_to_signals_is_still_told_to_stop_by_an_order(
+    odd: Callable[[str], Site],
+) -> None:
+    code = """for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+open(os.environ["NOTES"], "w").close()
+while not work.stopping:
+    time.sleep(0.02)
+from fsqueue.errors import Interrupted
+raise Interrupted("asked to")"""
+    site = odd(code)
+    worker = Running(["work", site.pool.root], site.notes.with_name("log"), env=site.env)
+    try:
+        wait_for(site.notes.exists, "the handler to be deaf")
+        worker.send(signal.SIGTERM)
+        assert fsqueue("drain", site.pool.root, "--now").returncode == 0
+        assert worker.reap() == 75
+    finally:
+        worker.kill()
+    assert counts(site.pool) == {"waiting": CLAIMS}
+    assert {name.attempt for name in names_in(site.pool, State.WAITING)} == {0}
