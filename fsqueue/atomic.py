@@ -25,6 +25,7 @@ from typing import Final
 
 from fsqueue import trust
 from fsqueue.errors import NotSupportedError, PoolError
+from fsqueue.mounts import unpromised
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +112,9 @@ def opened(path: str) -> tuple[int, os.stat_result]:
 
     Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | unpromised(os.path.dirname(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 ONE_HOST: Final = frozenset(
@@ -43,6 +44,25 @@ def mount_of(directory: str) -> Mount:
         facts.f_favail if facts.f_files else None,
         facts.f_namemax,
     )
+
+
+@lru_cache(maxsize=256)
+def unpromised(directory: str) -> int:
+    """Return the flag with which to open a file there for reading, so that others can move it.
+
+    A server of NFS 4 promises whoever reads a file to ask him before it changes (a delegation): a
+    rename by another host waits until he has given it back, and where he is dead, until the
+    server's lease is over, 90 s as a rule; the other's host can do little else meanwhile. A client
+    asks for no promise by O_DIRECT. Elsewhere that flag is not wanted, and this is 0.
+    """
+    device = os.stat(directory).st_dev
+    number = f" {os.major(device)}:{os.minor(device)} "
+    try:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as table:
+            promising = any(number in line and _parse(line)[1][0] == "nfs4" for line in table)
+    except OSError:
+        return 0  # not Linux
+    return os.O_DIRECT if promising else 0
 
 
 def _entry(path: str) -> tuple[str, str, str]:

@@ -329,6 +329,24 @@ def test_read_tries_again_when_the_handle_of_a_replaced_file_is_stale(
     assert atomic.read(path) == b"one"
 
 
+def test_read_asks_no_promise_of_a_server_that_makes_them(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS 4 has others wait with their renames for whoever has read a file, alive or dead."""
+    atomic.publish(path, b"what a later rename moves")
+    flags = {os.path.dirname(path): os.O_DIRECT}
+    monkeypatch.setattr(atomic, "unpromised", flags.__getitem__)
+    opened, real = [], os.open
+
+    def unaligned(path: str, flags: int, *mode: int) -> int:
+        opened.append(flags & os.O_DIRECT)
+        return real(path, flags & ~os.O_DIRECT, *mode)
+
+    monkeypatch.setattr(os, "open", unaligned)
+    assert atomic.read(path) == b"what a later rename moves"
+    assert opened == [os.O_DIRECT]
+
+
 def test_read_does_not_wait_longer_than_its_patience(path: str) -> None:
     with pytest.raises(FileNotFoundError):
         atomic.read(path, patience_s=0.0)

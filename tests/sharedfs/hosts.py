@@ -2,7 +2,7 @@
 
 A `Host` is an agent (`agent.py`) and what it has started. A local one lives in namespaces of its
 own, so that workers of two of them cannot prove each other's death, and whatever is mounted there
-is unmounted by its end. `guest.py` has those that are a kernel of their own.
+is unmounted by its end. `nfs.py` has those that are a kernel of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PROGRAMS = Path(pytest.__file__).parents[4] / "bin"
 PATH = os.pathsep.join([str(PROGRAMS), os.environ["PATH"], "/usr/sbin", "/sbin"])
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PATH": PATH}
 FSQUEUE = (sys.executable, "-m", "fsqueue")
-SPACES = ("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--uts")
+SPACES = "unshare --fork --kill-child --pid --mount-proc --mount --uts --net".split()
+NETWORK = "10.77.0"
 
 
 class Failed(Exception):
@@ -51,6 +52,7 @@ class Host:
             start_new_session=True,
         )
         self.pid = self._agent.pid
+        self._cable: tuple[Host, str]
 
     def order(self, do: str, *words: Any) -> Any:
         """Have the agent do something; return its answer. Hangs while the host is cut off."""
@@ -83,8 +85,53 @@ class Host:
         """Start an fsqueue command there."""
         return self.start(*FSQUEUE, *words)
 
+    def freeze(self) -> None:
+        """Stop all that runs there, kernels and clients of file systems included."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        space = os.readlink(f"/proc/{children.split()[0]}/ns/pid")
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(process / "ns/pid") == space:
+                    os.kill(int(process.name), number)
+            except OSError:
+                continue  # it has ended meanwhile
+
+    def plug_in(self, switch: Host, number: int) -> None:
+        """Lay a cable to a bridge on another host, br0."""
+        self._cable = switch, f"cable{number}"
+        # By the test's own process, the only one to which both hosts' processes have numbers.
+        there = ["nsenter", f"--net=/proc/{switch.pid}/ns/net", "ip", "link", "add"]
+        veth = [self._cable[1], "type", "veth", "peer", "name", "eth0", "netns", str(self.pid)]
+        subprocess.run([*there, *veth], check=True)
+        address = f"{NETWORK}.{number}/24"
+        self.run("sh", "-c", f"ip addr add {address} dev eth0 && ip link set eth0 up")
+        self.plug()
+        switch.run("ip", "link", "set", self._cable[1], "up")
+
+    def plug(self) -> None:
+        """Put its cable back."""
+        switch, name = self._cable
+        switch.run("ip", "link", "set", name, "master", "br0")
+
+    def unplug(self) -> None:
+        """Pull its cable."""
+        switch, name = self._cable
+        switch.run("ip", "link", "set", name, "nomaster")
+
+    def power_off(self) -> None:
+        """End it without a word to anybody."""
+        self.unplug()
+        self.kill()
+
     def kill(self) -> None:
-        """End the host with everything on it, at once."""
+        """End the host with everything on it, at once; its connections are closed."""
         if self._agent.poll() is None:
             self._agent.send_signal(signal.SIGKILL)
         self._agent.wait()
@@ -124,27 +171,15 @@ class Process:
         return status
 
 
-def local_host(name: str, scratch: Path, *, network_of: Host | None = None) -> Host:
+def local_host(name: str, scratch: Path) -> Host:
     """Start a host on this kernel; its share is an empty directory until something is mounted.
 
-    Its network is its own, with nothing but loopback, or that of another host.
+    Its network is its own, with nothing but loopback until it is plugged in.
     """
     logs, share = scratch / f"{name}.logs", scratch / "share"
     share.mkdir(exist_ok=True)
-    network = ["--net"]
-    before: list[str] = []
-    if network_of is not None:
-        before, network = ["nsenter", f"--net=/proc/{network_of.pid}/ns/net"], []
-        wait_for(lambda: own_network(network_of.pid), f"the network of {network_of.name}")
     setup = 'hostname "$1"; ip link set lo up; shift; exec "$@"'
     agent = [sys.executable, str(HERE / "agent.py"), str(logs)]
-    host = Host(
-        name, [*before, *SPACES, *network, "sh", "-c", setup, "sh", name, *agent], str(share)
-    )
+    host = Host(name, [*SPACES, "sh", "-c", setup, "sh", name, *agent], str(share))
     host.run("true")
     return host
-
-
-def own_network(pid: int) -> bool:
-    """Say whether a process is in another network than ours."""
-    return os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

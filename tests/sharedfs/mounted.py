@@ -1,8 +1,8 @@
 """Stand up real cluster file systems here, each mounted by two hosts of its own.
 
 Each is a context manager that yields the two hosts (`hosts.py`), whose `share` is the mount. The
-servers run on a host of their own, in a network that holds nothing else. Everything lives in one
-scratch directory, and ends with the hosts.
+servers run on a host of their own; cables lead from it to the two, and nowhere else. Everything
+lives in one scratch directory, and ends with the hosts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharedfs.hosts import PATH, Failed, Host, Process, local_host
+from tests.sharedfs.hosts import NETWORK, PATH, Failed, Host, Process, local_host
 from tests.support.processes import wait_for
 
-ADDRESS = "10.77.0.1"
+ADDRESS = f"{NETWORK}.1"
 Stand = Callable[[Path], AbstractContextManager[list[Host]]]
 
 
@@ -41,22 +41,23 @@ class Site:
 
     def __enter__(self) -> Site:
         self.server = self._host("server")
-        address = ["ip", "addr", "add", f"{ADDRESS}/32", "dev", "lo"]
-        self.server.run(*address)
+        bridge = f"ip link add br0 type bridge && ip addr add {ADDRESS}/24 dev br0 && "
+        self.server.run("sh", "-c", f"{bridge} ip link set br0 up")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _host(self, name: str, network_of: Host | None = None) -> Host:
-        host = local_host(name, self.scratch, network_of=network_of)
+    def _host(self, name: str) -> Host:
+        host = local_host(name, self.scratch)
         self._stack.callback(host.kill)
         return host
 
     def mount(self, command: Callable[[Host], list[str]]) -> list[Host]:
         """Run a client in the foreground on each of two new hosts, and wait for its mount."""
-        for name in ("hosta", "hostb"):
-            host = self._host(name, self.server)
+        for number, name in enumerate(("hosta", "hostb"), start=11):
+            host = self._host(name)
+            host.plug_in(self.server, number)
             client = host.start(*command(host))
             wait_for(partial(mounted, host, client), f"{client.argv[0]} to mount on {name}")
             self.hosts.append(host)

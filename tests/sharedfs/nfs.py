@@ -42,14 +42,14 @@ def address(name: str) -> str:
 class Guest(Host):
     """A host that is a kernel of its own, with a cable and a power switch."""
 
-    def __init__(self, name: str, cable: Host, scratch: Path, *, rebooted: bool = False) -> None:
-        self._cable = cable
+    def __init__(self, name: str, switch: Host, scratch: Path, *, rebooted: bool = False) -> None:
         self._scratch = scratch
         self._tap = f"t{NUMBERS[name]}"
-        network = ["nsenter", f"--net=/proc/{cable.pid}/ns/net"]
+        network = ["nsenter", f"--net=/proc/{switch.pid}/ns/net"]
         self._kernel = self._boot(name, network, rebooted=rebooted)
         relay = [*network, sys.executable, str(HERE / "relay.py"), address(name), "7000"]
         super().__init__(name, relay, "/mnt/v4")
+        self._cable = switch, self._tap
 
     def _boot(self, name: str, network: list[str], *, rebooted: bool) -> subprocess.Popen[bytes]:
         role = "server" if name == "server" else "client"
@@ -88,23 +88,12 @@ class Guest(Host):
             self._kernel.send_signal(signal.SIGKILL)
         self._kernel.wait()
 
-    def unplug(self) -> None:
-        """Pull its cable."""
-        self._cable.run("ip", "link", "set", self._tap, "nomaster")
+    def power_off(self) -> None:
+        """Let its power fail."""
+        self.kill()
 
-    def plug(self) -> None:
-        """Put its cable back."""
-        self._cable.run("ip", "link", "set", self._tap, "master", "br0")
-
-    def freeze(self) -> None:
-        """Stop its kernel, and so all that runs there."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Signal its kernel, and so all that runs there."""
         children = Path(f"/proc/{self._kernel.pid}/task/{self._kernel.pid}/children").read_text()
         os.kill(int(children.split()[0]), number)
 
