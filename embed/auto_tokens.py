@@ -33,7 +33,7 @@ class AutoTokens:
         """Read the tokenizer in `folder`. Raises ClaimImpossible if there is none to read."""
         try:
             read = _from_json if os.path.isfile(f"{folder}/tokenizer.json") else _from_vocabulary
-            self._encode, framed, self._unknown = read(folder)
+            self._encode, self._places, framed, self._unknown = read(folder)
             own = self._encode("a")
             at = next(n for n in range(len(framed)) if framed[n : n + len(own)] == own)
         except Exception as error:  # the tokenizers library raises the bare class
@@ -66,6 +66,15 @@ class AutoTokens:
             part = ids[start : start + room]
             yield part, self._count_unknown(part), len(letters) * len(part) / len(ids)
 
+    @property
+    def reads_text(self) -> bool:
+        """Say whether its vocabulary is one of words, not of residues or bases."""
+        return not (self._spaced or self._capitals)
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Return of each token of a text the characters that it stands for, from and to."""
+        return self._places(text)
+
     def _misses(self, text: str) -> bool:
         return self._unknown in self._encode(text)
 
@@ -73,8 +82,10 @@ class AutoTokens:
         return 0 if self._unknown is None else int((ids == self._unknown).sum())
 
 
-Read = tuple[Callable[[str], list[int]], list[int], int | None]
-"""What encodes a text without begin and end, the ids of "a" with them, and the unknown token."""
+Places = Callable[[str], list[tuple[int, int]]]
+Read = tuple[Callable[[str], list[int]], Places, list[int], int | None]
+"""What encodes a text without begin and end, what tells where each token stands, the ids of "a"
+with begin and end, and the unknown token."""
 
 
 def _from_json(folder: str) -> Read:
@@ -87,12 +98,15 @@ def _from_json(folder: str) -> Read:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def places(text: str) -> list[tuple[int, int]]:
+        return list(tokenizer.encode(text, add_special_tokens=False).offsets)
+
     with open(f"{folder}/tokenizer.json", encoding="utf-8") as file:
         model: dict[str, Any] = json.load(file)["model"]
     unknown = model.get("unk_id")
     if model.get("unk_token") is not None:
         unknown = tokenizer.token_to_id(model["unk_token"])
-    return encode, list(tokenizer.encode("a").ids), unknown
+    return encode, places, list(tokenizer.encode("a").ids), unknown
 
 
 def _from_vocabulary(folder: str) -> Read:
@@ -105,4 +119,15 @@ def _from_vocabulary(folder: str) -> Read:
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
 
-    return encode, list(tokenizer("a")["input_ids"]), tokenizer.unk_token_id
+    def places(text: str) -> list[tuple[int, int]]:
+        if not tokenizer.is_fast:
+            raise ClaimImpossible(
+                f"{folder}: its tokenizer cannot tell where in a text its tokens stand. Write a "
+                f"tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        read = tokenizer(
+            text, add_special_tokens=False, truncation=False, return_offsets_mapping=True
+        )
+        return list(read["offset_mapping"])
+
+    return encode, places, list(tokenizer("a")["input_ids"]), tokenizer.unk_token_id

@@ -27,12 +27,14 @@ class Tokenized:
     """One sequence to embed: its row in the result, and its token ids without begin and end.
 
     Where a sequence is read in windows, each is one of these; `share` is its part of the letters.
+    `text` is that of a document's chunk.
     """
 
     row: int
     ids: Sized
     window: int = 0
     share: float = 1.0
+    text: str = ""
 
     @property
     def tokens(self) -> int:

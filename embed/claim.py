@@ -9,8 +9,8 @@ done is in the store (`store/reuse.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from embed import outputs
 from embed.assembly import Assembly
 from embed.batching import Tokenized, batches
 from embed.families import Tokens
-from embed.segments import Segment
-from embed.sequences import Reading, read_all
+from embed.fasta import Record
+from embed.sequences import Reading, parts_of, read_all
 from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work
 
@@ -32,24 +32,51 @@ if TYPE_CHECKING:
 Rows = NDArray[np.float32]
 
 
+@dataclass(slots=True)
+class Model:
+    """What reads sequences, and how to get what embeds them, which may take long."""
+
+    tokens: Tokens
+    load: Callable[[], Mending]
+
+
 def embed(
-    work: Work,
-    engine: Mending,
-    tokens: Tokens,
-    provenance: Mapping[str, Any],
-    store: View | None = None,
+    work: Work, model: Model, provenance: Mapping[str, Any], store: View | None = None
 ) -> None:
     """Do the claim and write `work.output`. Raises Interrupted once its checkpoint is saved.
 
     With a store, only what it does not hold is computed, and then stored.
     """
-    options, planned = work.options, work.payload["sequences"]
-    segments = [Segment.decode(segment) for segment in work.payload["segments"]]
-    reading = Reading(read_all(segments), tokens, options["max_residues"], long=options["long"])
-    assembly = Assembly(planned, engine.width, options["pooling"])
-    files = [(segment.path, segment.sequences) for segment in segments]
+    parts, planned = parts_of(work.payload), work.payload["sequences"]
+    reading = reading_of(read_all(parts), model, work.options)
+    files = [(part.path, part.sequences) for part in parts]
     reuse = Reuse(store, work, reading, inputs_by_row(files)) if store else None
-    keeper = reuse or _Keeper(work, engine.width)
+    table, cuts = compute(work, model, reading, planned, reuse)
+    counts = reading.counted()
+    columns = {**reading.columns(), **cuts}
+    if work.options.get("text"):
+        columns.setdefault("begins", np.empty(0, "<i8"))  # of documents without any text
+    facts = {**provenance, "counts": asdict(counts)}
+    outputs.write(work.output, reading.ids, table, facts, columns)
+    for line in counts.warnings():
+        work.warn(line)
+
+
+def reading_of(records: Iterable[Record], model: Model, options: Mapping[str, Any]) -> Reading:
+    """Return what reads these records for the model."""
+    return Reading(records, model.tokens, options["max_residues"], long=options["long"])
+
+
+def compute(
+    work: Work, model: Model, reading: Reading, planned: int, reuse: Reuse | None
+) -> tuple[Rows, dict[str, NDArray[Any]]]:
+    """Return the rows of what is read, and the `offsets` of a ragged table.
+
+    The model is loaded for the first batch; where the store has everything there is none.
+    """
+    options, width = work.options, work.options["width"]
+    assembly = Assembly(planned, width, options["pooling"])
+    keeper = reuse or _Keeper(work, width)
     needed = reuse.missing() if reuse else reading
     done = 0
     for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
@@ -57,30 +84,25 @@ def embed(
         rows, computed = keeper.saved(number, sum(sizes)), 0
         if rows is None:
             keeper.stop_if_asked()
-            rows = engine.embed(batch, work.warn)
+            rows = model.load().embed(batch, work.warn)
             computed = sum(one.tokens for one in batch)
-            _check(rows, sizes, engine.width, [reading.ids[one.row] for one in batch])
+            _check(rows, sizes, width, [reading.ids[one.row] for one in batch])
             keeper.keep(number, rows, batch)
         parts = np.split(rows, np.cumsum(sizes)[:-1])
         for one, part in zip(batch, parts, strict=True):
             assembly.add(one.row, part, window=one.window, share=one.share)
             done += one.window == 0
         work.progress(done + (reuse.tally.known if reuse else 0), planned, tokens=computed)
-    counts = reading.counted()
-    if counts.sequences != planned:
+    if (found := reading.counted().sequences) != planned:
         raise ClaimFailed(
-            f"{counts.sequences} sequences were read where {planned} were planned, though the "
-            f"bytes are those planned. This is a defect of fsqueue: report it."
+            f"{found} sequences were read where {planned} were planned, though the bytes are those "
+            f"planned. This is a defect of fsqueue: report it."
         )
     work.progress(planned, planned)
     table, cuts = assembly.finish()
     if reuse:
         reuse.finish(table)
-    columns = {**reading.columns(), **cuts}
-    facts = {**provenance, "counts": asdict(counts)}
-    outputs.write(work.output, reading.ids, table, facts, columns)
-    for line in counts.warnings():
-        work.warn(line)
+    return table, cuts
 
 
 class _Keeper:

@@ -111,8 +111,9 @@ def _planning_options(command: Any) -> Any:
     """Add the options of `fsqueue plan embed`, in their order, but those of pools."""
     for option in reversed(OPTIONS):
         if option.name != "checkpoint_seconds":
+            flag = "--" + option.name.replace("_", "-")
             command = click.option(
-                "--" + option.name.replace("_", "-"),
+                f"{flag}/--no-{flag[2:]}" if option.default is False else flag,
                 type=click.Choice(option.choices) if option.choices else _type(option),
                 default=option.default,
                 required=option.required,

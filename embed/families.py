@@ -50,6 +50,24 @@ class Tokens(Protocol):
         """Yield what the model takes at once: ids, how many are unknown, how many letters."""
 
 
+def reader(family: str, folder: str) -> Tokens:
+    """Return what reads sequences for the model in `folder`; ESM-2 needs none to be there.
+
+    Raises ClaimImpossible if its tokenizer cannot be read.
+    """
+    if family == "auto":
+        from embed.auto_tokens import AutoTokens
+
+        return AutoTokens(folder)
+    if family == "dnabert":
+        from embed.dna_tokens import DnaTokens
+
+        return DnaTokens(folder)
+    from embed.residues import EsmTokens
+
+    return EsmTokens()
+
+
 def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens]:
     """Load the encoder of the model in `folder` to a torch device, and what reads its sequences.
 
@@ -63,10 +81,8 @@ def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens
         return auto.load(folder, dtype, device, tokens.frame), tokens
     if family == "dnabert":
         from embed import dnabert
-        from embed.dna_tokens import DnaTokens
 
-        return dnabert.load(folder, dtype, device), DnaTokens(folder)
+        return dnabert.load(folder, dtype, device), reader(family, folder)
     from embed import models
-    from embed.residues import EsmTokens
 
-    return models.load(folder, dtype, device), EsmTokens()
+    return models.load(folder, dtype, device), reader(family, folder)

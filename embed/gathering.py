@@ -16,7 +16,10 @@ from embed.ragged import Ragged
 from embed.tables import Joined, Part
 from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
-DECIDING: Final = ("weights", "dtype", "pooling", "long", "max_residues")
+DECIDING: Final = (
+    *("weights", "dtype", "pooling", "long", "max_residues"),
+    *("text", "chunk_size", "chunk_overlap"),
+)
 """The options by which rows of two plans belong into one table, or do not."""
 
 

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from embed import claim, hub, modelfiles, planning
+from embed import claim, families, hub, modelfiles, planning, texts
 from embed.cost import PER_SECOND, Estimate, Shape
 from embed.families import FAMILIES, Tokens
 from embed.options import DTYPE_TAGS, OPTIONS
 from embed.scan import scan
-from embed.segments import Segment, verify
+from embed.sequences import parts_of, verify_all
 from embed.store import folders
 from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
@@ -50,6 +50,7 @@ class Embed(Handler):
     def __init__(self) -> None:
         self._residents: Residents | None = None
         self._store: View | None = None
+        self._tokens: dict[str, Tokens] = {}
 
     # ---- planning ----
 
@@ -62,15 +63,16 @@ class Embed(Handler):
                 "--format virnucpro: that pipeline reads vectors of ESM-2 and DNABERT only. Take "
                 "another format for this model."
             )
+        is_text = options.get("text")
         options = {
-            **options,
+            **(options if is_text else texts.without(options)),
             "max_residues": options["max_residues"] or model.longest or family.residues_max,
             "long": options["long"] or family.long,
         }
         for name in ("max_residues", "tokens_per_batch", "threads", "checkpoint_seconds"):
             if options[name] < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
-        return {
+        options = {
             **options,
             **folders.asked(options),
             "model": model.name,
@@ -81,6 +83,7 @@ class Embed(Handler):
             "width": model.width,
             "shape": asdict(Shape.of(modelfiles.config(model.folder))),
         }
+        return options | (texts.prepared(options, self.tokens(options)) if is_text else {})
 
     def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what decides no byte of the outputs."""
@@ -90,6 +93,8 @@ class Embed(Handler):
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
         path = os.path.abspath(path) if path != "-" else path
+        if options.get("text"):
+            return texts.survey(path, options, self.tokens(options), estimate(options))
         found = scan(path, estimate(options).costs)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
@@ -118,7 +123,8 @@ class Embed(Handler):
             cost_max = min(cost_max, int(tokens_max * estimate(options).per_token))
         for draft in planning.drafts([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
-            measures = {"sequences": draft.sequences, "residues": draft.residues}
+            letters = "characters" if options.get("text") else "residues"
+            measures = {"sequences": draft.sequences, letters: draft.residues}
             cost = max(1, draft.cost)
             yield Item(draft.stem, kind, cost, identity, draft.payload(), measures)
 
@@ -126,10 +132,21 @@ class Embed(Handler):
 
     def run(self, work: Work) -> None:
         """Embed one claim. Raises what `Handler.run` may."""
-        for segment in work.payload["segments"]:
-            verify(Segment.decode(segment))  # a changed input fails here, not after an hour
-        engine, tokens = self.engine(work.options, work.warn)
-        claim.embed(work, engine, tokens, _provenance(work.options), self._view(work.options))
+        verify_all(parts_of(work.payload))  # a changed input fails here, not after an hour
+        claim.embed(work, self.model(work), _provenance(work.options), self.view(work.options))
+
+    def model(self, work: Work) -> claim.Model:
+        """Return the model of a claim, which is loaded once something must be computed."""
+        return claim.Model(
+            self.tokens(work.options), lambda: self.engine(work.options, work.warn)[0]
+        )
+
+    def tokens(self, options: Mapping[str, Any]) -> Tokens:
+        """Return what reads sequences for these options' model, without loading that."""
+        if options["weights"] not in self._tokens:
+            folder = "" if options["family"] == "esm2" else hub.locate(options)
+            self._tokens[options["weights"]] = families.reader(options["family"], folder)
+        return self._tokens[options["weights"]]
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""
@@ -149,8 +166,9 @@ class Embed(Handler):
 
     def close(self) -> None:
         self._residents = self._store = None
+        self._tokens = {}
 
-    def _view(self, options: Mapping[str, Any]) -> View | None:
+    def view(self, options: Mapping[str, Any]) -> View | None:
         """Return the space that the plan stores to; its shards stay open between claims."""
         if not options.get("store"):
             return None

@@ -12,6 +12,7 @@ from fsqueue import Option
 POOLINGS: Final = ("mean", "cls", "max", "per-token")
 LONG: Final = ("truncate", "window", "fail")
 FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "virnucpro")
+CHUNK_SIZE: Final = 512
 DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
@@ -29,6 +30,9 @@ OPTIONS: Final = (
         0,
         "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT, others' own",
     ),
+    Option("text", False, "inputs are documents in UTF-8; a row for each chunk"),
+    Option("chunk_size", CHUNK_SIZE, "tokens of a chunk; fewer where the model takes fewer"),
+    Option("chunk_overlap", 32, "tokens that a chunk repeats, about; half of it at most"),
     Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
     Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
     Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),

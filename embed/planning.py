@@ -1,6 +1,7 @@
 """Divide surveyed files into claims: large ones by their blocks, small ones packed together.
 
-What this module does not know: models. A claim is segments of files, and its cost a sum.
+What this module does not know: models. A claim is segments of files, and its cost a sum. A document
+is a file whose blocks are chunks (`passages.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.passages import Cut, Passage
 from embed.scan import Scan
 from embed.segments import Segment
 
@@ -25,7 +27,7 @@ class Draft:
     """A claim being put together."""
 
     name: str
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[Segment | Passage] = field(default_factory=list)
     cost: int = 0
     sequences: int = 0
     residues: int = 0
@@ -37,15 +39,15 @@ class Draft:
         more = len(self.segments) - 1
         return f"{self.name}-and-{more}-more" if more > 0 else self.name
 
-    def add(self, path: str, blocks: NDArray[np.void]) -> None:
+    def add(self, scan: Scan | Cut, blocks: NDArray[np.void]) -> None:
         """Take in consecutive blocks of one file; a file without sequences has none."""
-        self.segments.append(Segment.of(path, blocks))
+        self.segments.append(scan.segment(blocks))
         self.cost += int(blocks["cost"].sum())
         self.sequences += int(blocks["sequences"].sum())
         self.residues += int(blocks["residues"].sum())
         self.longest = max(self.longest, int(blocks["longest"].max(initial=0)))
 
-    def has_room(self, scan: Scan, cost_max: int) -> bool:
+    def has_room(self, scan: Scan | Cut, cost_max: int) -> bool:
         """Say whether a whole file can join without making the claim too large."""
         return (
             self.cost + scan.total("cost") <= cost_max
@@ -61,7 +63,7 @@ class Draft:
         }
 
 
-def drafts(scans: Sequence[Scan], cost_max: int) -> Iterator[Draft]:
+def drafts(scans: Sequence[Scan | Cut], cost_max: int) -> Iterator[Draft]:
     """Yield drafts no dearer than `cost_max`, unless a single block is.
 
     Inside a draft, and among the parts of a file, the order is that of the input. Small files are
@@ -74,20 +76,20 @@ def drafts(scans: Sequence[Scan], cost_max: int) -> Iterator[Draft]:
         if len(parts) > 1:
             digits = len(str(len(parts)))
             for number, part in enumerate(parts, 1):
-                yield _draft(f"{stem}-{number:0{digits}}", scan.path, part)
+                yield _draft(f"{stem}-{number:0{digits}}", scan, part)
             continue
         if packed is not None and not packed.has_room(scan, cost_max):
             yield packed
             packed = None
         packed = packed or Draft(stem)
-        packed.add(scan.path, scan.blocks)
+        packed.add(scan, scan.blocks)
     if packed is not None:
         yield packed
 
 
-def _draft(stem: str, path: str, blocks: NDArray[np.void]) -> Draft:
+def _draft(stem: str, scan: Scan | Cut, blocks: NDArray[np.void]) -> Draft:
     draft = Draft(stem)
-    draft.add(path, blocks)
+    draft.add(scan, blocks)
     return draft
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from embed.counting import Counter, Ints
 from embed.fasta import explained, opened, refuse_other_kinds
+from embed.segments import Segment
 
 CHUNK: Final = 1 << 20
 GRAIN_MIN: Final = 1 << 9
@@ -47,6 +48,10 @@ class Scan:
     def total(self, name: str) -> int:
         """Return the sum of one of BLOCK's counts over the file."""
         return int(self.blocks[name].sum())
+
+    def segment(self, blocks: NDArray[np.void]) -> Segment:
+        """Return the segment that these consecutive rows of `blocks` make."""
+        return Segment.of(self.path, blocks)
 
 
 def scan(path: str, cost: Cost, *, chunk: int = CHUNK, grain: int = GRAIN_MIN) -> Scan:

@@ -67,12 +67,9 @@ def read_segment(segment: Segment) -> Iterator[bytes]:
         with opened(segment.path) as (file, _size):
             yield from _checked(segment, file)
     except BROKEN as error:
-        raise _changed(segment.path) from error
+        raise changed(segment.path) from error
     except OSError as error:
-        raise ClaimFailed(
-            f"{segment.path}: cannot be read on this machine ({error.strerror or error}); it was "
-            f"moved, or its file system is not mounted here. Put it back, then: fsqueue retry POOL"
-        ) from error
+        raise unreadable(segment.path, error) from error
 
 
 def _checked(segment: Segment, file: Bytes) -> Iterator[bytes]:
@@ -83,7 +80,7 @@ def _checked(segment: Segment, file: Bytes) -> Iterator[bytes]:
         digests.append(hashlib.sha256(block).digest())
         yield block
     if digest_of(digests) != segment.digest:
-        raise _changed(segment.path)
+        raise changed(segment.path)
 
 
 def verify(segment: Segment) -> None:
@@ -100,7 +97,16 @@ def _read(file: Bytes, length: int) -> bytes:
     return b"".join(parts)
 
 
-def _changed(path: str) -> ClaimImpossible:
+def unreadable(path: str, error: OSError) -> ClaimFailed:
+    """Return what to raise where an input cannot be read: another machine may have it."""
+    return ClaimFailed(
+        f"{path}: cannot be read on this machine ({error.strerror or error}); it was moved, or its "
+        f"file system is not mounted here. Put it back, then: fsqueue retry POOL"
+    )
+
+
+def changed(path: str) -> ClaimImpossible:
+    """Return what to raise where an input is not what was planned."""
     return ClaimImpossible(
         f"{path}: this input changed since it was planned; its bytes are not those that were "
         f"counted then. If the new content is right, plan it again: fsqueue plan embed POOL {path}"

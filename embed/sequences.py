@@ -6,9 +6,10 @@ What this module does not know: batches, models, and what becomes of the ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from embed.batching import Tokenized
 from embed.families import Tokens
 from embed.fasta import Record, records
 from embed.outputs import FLAGS
-from embed.segments import Segment, read_segment
+from embed.passages import Chunk, Passage
+from embed.segments import Segment, read_segment, verify
 from fsqueue import ClaimImpossible
 
 
@@ -49,10 +51,30 @@ class Counts:
             yield f"{self.duplicate_ids} sequences have an id that came before; rows go by position"
 
 
-def read_all(segments: Sequence[Segment]) -> Iterator[Record]:
-    """Yield the sequences of a claim's segments. Raises as `read_segment` does."""
-    for segment in segments:
-        for block in read_segment(segment):
+def parts_of(payload: Mapping[str, Any]) -> list[Segment | Passage]:
+    """Return what a claim reads, in order."""
+    return [
+        Passage.decode(part) if "places" in part else Segment.decode(part)
+        for part in payload["segments"]
+    ]
+
+
+def verify_all(parts: Sequence[Segment | Passage]) -> None:
+    """Read a claim's inputs once, for their digests alone. Raises as `read_all` does."""
+    for part in parts:
+        if isinstance(part, Passage):
+            part.verify()
+        else:
+            verify(part)
+
+
+def read_all(parts: Sequence[Segment | Passage]) -> Iterator[Record]:
+    """Yield the sequences of what a claim reads. Raises as `read_segment` does."""
+    for part in parts:
+        if isinstance(part, Passage):
+            yield from part.records()
+            continue
+        for block in read_segment(part):
             yield from records(block)
 
 
@@ -68,6 +90,7 @@ class Reading:
         self._counts = Counts()
         self._lengths: list[int] = []
         self._flags: list[int] = []
+        self._begins: list[int] = []
         self.ids: list[str] = []
 
     def __iter__(self) -> Iterator[Tokenized]:
@@ -83,7 +106,8 @@ class Reading:
 
     def columns(self) -> dict[str, NDArray[np.int64] | NDArray[np.uint8]]:
         """Return what an output says of each sequence beside its row."""
-        return {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
+        found = {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
+        return found | ({"begins": np.array(self._begins, "<i8")} if self._begins else {})
 
     def _read(self, record: Record) -> Iterator[Tokenized]:
         row = len(self.ids)
@@ -97,8 +121,9 @@ class Reading:
                 f"and --long fail refuses it. Take --long truncate or window."
             )
         read = sum(letters for _, _, letters in kept)
+        text = record.text if isinstance(record, Chunk) else ""
         for window, (ids, _, letters) in enumerate(kept):
-            yield Tokenized(row, ids, window, letters / read)
+            yield Tokenized(row, ids, window, letters / read, text)
         met = {"truncated": is_cut, "windowed": len(kept) > 1, "empty": not kept}
         self._note(record, round(read), sum(unknown for _, unknown, _ in kept), met)
 
@@ -109,5 +134,7 @@ class Reading:
         for name, is_so in met.items():
             setattr(counts, name, getattr(counts, name) + is_so)
         flags = {**met, "unknown_residues": unknown > 0}
-        self._lengths.append(len(record.residues))
+        if isinstance(record, Chunk):
+            self._begins.append(record.begin)
+        self._lengths.append(len(record.text if isinstance(record, Chunk) else record.residues))
         self._flags.append(sum(FLAGS[name] for name, is_so in flags.items() if is_so))

@@ -35,14 +35,17 @@ LAYERS = (
 EMBED_LAYERS = (
     {"letters", "headers"},
     set(
-        "assembly auto_shape auto_tokens batching cost dna_tokens dnabert_shape fasta options "
-        "outputs packed pooling publishing residues tables".split()
+        "assembly auto_shape auto_tokens batching chunks cost dna_tokens dnabert_shape fasta "
+        "options outputs packed pooling publishing residues tables".split()
     ),
-    set("counting dnabert engine modelfiles models pairing prepare ragged segments".split()),
-    {"auto", "gathering"},
+    set(
+        "counting dnabert documents engine modelfiles models pairing prepare ragged "
+        "segments".split()
+    ),
+    {"auto", "gathering", "passages"},
     {"families", "formats", "hub", "scan", "virnucpro"},
     {"mending"},
-    {"merge", "planning", "resident", "selftest", "sequences"},
+    {"merge", "planning", "resident", "selftest", "sequences", "texts"},
     {"store"},
     {"claim", "tending", "roads"},
     {"encoder", "handler"},

@@ -58,6 +58,8 @@ class _Entry:
     key: bytes
     id: str
     length: int
+    text: str = ""
+    begin: int = -1
 
 
 class Reuse:
@@ -95,7 +97,8 @@ class Reuse:
 
     def _sift(self, pending: list[list[Tokenized]]) -> list[Tokenized]:
         """Return what of these sequences, which have been read to their ends, is to be computed."""
-        lengths = self._reading.columns()["lengths"]
+        columns = self._reading.columns()
+        lengths, begins = columns["lengths"], columns.get("begins")
         fresh: dict[bytes, list[Tokenized]] = {}
         for windows in pending:
             row, mine = windows[0].row, key(self._digest, (one.ids for one in windows))
@@ -115,7 +118,9 @@ class Reuse:
                     self._settled.append((row, next(stored)))
                     self.tally.hits += 1
                 else:
-                    self._open[row] = _Entry(mine, self._reading.ids[row], int(lengths[row]))
+                    begin = -1 if begins is None else int(begins[row])
+                    length, text = int(lengths[row]), windows[0].text
+                    self._open[row] = _Entry(mine, self._reading.ids[row], length, text, begin)
                     self.tally.computed += 1
                     needed += windows
         return needed
@@ -169,13 +174,15 @@ class Reuse:
     def _columns(self, rows: list[int], entries: list[_Entry]) -> Columns:
         names: dict[str, int] = {}
         inputs = [names.setdefault(self._input_of(row), len(names)) for row in rows]
+        texts = [entry.text for entry in entries]
         return Columns(
             keys=np.array([entry.key for entry in entries], KEY),
             lengths=np.array([entry.length for entry in entries], np.int64),
             inputs=np.array(inputs, np.int64),
             input_names=list(names),
             ids=[entry.id for entry in entries],
-            texts=[],
+            texts=texts if any(texts) else [],
+            begins=np.array([entry.begin for entry in entries], np.int64),
         )
 
 
