@@ -42,6 +42,15 @@ def read(path: str) -> bytes:
     return data
 
 
+def of_text(name: str, text: str) -> bytes:
+    """Return the bytes of a text that is at hand. Raises BadInput if it is none."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > BYTES_MAX:
+        raise BadInput(f"{name}: has {len(data):,} bytes, and a text is at most {BYTES_MAX:,}.")
+    check(name, data)
+    return data
+
+
 def check(name: str, data: bytes) -> None:
     """Raise BadInput unless the bytes are text in UTF-8."""
     packed = {magic: f"is compressed as {kind}. First: {tool}"

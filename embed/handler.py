@@ -161,6 +161,11 @@ class Embed(Handler):
         selftest.check_device(options["family"], self._residents.device)
         return {"kind": _kind(options)} | selftest.check_model(engine, tokens, options)
 
+    def text_model(self) -> str:
+        """Return the model that is loaded and reads text, as --model takes it; "" without one."""
+        found = [each for each in self._residents or () if texts.reads_text(each.tokens)]
+        return found[-1].spec if found else ""
+
     def loaded(self) -> list[str]:
         return [each.kind for each in self._residents or ()]
 

@@ -28,6 +28,8 @@ class Resident:
     """A loaded model, and an engine for each way of pooling that was asked of it."""
 
     kind: str
+    spec: str
+    """The model as it is asked for: its folder, or its hub id and revision."""
     folder: str
     device: torch.device
     encoder: Encoder
@@ -79,7 +81,8 @@ class Residents:
             folder = hub.locate(options)
             self._make_room(_size(folder, options["dtype"]), models_max)
             encoder, tokens = self._load(options, folder)
-        self._models[key] = Resident(kind, folder, self.device, encoder, tokens)
+        spec = options["folder"] or f"{options['model']}@{options['revision']}"
+        self._models[key] = Resident(kind, spec, folder, self.device, encoder, tokens)
         return self._models[key]
 
     def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:

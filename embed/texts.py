@@ -45,8 +45,14 @@ def prepared(options: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     return {"text": True, "chunk_size": size, "chunk_overlap": min(overlap, size // 2)}
 
 
+def reads_text(tokens: Tokens) -> bool:
+    """Say whether these are tokens of texts, not of residues or bases."""
+    return isinstance(tokens, AutoTokens) and tokens.reads_text
+
+
 def _reader(options: Mapping[str, Any], tokens: Tokens) -> AutoTokens:
-    if isinstance(tokens, AutoTokens) and tokens.reads_text:
+    if reads_text(tokens):
+        assert isinstance(tokens, AutoTokens)
         return tokens
     raise UsageError(
         f"--text: {options['model']} reads residues or bases, not text. Give a model of sentences, "

@@ -2,7 +2,8 @@
 
 Capable is who lives, was heard of lately, is of tier GPU or CPU, and has the required capability. A
 copy is *accepted* when it lies in its worker's inbox. The worker runs it after the claim that it
-runs; nobody steals it. With scatter, each copy says which part it is: `shard` k of `shards` n.
+runs; nobody steals it. Each says which `copy` of how many `copies` it is; with scatter, that it is
+part `shard` of `shards`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Copy:
     error: str = ""
     outcome: str = "waiting"
     output: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+    """What its output says, where that is JSON."""
 
     def row(self) -> dict[str, Any]:
         """Return the worker's row of the response."""
@@ -79,13 +82,22 @@ class Broadcast:
         }
 
     def outcome(self) -> dict[str, Any]:
-        """Return the response, and what became of every copy."""
+        """Return the response, what became of every copy, and their counts added up."""
         answer = self.response() | {"broadcast_id": self.id}
         for row, copy in zip(answer["workers"], self.copies, strict=True):
             row |= {"claim": copy.id, "outcome": copy.outcome}
             row |= {"output": copy.output} if copy.output else {}
             row |= {"error": copy.error} if copy.error else {}
-        return answer
+            row |= {"result": copy.result} if copy.result else {}
+        return answer | {"totals": self.totals()}
+
+    def totals(self) -> dict[str, int]:
+        """Return the counts in the copies' results, added up."""
+        total: dict[str, int] = {}
+        for name, count in (pair for copy in self.copies for pair in copy.result.items()):
+            if isinstance(count, int) and not isinstance(count, bool):
+                total[name] = total.get(name, 0) + count
+        return total
 
 
 def broadcast(pool: Pool, order: Order) -> Broadcast:
@@ -100,7 +112,8 @@ def broadcast(pool: Pool, order: Order) -> Broadcast:
         )
     made = Broadcast(f"{slug(order.job_type, 30)}-{secrets.token_hex(5)}", order)
     for shard, worker in enumerate(workers):
-        part = {"shard": shard, "shards": len(workers)} if order.scatter else {}
+        names = ("shard", "shards") if order.scatter else ("copy", "copies")
+        part = dict(zip(names, (shard, len(workers)), strict=True))
         name = claims.waiting_name(f"{made.id}-{shard}", slug(order.job_type, 32), 1)
         claim = Claim(order.job_type, spool_of(worker), options, payload | part, {})
         copy = Copy(worker, name.id)
@@ -206,6 +219,7 @@ def look(pool: Pool, copies: list[Copy]) -> None:
         if copy.outcome == "done":
             made = (t for t in atomic.names(inbox.directory("outputs")) if t.startswith(copy.id))
             copy.output = next((f"{inbox.directory('outputs')}/{text}" for text in made), "")
+            copy.result = _read(copy.output) if copy.output.endswith(".json") else {}
 
 
 def _error(inbox: Pool, name: ClaimName) -> str:
@@ -227,7 +241,7 @@ def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any], bool]:
     if not isinstance(given, dict):
         raise UsageError('"options" in --job-data is not a JSON object.')
     payload = {key: value for key, value in order.job_data.items() if key != "options"}
-    return handler.prepare(options | given), payload, handler.personal
+    return handler.prepare(options | given), handler.ordered(payload), handler.personal
 
 
 def _record(pool: Pool, id: str, facts: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from fsqueue.layout import CHECKPOINT
 from fsqueue.names import slug
 
 GROUP: Final = "fsqueue.handlers"
+OFFERS: Final = "fsqueue.capabilities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,10 @@ class Handler:
     models_max: int | None = None
     """How many models it may keep loaded (`work --max-models`); set by the worker."""
 
+    def beside(self, name: str) -> Handler:
+        """Return another handler; in a worker it is the only one, so that models load once."""
+        return load_handler(name)
+
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
         return options
@@ -146,6 +151,10 @@ class Handler:
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
+
+    def ordered(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check and complete the data of a broadcast where it is sent. UsageError if wrong."""
+        return dict(data)
 
     def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
@@ -267,6 +276,11 @@ def _hash(value: Any) -> str:
 def registered() -> dict[str, EntryPoint]:
     """Return every installed handler's entry point by name, without importing any."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def offered() -> set[str]:
+    """Return the capabilities that installed packages say they give a worker."""
+    return {entry.name.lower() for entry in entry_points(group=OFFERS)}
 
 
 def load_handler(name: str) -> Handler:

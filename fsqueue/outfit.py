@@ -32,6 +32,7 @@ class Outfit:
             self._beat.change(state="loading")
             self.handlers[name] = load_handler(name)
             self.handlers[name].models_max = self._habits.models_max
+            self.handlers[name].beside = self.handler  # type: ignore[method-assign]
         return self.handlers[name]
 
     def did(self, name: ClaimName) -> None:

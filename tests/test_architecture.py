@@ -33,10 +33,10 @@ LAYERS = (
     {"__main__"},
 )
 EMBED_LAYERS = (
-    {"letters", "headers"},
+    {"letters", "headers", "options"},
     set(
         "assembly auto_shape auto_tokens batching chunks cost dna_tokens dnabert_shape fasta "
-        "options outputs packed pooling publishing residues tables".split()
+        "jobdata outputs packed pooling publishing residues tables".split()
     ),
     set(
         "counting dnabert documents engine modelfiles models pairing prepare ragged "
@@ -49,7 +49,7 @@ EMBED_LAYERS = (
     {"store"},
     {"claim", "tending", "roads"},
     {"encoder", "handler"},
-    {"calibrate", "onefile"},
+    {"calibrate", "ingestion", "onefile"},
     {"asking"},
     {"storecli"},
     {"cli"},

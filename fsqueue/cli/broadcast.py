@@ -22,14 +22,20 @@ Examples:
   fsqueue broadcast pool/ --job-type warmup --job-data '{}'
   fsqueue broadcast pool/ --job-type selftest --job-data '{}' --wait
   fsqueue broadcast pool/ --show last
-  fsqueue broadcast pool/ --job-type ingest --job-data @job.json --scatter \\
-      --required-capability embeddings
+  fsqueue broadcast pool/ --job-type rag_ingestion --required-capability embeddings \\
+      --job-data '{"documents": ["manuals/"], "collection": "manuals", "chunk_size": 512}'
 
 \b
 warmup loads what the pool's plans need, selftest runs a known input, evict lets
 go of what is loaded, drain lets workers leave; any other job is run by the
 installed handler of that name, which finds the data in Work.payload and
 data["options"], completed, in Work.options.
+
+\b
+rag_ingestion embeds documents, texts or paths, into a store: every worker all of
+them, sharing the work through the store, or with --scatter each its part. "store"
+and "model" in the data, else FSQUEUE_STORE and FSQUEUE_TEXT_MODEL, say where and by
+what.
 
 \b
 Exit status: 0 all accepted (with --wait: and done), 3 some not (with --show: some
@@ -81,7 +87,7 @@ def _tell(pool: Pool, made: Broadcast, given: dict[str, Any]) -> NoReturn:
     print_json(made.outcome())
     outcomes = {copy.outcome for copy in made.copies}
     unfit = {"failed", "refused"} | ({"waiting", "running"} if given["wait"] else set())
-    sys.exit(3 if outcomes & unfit else 0)
+    sys.exit(3 if outcomes & unfit or made.totals().get("failed") else 0)
 
 
 def _data(text: str) -> dict[str, Any]:

@@ -183,11 +183,11 @@ def _words(text: str | None) -> frozenset[str]:
 
 
 def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
-    """Return what was said, every handler that is installed, and who we are."""
-    from fsqueue.handlers import registered
+    """Return what was said, every handler installed, what their packages offer, and who we are."""
+    from fsqueue.handlers import offered, registered
 
     said = frozenset(word.lower() for word in given)
-    return said | set(registered()) | {trust.capability()}
+    return said | set(registered()) | offered() | {trust.capability()}
 
 
 def _log_by_default() -> None:
