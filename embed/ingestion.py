@@ -63,6 +63,7 @@ class Ingest(Handler):
 
     suffix = ".json"
     unit = "documents"
+    personal = True  # it says which files to read, and their text goes where others may read it
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         return checked(options)
@@ -191,7 +192,8 @@ def shared(data: Mapping[str, Any], seed: str) -> list[list[Document]]:
     copy, copies = data.get("copy", 0), data.get("copies", 1)
     groups = _grouped(data["documents"], copies)
     total, before = sum(size for _, size in groups), 0
-    own, others = [], []
+    own: list[list[Document]] = []
+    others: list[list[Document]] = []
     for group, size in groups:
         (own if copies * before // max(1, total) == copy else others).append(group)
         before += size

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from fsqueue import UsageError
 from fsqueue.cli.options import SETTINGS, Duration, json_option, plural, print_json, print_table
+
+if TYPE_CHECKING:
+    from embed.asking import Answer
+
+SNIPPET: Final = 160
 
 
 def _store_argument(command: Any) -> Any:
@@ -37,17 +43,21 @@ def _space_options(command: Any) -> Any:
               "moved: a folder, or a hub id.")  # fmt: skip
 @json_option
 def search(words: tuple[str, ...], count: int, as_json: bool, **how: Any) -> None:
-    """Find the nearest vectors in STORE of each sequence in the FASTA file QUERY.
+    """Find the nearest vectors in STORE of each sequence in the FASTA file QUERY, or of a text.
 
-    Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were; a .npy file
-    holds vectors of its own, (queries, width).
+    Neighbours are exact, by cosine. QUERY is embedded as the store's vectors were: in a store of
+    texts it is a text, the file of one, or - for standard input. A .npy file holds vectors of its
+    own, (queries, width).
     """
     from embed.asking import ask
 
     root, query = _store_and("QUERY", words)
     answers = ask(root, query, count, **how)
     if as_json:
-        print_json([asdict(answer) for answer in answers])
+        print_json([_as_json(answer) for answer in answers])
+        return
+    if any(hit.text for answer in answers for hit in answer.hits):
+        _print_texts(answers)
         return
     rows = [
         (answer.query, number, hit.record, hit.input, f"{score:.4f}", hit.length)
@@ -115,6 +125,33 @@ def _store_and(what: str, words: tuple[str, ...], default: str | None = None) ->
 
 def _is_store(path: str) -> bool:
     return os.path.isfile(f"{path}/store.json")
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON; of a hit that is text, where it stands in its document."""
+    facts = asdict(answer)
+    for hit, row in zip(answer.hits, facts["hits"], strict=True):
+        if hit.begin >= 0:
+            document, _, chunk = hit.record.rpartition("#")
+            row |= {"document": document, "chunk": int(chunk), "end": hit.end}
+        else:
+            del row["begin"], row["text"]
+    return facts
+
+
+def _print_texts(answers: Sequence[Answer]) -> None:
+    """Print where each hit stands, and how it begins."""
+    for answer in answers:
+        for number, (hit, score) in enumerate(zip(answer.hits, answer.scores, strict=True), 1):
+            place = f"{hit.input}, characters {hit.begin:,}-{hit.end:,}" if hit.text else hit.input
+            click.echo(_line(f"{number:>2}  {score:.4f}  {hit.record}  ({place})"))
+            words = _line(" ".join(hit.text.split()))
+            click.echo(f"    {words if len(words) <= SNIPPET else words[: SNIPPET - 1] + '…'}")
+
+
+def _line(text: str) -> str:
+    """Return a text as any terminal may show it, on one line."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 @click.group("store", context_settings=SETTINGS)

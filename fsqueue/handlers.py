@@ -97,8 +97,8 @@ class Handler:
     tier: int = 2
     """The lowest tier of worker that may run its claims: 1 GPU, 2 CPU, 3 storage."""
     personal = False
-    """True if its claims say which program to run: a worker does only those that its own user
-    planned, whoever else it was told to trust."""
+    """True if its claims say which program to run, or to read what nobody pinned: a worker does
+    only those that its own user planned, whoever else it was told to trust."""
     requires: Sequence[str] = ()
     """Capabilities that a worker must have for its claims (`work --capability`)."""
     cost_max: int | None = None

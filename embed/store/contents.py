@@ -37,6 +37,11 @@ class Hit:
     begin: int = -1
     """At which character of the document it begins; -1 if it is no text."""
 
+    @property
+    def end(self) -> int:
+        """Return the character of the document before which it ends; -1 if it is no text."""
+        return self.begin + self.length if self.begin >= 0 else -1
+
 
 class Store:
     """One collection of a store, and in it the vectors of one model."""

@@ -179,7 +179,8 @@ def test_every_worker_runs_its_own_copy_of_all_the_data(pool: Pool) -> None:
     made = send(pool)
     assert [work_inbox(worker) for worker in workers] == [1, 1]
     assert outcomes(pool, made) == ["done", "done"]
-    assert [output(copy) for copy in made.copies] == [INGEST, INGEST]
+    parts = [{"copy": number, "copies": 2} for number in range(2)]
+    assert [output(copy) for copy in made.copies] == [INGEST | part for part in parts]
     rows = made.outcome()["workers"]
     assert [row["outcome"] for row in rows] == ["done", "done"]
 
@@ -192,6 +193,41 @@ def test_scattered_copies_say_which_part_they_are(pool: Pool) -> None:
     broadcast.look(pool, made.copies)
     parts = [(output(copy)["shard"], output(copy)["shards"]) for copy in made.copies]
     assert parts == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_what_copies_report_as_json_is_shown_and_added_up(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def report(self: Ingest, work: Work) -> None:
+        chunks = 3 + work.payload["copy"]
+        facts = {"chunks": chunks, "failed": 0, "whole": True, "settings": {"chunk_size": 512}}
+        work.output.write_text(json.dumps(facts))
+
+    monkeypatch.setattr(Ingest, "run", report)
+    workers = [joined(pool) for _ in range(2)]
+    made = send(pool)
+    for worker in workers:
+        work_inbox(worker)
+    assert outcomes(pool, made) == ["done", "done"]
+    facts = made.outcome()
+    assert [row["result"]["chunks"] for row in facts["workers"]] == [3, 4]
+    assert facts["totals"] == {"chunks": 7, "failed": 0}
+    assert broadcast.made_before(pool, made.id).totals() == facts["totals"]
+
+
+def test_a_job_s_handler_completes_the_data_once(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ordered(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {**data, "documents": [f"/data/{name}" for name in data["documents"]]}
+
+    monkeypatch.setattr(Ingest, "ordered", ordered)
+    workers = [joined(pool) for _ in range(2)]
+    made = send(pool)
+    for worker in workers:
+        work_inbox(worker)
+    broadcast.look(pool, made.copies)
+    assert [output(copy)["documents"] for copy in made.copies] == [["/data/a", "/data/b"]] * 2
 
 
 def test_planned_claims_are_counted_as_if_nothing_were_addressed(pool: Pool) -> None:
