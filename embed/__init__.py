@@ -7,14 +7,16 @@ cuts claims; `hub` finds a model, `modelfiles` inspects it, `families` knows the
 made of. `sequences` and `batching` prepare what `engine` runs and `pooling` condenses, `mending`
 does again what overflowed, `assembly` puts all in its place; `claim` does one claim with all of
 these, `outputs` writes and reads its file; `handler` is what fsqueue calls, `options` what is asked
-of it. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that a device
+of it. Of texts, `documents` reads files, `chunks` cuts them, `passages` pins the parts and `texts`
+plans them. `cost` estimates claims, `resident` keeps models loaded, `selftest` shows that a device
 computes rightly, `calibrate` how fast.
 
 Afterwards `gathering` finds a pool's outputs, `tables`, `ragged` and `pairing` go through them,
 `formats` and `virnucpro` write them, `merge` does all that. `prepare` makes inputs of contigs.
 `onefile` and `encoder` do without a pool; `store` keeps what was ever computed, `tending` compacts
-it by claims, `asking` embeds a question for it, `roads` takes it to other databases; `cli` and
-`storecli` are the command line.
+it by claims, `asking` embeds a question for it, `roads` takes it to other databases; `ingestion`
+fills it with what a broadcast names, which `jobdata` checks; `cli` and `storecli` are the command
+line.
 
     from embed import Encoder, read
     table = read("pool/outputs/proteins-5c1f09ab33d2.safetensors")

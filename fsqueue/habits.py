@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Final
 
 from fsqueue.score import Tier
 from fsqueue.slurm import Allocation
 from fsqueue.status import Status
+
+OFFERS: Final = "fsqueue.capabilities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,8 @@ class Habits:
             gpu=dict(self.gpu),
             slurm=self.slurm,
         )
+
+
+def offered() -> set[str]:
+    """Return the capabilities that installed packages say they give a worker, by entry points."""
+    return {entry.name.lower() for entry in entry_points(group=OFFERS)}

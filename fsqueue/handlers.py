@@ -36,7 +36,6 @@ from fsqueue.layout import CHECKPOINT
 from fsqueue.names import slug
 
 GROUP: Final = "fsqueue.handlers"
-OFFERS: Final = "fsqueue.capabilities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +275,6 @@ def _hash(value: Any) -> str:
 def registered() -> dict[str, EntryPoint]:
     """Return every installed handler's entry point by name, without importing any."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
-
-
-def offered() -> set[str]:
-    """Return the capabilities that installed packages say they give a worker."""
-    return {entry.name.lower() for entry in entry_points(group=OFFERS)}
 
 
 def load_handler(name: str) -> Handler:

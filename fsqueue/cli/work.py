@@ -184,7 +184,8 @@ def _words(text: str | None) -> frozenset[str]:
 
 def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
     """Return what was said, every handler installed, what their packages offer, and who we are."""
-    from fsqueue.handlers import offered, registered
+    from fsqueue.habits import offered
+    from fsqueue.handlers import registered
 
     said = frozenset(word.lower() for word in given)
     return said | set(registered()) | offered() | {trust.capability()}
