@@ -180,13 +180,26 @@ def _link(private: str, path: str) -> bool:
         # was done and its reply lost: then our file has two names.
         return os.stat(private).st_nlink > 1
     except OSError as error:
-        if error.errno in NO_LINK:
-            raise NotSupportedError(
-                f"{os.path.dirname(path)}: hard links do not work here ({error.strerror}), and "
-                f"fsqueue publishes by link(2) because it never replaces. Put the pool on another "
-                f"file system."
-            ) from error
-        raise
+        if error.errno not in NO_LINK:
+            raise
+        if _links_work(private):
+            # RACE: another published first; sshfs says EPERM where its cache does not show it yet.
+            return os.stat(private).st_nlink > 1
+        raise NotSupportedError(
+            f"{os.path.dirname(path)}: hard links do not work here ({error.strerror}), and "
+            f"fsqueue publishes by link(2) because it never replaces. Put the pool on another "
+            f"file system."
+        ) from error
+
+
+def _links_work(private: str) -> bool:
+    """Say whether a link to a name that only we could choose can be made here."""
+    try:
+        os.link(private, f"{private}~")
+    except OSError:
+        return False
+    discard(f"{private}~")
+    return True
 
 
 def replace(path: str, data: bytes) -> None:

@@ -62,10 +62,16 @@ class View:
         facts = json.dumps(asdict(self.space), indent=1).encode() + b"\n"
         atomic.publish(f"{self.directory}/space.json", facts)
 
-    def refresh(self) -> None:
-        """List the directory, and open what is new. Raises StoreError, OSError."""
+    def refresh(self, given: int = 0) -> None:
+        """List the directory, and open what is new. Raises StoreError, OSError.
+
+        With the number that we were `given`, wait until the listing stands for it and for all that
+        were given since the last look: they are there, though a mount may not show them yet.
+        """
         for _ in patiently(self.directory):
             found = self._listed()
+            if given and self._is_late(found, given):
+                continue
             try:
                 wanted = places.counting(found)
                 self._open = {
@@ -78,6 +84,10 @@ class View:
             self.top = max((place.last for place in wanted), default=0)
             self._check()
             return
+
+    def _is_late(self, found: list[Place], given: int) -> bool:
+        beyond = Place(given + 1, given + 1)
+        return any(last > self.top for _, last in places.gaps([*found, beyond]))
 
     def _check(self) -> None:
         for shard in self.shards:

@@ -61,7 +61,7 @@ def _publish(view: View, columns: Columns, vectors: NDArray[Any]) -> int | None:
     except BaseException:
         atomic.discard(private)
         raise
-    view.refresh()
+    view.refresh(number)
     if any(Place(number, number).within(shard.place) for shard in view.shards):
         # RACE: while we slept, the number was given, compacted and removed; ours counts for nobody.
         atomic.discard(path)

@@ -121,6 +121,21 @@ def test_where_links_do_not_work_publishing_says_so_and_leaves_nothing(
     assert present(path) == []
 
 
+def test_where_the_name_is_taken_but_out_of_sight_publishing_loses(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshfs: a name that its cache does not show yet refuses a link with EPERM."""
+
+    def link(real: Callable[..., None], source: str, target: str) -> None:
+        if target == path:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(source, target)
+
+    interpose(monkeypatch, link=link)
+    assert not atomic.publish(path, b"one")
+    assert present(path) == []
+
+
 def close_that_fails(number: int) -> Callable[..., None]:
     """Return a close(2) that closes, and then reports what a network mount kept until now."""
 

@@ -46,7 +46,7 @@ def test_every_key_is_there_exactly_as_computed_where_listings_are_late(
     lag_s: int, scratch: Path, tell: Tell
 ) -> None:
     with mounted.sshfs(scratch, lag_s=lag_s) as hosts:
-        rage(hosts, f"sshfs, {lag_s} s late", tell)
+        rage(hosts, f"sshfs-{lag_s}", tell, lasts_s=20.0, grace_s=2.0 * lag_s)
 
 
 @pytest.mark.nightly

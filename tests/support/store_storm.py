@@ -5,7 +5,7 @@ notes which vectors counted, once `add` has told it. At the end every note must 
 vector that was ever given out is the one that everybody gets, on every host.
 
     python -m tests.support.store_storm write SHARE NUMBERS WRITER [alone]
-    python -m tests.support.store_storm compact SHARE
+    python -m tests.support.store_storm compact SHARE GRACE_S
     python -m tests.support.store_storm look SHARE NUMBERS [compact]
 
 A share is a directory with the store and the notes in it. Whoever runs a storm touches none itself,
@@ -117,6 +117,8 @@ class Storm:
     numbers: int = 2000
     lasts_s: float = 10.0
     kill_every_s: float = 0.13
+    grace_s: float = 0.0
+    """How long compactors leave what is superseded: longer than any mount shows old listings."""
     kills: int = 0
     compactions: int = 0
     seen: list[Seen] = field(default_factory=list)
@@ -148,8 +150,8 @@ class Storm:
 
     def _start(self, verb: str, number: int, *more: str) -> Process:
         host = self.hosts[number % len(self.hosts)]
-        words = [str(self.numbers), str(number), *more] if verb == "write" else []
-        return self._on(host, verb, *words)
+        words = [str(self.numbers), str(number), *more]
+        return self._on(host, verb, *(words if verb == "write" else [str(self.grace_s)]))
 
     def _on(self, host: Host, verb: str, *words: str) -> Process:
         process = host.start(sys.executable, "-m", __name__, verb, host.share, *words)
@@ -214,11 +216,11 @@ def _batches(mine: list[int], *, endless: bool) -> Iterator[list[int]]:
         yield mine[start : start + BATCH]
 
 
-def compact_for_ever(share: Path) -> None:
-    """Compact, and remove at once what is superseded, so that readers meet what has gone."""
+def compact_for_ever(share: Path, grace_s: float) -> None:
+    """Compact, and remove what is superseded: at once, if readers are to meet what has gone."""
     view = open_view(share / "store")
     while True:
-        done = compact(view, grace_s=0.0)
+        done = compact(view, grace_s=grace_s)
         if done.made or done.removed:
             print("made", done, flush=True)
         time.sleep(0.02)
@@ -266,7 +268,7 @@ def main() -> None:
     if verb == "write":
         write(Path(share), int(rest[0]), int(rest[1]), alone="alone" in rest)
     elif verb == "compact":
-        compact_for_ever(Path(share))
+        compact_for_ever(Path(share), float(rest[0]))
     else:
         print(json.dumps(asdict(look(Path(share), int(rest[0]), last="compact" in rest))))
 

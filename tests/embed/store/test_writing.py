@@ -62,6 +62,20 @@ def test_two_writers_of_one_key_at_once_get_the_same_vector(
     assert slow.lookup(keys_of(range(10)))[1].tobytes() == counting.tobytes()
 
 
+def test_two_writers_of_one_key_get_the_same_vector_where_listings_are_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow one's mount shows the fast one's shard only some looks after link(2) refused it."""
+    slow, fast = open_view(tmp_path / "store"), open_view(tmp_path / "store")
+    put(fast, range(10), "fast")
+    real, waited = places.listed, list[float]()
+    monkeypatch.setattr("embed.store.view.time.sleep", waited.append)
+    monkeypatch.setattr(places, "listed", lambda d: real(d) if len(waited) > 20 else [])
+    counting = put(slow, range(10), "slow")
+    assert counting.tobytes() == vectors_of(range(10), "fast").tobytes()
+    assert [shard.place for shard in slow.shards] == [Place(1, 1), Place(2, 2)]
+
+
 def test_a_number_that_was_compacted_away_meanwhile_is_not_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
