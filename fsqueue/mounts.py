@@ -22,9 +22,10 @@ class Mount:
     """As in the mount table: nfs4, lustre, ceph, fuse.glusterfs; "" where there is no table."""
     source: str
     options: str
-    free_bytes: int
+    free_bytes: int | None
+    """None where the file system does not tell its size: one whose data servers are not all up."""
     free_inodes: int | None
-    """None where the file system has no fixed number of them."""
+    """None where the file system has no fixed number of them; CephFS says -1."""
     name_bytes_max: int
 
     @property
@@ -40,8 +41,8 @@ def mount_of(directory: str) -> Mount:
         type,
         source,
         options,
-        facts.f_bavail * facts.f_frsize,
-        facts.f_favail if facts.f_files else None,
+        facts.f_bavail * facts.f_frsize if facts.f_blocks else None,
+        facts.f_favail if facts.f_files and facts.f_favail >= 0 else None,
         facts.f_namemax,
     )
 

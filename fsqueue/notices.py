@@ -71,10 +71,11 @@ def _disk(pool: Pool) -> Iterator[Notice]:
     except OSError:
         return
     free = facts.f_bavail * facts.f_frsize
-    if free < FREE_MIN or facts.f_bavail < FREE_SHARE_MIN * facts.f_blocks:
+    # Without a size nothing is known of what is free, and CephFS counts -1 free inodes.
+    if facts.f_blocks and (free < FREE_MIN or facts.f_bavail < FREE_SHARE_MIN * facts.f_blocks):
         text = f"the disk is nearly full: {free / (1 << 30):.1f} GiB left under {pool.root}"
         yield Notice("disk", "space", text)
-    if facts.f_files and facts.f_favail < FREE_SHARE_MIN * facts.f_files:
+    if facts.f_files and 0 <= facts.f_favail < FREE_SHARE_MIN * facts.f_files:
         text = f"the disk is nearly out of inodes: {facts.f_favail:,} left under {pool.root}"
         yield Notice("disk", "inodes", text)
 

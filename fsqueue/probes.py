@@ -134,6 +134,11 @@ def kind(mount: Mount) -> Finding:
 def space(mount: Mount) -> Finding:
     """Say what is free. A claim takes an inode, and so does each output."""
     inodes = "no fixed number of" if mount.free_inodes is None else f"{mount.free_inodes:,}"
+    if mount.free_bytes is None:
+        text = (
+            f"its size is unknown, and {inodes} inodes are free: perhaps its servers just came up"
+        )
+        return note("space", f"{text}; where nothing can be written yet, try again in a minute")
     text = f"{mount.free_bytes / 2**30:,.1f} GiB and {inodes} inodes are free"
     if mount.free_bytes < 1 << 20 or (mount.free_inodes or 1000) < 1000:
         return bad("space", f"{text}: that is not enough for a pool")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from fsqueue import atomic
 from fsqueue.cli import cli, main
 from fsqueue.consult import recommend
 from fsqueue.errors import NotSupportedError
-from fsqueue.probes import Finding, Level, quick, refuse_unfit
+from fsqueue.mounts import mount_of
+from fsqueue.probes import Finding, Level, quick, refuse_unfit, space
 from tests.support.processes import Start, fsqueue
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -197,6 +199,17 @@ def test_locks_that_do_nothing_are_a_note_and_no_reason_against_a_pool(
 
 
 @pytest.mark.slow
+def test_a_full_disk_is_refused_and_one_that_does_not_tell_its_size_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MooseFS just after its start, and CephFS, which says that -1 inodes are free."""
+    facts = {"f_frsize": 1 << 22, "f_files": 1, "f_favail": -1, "f_namemax": 255, "f_bavail": 0}
+    for blocks, level in ((0, Level.NOTE), (10, Level.BAD)):
+        told = SimpleNamespace(**facts, f_blocks=blocks)
+        monkeypatch.setattr(os, "statvfs", lambda directory, told=told: told)
+        assert space(mount_of("/")).level is level
+
+
 def test_json_holds_every_finding_and_what_is_recommended(tmp_path: Path) -> None:
     done = fsqueue("doctor", tmp_path, "--json")
     assert done.returncode == 0, done.stderr

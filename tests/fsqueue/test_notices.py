@@ -121,6 +121,17 @@ def test_a_nearly_full_disk_is_said_even_when_all_is_done(
     assert "0.0 GiB left" in texts[0] and "inodes: 1 left" in texts[1]
 
 
+def test_a_disk_that_does_not_tell_its_size_is_not_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CephFS without its manager, and MooseFS before its data servers have registered."""
+    pool = make_pool(tmp_path / "pool", "a.1")
+    finish(pool, A)
+    facts = {"f_bavail": 0, "f_frsize": 4096, "f_blocks": 0, "f_files": 1, "f_favail": -1}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**facts))
+    assert not Reader(pool).snapshot().warnings
+
+
 def test_a_damaged_pool_is_said_first(pool: Pool) -> None:
     Path(pool.plan(1)).write_text("garbage\n")
     first, *rest = Reader(pool).snapshot().warnings

@@ -1,6 +1,6 @@
 """Exactly once on real shared file systems: two hosts, workers killed at random on both.
 
-Those that stand up within seconds run with all tests; the others, and the long ones, are nightly.
+Those that users have most run with all tests; the others, and the long ones, are nightly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 
 @pytest.mark.parametrize(
-    "name", ["glusterfs", "juicefs", pytest.param("moosefs", marks=pytest.mark.nightly)]
+    "name", ["glusterfs", "juicefs", "moosefs", pytest.param("cephfs", marks=pytest.mark.nightly)]
 )
 def test_every_output_is_there_once_on_a_cluster_file_system(
     name: str, scratch: Path, seed: int, tell: Tell
@@ -29,10 +29,9 @@ def test_every_output_is_there_once_on_a_cluster_file_system(
         tell(Storm(hosts, name, seed).run().verify())
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_every_output_is_there_once_on_nfs(version: str, lan: Lan, seed: int, tell: Tell) -> None:
-    storm = Storm(lan.clients(version), f"nfs-{version}", seed, claims=40, kill_every_s=1.0)
+    storm = Storm(lan.clients(version), f"nfs-{version}", seed, claims=30, kill_every_s=1.0)
     tell(storm.run().verify())
 
 
@@ -55,7 +54,7 @@ def test_a_lease_shorter_than_the_listings_are_late_costs_attempts_and_no_output
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["glusterfs", "moosefs", "juicefs"])
+@pytest.mark.parametrize("name", ["glusterfs", "moosefs", "juicefs", "cephfs"])
 def test_long_storms(name: str, scratch: Path, seed: int, tell: Tell) -> None:
     stand = partial(getattr(mounted, name), scratch)
     with stand() as hosts:
