@@ -325,7 +325,12 @@ def _named(error: OSError, path: str) -> OSError:
 def _write_private(path: str, data: bytes, *, durable: bool, personal: bool = False) -> str:
     directory, name = os.path.split(path)
     private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"
-    _write(private, (data,), durable=durable, personal=personal)
+    try:
+        _write(private, (data,), durable=durable, personal=personal)
+    except FileExistsError:
+        # RACE: with ourselves. It was made and the reply was lost; nobody else chooses this name.
+        discard(private)
+        _write(private, (data,), durable=durable, personal=personal)
     return private
 
 

@@ -7,16 +7,19 @@ lives in one scratch directory, and ends with the hosts.
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.sharedfs.hosts import NETWORK, PATH, Failed, Host, Process, local_host
+from tests.sharedfs.hosts import HERE, NETWORK, PATH, Failed, Host, Process, local_host
 from tests.support.processes import wait_for
 
 ADDRESS = f"{NETWORK}.1"
@@ -276,3 +279,26 @@ def sshfs(scratch: Path, *, lag_s: int = 20) -> Iterator[list[Host]]:
                 *("-o", f"ssh_command={ssh},{lag}"),
             ]
         )
+
+
+@contextmanager
+def faulty(
+    scratch: Path, rules: Sequence[dict[str, Any]] = (), *, stale_s: float = 0.0
+) -> Iterator[list[Host]]:
+    """A file system of our own that goes wrong by these rules (`faulty.py`)."""
+    (scratch / "backing").mkdir()
+    write_rules(scratch, rules)
+    with Site(scratch) as site:
+        yield site.mount(lambda host: faulty_client(scratch, host.share, stale_s))
+
+
+def faulty_client(scratch: Path, share: str, stale_s: float) -> list[str]:
+    """Return the command that mounts it."""
+    paths = [f"{scratch}/backing", share, f"{scratch}/rules.json"]
+    return [sys.executable, str(HERE / "faulty.py"), *paths, "--stale", f"{stale_s:g}"]
+
+
+def write_rules(scratch: Path, rules: Sequence[dict[str, Any]]) -> None:
+    """Have it go wrong by these rules from now on."""
+    (scratch / "rules.new").write_text(json.dumps(list(rules)))
+    (scratch / "rules.new").rename(scratch / "rules.json")

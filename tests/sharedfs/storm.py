@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Storm:
     kill_every_s: float = 0.7
     pause_max_s: float = 1.0
     calm_at_most_s: float = 90.0
+    after_planning: Callable[[], None] = lambda: None
     kills: int = 0
     calm_s: float = 0.0
     """How long it took, after the last kill, until all was done."""
@@ -51,6 +52,7 @@ class Storm:
         """Plan, rage, calm down, count."""
         chance = random.Random(self.seed)
         self._plan(chance)
+        self.after_planning()
         watcher = self.hosts[-1]
         script = [sys.executable, "-m", "tests.sharedfs.witness"]
         witness = watcher.start(*script, self.pool(watcher), str(self.claims))
