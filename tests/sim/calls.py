@@ -485,7 +485,7 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
                 if isinstance(value, type) and value.__module__ == module.__name__:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
-            fsqueue.atomic: {"open": sim_open},
+            fsqueue.atomic: {"open": sim_open, "unpromised": lambda directory: 0},
             fsqueue.leases: {"open": proc_open},
             fsqueue.plans: {"open": sim_open},
             fsqueue.stock: {"try_lock": sim_try_lock},
