@@ -36,11 +36,26 @@ GONE: Final = {errno.ENOENT, errno.ESTALE}
 BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
 
 
+class Tally:
+    """How many system calls of this process named a file, or asked what a name or directory is.
+
+    Two threads may count at once, and lose one: it is for a budget, not for accounts.
+    """
+
+    __slots__ = ("operations",)
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+
+tally: Final = Tally()
+
+
 def names(directory: str) -> list[str]:
     """List the visible names in `directory`, in no order; private ones are left out.
 
     Raises PoolError if it is not a directory (a symbolic link is not followed), or if another user
-    could fill it.
+    could have put there what it holds.
     """
     deadline = time.monotonic() + STALE_S
     while True:
@@ -54,15 +69,29 @@ def names(directory: str) -> list[str]:
 
 
 def _names_once(directory: str) -> list[str]:
+    tally.operations += 1
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_directory(directory, error) from error
+    tally.operations += 3  # fstat, and getdents until there is no more
     try:
-        trust.refuse(directory, os.fstat(fd), os.geteuid())
-        return [name for name in os.listdir(fd) if not name.startswith(".")]
+        found = os.listdir(fd)
+        if found:  # what is empty holds nothing of a stranger's, and one call less counts
+            tally.operations += 1
+            trust.refuse(directory, os.fstat(fd), os.geteuid())
+        return [name for name in found if not name.startswith(".")]
     finally:
         os.close(fd)
+
+
+def private_names(directory: str) -> list[str]:
+    """List the private names in a directory; none if it is not there."""
+    tally.operations += 4
+    try:
+        return [name for name in os.listdir(directory) if name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # RACE: it was removed, or nobody has made it yet
 
 
 def _no_directory(directory: str, error: OSError) -> PoolError:
@@ -113,6 +142,7 @@ def opened(path: str) -> tuple[int, os.stat_result]:
     Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | unpromised(os.path.dirname(path))
+    tally.operations += 2
     try:
         fd = os.open(path, flags)
     except OSError as error:
@@ -136,6 +166,7 @@ def opened(path: str) -> tuple[int, os.stat_result]:
 
 def rename(source: str, target: str) -> None:
     """Move one name. The only rename(2) in the program."""
+    tally.operations += 1
     os.rename(source, target)
 
 
@@ -172,6 +203,7 @@ def commit(
 
 
 def _link(private: str, path: str) -> bool:
+    tally.operations += 1
     try:
         os.link(private, path)
         return True
@@ -209,6 +241,7 @@ def replace(path: str, data: bytes) -> None:
     """
     private = _write_private(path, data, durable=False)
     for _ in range(20):
+        tally.operations += 1
         try:
             return os.replace(private, path)
         except OSError as error:
@@ -227,6 +260,7 @@ def stage(path: str, parts: Iterable[bytes], *, personal: bool = False) -> None:
 
 def discard(path: str) -> None:
     """Remove a file of ours, if it is still there."""
+    tally.operations += 1
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -235,6 +269,7 @@ def discard(path: str) -> None:
 
 def empty_directory(directory: str) -> bool:
     """Remove whatever a handler left in a directory of ours; return whether that is still there."""
+    tally.operations += 4
     try:
         for name in os.listdir(directory):
             try:
@@ -257,6 +292,7 @@ def discard_tree(directory: str) -> None:
 
 def discard_empty(directory: str) -> None:
     """Remove a directory if nothing is in it."""
+    tally.operations += 1
     try:
         os.rmdir(directory)
     except OSError as error:
@@ -267,6 +303,7 @@ def discard_empty(directory: str) -> None:
 
 def make_directory(path: str) -> None:
     """Make one directory; it may be there already. PoolError if the one above it is not."""
+    tally.operations += 1
     try:
         os.mkdir(path, trust.directory_mode())
     except FileExistsError:
@@ -302,6 +339,7 @@ def sync_directory(directory: str) -> None:
 
 
 def _sync(path: str, flags: int = os.O_NOFOLLOW) -> None:
+    tally.operations += 2 + (flags != os.O_DIRECTORY)
     fd = os.open(path, os.O_RDONLY | flags)
     try:
         if flags != os.O_DIRECTORY:
@@ -336,6 +374,7 @@ def _write_private(path: str, data: bytes, *, durable: bool, personal: bool = Fa
 
 def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool = False) -> None:
     mode = trust.file_mode(personal=personal)
+    tally.operations += 1 + durable
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
@@ -363,6 +402,7 @@ class Appender:
     """A file that this process alone grows, a line at a time. Lines are not synced."""
 
     def __init__(self, path: str) -> None:
+        tally.operations += 1
         mode = trust.file_mode()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
         if trust.shared() and os.fstat(self._fd).st_uid == os.geteuid():

@@ -151,7 +151,7 @@ def follow(pool: Pool, made: Broadcast, *, sleep: Callable[[], None], give_up: f
     """
     me = new_worker_id("broadcast-")
     while True:
-        bounce_strays(pool, me, ())
+        bounce_strays(pool, me)
         open_copies = [copy for copy in made.copies if copy.outcome in ("waiting", "running")]
         look(pool, open_copies)
         if not any(copy.outcome in ("waiting", "running") for copy in open_copies):

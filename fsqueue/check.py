@@ -16,6 +16,7 @@ from fsqueue import atomic, claims, plans
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import DIRECTORIES, State
 from fsqueue.leases import lease_names
+from fsqueue.litter import Cleaner
 from fsqueue.names import ID, SPOOL, ClaimName
 from fsqueue.pool import Pool, read_json, read_spool, spool_names
 
@@ -211,8 +212,11 @@ def _note_leftovers(pool: Pool, planned: _Planned, report: Report) -> None:
     for uid in sorted(_staged(pool) - planned.uids):
         report.notes.append(
             f"{pool.staged(uid)} belongs to no plan yet: its planner is at work, or died before it "
-            f"planned anything. If nobody plans, nothing needs it: rm -r it"
+            f"planned anything; then nothing needs it: fsqueue clean {pool.root}"
         )
+    for litter in [] if planned.problems else Cleaner(pool).look():
+        if litter.kind != "workshop":
+            report.notes.append(f"nothing needs {litter.path} any more: fsqueue clean {pool.root}")
     living = {name.worker for name in lease_names(pool) if name.living}
     for name in claims.owned(pool, State.RUNNING):
         if name.owner not in living:
@@ -223,5 +227,6 @@ def _note_leftovers(pool: Pool, planned: _Planned, report: Report) -> None:
     for text in os.listdir(pool.directory("outputs")):
         if text.startswith(".") and text[1:] not in living:
             report.notes.append(
-                f"outputs/{text} was left by a worker that is gone; nothing reads it: rm -r it"
+                f"outputs/{text} was left by a worker that is gone; nothing reads it: "
+                f"fsqueue clean {pool.root}"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Final
 
+from fsqueue.pace import OPERATIONS_MAX
 from fsqueue.score import Tier
 from fsqueue.slurm import Allocation
 from fsqueue.status import Status
@@ -32,6 +33,8 @@ class Habits:
     """Steal only where so many claims wait, as long as a worker of that spool lives."""
     models_max: int | None = None
     """How many models a handler may keep loaded; None: as many as memory allows."""
+    metadata_ops_max: float = OPERATIONS_MAX
+    """How many operations on names and directories of the pool it may do in a second."""
     linger_s: float = 0.0
     keep_alive: bool = False
     claims_max: int | None = None
@@ -58,6 +61,7 @@ class Habits:
             specialization=",".join(sorted(self.specialization)),
             capabilities=sorted(self.capabilities),
             stealing=self.stealing,
+            metadata_ops_max=self.metadata_ops_max,
             gpu=dict(self.gpu),
             slurm=self.slurm,
         )

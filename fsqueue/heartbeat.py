@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fsqueue import atomic
+from fsqueue.atomic import tally
 from fsqueue.errors import FsqueueError, LeaseLost, NotSupportedError
 from fsqueue.layout import ORDER
 from fsqueue.leases import BEATS_PER_LEASE, Lease
+from fsqueue.pace import Budget
 from fsqueue.pool import Pool
 from fsqueue.status import Status, write_status
 
@@ -36,11 +38,13 @@ class Heartbeat(threading.Thread):
         self.orders: frozenset[str] = frozenset()
         self.sample: Callable[[], dict[str, Any]] | None = None
         """Returns the GPU's last known use, at once, if there is a GPU to look at."""
+        self.budget: Budget | None = None
         self._pool = pool
         self._lease = lease
         self._changed = False
         self._missed = 0
         self._deaf = False
+        self._counted = tally.operations, time.monotonic(), 0.0
         self._finished = threading.Event()
 
     def change(self, **facts: Any) -> None:
@@ -114,10 +118,20 @@ class Heartbeat(threading.Thread):
                 self._changed = False
                 if gpu is not None:
                     self.status.gpu = gpu
+                self._count_operations()
                 write_status(self._pool, self.status)
         except Exception as error:
             # Whatever a driver raises: the thread that stumbles over it also renews the lease.
             log.debug("the status could not be written: %s", error)
+
+    def _count_operations(self) -> None:
+        count, since, held_s = self._counted
+        now_held_s = self.budget.held_s if self.budget is not None else 0.0
+        self._counted = now_count, now, _ = tally.operations, time.monotonic(), now_held_s
+        passed_s = max(now - since, 0.1)
+        self.status.metadata_ops += now_count - count
+        self.status.metadata_ops_per_s = round((now_count - count) / passed_s, 3)
+        self.status.held_back = round(min(1.0, (now_held_s - held_s) / passed_s), 3)
 
     def stop(self) -> None:
         """End the thread."""

@@ -20,11 +20,12 @@ from typing import Final
 from fsqueue import atomic, claims
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
-from fsqueue.leases import lease_names
+from fsqueue.leases import BEATS_PER_LEASE, lease_names
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.pool import Pool
 
 LOOK_S: Final = 1.0
+ADDRESS_MAX: Final = 10
 PARTS: Final = "spools running done failed errors partial outputs".split()
 
 
@@ -48,8 +49,15 @@ def address(
     atomic.make_directory(inbox.root)
     for part in PARTS:
         atomic.make_directory(inbox.directory(part))
-    atomic.make_directory(inbox.spool(spool_of(worker)))
-    atomic.publish(inbox.waiting(spool_of(worker), name), data, personal=personal)
+    for attempt in range(ADDRESS_MAX):
+        atomic.make_directory(inbox.spool(spool_of(worker)))
+        try:
+            atomic.publish(inbox.waiting(spool_of(worker), name), data, personal=personal)
+            return
+        except FileNotFoundError:
+            if attempt + 1 == ADDRESS_MAX:
+                raise
+            # RACE: its worker found it empty, and removed it before we could put anything there
 
 
 def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
@@ -74,13 +82,14 @@ def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
     return ended
 
 
-def bounce_strays(pool: Pool, by: str, dead: Collection[str]) -> None:
-    """Bounce what is addressed to workers whose lease has ended."""
+def bounce_strays(pool: Pool, by: str, ended: Collection[str] | None = None) -> None:
+    """Bounce what is addressed to workers whose lease has ended: to `ended`, if that is known."""
     try:
         spools = set(atomic.names(inbox_of(pool).directory("spools")))
     except PoolError:
         return  # nothing was ever addressed to anybody
-    ended = {name.worker for name in lease_names(pool) if not name.living} | set(dead)
+    if ended is None:
+        ended = {name.worker for name in lease_names(pool) if not name.living}
     held = {name.owner for name in _running(inbox_of(pool))}
     for worker in ended:
         if spool_of(worker) in spools or worker in held:
@@ -88,7 +97,7 @@ def bounce_strays(pool: Pool, by: str, dead: Collection[str]) -> None:
 
 
 class Inbox:
-    """One worker's own inbox, looked into once a second at most."""
+    """One worker's own inbox, looked into once a second at most, or by `rings` once a beat."""
 
     def __init__(self, pool: Pool, worker: str) -> None:
         self.pool = inbox_of(pool)
@@ -100,9 +109,7 @@ class Inbox:
 
     def next(self) -> ClaimName | None:
         """Take what was addressed to us, in the order of its ids; None if there is nothing."""
-        if not self._known and time.monotonic() - self._looked >= LOOK_S:
-            self._known = sorted(_waiting(self.pool, self.spool), key=lambda n: n.id, reverse=True)
-            self._looked = time.monotonic()
+        self._look(LOOK_S)
         while self._known:
             name = self._known.pop()
             if name.returns:
@@ -112,6 +119,24 @@ class Inbox:
             elif taken := claims.take(self.pool, self.spool, name, self._worker):
                 return taken
         return None
+
+    def rings(self) -> bool:
+        """Say whether something is addressed to us; for a worker that waits."""
+        self._look(self._whole.lease_s / BEATS_PER_LEASE)
+        return bool(self._known)
+
+    def _look(self, seldom_s: float) -> None:
+        if self._known or time.monotonic() - self._looked < seldom_s:
+            return
+        try:
+            found = claims.waiting(self.pool, self.spool)
+        except PoolError:
+            found = []  # nothing was addressed to us, as nearly always
+        else:
+            if not found:  # what is not there costs one operation a look, and an empty one five
+                atomic.discard_empty(self.pool.spool(self.spool))
+        self._known = sorted(found, key=lambda name: name.id, reverse=True)
+        self._looked = time.monotonic()
 
     def close(self) -> None:
         """End what is still here: this worker leaves."""

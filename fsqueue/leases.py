@@ -143,8 +143,10 @@ class Observer:
                 # Unchanged from the end of an earlier listing to the beginning of this one.
                 seen[worker] = _Sighting(current, min(last.since + unseen_s, before), last.moved)
             else:
-                # RACE: a renewal can hide a lease from one listing; what returns has moved.
-                seen[worker] = _Sighting(current, after, last is not None and current is not None)
+                # RACE: a renewal can hide a lease from one listing; what returns has moved. When it
+                # did, nobody can tell after a long time without a look.
+                moved = last is not None and current is not None and unseen_s == 0.0
+                seen[worker] = _Sighting(current, after, moved)
         self._seen, self._looked = seen, before
 
     def standing(self, worker: str) -> Standing:
@@ -163,6 +165,15 @@ class Observer:
         """Say whether this observer itself has seen the worker's beat move, lately."""
         sighting = self._seen.get(worker)
         return sighting is not None and sighting.moved and self.standing(worker) is Standing.LIVING
+
+    def sees_alive(self, worker: str) -> bool:
+        """Say whether it surely lives: it runs on this host, or its beat was seen to move."""
+        return self.process(worker) is Process.RUNNING or self.beating(worker)
+
+    @property
+    def ended(self) -> set[str]:
+        """Return everybody whose lease had ended at the last look."""
+        return set(self._ended)
 
     def workers(self) -> list[str]:
         """Return everybody who had a living lease at the last look."""

@@ -79,6 +79,14 @@ class Leaving:
     def _rung(self, number: int, frame: FrameType | None) -> None:
         raise StopNow
 
+    def nap(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Sleep, but wake for a signal, for being declared dead, or when `until` says so."""
+        end = self.clock() + seconds
+        while (
+            (left := end - self.clock()) > 0 and not self.signal and not self.beat.lost
+        ) and not until():
+            time.sleep(min(left, 0.2))
+
     def at_once(self) -> bool:
         """Say whether the claim that runs is to be put back, not finished."""
         return bool(self.signal) or self._told("stop") or self._late()

@@ -18,6 +18,7 @@ from fsqueue.roster import WorkerRow
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
 IDLE_S: Final = 30.0
+HELD_BACK_MIN: Final = 0.2
 STOPPED_ITSELF: Final = "this worker stops"
 ORDERS: Final = {
     "pause": "paused: workers finish their claim and wait",
@@ -56,6 +57,14 @@ def _workers(workers: Sequence[WorkerRow]) -> Iterator[Notice]:
         gpu = row.status.spool or row.id
         if row.stalled:
             yield Notice("stalled", row.id, f"GPU {gpu} {row.trouble}")
+        elif row.living and row.status.held_back >= HELD_BACK_MIN:
+            limit = f"--max-metadata-ops {row.status.metadata_ops_max:g}"
+            yield Notice(
+                "budget",
+                row.id,
+                f"{row.id}: {row.status.held_back:.0%} of its time is "
+                f"spent waiting because of {limit}",
+            )
         elif row.health == "degraded":
             yield Notice("suspect", row.id, f"{row.id}: {row.trouble}")
         elif row.health == "lost" and row.holds:

@@ -229,16 +229,18 @@ def _publish(
 ) -> bool:
     """Publish the plan under this number; False, leaving nothing behind, if another plan has it."""
     uid = secrets.token_hex(6)
-    try:
-        rows = _stage(pool, uid, request, fresh, outcome)
-        head = _head(uid, request, outcome, {name.kind for name, _ in rows})
-        keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
-        private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
-    except BaseException:
-        atomic.discard_tree(pool.staged(uid))
-        raise
-    # From here on an error tidies nothing up: the number may be ours, and then what is staged too.
-    if plans.number_plan(pool, uid, private, number):
+    with plans.unless_forbidden(pool, uid):
+        try:
+            rows = _stage(pool, uid, request, fresh, outcome)
+            head = _head(uid, request, outcome, {name.kind for name, _ in rows})
+            keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
+            private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
+        except BaseException:
+            atomic.discard_tree(pool.staged(uid))
+            raise
+        # From here on an error tidies nothing up: the number may be ours, and what is staged then.
+        numbered = plans.number_plan(pool, uid, private, number)
+    if numbered:
         plans.complete_one(pool, uid)
         return True
     # RACE: another planner took this number. What it planned is not ours to plan again.

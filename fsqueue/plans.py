@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
 from fsqueue import atomic, claims
-from fsqueue.errors import PoolError
+from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import FORMAT, SUFFIX
 from fsqueue.names import ID, KIND, SPOOL, ClaimName
 from fsqueue.pool import Pool
@@ -182,7 +183,7 @@ def write_plan(
 
     `sources` are (key, path) and `names` are (claim, spool).
     """
-    private = f"{pool.directory('plans')}/.{plan.uid}.json"
+    private = _private(pool, plan.uid)
     facts = {
         "format": FORMAT,
         "plan": plan.uid,
@@ -218,6 +219,35 @@ def _share(share: Share) -> dict[str, Any]:
     return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
 
 
+def _private(pool: Pool, uid: str) -> str:
+    return f"{pool.directory('plans')}/.{uid}.json"
+
+
+def forbid(pool: Pool, uid: str) -> None:
+    """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
+    while True:
+        atomic.make_directory(_private(pool, uid))
+        try:
+            atomic.discard(_private(pool, uid))
+        except IsADirectoryError:
+            return
+        # RACE: its planner's file was there, and is gone; or it is written just now: once more
+
+
+@contextmanager
+def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
+    """Let an error on the way to a plan's number say so if the plan was taken for abandoned."""
+    try:
+        yield
+    except (OSError, FsqueueError) as error:
+        if os.path.isdir(_private(pool, uid)):
+            raise PoolError(
+                f"{pool.staged(uid)} was removed by fsqueue clean: nothing was added to it for a "
+                f"lease, as if its planner had died. Was this process stopped? Plan again."
+            ) from error
+        raise
+
+
 def number_plan(pool: Pool, uid: str, private: str, number: int) -> bool:
     """Give a private plan file this number; False if another plan has it."""
     if atomic.commit(private, pool.plan(number), keep=True):
@@ -229,16 +259,14 @@ def number_plan(pool: Pool, uid: str, private: str, number: int) -> bool:
     return True
 
 
-def complete(pool: Pool) -> int:
+def complete(pool: Pool, listed: Collection[str] | None = None) -> int:
     """Publish every staged claim that a numbered plan holds; return how many this call moved.
 
-    Anybody may call it at any time, as often as they like.
+    Anybody may call it at any time, as often as they like. `listed`: what plans/ holds, if known.
     """
-    staged = {
-        name.removesuffix(".staged")
-        for name in atomic.names(pool.directory("plans"))
-        if name.endswith(".staged")
-    }
+    if listed is None:
+        listed = atomic.names(pool.directory("plans"))
+    staged = {name.removesuffix(".staged") for name in listed if name.endswith(".staged")}
     if not staged:
         return 0
     ready = sorted(staged & {plan.uid for plan in read_plans(pool)})

@@ -11,8 +11,11 @@ worker (`witness.py`): then its claims go back without an attempt being charged.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from fsqueue import atomic, claims, plans
 from fsqueue.errors import ClaimLost, PoolError
@@ -25,6 +28,10 @@ from fsqueue.status import Journal
 from fsqueue.witness import Witness
 
 log = logging.getLogger(__name__)
+
+BOUNCE_LEASES: Final = 4
+"""A quiet worker looks so seldom for what is addressed to those who left: whoever waits for an
+answer looks himself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,11 @@ class Recovery:
         self.running: list[ClaimName] = []
         self.swept = time.monotonic()
         """When running/ was listed last."""
+        self.view: tuple[object, ...] = ()
+        """What plans/ and running/ held then, to be compared with what they hold next."""
+        self.doubtful: Collection[str] = ()
+        """Who has not been seen to beat lately, or has no process any more."""
+        self._looked = self._bounced = -math.inf
 
     def sweep_if_due(self) -> list[Recovered]:
         """Sweep, if the last sweep was half a lease ago; for those who have other work to do.
@@ -61,24 +73,36 @@ class Recovery:
         due = time.monotonic() - self.swept >= self._pool.lease_s / 2
         return self.sweep() if due else []
 
-    def sweep(self) -> list[Recovered]:
-        """Look once; end expired leases; put back what their owners held."""
+    def sweep(self, *, quiet: bool = False) -> list[Recovered]:
+        """Look once; end expired leases; put back what their owners held.
+
+        `quiet`: nothing has changed for a while. Then, where nobody holds anything, the beats are
+        looked at once a lease.
+        """
+        planned = frozenset(atomic.names(self._pool.directory("plans")))
         try:
-            plans.complete(self._pool)
+            plans.complete(self._pool, planned)
         except PoolError as error:
             log.debug("%s", error)  # the planner and check say so; claims of the dead do not wait
         self.running = list(claims.owned(self._pool, State.RUNNING))
         self.swept = time.monotonic()
+        self.view = planned, frozenset(self.running)
         owners = {name.owner for name in self.running if name.owner} - {self._me}
+        if quiet and not owners and self.swept - self._looked < self._pool.lease_s:
+            return []
+        self._looked = self.swept
         self.observer.look(owners)
         everybody = sorted(owners | set(self.observer.workers()) - {self._me})
         gone = {each for each in everybody if self.observer.process(each) is Process.GONE}
         doubtful = {
             each for each in everybody if self.observer.standing(each) is not Standing.LIVING
         }
-        self._witness.look(doubtful | gone)
-        dead = {each for each in sorted(doubtful | gone) if self._dead(each, gone=each in gone)}
-        bounce_strays(self._pool, self._me, dead)
+        self.doubtful = doubtful | gone
+        self._witness.look(self.doubtful)
+        dead = {each for each in sorted(self.doubtful) if self._dead(each, gone=each in gone)}
+        if dead or not quiet or self.swept - self._bounced >= BOUNCE_LEASES * self._pool.lease_s:
+            bounce_strays(self._pool, self._me, dead | self.observer.ended)
+            self._bounced = self.swept
         return [
             recovered
             for name in self.running

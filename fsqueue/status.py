@@ -70,6 +70,13 @@ class Status:
     stolen_from: dict[str, int] = field(default_factory=dict)
     """How many claims this worker stole, by the spool that lost them."""
     lock_skips: int = 0
+    metadata_ops: int = 0
+    """Operations on names and directories of the pool, as `atomic.tally` counts them."""
+    metadata_ops_per_s: float = 0.0
+    """Since the report before this one."""
+    metadata_ops_max: float = 0.0
+    held_back: float = 0.0
+    """The share of that time in which it waited because of the maximum, 0 to 1."""
     cost_done: int = 0
     busy_s: float = 0.0
     measures_done: dict[str, int] = field(default_factory=dict)

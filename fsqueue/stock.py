@@ -83,6 +83,9 @@ class Stock:
         self._refused_spools: set[str] = set()
         self._learned: dict[str, float] = {}
         self.time_left_s: Callable[[], float] = lambda: math.inf
+        self.before_listing: Callable[[], None] = lambda: None
+        self.left_over = False
+        """Whether `next` left claims that we might take, to others or for another poll."""
         self._listed: dict[str, tuple[float, list[ClaimName] | None]] = {}
 
     def taste_changed(self, taste: Taste) -> None:
@@ -203,6 +206,8 @@ class Stock:
         best = (names[-1] for names in offered.values() if names)
         refused = {name.id: polls_for(name, self._crew, self._taste) for name in best}
         self._waited = self._patience.left_alone(refused)
+        left = (len(names) - self._count_too_long(names) for names in offered.values())
+        self.left_over = any(left)
         return None
 
     def _choose(self, offered: dict[str, list[ClaimName]]) -> tuple[str, ClaimName] | None:
@@ -269,6 +274,7 @@ class Stock:
 
     def _list(self, spool: str) -> list[ClaimName] | None:
         """List a spool; None, said once, if it is not fit to be worked."""
+        self.before_listing()
         try:
             begun = time.monotonic()
             names = claims.waiting(self._pool, spool)

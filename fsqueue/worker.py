@@ -23,10 +23,11 @@ from fsqueue.heartbeat import Heartbeat
 from fsqueue.inbox import Inbox
 from fsqueue.jobs import JOBS
 from fsqueue.layout import State
-from fsqueue.leases import Lease, Observer, Process
+from fsqueue.leases import BEATS_PER_LEASE, Lease, Observer
 from fsqueue.leaving import DRAINED, Leaving, StopNow
 from fsqueue.names import ClaimName, new_worker_id
 from fsqueue.outfit import Outfit
+from fsqueue.pace import Budget, Pace
 from fsqueue.pool import Pool
 from fsqueue.recovery import Recovery
 from fsqueue.status import Journal
@@ -73,6 +74,9 @@ class Worker:
         self.leaving = Leaving(
             self.beat, habits.claims_max, habits.time_limit_s, allocation=habits.allocation
         )
+        self.pace = Pace(pool, habits.steal_interval_s, habits.spool, stealing=habits.stealing)
+        self.budget = self.beat.budget = Budget(habits.metadata_ops_max, sleep=self.leaving.nap)
+        self.stock.before_listing = self.budget.wait
         self.stock.time_left_s = self._time_left_s
         self.stock.taste_changed(self.outfit.taste())
 
@@ -126,9 +130,10 @@ class Worker:
             if not self.leaving.paused and (job := self.inbox.next()) is not None:
                 self._run_addressed(job)
                 continue
-            found = None if self.leaving.paused else self.stock.next()
+            found = self._next()
             if found is not None:
                 idle_since = None
+                self.pace.hurry()
                 if (status := self._run(*found)) is not None:
                     return status
                 self.recovery.sweep_if_due()
@@ -139,45 +144,44 @@ class Worker:
             if (status := self._idle(time.monotonic() - idle_since)) is not None:
                 return status
 
+    def _next(self) -> tuple[ClaimName, str] | None:
+        self.budget.wait()
+        if self.leaving.paused or not self.pace.is_due_everywhere():
+            return None
+        return self.stock.next()
+
     def _run(self, name: ClaimName, spool: str) -> int | None:
+        status = None
         self.taken += 1
-        attempt = Attempt(
-            self.pool,
-            name,
-            spool,
-            self.beat,
-            self.journal,
-            self.outfit.handler,
-            self.leaving.at_once,
-        )
+        at_once, handler = self.leaving.at_once, self.outfit.handler
+        attempt = Attempt(self.pool, name, spool, self.beat, self.journal, handler, at_once)
         ending = attempt.run()
         self.progressed |= attempt.saved or ending in (Ending.DONE, Ending.FAILED)
         if ending is Ending.DONE:
             self.failed_in_a_row.clear()
             self.outfit.did(name)
-            self.stock.taste_changed(self.outfit.taste())
         elif ending is Ending.FAILED:
-            return self._count_failure(name, attempt.reason)
+            status = self._count_failure(name, attempt.reason)
         elif ending is Ending.UNABLE:
             self.outfit.cannot(name.kind)
-            self.stock.taste_changed(self.outfit.taste())
             self._say(f"claims of kind {name.kind} are left alone: {attempt.reason}")
         elif ending is Ending.BROKEN:
             self._say(f"this worker stops: {attempt.reason}")
-            return 1
-        return None
+            status = 1
+        self.stock.taste_changed(self.outfit.taste())
+        return status
 
     def _run_addressed(self, name: ClaimName) -> None:
         """Run what was addressed to us. Its end, whichever, says nothing of the planned claims."""
         pool, spool = self.inbox.pool, self.inbox.spool
         atomic.make_private_directory(pool.workshop(self.id))
-        attempt = Attempt(
-            pool, name, spool, self.beat, self.journal, self._job, self.leaving.at_once
-        )
+        at_once = self.leaving.at_once
+        attempt = Attempt(pool, name, spool, self.beat, self.journal, self._job, at_once)
         if attempt.run() is Ending.BROKEN:
             self._say(f"a job that was addressed to this worker ended badly: {attempt.reason}")
         self.stock.taste_changed(self.outfit.taste())
         self.beat.look_for_orders()
+        self.pace.hurry()
 
     def _job(self, name: str) -> Handler:
         if name in JOBS:
@@ -188,7 +192,6 @@ class Worker:
         if name.id not in self.failed_in_a_row:
             self.failed_in_a_row.append(name.id)
         self.outfit.failed(name)
-        self.stock.taste_changed(self.outfit.taste())
         if len(self.failed_in_a_row) < FAILURES_MAX:
             return None
         self._say(
@@ -200,7 +203,8 @@ class Worker:
 
     def _idle(self, idle_s: float) -> int | None:
         """Nothing to take just now: put back what the dead held, then leave, or wait a little."""
-        if self.recovery.sweep():
+        if self.recovery.sweep(quiet=self.pace.quiet):
+            self.pace.hurry()
             return None
         for name in self.recovery.running:
             if name.owner == self.id:
@@ -208,20 +212,26 @@ class Worker:
                 log.info("%s was ours without our knowing; running it", name.id)
                 return self._run(name, self.stock.any_spool())
         patient = self.habits.keep_alive or idle_s < max(self.habits.linger_s, SECOND_LOOK_S)
-        if not patient and (status := self._nothing_left()) is not None:
-            return status
-        self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self._interval())
+        paused = self.leaving.paused
+        if not patient and not (paused and self.pace.quiet):
+            if (status := self._nothing_left()) is not None:
+                return status
+        self.pace.saw((*self.recovery.view, self.beat.orders))
+        # Whoever stays only for what may come within a lease does not look ever more seldom for it.
+        if self.recovery.doubtful or not paused and (not patient or self.stock.left_over):
+            self.pace.hurry()
+        self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self.pace.wait_s)
         return None
 
     def _nothing_left(self) -> int | None:
         """Return the exit status if no claim waits, or will come back, that we could take."""
+        for name in self.recovery.running:
+            if name.owner != self.id and not self.observer.sees_alive(name.owner or ""):
+                return None  # its owner may be dead: then it comes back within a lease
         # Running before waiting: what its owner puts back between the two is seen where it arrives.
         waiting = self.stock.count_waiting(since=self.recovery.swept)
         if waiting.could_take:
             return None
-        for name in self.recovery.running:
-            if name.owner != self.id and not self._seen_alive(name.owner or ""):
-                return None  # its owner may be dead: then it comes back within a lease
         if waiting.too_long:
             self.outlasted = True
             self._say(f"{waiting.too_long} claims wait that would not end in the time it has left")
@@ -233,17 +243,15 @@ class Worker:
 
     def _nothing_remains(self) -> bool:
         """Say whether no claim runs or waits: then whoever was told to leave left at the end."""
-        # Running before waiting, as above.
-        return not any(claims.owned(self.pool, State.RUNNING)) and not (
-            self.stock.count_waiting(since=time.monotonic()).all
+        # Running first and last: what was put back, or taken, between two listings is seen in one.
+        return not (
+            any(claims.owned(self.pool, State.RUNNING))
+            or self.stock.count_waiting(since=time.monotonic()).all
+            or any(claims.owned(self.pool, State.RUNNING))
         )
 
     def _all_ended(self) -> int:
         return 3 if any(claims.owned(self.pool, State.FAILED)) else 0
-
-    def _seen_alive(self, worker: str) -> bool:
-        here = self.observer.process(worker)
-        return here is Process.RUNNING or self.observer.beating(worker)
 
     def _leave(self) -> None:
         """Put back what is held, say goodbye, and only then retire the lease."""
@@ -284,16 +292,10 @@ class Worker:
         """
         return self.leaving.time_left_s() if self.taken else math.inf
 
-    def _interval(self) -> float:
-        return self.habits.steal_interval_s * random.uniform(0.9, 1.1)
-
     def _sleep(self, seconds: float) -> None:
-        """Sleep, but wake for a signal or for being declared dead."""
-        until = time.monotonic() + seconds
-        while (
-            (left := until - time.monotonic()) > 0
-            and not self.leaving.signal
-            and not self.beat.lost
-        ):
-            time.sleep(min(left, 0.2))
-        self.beat.look_for_orders()
+        """Wait for the next look, but wake for an order, or for what is addressed to us."""
+        orders = self.beat.orders
+        seconds = min(seconds * random.uniform(0.9, 1.1), self.leaving.time_left_s())
+        self.leaving.nap(seconds, lambda: self.beat.orders != orders or self.inbox.rings())
+        if seconds < self.pool.lease_s / BEATS_PER_LEASE:
+            self.beat.look_for_orders()

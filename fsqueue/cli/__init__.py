@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "cancel": ("repair", "Take claims out of the pool."),
     "explain": ("explain", "Say where a claim is and why, or how workers score for a need."),
     "broadcast": ("broadcast", "Send a job to every capable worker."),
+    "clean": ("clean", "Remove what killed processes left behind."),
     "check": ("check", "Verify a pool's invariants on disk."),
     "doctor": ("doctor", "Find out whether a directory can hold a pool."),
     "gpus": ("gpus", "Show this machine's GPUs and their weights."),

@@ -102,7 +102,7 @@ def workers(pool: Pool, everybody: bool, as_json: bool) -> None:
     if as_json:
         return print_json({"workers": [worker_facts(row) for row in snapshot.workers]})
     shown = [row for row in snapshot.workers if everybody or row.living or row.holds]
-    titles = "worker spool state claim now done failed stolen".split()
+    titles = "worker spool state claim now done failed stolen ops/s".split()
     rows = [
         (
             row.id,
@@ -113,6 +113,7 @@ def workers(pool: Pool, everybody: bool, as_json: bool) -> None:
             row.status.claims_done,
             row.status.claims_failed,
             row.status.steals_in,
+            figures.rate(row.status.metadata_ops_per_s if row.living else None),
             figures.rate(row.items_per_s),
             figures.duration(row.age_s),
         )

@@ -98,8 +98,8 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
 def drain(words: tuple[str, ...], now: bool, pause: bool, undo: bool) -> None:
     """Let workers finish their claim and leave: all of them, or those named.
 
-    The order is a file in control/; while it is there, new workers leave at once. They read it with
-    every beat of their lease.
+    The order is a file in control/; while it is there, new workers leave at once. Workers, busy or
+    idle, read it with every beat of their lease: within 7.5 s by default.
     """
     root, workers = split_pool(words)
     pool = open_pool(root)

@@ -45,6 +45,9 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         "cost_per_s": snapshot.cost_per_s,
         "eta_s": snapshot.eta_s,
         "spools": [spool_facts(row) for row in snapshot.spools],
+        "metadata_ops_per_s": round(
+            sum(row.status.metadata_ops_per_s for row in snapshot.workers if row.living), 3
+        ),
         "workers": dict(Counter(row.state for row in snapshot.workers)),
         "orders": sorted(snapshot.orders),
         "warnings": [asdict(notice) for notice in snapshot.warnings],

@@ -15,6 +15,7 @@ import click
 from fsqueue import trust
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument
 from fsqueue.errors import UsageError
+from fsqueue.pace import OPERATIONS_MAX
 from fsqueue.pool import Pool
 
 EPILOG = """\b
@@ -85,6 +86,15 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     show_default=True,
     help="Tier 1, 2 or 3: a worker takes work of its own tier and of those below it.",
 )
+@click.option(
+    "--max-metadata-ops",
+    type=click.FloatRange(1),
+    default=OPERATIONS_MAX,
+    show_default=True,
+    metavar="N",
+    help="Do at most N operations a second on names and directories of the pool; looking for work "
+    "waits for that, renewing the lease and ending a claim never do.",
+)
 @click.option("--linger", type=Duration(), default=0.0, help="Stay so long when nothing is left.")
 @click.option("--keep-alive", is_flag=True, help="Stay until told to leave.")
 @click.option("--max-claims", type=click.IntRange(1), help="Leave after so many claims.")
@@ -127,6 +137,7 @@ def work(pool: Pool, **given: Any) -> None:
         steal_interval_s=given["steal_interval"],
         steal_threshold=given["steal_threshold"],
         models_max=given["max_models"],
+        metadata_ops_max=given["max_metadata_ops"],
         linger_s=given["linger"],
         keep_alive=given["keep_alive"],
         claims_max=given["max_claims"],
@@ -137,14 +148,12 @@ def work(pool: Pool, **given: Any) -> None:
     worker = Worker(pool, habits)
     if match.gpu:
         _sample_gpu(worker, match.gpu)
-    every = f"enabled (interval {habits.steal_interval_s:.1f}s)"
+    log, every = logging.getLogger("fsqueue"), f"enabled (interval {habits.steal_interval_s:.1f}s)"
     stealing = every if habits.stealing else "disabled"
-    logging.getLogger("fsqueue").info(
-        "spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing
-    )
+    log.info("spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing)
     status = worker.run()
     if status == DRAINED and worker.comes_back() and allocation.requeue():
-        logging.getLogger("fsqueue").info("work remains: this job is requeued")
+        log.info("work remains: this job is requeued")
     _exit(status)
 
 

@@ -2,9 +2,12 @@
 """Print what one claim costs a file server, for pools where more and more claims wait.
 
     scripts/bench/metadata.py 1000 20000 100000
+    scripts/bench/metadata.py --idle
 
 Metadata operations per claim of a handler that does nothing, taken and finished, counted with
-strace. Exit status 1 if the last pool costs more than the first.
+strace. Exit status 1 if the last pool costs more than the first. With --idle, those of workers that
+have nothing to do, per second, over two minutes with the default interval and lease; exit status 1
+if any is two or more.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.idling import Scene, all_who_wait
 from tests.support.systemcalls import fill, operations_per_claim
 
 
@@ -23,9 +29,33 @@ def main() -> int:
     """Count; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("waiting", type=int, nargs="*", default=[1_000, 20_000, 100_000])
+    parser.add_argument("--idle", action="store_true", help="count those of idle workers")
     given = parser.parse_args()
+    return count_idle() if given.idle else count_claims(given.waiting)
+
+
+def count_idle() -> int:
+    """Count what idle workers of every kind cost; return the exit status."""
+    with tempfile.TemporaryDirectory(prefix="metadata-") as name:
+        scene = Scene(Path(name))
+        try:
+            all_who_wait(scene)
+            counted = scene.count()
+        finally:
+            scene.end()
+    for kind, (per_s, count) in counted.items():
+        places: Counter[str] = Counter()
+        for call, number in count.items():
+            places[call.split()[1]] += number
+        listed = ", ".join(f"{place} {number}" for place, number in places.most_common())
+        print(f"{kind:<26}  {per_s:4.2f} a second  {listed}")
+    return int(max(per_s for per_s, _ in counted.values()) >= 2.0)
+
+
+def count_claims(numbers: Sequence[int]) -> int:
+    """Count what a claim costs where so many wait; return the exit status."""
     totals = []
-    for waiting in given.waiting:
+    for waiting in numbers:
         with tempfile.TemporaryDirectory(prefix="metadata-") as name:
             pool = fill(Path(name, "pool"), waiting)
             for whose, spool in (("own", "cpu0"), ("stolen", "cpu1")):

@@ -458,6 +458,8 @@ def test_names_refuses_what_is_not_a_directory(path: str, make: Callable[[str], 
 def test_names_refuses_a_directory_that_another_user_could_fill(path: str) -> None:
     os.mkdir(path)
     os.chown(path, STRANGER, STRANGER)
+    assert atomic.names(path) == [], "nothing of anybody's to be refused"
+    Path(path, "a").touch()
     with pytest.raises(PoolError, match=f"belongs to user {STRANGER}"):
         atomic.names(path)
 

@@ -430,6 +430,21 @@ def test_two_looks_far_apart_that_both_miss_a_lease_do_not_make_it_absent_in_bet
     assert observer.standing(ME) is not Standing.EXPIRED
 
 
+def test_a_beat_that_moved_while_nobody_looked_is_no_sign_of_life_now(
+    observer: Observer, lease: Lease, clock: Clock
+) -> None:
+    """It moved at some time in between; whoever goes by that leaves a claim to a dead worker."""
+    observer.look()
+    lease.renew()
+    clock.forward(3 * LEASE_S)
+    observer.look()
+    assert not observer.beating(ME)
+    clock.forward(LEASE_S / 4)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+
+
 def test_an_observer_that_was_away_still_finds_the_dead(
     lease: Lease, observer: Observer, clock: Clock
 ) -> None:

@@ -227,8 +227,8 @@ MUTATIONS: Final = (
     _m(
         "a first sight counts from the beginning of time",
         "leases",
-        "seen[worker] = _Sighting(current, after, last",
-        "seen[worker] = _Sighting(current, 0.0, last",
+        "seen[worker] = _Sighting(current, after, moved)",
+        "seen[worker] = _Sighting(current, 0.0, moved)",
     ),
     _m(
         "another host's process counts as gone",
@@ -264,9 +264,8 @@ MUTATIONS: Final = (
     _m(
         "tidy up a plan that has its number",
         "planner",
-        "    if plans.number_plan(pool, uid, private, number):\n",
-        "    if plans.number_plan(pool, uid, private, number):\n"
-        "        atomic.discard_tree(pool.staged(uid))\n",
+        "    if numbered:\n",
+        "    if numbered:\n        atomic.discard_tree(pool.staged(uid))\n",
     ),
     _m(
         "stage straight into the spool",
@@ -277,9 +276,9 @@ MUTATIONS: Final = (
     _m(
         "move the claims before the plan has its number",
         "planner",
-        "    if plans.number_plan(pool, uid, private, number):\n",
-        "    plans.complete_one(pool, uid)\n"
-        "    if plans.number_plan(pool, uid, private, number):\n",
+        "        numbered = plans.number_plan(pool, uid, private, number)\n",
+        "        plans.complete_one(pool, uid)\n"
+        "        numbered = plans.number_plan(pool, uid, private, number)\n",
     ),
     # ---- attempt, worker, recovery: in this order ----
     _m(
@@ -333,13 +332,14 @@ MUTATIONS: Final = (
     _m(
         "leave while somebody may be dead",
         "worker",
-        'if name.owner != self.id and not self._seen_alive(name.owner or ""):',
+        'if name.owner != self.id and not self.observer.sees_alive(name.owner or ""):',
         "if False:",
     ),
     _m(
         "never recover",
         "worker",
-        "        if self.recovery.sweep():\n            return None\n",
+        "        if self.recovery.sweep(quiet=self.pace.quiet):\n"
+        "            self.pace.hurry()\n            return None\n",
         "        self.recovery.running = list(claims.owned(self.pool, State.RUNNING))\n",
     ),
     _m(

@@ -6,7 +6,9 @@ number of claims, so that starting and leaving cancel out.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,6 +72,11 @@ def _count(log: Path, pool: Pool, spool: str, number: int, env: Mapping[str, str
     return Counter(name for name, _ in calls)
 
 
+def _strace(log: Path, *options: str) -> list[str | Path]:
+    shown = ["-y", "-qq", "-s", "512", "-e", f"trace={METADATA}"]
+    return ["strace", "-f", *options, *shown, "-o", log]
+
+
 def calls_of(
     argv: Sequence[str | Path],
     pool: Pool,
@@ -79,9 +86,8 @@ def calls_of(
     env: Mapping[str, str] | None = None,
 ) -> list[tuple[str, str]]:
     """Run a command to its end; return its calls on paths inside the pool, each with its line."""
-    strace = ["strace", "-f", "-y", "-qq", "-s", "512", "-o", log, "-e", f"trace={METADATA}"]
     run = subprocess.run(
-        [*strace, *argv],
+        [*_strace(log), *argv],
         env=environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -91,3 +97,43 @@ def calls_of(
     call = re.compile(rf"(?:\d+ +)?(?:<\.\.\. )?(\w+)\(.*{re.escape(pool.root)}/")
     lines = log.read_text(errors="replace").splitlines()
     return [(match[1], line) for line in lines if (match := call.match(line))]
+
+
+# ---- of workers that have nothing to do ----
+
+
+class Idler:
+    """An idle worker under strace, whose calls on its pool are known with their times."""
+
+    def __init__(self, pool: Pool, log: Path, *words: str) -> None:
+        self._pool, self._log = pool, log
+        argv = [*_strace(log, "-ttt"), *FSQUEUE, "work", pool.root, *words]
+        self._process = subprocess.Popen(
+            argv,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def calls(self) -> list[tuple[float, str]]:
+        """Return when each call so far was made, and its name with what of the pool it is on."""
+        call = re.compile(
+            rf"\d+ +(\d+\.\d+) (?:<\.\.\. )?(\w+)\(.*?{re.escape(self._pool.root)}/([\w.]+)"
+        )
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        return [
+            (float(match[1]), f"{match[2]} {match[3]}")
+            for line in lines
+            if (match := call.match(line))
+        ]
+
+    def counts(self, begin: float, end: float) -> Counter[str]:
+        """Return the calls of a span of time, most frequent first."""
+        return Counter(call for at, call in self.calls() if begin <= at < end)
+
+    def end(self) -> None:
+        """Kill strace, and with it the worker."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

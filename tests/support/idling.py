@@ -1,0 +1,85 @@
+"""Let idle workers of every kind wait, and count what they cost a file server meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from fsqueue.claims import waiting_name
+from fsqueue.inbox import address
+from fsqueue.pace import WAITS
+from fsqueue.pool import Pool
+from tests.support.pools import Hand, make_pool
+from tests.support.processes import fsqueue, wait_for
+from tests.support.systemcalls import Idler
+
+INTERVAL_S, LEASE_S = 3.0, 30.0
+"""The defaults. What an idle worker does, it does by one of the two, so that with a tenth of both
+it may cost ten times as much a second."""
+PERIODS = 6
+"""How many of the longest waits are counted."""
+
+
+class Scene:
+    """Idle workers, each with a pool of its own, counted over one and the same span of time."""
+
+    def __init__(self, directory: Path, faster: float = 1.0) -> None:
+        self.directory = directory
+        self.faster = faster
+        self.lease_s = LEASE_S / faster
+        self.idlers: dict[str, Idler] = {}
+
+    def pool(self, name: str, *inputs: str, spools: int = 1) -> Pool:
+        """Make a pool in which nothing but these inputs waits."""
+        root = self.directory / name
+        return make_pool(root, *inputs, weights=[1.0] * spools, lease_s=self.lease_s)
+
+    def idle(self, name: str, pool: Pool, *words: str) -> None:
+        """Start a worker in a pool."""
+        interval = ["--steal-interval", f"{INTERVAL_S / self.faster}"]
+        log = self.directory / f"{name}.strace"
+        self.idlers[name] = Idler(pool, log, "--spool", "gpu0", *interval, *words)
+
+    def count(self) -> dict[str, tuple[float, Counter[str]]]:
+        """Return each worker's operations a second, once it is quiet, for the default pace."""
+        begun = [
+            wait_for(idler.calls, f"{name} to begin")[0][0] for name, idler in self.idlers.items()
+        ]
+        longest_s = WAITS[-1] * INTERVAL_S / self.faster
+        begin = max(begun) + 2.5 * longest_s
+        end = begin + PERIODS * longest_s
+        wait_for(lambda: time.time() > end, "the span to pass", deadline_s=end - time.time() + 5)
+        counts = {name: idler.counts(begin, end) for name, idler in self.idlers.items()}
+        per_s = {
+            name: count.total() / (end - begin) / self.faster for name, count in counts.items()
+        }
+        return {name: (per_s[name], count) for name, count in counts.items()}
+
+    def end(self) -> None:
+        """Kill the workers."""
+        for idler in self.idlers.values():
+            idler.end()
+
+
+def all_who_wait(scene: Scene) -> None:
+    """Start idle workers of every kind."""
+    scene.idle("kept alive", scene.pool("kept alive"), "--keep-alive")
+    scene.idle("lingering", scene.pool("lingering"), "--linger", "1h")
+    scene.idle("of 64 spools", scene.pool("of 64 spools", spools=64), "--keep-alive")
+
+    paused = scene.pool("paused", "a.30")
+    assert fsqueue("drain", paused.root, "--pause").returncode == 0
+    scene.idle("paused", paused)
+
+    beside = scene.pool("beside one who runs a claim", "a.30")
+    other = Hand(beside)
+    other.take()
+    other.beat.start()
+    scene.idle("beside one who runs a claim", beside, "--keep-alive")
+
+    addressed = scene.pool("where there was a broadcast")
+    gone = Hand(addressed)
+    address(addressed, gone.id, waiting_name("evict-1", "evict", 1), b"{}")
+    gone.leave()
+    scene.idle("where there was a broadcast", addressed, "--keep-alive")
