@@ -146,9 +146,8 @@ class Worker:
 
     def _next(self) -> tuple[ClaimName, str] | None:
         self.budget.wait()
-        if self.leaving.paused or not self.pace.is_due_everywhere():
-            return None
-        return self.stock.next()
+        due = not self.leaving.paused and self.pace.is_due_everywhere()
+        return self.stock.next() if due else None
 
     def _run(self, name: ClaimName, spool: str) -> int | None:
         status = None
