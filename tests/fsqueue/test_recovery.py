@@ -145,6 +145,33 @@ def fingerprint(pool: Pool, name: ClaimName) -> tuple[int, int]:
     return facts.st_ino, facts.st_mtime_ns
 
 
+def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_published(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, judge: Hand, clock: Clock
+) -> None:
+    """Its program wrote on by name, between the removal of its file and of the directory."""
+    zombie = Hand(pool)
+    stay_away(zombie)
+    held = zombie.take()
+    private = Path(pool.unpublished(zombie.id, held.id, ".txt"))
+    private.parent.mkdir(exist_ok=True)
+    private.write_text("the first half, ")
+    refused: list[OSError] = []
+
+    def write_on(real: Callable[..., Any], path: str) -> None:
+        real(path)
+        try:
+            with open(private, "a") as file:
+                file.write("and the second")
+        except FileNotFoundError as error:
+            refused.append(error)
+
+    with monkeypatch.context() as patch:
+        interpose(patch, unlink=write_on)
+        expire(judge, clock)
+    assert refused and not private.exists()
+    assert [name for name in os.listdir(pool.directory("outputs")) if zombie.id in name] == []
+
+
 def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
     pool: Pool, holder: Hand, judge: Hand, clock: Clock
 ) -> None:

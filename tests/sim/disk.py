@@ -120,7 +120,9 @@ class Disk:
         new, name = self.parent(target)
         if (inode := old.get(was)) is None:
             raise failure(errno.ENOENT, source)
-        assert inode.entries is None, "no directory of a pool is ever renamed"
+        if inode.entries is not None:
+            assert name.startswith(".") and name not in new, "only what is private, to a new name"
+            self.directories[target] = self.directories.pop(source)
         if (gone := new.get(name)) is not None:
             if gone is inode:
                 return  # POSIX: two names of one file, and nothing happens
@@ -217,8 +219,9 @@ class Journal:
             changes.append((*source.rpartition("/")[::2], None))
         if target:
             changes.append((*target.rpartition("/")[::2], inode))
-        made = target if what == "mkdir" else ""
-        removed = source if what == "rmdir" else ""
+        moved = what == "rename" and inode.entries is not None  # litter: what it holds may be lost
+        made = target if moved or what == "mkdir" else ""
+        removed = source if moved or what == "rmdir" else ""
         self._pending.append((now, changes, made, removed))
 
     def sync(self, directory: str | None) -> None:

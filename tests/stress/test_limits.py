@@ -7,16 +7,17 @@ ulimit -u. Both are made by the tests, in version 1 or 2, whichever is mounted h
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from fsqueue.layout import State
 from fsqueue.pool import Pool, open_pool
+from tests.support.cgroups import control_group
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import FSQUEUE, environment, fsqueue
@@ -46,32 +47,18 @@ def limit(what: int, size: int) -> Before:
     return lambda: resource.setrlimit(what, (size, size))
 
 
-def group(controller: str, limits: dict[int, tuple[str, int]]) -> Path:
-    """Make a control group with a limit, by the version of cgroups: file and value."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        one = (root / controller).is_dir()
-        path = (root / controller if one else root) / f"fsqueue-test-{os.getpid()}"
-        path.mkdir()
-        name, value = limits[1 if one else 2]
-        (path / name).write_text(str(value))
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    return path
-
-
 @pytest.fixture
-def confined() -> Iterator[Callable[..., Before]]:
+def confined() -> Iterator[Callable[[str, int], Before]]:
     """Return what puts a process into a control group of its own, which goes with the test."""
-    made: list[Path] = []
+    with ExitStack() as groups:
 
-    def make(controller: str, limits: dict[int, tuple[str, int]]) -> Before:
-        made.append(group(controller, limits))
-        return lambda: (made[-1] / "cgroup.procs").write_text(str(os.getpid())) and None
+        def make(controller: str, size: int) -> Before:
+            try:
+                return groups.enter_context(control_group(controller, size)).enter
+            except OSError as error:
+                pytest.skip(f"no control group can be made here: {error}")
 
-    yield make
-    for path in made:
-        path.rmdir()
+        yield make
 
 
 @pytest.fixture
@@ -103,11 +90,10 @@ def errors(pool: Pool) -> list[str]:
 
 
 def test_a_worker_that_the_oom_killer_ends_costs_its_claim_one_attempt_and_nobody_else_any(
-    hungry: tuple[Pool, dict[str, str]], confined: Callable[..., Before]
+    hungry: tuple[Pool, dict[str, str]], confined: Callable[[str, int], Before]
 ) -> None:
     pool, env = hungry
-    size = 200 << 20
-    before = confined("memory", {1: ("memory.limit_in_bytes", size), 2: ("memory.max", size)})
+    before = confined("memory", 200 << 20)
     for attempt in range(3):
         status, log = limited(pool, before, env)
         assert status == -9, log
@@ -185,11 +171,11 @@ class Made(Handler):
 
 
 def test_a_worker_that_may_start_no_program_says_so_and_charges_nobody(
-    tmp_path: Path, confined: Callable[..., Before]
+    tmp_path: Path, confined: Callable[[str, int], Before]
 ) -> None:
     """Two processes: itself, and the thread that renews its lease."""
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", CLAIMS), ("cat", "{input}"))
-    status, log = limited(pool, confined("pids", {1: ("pids.max", 2), 2: ("pids.max", 2)}))
+    status, log = limited(pool, confined("pids", 2))
     assert status == 5, log
     (line,) = [line for line in log.splitlines() if "cannot be started" in line]
     assert "Resource temporarily unavailable" in line and "ulimit -n, -u" in line
@@ -197,10 +183,10 @@ def test_a_worker_that_may_start_no_program_says_so_and_charges_nobody(
 
 
 def test_a_worker_that_may_have_no_thread_does_not_begin_and_says_so_in_one_line(
-    tmp_path: Path, confined: Callable[..., Before]
+    tmp_path: Path, confined: Callable[[str, int], Before]
 ) -> None:
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", CLAIMS), ("cat", "{input}"))
-    status, log = limited(pool, confined("pids", {1: ("pids.max", 1), 2: ("pids.max", 1)}))
+    status, log = limited(pool, confined("pids", 1))
     assert status == 4, log
     assert "no thread can be started here to renew the lease" in log.splitlines()[-1]
     assert "ulimit -u" in log.splitlines()[-1]
