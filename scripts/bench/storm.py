@@ -3,6 +3,7 @@
 
     scripts/bench/storm.py --runs 20               the whole thing: 20 storms of 60 s
     scripts/bench/storm.py --runs 1 --seed 7 --lasts 20
+    scripts/bench/storm.py --harsh --lasts 40      and pauses, OOM kills, clocks, a failing disk
 
 A worker of six is killed by SIGKILL every 0.3 s and replaced, while 400 and more claims run a real
 program. Afterwards every claim must be done, every output be there once, whole, and the same file
@@ -15,13 +16,30 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.harsh import harsh_storm, harsh_weather
 from tests.support.storm import Storm, Tally, Weather
 
-HEADER = "seed seconds claims kills hits recovered adopted doubled lost torn errors problems"
+HEADER = (
+    "seed seconds claims outputs kills hits recovered adopted doubled lost torn errors problems"
+)
+HARM = {
+    "pauses": "pauses",
+    "zombies": "zombies",
+    "oom kills": "oom",
+    "clock jumps": "jumps",
+    "workshops deleted": "deleted",
+    "disk full": "full",
+    "no inodes": "inodes",
+    "read-only": "readonly",
+    "disk lost": "eio",
+    "stopped by the disk": "stopped",
+}
+"""What a harsh storm counts besides, and the column of each."""
 
 
 def main() -> int:
@@ -31,13 +49,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first one (default: 1)")
     parser.add_argument("--lasts", type=float, default=60.0, metavar="S", help="default: 60")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the pools there")
+    parser.add_argument("--harsh", action="store_true", help="harm workers and disk in every way")
     given = parser.parse_args()
-    print(" ".join(column.rjust(width(column)) for column in HEADER.split()), flush=True)
+    columns = [*HEADER.split(), *(HARM.values() if given.harsh else ())]
+    print(" ".join(column.rjust(width(column)) for column in columns), flush=True)
     bad = 0
+    sums: Counter[str] = Counter()
     for seed in range(given.seed, given.seed + given.runs):
         directory = Path(tempfile.mkdtemp(prefix=f"storm-{seed}-", dir=given.keep))
-        tally = Storm(directory, Weather(seed, lasts_s=given.lasts)).run()
-        print(row(seed, tally), flush=True)
+        tally = rage(directory, seed, lasts_s=given.lasts, harsh=given.harsh)
+        found = cells(seed, tally, harsh=given.harsh)
+        sums.update(dict(zip(columns, found, strict=True)))
+        print(row(columns, found), flush=True)
         for problem in tally.problems:
             print(f"    {problem}", flush=True)
         broken = bool(tally.doubled or tally.lost or tally.torn or tally.problems)
@@ -46,19 +69,34 @@ def main() -> int:
             shutil.rmtree(directory)
         elif broken:
             print(f"    kept: {directory}", flush=True)
+    sums["seed"] = 0
+    print(row(columns, [round(sums[name]) for name in columns]))
     print(f"{given.runs - bad} of {given.runs} storms were weathered")
     return 1 if bad else 0
 
 
-def row(seed: int, tally: Tally) -> str:
-    """Return one line of the table."""
-    cells = [
-        seed, round(tally.seconds, 1), tally.planned, tally.kills, tally.hits, tally.recovered,
-        tally.adopted, tally.doubled, tally.lost, tally.torn, tally.other_errors,
+def rage(directory: Path, seed: int, *, lasts_s: float, harsh: bool) -> Tally:
+    """Raise one storm."""
+    if not harsh:
+        return Storm(directory, Weather(seed, lasts_s=lasts_s)).run()
+    with harsh_storm(directory, harsh_weather(seed, lasts_s=lasts_s)) as storm:
+        return storm.run()
+
+
+def cells(seed: int, tally: Tally, *, harsh: bool) -> list[float]:
+    """Return the numbers of one line of the table."""
+    found = [
+        seed, round(tally.seconds, 1), tally.planned, tally.done, tally.kills, tally.hits,
+        tally.recovered, tally.adopted, tally.doubled, tally.lost, tally.torn, tally.other_errors,
         len(tally.problems),
     ]  # fmt: skip
-    columns = HEADER.split()
-    return " ".join(str(cell).rjust(width(name)) for cell, name in zip(cells, columns, strict=True))
+    return found + [tally.harm[kind] for kind in HARM] if harsh else found
+
+
+def row(columns: list[str], numbers: list[float]) -> str:
+    """Return one line of the table."""
+    pairs = zip(numbers, columns, strict=True)
+    return " ".join(str(number).rjust(width(name)) for number, name in pairs)
 
 
 def width(column: str) -> int:

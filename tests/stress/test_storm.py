@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.layout import State
+from tests.support.harsh import harsh_storm, harsh_weather
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Start, fsqueue
 from tests.support.storm import Storm, Tally, Weather
@@ -84,6 +85,20 @@ def test_a_claim_that_kills_its_workers_fails_after_the_last_attempt_and_no_othe
     (id,) = ids(pool, State.FAILED)
     assert sorted(os.listdir(pool.directory("errors"))) == [f"{id}.a{n}.json" for n in range(3)]
     assert fsqueue("check", pool.root).returncode == 0
+
+
+def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_every_way(
+    tmp_path: Path, seed: int
+) -> None:
+    """Twenty of them: scripts/bench/storm.py --harsh --runs 20 --lasts 40"""
+    with harsh_storm(tmp_path, harsh_weather(seed, lasts_s=20.0)) as storm:
+        tally = storm.run()
+    print(tally)
+    assert_nothing_was_lost_doubled_or_torn(tally)
+    assert tally.failed == 0
+    harm = tally.harm
+    assert harm["pauses"] and harm["clock jumps"] and harm["workshops deleted"]
+    assert any(harm[kind] for kind in ("disk full", "no inodes", "read-only", "disk lost"))
 
 
 def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:

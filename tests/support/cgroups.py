@@ -34,7 +34,7 @@ class Group:
 
 @contextmanager
 def control_group(controller: str, limit: int) -> Iterator[Group]:
-    """Make a group with this limit; it must be empty at the end. OSError where there can be none."""
+    """Make a group with this limit; it must be empty at the end. OSError if there can be none."""
     one = (ROOT / controller).is_dir()
     path = (ROOT / controller if one else ROOT) / f"fsqueue-test-{secrets.token_hex(4)}"
     path.mkdir()

@@ -1,9 +1,9 @@
 """A harsh storm: not only SIGKILL, but whatever else happens to workers and to their disk, at once.
 
 On an ext4 of its own, while workers are killed and replaced as in any storm: some are stopped for
-longer than their lease and go on as zombies, the kernel's OOM killer ends some, the wall clock jumps
-by hours both ways, the directories of half-written outputs are deleted, and the disk is full, has no
-inodes left, turns read-only, or is lost with all that was not synced.
+longer than their lease and go on as zombies, the kernel's OOM killer ends some, the wall clock
+jumps by hours both ways, the directories of half-written outputs are deleted, and the disk is full,
+has no inodes left, turns read-only, or is lost with all that was not synced.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ REASONS = (
 )
 """What a worker may say that leaves with status 1."""
 ERRORS = ("exited with status", "wrote no {output}", "No such file or directory", "No space left")
-"""What a record of a failed attempt may say: a program found the disk full, or its directory gone."""
+"""What a failed attempt's record may say: a program found the disk full, its directory gone."""
 MEMORY = 450 << 20
 HOG = "held = []\nwhile True: held.append(b'x' * (8 << 20))"
 """Takes all the memory of a group; others, of whom the kernel thinks worse, are killed for it."""
+
+
+def harsh_weather(seed: int, *, lasts_s: float) -> Weather:
+    """Return a storm in which a lease passes often."""
+    return Weather(seed, lasts_s=lasts_s, kill_every_s=0.7, pause_max_s=0.4, lease_s=2.0)
 
 
 class HarshStorm(Storm):
