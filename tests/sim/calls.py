@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
@@ -207,6 +207,14 @@ class SimOs:
         STAGE.world.me.looked[path] = STAGE.world.now
         STAGE.world.rng.shuffle(found)
         return found
+
+    def scandir(self, path: str) -> Any:
+        """List what is there, all of it files: nobody makes anything else where this is asked."""
+        entries = [
+            SimpleNamespace(name=name, is_file=lambda follow_symlinks=True: True)
+            for name in self.listdir(path)
+        ]
+        return nullcontext(entries)
 
     def link(self, source: str, target: str) -> None:
         _do("link", lambda: STAGE.world.me.host.mount.link(source, target), source, target)
