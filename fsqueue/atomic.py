@@ -290,6 +290,16 @@ def discard_tree(directory: str) -> None:
         log.debug("%s is left behind: %s", directory, error)
 
 
+def discard_at_once(directory: str) -> None:
+    """Remove a directory as `discard_tree` does, but all of it at one moment for whoever uses it."""
+    try:
+        rename(directory, f"{directory}.dead")
+    except OSError as error:
+        log.debug("%s is left behind: %s", directory, error)  # most likely there is none
+    else:
+        discard_tree(f"{directory}.dead")
+
+
 def discard_empty(directory: str) -> None:
     """Remove a directory if nothing is in it."""
     tally.operations += 1

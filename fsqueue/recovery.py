@@ -123,22 +123,10 @@ class Recovery:
         if ended:
             log.info("%s is dead: its lease is ended", worker)
             self._journal.write("ended", of=worker)
-            self._tidy_up_after(worker)
+            # At one blow, for it may yet come back. A program of its could write on by name between
+            # the removal of its file and of the directory, and it would publish that half.
+            atomic.discard_at_once(self._pool.workshop(worker))
         return ended
-
-    def _tidy_up_after(self, worker: str) -> None:
-        """Remove what a dead worker had half written: at one blow, for it may yet come back.
-
-        A program of its could write on by name after its file was removed and before its directory
-        was. The worker, who cannot know yet that it was declared dead, would publish that half.
-        """
-        workshop = self._pool.workshop(worker)
-        try:
-            atomic.rename(workshop, f"{workshop}.dead")
-        except OSError as error:
-            log.debug("%s is left behind: %s", workshop, error)  # most likely it is not there
-        else:
-            atomic.discard_tree(f"{workshop}.dead")
 
     def _recover(self, name: ClaimName) -> Recovered | None:
         excused = self._witness.excuses(name.owner or "")
