@@ -291,7 +291,7 @@ def discard_tree(directory: str) -> None:
 
 
 def discard_at_once(directory: str) -> None:
-    """Remove a directory as `discard_tree` does, but all of it at one moment for whoever uses it."""
+    """Remove a directory as `discard_tree` does, but at one moment for whoever is using it."""
     try:
         rename(directory, f"{directory}.dead")
     except OSError as error:
