@@ -229,6 +229,31 @@ def test_absorbed_races_are_marked() -> None:
                     assert handled, f"{path.relative_to(ROOT)}:{number + 1}"
 
 
+UNSAFE = {
+    *("eval", "exec", "compile", "__import__", "system", "popen", "execfile"),
+    *("pickle.load", "pickle.loads", "marshal.loads", "shelve.open", "joblib.load", "yaml.load"),
+}
+
+
+@pytest.mark.parametrize(("package", "name"), EVERY)
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(package: str, name: str) -> None:
+    """A pool, a store and a model are data."""
+    for tree in modules(package)[name]:
+        used = {i.split(".")[0] for i in imports(tree) if i != "pickle.UnpicklingError"}
+        assert not {"pickle", "marshal", "shelve", "dill", "cloudpickle"} & used
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            called = ast.unparse(call.func)
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            last = called.rpartition(".")[2]
+            plain = called in UNSAFE or (called.startswith("os.") and last in UNSAFE)
+            assert not plain, f"{name}: {called}"
+            assert given.get("shell", "False") == "False", f"{name}: {called} with a shell"
+            assert given.get("allow_pickle", "False") == "False", f"{name}: {called}"
+            assert given.get("trust_remote_code", "False") == "False", f"{name}: {called}"
+            if called == "torch.load":
+                assert given.get("weights_only") == "True", f"{name}: torch.load of anything"
+
+
 def test_importing_fsqueue_imports_nothing_heavy() -> None:
     code = (
         "import sys, fsqueue; heavy = set('torch transformers rich pynvml click numpy'.split());"

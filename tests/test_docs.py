@@ -103,3 +103,19 @@ def test_the_exit_statuses_are_documented_where_people_look(status: int) -> None
     table = README[README.index("**Exit status**") :]
     assert re.search(rf"\b{status}\b", table[:400])
     assert re.search(rf"\b{status}\b", CliRunner().invoke(cli, ["--help"]).output)
+
+
+def test_every_test_that_security_md_names_is_there() -> None:
+    """A promise about safety without a test is an advertisement."""
+    text = (ROOT / "SECURITY.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    files = {"tests/fsqueue/test_trust.py", *re.findall(r"`(tests/[\w/]+\.py)`", text)}
+    there = {
+        name
+        for file in files
+        for name in re.findall(r"^def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE)
+    }
+    assert len(named) >= 25
+    assert named <= there, sorted(named - there)
+    promises = [row for row in text.partition("## What holds")[2].splitlines() if row[:2] == "| "]
+    assert all("`test_" in row for row in promises if not row.startswith("| |"))
