@@ -268,17 +268,35 @@ def discard(path: str) -> None:
 
 
 def empty_directory(directory: str) -> bool:
-    """Remove whatever a handler left in a directory of ours; return whether that is still there."""
+    """Remove whatever a handler left in a directory of ours; return whether that is still there.
+
+    No symbolic link is followed, whatever is put in the directory's place meanwhile.
+    """
     tally.operations += 4
     try:
-        for name in os.listdir(directory):
-            try:
-                discard(f"{directory}/{name}")
-            except IsADirectoryError:
-                discard_tree(f"{directory}/{name}")
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _empty(fd)
+        finally:
+            os.close(fd)
         return True
     except FileNotFoundError:
-        return False  # RACE: someone removed the directory first
+        return False  # RACE: someone removed the directory first, or while we emptied it
+
+
+def _empty(fd: int) -> None:
+    for name in os.listdir(fd):
+        try:
+            os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            pass  # RACE: as in `discard`
+        except IsADirectoryError:
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            try:
+                _empty(inner)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=fd)
 
 
 def discard_tree(directory: str) -> None:
@@ -311,17 +329,21 @@ def discard_empty(directory: str) -> None:
             raise
 
 
-def make_directory(path: str) -> None:
-    """Make one directory; it may be there already. PoolError if the one above it is not."""
+def make_directory(path: str, *, sticky: bool = False) -> None:
+    """Make one directory; it may be there already. PoolError if the one above it is not.
+
+    In a group's pool, a name in a `sticky` one is moved by whoever made it, and nobody else.
+    """
+    mode = trust.directory_mode(sticky=sticky)
     tally.operations += 1
     try:
-        os.mkdir(path, trust.directory_mode())
+        os.mkdir(path, mode)
     except FileExistsError:
         return  # RACE: somebody else made it, which is as good.
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_directory(os.path.dirname(path), error) from error
     if trust.shared():
-        os.chmod(path, trust.directory_mode())
+        os.chmod(path, mode)
 
 
 def make_private_directory(path: str) -> None:
@@ -331,16 +353,18 @@ def make_private_directory(path: str) -> None:
     """
     try:
         os.mkdir(path, 0o700)
-    except FileExistsError:  # RACE: we made it before; anybody else's is refused.
-        try:
-            facts = os.lstat(path)
-            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-                raise PoolError(f"{path} was put there by somebody else. Remove it.") from None
-            os.chmod(path, 0o700)
-        except FileNotFoundError:
-            pass  # RACE: whoever declares us dead removes it; our next beat tells us.
+        return
+    except FileExistsError:
+        pass  # RACE: we made it before; anybody else's is refused.
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_directory(os.path.dirname(path), error) from error
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        return  # RACE: whoever declares us dead removes it; our next beat tells us.
+    ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
+    if not ours or facts.st_mode & trust.OTHERS_WRITE:
+        raise PoolError(f"{path} was put there by somebody else. Remove it.")
 
 
 def sync_directory(directory: str) -> None:
@@ -411,9 +435,10 @@ def _write_all(fd: int, data: bytes) -> None:
 class Appender:
     """A file that this process alone grows, a line at a time. Lines are not synced."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, in_turn: bool = False) -> None:
+        """Open or make it. `in_turn`: others of a group may go on with it, one after the other."""
         tally.operations += 1
-        mode = trust.file_mode()
+        mode = trust.lock_mode() if in_turn else trust.file_mode()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
         if trust.shared() and os.fstat(self._fd).st_uid == os.geteuid():
             os.fchmod(self._fd, mode)

@@ -46,9 +46,9 @@ def address(
 ) -> None:
     """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
     inbox = inbox_of(pool)
-    atomic.make_directory(inbox.root)
+    atomic.make_directory(inbox.root, sticky=True)
     for part in PARTS:
-        atomic.make_directory(inbox.directory(part))
+        atomic.make_directory(inbox.directory(part), sticky=part == "outputs")
     for attempt in range(ADDRESS_MAX):
         atomic.make_directory(inbox.spool(spool_of(worker)))
         try:

@@ -104,7 +104,7 @@ class MetricsLog:
 
 def _opened(path: str) -> atomic.Appender:
     """Open the log. What a killed writer left of a line is made a line of its own."""
-    file = atomic.Appender(path)
+    file = atomic.Appender(path, in_turn=True)
     if os.path.getsize(path) == 0:
         file.line(HEADER.encode())
     elif not _ends_a_line(path):

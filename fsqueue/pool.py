@@ -55,7 +55,7 @@ def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTE
     if not os.path.lexists(f"{root}/pool.json"):
         _claim_directory(root)
         for name in DIRECTORIES:
-            atomic.make_directory(f"{root}/{name}")
+            atomic.make_directory(f"{root}/{name}", sticky=name in ("spools", "outputs"))
         settings = {
             "format": FORMAT,
             "id": secrets.token_hex(6),
@@ -73,7 +73,7 @@ def _claim_directory(root: str) -> None:
         os.makedirs(root, mode=0o755, exist_ok=True)
         present = {name for name in os.listdir(root) if not name.startswith(".")}
         if trust.told() and os.stat(root).st_uid == os.geteuid():
-            os.chmod(root, 0o2770)
+            os.chmod(root, 0o3770)
         facts = os.stat(root)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(

@@ -11,7 +11,8 @@ A process is told by `--trust-group` or FSQUEUE_TRUST_GROUP, and not by anything
 cannot vouch for itself. It then trusts the group of the directory of every pool that it opens, and
 what it makes in a directory that this group may write to is made for the group: directories 2770,
 files 0640, locks 0660, whatever the umask. Files are never writable by the group: it puts, moves
-and removes names, but what a claim says stands as its owner wrote it.
+and removes names, but what a claim says stands as its owner wrote it. The pool itself, spools/ and
+outputs/ are sticky: nobody but its maker replaces one of the directories in them by a link.
 
 A group's members can still move our own files about, an output to where a claim is looked for, say.
 So a *personal* claim, one that says which program to run, is told by its mode, which no rename can
@@ -139,9 +140,9 @@ def file_mode(*, personal: bool = False) -> int:
     return 0o600 if personal else 0o640 if _shared else 0o644
 
 
-def directory_mode() -> int:
+def directory_mode(*, sticky: bool = False) -> int:
     """Return the mode of a directory that we make."""
-    return 0o2770 if _shared else 0o755
+    return (0o3770 if sticky else 0o2770) if _shared else 0o755
 
 
 def lock_mode() -> int:

@@ -119,13 +119,14 @@ def test_i2_every_transition_is_one_rename_and_nothing_else_ever_touches_a_claim
         return state_of.get(directory) or state_of.get(os.path.dirname(directory))
 
     def hook(verb: str) -> Callable[..., object]:
-        def call(real: Callable[..., object], *paths: str) -> object:
-            touched = [place(path) for path in paths if isinstance(path, str)]
+        def call(real: Callable[..., object], *paths: str, **options: int) -> object:
+            base = os.readlink(f"/proc/self/fd/{options['dir_fd']}") + "/" if options else ""
+            touched = [place(base + path) for path in paths if isinstance(path, str)]
             if verb == "rename" and touched[0] is not None:
                 moves.append((touched[0], touched[1] or "?"))
             else:
                 assert not any(touched), f"{verb} {paths}"
-            return real(*paths)
+            return real(*paths, **options)
 
         return call
 

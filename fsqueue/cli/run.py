@@ -145,7 +145,10 @@ class Crew:
         from fsqueue.snapshot import Reader
 
         reader = Reader(self._pool)
-        reader.tell.append(MetricsLog(metrics_path(self._pool)).keep)
+        try:
+            reader.tell.append(MetricsLog(metrics_path(self._pool)).keep)
+        except OSError as error:
+            click.echo(f"fsqueue: no metrics are kept: {error}", err=True)
         if on_terminal:
             from fsqueue.dashboard import show
 

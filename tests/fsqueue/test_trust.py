@@ -131,8 +131,15 @@ def test_not_even_root_works_a_users_pool(private: str) -> None:
     assert len(waiting(private)) == 3
 
 
-@pytest.mark.parametrize("place", [".", "spools", "running", "outputs", "partial", "control"])
-@pytest.mark.parametrize(("mode", "who"), [(0o777, "everybody"), (0o775, "its group")])
+@pytest.mark.parametrize(
+    ("place", "mode", "who"),
+    [
+        (".", 0o777, "everybody"),
+        (".", 0o775, "its group"),
+        ("outputs", 0o777, "everybody"),
+        ("control", 0o775, "its group"),
+    ],
+)
 def test_a_pool_that_others_may_write_to_is_refused(
     users: Users, private: str, place: str, mode: int, who: str
 ) -> None:
@@ -214,7 +221,8 @@ def test_a_groups_pool_is_made_for_the_group_whatever_the_umask(
         mode = stat.S_IMODE(facts.st_mode)
         assert facts.st_gid == LAB, path
         if path.is_dir():
-            assert mode == 0o2770, f"{path} has mode {mode:o}"
+            kept = path.name in ("pool", "spools", "outputs")
+            assert mode == (0o3770 if kept else 0o2770), f"{path} has mode {mode:o}"
         elif path.suffix == ".lock":
             found["locks"] += 1
             assert mode == 0o660, f"{path} has mode {mode:o}"
@@ -348,9 +356,12 @@ def test_an_output_that_a_member_moves_among_the_claims_is_not_run(
     assert users.fsqueue("alice", *WORK, GROUP, shared).returncode == 0
     (output,) = Path(shared, "outputs").glob("*.out")
     assert output.read_bytes() == evil.read_bytes() and output.stat().st_uid == IDS["alice"]
-    name = f"forged.command--uid{IDS['alice']}.c9.a0.r0"
-    move = "os.rename(sys.argv[2], f'{sys.argv[1]}/spools/cpu0/{sys.argv[3]}')"
-    attack(users, shared, tmp_path, move, output, name)
+    target = Path(shared, "spools", "cpu0", f"forged.command--uid{IDS['alice']}.c9.a0.r0")
+    moved = users.python("bob", "os.rename(*sys.argv[1:])", output, target)
+    assert "PermissionError" in moved.stderr, "outputs/ is sticky"
+    output.rename(target)  # as the pool's owner might, or anybody where there is nothing sticky
+    attack(users, shared, tmp_path, "pass")
+    assert target.with_name(target.name[:-1] + "1").exists(), "it is left alone"
 
 
 def test_a_hard_link_to_another_claim_of_hers_is_not_run(
@@ -372,65 +383,97 @@ def test_a_claim_cannot_be_rewritten_by_a_member(users: Users, shared: str) -> N
     assert refused.returncode != 0 and "PermissionError" in refused.stderr
 
 
-@pytest.mark.parametrize("handler", ["../../tmp/evil", "os", "evil:Made", "/bin/sh", "", "\0"])
 def test_only_installed_handlers_run_whatever_a_claim_names(
-    users: Users, private: str, tmp_path: Path, handler: str
+    users: Users, private: str, tmp_path: Path
 ) -> None:
-    planted = Path(private, "spools", "cpu0", "forged.other.c9.a0.r0")
-    planted.write_bytes(forged(tmp_path / "alice" / "marker", handler=handler))
-    give(planted, "alice", mode=0o600)
+    named = ["../../tmp/evil", "os", "evil:Made", "/bin/sh", "", "\0"]
+    for number, handler in enumerate(named):
+        id = f"forged{number}"
+        planted = Path(private, "spools", "cpu0", f"{id}.other{number}.c9.a0.r0")
+        planted.write_bytes(forged(tmp_path / "alice" / "marker", id=id, handler=handler))
+        give(planted, "alice", mode=0o600)
     run = users.fsqueue("alice", *WORK, private)
     assert run.returncode == 5, run.stderr
-    assert "no handler is called" in run.stderr and "Traceback" not in run.stderr
+    assert run.stderr.count("no handler is called") == len(named)
+    assert "Traceback" not in run.stderr
     assert not (tmp_path / "alice" / "marker").exists()
-    assert len(done(private)) == 3
+    assert len(done(private)) == 3 and len(waiting(private)) == len(named)
 
 
-LINKS = {
-    "an output": "os.symlink(sys.argv[2], f'{sys.argv[1]}/outputs/{sys.argv[3]}.out')",
-    "an error": "os.symlink(sys.argv[2], f'{sys.argv[1]}/errors/{sys.argv[3]}.a0.json')",
-    "checkpoints": "os.symlink(sys.argv[2][:-5], f'{sys.argv[1]}/partial/{sys.argv[3]}')",
-    "a lock": "os.symlink(sys.argv[2], f'{sys.argv[1]}/spools/cpu1.lock')",
-    "a status": "os.symlink(sys.argv[2], f'{sys.argv[1]}/status/x-1-a.json')",
-    "a journal": "os.symlink(sys.argv[2], f'{sys.argv[1]}/events/x-1-a.jsonl')",
-    "the metrics": "os.symlink(sys.argv[2], f'{sys.argv[1]}/gpu_metrics.log')",
-    "a plan": "os.symlink(sys.argv[2], f'{sys.argv[1]}/plans/000002.json')",
-}
+LINKS = """
+pool, precious, first, second, third = sys.argv[1:]
+os.symlink(precious, f"{pool}/outputs/{first}.out")
+os.symlink(precious, f"{pool}/errors/{second}.a0.json")
+os.symlink(os.path.dirname(precious), f"{pool}/partial/{third}")
+os.symlink(precious, f"{pool}/spools/cpu1.lock")
+os.symlink(precious, f"{pool}/status/x-1-a.json")
+os.symlink(precious, f"{pool}/events/x-1-a.jsonl")
+os.symlink(precious, f"{pool}/workers/x-1-a.b000001")
+os.symlink(precious, f"{pool}/gpu_metrics.log")
+os.symlink(precious, f"{pool}/plans/000002.json")
+"""
 
 
-@pytest.mark.parametrize("what", LINKS)
 def test_a_link_that_a_member_plants_leads_nowhere(
-    users: Users, shared: str, tmp_path: Path, what: str
+    users: Users, shared: str, tmp_path: Path
 ) -> None:
     precious = give(make(tmp_path / "precious"), "alice", mode=0o700) / "file"
     precious.write_text("precious\n")
     give(precious, "alice", mode=0o600)
-    id = waiting(shared)[0].split(".")[0]
-    planted = users.python("bob", LINKS[what], shared, precious, id)
+    planned_ids = [name.split(".")[0] for name in waiting(shared)]
+    planted = users.python("bob", LINKS, shared, precious, *planned_ids)
     assert planted.returncode == 0, planted.stderr
     run = users.fsqueue("alice", *WORK, GROUP, shared)
-    assert run.returncode in (0, 3), run.stderr
-    for command in ("status", "workers", "failed", "check"):
+    assert run.returncode == 0, run.stderr
+    for command in ("status", "workers", "failed", "joblog", "check"):
         look = users.fsqueue("alice", command, GROUP, shared)
         assert "precious\n" not in look.stdout
         assert "Traceback" not in look.stderr
+    assert look.returncode == 1
+    assert f"outputs/{planned_ids[0]}.out is no regular file" in look.stdout
+    assert "plans/000002.json is a symbolic link" in look.stdout
     assert precious.read_text() == "precious\n"
     assert os.listdir(precious.parent) == ["file"]
-    if what == "an output":
-        check = users.fsqueue("alice", "check", GROUP, shared)
-        assert check.returncode == 1
-        assert f"outputs/{id}.out is no regular file" in check.stdout
 
 
-def test_a_spool_that_a_member_replaced_by_a_link_is_left_alone(
+def test_a_member_cannot_replace_a_directory_of_the_pool_by_a_link(
+    users: Users, shared: str
+) -> None:
+    code = """
+for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"]:
+    path = os.path.join(sys.argv[1], what)
+    try:
+        os.rename(path, path + ".aside")
+    except PermissionError:
+        print(what)
+"""
+    assert len(users.python("bob", code, shared).stdout.split()) == 6
+
+
+def test_a_member_cannot_swap_a_workshop_that_somebody_works_in(users: Users, shared: str) -> None:
+    made = f"{shared}/outputs/.w-1-a"
+    code = "from fsqueue import atomic; atomic.make_private_directory(sys.argv[1])"
+    assert users.python("alice", code, made).returncode == 0
+    for attempt in ("os.rename(p, p + 'x')", "os.rmdir(p)", "open(p + '/x', 'w')"):
+        refused = users.python("bob", f"p = sys.argv[1]; {attempt}", made)
+        assert "PermissionError" in refused.stderr
+
+
+def test_tidying_up_does_not_follow_a_link_out_of_the_pool(
     users: Users, shared: str, tmp_path: Path
 ) -> None:
-    outside = give(make(tmp_path / "lab" / "outside"), "bob", group=LAB, mode=0o2770)
-    (outside / "forged.command.c9.a0.r0").write_bytes(forged(tmp_path / "lab" / "marker"))
-    code = "os.rename(f'{sys.argv[1]}/spools/cpu0', f'{sys.argv[1]}/spools/.aside');"
-    code += "os.symlink(sys.argv[2], f'{sys.argv[1]}/spools/cpu0')"
-    attack(users, shared, tmp_path, code, outside)
-    assert os.listdir(outside) == ["forged.command.c9.a0.r0"]
+    """A claim that was put back is done: its checkpoints go, where bob says they are."""
+    precious = give(make(tmp_path / "precious"), "alice", mode=0o700)
+    (precious / "file").write_text("precious")
+    give(precious / "file", "alice")
+    name = waiting(shared)[0]
+    id = name.split(".")[0]
+    move = "p, n = sys.argv[1:3]; os.rename(f'{p}/spools/cpu0/{n}', f'{p}/spools/cpu0/{n[:-1]}1');"
+    move += "os.symlink(sys.argv[3], f'{p}/partial/{n.split(chr(46))[0]}')"
+    assert users.python("bob", move, shared, name, precious).returncode == 0
+    assert users.fsqueue("alice", *WORK, GROUP, shared).returncode == 0
+    assert any(n.startswith(f"{id}.") and ".r1@" in n for n in done(shared))
+    assert (precious / "file").read_text() == "precious"
 
 
 @pytest.mark.parametrize("what", ["os.mkfifo", "os.mkdir"])

@@ -138,9 +138,9 @@ class SimOs:
 
     # ---- files ----
 
-    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         mount = STAGE.world.me.host.mount
-        path = str(path)
+        path = _below(dir_fd, str(path))
 
         def act() -> Inode:
             if flags & os.O_CREAT and flags & os.O_EXCL:
@@ -224,7 +224,8 @@ class SimOs:
 
     replace = rename
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
+        path = _below(dir_fd, path)
         _do("unlink", lambda: STAGE.world.me.host.mount.unlink(path), path)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
@@ -241,8 +242,13 @@ class SimOs:
                 if not exist_ok:
                     raise
 
-    def rmdir(self, path: str) -> None:
+    def rmdir(self, path: str, *, dir_fd: int | None = None) -> None:
+        path = _below(dir_fd, path)
         _do("rmdir", lambda: STAGE.world.me.host.mount.rmdir(path), path)
+
+
+def _below(dir_fd: int | None, path: str) -> str:
+    return path if dir_fd is None else f"{_file(dir_fd).path}/{path}"
 
 
 def _seen(path: str) -> Inode | None:
