@@ -80,9 +80,22 @@ def test_every_option_that_the_readme_names_exists() -> None:
 
 
 def test_every_link_leads_to_a_file() -> None:
-    for text in (README, ARCHITECTURE):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-            assert (ROOT / target).exists(), target
+    for page in ("README.md", "ARCHITECTURE.md", "docs/TROUBLE.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_line_of_the_page_of_troubles_is_held_by_a_test_that_exists() -> None:
+    """Each row of a table is followed by one that names its tests."""
+    page = (ROOT / "docs" / "TROUBLE.md").read_text()
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named and named <= tests, sorted(named - tests)
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| you see |")]
+    assert all("`test_" in row for row in rows[1::2]), "a row without a test"
+    assert not any("`test_" in row for row in rows[::2]), "a test without a row"
 
 
 def test_the_code_map_names_every_module() -> None:

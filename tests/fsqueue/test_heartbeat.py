@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from fsqueue.heartbeat import STATUS_BUSY_S, STATUS_QUIET_S
 from fsqueue.status import read_status
 from tests.support.pools import Clock, Hand, make_pool
 from tests.support.processes import DEADLINE_S, wait_for
+from tests.support.sequence import interpose, refused
 
 
 @pytest.fixture
@@ -75,3 +78,44 @@ def test_work_that_never_rests_does_not_starve_the_status(
     hand.beat.start()
     wait_for(work_and_look, "four statuses", deadline_s=DEADLINE_S)
     hand.beat.stop()
+
+
+# ---- what is said when the pool cannot be reached ----
+
+
+def beats(hand: Hand, count: int) -> None:
+    for _ in range(count):
+        hand.beat._beat()
+
+
+def test_a_lease_that_could_not_be_renewed_is_said_once_in_a_long_outage(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A missed beat alone is nothing; each further one of the same outage is the same news."""
+    with monkeypatch.context() as patch:
+        interpose(patch, rename=refused(errno.EIO, times=1))
+        beats(hand, 2)
+    assert caplog.messages == []
+    for outage in (1, 2):
+        with monkeypatch.context() as patch:
+            interpose(patch, rename=refused(errno.EIO, times=5))
+            beats(hand, 6)
+        assert [text for text in caplog.messages if "could not be renewed" in text] == (
+            caplog.messages
+        )
+        assert len(caplog.messages) == outage
+    assert hand.beat.lost == ""
+
+
+def test_orders_that_cannot_be_read_do_not_count_as_a_missed_beat(
+    hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.rmdir(hand.pool.directory("control"))
+    before = hand.lease.name.beat or 0
+    beats(hand, 3)
+    assert hand.lease.name.beat == before + 3
+    (message,) = caplog.messages
+    assert message.startswith("orders cannot be read (")
+    os.mkdir(hand.pool.directory("control"))
+    beats(hand, 1)
+    assert len(caplog.messages) == 1

@@ -87,11 +87,12 @@ def test_a_claim_that_kills_its_workers_fails_after_the_last_attempt_and_no_othe
     assert fsqueue("check", pool.root).returncode == 0
 
 
+@pytest.mark.parametrize("lasts_s", [15.0, pytest.param(300.0, marks=pytest.mark.nightly)])
 def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_every_way(
-    tmp_path: Path, seed: int
+    tmp_path: Path, seed: int, lasts_s: float
 ) -> None:
     """Twenty of them: scripts/bench/storm.py --harsh --runs 20 --lasts 40"""
-    with harsh_storm(tmp_path, harsh_weather(seed, lasts_s=20.0)) as storm:
+    with harsh_storm(tmp_path, harsh_weather(seed, lasts_s=lasts_s)) as storm:
         tally = storm.run()
     print(tally)
     assert_nothing_was_lost_doubled_or_torn(tally)
