@@ -12,6 +12,8 @@ What SLURM does (seen with 22.05) that is not plain from its manual:
   SLURM decides to requeue, while the processes of the old run may still be there.
 * `scontrol requeue` would also bring back a job that somebody cancelled a moment ago.
 * With the controller down, commands take nine seconds to fail.
+* What is left of a job's time, squeue reckons with the clock of the host on which it runs. So does
+  whoever reads SLURM_JOB_END_TIME. A job's batch process knows better: it is as old as the job.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ VARIABLES: Final = (
 ).split()
 GRACE_S: Final = 60.0
 """How long before its end a worker leaves an allocation: to end a batch, save, and put back."""
+CLOCK_OFF_S: Final = 300.0
+"""A clock that differs so much from the age of the batch process is wrong; a prolog takes less."""
 ANSWER_S: Final = 20.0
 ANSWER_MAX: Final = 4 << 20
 
@@ -117,6 +121,22 @@ def left_by_environ(environ: Mapping[str, str], now: float) -> float | None:
     ends = environ.get("SLURM_JOB_END_TIME", "")
     left = float(ends) - now if _NUMBER.fullmatch(ends) else 0.0
     return left if left > 0 else None
+
+
+def limit_by_environ(environ: Mapping[str, str]) -> float | None:
+    """Return the seconds that SLURM gave this job in all, if it tells when it begins and ends."""
+    ends, begins = environ.get("SLURM_JOB_END_TIME", ""), environ.get("SLURM_JOB_START_TIME", "")
+    known = _NUMBER.fullmatch(ends) and _NUMBER.fullmatch(begins)
+    return float(ends) - float(begins) if known else None
+
+
+def left_of(limit_s: float | None, age_s: float | None, by_clock_s: float | None) -> float | None:
+    """Return what is left of a job's time: by this host's clock, unless that is plainly wrong."""
+    if limit_s is None or age_s is None:
+        return by_clock_s
+    by_age_s = limit_s - age_s
+    right = by_clock_s is not None and abs(by_clock_s - by_age_s) < CLOCK_OFF_S
+    return by_clock_s if right else by_age_s
 
 
 # ---- asking ----
@@ -210,17 +230,22 @@ class Allocation:
         self._grace_s = grace_s
         self._question: Question | None = None
         self._leave_at = math.inf
-        left_s = left_by_environ(environ, time.time()) if self.job else None
+        self._age_s = _age_s() if self._alone else None
+        left_s = None
+        if self.job is not None:
+            by_clock_s = left_by_environ(environ, time.time())
+            left_s = left_of(limit_by_environ(environ), self._age_s, by_clock_s)
         if left_s is not None:
             self._set_end(left_s)
         elif self.job is not None:
-            command = ["squeue", "--noheader", f"--jobs={self.job.name}", "--format=%L"]
+            command = ["squeue", "--noheader", f"--jobs={self.job.name}", "--format=%L %l"]
             self._question = Question(command, clock=clock)
 
     def left_s(self) -> float:
         """Return for how long this worker may still work; infinite if nobody knows."""
         if self._question is not None and self._question.over:
-            left_s = parse_time_left(self._question.answer() or "")
+            by_clock, _, limit = (self._question.answer() or "").strip().partition(" ")
+            left_s = left_of(parse_time_left(limit), self._age_s, parse_time_left(by_clock))
             if left_s is not None:
                 self._set_end(left_s - (self._clock() - self._question.begun))
             self._question = None
@@ -241,6 +266,16 @@ class Allocation:
         if row != Row("RUNNING", self.job.restarts):
             return False  # cancelled, or preempted; or this run was given up and another goes on
         return ask(["scontrol", "requeue", self.job.name]) is not None
+
+
+def _age_s() -> float | None:
+    """Return how long ago this process began, which no clock that is set can change."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None  # not Linux
 
 
 def _is_whole_job(environ: Mapping[str, str]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fsqueue import slurm
 from fsqueue.slurm import (
     Allocation,
     Job,
@@ -194,13 +195,43 @@ def test_the_end_is_what_squeue_says_less_the_grace(squeue: Squeue) -> None:
     assert settled(allocation) == 3600 - 150
     clock.forward(450)
     assert allocation.left_s() == 3000
-    assert squeue.asked == ["--noheader --jobs=17_3 --format=%L"]
+    assert squeue.asked == ["--noheader --jobs=17_3 --format=%L %l"]
 
 
 def test_squeue_is_not_asked_where_the_environment_tells_the_end(squeue: Squeue) -> None:
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 1000)}
     assert 935 < Allocation(TASK | end).left_s() <= 940
     assert squeue.asked == []
+
+
+@pytest.mark.parametrize("off_s", [0, 3600, -3600])
+def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
+    squeue: Squeue, off_s: int
+) -> None:
+    """It is as old as its job, by a clock that nobody sets."""
+    batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
+    age_s = slurm._age_s()
+    assert age_s is not None and 0 < age_s < 3600
+    begun = int(time.time() - age_s) + off_s
+    times = {"SLURM_JOB_START_TIME": str(begun), "SLURM_JOB_END_TIME": str(begun + 7200)}
+    told = Allocation(batch | times, grace_s=0).left_s()
+    assert told == pytest.approx(7200 - age_s, abs=5)
+    assert squeue.asked == []
+    by_clock = 7200 + off_s - age_s
+    hours, seconds = divmod(int(by_clock), 3600)
+    squeue.prints(f"{hours}:{seconds // 60:02}:{seconds % 60:02} 2:00:00")
+    assert settled(Allocation(batch, grace_s=0)) == pytest.approx(7200 - age_s, abs=5)
+
+
+def test_a_long_prolog_is_no_wrong_clock(squeue: Squeue) -> None:
+    squeue.prints("1:57:00 2:00:00")
+    batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
+    assert settled(Allocation(batch, grace_s=0)) == pytest.approx(7020, abs=5)
+
+
+def test_who_is_not_the_batch_process_has_only_the_clock(squeue: Squeue) -> None:
+    squeue.prints("1:00:00 8:00:00")
+    assert settled(Allocation(TASK, grace_s=0)) == pytest.approx(3600, abs=5)
 
 
 def test_a_short_allocation_is_left_a_quarter_before_its_end(squeue: Squeue) -> None:
