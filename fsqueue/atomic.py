@@ -131,7 +131,10 @@ def _read_once(path: str, limit: int) -> tuple[bytes, os.stat_result]:
         if facts.st_size > limit:
             raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
         piece = min(facts.st_size + 1, 1 << 20)  # a large buffer costs more than a small file
-        return b"".join(iter(lambda: os.read(fd, piece), b"")), facts
+        data = os.read(fd, piece)
+        if len(data) != facts.st_size:
+            data += b"".join(iter(lambda: os.read(fd, piece), b""))
+        return data, facts
     finally:
         os.close(fd)
 

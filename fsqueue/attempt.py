@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 
 NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 DETAIL_MAX: Final = 64 << 10
-_TOLD: Final = frozenset("self event t worker id kind cost attempt seconds".split())
+_TOLD: Final = frozenset("t event worker id kind cost attempt seconds".split())
 """What a journal says of a claim that is done; a measure of the same name is left out."""
+NO_OUTPUT: Final = Path()
 
 
 class Ending(Enum):
@@ -108,10 +109,10 @@ class Attempt:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
-        final = private = ""
+        final, private = "", NO_OUTPUT
         if handler.suffix is not None:
             final = self.pool.output(id, handler.suffix)
-            private = self.pool.unpublished(worker, id, handler.suffix)
+            private = Path(self.pool.unpublished(worker, id, handler.suffix))
             if self.name.returns and os.path.lexists(final):
                 # I7: published by a worker that died before it could finish
                 atomic.discard_tree(self.pool.partial(id))
@@ -123,7 +124,7 @@ class Attempt:
             attempt=self.name.attempt,
             payload=claim.payload,
             options=claim.options,
-            output=Path(private),
+            output=private,
             partial=self.pool.partial(id),
             is_stopping=self._stopping,
             report=self._progress,
@@ -140,7 +141,7 @@ class Attempt:
             if not os.path.isfile(private):
                 # Not impossible: whoever declared us dead may have removed it, and others will do.
                 raise ClaimFailed(f"the handler {claim.handler!r} returned without an output")
-            if not atomic.commit(private, final):
+            if not atomic.commit(str(private), final):
                 self.journal.write("adopted", id=id)  # I7
         if work.saved or self.name.returns:
             atomic.discard_tree(work.partial)
@@ -223,7 +224,7 @@ class Attempt:
 
     def _forget_cancel(self) -> None:
         """Remove an order that is obeyed, or came too late, lest it hits a retry of the claim."""
-        if f"cancel@{self.name.id}" in self.beat.orders:
+        if self.beat.orders and f"cancel@{self.name.id}" in self.beat.orders:
             atomic.discard(self.pool.order("cancel", self.name.id))
 
     def _put_back(self) -> None:
@@ -257,24 +258,19 @@ class Attempt:
     # ---- what is shown ----
 
     def _show(self, unit: str) -> None:
-        name = self.name
+        name, status = self.name, self.beat.status
         now = time.time()
         current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
-        self.beat.change(current=current, state="running", last_activity=now)
+        with self.beat.lock:
+            status.current, status.state, status.last_activity = current, "running", now
+            self.beat.touch()
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
         name, status = self.name, self.beat.status
         worked = status.current.measures if status.current is not None else {}
         measures = {**worked, **measures}
-        self.journal.write(
-            "finished",
-            id=name.id,
-            kind=name.kind,
-            cost=name.cost,
-            attempt=name.attempt,
-            seconds=round(seconds, 6),
-            **{key: value for key, value in measures.items() if key not in _TOLD},
-        )
+        shown = {key: value for key, value in measures.items() if key not in _TOLD}
+        self.journal.claim("finished", name, seconds=round(seconds, 6), **shown)
         with self.beat.lock:
             status.claims_done += 1
             status.cost_done += name.cost

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -66,6 +66,11 @@ class Taste:
             + HEALTHY * (base in self.healthy)
         )
 
+    def fondness(self, kind: str) -> tuple[float, bool]:
+        """Return what makes one kind better than another: what is at hand, what nobody has."""
+        base = base_of(kind)
+        return self.affinity(kind), base in self.loaded or base not in self.held
+
     def must_load(self, kind: str) -> bool:
         """Say whether a claim of this kind would have to load what it needs beside what is."""
         return bool(self.loaded) and base_of(kind) not in self.loaded
@@ -102,7 +107,7 @@ def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
 
 
 def choose(
-    listings: Mapping[str, Sequence[ClaimName]],
+    listings: Mapping[str, Reversible[ClaimName]],
     crew: Collection[Peer],
     me: Peer,
     taste: Taste,
@@ -117,9 +122,9 @@ def choose(
     measured rate would not end within `time_left_s` is not begun.
     """
     race = Race(crew, me)
-    own = listings.get(me.spool or "")
+    own = next(reversed(listings.get(me.spool or "", ())), None)
     # Another's claim comes before our own ones if it saves us a load, and not if it is just larger.
-    at_home = _fondness(own[-1], taste) if own else None
+    at_home = _fondness(own, taste) if own else None
     found = None
     for spool, name in _best_first(listings, me.spool, taste):
         if takes_too_long(name, me.rates, time_left_s):
@@ -251,10 +256,8 @@ Fondness = tuple[bool, float, bool]
 
 
 def _fondness(name: ClaimName, taste: Taste) -> Fondness:
-    """Return what makes one kind of claim better than another for a worker."""
-    base = base_of(name.kind)
-    free = base in taste.loaded or base not in taste.held
-    return name.id not in taste.failed_here, taste.affinity(name.kind), free
+    """Return what makes one claim better than another for a worker, beside its cost."""
+    return name.id not in taste.failed_here, *taste.fondness(name.kind)
 
 
 def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, bool, int]:
@@ -266,7 +269,7 @@ def _lacks(peer: Peer, kind: str) -> str:
 
 
 def _best_first(
-    listings: Mapping[str, Sequence[ClaimName]], home: str | None, taste: Taste
+    listings: Mapping[str, Reversible[ClaimName]], home: str | None, taste: Taste
 ) -> Iterator[tuple[str, ClaimName]]:
     """Merge listings that are `in_order`, lazily; among equals our own spool's come first."""
 

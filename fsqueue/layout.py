@@ -81,14 +81,13 @@ class Layout:
         return f"{self.root}/{state.value}"
 
     def waiting(self, spool: str, name: ClaimName) -> str:
-        assert name.owner is None and ClaimName.parse(str(name)) == name, name
-        return f"{self.spool(spool)}/{name}"
+        assert name.owner is None, name
+        return f"{self.spool(spool)}/{name.checked()}"
 
     def owned(self, state: State, name: ClaimName) -> str:
         """Return where an owned claim lies in running/, done/ or failed/."""
         assert name.owner is not None and state is not State.WAITING, (state, name)
-        assert ClaimName.parse(str(name)) == name, name
-        return f"{self.root}/{state.value}/{name}"
+        return f"{self.root}/{state}/{name.checked()}"
 
     # ---- spools ----
 

@@ -118,11 +118,15 @@ class Leaving:
         return self._told("pause")
 
     def _told(self, order: str) -> bool:
-        worker = self.beat.status.worker_id
-        return bool(self.beat.orders & {order, f"{order}@{worker}"})
+        orders = self.beat.orders  # nearly always none: this is asked several times a claim
+        return bool(orders) and not orders.isdisjoint(
+            (order, f"{order}@{self.beat.status.worker_id}")
+        )
 
     def time_left_s(self) -> float:
         """Return for how long it may still work, infinite if nothing limits it."""
+        if self.time_limit_s is None and self.allocation is None:
+            return math.inf
         left_s = math.inf
         if self.time_limit_s is not None:
             left_s = self._begun + self.time_limit_s - self.clock()

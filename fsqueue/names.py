@@ -23,22 +23,23 @@ import os
 import re
 import secrets
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 SPOOL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
 KIND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
 WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
-NUMBER: Final = r"0|[1-9][0-9]*"
 COST_MAX: Final = 10**18 - 1
 ATTEMPT_MAX: Final = 9_999
 RETURNS_MAX: Final = 999_999
 
-_CLAIM: Final = re.compile(
-    rf"({ID.pattern})\.({KIND.pattern})\.c({NUMBER})\.a({NUMBER})\.r({NUMBER})(?:@({WORKER.pattern}))?",
+_WAITING: Final = re.compile(
+    rf"({ID.pattern})\.({KIND.pattern})"
+    r"\.c(0|[1-9][0-9]{0,17})\.a(0|[1-9][0-9]{0,3})\.r(0|[1-9][0-9]{0,5})",
     re.ASCII,
 )
+_CLAIM: Final = re.compile(rf"{_WAITING.pattern}(?:@({WORKER.pattern}))?", re.ASCII)
 _LEASE: Final = re.compile(
     rf"({WORKER.pattern})\.(?:b([0-9]{{6}}|[1-9][0-9]{{6,11}})|(left)|dead@({WORKER.pattern}))",
     re.ASCII,
@@ -55,19 +56,24 @@ class ClaimName:
     attempt: int = 0
     returns: int = 0
     owner: str | None = None
+    _text: str = field(default="", init=False, repr=False, compare=False)
+    """The name as text, once it is known to be good: a claim's is asked for six times."""
 
     @classmethod
     def parse(cls, text: str) -> ClaimName | None:
         """Return the parts of `text`, or None if it is not a claim's name."""
-        if len(text) > 255 or (match := _CLAIM.fullmatch(text)) is None:
+        if (match := _CLAIM.fullmatch(text)) is None:
             return None
         id, kind, cost, attempt, returns, owner = match.groups()
-        if len(cost) > 18 or len(attempt) > 4 or len(returns) > 6:  # see the _MAX of each
-            return None
-        return cls(id, kind, int(cost), int(attempt), int(returns), owner)
+        name = cls(id, kind, int(cost), int(attempt), int(returns), owner)
+        object.__setattr__(name, "_text", text)
+        return name
 
     def __str__(self) -> str:
-        tail = f"@{self.owner}" if self.owner else ""
+        return self._text or self._format()
+
+    def _format(self) -> str:
+        tail = "" if self.owner is None else f"@{self.owner}"
         return f"{self.id}.{self.kind}.c{self.cost}.a{self.attempt}.r{self.returns}{tail}"
 
     @property
@@ -75,13 +81,26 @@ class ClaimName:
         """Say whether it was put back so often that there is no further name for it to wait by."""
         return self.attempt >= ATTEMPT_MAX or self.returns >= RETURNS_MAX
 
+    def checked(self) -> str:
+        """Return the name as text; that it could not be parsed again is a mistake of ours."""
+        if not self._text:
+            text = self._format()
+            assert _CLAIM.fullmatch(text), text
+            object.__setattr__(self, "_text", text)
+        return self._text
+
     def owned_by(self, worker: str) -> ClaimName:
         """Return the name this claim has while `worker` runs it."""
-        return replace(self, owner=worker)
+        return ClaimName(self.id, self.kind, self.cost, self.attempt, self.returns, worker)
 
     def returned(self, *, failed: bool) -> ClaimName:
         """Return the next waiting name: a fresh one, with one more attempt if this one failed."""
         return replace(self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None)
+
+
+def is_waiting(text: str) -> bool:
+    """Say whether `text` is the name of a claim that nobody owns."""
+    return _WAITING.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Outfit:
         self._healthy: set[str] = set()
         self._unable: set[str] = set()
         self._failed: set[str] = set()
+        self._loaded: list[str] = []
+        self._taste: Taste | None = None
 
     def handler(self, name: str) -> Handler:
         """Return a handler, importing it when it is first needed."""
@@ -37,20 +39,41 @@ class Outfit:
 
     def did(self, name: ClaimName) -> None:
         """Note that a claim was done."""
-        self._healthy.add(base_of(name.kind))
+        base = base_of(name.kind)
+        if base not in self._healthy:
+            self._healthy.add(base)
+            self._taste = None
 
     def failed(self, name: ClaimName) -> None:
         """Note that a claim failed here."""
         self._healthy.discard(base_of(name.kind))
         self._failed.add(name.id)
+        self._taste = None
 
     def cannot(self, kind: str) -> None:
         """Note that claims of a kind cannot be done here."""
         self._unable.add(kind)
+        self._taste = None
 
     def taste(self) -> Taste:
-        """Return what the worker would rather do now; report what came and went."""
-        loaded = frozenset(kind for h in self.handlers.values() for kind in h.loaded())
+        """Return what the worker would rather do now: the same as before if nothing changed."""
+        loaded = [kind for handler in self.handlers.values() for kind in handler.loaded()]
+        if self._taste is None or loaded != self._loaded:
+            self._loaded = loaded
+            self._report(frozenset(loaded))
+            self._taste = Taste(
+                loaded=frozenset(loaded),
+                healthy=frozenset(self._healthy),
+                unable=frozenset(self._unable),
+                failed_here=frozenset(self._failed),
+                special=self._habits.specialization,
+                tier=self._habits.tier,
+                capabilities=self._habits.capabilities,
+            )
+        return self._taste
+
+    def _report(self, loaded: frozenset[str]) -> None:
+        """Tell what came and went."""
         status = self._beat.status
         for kind in sorted(loaded.difference(status.loaded)):
             self._journal.write("loaded", kind=kind)
@@ -58,15 +81,6 @@ class Outfit:
             self._journal.write("evicted", kind=kind)
         with self._beat.lock:
             status.loaded, status.unable = sorted(loaded), sorted(self._unable)
-        return Taste(
-            loaded=loaded,
-            healthy=frozenset(self._healthy),
-            unable=frozenset(self._unable),
-            failed_here=frozenset(self._failed),
-            special=self._habits.specialization,
-            tier=self._habits.tier,
-            capabilities=self._habits.capabilities,
-        )
 
     def close(self) -> None:
         """Let every handler go of everything."""

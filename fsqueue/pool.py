@@ -155,7 +155,7 @@ def read_json(
 def parse_json(path: str, data: bytes) -> dict[str, Any]:
     """Return the JSON object that was read from `path`; PoolError if it is anything else."""
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise PoolError(
             f"{path} is not JSON ({error}); it was edited, cut or damaged. Restore or remove it."

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fsqueue import claims
+from fsqueue import atomic, claims
 from fsqueue.choose import (
     PLENTY,
     Patience,
     Peer,
     Taste,
     choose,
-    in_order,
     polls_for,
     takes_too_long,
 )
@@ -32,6 +31,7 @@ from fsqueue.names import ClaimName
 from fsqueue.peers import held_by, living, peers, rates_of_likes
 from fsqueue.pool import Pool, spool_names
 from fsqueue.status import Journal
+from fsqueue.waitlist import Waitlist
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ class Stock:
         self._spool = spool
         self._stealing = stealing
         self._threshold = steal_threshold
-        self._taste = Taste()
-        self._own: list[ClaimName] = []
-        self._others: dict[str, list[ClaimName]] = {}
+        self._told = self._taste = Taste()
+        self._own = Waitlist()
+        self._others: dict[str, Waitlist] = {}
         self._crew: list[Peer] = []
         self._viewed = -1e9
         self._admitted: set[str] = set()
@@ -86,15 +86,21 @@ class Stock:
         self.before_listing: Callable[[], None] = lambda: None
         self.left_over = False
         """Whether `next` left claims that we might take, to others or for another poll."""
-        self._listed: dict[str, tuple[float, list[ClaimName] | None]] = {}
+        self._listed: dict[str, tuple[float, Waitlist]] = {}
+        self._dry: set[str] = set()
+        """Spools where nothing waited when they were listed last."""
 
     def taste_changed(self, taste: Taste) -> None:
         """Order what is known anew, if the worker's taste is another now."""
-        taste = replace(taste, held=self._taste.held)
+        if taste is not self._told:
+            self._told = taste
+            self._suit(replace(taste, held=self._taste.held))
+
+    def _suit(self, taste: Taste) -> None:
         if taste != self._taste:
             self._taste = taste
-            self._own = in_order(self._own, taste)
-            self._viewed = -1e9
+            for waitlist in (self._own, *self._others.values()):
+                waitlist.suit(taste)
 
     def next(self) -> tuple[ClaimName, str] | None:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
@@ -113,11 +119,11 @@ class Stock:
             at, names = self._listed.get(spool, (-1e9, None))
             if time.monotonic() - at > 1.0 or at < since:
                 names = self._list(spool)
-            total += len(names or ()) if names is not None else 1
+            total += names.all if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                able = [name for name in names if self._taste.allows(name.kind)]
-                late = self._count_too_long(able)
-                could, too_long = could + len(able) - late, too_long + late
+                names.suit(self._taste)
+                late = self._count_too_long(names)
+                could, too_long = could + len(names) - late, too_long + late
         return Waiting(total, could, too_long)
 
     # ---- our own spool ----
@@ -131,9 +137,7 @@ class Stock:
         for _ in range(LISTINGS_MAX):
             misses = 0
             while len(self._own) > few and misses < MISSES_MAX:
-                if self._stealing and self._taste.must_load(self._own[-1].kind):
-                    return None
-                if self._count_too_long(self._own[-1:]):
+                if self._hesitates(self._own):
                     return None
                 taken = self._take(spool, self._own.pop())
                 if taken is not None:
@@ -141,34 +145,35 @@ class Stock:
                 misses += 1
             if self._dry_lately(spool):
                 return None
-            self._own = in_order(self._list(spool) or (), self._taste)
+            self._own = self._list(spool) or Waitlist()
             if self._nothing_loaded_for(self._own):
                 self._meet()
             if len(self._own) <= few:
                 return None
         return None  # a mount whose listings lag keeps showing us what is gone: wait a poll
 
+    def _hesitates(self, own: Waitlist) -> bool:
+        """Say whether the best of our own needs what we have not loaded, or more time than left."""
+        if self._stealing and self._taste.loaded and self._taste.must_load(own.best().kind):
+            return True
+        left_s = self.time_left_s()
+        return left_s < math.inf and takes_too_long(own.best(), self._rates(), left_s)
+
     def _dry_lately(self, spool: str) -> bool:
         """Say whether listing our own spool again can wait: not every time while we steal."""
-        at, names = self._listed.get(spool, (-1e9, None))
-        stealing = any(self._others.values())
-        return stealing and names == [] and time.monotonic() - at < VIEW_AGE_S
+        at, _ = self._listed.get(spool, (-1e9, None))
+        fresh = time.monotonic() - at < VIEW_AGE_S
+        return any(self._others.values()) and spool in self._dry and fresh
 
-    def _nothing_loaded_for(self, names: list[ClaimName]) -> bool:
+    def _nothing_loaded_for(self, names: Waitlist) -> bool:
         """Say whether we are about to load something, and could choose what."""
-        return (
-            bool(names)
-            and base_of(names[-1].kind) not in self._taste.loaded
-            and len({base_of(name.kind) for name in names}) > 1
-        )
+        bases = names.bases()
+        return len(bases) > 1 and base_of(names.best().kind) not in self._taste.loaded
 
     def _meet(self) -> None:
         """See who lives and does what (hints: I8), so that we need not load what others have."""
         self._crew = self._peers()
-        held = held_by(self._crew)
-        if held != self._taste.held:
-            self._taste = replace(self._taste, held=held)
-            self._own = in_order(self._own, self._taste)
+        self._suit(replace(self._taste, held=held_by(self._crew)))
 
     # ---- everybody's ----
 
@@ -189,7 +194,8 @@ class Stock:
         while misses < MISSES_MAX and (pick := self._choose(offered)) is not None:
             spool, name = pick
             if spool == self._spool or spool in self._admitted:
-                taken = self._take(spool, _struck(offered[spool], name))
+                offered[spool].strike(name)
+                taken = self._take(spool, name)
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
                     if not free:
@@ -197,20 +203,21 @@ class Stock:
                         del offered[spool]
                         continue
                     self._admitted.add(spool)
-                    taken = self._take(spool, _struck(offered[spool], name))
+                    offered[spool].strike(name)
+                    taken = self._take(spool, name)
             if taken is not None:
                 return taken, spool
             misses += 1
         if misses == MISSES_MAX:
             self._viewed = -1e9  # what we knew is stale
-        best = (names[-1] for names in offered.values() if names)
+        best = (names.best() for names in offered.values() if names)
         refused = {name.id: polls_for(name, self._crew, self._taste) for name in best}
         self._waited = self._patience.left_alone(refused)
         left = (len(names) - self._count_too_long(names) for names in offered.values())
         self.left_over = any(left)
         return None
 
-    def _choose(self, offered: dict[str, list[ClaimName]]) -> tuple[str, ClaimName] | None:
+    def _choose(self, offered: dict[str, Waitlist]) -> tuple[str, ClaimName] | None:
         status = self._beat.status
         me = Peer(
             self._me,
@@ -229,12 +236,11 @@ class Stock:
         taken = claims.take(self._pool, spool, name, self._me)
         if taken is None:
             return None
-        facts = {"id": name.id, "kind": name.kind, "cost": name.cost, "attempt": name.attempt}
         if spool == self._spool:
-            self._journal.write("took", **facts, spool=spool)
+            self._journal.claim("took", name, spool=spool)
             return taken
         log.info("%s stole work from %s: %s", self._me, spool, name.id)
-        self._journal.write("stole", **facts, **{"from": spool}, to=self._spool)
+        self._journal.claim("stole", name, **{"from": spool}, to=self._spool)
         status = self._beat.status
         with self._beat.lock:
             status.steals_in += 1
@@ -245,14 +251,13 @@ class Stock:
         """List the other spools, and see who else lives and does what."""
         begun = time.monotonic()
         self._admitted.clear()
-        others = {
+        self._others = {
             spool: names
             for spool in spool_names(self._pool)
             if spool != self._spool and (names := self._list(spool))
         }
-        if self._own or others:
+        if self._own or self._others:
             self._meet()
-        self._others = {spool: in_order(names, self._taste) for spool, names in others.items()}
         took_s = time.monotonic() - begun
         self._viewed = begun + max(0.0, 20 * took_s - VIEW_AGE_S)  # listing stays under 5 %
 
@@ -261,24 +266,22 @@ class Stock:
         self._learned = rates_of_likes(statuses, self._beat.status.model)
         return peers(self._pool, statuses)
 
-    def _count_too_long(self, names: list[ClaimName]) -> int:
+    def _count_too_long(self, names: Waitlist) -> int:
         left_s = self.time_left_s()
-        if left_s == math.inf:
-            return 0
-        rates = self._rates()
-        return sum(takes_too_long(name, rates, left_s) for name in names)
+        return names.count_too_long(self._rates(), left_s) if left_s < math.inf else 0
 
     def _rates(self) -> dict[str, float]:
         """Return our rate for each kind: as we measured it, else as others with our GPU did."""
         return self._learned | self._beat.status.rates
 
-    def _list(self, spool: str) -> list[ClaimName] | None:
+    def _list(self, spool: str) -> Waitlist | None:
         """List a spool; None, said once, if it is not fit to be worked."""
         self.before_listing()
         try:
             begun = time.monotonic()
-            names = claims.waiting(self._pool, spool)
+            names = Waitlist(atomic.names(self._pool.spool(spool)), self._taste)
             self._listed[spool] = begun, names
+            (self._dry.discard if names.all else self._dry.add)(spool)
             return names
         except PoolError as error:
             if spool not in self._refused_spools:
@@ -290,11 +293,3 @@ class Stock:
     @property
     def _me(self) -> str:
         return self._beat.status.worker_id
-
-
-def _struck(names: list[ClaimName], name: ClaimName) -> ClaimName:
-    """Take one name, most likely the last, off a list."""
-    index = len(names) - 1
-    while names[index] != name:
-        index -= 1
-    return names.pop(index)

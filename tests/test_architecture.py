@@ -21,7 +21,7 @@ LAYERS = (
     {"pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"}
-    | {"contest", "pace"},
+    | {"contest", "pace", "waitlist"},
     {"routing", "probes", "meeting", "litter"},
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},
