@@ -26,8 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fsqueue.claims import Claim
 from fsqueue.names import ClaimName
@@ -36,6 +35,7 @@ from scripts.bench.peers import QUEUES, measured
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.handlers import install_handler
 
+ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = """
 from fsqueue import Handler
 
@@ -144,7 +144,9 @@ class Bench:
         quiet = subprocess.DEVNULL
         spools = [{"SPOOL": f"{number}/{workers}"} for number in range(workers)]
         env = os.environ | spools[0]
-        subprocess.run([*argv, "fill", str(claims)], env=env, check=True, stdout=quiet, stderr=quiet)
+        subprocess.run(
+            [*argv, "fill", str(claims)], env=env, check=True, stdout=quiet, stderr=quiet
+        )
         took = race([[*argv, "drain"]] * workers, spools)
         assert took.claims >= claims, took
         return took
