@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Measure what every command needs for pools of more and more claims: CPU, and peak memory.
+
+    scripts/bench/million.py --dir /dev/shm                    10,000, 100,000 and 1,000,000 claims
+    scripts/bench/million.py --claims 1000 10000
+
+One input is planned into so many claims that do nothing; one in a hundred fails for good. Then the
+pool is looked at, worked off by one worker, looked at again, and what failed is put back. Every
+step is a command of its own. The planner syncs every claim: give a --dir in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bench.tables import parser, place, table, write_json
+from tests.support.handlers import install_handler
+from tests.support.processes import FSQUEUE, environment
+
+HANDLER = """
+from fsqueue import ClaimImpossible, Handler, Item, Option
+
+class Made(Handler):
+    suffix = None
+    options = (Option("count", 1, "how many claims"),)
+
+    def cut(self, sources, options, cost_max):
+        for number in range(options["count"] * len(sources)):
+            yield Item(f"c{number}", "noop", 1 + number % 97, {"n": number}, {"n": number})
+
+    def run(self, work):
+        if work.payload["n"] % 100 == 99 and not work.attempt:
+            raise ClaimImpossible("one in a hundred")
+"""
+
+
+def once(words: list[str], env: dict[str, str]) -> tuple[float, int]:
+    """Run a command; return its CPU seconds and its peak memory in MiB."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [*FSQUEUE, *words], env=environment(env), stdin=quiet, stdout=quiet, stderr=quiet
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode in (0, 3, 5), (words, process.returncode)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss >> 10
+
+
+def steps(pool: str, source: str, claims: int) -> list[tuple[str, list[str]]]:
+    """Return the steps, each with its command."""
+    work = ["work", pool, "--spool", "cpu0"]
+    return [
+        ("plan", ["plan", "noop", pool, source, "--gpus", "cpu", "--count", str(claims)]),
+        ("status, waiting", ["status", pool]),
+        ("watch --once, waiting", ["watch", pool, "--once"]),
+        ("check, waiting", ["check", pool]),
+        ("plan again", ["plan", "noop", pool, source, "--gpus", "cpu", "--count", str(claims)]),
+        ("work", work),
+        ("status, done", ["status", pool]),
+        ("watch --once, done", ["watch", pool, "--once"]),
+        ("check, done", ["check", pool]),
+        ("joblog", ["joblog", pool]),
+        ("recover", ["recover", pool]),
+        ("failed", ["failed", pool]),
+        ("retry", ["retry", pool]),
+        ("work, the failed", work),
+        ("clean", ["clean", pool]),
+    ]
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    options = parser(__doc__)
+    options.add_argument("--claims", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    given = options.parse_args()
+    directory = place(given)
+    env = install_handler(directory / "site", "noop", HANDLER)
+    source = directory / "input"
+    source.write_text("one input\n")
+    figures: dict[str, list[tuple[float, int]]] = {}
+    for claims in given.claims:
+        pool = str(directory / f"pool-{claims}")
+        for step, words in steps(pool, str(source), claims):
+            figures.setdefault(step, []).append(once(words, env))
+            cpu, mib = figures[step][-1]
+            print(f"{claims:>9,} {step:24} {cpu:8.2f} CPU s {mib:6} MiB", file=sys.stderr)
+    head = ["step"]
+    for claims in given.claims:
+        head += [f"CPU s, {claims:,}", "us a claim", "MiB"]
+    rows = []
+    for step, found in figures.items():
+        row: list[object] = [step]
+        for claims, (cpu, mib) in zip(given.claims, found, strict=True):
+            row += [f"{cpu:.2f}", f"{1e6 * cpu / claims:.1f}", mib]
+        rows.append(row)
+    table(head, rows)
+    write_json(given, "million", {"claims": given.claims, "steps": figures})
+    shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main()
