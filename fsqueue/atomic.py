@@ -130,8 +130,7 @@ def _read_once(path: str, limit: int) -> tuple[bytes, os.stat_result]:
     try:
         if facts.st_size > limit:
             raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
-        piece = min(facts.st_size + 1, 1 << 20)  # a large buffer costs more than a small file
-        data = os.read(fd, piece)
+        data = os.read(fd, piece := min(facts.st_size + 1, 1 << 20))  # a large buffer is dear
         if len(data) != facts.st_size:
             data += b"".join(iter(lambda: os.read(fd, piece), b""))
         return data, facts
