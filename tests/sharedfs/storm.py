@@ -38,6 +38,8 @@ class Storm:
     pause_max_s: float = 1.0
     calm_at_most_s: float = 90.0
     after_planning: Callable[[], None] = lambda: None
+    watcher: Host | None = None
+    """Who watches and counts; the last of the hosts unless it is given."""
     kills: int = 0
     calm_s: float = 0.0
     """How long it took, after the last kill, until all was done."""
@@ -53,7 +55,7 @@ class Storm:
         chance = random.Random(self.seed)
         self._plan(chance)
         self.after_planning()
-        watcher = self.hosts[-1]
+        watcher = self.watcher or self.hosts[-1]
         script = [sys.executable, "-m", "tests.sharedfs.witness"]
         witness = watcher.start(*script, self.pool(watcher), str(self.claims))
         until = time.monotonic() + self.lasts_s

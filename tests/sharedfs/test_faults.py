@@ -11,6 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fsqueue.locks import try_lock
 from fsqueue.names import LeaseName
 from fsqueue.pool import Pool
 from tests.sharedfs import mounted
+from tests.sharedfs.hosts import local_host
 from tests.sharedfs.storm import Storm
 from tests.support.pools import Hand, make_pool, only
 from tests.support.processes import wait_for
@@ -245,6 +247,7 @@ AGAIN = {"rename": "ENOENT", "unlink": "ENOENT"}
 REPLIES = [
     {"op": op, "error": AGAIN.get(op, "EEXIST"), "done": True, "chance": 0.05} for op in MOVES
 ]
+REPLIES[-1]["only"] = r"/\.[^/]+$"  # what is created exclusively: no program expects EEXIST else
 STALE = [{"op": op, "error": "ESTALE", "chance": 0.05} for op in ("open", "read", "rename")]
 FULL = [
     {"op": "close", "only": r"\.", "error": "EDQUOT", "chance": 0.03},
@@ -272,7 +275,10 @@ def test_every_output_is_there_once_on_a_mount_that_goes_wrong(
     kind: str, scratch: Path, seed: int, tell: Callable[[str], None]
 ) -> None:
     rules, stale_s = STORMS[kind]
-    with mounted.faulty(scratch, stale_s=stale_s) as hosts:
+    with ExitStack() as stack, mounted.faulty(scratch, stale_s=stale_s) as hosts:
+        witness = local_host("witness", scratch)
+        stack.callback(witness.kill)
+        witness.share = f"{scratch}/backing"  # it sees what is
         begin = partial(mounted.write_rules, scratch, rules)
         storm = Storm(
             hosts,
