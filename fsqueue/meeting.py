@@ -54,7 +54,7 @@ class Meeting:
             f"fsqueue doctor DIR --peer",
         )
         self.say("met", facts | {"whom": self.other})
-        found = self.hear("met", meanwhile=self._show)
+        found = self.hear("met")
         if found.get("whom") != self.me:
             raise PoolError(
                 f"{self.other} meets {found.get('whom')} in {self.directory}, not us: more than "
@@ -73,10 +73,14 @@ class Meeting:
         atomic.publish(f"{self.directory}/{self.me}.{word}", data, durable=False)
 
     def hear(self, word: str, *, meanwhile: Callable[[], object] | None = None) -> dict[str, Any]:
-        """Wait for the other's message; return what it says."""
+        """Wait for the other's message; return what it says.
+
+        Going on to beat is what makes an NFS 3 client list anew (`Recovery.renews`).
+        """
         name = f"{self.other}.{word}"
 
         def look() -> bool:
+            self._show()
             if meanwhile:
                 meanwhile()
             return name in self.list()
@@ -99,6 +103,7 @@ class Meeting:
         theirs = f"{self.other}."
 
         def gone() -> bool:
+            self._show()
             left = [name for name in self.list() if name.startswith(theirs)]
             return not left or f"{theirs}bye" in left
 

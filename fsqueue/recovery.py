@@ -63,7 +63,7 @@ class Recovery:
         """What plans/ and running/ held then, to be compared with what they hold next."""
         self.doubtful: Collection[str] = ()
         """Who has not been seen to beat lately, or has no process any more."""
-        self._looked = self._bounced = -math.inf
+        self._looked = self._bounced = self._renewed = -math.inf
 
     def sweep_if_due(self) -> list[Recovered]:
         """Sweep, if the last sweep was half a lease ago; for those who have other work to do.
@@ -108,6 +108,27 @@ class Recovery:
             for name in self.running
             if name.owner in dead and (recovered := self._recover(name)) is not None
         ]
+
+    def renews(self, idle_s: float) -> bool:
+        """Have this host list anew where claims run and wait, if it did not since it became idle.
+
+        Say whether it did so now: then an emptiness that was seen before is not believed. NFS 3
+        tells by its time alone that a directory has changed, and two changes in one tick of the
+        server's clock look like one; a listing from in between stays until there is another. What
+        one does there oneself makes one list anew, on any file system.
+        """
+        if time.monotonic() - self._renewed < idle_s:
+            return False
+        self._renewed = time.monotonic()
+        spools = map(self._pool.spool, spool_names(self._pool))
+        for directory in (self._pool.state(State.RUNNING), *spools):
+            private = f"{directory}/.renew.{self._me}"
+            try:
+                atomic.make_directory(private)
+                atomic.discard_empty(private)
+            except OSError as error:
+                log.debug("%s could not be renewed: %s", directory, error)  # a full disk, say
+        return True
 
     def _dead(self, worker: str, *, gone: bool) -> bool:
         """Say whether a worker is dead; if it is, its lease has been ended."""

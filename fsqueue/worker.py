@@ -214,7 +214,7 @@ class Worker:
         paused = self.leaving.paused
         if not patient and not (paused and self.pace.quiet):
             if (status := self._nothing_left()) is not None:
-                return status
+                return None if self.recovery.renews(idle_s) else status
         self.pace.saw((*self.recovery.view, self.beat.orders))
         # Whoever stays only for what may come within a lease does not look ever more seldom for it.
         if self.recovery.doubtful or not paused and (not patient or self.stock.left_over):
