@@ -447,3 +447,27 @@ def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path)
     Path(pool.plan(2)).write_bytes(b"{")
     die_with(pool)
     assert len(Hand(pool).sweep()) == 1
+
+
+def test_directories_are_listed_anew_once_since_a_worker_became_idle(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[str] = []
+    monkeypatch.setattr(
+        atomic, "make_directory", lambda path: changed.append(Path(path).parent.name)
+    )
+    assert judge.recovery.renews(idle_s=0.5)
+    assert changed == ["running", "gpu0"]
+    assert not judge.recovery.renews(idle_s=60.0), "it did so since it became idle"
+    assert judge.recovery.renews(idle_s=0.0)
+
+
+def test_a_full_disk_keeps_nobody_from_leaving(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(atomic, "make_directory", full)
+    assert judge.recovery.renews(idle_s=0.5)
+    assert not judge.recovery.renews(idle_s=60.0)

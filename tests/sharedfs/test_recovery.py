@@ -6,6 +6,7 @@ for, they find done or in other hands.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -119,3 +120,15 @@ def test_a_host_that_loses_power_costs_an_attempt_of_what_it_held(
     took_s = trial.recovered(held)
     assert trial.tally()["recovered"] == len(held)
     scene.report(took_s)
+
+
+@on_every_system
+def test_doctor_calls_each_of_them_fit_and_says_how_late_things_are_seen(scene: Scene) -> None:
+    doctors = [host.fsqueue("doctor", host.share, "--peer", "--json") for host in scene.hosts]
+    found = [(doctor.reap(deadline_s=180.0), doctor.said()) for doctor in doctors]
+    assert [status for status, _ in found] == [0, 0], found
+    said = json.loads(found[0][1][0])
+    texts = [
+        each["text"] for each in said["findings"] if each["name"] in ("listing", "hosts flock")
+    ]
+    scene.tell(f"{scene.name}, doctor --peer: {'; '.join(texts)}; --lease {said['lease_s']:g}s")
