@@ -131,6 +131,12 @@ def test_not_even_root_works_a_users_pool(private: str) -> None:
     assert len(waiting(private)) == 3
 
 
+def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: str) -> None:
+    os.chown(private, trust.NOBODY, trust.NOBODY)
+    line = message(users.fsqueue("alice", "work", private))
+    assert "that is nobody, as whom NFS shows root (root_squash)" in line and "ls -ln" in line
+
+
 @pytest.mark.parametrize(
     ("place", "mode", "who"),
     [
@@ -292,14 +298,16 @@ def test_a_dead_members_claims_are_put_back_by_another(
     assert (
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
-    name = next(n for n in waiting(shared) if ".words" in n)
     take = "p, n = sys.argv[1:]; os.rename(f'{p}/spools/cpu0/{n}', f'{p}/running/{n}@gone-1-a')"
-    assert users.python("alice", take, shared, name).returncode == 0
+    for kind in (".words", ".command"):  # what that one says, bob cannot even read
+        name = next(n for n in waiting(shared) if kind in n)
+        assert users.python("alice", take, shared, name).returncode == 0
     lease = "open(sys.argv[1] + '/workers/gone-1-a.left', 'w')"
     assert users.python("alice", lease, shared).returncode == 0
     run = users.fsqueue("bob", *WORK, GROUP, shared, env=words)
     assert run.returncode == 5, run.stderr
     assert len([n for n in done(shared) if ".words" in n]) == 3
+    assert len([n for n in waiting(shared) if ".command" in n]) == 3
 
 
 # ---- what a member may not do: run programs as another, or reach outside ----
