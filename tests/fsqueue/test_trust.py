@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic
+from fsqueue import atomic, trust
 from fsqueue.claims import Claim
 from fsqueue.errors import PoolError
 from fsqueue.names import ClaimName
