@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fsqueue import plans
 from fsqueue.layout import State
 from fsqueue.leases import Process, lease_names, look_at_process, proof_of_life
 from fsqueue.names import ClaimName
-from fsqueue.pool import Pool
+from fsqueue.pool import Pool, open_pool
 from fsqueue.status import Status, read_statuses
 from tests.support.clocks.hosts import Host, unshare
 from tests.support.planning import counts, make_inputs, names_in, plan_command
@@ -103,6 +104,9 @@ def test_a_worker_whose_clock_differs_by_an_hour_is_neither_dead_nor_stale(
     wait_for(lambda: beat_of(sites.pool, held.owner) > before + 20, "five leases to pass")
     rows = json.loads(fsqueue("workers", sites.pool.root, "--json").stdout)["workers"]
     assert {row["health"] for row in rows} == {"healthy"}
+    for host in (AHEAD, BEHIND):
+        shown = json.loads(host.run("workers", sites.pool.root, "--json"))["workers"]
+        assert {(row["health"], row["stalled"]) for row in shown} == {("healthy", False)}
     sites.gate.touch()
     wait_for(lambda: counts(sites.pool) == {"done": 8}, "the last claim to be done")
 
@@ -128,6 +132,28 @@ def test_a_host_that_loses_power_is_noticed_by_any_clock(
     sites.gate.touch()
     wait_for(lambda: counts(sites.pool) == {"done": 8}, "the last claim to be done")
     assert set(sites.events("ended")) == {held.owner}
+
+
+def test_plans_of_hosts_whose_clocks_differ_follow_each_other_and_are_worked_anywhere(
+    tmp_path: Path,
+) -> None:
+    """The host that is ahead plans first; then it, the other, and this one work."""
+    root = str(tmp_path / "pool")
+    first, second = make_inputs(tmp_path / "in", 3), make_inputs(tmp_path / "more", 6)
+    for host, inputs in ((AHEAD, first), (BEHIND, [*first, *second])):
+        host.run(
+            "plan", "command", root, *map(str, inputs), "--gpus", "cpu", "--", "cat", "{input}"
+        )
+    pool = open_pool(root)
+    assert plans.numbers(pool) == [1, 2]
+    assert plans.read_plan(pool, 1).created > plans.read_plan(pool, 2).created
+    for host in (BEHIND, AHEAD):
+        with pytest.raises(AssertionError):
+            host.run("work", root, "--max-claims", "2")  # status 75: something remains
+    assert fsqueue("work", root).returncode == 0
+    assert counts(pool) == {"done": 9}
+    assert fsqueue("check", root).returncode == 0
+    assert json.loads(BEHIND.run("status", root, "--json"))["finished"] is True
 
 
 def beat_of(pool: Pool, worker: str | None) -> int:

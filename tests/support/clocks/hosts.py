@@ -54,14 +54,27 @@ class Host:
     wall_s: int = 0
     up_s: int = 0
 
-    def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start `fsqueue WORD...` there. Killing what is returned is a power cut."""
+    def command(self, *words: str) -> list[str | Path]:
+        """Return the command that runs `fsqueue WORD...` there."""
         clocks = ["--monotonic", str(self.up_s), "--boottime", str(self.up_s)]
         shell = ["sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         shift = ["env", f"LD_PRELOAD={preload()}", f"CLOCK_SHIFT={self.wall_s}"]
+        return [*unshare(), *clocks, *shell, *shift, *FSQUEUE, *words]
+
+    def run(self, *words: str) -> str:
+        """Run `fsqueue WORD...` there to its end, and well; return what it printed."""
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            self.command(*words), env=env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start `fsqueue WORD...` there. Killing what is returned is a power cut."""
         with open(log, "ab") as stderr:
             return subprocess.Popen(
-                [*unshare(), *clocks, *shell, *shift, *FSQUEUE, *words],
+                self.command(*words),
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
