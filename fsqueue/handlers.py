@@ -131,7 +131,7 @@ class Handler:
     ) -> Iterator[Item]:
         """Yield items, none dearer than `cost_max` where the input can be divided at all.
 
-        Called twice with the same arguments; it must yield the same items both times.
+        Called three times with the same arguments; it must yield the same items each time.
         """
         for source in sources:
             facts = self.identify(source.path)

@@ -2,7 +2,7 @@
 
 The planner reads each input once, decides how large a claim may be, gives each spool its share by
 weight, largest claims first, and publishes the plan (`plans.py`). It holds counts and names in
-memory, never payloads: `cut` runs twice, once to weigh the claims and once to write them.
+memory, never payloads: `cut` runs three times, to weigh, to share out, and to write the claims.
 
 What it does not know: what an input is. That is the handler's.
 """
@@ -12,15 +12,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue import atomic, claims, plans, routing, trust
 from fsqueue.errors import BadInput, PoolError, UsageError
-from fsqueue.handlers import Handler, Source, claim_id, source_key
+from fsqueue.handlers import Handler, Item, Source, claim_id, source_key
 from fsqueue.kinds import compose
-from fsqueue.names import ClaimName
 from fsqueue.plans import Plan, Share
 from fsqueue.pool import Pool, Spool, add_spool, natural, read_spool, spool_names
 from fsqueue.routing import Wanted
@@ -191,21 +190,26 @@ def _weigh(pool: Pool | None, request: Request, fresh: list[Source], outcome: Ou
     own = [spool.weight for spool in outcome.spools]
     cost = sum(source.cost for source in fresh)
     outcome.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
-    cut = request.handler.cut(fresh, request.options, outcome.cost_max)
-    items = [(item.cost, item.kind, dict(item.measures)) for item in cut]
+    costs, base = [], ""
+    for item in _cut(request, fresh, outcome):
+        costs.append(item.cost)
+        base = base or item.kind
     outcome.shares = {spool.name: Share() for spool in outcome.spools}
     outcome.total = Share()
-    outcome.largest = max((cost for cost, _, _ in items), default=0)
+    outcome.largest = max(costs, default=0)
     loads = None
-    if pool is not None and items:
-        kind = request.kind(items[0][1])
-        wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
+    if pool is not None and costs:
+        wanted = Wanted(request.handler.name, request.kind(base), request.handler.cost_per_second)
         loads = routing.loads(pool, outcome.spools, wanted)
     weights = own if request.weighted else [1.0] * len(own)
-    outcome.assigned = assign([cost for cost, _, _ in items], weights, loads)
-    for (item_cost, _, measures), slot in zip(items, outcome.assigned, strict=True):
-        outcome.shares[outcome.spools[slot].name].add(item_cost, measures)
-        outcome.total.add(item_cost, measures)
+    outcome.assigned = assign(costs, weights, loads)
+    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
+        outcome.shares[outcome.spools[slot].name].add(item.cost, dict(item.measures))
+        outcome.total.add(item.cost, dict(item.measures))
+
+
+def _cut(request: Request, fresh: Sequence[Source], outcome: Outcome) -> Iterator[Item]:
+    return request.handler.cut(fresh, request.options, outcome.cost_max)
 
 
 def cost_limit(
@@ -231,10 +235,7 @@ def _publish(
     uid = secrets.token_hex(6)
     with plans.unless_forbidden(pool, uid):
         try:
-            rows = _stage(pool, uid, request, fresh, outcome)
-            head = _head(uid, request, outcome, {name.kind for name, _ in rows})
-            keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
-            private = plans.write_plan(pool, head, keys, ((str(n), spool) for n, spool in rows))
+            private = _write(pool, uid, request, fresh, outcome)
         except BaseException:
             atomic.discard_tree(pool.staged(uid))
             raise
@@ -249,18 +250,30 @@ def _publish(
     return False
 
 
+def _write(pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome) -> str:
+    """Write the claims and the plan, where nobody looks; return the plan's private name."""
+    names, kinds = _stage(pool, uid, request, fresh, outcome)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    handler, shown = request.handler, tuple(sorted(kinds))
+    given = handler.suffix, outcome.total, outcome.shares, request.options
+    head = Plan(uid, created, handler.name, shown, *given)
+    keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
+    homes = (outcome.spools[slot].name for slot in outcome.assigned)
+    return plans.write_plan(pool, head, keys, zip(names, homes, strict=True))
+
+
 def _stage(
     pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
-) -> list[tuple[ClaimName, str]]:
-    """Write every claim under plans/UID.staged, synced, and return (claim, spool) rows."""
+) -> tuple[list[str], set[str]]:
+    """Write every claim under plans/UID.staged, synced; return their names, and their kinds."""
     atomic.make_directory(pool.staged(uid))
     for spool in outcome.spools:
         atomic.make_directory(pool.staged(uid, spool.name))
     personal = request.handler.personal
-    rows: list[tuple[ClaimName, str]] = []
+    names: list[str] = []
+    kinds: set[str] = set()
     seen: set[str] = set()
-    items = request.handler.cut(fresh, request.options, outcome.cost_max)
-    for item, slot in zip(items, outcome.assigned, strict=True):
+    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
         if id in seen:
             raise PoolError(
@@ -273,24 +286,12 @@ def _stage(
         facts = request.options, dict(item.payload), dict(item.measures)
         claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
         atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),), personal=personal)
-        rows.append((name, home))
+        names.append(str(name))
+        kinds.add(name.kind)
     for spool in outcome.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))
     atomic.sync_directory(pool.staged(uid))
-    return rows
-
-
-def _head(uid: str, request: Request, outcome: Outcome, kinds: set[str]) -> Plan:
-    return Plan(
-        uid,
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        request.handler.name,
-        tuple(sorted(kinds)),
-        request.handler.suffix,
-        outcome.total,
-        outcome.shares,
-        request.options,
-    )
+    return names, kinds
 
 
 def pool_spools(pool: Pool) -> list[Spool]:
