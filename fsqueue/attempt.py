@@ -112,7 +112,8 @@ class Attempt:
         final, private = "", NO_OUTPUT
         if handler.suffix is not None:
             final = self.pool.output(id, handler.suffix)
-            private = Path(self.pool.unpublished(worker, id, handler.suffix))
+            run = self.name.returns
+            private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
             if self.name.returns and os.path.lexists(final):
                 # I7: published by a worker that died before it could finish
                 atomic.discard_tree(self.pool.partial(id))

@@ -136,9 +136,13 @@ class Layout:
         assert WORKER.fullmatch(worker), worker
         return f"{self.root}/outputs/.{worker}"
 
-    def unpublished(self, worker: str, id: str, suffix: str) -> str:
+    def unpublished(self, worker: str, id: str, returns: int, suffix: str) -> str:
+        """Return where one run of a claim writes; the count of its returns is another in each run.
+
+        What an earlier run left behind, a child that escaped, say, cannot write into this one's.
+        """
         assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
-        return f"{self.workshop(worker)}/{id}{suffix}"
+        return f"{self.workshop(worker)}/{id}.r{returns}{suffix}"
 
     def error(self, id: str, attempt: int) -> str:
         assert ID.fullmatch(id), id

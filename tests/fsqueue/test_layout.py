@@ -33,9 +33,9 @@ JOINS: dict[str, Callable[[str], str]] = {
     "output": lambda text: LAYOUT.output(text, ".out"),
     "output suffix": lambda text: LAYOUT.output("x", text),
     "workshop": LAYOUT.workshop,
-    "unpublished by": lambda text: LAYOUT.unpublished(text, "x", ".out"),
-    "unpublished": lambda text: LAYOUT.unpublished("w", text, ".out"),
-    "unpublished suffix": lambda text: LAYOUT.unpublished("w", "x", text),
+    "unpublished by": lambda text: LAYOUT.unpublished(text, "x", 0, ".out"),
+    "unpublished": lambda text: LAYOUT.unpublished("w", text, 0, ".out"),
+    "unpublished suffix": lambda text: LAYOUT.unpublished("w", "x", 0, text),
     "error": lambda text: LAYOUT.error(text, 0),
     "partial": LAYOUT.partial,
     "order": LAYOUT.order,
@@ -64,7 +64,7 @@ def test_the_paths_are_those_of_the_drawing() -> None:
     assert LAYOUT.lease(LeaseName("w")) == "/pool/workers/w.left"
     assert LAYOUT.error("x", 2) == "/pool/errors/x.a2.json"
     assert LAYOUT.output("x", ".tsv.gz") == "/pool/outputs/x.tsv.gz"
-    assert LAYOUT.unpublished("w", "x", ".out") == "/pool/outputs/.w/x.out"
+    assert LAYOUT.unpublished("w", "x", 2, ".out") == "/pool/outputs/.w/x.r2.out"
     assert LAYOUT.order("cancel", "x") == "/pool/control/cancel@x"
     assert LAYOUT.order("drain") == "/pool/control/drain"
 

@@ -152,13 +152,13 @@ def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_publi
     zombie = Hand(pool)
     stay_away(zombie)
     held = zombie.take()
-    private = Path(pool.unpublished(zombie.id, held.id, ".txt"))
+    private = Path(pool.unpublished(zombie.id, held.id, held.returns, ".txt"))
     private.parent.mkdir(exist_ok=True)
     private.write_text("the first half, ")
     refused: list[OSError] = []
 
-    def write_on(real: Callable[..., Any], path: str) -> None:
-        real(path)
+    def write_on(real: Callable[..., Any], path: str, **options: Any) -> None:
+        real(path, **options)
         try:
             with open(private, "a") as file:
                 file.write("and the second")

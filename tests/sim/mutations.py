@@ -297,8 +297,8 @@ MUTATIONS: Final = (
     _m(
         "write the output under its final name",
         "attempt",
-        "private = self.pool.unpublished(worker, id, handler.suffix)",
-        "private = final",
+        "private = Path(self.pool.unpublished(worker, id, run, handler.suffix))",
+        "private = Path(final)",
     ),
     _m(
         "what half an attempt wrote passes for the whole",

@@ -13,7 +13,7 @@ import pytest
 from fsqueue.layout import State
 from fsqueue.pool import Pool, open_pool
 from tests.support.handlers import install_handler
-from tests.support.planning import counts, ids, make_inputs, names_in
+from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, alive, fsqueue, wait_for
 
 pytestmark = pytest.mark.slow
@@ -183,3 +183,27 @@ raise Interrupted("asked to")"""
         worker.kill()
     assert counts(site.pool) == {"waiting": CLAIMS}
     assert {name.attempt for name in names_in(site.pool, State.WAITING)} == {0}
+
+
+def test_a_child_that_escaped_from_a_failed_attempt_cannot_write_into_the_next_ones_output(
+    tmp_path: Path,
+) -> None:
+    """Both attempts wrote to one path; the child's words were published among the second's."""
+    script = """
+        begun=$2/begun stale=$2/stale
+        if [ "$3" = 0 ]; then
+            setsid sh -c 'until [ -e "$1" ]; do sleep 0.01; done; echo stale >> "$2"; : > "$3"' \
+                sh "$begun" "$1" "$stale" > "$2/log" 2>&1 &
+            exit 1
+        fi
+        echo first > "$1"; : > "$begun"
+        until [ -e "$stale" ]; do sleep 0.01; done
+        echo second >> "$1"
+    """
+    argv = ("sh", "-c", script, "sh", "{output}", str(tmp_path), "{attempt}", "{input}")
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), argv)
+    assert fsqueue("work", pool.root).returncode == 0
+    (name,) = names_in(pool, State.DONE)
+    assert name.attempt == 1
+    assert Path(pool.output(name.id, ".out")).read_text() == "first\nsecond\n"
+    assert fsqueue("check", pool.root).returncode == 0
