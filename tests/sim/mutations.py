@@ -291,8 +291,8 @@ MUTATIONS: Final = (
     _m(
         "finish without publishing",
         "attempt",
-        "            if not atomic.commit(private, final):\n",
-        "            if final == private and not atomic.commit(private, final):\n",
+        "            if not atomic.commit(str(private), final):\n",
+        "            if not final and not atomic.commit(str(private), final):\n",
     ),
     _m(
         "write the output under its final name",
