@@ -47,10 +47,10 @@ class CrashingOs(Os):
             os._exit(CRASHED)
         return real(*args, **options)
 
-    def _open(self, real: Callable[..., int], path: str, flags: int, mode: int = 0o777) -> int:
+    def _open(self, real: Callable[..., int], path: str, flags: int, *rest: Any, **at: Any) -> int:
         if flags & os.O_CREAT and self._due():
             os._exit(CRASHED)
-        return real(path, flags, mode)
+        return real(path, flags, *rest, **at)
 
     def _write(self, real: Callable[..., int], fd: int, data: bytes) -> int:
         if self._due():
