@@ -22,6 +22,7 @@ SETTINGS: Final = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
+DURATION_MAX_S: Final = 1e9
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -108,10 +109,13 @@ class Duration(click.ParamType[float]):
             return float(value)
         text = str(value).strip().lower()
         parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+        seconds = -1.0
         if parts and "".join(number + unit for number, unit in parts) == text:
-            return math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text)
+            seconds = math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
+        elif re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        if 0 <= seconds <= DURATION_MAX_S:
+            return seconds
         self.fail(f"{value!r} is not a duration; write 90, 45s, 10m or 1h30m.", parameter, ctx)
 
 

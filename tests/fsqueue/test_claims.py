@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fsqueue import atomic, claims
 from fsqueue.claims import Claim
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
-from fsqueue.names import ClaimName
+from fsqueue.names import RETURNS_MAX, ClaimName
 from fsqueue.pool import Pool
 from tests.support.pools import contents, make_pool, only, places, problems
 from tests.support.sequence import interpose, refused, reply_lost
@@ -433,3 +434,16 @@ def test_a_staged_claim_is_published_once_whoever_does_it(pool: Pool) -> None:
     assert claims.take(pool, "gpu0", name, ME) is not None
     assert not claims.publish(pool, "uid", "gpu0", name), "it has gone on: it must not come back"
     assert name not in claims.waiting(pool, "gpu0")
+
+
+def test_a_claim_that_has_no_further_name_to_wait_by_fails_and_stops_nobody(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3")
+    (name,) = claims.waiting(pool, "gpu0")
+    last = replace(name, returns=RETURNS_MAX)
+    os.rename(pool.waiting("gpu0", name), pool.waiting("gpu0", last))
+    taken = claims.take(pool, "gpu0", last, "w-1-a")
+    assert taken is not None and taken.is_spent
+    assert claims.release(pool, taken, "gpu0") == taken
+    assert list(claims.owned(pool, State.FAILED)) == [taken]
+    with pytest.raises(PoolError, match="no further name is left"):
+        claims.retry(pool, taken, "gpu0")
