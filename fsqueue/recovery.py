@@ -126,8 +126,8 @@ class Recovery:
             try:
                 atomic.make_directory(private)
                 atomic.discard_empty(private)
-            except OSError as error:
-                log.debug("%s could not be renewed: %s", directory, error)  # a full disk, say
+            except (OSError, PoolError) as error:
+                log.debug("%s could not be renewed: %s", directory, error)  # full, or no directory
         return True
 
     def _dead(self, worker: str, *, gone: bool) -> bool:

@@ -129,7 +129,7 @@ def test_a_worker_whose_orders_cannot_be_read_says_so_and_keeps_its_lease(site: 
     shutil.rmtree(site.pool.directory("control"))
     wait_for(lambda: "orders cannot be read" in site.worker.log, "the worker to miss control/")
     site.gate.touch()
-    assert site.worker.reap() == 1
+    assert site.worker.reap() in (0, 1)  # 1 if it looked for orders once more before it left
     assert "could not be renewed" not in site.worker.log
     assert counts(site.pool) == {"done": CLAIMS}
 
