@@ -555,3 +555,17 @@ def test_an_appender_grows_a_file_a_line_at_a_time(path: str) -> None:
         with atomic.Appender(path) as file:
             file.line(text)
     assert Path(path).read_bytes() == b"one\ntwo\n"
+
+
+def test_a_small_file_is_read_by_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "claim"
+    path.write_bytes(b"{}\n")
+    reads: list[bytes] = []
+
+    def read(real: Callable[..., bytes], fd: int, size: int) -> bytes:
+        reads.append(real(fd, size))
+        return reads[-1]
+
+    interpose(monkeypatch, read=read)
+    assert atomic.read(str(path)) == b"{}\n"
+    assert len(reads) == 1
