@@ -135,8 +135,8 @@ class Stock:
         """
         few = PLENTY if self._stealing else 0
         for _ in range(LISTINGS_MAX):
-            misses = 0
-            while len(self._own) > few and misses < MISSES_MAX:
+            misses, bearable = 0, _bearable(len(self._own))
+            while len(self._own) > few and misses < bearable:
                 if self._hesitates(self._own):
                     return None
                 taken = self._take(spool, self._own.pop())
@@ -161,9 +161,9 @@ class Stock:
 
     def _dry_lately(self, spool: str) -> bool:
         """Say whether listing our own spool again can wait: not every time while we steal."""
-        at, _ = self._listed.get(spool, (-1e9, None))
-        fresh = time.monotonic() - at < VIEW_AGE_S
-        return any(self._others.values()) and spool in self._dry and fresh
+        lately = time.monotonic() - VIEW_AGE_S
+        stealing = any(self._others.values())
+        return stealing and spool in self._dry and self._listed[spool][0] > lately
 
     def _nothing_loaded_for(self, names: Waitlist) -> bool:
         """Say whether we are about to load something, and could choose what."""
@@ -190,8 +190,8 @@ class Stock:
         }
         if self._spool is not None:
             offered[self._spool] = self._own
-        misses = 0
-        while misses < MISSES_MAX and (pick := self._choose(offered)) is not None:
+        misses, bearable = 0, _bearable(sum(map(len, offered.values())))
+        while misses < bearable and (pick := self._choose(offered)) is not None:
             spool, name = pick
             if spool == self._spool or spool in self._admitted:
                 offered[spool].strike(name)
@@ -208,7 +208,7 @@ class Stock:
             if taken is not None:
                 return taken, spool
             misses += 1
-        if misses == MISSES_MAX:
+        if misses == bearable:
             self._viewed = -1e9  # what we knew is stale
         best = (names.best() for names in offered.values() if names)
         refused = {name.id: polls_for(name, self._crew, self._taste) for name in best}
@@ -293,3 +293,8 @@ class Stock:
     @property
     def _me(self) -> str:
         return self._beat.status.worker_id
+
+
+def _bearable(names: int) -> int:
+    """Return after how many misses to list again: a long listing costs ten times a 64th of it."""
+    return max(MISSES_MAX, names // 64)

@@ -204,6 +204,7 @@ def main() -> int:
             for name in names:
                 took = bench.run(name, claims, workers)
                 best[name] = min(best.get(name, took), took, key=lambda each: each.cpu)
+                print(f"{claims:,} x {workers} {name}: {took.us:.1f} us", file=sys.stderr)
         ours, bound = best["fsqueue"].us, best["two-renames"].us
         print(f"\n{claims:,} claims, {workers} workers, load {os.getloadavg()[0]:.1f}\n")
         rows = [

@@ -33,6 +33,7 @@ from tests.support.pools import (
     stems,
 )
 from tests.support.sequence import interpose
+from tests.support.systemcalls import fill
 
 ME = "me-1-aaaaaa"
 
@@ -171,6 +172,19 @@ def test_a_listing_used_up_by_others_is_made_anew_after_a_few_misses(tmp_path: P
         found = stock.next()
     assert found is not None and found[0].cost == 19
     assert counts["rename"] == MISSES_MAX + 1
+
+
+def test_a_long_listing_is_not_made_anew_for_a_few_misses(tmp_path: Path) -> None:
+    """While a million names are listed, others take thousands: who lists again never catches up."""
+    pool = fill(tmp_path / "pool", 1_000)
+    stock = stock_of(Hand(pool, "cpu0"))
+    assert stock.next() is not None
+    gone = sorted(claims.waiting(pool, "cpu0"), key=lambda name: (name.cost, name.id))[-14:]
+    for name in gone:
+        claims.take(pool, "cpu0", name, ME)
+    with watched() as counts:
+        assert stock.next() is not None
+    assert counts["rename"] == len(gone) + 1
 
 
 # ---- listings that lie ----
