@@ -29,6 +29,9 @@ seconds by default: with them, and its beats, a quiet worker costs less than two
 second."""
 GLANCES: Final = 10
 """After so many looks at one spool, and one more for every spool, it looks everywhere again."""
+NAP_S: Final = 0.02
+"""What is owed is slept off in naps of at least this: one after every small claim cost half of it.
+"""
 OPERATIONS_MAX: Final = 20_000.0
 """More than a process manages on a local disk: no limit, unless somebody sets one."""
 
@@ -137,6 +140,6 @@ class Budget:
         now, count = self._clock(), tally.operations
         left = self._left + (now - self._at) * self.per_s - (count - self._counted)
         self._left, self._at, self._counted = min(self.per_s, left), now, count
-        if left < 0:
+        if left < -NAP_S * self.per_s:
             self._sleep(-left / self.per_s)
             self.held_s += self._clock() - now
