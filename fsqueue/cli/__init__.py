@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "failed": ("failed", "List the claims that failed, and why."),
     "joblog": ("history", "List every attempt, as GNU parallel does."),
     "trace": ("history", "Draw what happened, for ui.perfetto.dev."),
+    "report": ("history", "Write how a pool went, as one HTML page."),
     "retry": ("repair", "Put failed claims back."),
     "recover": ("repair", "Put back what dead workers hold, now."),
     "drain": ("repair", "Let workers finish their claim and leave."),

@@ -1,4 +1,4 @@
-"""Commands that tell what happened, from the workers' journals: joblog, trace."""
+"""Commands that tell what happened, from the workers' journals: joblog, trace, report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from fsqueue.attempts import Attempted, attempts
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument
+from fsqueue.errors import UsageError
 from fsqueue.pool import Pool
 
 LINES_AT_ONCE: Final = 500
@@ -100,12 +101,40 @@ def trace(pool: Pool, output: str | None) -> None:
     """
     from fsqueue.trace import records
 
-    text = _document("traceEvents", records(attempts(pool)))
+    _write(_document("traceEvents", records(attempts(pool))), output)
+
+
+@click.command("report", context_settings=SETTINGS)
+@pool_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Write it there, whole; without it, to stdout.",
+)
+def report(pool: Pool, output: str | None) -> None:
+    """Write how a pool went, or goes, as one HTML page.
+
+    What is done, who did what when, what was stolen, what failed with its last lines. The page
+    loads nothing from elsewhere; send it to whoever asks.
+    """
+    from fsqueue.report import page
+
+    _write(page(pool), output)
+
+
+def _write(text: Iterator[str], output: str | None) -> None:
+    """Print lines, or write them to a file that appears whole."""
     if output is None:
         return _print(text)
     part = f"{os.path.abspath(output)}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        _print(text, file)
+    try:
+        with open(part, "w", encoding="utf-8", errors="replace") as file:
+            _print(text, file)
+    except OSError as error:
+        raise UsageError(
+            f"{output} cannot be written: {error.strerror}. Name another file: -o FILE"
+        ) from error
     os.replace(part, output)
     return None
 
