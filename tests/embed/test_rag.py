@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embed import Encoder
@@ -15,6 +16,7 @@ from embed.store.verify import info, verify
 from fsqueue.pool import create_pool
 from tests.support import handbook
 from tests.support.processes import Start, fsqueue
+from tests.support.roads import NAME, chroma_server, exported, of_chroma, of_lancedb
 
 QUESTIONS = {
     "How can I show a page in the user's web browser?": "module-webbrowser",
@@ -82,3 +84,20 @@ def test_three_workers_ingest_a_handbook_and_its_readers_find_what_they_ask_for(
     missed = {q: nearest[q] for q, wanted in QUESTIONS.items() if wanted not in nearest[q]}
     assert not missed
     assert sum(nearest[q][0] == wanted for q, wanted in QUESTIONS.items()) > len(QUESTIONS) / 2
+    come_back_from_databases(root, store, tmp_path, distinct)
+
+
+def come_back_from_databases(root: Path, store: Store, scratch: Path, distinct: int) -> None:
+    """Export what was ingested: the same vectors and texts come back, each once."""
+    (scratch / "server").mkdir()
+    with chroma_server(scratch / "server") as url:
+        for to, target in (("lancedb", str(scratch / "lance")), ("chroma", url)):
+            how: dict[str, Any] = {"collection": "manuals", "name": NAME}
+            assert exported(to, root, target, **how).added == distinct
+            assert exported(to, root, target, **how).added == 0
+            found = of_chroma(target) if to == "chroma" else of_lancedb(Path(target))
+            got = np.stack([row.vector for row in found.values()])
+            expected = store.get(list(found))
+            np.testing.assert_allclose(got, expected, rtol=3e-7 if to == "chroma" else 0)
+            texts = [row.facts["text"] for row in found.values()]
+            assert texts == [hit.text for hit in store.records(list(found))]
