@@ -205,7 +205,8 @@ def cephfs(scratch: Path) -> Iterator[list[Host]]:
         server.run("ceph-mon", "--mkfs", "-i", "a", "--monmap", f"{scratch}/monmap", *as_root)
         server.start("ceph-mon", "-f", "-i", "a", *as_root)
         osd = str(uuid.uuid4())
-        server.run(*ceph, "osd", "new", osd)
+        new = [*ceph, "osd", "new", osd]  # which the monitor answers once it leads itself
+        wait_for(lambda: server.start(*new).reap() == 0, "the monitor")
         server.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, *as_root)
         again = 'until "$@"; do sleep 0.5; done'  # one start in some dies at once without a word
         server.start("sh", "-c", again, "sh", "ceph-osd", "-f", "-i", "0", *as_root)

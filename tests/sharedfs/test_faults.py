@@ -275,18 +275,12 @@ def test_every_output_is_there_once_on_a_mount_that_goes_wrong(
     kind: str, scratch: Path, seed: int, tell: Callable[[str], None]
 ) -> None:
     rules, stale_s = STORMS[kind]
-    with ExitStack() as stack, mounted.faulty(scratch, stale_s=stale_s) as hosts:
+    with mounted.faulty(scratch, stale_s=stale_s) as hosts, ExitStack() as stack:
         witness = local_host("witness", scratch)
         stack.callback(witness.kill)
         witness.share = f"{scratch}/backing"  # it sees what is
         begin = partial(mounted.write_rules, scratch, rules)
-        storm = Storm(
-            hosts,
-            "faulty",
-            seed,
-            claims=40,
-            lease_s=6.0,
-            calm_at_most_s=240.0,
-            after_planning=begin,
-        )
+        storm = Storm(hosts, "faulty", seed, claims=40, lease_s=6.0, after_planning=begin)
+        storm.watcher = witness
+        storm.expected = tuple(map(os.strerror, (errno.EIO, errno.ESTALE)))
         tell(f"{kind}: {storm.run().verify()}")
