@@ -215,10 +215,11 @@ def _clocks(here_s: float, there_s: float, other: str) -> Finding:
     return fine("hosts' clocks", text)
 
 
-def recommend(echo_s: float) -> tuple[float, float]:
+def recommend(echo_s: float, silence_s: float = 0.0) -> tuple[float, float]:
     """Return a lease and a steal interval, seconds, for a pool where an echo takes so long.
 
-    A beat comes every quarter of the lease, and must have been seen long before the lease is over.
+    A beat comes every quarter of the lease, and must have been seen long before the lease is over;
+    also when it had to wait with everybody else for a client that has fallen silent.
     """
-    lease_s = max(30.0, 10.0 * -(-4 * echo_s // 10))
+    lease_s = max(30.0, 10.0 * -(-4 * echo_s // 10), 2 * silence_s)
     return lease_s, 3.0 if echo_s < QUICK_S else 5.0

@@ -13,6 +13,9 @@ ONE_HOST: Final = frozenset(
 )
 """File systems that only one host sees, as a rule (any can be exported from it)."""
 
+SILENCE_S: Final = {"ceph": 60.0, "fuse.ceph-fuse": 60.0}
+"""How long, as it comes, a server and all its clients wait for a client that has fallen silent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -31,6 +34,10 @@ class Mount:
     @property
     def one_host(self) -> bool:
         return self.type in ONE_HOST
+
+    @property
+    def silence_s(self) -> float:
+        return SILENCE_S.get(self.type, 0.0)
 
 
 def mount_of(directory: str) -> Mount:

@@ -11,6 +11,7 @@ before the end; 130 and 143 stopped by a signal.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -131,10 +132,10 @@ def main() -> NoReturn:
         sys.exit(130)
     except FsqueueError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to hear it
-        sys.exit(141)
     except OSError as error:
+        if error.errno == errno.EPIPE:  # a pool's mount that shuts us out is a BrokenPipeError, too
+            sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to hear it
+            sys.exit(141)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. {_advice(error)}", 1)
 
@@ -145,12 +146,12 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _advice(error: OSError) -> str:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space, then run the same command again: nothing half-written counts."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "This pool cannot be written from here; check the mount and the directory's owner."
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "This process may open no more files; raise the limit (ulimit -n)."
+    if error.errno in (errno.ESHUTDOWN, errno.ENOTCONN):
+        return "The file system let go of this host, which was silent too long. Mount it again."
     return "If it persists, check the file system."

@@ -12,6 +12,7 @@ import click
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
 from fsqueue.consult import Consultation, recommend
 from fsqueue.errors import NotSupportedError, UsageError
+from fsqueue.mounts import mount_of
 from fsqueue.probes import Finding, fit, thorough
 from fsqueue.status import printable
 
@@ -57,7 +58,8 @@ def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bo
         if not as_json:
             click.echo("waiting for the other host: fsqueue doctor DIR --peer, there", err=True)
         found += _show(consultation.run(), quiet=as_json)
-    lease_s, interval_s = recommend(consultation.echo_s)
+    silence_s = mount_of(directory).silence_s
+    lease_s, interval_s = recommend(consultation.echo_s, silence_s)
     well = fit(found)
     if as_json:
         print_json(

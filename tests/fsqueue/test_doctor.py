@@ -241,6 +241,12 @@ def test_the_later_a_change_is_seen_the_longer_the_lease_that_is_recommended() -
     assert interval_s == 5.0
 
 
+def test_a_lease_outlasts_the_wait_for_a_client_that_has_fallen_silent() -> None:
+    """60 s on CephFS, in which also the beats of the living stand still."""
+    lease_s, _ = recommend(0.02, silence_s=60.0)
+    assert lease_s - lease_s / 4 > 60.0
+
+
 # ---- two of them ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.claims import Claim
+from fsqueue.cli import main
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.layout import State
 from fsqueue.leases import proof_of_life
@@ -510,3 +512,19 @@ def test_standard_input_cannot_be_planned(tmp_path: Path) -> None:
     assert "'-' (standard input) cannot be planned" in only_message(run)
     assert "Save it where the workers can see it" in only_message(run)
     assert not (tmp_path / "pool").exists()
+
+
+def test_a_mount_that_shuts_this_host_out_is_named_and_is_no_closed_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an evicted client of CephFS is told, which Python calls a BrokenPipeError."""
+
+    def shut_out(**_: object) -> None:
+        raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN), "/pool/workers")
+
+    monkeypatch.setattr("fsqueue.cli.cli", shut_out)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert "/pool/workers" in said and "let go of this host" in said and "Mount it again" in said
