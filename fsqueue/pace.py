@@ -27,6 +27,9 @@ WAITS: Final = (1.0, 1.0, 2.0, 4.0, 7.0)
 """How many intervals pass between two looks, by how often nothing was new in a row. The last are 21
 seconds by default: with them, and its beats, a quiet worker costs less than two operations a
 second."""
+WAIT_LEASES: Final = 0.7
+"""No wait is longer than this part of a lease, unless one interval is: whoever looks more seldom
+notices the dead late."""
 GLANCES: Final = 10
 """After so many looks at one spool, and one more for every spool, it looks everywhere again."""
 NAP_S: Final = 0.02
@@ -72,7 +75,8 @@ class Pace:
     @property
     def wait_s(self) -> float:
         """For how long to wait for the next look."""
-        return self._interval_s * WAITS[self._unchanged]
+        longest_s = max(self._interval_s, WAIT_LEASES * self._pool.lease_s)
+        return min(self._interval_s * WAITS[self._unchanged], longest_s)
 
     def is_due_everywhere(self) -> bool:
         """Say whether to look everywhere now; if not, glance at one spool, which may change that.

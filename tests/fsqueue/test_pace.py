@@ -50,6 +50,17 @@ def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_doe
     assert pace.is_due_everywhere()
 
 
+@pytest.mark.parametrize("lease_s, longest_s", [(30.0, 21.0), (10.0, 7.0), (3.0, 3.0)])
+def test_no_wait_is_longer_than_most_of_a_lease(
+    tmp_path: Path, lease_s: float, longest_s: float
+) -> None:
+    """Or the dead would be noticed leases after they died."""
+    pace = Pace(create_pool(str(tmp_path / "pool"), lease_s=lease_s), 3.0, None, stealing=True)
+    for _ in range(20):
+        pace.saw("the same")
+    assert pace.wait_s == pytest.approx(longest_s)
+
+
 def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=[1.0] * 64)
     pace = quiet(pool, "gpu5")
