@@ -171,7 +171,7 @@ class Attempt:
         if isinstance(error, ClaimLost):
             raise error
         self.reason = str(error) or type(error).__name__
-        if isinstance(error, Interrupted) and f"cancel@{self.name.id}" in self.beat.orders:
+        if isinstance(error, Interrupted) and self._cancelled():
             ending = self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
             self._forget_cancel()
             return ending
@@ -222,6 +222,13 @@ class Attempt:
             if self._service and not record.get("cancelled"):
                 self.beat.status.services_status[self._service] = "unhealthy"
         return Ending.FAILED
+
+    def _cancelled(self) -> bool:
+        """Say whether the claim is to be given up; a retry may have taken that back meanwhile."""
+        order = f"cancel@{self.name.id}"
+        if order in self.beat.orders:
+            self.beat.look_for_orders()
+        return order in self.beat.orders
 
     def _forget_cancel(self) -> None:
         """Remove an order that is obeyed, or came too late, lest it hits a retry of the claim."""

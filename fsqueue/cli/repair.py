@@ -43,10 +43,11 @@ def retry(words: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     for id in ids or sorted(failed):
         name = failed[id]
         spool = _home(pool, State.FAILED, name)
+        if not dry_run:
+            atomic.discard(pool.order("cancel", id))  # before the claim can be taken again
         if dry_run or claims.retry(pool, name, spool) is not None:
             done.append({"id": id, "spool": spool})
             if not dry_run:
-                atomic.discard(pool.order("cancel", id))
                 journal.write("retried", id=id, to=spool)
     journal.close()
     _report(done, as_json, "would be put back" if dry_run else "put back")

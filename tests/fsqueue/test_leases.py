@@ -454,6 +454,27 @@ def test_an_observer_that_was_away_still_finds_the_dead(
     assert observer.standing(ME) is Standing.EXPIRED
 
 
+@pytest.mark.parametrize("beats", [0, 1])
+def test_a_beat_that_moved_before_or_while_an_observer_was_away_is_no_sign_of_life(
+    lease: Lease, observer: Observer, clock: Clock, beats: int
+) -> None:
+    """Its worker may have died at once; whoever leaves on the strength of it strands a claim."""
+    observer.look()
+    clock.forward(BEAT_S)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+    for _ in range(beats):
+        lease.renew()
+    clock.forward(10 * LEASE_S)
+    observer.look()
+    assert not observer.beating(ME)
+    clock.forward(BEAT_S)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+
+
 def test_a_listing_that_takes_longer_than_a_lease_is_not_held_against_anybody(
     pool: Pool, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from fsqueue import atomic, claims
 from fsqueue.attempt import Ending
-from fsqueue.errors import ClaimLost, LeaseLost
+from fsqueue.errors import ClaimLost, Interrupted, LeaseLost
 from fsqueue.handlers import Work
 from fsqueue.layout import State
 from fsqueue.leases import BEATS_PER_LEASE
@@ -290,6 +290,32 @@ def test_the_first_output_stands_and_the_other_is_adopted(
     assert output.read_text() == f"{theirs.id} by attempt {attempt}"
     assert only(pool, State.DONE) == theirs
     assert problems(pool) == []
+
+
+# ---- a person who changes his mind ----
+
+
+@pytest.mark.parametrize("taken_back", [True, False])
+def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
+    pool: Pool, taken_back: bool
+) -> None:
+    """The worker heard the order with its last beat, before the retry removed it."""
+    hand = Hand(pool)
+
+    class Obedient(Trivial):
+        def run(self, work: Work) -> None:
+            raise Interrupted("asked to stop")
+
+    hand.handler = Obedient()
+    held = hand.take()
+    atomic.publish(pool.order("cancel", held.id), b"")
+    hand.beat.look_for_orders()
+    if taken_back:
+        atomic.discard(pool.order("cancel", held.id))
+    ending = hand.run(held)
+    assert ending is (Ending.RELEASED if taken_back else Ending.FAILED)
+    assert places(pool) == {"spools" if taken_back else "failed": 1}
+    assert len(os.listdir(pool.directory("errors"))) == (0 if taken_back else 1)
 
 
 # ---- three thieves, any order ----
