@@ -211,8 +211,9 @@ def _link(private: str, path: str) -> bool:
         return True
     except FileExistsError:
         # RACE: another attempt published first, and its file stands for good (I7). Or our own link
-        # was done and its reply lost: then our file has two names.
-        return os.stat(private).st_nlink > 1
+        # was done and its reply lost: then our file has two names, and this is one of them. Of the
+        # two signs the first may be old on a network mount, and the second mean nothing on a FUSE.
+        return os.stat(private).st_nlink > 1 or _is_file(path, private)
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
@@ -234,6 +235,13 @@ def _links_work(private: str) -> bool:
         return False
     discard(f"{private}~")
     return True
+
+
+def _is_file(path: str, ours: str) -> bool:
+    try:
+        return os.path.samefile(path, ours)
+    except FileNotFoundError:
+        return False  # RACE: whose it was removed it, or this mount has not seen it yet
 
 
 def replace(path: str, data: bytes) -> None:

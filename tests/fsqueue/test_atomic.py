@@ -102,6 +102,22 @@ def test_a_link_whose_reply_was_lost_is_recognised_as_done(
     assert present(path) == ["final"]
 
 
+def test_a_link_whose_reply_was_lost_is_ours_even_where_the_count_of_links_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(real: Callable[..., os.stat_result], path: str) -> os.stat_result:
+        facts = list(real(path))
+        facts[3] = 1  # st_nlink
+        return os.stat_result(facts)
+
+    interpose(monkeypatch, link=reply_lost(errno.EEXIST), stat=stat)
+    assert atomic.publish(f"{tmp_path}/x", b"mine")
+    monkeypatch.undo()
+    interpose(monkeypatch, stat=stat)
+    assert not atomic.publish(f"{tmp_path}/x", b"another's")
+    assert (tmp_path / "x").read_bytes() == b"mine"
+
+
 def test_an_unlink_whose_reply_was_lost_does_not_undo_what_was_published(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,8 @@ class Stage:
 
     world: World
     fault: Callable[[str, tuple[str, ...]], Fault | None]
+    perform: Callable[..., Any]
+    """Does an operation for the code that runs, when it is its turn: what, how, which paths."""
 
 
 class Fault:
@@ -104,6 +106,12 @@ class SimPath:
         inode = _seen(path)
         return inode is not None and inode.entries is None
 
+    def samefile(self, path: str, other: str) -> bool:
+        found = _seen(path)
+        if found is None:
+            raise failure(errno.ENOENT, path)
+        return found is _seen(other)
+
     def isdir(self, path: str) -> bool:
         inode = _seen(path)
         return inode is not None and inode.entries is not None
@@ -152,7 +160,7 @@ class SimOs:
                 raise failure(errno.ENOTDIR, path)
             return inode
 
-        inode = _do("create" if flags & os.O_CREAT else "open", act, path)
+        inode = STAGE.perform("create" if flags & os.O_CREAT else "open", act, path)
         files = STAGE.world.me.files
         fd = max(files, default=2) + 1
         files[fd] = OpenFile(path, inode)
@@ -179,12 +187,16 @@ class SimOs:
 
     def write(self, fd: int, data: bytes) -> int:
         file = _file(fd)
-        _do("write", lambda: STAGE.world.disk.write(file.inode, bytes(data), file.path), file.path)
+        world = STAGE.world
+        act = lambda: world.disk.write(world.inode(file), bytes(data), file.path)  # noqa: E731
+        STAGE.perform("write", act, file.path)
         return len(data)
 
     def fsync(self, fd: int) -> None:
         file = _file(fd)
-        _do("fsync", lambda: STAGE.world.disk.sync(file.inode, file.path), file.path)
+        world = STAGE.world
+        act = lambda: world.disk.sync(world.inode(file), file.path)  # noqa: E731
+        STAGE.perform("fsync", act, file.path)
 
     def stat(self, path: str) -> Any:
         mount = STAGE.world.me.host.mount
@@ -195,7 +207,7 @@ class SimOs:
                 raise failure(errno.ENOENT, path)
             return _stat(inode, mount.links(inode))
 
-        return _do("stat", act, path)
+        return STAGE.perform("stat", act, path)
 
     lstat = stat
 
@@ -203,7 +215,7 @@ class SimOs:
 
     def listdir(self, where: int | str) -> list[str]:
         path = where if isinstance(where, str) else _file(where).path
-        found = _do("list", lambda: STAGE.world.me.host.mount.listing(path), path)
+        found = STAGE.perform("list", lambda: STAGE.world.me.host.mount.listing(path), path)
         STAGE.world.me.looked[path] = STAGE.world.now
         STAGE.world.rng.shuffle(found)
         return found
@@ -217,19 +229,23 @@ class SimOs:
         return nullcontext(entries)
 
     def link(self, source: str, target: str) -> None:
-        _do("link", lambda: STAGE.world.me.host.mount.link(source, target), source, target)
+        STAGE.perform(
+            "link", lambda: STAGE.world.me.host.mount.link(source, target), source, target
+        )
 
     def rename(self, source: str, target: str) -> None:
-        _do("rename", lambda: STAGE.world.me.host.mount.rename(source, target), source, target)
+        STAGE.perform(
+            "rename", lambda: STAGE.world.me.host.mount.rename(source, target), source, target
+        )
 
     replace = rename
 
     def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         path = _below(dir_fd, path)
-        _do("unlink", lambda: STAGE.world.me.host.mount.unlink(path), path)
+        STAGE.perform("unlink", lambda: STAGE.world.me.host.mount.unlink(path), path)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
-        _do("mkdir", lambda: STAGE.world.me.host.mount.mkdir(path), path)
+        STAGE.perform("mkdir", lambda: STAGE.world.me.host.mount.mkdir(path), path)
 
     def chmod(self, path: str, mode: int) -> None:
         """Do nothing: one user owns all that is simulated, and modes keep nobody out."""
@@ -244,7 +260,7 @@ class SimOs:
 
     def rmdir(self, path: str, *, dir_fd: int | None = None) -> None:
         path = _below(dir_fd, path)
-        _do("rmdir", lambda: STAGE.world.me.host.mount.rmdir(path), path)
+        STAGE.perform("rmdir", lambda: STAGE.world.me.host.mount.rmdir(path), path)
 
 
 def _below(dir_fd: int | None, path: str) -> str:
@@ -252,7 +268,7 @@ def _below(dir_fd: int | None, path: str) -> str:
 
 
 def _seen(path: str) -> Inode | None:
-    return _do("stat", lambda: STAGE.world.me.host.mount.lookup(str(path)), str(path))
+    return STAGE.perform("stat", lambda: STAGE.world.me.host.mount.lookup(str(path)), str(path))
 
 
 def _stat(inode: Inode, links: int | None = None) -> Any:
@@ -287,12 +303,15 @@ def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
         return act()
     world.turn(what, paths)
     fault = STAGE.fault(what, paths)
+    told = 0
     try:
         if fault is not None:
+            told = fault.number
             return _go_wrong(what, act, paths, fault)
         result = act()
     except OSError as error:
-        world.say(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
+        if error.errno != told:  # that was said
+            world.say(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
         raise
     world.say(what, f"{len(result)} names" if what == "list" else "", *paths)
     return result
@@ -302,18 +321,18 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
     world = STAGE.world
     me = world.me
     number, result = fault.number, None
-    if fault.done or not number:
-        result = act()
     told = errno.errorcode[number] if number else "ok"
     note = f"done, but told {told}" if fault.done and number else told
     if fault.again_s:
         note += f", and once more in {fault.again_s:.1f} s"
         world.at(world.now + fault.again_s, lambda: _once_more(what, paths, me))
     world.say(what, f"FAULT {note}", *paths)
+    if fault.done and what in LOST_REPLY:
+        me.host.mount.unheard(what, *paths)
+    elif fault.done or not number:
+        result = act()
     if fault.delay_s:
         world.sleep(fault.delay_s)
-    if fault.done and number and what == "rename":
-        me.host.mount.believe_absent(paths[-1])
     if number:
         raise failure(number, paths[0])
     return result
@@ -333,6 +352,8 @@ def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
         world.behalf = None
     world.say(f"late {what} of {process}", outcome, *paths)
 
+
+STAGE.perform = _do
 
 # ---- time ----
 

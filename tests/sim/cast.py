@@ -35,8 +35,9 @@ def output_of(id: str) -> bytes:
 class Simulated(Handler):
     """Plan `a.30.MANNER` as a claim of cost 30, and behave as the manner says when it runs.
 
-    Manners: ok; slow; saves (checkpoints); stumbles (fails at its first attempt); fails; errs (an
-    exception nobody expects); impossible; kills (ends its process); breaks (WorkerBroken).
+    Manners: ok; slow; saves (checkpoints); stumbles (fails at its first attempt); halves (that too,
+    with half an output written); fails; errs (an exception nobody expects); impossible; kills (ends
+    its process); breaks (WorkerBroken).
     """
 
     name = "simulated"
@@ -58,6 +59,7 @@ class Simulated(Handler):
         world = STAGE.world
         manner = work.payload["manner"]
         me = world.me
+        assert not SIM_OS.path.lexists(str(work.output)), "something is there before it began"
         if manner == "saves":
             self._save(work)
         for _ in range(3 if manner == "slow" else 1):
@@ -66,8 +68,10 @@ class Simulated(Handler):
                 raise Interrupted("asked to stop")
             work.progress(1, 3, inputs=1)
         if manner in ("fails", "errs", "impossible", "breaks") or (
-            manner == "stumbles" and work.attempt == 0
+            manner in ("stumbles", "halves") and work.attempt == 0
         ):
+            if manner == "halves":
+                SIM_OS.close(SIM_OS.open(str(work.output), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             me.excuses.add(f"{work.id}.a{work.attempt}")
             if manner == "impossible":
                 me.excuses.add(f"{work.id}.a{work.attempt} for good")

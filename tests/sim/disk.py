@@ -16,7 +16,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 COMMIT_S: Final = 30.0
 """How long the disk keeps a change of names in memory, if nobody asks for it to be safe."""
@@ -55,6 +55,8 @@ class Disk:
         self.watch: Callable[[str, str, str, Inode], None] = lambda *_: None
         """Told of every change after it: what, from where, to where, which file."""
         self.journal: Journal | None = None
+        self.lost_bytes = 0
+        """How many bytes power losses took from files whose names they kept."""
 
     # ---- looking ----
 
@@ -184,6 +186,47 @@ class Disk:
             self.journal.note(self._clock(), what, source, target, inode)
         self.watch(what, source, target, inode)
 
+    # ---- comparing, for those who search ----
+
+    def copy(self) -> Disk:
+        """Return a disk with the same files, of which changes do not show on this one."""
+        new = Disk(self._clock)
+        new._count = self._count
+        files: dict[int, Inode] = {}
+        new.directories = {}
+        for path, directory in self.directories.items():
+            copied = new.directories[path] = Inode(directory.number, directory=True)
+            copied.links = directory.links
+            entries = copied.entries
+            assert entries is not None and directory.entries is not None
+            for name, inode in directory.entries.items():
+                if inode.entries is not None:
+                    continue
+                if inode.links == 1 or inode.number not in files:
+                    file = Inode(inode.number)
+                    file.data, file.links = inode.data, inode.links
+                    files[inode.number] = file
+                entries[name] = files[inode.number]
+        for path, copied in new.directories.items():
+            if path:
+                above, _, name = path.rpartition("/")
+                entries = new.directories[above].entries
+                assert entries is not None
+                entries[name] = copied
+        return new
+
+    def summary(self, *, shown: bool = False) -> int:
+        """Return a number that tells this disk from others; of what everybody sees, if `shown`."""
+        facts: list[Any] = []
+        for path, directory in self.directories.items():
+            if path.endswith(("/status", "/events")) or shown and "/." in path:
+                continue
+            facts.append((path, None, 0))
+            for name, inode in (directory.entries or {}).items():
+                if inode.entries is None and not (shown and name.startswith(".")):
+                    facts.append((f"{path}/{name}", inode.data, inode.links))
+        return hash(frozenset(facts))
+
     # ---- power loss ----
 
     def arm(self) -> None:
@@ -198,6 +241,7 @@ class Disk:
         assert self.journal is not None, "arm() first"
         lost = self.journal.cut(rng)
         self.directories = self.journal.restore(rng)
+        self.lost_bytes += self.journal.lost_bytes
         self.journal = Journal(self.directories)
         return lost
 
@@ -209,6 +253,7 @@ class Journal:
         self._safe = {path: dict(inode.entries or {}) for path, inode in directories.items()}
         self._inodes = {inode.number: inode for inode in directories.values()}
         self._pending: list[tuple[float, list[Change], str, str]] = []
+        self.lost_bytes = 0
 
     def note(self, now: float, what: str, source: str, target: str, inode: Inode) -> None:
         """Add a transaction; what is old is safe by now."""
@@ -296,7 +341,9 @@ class Journal:
         for inode in files.values():
             inode.links = 0
             if not inode.synced:
-                inode.data = _remains(inode, rng)
+                remains = _remains(inode, rng)
+                self.lost_bytes += len(inode.data) - len(remains)
+                inode.data = remains
                 inode.synced, inode.safe = True, inode.data
         for directory in directories.values():
             for inode in (directory.entries or {}).values():

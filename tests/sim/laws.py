@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -18,6 +19,15 @@ from tests.sim.disk import Inode
 from tests.sim.world import Process, Violation, World
 
 OWNED: Final = ("running", "done", "failed")
+STEPS: Final = {
+    ("staged", "spools"): "publish",
+    ("spools", "running"): "take",
+    ("running", "done"): "finish",
+    ("running", "failed"): "fail",
+    ("spools", "failed"): "cancel",
+    ("failed", "spools"): "retry",
+}
+TOLD: Final = {"stole": "steal", "lost": "zombie refused", "adopted": "adopt"}
 _PLAN: Final = re.compile(r"[0-9]{6,}\.json")
 
 
@@ -39,6 +49,8 @@ class Known:
     plan: str = ""
     since: float = 0.0
     """When it came to where it is."""
+    held_s: float = 0.0
+    """How long it had been where it was before."""
     waited: set[str] = field(default_factory=set)
     """Every name under which it ever waited."""
     content: bytes = b""
@@ -60,8 +72,21 @@ class Laws:
         self.shown: dict[int, str] = {}
         """Files that everybody can see, by their inodes' numbers."""
         self.workers: dict[str, Process] = {}
-        self.mislabelled = self.done = self.charged = self.ended = 0
+        self.excuses: dict[str, frozenset[str]] = {}
+        """For those who search: what each process may be excused with, in this state."""
+        self.count: Counter[str] = Counter()
+        """How often each thing was done, and what became of it."""
         world.disk.watch = self.changed
+
+    def copy(self) -> Laws:
+        """Return the same knowledge, of which changes do not show here."""
+        new: Laws = object.__new__(Laws)
+        new.__dict__.update(self.__dict__)
+        new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
+                      for id, known in self.claims.items()}  # fmt: skip
+        new.leases, new.plans = dict(self.leases), dict(self.plans)
+        new.shown, new.excuses = dict(self.shown), dict(self.excuses)
+        return new
 
     # ---- what happened ----
 
@@ -141,7 +166,7 @@ class Laws:
             known.places = [p for p in known.places if p.text != old.text]
         if new is not None:
             known.places.append(new)
-            known.since = self.world.now
+            known.held_s, known.since = self.world.now - known.since, self.world.now
         if what == "rename" and old is not None and new is not None:
             self._moved(known, old, new, inode)
         elif place.area != "staged":
@@ -165,6 +190,8 @@ class Laws:
             self._whole(new, inode)
         step = old.area, new.area
         mine = self._mover() is self.workers.get(old.name.owner or "")
+        if step in STEPS:
+            self.count[STEPS[step]] += 1
         if step in (("staged", "spools"), ("spools", "running"), ("spools", "failed")):
             same = new.name.owned_by("") == old.name.owned_by("")
             if not same or (step[1] != "spools" and new.name.owner is None):
@@ -173,7 +200,7 @@ class Laws:
             if step == ("spools", "running") and self._mover() is not taker:
                 self.break_("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
         elif old.area == "running":
-            self._left_running(old, new, mine)
+            self._left_running(known, old, new, mine)
         elif step == ("failed", "spools"):
             rounds = old.name.attempt // self.attempts_max + 1
             fresh = replace(old.name.returned(failed=True), attempt=rounds * self.attempts_max)
@@ -186,7 +213,7 @@ class Laws:
                 self.break_("I2", f"the waiting name {new.name} is used twice")
             known.waited.add(str(new.name))
 
-    def _left_running(self, old: Place, new: Place, mine: bool) -> None:
+    def _left_running(self, known: Known, old: Place, new: Place, mine: bool) -> None:
         name, owner = old.name, old.name.owner or ""
         if not mine and (lease := self.leases.get(owner)) is not None and lease[0].living:
             self.break_("I3", f"{self._mover()} moved {old.text} while {lease[0]} holds")
@@ -196,7 +223,6 @@ class Laws:
             if not mine:
                 self.break_("I3", f"{self._mover()} finished {old.text}")
             self._has_output(name)
-            self.done += 1
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
@@ -204,18 +230,19 @@ class Laws:
                 self.break_("I2", f"{old.text} became {new.text}")
             if not charged and not mine and not self._published(name):
                 self.break_("attempts", f"{old.text} was taken from its owner and is not charged")
+            self.count["recover" if not mine else "requeue" if charged else "release"] += 1
+            if not charged and mine and (worker := self.workers.get(owner)) is not None:
+                worker.released = new.text, self.world.now, known.held_s
         if charged:
             self._charged(name, final=new.area == "failed", mine=mine)
 
     def _charged(self, name: ClaimName, *, final: bool, mine: bool) -> None:
-        self.charged += 1
         path = f"{self.root}/errors/{name.id}.a{name.attempt}.json"
         record = self._json(path)
         if record is None:
             self.break_("history", f"{name} was charged, and {path} is not there")
         if (record["id"], record["attempt"]) != (name.id, name.attempt):
             self.break_("history", f"{name} was charged, and {path} tells of {record}")
-        self.mislabelled += record["worker"] != name.owner
         cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
         worker = self.workers.get(name.owner or "")
         excuses = worker.excuses if worker is not None else set()
@@ -255,6 +282,7 @@ class Laws:
     def _told(self, event: dict[str, Any]) -> None:
         """Judge what a worker believes of its own claims."""
         worker = self.workers.get(event["worker"])
+        self.count[TOLD.get(event["event"], "tell")] += 1
         if (
             worker is None
             or "fault" in worker.excuses
@@ -265,7 +293,7 @@ class Laws:
         mine = [place for place in places if place.area in ("running", "done")]
         if event["event"] == "finished" and not any(place.area == "done" for place in mine):
             self.break_("belief", f"{worker} believes that it finished {event['id']}")
-        if event["event"] == "lost" and mine and self.world.traits.name == "local disk":
+        if event["event"] == "lost" and mine and self.world.traits.listings_s < 0.2:
             self.break_("belief", f"{worker} believes that it lost {mine[0].text}")
 
     # ---- outputs, plans ----
@@ -319,10 +347,27 @@ class Laws:
             self.break_("I9", f"{self._mover()} renamed {old} to {new}")
         elif after.living and after.beat != (before.beat or 0) + 1:
             self.break_("I9", f"{old} became {new}")
+        elif not after.living and worker is not None:
+            self._retired(after, worker)
+        verb = "enlist" if before is None else "renew" if after.living else "retire"
+        self.count["end a lease" if after.ended_by else verb] += 1
         self.leases[after.worker] = after, born
 
+    def _retired(self, lease: LeaseName, worker: Process) -> None:
+        """Who retires holds nothing, as far as he could know and could put it back."""
+        held = [
+            place.text
+            for known in self.claims.values()
+            for place in known.places
+            if place.area == "running" and place.name.owner == lease.worker
+        ]
+        hindered = any(what != "rename" or "/running/" not in at for what, at in worker.troubles)
+        traits = self.world.traits
+        lagging = traits.listings_s > 0.2 or (worker.troubles and traits.entries_s > 0)
+        if held and not (hindered or lagging or self._misled(worker.excuses)):
+            self.break_("goodbye", f"{worker} became {lease}, and holds {', '.join(held)}")
+
     def _ended(self, before: LeaseName, after: LeaseName) -> None:
-        self.ended += 1
         worker, ender = self.workers.get(after.worker), self._mover()
         if ender is worker or self.workers.get(after.ended_by or "") is not ender:
             self.break_("I9", f"{ender} renamed {before} to {after}")

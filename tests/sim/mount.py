@@ -10,6 +10,7 @@ between two names that it believes to be one file it answers by itself, with suc
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -33,10 +34,12 @@ class Traits:
 
 
 LOCAL = Traits("local disk")
+NFS = Traits("NFS", 30.0, 0.05, 3.0, opening_refreshes=True)
+LAGGING_NFS = Traits("NFS without locks", 30.0, 1.0, 30.0, locks="none")
 KINDS = (
     LOCAL,
-    Traits("NFS", 30.0, 0.05, 3.0, opening_refreshes=True),
-    Traits("NFS without locks", entries_s=30.0, listings_s=1.0, attributes_s=30.0, locks="none"),
+    NFS,
+    LAGGING_NFS,
     Traits("gluster", entries_s=1.0, attributes_s=1.0, false_renames=True),
     Traits("sshfs", entries_s=1.0, listings_s=20.0, attributes_s=20.0, locks="host"),
 )
@@ -53,6 +56,8 @@ class Mount:
         self._entries: dict[str, tuple[float, Inode | None]] = {}
         self._listings: dict[str, tuple[float, list[str]]] = {}
         self._links: dict[int, tuple[float, int]] = {}
+        self.misled: Counter[str] = Counter()
+        """How often what was seen was not, or no longer, so."""
 
     # ---- what may be old ----
 
@@ -64,6 +69,8 @@ class Mount:
         if known is None:
             known = (self.disk.find(path),)
             self._learn(path, known[0])
+        elif known[0] is not self.disk.find(path):
+            self.misled["stale lookup"] += 1
         return known[0]
 
     def open(self, path: str) -> Inode:
@@ -85,7 +92,7 @@ class Mount:
         """Return the names in a directory, in any order."""
         if self.traits.listings_s and (old := self._listings.get(path)) is not None:
             if self._clock() < old[0]:
-                return list(old[1])
+                return self._old_listing(path, old[1])
         directory = self.disk.directories.get(path)
         if directory is None or directory.entries is None:
             raise failure(errno.ENOENT, path)
@@ -96,12 +103,19 @@ class Mount:
             return list(names)
         return names
 
+    def _old_listing(self, path: str, names: list[str]) -> list[str]:
+        directory = self.disk.directories.get(path)
+        if directory is None or set(names) != set(directory.entries or ()):
+            self.misled["stale listing"] += 1
+        return list(names)
+
     def links(self, inode: Inode) -> int:
         """Return how many names a file has, or had."""
         if not self.traits.attributes_s:
             return inode.links
         old = self._links.get(inode.number)
         if old is not None and self._clock() < old[0]:
+            self.misled["stale attribute"] += old[1] != inode.links
             return old[1]
         until = self._clock() + self._rng.uniform(0, self.traits.attributes_s)
         self._links[inode.number] = until, inode.links
@@ -113,6 +127,7 @@ class Mount:
         """Make a file, exclusively."""
         inode = self.disk.create(path)
         self._did(path, inode)
+        self.links(inode)
         return inode
 
     def link(self, source: str, target: str) -> None:
@@ -130,6 +145,7 @@ class Mount:
                 raise failure(errno.ENOENT, source)
             if self.traits.false_renames and old is not None and new is not None:
                 if old[0] is new[0]:
+                    self.misled["false rename"] += self.disk.find(source) is not None
                     self._learn(source, None)
                     return
         inode = self.disk.find(source)
@@ -162,9 +178,16 @@ class Mount:
         self.disk.rmdir(path)
         self._did(path, None)
 
-    def believe_absent(self, path: str) -> None:
-        """Remember that a name was not there: what a rename leaves whose reply was lost."""
-        self._learn(path, None)
+    def unheard(self, what: str, *paths: str) -> None:
+        """Let the server do what it was asked, and this host not hear that it did."""
+        if what in ("rename", "unlink") and self.traits.entries_s:
+            known = self._known(paths[0])
+            if known is not None and known[0] is None:
+                raise failure(errno.ENOENT, paths[0])
+        self._entries.pop(paths[-1], None)
+        getattr(self.disk, what)(*paths)
+        if what == "rename":
+            self._learn(paths[-1], None)
 
     # ---- parts ----
 

@@ -19,16 +19,19 @@ from typing import Any, Final
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One mistake: in which module, instead of which words."""
+    """One mistake: in which module, instead of which words, and the scene that shows it if most
+    stories do not.
+    """
 
     name: str
     module: str
     old: str
     new: str
+    scene: str = ""
 
 
-def _m(name: str, module: str, old: str, new: str) -> Mutation:
-    return Mutation(name, module, old, new)
+def _m(name: str, module: str, old: str, new: str, scene: str = "") -> Mutation:
+    return Mutation(name, module, old, new, scene)
 
 
 MUTATIONS: Final = (
@@ -38,12 +41,14 @@ MUTATIONS: Final = (
         "claims",
         "return name in atomic.names(directory)",
         "return False",
+        "the reply of a finish is lost",
     ),
     _m(
         "a rename that reported failure counts as done",
         "claims",
         "return name in atomic.names(directory)",
         "return True",
+        "a zombie finishes",
     ),
     _m(
         "take to a target that others choose, too",
@@ -68,6 +73,7 @@ MUTATIONS: Final = (
         "claims",
         "        raise _lost(name, verb)\n\n\ndef _lost",
         "        pass\n\n\ndef _lost",
+        "a zombie finishes",
     ),
     _m(
         "release reuses the waiting name",
@@ -182,6 +188,7 @@ MUTATIONS: Final = (
         "planner",
         "        atomic.sync_directory(pool.staged(uid, spool.name))\n",
         "        pass\n",
+        "the power fails when a plan has its number",
     ),
     # ---- leases: a compare-and-swap ----
     _m(
@@ -208,6 +215,7 @@ MUTATIONS: Final = (
         "leases",
         "            return any(not name.living for name in mine)\n",
         "            return True\n",
+        "a zombie in a long claim wakes while it is declared dead",
     ),
     _m(
         "end the newest beat, not the one last seen",
@@ -217,6 +225,7 @@ MUTATIONS: Final = (
         "        for name in lease_names(self._pool):\n"
         "            if name.worker == worker and name.living:\n"
         "                sighting.name = name\n",
+        "a zombie wakes before it is declared dead",
     ),
     _m(
         "a quarter of a lease is enough",
@@ -305,6 +314,7 @@ MUTATIONS: Final = (
         "attempt",
         "        if not atomic.empty_directory(workshop):\n",
         "        if False:\n",
+        "attempts leave half an output behind",
     ),
     _m(
         "retire before putting back",
@@ -316,12 +326,14 @@ MUTATIONS: Final = (
         "        for name in claims.owned(self.pool, State.RUNNING):\n"
         "            if name.owner == self.id:\n"
         "                self._put_back(name)\n",
+        "two signals come while a claim is taken",
     ),
     _m(
         "leave without putting back",
         "worker",
         "            if name.owner == self.id:\n                self._put_back(name)\n",
         "            pass\n",
+        "two signals come while a claim is taken",
     ),
     _m(
         "work without a lease",
@@ -347,6 +359,7 @@ MUTATIONS: Final = (
         "worker",
         "            if name.owner == self.id:\n                # RACE",
         "            if False:\n                # RACE",
+        "a take succeeds and nobody knows",
     ),
     _m(
         "recover whoever is not seen living",
@@ -360,6 +373,7 @@ MUTATIONS: Final = (
         "        ended = self.observer.end(worker, self._me)\n",
         "        atomic.discard_tree(self._pool.workshop(worker))\n"
         "        ended = self.observer.end(worker, self._me)\n",
+        "a zombie wakes while it is declared dead",
     ),
     _m(
         "a suspect is as good as dead",
@@ -372,6 +386,7 @@ MUTATIONS: Final = (
         "recovery",
         "            plans.complete(self._pool)\n",
         "            pass\n",
+        "a planner dies between number and spools",
     ),
 )
 

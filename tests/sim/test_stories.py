@@ -3,7 +3,8 @@
 Many processes on several hosts, one file operation at a time in an order that the seed decides,
 with crashes, pauses, lost replies, stale caches, full disks and power cuts; the invariants are held
 against the true state of the disk after every operation, and at the end every claim is done once
-or failed with its history. SIM_SEEDS=FIRST-LAST plays other seeds, or more of them:
+or failed with its history. A story that does not prints its plot, its trace, and the command that
+replays it. SIM_SEEDS=FIRST-LAST plays other seeds, or more of them:
 
     SIM_SEEDS=0-9999 pytest tests/sim
 """
@@ -16,28 +17,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.sim.ambush import SCENES
 from tests.sim.mutations import MUTATIONS, Mutation, applied
-from tests.sim.story import play, theatre
+from tests.sim.story import Plot, play, theatre
+from tests.sim.tally import TALLY
 
-SEEDS = os.environ.get("SIM_SEEDS", "0-399")
-MUTANT_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "120"))
-RARE = {
-    "no look after a rename that reported failure",
-    "a rename that reported failure counts as done",
-    "a claim that was lost is finished all the same",
-    "no fsync of what was staged",
-    "whoever lost the race for a lease recovers all the same",
-    "end the newest beat, not the one last seen",
-    "what half an attempt wrote passes for the whole",
-    "leave without putting back",
-    "retire before putting back",
-    "a claim won without knowing is left alone",
-    "tidy up after the living",
-    "plans of dead planners are left half published",
-}
-"""Mistakes that fewer than one story in 120 shows: they are left out unless SIM_MUTANT_SEEDS asks
-for more stories than that, and nothing is promised of them here."""
-NOTICED = [m for m in MUTATIONS if m.name not in RARE or MUTANT_SEEDS > 120]
+SEEDS = os.environ.get("SIM_SEEDS", "0-1999")
+SCENE = os.environ.get("SIM_SCENE", "")
+SCENE_SEEDS = 20
+MUTANT_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "60"))
+REPRESENTATIVE = 400
+"""So many stories meet every kind of accident."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +45,37 @@ def seeds() -> range:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(seeds().start, seeds().stop, 50))
+@pytest.mark.skipif(bool(SCENE), reason="SIM_SCENE names one scene")
+@pytest.mark.parametrize("first", range(seeds().start, seeds().stop, 100))
 def test_every_story_ends_with_every_claim_done_once_or_failed_with_its_history(first: int) -> None:
-    for seed in range(first, min(first + 50, seeds().stop)):
-        play(seed)  # raises Violation, with the plot and the end of the trace in its notes
+    for seed in range(first, min(first + 100, seeds().stop)):
+        TALLY.add(play(seed))  # raises Violation, with the plot and the trace in its notes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", NOTICED, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("scene", [SCENE] if SCENE else SCENES)
+def test_every_story_around_one_scene_ends_as_well(scene: str) -> None:
+    for seed in range(SCENE_SEEDS) if SEEDS == "0-1999" else seeds():
+        TALLY.add(play(seed, Plot.of_scene(scene, seed)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(SCENE), reason="SIM_SCENE names one scene")
+def test_in_these_stories_everything_is_done_and_every_accident_happens() -> None:
+    for seed in set(range(REPRESENTATIVE)) - TALLY.seeds:
+        TALLY.add(play(seed))
+    assert TALLY.missing() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mistake_in_the_protocol_is_noticed(mutation: Mutation) -> None:
     with applied(mutation):
         for seed in range(MUTANT_SEEDS):
+            plot = Plot.of_scene(mutation.scene, seed) if mutation.scene else None
             try:
-                play(seed)
-            except Exception:
-                return  # or it broke the program outright: noticed, too
+                play(seed, plot)
+            except Exception:  # or it broke the program outright: noticed, too
+                TALLY.noticed[mutation.name] = seed + 1
+                return
     pytest.fail(f"nobody noticed: {mutation.name}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from random import Random
-from typing import Final
+from typing import Any, Final
 
+from tests.sim.ambush import BEFORE, Ambush
 from tests.sim.calls import LOST_REPLY, STAGE, Fault, _once_more
 from tests.sim.world import Actor, Gone, Process, World
 
@@ -69,12 +72,17 @@ class Weather:
 class Accidents:
     """Cause what the weather brings, while it is bad."""
 
-    def __init__(self, world: World, weather: Weather, lease_s: float) -> None:
+    def __init__(
+        self, world: World, weather: Weather, lease_s: float, ambushes: Iterable[Ambush] = ()
+    ) -> None:
         self.world = world
         self.weather = weather
         self.lease_s = lease_s
         self.active = True
-        self.count: dict[str, int] = {}
+        self.count: Counter[str] = Counter()
+        self.cut_power: Callable[[], None] = lambda: None
+        self._before_it = [ambush for ambush in ambushes if ambush.kind in BEFORE]
+        self._during_it = [ambush for ambush in ambushes if ambush.kind not in BEFORE]
         w = weather
         self._before = w.crash + w.ghost + w.pause + w.signal
         self._kinds = ("hang", "stale", "error", "full", "lost", "again")
@@ -84,20 +92,53 @@ class Accidents:
 
     def before(self, actor: Actor) -> None:
         """Let something happen to the process that is about to do an operation."""
-        heat = HEAT if actor.doing is not None and _hot(actor.doing[1]) else 1.0
-        heat *= 1.0 if actor.process.name.startswith("work") else 0.3
-        if not self.active or self.world.rng.random() >= heat * self._before:
+        if not self.active:
             return
-        w, rng, process = self.weather, self.world.rng, actor.process
+        assert actor.doing is not None
+        for kind in self._sprung(self._before_it, *actor.doing):
+            self._befall(actor, kind)
+        heat = HEAT if _hot(actor.doing[1]) else 1.0
+        heat *= 1.0 if actor.process.name.startswith("work") else 0.3
+        if self.world.rng.random() >= heat * self._before:
+            return
+        w, rng = self.weather, self.world.rng
         kind = rng.choices(
             ("crash", "ghost", "pause", "signal"), (w.crash, w.ghost, w.pause, w.signal)
         )[0]
         asleep = any(other.until > self.world.now for other in self.world.processes if other.alive)
         if kind == "pause" and asleep and rng.random() < 0.8:
             return  # somebody must be awake to see that others are not
-        self._note(kind)
+        self._befall(actor, kind)
+
+    def _sprung(self, ambushes: list[Ambush], what: str, paths: tuple[Any, ...]) -> list[str]:
+        if not ambushes:
+            return []
+        overdue = lambda: bool(self._overdue())  # noqa: E731
+        due = [ambush for ambush in ambushes if ambush.springs(what, paths, overdue)]
+        for ambush in due:
+            ambushes.remove(ambush)
+        return [ambush.kind for ambush in due]
+
+    def _overdue(self) -> list[Process]:
+        """Return who sleeps, and has for longer than a lease."""
+        now = self.world.now
+        sleepers = (process for process in self.world.processes if process.alive)
+        return [p for p in sleepers if p.until > now and now - p.asleep_since >= self.lease_s]
+
+    def _befall(self, actor: Actor, kind: str) -> None:
+        rng, process = self.world.rng, actor.process
+        self.count["pause" if kind == "long pause" else kind] += 1
         if kind == "pause":
-            self._pause(process)
+            self._pause(process, self._long())
+        elif kind == "long pause":
+            self._pause(process, rng.uniform(1.05, 2.0) * self.lease_s)
+        elif kind == "overtaken":
+            for other in self._overdue():
+                other.until = self.world.now
+            self._pause(process, 0.3 * self.lease_s)
+        elif kind == "power cut":
+            self.world.at(self.world.now, self.cut_power)
+            self.world.sleep(0.0)
         elif kind == "signal":
             number = rng.choice((signal.SIGTERM, signal.SIGUSR1))
             self.world.say(f"FAULT gets {number.name}", "")
@@ -109,26 +150,36 @@ class Accidents:
         """Let something happen to one operation."""
         if not self.active:
             return None
+        for kind in self._sprung(self._during_it, what, paths):
+            return self._noted(kind, what, paths)
         rng, count = self.world.rng, 6 if what in LOST_REPLY else 4
         chances = self._chances[:count]
         if rng.random() >= (HEAT if _hot(paths) else 1.0) * sum(chances):
             return None
-        kind = rng.choices(self._kinds[:count], chances)[0]
-        fault = self._fault(kind, what, rng)
+        return self._noted(rng.choices(self._kinds[:count], chances)[0], what, paths)
+
+    def _noted(self, kind: str, what: str, paths: tuple[str, ...]) -> Fault | None:
+        me = self.world.me
+        fault = self._fault(kind, what, self.world.rng)
         if fault is not None:
-            self._note(kind)
+            self.count[kind if kind != "error" else "error, done" if fault.done else kind] += 1
             if kind in ("stale", "error", "full"):
-                self.world.me.excuses.add("fault")
+                me.excuses.add("fault")
+                me.troubles.append((what, paths[-1]))
             elif kind == "lost":
-                self.world.me.excuses.add("lost")
+                me.excuses.add("lost")
         return fault
 
     def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
         if kind == "hang":
             return Fault(delay_s=self._long())
-        if kind == "lost":
-            return Fault(LOST_REPLY[what], done=True, delay_s=rng.choice((0.0, self._long())))
-        if kind == "again":
+        if kind == "interrupt":
+            self.world.me.signals += [signal.SIGTERM] * 2
+            return Fault(delay_s=0.01)
+        if kind == "lost" and what in LOST_REPLY:
+            # Replies get lost where requests are sent again, and that takes a while.
+            return Fault(LOST_REPLY[what], done=True, delay_s=rng.choice((0.2, self._long())))
+        if kind == "again" and what in LOST_REPLY:
             return Fault(again_s=self._long())
         if kind == "stale" and what not in ("create", "write", "mkdir"):
             return Fault(errno.ESTALE)
@@ -143,9 +194,11 @@ class Accidents:
         share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.6), (1.0, 2.5)))
         return self.world.rng.uniform(*share) * self.lease_s
 
-    def _pause(self, process: Process) -> None:
-        seconds = self._long()
+    def _pause(self, process: Process, seconds: float) -> None:
+        if seconds > self.lease_s:
+            self.world.at(self.world.now + seconds, lambda: self._resumed(process))
         process.stopped = self.world.rng.random() < 0.5
+        process.asleep_since = self.world.now
         process.until = self.world.now + seconds
         self.world.say("FAULT is stopped", f"for {seconds:.1f} s")
         self.world.sleep(0.0)
@@ -163,5 +216,5 @@ class Accidents:
         self.world.end(process)
         raise Gone
 
-    def _note(self, kind: str) -> None:
-        self.count[kind] = self.count.get(kind, 0) + 1
+    def _resumed(self, process: Process) -> None:
+        self.count["resumed after a lease"] += process.alive

@@ -57,6 +57,7 @@ class Process:
     alive: bool = True
     until: float = 0.0
     """Stopped until then."""
+    asleep_since: float = 0.0
     stopped: bool = False
     """Stopped by a signal or a suspended host, and not by a slow disk."""
     ended_at: float = 0.0
@@ -66,6 +67,10 @@ class Process:
     error: BaseException | None = None
     excuses: set[str] = field(default_factory=set)
     """What was done to it that explains how it ended."""
+    troubles: list[tuple[str, str]] = field(default_factory=list)
+    """Which operations of it met an error: what was to be done, to which path."""
+    released: tuple[str, float, float] = ("", 0.0, 0.0)
+    """Which claim it put back last without a failure, when, and for how long it had held it."""
     handlers: dict[int, Callable[[int, Any], None]] = field(default_factory=dict)
     signals: list[int] = field(default_factory=list)
     files: dict[int, Any] = field(default_factory=dict)
@@ -258,6 +263,10 @@ class World:
                 self.end(process)
                 raise Gone
             handler(number, None)
+
+    def inode(self, file: Any) -> Any:
+        """Return the file that a descriptor stands for."""
+        return file.inode
 
     def say(self, what: str, outcome: str, *paths: str) -> None:
         """Add a line to the trace."""

@@ -1,0 +1,129 @@
+"""What is explored: a few actors of the real code, each with little to do, on a small pool."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fsqueue import atomic, claims, plans
+from fsqueue.check import check_pool
+from fsqueue.errors import LeaseLost
+from fsqueue.layout import State
+from fsqueue.leases import Observer
+from fsqueue.names import ClaimName
+from fsqueue.pool import Pool, create_pool, open_pool
+from fsqueue.recovery import Recovery
+from fsqueue.status import Journal
+from fsqueue.worker import Habits, Worker
+from tests.sim.cast import ROOT, planner
+from tests.sim.explore import Body, Explorer
+from tests.sim.world import Process, Violation
+
+LEASE_S: Final = 8.0
+SPOOL: Final = "gpu0"
+
+
+def a_pool(stage: Explorer, *inputs: str, attempts_max: int = 2) -> None:
+    """Plan these inputs into a new pool."""
+    process = stage.process("planner")
+    stage.laws.attempts_max = attempts_max
+    with stage.alone(process):
+        create_pool(ROOT, lease_s=LEASE_S, attempts_max=attempts_max)
+        if inputs:
+            planner(inputs, (SPOOL,), LEASE_S, attempts_max)(process)
+
+
+def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
+    """Enlist, take, run and finish; put back what is held; retire. A thread renews the lease.
+
+    Unless it is a newcomer, it has enlisted before anything else happens.
+    """
+
+    def body(process: Process) -> None:
+        pool = open_pool(ROOT)
+        me = Worker(pool, Habits(spool=SPOOL), id=process.name)
+        if newcomer:
+            stage.begin()
+        me.lease.enlist({"worker": me.id})
+        atomic.make_directory(pool.workshop(me.id))
+        stage.begin()
+        if beats and stage.run is not None:
+            stage.run.add(lambda: _beat(me, beats))
+        name = _take(pool, me.id)
+        if name is not None:
+            me._run(name, SPOOL)
+        stage.join()
+        me._leave()
+
+    return body
+
+
+def _take(pool: Pool, me: str) -> ClaimName | None:
+    for name in claims.waiting(pool, SPOOL):
+        taken = claims.take(pool, SPOOL, name, me)
+        if taken is not None:
+            return taken
+    return None
+
+
+def _beat(me: Worker, beats: int) -> None:
+    for _ in range(beats):
+        try:
+            me.lease.renew()
+        except LeaseLost as error:
+            me.beat.lost = str(error)
+            return
+
+
+def recoverer(stage: Explorer, sweeps: int = 3) -> Body:
+    """Sweep now and then, with half a lease in between."""
+
+    def body(process: Process) -> None:
+        pool = open_pool(ROOT)
+        recovery = Recovery(pool, process.name, Observer(pool), Journal(pool, process.name))
+        stage.begin()
+        for _ in range(sweeps):
+            recovery.sweep()
+            stage.sleep(pool.lease_s / 2)
+
+    return body
+
+
+def a_planner(stage: Explorer, *inputs: str, attempts_max: int = 2) -> Body:
+    """Plan these inputs beside others."""
+    plan = planner(inputs, (SPOOL,), LEASE_S, attempts_max)
+
+    def body(process: Process) -> None:
+        stage.begin()
+        plan(process)
+
+    return body
+
+
+def completer(stage: Explorer) -> Body:
+    """Complete whatever plans have a number, twice."""
+
+    def body(process: Process) -> None:
+        pool = open_pool(ROOT)
+        stage.begin()
+        for _ in range(2):
+            plans.complete(pool)
+
+    return body
+
+
+def settle(stage: Explorer) -> None:
+    """Let a fresh worker end it all, and look at what it leaves."""
+    process = stage.process("settler")
+    try:
+        with stage.alone(process):
+            pool = open_pool(ROOT)
+            Worker(pool, Habits(spool=SPOOL), id="settler").run()
+            left = list(claims.waiting(pool, SPOOL))
+            left += claims.owned(pool, State.RUNNING)
+            if left:
+                raise Violation(f"a healthy worker could not finish {left}")
+            problems = check_pool(pool).problems
+            if problems:
+                raise Violation(f"fsqueue check says {problems}")
+    finally:
+        stage.processes.remove(process)
