@@ -290,8 +290,12 @@ def empty_directory(directory: str) -> bool:
         finally:
             os.close(fd)
         return True
-    except FileNotFoundError:
-        return False  # RACE: someone removed the directory first, or while we emptied it
+    except OSError as error:
+        # RACE: someone removed the directory first, or while we emptied it; or this mount has not
+        # seen yet that he did.
+        if error.errno not in GONE:
+            raise
+        return False
 
 
 def _empty(fd: int) -> None:

@@ -534,6 +534,14 @@ def test_a_tree_that_somebody_fills_meanwhile_is_left_to_him(
     assert os.listdir(tree) == ["new"]
 
 
+def test_a_directory_that_another_host_removed_counts_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This mount believes that it is there, and has but a stale handle of it."""
+    interpose(monkeypatch, open=refused(errno.ESTALE))
+    assert not atomic.empty_directory(str(tmp_path))
+
+
 def test_an_empty_directory_is_removed_and_a_full_one_is_not(tmp_path: Path) -> None:
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.mkdir()

@@ -39,8 +39,8 @@ MOMENTS: Final = {
 """Operations that decide something: what is done, and to which paths, with a space between two."""
 
 ANY: Final = -1
-"""Stands for one of the first six, drawn from the seed."""
-BEFORE: Final = ("crash", "ghost", "pause", "long pause", "overtaken", "power cut")
+"""Stands for one of the first three, drawn from the seed."""
+BEFORE: Final = ("crash", "ghost", "pause", "long pause", "coma", "overtaken", "power cut")
 DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full")
 _PATTERNS: Final = {name: (what, re.compile(path)) for name, (what, path) in MOMENTS.items()}
 
@@ -61,13 +61,14 @@ class Ambush:
 
     def settled(self, rng: Random) -> Ambush:
         """Return an ambush of one's own, which lies in wait for one operation."""
-        nth = rng.randrange(6) if self.nth == ANY else self.nth
+        nth = rng.randrange(3) if self.nth == ANY else self.nth
         return Ambush(self.moment, self.kind, nth)
 
     def springs(self, what: str, paths: tuple[Any, ...], overdue: Callable[[], bool]) -> bool:
         """Say whether this operation is the one; called once for every operation.
 
-        An operation is overtaken only while somebody sleeps whose lease has expired.
+        An operation is overtaken only if it is the second of its kind at once, while somebody
+        sleeps whose lease has expired.
         """
         wanted, pattern = _PATTERNS[self.moment]
         if what != wanted or not pattern.search(" ".join(paths)):
@@ -119,7 +120,7 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
     ),
     "a zombie wakes before it is declared dead": _zombie(
         ambushes=(
-            Ambush("renew", "long pause", 8),
+            Ambush("renew", "coma", 5),
             Ambush("list the leases", "overtaken", ANY),
         ),
         inputs=("a.160.slow", "b.160.slow"),

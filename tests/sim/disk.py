@@ -123,7 +123,10 @@ class Disk:
         if (inode := old.get(was)) is None:
             raise failure(errno.ENOENT, source)
         if inode.entries is not None:
-            assert name.startswith(".") and name not in new, "only what is private, to a new name"
+            assert name.startswith("."), "no directory is renamed but to a private name"
+            if (there := new.get(name)) is not None and (there.entries is None or there.entries):
+                raise failure(errno.ENOTEMPTY, target)
+            new.pop(name, None)
             self.directories[target] = self.directories.pop(source)
         if (gone := new.get(name)) is not None:
             if gone is inode:

@@ -310,13 +310,6 @@ MUTATIONS: Final = (
         "private = Path(final)",
     ),
     _m(
-        "what half an attempt wrote passes for the whole",
-        "attempt",
-        "        if not atomic.empty_directory(workshop):\n",
-        "        if False:\n",
-        "attempts leave half an output behind",
-    ),
-    _m(
         "retire before putting back",
         "worker",
         "        for name in claims.owned(self.pool, State.RUNNING):\n"
@@ -384,7 +377,7 @@ MUTATIONS: Final = (
     _m(
         "plans of dead planners are left half published",
         "recovery",
-        "            plans.complete(self._pool)\n",
+        "            plans.complete(self._pool, planned)\n",
         "            pass\n",
         "a planner dies between number and spools",
     ),

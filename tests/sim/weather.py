@@ -113,11 +113,15 @@ class Accidents:
     def _sprung(self, ambushes: list[Ambush], what: str, paths: tuple[Any, ...]) -> list[str]:
         if not ambushes:
             return []
-        overdue = lambda: bool(self._overdue())  # noqa: E731
+        overdue = lambda: self._hasty(paths[0]) and bool(self._overdue())  # noqa: E731
         due = [ambush for ambush in ambushes if ambush.springs(what, paths, overdue)]
         for ambush in due:
             ambushes.remove(ambush)
         return [ambush.kind for ambush in due]
+
+    def _hasty(self, path: str) -> bool:
+        """Say whether this process has listed a directory a moment ago."""
+        return self.world.now - self.world.me.looked.get(path, -9.0) < 2.0
 
     def _overdue(self) -> list[Process]:
         """Return who sleeps, and has for longer than a lease."""
@@ -127,11 +131,13 @@ class Accidents:
 
     def _befall(self, actor: Actor, kind: str) -> None:
         rng, process = self.world.rng, actor.process
-        self.count["pause" if kind == "long pause" else kind] += 1
+        self.count["pause" if kind in ("long pause", "coma") else kind] += 1
         if kind == "pause":
             self._pause(process, self._long())
         elif kind == "long pause":
             self._pause(process, rng.uniform(1.05, 2.0) * self.lease_s)
+        elif kind == "coma":
+            self._pause(process, rng.uniform(2.0, 3.0) * self.lease_s)
         elif kind == "overtaken":
             for other in self._overdue():
                 other.until = self.world.now
