@@ -211,8 +211,7 @@ def _link(private: str, path: str) -> bool:
         return True
     except FileExistsError:
         # RACE: another attempt published first, and its file stands for good (I7). Or our own link
-        # was done and its reply lost: then our file has two names, and this is one of them. Of the
-        # two signs the first may be old on a network mount, and the second mean nothing on a FUSE.
+        # was done and its reply lost: then our file has two names, though its count may be old.
         return os.stat(private).st_nlink > 1 or _is_file(path, private)
     except OSError as error:
         if error.errno not in NO_LINK:
@@ -241,7 +240,7 @@ def _is_file(path: str, ours: str) -> bool:
     try:
         return os.path.samefile(path, ours)
     except FileNotFoundError:
-        return False  # RACE: whose it was removed it, or this mount has not seen it yet
+        return False  # RACE: this mount has not seen yet what another published
 
 
 def replace(path: str, data: bytes) -> None:
@@ -291,8 +290,7 @@ def empty_directory(directory: str) -> bool:
             os.close(fd)
         return True
     except OSError as error:
-        # RACE: someone removed the directory first, or while we emptied it; or this mount has not
-        # seen yet that he did.
+        # RACE: someone removed the directory first, or while we emptied it; ESTALE: another host.
         if error.errno not in GONE:
             raise
         return False

