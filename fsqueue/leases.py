@@ -145,7 +145,7 @@ class Observer:
                 since, moved = min(last.since + unseen_s, before), last.moved and not unseen_s
                 seen[worker] = _Sighting(current, since, moved)
             else:
-                # RACE: a renewal can hide a lease from one listing; what returns has moved, lately or not
+                # RACE: a renewal can hide a lease from one listing; what returns has moved.
                 moved = last is not None and current is not None and not unseen_s
                 seen[worker] = _Sighting(current, after, moved)
         self._seen, self._looked = seen, before
