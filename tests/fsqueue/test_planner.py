@@ -266,7 +266,7 @@ def test_a_planner_whose_disk_is_full_takes_back_what_it_staged(
 
 
 def full_at_close(real: Callable[[int], None], fd: int) -> None:
-    staged = ".staged" in os.readlink(f"/proc/self/fd/{fd}")
+    staged = ".staged/gpu0/" in os.readlink(f"/proc/self/fd/{fd}")
     real(fd)
     if staged:
         raise OSError(errno.EDQUOT, "quota")

@@ -121,7 +121,7 @@ def test_the_trace_is_one_json_document_written_whole(pool: Pool, tmp_path: Path
     assert [r["ph"] for r in json.loads(printed)["traceEvents"] if r["ph"] != "M"] == list("XXsf")
     assert sorted(os.listdir(tmp_path)) == ["pool", "trace.json"]
     bad = fsqueue("trace", pool.root, "-o", tmp_path / "no" / "trace.json")
-    assert bad.returncode == 1 and bad.stderr.count("\n") == 1
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ class Scene:
         self.faster = faster
         self.lease_s = LEASE_S / faster
         self.idlers: dict[str, Idler] = {}
+        self.beating: list[Hand] = []
 
     def pool(self, name: str, *inputs: str, spools: int = 1) -> Pool:
         """Make a pool in which nothing but these inputs waits."""
@@ -60,6 +61,8 @@ class Scene:
         """Kill the workers."""
         for idler in self.idlers.values():
             idler.end()
+        for hand in self.beating:
+            hand.beat.stop()
 
 
 def all_who_wait(scene: Scene) -> None:
@@ -76,6 +79,7 @@ def all_who_wait(scene: Scene) -> None:
     other = Hand(beside)
     other.take()
     other.beat.start()
+    scene.beating.append(other)
     scene.idle("beside one who runs a claim", beside, "--keep-alive")
 
     addressed = scene.pool("where there was a broadcast")
