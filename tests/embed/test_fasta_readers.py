@@ -35,7 +35,8 @@ HEADERS = st.one_of(
         ["a", "sp|P1|X desc > more", "", "a\tb", "x;y=1 *", "caf\u00e9 \u4e2d", "a\u00a0b"]
     ),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20),
-).map(lambda text: re.sub("[\x1c-\x1f\x85]", "", text))
+).map(lambda text: re.sub("[\x1c-\x1f\x85]", "", text).rstrip())
+"""Biopython drops white space of any alphabet at a header's end; to us only ASCII's is white."""
 LINES = st.one_of(LETTERS, st.sampled_from(["", " ", "MK V", "\tMKV ", "**"]))
 
 

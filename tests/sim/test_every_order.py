@@ -80,8 +80,7 @@ def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play
     assert found.states > 500 and found.schedules > 10**6 and found.ends > 20
 
 
-@pytest.mark.nightly
-@pytest.mark.timeout(3600)
+@pytest.mark.slow
 def test_in_every_order_of_two_workers_and_a_recoverer_too() -> None:
     found = explored(two_workers_and_a_recoverer, "a.5.ok")
     TALLY.explored["two workers, a recoverer"] = found
