@@ -205,19 +205,28 @@ def cephfs(scratch: Path) -> Iterator[list[Host]]:
         server.run("ceph-mon", "--mkfs", "-i", "a", "--monmap", f"{scratch}/monmap", *as_root)
         server.start("ceph-mon", "-f", "-i", "a", *as_root)
         osd = str(uuid.uuid4())
-        new = [*ceph, "osd", "new", osd]  # which the monitor answers once it leads itself
-        wait_for(lambda: server.start(*new).reap() == 0, "the monitor")
+        told(server, *ceph, "osd", "new", osd)
         server.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, *as_root)
         again = 'until "$@"; do sleep 0.5; done'  # one start in some dies at once without a word
         server.start("sh", "-c", again, "sh", "ceph-osd", "-f", "-i", "0", *as_root)
         for pool in ("meta", "data"):
-            server.run(*ceph, "osd", "pool", "create", pool, "8")
-        server.run(*ceph, "fs", "new", "fs", "meta", "data")
+            told(server, *ceph, "osd", "pool", "create", pool, "8")
+        told(server, *ceph, "fs", "new", "fs", "meta", "data")
         server.start("ceph-mds", "-f", "-i", "a", *as_root)
-        wait_for(lambda: "up:active" in server.run(*ceph, "mds", "stat"), "the metadata server")
+        wait_for(lambda: "up:active" in told(server, *ceph, "mds", "stat"), "the metadata server")
         yield site.mount(
             lambda host: ["ceph-fuse", "-c", conf, "-f", "--client_mountpoint=/", host.share]
         )
+
+
+def told(server: Host, *command: str) -> str:
+    """Run a command until it succeeds: now and then a young monitor refuses to explain itself."""
+
+    def asked() -> list[str]:
+        process = server.start(*command)
+        return [process.said()[0]] if process.reap() == 0 else []
+
+    return wait_for(asked, " ".join(command))[0]
 
 
 CEPH = """\
@@ -252,6 +261,8 @@ osd objectstore = memstore
 memstore device bytes = 2147483648
 osd memory target = 939524096
 [mds]
+# As it comes (5 s) whoever wants what another client has just changed may wait for the next tick.
+mds tick interval = 0.1
 mds data = {scratch}/mds
 [client]
 client mount uid = 0
