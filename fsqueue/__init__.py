@@ -1,13 +1,13 @@
 """Spread a batch of GPU work over every GPU that can see one directory.
 
 These are the public names: what a handler needs (see `fsqueue.handlers` for how to write one), and
-what reads a pool for whoever puts its results together. `atomic` is how a handler keeps files of
-its own on a shared file system.
+what reads a pool for whoever puts its results together. `atomic` and `directories` are how a
+handler keeps files of its own on a shared file system.
 """
 
 from __future__ import annotations
 
-from fsqueue import atomic
+from fsqueue import atomic, directories
 from fsqueue.errors import (
     BadInput,
     ClaimFailed,
@@ -43,6 +43,7 @@ __all__ = [
     "Work",
     "WorkerBroken",
     "atomic",
+    "directories",
     "host_lock",
     "memory_available",
 ]

@@ -15,8 +15,7 @@ What this module does not know: claims, leases, or what any file means.
 from __future__ import annotations
 
 import errno
-import logging
-import os
+import os as os  # `directories` asks for it here: there is one door
 import secrets
 import stat
 import time
@@ -26,8 +25,6 @@ from typing import Final
 from fsqueue import trust
 from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.mounts import unpromised
-
-log = logging.getLogger(__name__)
 
 READ_LIMIT: Final = 64 << 20
 STALE_S: Final = 2.0
@@ -73,7 +70,7 @@ def _names_once(directory: str) -> list[str]:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_directory(directory, error) from error
+        raise no_directory(directory, error) from error
     tally.operations += 3  # fstat, and getdents until there is no more
     try:
         found = os.listdir(fd)
@@ -94,7 +91,8 @@ def private_names(directory: str) -> list[str]:
         return []  # RACE: it was removed, or nobody has made it yet
 
 
-def _no_directory(directory: str, error: OSError) -> PoolError:
+def no_directory(directory: str, error: OSError) -> PoolError:
+    """Return the error of whoever finds none where one must be."""
     return PoolError(
         f"{directory} is not a directory ({error.strerror}); something outside fsqueue removed "
         f"or replaced it. Put it back, then: fsqueue check POOL"
@@ -274,109 +272,6 @@ def discard(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass  # RACE: a network mount repeats an unlink whose first reply was lost.
-
-
-def empty_directory(directory: str) -> bool:
-    """Remove whatever a handler left in a directory of ours; return whether that is still there.
-
-    No symbolic link is followed, whatever is put in the directory's place meanwhile.
-    """
-    tally.operations += 4
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            _empty(fd)
-        finally:
-            os.close(fd)
-        return True
-    except OSError as error:
-        # RACE: someone removed the directory first, or while we emptied it; ESTALE: another host.
-        if error.errno not in GONE:
-            raise
-        return False
-
-
-def _empty(fd: int) -> None:
-    for name in os.listdir(fd):
-        try:
-            os.unlink(name, dir_fd=fd)
-        except FileNotFoundError:
-            pass  # RACE: as in `discard`
-        except IsADirectoryError:
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-            try:
-                _empty(inner)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=fd)
-
-
-def discard_tree(directory: str) -> None:
-    """Remove a directory and all that is in it, as far as that can be done: it is only litter."""
-    try:
-        empty_directory(directory)
-        discard_empty(directory)
-    except OSError as error:
-        log.debug("%s is left behind: %s", directory, error)
-
-
-def discard_at_once(directory: str) -> None:
-    """Remove a directory as `discard_tree` does, but at one moment for whoever is using it."""
-    try:
-        rename(directory, f"{directory}.dead")
-    except OSError as error:
-        log.debug("%s is left behind: %s", directory, error)  # most likely there is none
-    else:
-        discard_tree(f"{directory}.dead")
-
-
-def discard_empty(directory: str) -> None:
-    """Remove a directory if nothing is in it."""
-    tally.operations += 1
-    try:
-        os.rmdir(directory)
-    except OSError as error:
-        # RACE: someone removes it too, or is putting something into it.
-        if error.errno not in GONE | {errno.ENOTEMPTY, errno.EEXIST}:
-            raise
-
-
-def make_directory(path: str, *, sticky: bool = False) -> None:
-    """Make one directory; it may be there already. PoolError if the one above it is not.
-
-    In a group's pool, a name in a `sticky` one is moved by whoever made it, and nobody else.
-    """
-    mode = trust.directory_mode(sticky=sticky)
-    tally.operations += 1
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        return  # RACE: somebody else made it, which is as good.
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_directory(os.path.dirname(path), error) from error
-    if trust.shared():
-        os.chmod(path, mode)
-
-
-def make_private_directory(path: str) -> None:
-    """Make a directory for us alone. PoolError if another one is there: what we write would be his.
-
-    A group's members could otherwise put a symbolic link where a handler is about to write.
-    """
-    try:
-        os.mkdir(path, 0o700)
-        return
-    except FileExistsError:
-        pass  # RACE: we made it before; anybody else's is refused.
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_directory(os.path.dirname(path), error) from error
-    try:
-        facts = os.lstat(path)
-    except FileNotFoundError:
-        return  # RACE: whoever declares us dead removes it; our next beat tells us.
-    ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
-    if not ours or facts.st_mode & trust.OTHERS_WRITE:
-        raise PoolError(f"{path} was put there by somebody else. Remove it.")
 
 
 def sync_directory(directory: str) -> None:

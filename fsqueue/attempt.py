@@ -16,7 +16,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.errors import (
     BadInput,
     ClaimFailed,
@@ -102,8 +102,8 @@ class Attempt:
     def _clear_workshop(self) -> None:
         """Half an output of this attempt must not pass for the whole one of the next."""
         workshop = self.pool.workshop(self.beat.status.worker_id)
-        if not atomic.empty_directory(workshop):
-            atomic.make_private_directory(workshop)  # or what comes next fails for its loss, too
+        if not directories.empty(workshop):
+            directories.make_private(workshop)  # or what comes next fails for its loss, too
 
     def _work(self) -> Mapping[str, int]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
@@ -116,7 +116,7 @@ class Attempt:
             private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
             if self.name.returns and os.path.lexists(final):
                 # I7: published by a worker that died before it could finish
-                atomic.discard_tree(self.pool.partial(id))
+                directories.discard(self.pool.partial(id))
                 return claim.measures
         work = Work(
             id=id,
@@ -145,7 +145,7 @@ class Attempt:
             if not atomic.commit(str(private), final):
                 self.journal.write("adopted", id=id)  # I7
         if work.saved or self.name.returns:
-            atomic.discard_tree(work.partial)
+            directories.discard(work.partial)
         return {**claim.measures, **work.counted}
 
     def _read(self) -> tuple[claims.Claim, Handler]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fsqueue import atomic
+from fsqueue import atomic, directories
 from fsqueue.contest import RACES, contend, judge, prepare
 from fsqueue.leases import proof_of_life
 from fsqueue.locks import try_lock
@@ -57,7 +57,7 @@ class Consultation:
             meeting.close()
 
     def _meet(self, meeting: Meeting) -> Iterator[Finding]:
-        atomic.make_directory(meeting.directory)
+        directories.make(meeting.directory)
         for part in ("old", "grown"):
             atomic.publish(_mine(meeting, part), b"first\n")
         self._skew_s = skew_s = clock_skew_s(meeting.directory)
@@ -151,7 +151,7 @@ class Consultation:
         arena = f"{self.directory}/.fsqueue-doctor-{min(meeting.me, meeting.other)}"
         lock = f"{meeting.directory}/{min(meeting.me, meeting.other)}-lock"
         if meeting.leads:
-            atomic.make_directory(arena)
+            directories.make(arena)
             prepare(arena, ROUNDS)
             start = time.time() + self._skew_s + 1.0 + self.echo_s
             meeting.say("start", {"at": start})
@@ -163,7 +163,7 @@ class Consultation:
                 meeting.say("won", {"prizes": won})
                 theirs = meeting.hear("won")
             free = bool(theirs.get("free"))
-            atomic.discard_tree(arena)
+            directories.discard(arena)
         else:
             theirs = meeting.hear("won")
             with try_lock(lock) as free:

@@ -30,7 +30,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final
 
-from fsqueue import atomic
+from fsqueue import atomic, directories
 from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, PoolError, UsageError
 from fsqueue.layout import CHECKPOINT
 from fsqueue.names import slug
@@ -226,12 +226,12 @@ class Work:
         by the part of the work that it holds.
         """
         assert CHECKPOINT.fullmatch(name), name
-        atomic.make_directory(self.partial)
+        directories.make(self.partial)
         try:
             atomic.publish(f"{self.partial}/{name}", data)
         except FileNotFoundError:
             # RACE: a zombie has published the output of this claim, and removed its checkpoints.
-            atomic.make_directory(self.partial)
+            directories.make(self.partial)
             atomic.publish(f"{self.partial}/{name}", data)
         self.saved = True
 

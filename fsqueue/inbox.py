@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Final
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
 from fsqueue.leases import BEATS_PER_LEASE, lease_names
@@ -46,11 +46,11 @@ def address(
 ) -> None:
     """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
     inbox = inbox_of(pool)
-    atomic.make_directory(inbox.root, sticky=True)
+    directories.make(inbox.root, sticky=True)
     for part in PARTS:
-        atomic.make_directory(inbox.directory(part), sticky=part == "outputs")
+        directories.make(inbox.directory(part), sticky=part == "outputs")
     for attempt in range(ADDRESS_MAX):
-        atomic.make_directory(inbox.spool(spool_of(worker)))
+        directories.make(inbox.spool(spool_of(worker)))
         try:
             atomic.publish(inbox.waiting(spool_of(worker), name), data, personal=personal)
             return
@@ -78,7 +78,7 @@ def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
                 ended.append(name.id)
             except ClaimLost:
                 continue  # RACE: it was done after all, or another bounced it
-    atomic.discard_empty(inbox.spool(spool))
+    directories.discard_empty(inbox.spool(spool))
     return ended
 
 
@@ -134,7 +134,7 @@ class Inbox:
             found = []  # nothing was addressed to us, as nearly always
         else:
             if not found:  # what is not there costs one operation a look, and an empty one five
-                atomic.discard_empty(self.pool.spool(self.spool))
+                directories.discard_empty(self.pool.spool(self.spool))
         self._known = sorted(found, key=lambda name: name.id, reverse=True)
         self._looked = time.monotonic()
 

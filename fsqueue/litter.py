@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from fsqueue import atomic, claims, plans
+from fsqueue import atomic, claims, directories, plans
 from fsqueue.errors import PoolError
 from fsqueue.inbox import PARTS, inbox_of
 from fsqueue.layout import DIRECTORIES, ORDER, State
@@ -173,7 +173,7 @@ def remove(pool: Pool, litter: Litter) -> bool:
     if litter.kind == "plan":
         return _abandon(pool, litter.whose)
     if os.path.isdir(litter.path):
-        atomic.discard_tree(litter.path)
+        directories.discard(litter.path)
     else:
         atomic.discard(litter.path)
     return True
@@ -189,7 +189,7 @@ def _abandon(pool: Pool, uid: str) -> bool:
     if uid in {plan.uid for plan in plans.read_plans(pool)}:
         # RACE: its planner had just linked it.
         return False
-    atomic.discard_tree(pool.staged(uid))
+    directories.discard(pool.staged(uid))
     return True
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from fsqueue import atomic
+from fsqueue import atomic, directories
 from fsqueue.errors import PoolError
 from fsqueue.names import LeaseName
 from fsqueue.pool import read_json
@@ -45,7 +45,7 @@ class Meeting:
 
     def meet(self, facts: dict[str, Any], *, wait_s: float) -> dict[str, Any]:
         """Wait for another host; return its facts. Raises PoolError if nobody comes."""
-        atomic.make_directory(self.directory)
+        directories.make(self.directory)
         atomic.publish(f"{self.directory}/{self._beat}", b"", durable=False)
         self.other = self._wait(
             self._beating(),
@@ -115,7 +115,7 @@ class Meeting:
             for name in self.list():
                 if name.startswith((f"{self.me}.", f"{self.me}-")):
                     atomic.discard(f"{self.directory}/{name}")
-            atomic.discard_empty(self.directory)
+            directories.discard_empty(self.directory)
         except (OSError, PoolError) as error:
             log.debug("%s is left behind: %s", self.directory, error)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fsqueue import atomic, claims, plans, routing, trust
+from fsqueue import atomic, claims, directories, plans, routing, trust
 from fsqueue.errors import BadInput, PoolError, UsageError
 from fsqueue.handlers import Handler, Item, Source, claim_id, source_key
 from fsqueue.kinds import compose
@@ -237,7 +237,7 @@ def _publish(
         try:
             private = _write(pool, uid, request, fresh, outcome)
         except BaseException:
-            atomic.discard_tree(pool.staged(uid))
+            directories.discard(pool.staged(uid))
             raise
         # From here on an error tidies nothing up: the number may be ours, and what is staged then.
         numbered = plans.number_plan(pool, uid, private, number)
@@ -246,7 +246,7 @@ def _publish(
         return True
     # RACE: another planner took this number. What it planned is not ours to plan again.
     atomic.discard(private)
-    atomic.discard_tree(pool.staged(uid))
+    directories.discard(pool.staged(uid))
     return False
 
 
@@ -266,9 +266,9 @@ def _stage(
     pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
 ) -> tuple[list[str], set[str]]:
     """Write every claim under plans/UID.staged, synced; return their names, and their kinds."""
-    atomic.make_directory(pool.staged(uid))
+    directories.make(pool.staged(uid))
     for spool in outcome.spools:
-        atomic.make_directory(pool.staged(uid, spool.name))
+        directories.make(pool.staged(uid, spool.name))
     personal = request.handler.personal
     names: list[str] = []
     kinds: set[str] = set()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import FORMAT, SUFFIX
 from fsqueue.names import ID, KIND, SPOOL, ClaimName
@@ -226,7 +226,7 @@ def _private(pool: Pool, uid: str) -> str:
 def forbid(pool: Pool, uid: str) -> None:
     """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
     while True:
-        atomic.make_directory(_private(pool, uid))
+        directories.make(_private(pool, uid))
         try:
             atomic.discard(_private(pool, uid))
         except IsADirectoryError:
@@ -286,8 +286,8 @@ def complete_one(pool: Pool, uid: str) -> int:
             if name is not None and claims.publish(pool, uid, spool, name):
                 moved += 1
         atomic.sync_directory(pool.spool(spool))
-        atomic.discard_empty(f"{directory}/{spool}")
-    atomic.discard_empty(directory)
+        directories.discard_empty(f"{directory}/{spool}")
+    directories.discard_empty(directory)
     return moved
 
 

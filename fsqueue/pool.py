@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from fsqueue import atomic, trust
+from fsqueue import atomic, directories, trust
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.layout import DIRECTORIES, FORMAT, Layout
 from fsqueue.names import SPOOL
@@ -55,7 +55,7 @@ def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTE
     if not os.path.lexists(f"{root}/pool.json"):
         _claim_directory(root)
         for name in DIRECTORIES:
-            atomic.make_directory(f"{root}/{name}", sticky=name in ("spools", "outputs"))
+            directories.make(f"{root}/{name}", sticky=name in ("spools", "outputs"))
         settings = {
             "format": FORMAT,
             "id": secrets.token_hex(6),
@@ -170,7 +170,7 @@ def parse_json(path: str, data: bytes) -> dict[str, Any]:
 
 def add_spool(pool: Pool, spool: Spool) -> Spool:
     """Make a spool, or return the one of that name: the first planner's weight stands."""
-    atomic.make_directory(pool.spool(spool.name))
+    directories.make(pool.spool(spool.name))
     data = json.dumps(asdict(spool), indent=1).encode() + b"\n"
     if not os.path.exists(pool.spool_file(spool.name)):
         atomic.publish(pool.spool_file(spool.name), data)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fsqueue import atomic
+from fsqueue import atomic, directories
 from fsqueue.contest import RACES, judge, run_contest_here
 from fsqueue.errors import NotSupportedError
 from fsqueue.locks import free_elsewhere
@@ -113,11 +113,11 @@ def guarded(probe: Callable[[str], Finding], scratch: str) -> Iterator[Finding]:
 def private_directory(directory: str) -> Iterator[str]:
     """Make a directory that nobody else looks into, and remove it with all that is in it."""
     scratch = f"{directory}/{PRIVATE}{secrets.token_hex(6)}"
-    atomic.make_directory(scratch)
+    directories.make(scratch)
     try:
         yield scratch
     finally:
-        atomic.discard_tree(scratch)
+        directories.discard(scratch)
 
 
 # ---- the quick ones ----

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from fsqueue import atomic, claims, plans
+from fsqueue import atomic, claims, directories, plans
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.inbox import bounce_strays
 from fsqueue.layout import State
@@ -124,8 +124,8 @@ class Recovery:
         for directory in (self._pool.state(State.RUNNING), *spools):
             private = f"{directory}/.renew.{self._me}"
             try:
-                atomic.make_directory(private)
-                atomic.discard_empty(private)
+                directories.make(private)
+                directories.discard_empty(private)
             except (OSError, PoolError) as error:
                 log.debug("%s could not be renewed: %s", directory, error)  # full, or no directory
         return True
@@ -146,7 +146,7 @@ class Recovery:
             self._journal.write("ended", of=worker)
             # At one blow, for it may yet come back. A program of its could write on by name between
             # the removal of its file and of the directory, and it would publish that half.
-            atomic.discard_at_once(self._pool.workshop(worker))
+            directories.discard_at_once(self._pool.workshop(worker))
         return ended
 
     def _recover(self, name: ClaimName) -> Recovered | None:

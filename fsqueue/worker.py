@@ -14,7 +14,7 @@ import random
 import time
 from typing import Final
 
-from fsqueue import atomic, claims
+from fsqueue import claims, directories
 from fsqueue.attempt import Attempt, Ending
 from fsqueue.errors import ClaimLost, FsqueueError
 from fsqueue.habits import Habits
@@ -87,7 +87,7 @@ class Worker:
         self.lease.enlist({"worker": self.id, "spool": self.habits.spool, **self.habits.slurm})
         try:
             self.leaving.listen()
-            atomic.make_private_directory(self.pool.workshop(self.id))
+            directories.make_private(self.pool.workshop(self.id))
             self.beat.look_for_orders()
             self.beat.flush()
             self.beat.start()
@@ -173,7 +173,7 @@ class Worker:
     def _run_addressed(self, name: ClaimName) -> None:
         """Run what was addressed to us. Its end, whichever, says nothing of the planned claims."""
         pool, spool = self.inbox.pool, self.inbox.spool
-        atomic.make_private_directory(pool.workshop(self.id))
+        directories.make_private(pool.workshop(self.id))
         at_once = self.leaving.at_once
         attempt = Attempt(pool, name, spool, self.beat, self.journal, self._job, at_once)
         if attempt.run() is Ending.BROKEN:
@@ -263,7 +263,7 @@ class Worker:
         self.outfit.close()
         self.inbox.close()
         for pool in (self.pool, self.inbox.pool):
-            atomic.discard_tree(pool.workshop(self.id))
+            directories.discard(pool.workshop(self.id))
         self.journal.write("left", done=self.status.claims_done, why=self.why)
         self.journal.close()
         self.beat.flush()

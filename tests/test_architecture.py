@@ -18,6 +18,7 @@ LAYERS = (
     {"names", "trust"},
     {"layout", "smi", "cards", "score"},
     {"atomic", "locks", "gpus", "kinds"},
+    {"directories"},
     {"pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"}
@@ -161,7 +162,8 @@ def test_embed_uses_only_the_public_names_of_fsqueue() -> None:
 def test_only_claims_renames_a_claim_and_only_atomic_touches_rename() -> None:
     """I2: rename(2) is called in atomic.py, and in a pool by claims.py and leases.py alone.
 
-    The doctor's modules try it out in private directories of their own.
+    The doctor's modules try it out in private directories of their own, and `directories` gives a
+    directory that is to go a private name.
     """
     callers = set()
     for name, trees in modules("fsqueue").items():
@@ -169,7 +171,8 @@ def test_only_claims_renames_a_claim_and_only_atomic_touches_rename() -> None:
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and node.attr in ("rename", "renames"):
                     callers.add(name)
-    assert callers - {"probes", "contest", "meeting", "consult"} == {"atomic", "claims", "leases"}
+    private = {"probes", "contest", "meeting", "consult", "directories"}
+    assert callers - private == {"atomic", "claims", "leases"}
 
 
 def test_no_module_is_a_drawer() -> None:
@@ -203,8 +206,8 @@ def test_functions_fit_a_screen_and_take_few_parameters(package: str, name: str)
 def test_modules_are_read_in_one_sitting(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         lines = len(path.read_text().splitlines())
-        # atomic.py is the one door to the file system, and stays one: two doors would be worse.
-        assert lines <= (470 if path.name == "atomic.py" else 300), (
+        # atomic.py is the one door to files; only what makes and removes directories stands apart.
+        assert lines <= (370 if path.name == "atomic.py" else 300), (
             f"{path.relative_to(ROOT)} is {lines} lines"
         )
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from embed.store.keys import Space
 from embed.store.shards import StoreError
 from embed.store.view import View
-from fsqueue import UsageError, atomic
+from fsqueue import UsageError, atomic, directories
 
 FORMAT: Final = 1
 DEFAULT: Final = "default"
@@ -63,7 +63,7 @@ def place(options: Mapping[str, Any]) -> str:
 def opened(options: Mapping[str, Any]) -> View:
     """Return the view of that space, made now if it is not there."""
     root: str = options["store"]
-    atomic.make_directory(root)
+    directories.make(root)
     facts = json.dumps({"fsqueue store": FORMAT}).encode() + b"\n"
     if not os.path.isfile(f"{root}/store.json"):
         atomic.publish(f"{root}/store.json", facts)

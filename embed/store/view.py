@@ -21,7 +21,7 @@ from embed.store import places
 from embed.store.keys import Keys, Space
 from embed.store.places import Place
 from embed.store.shards import Shard, StoreError, Vanished
-from fsqueue import atomic
+from fsqueue import atomic, directories
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class View:
 
     def make(self) -> None:
         """Make the directory, and write down what space it is."""
-        atomic.make_directory(self.directory.rpartition("/")[0])
-        atomic.make_directory(self.directory)
+        directories.make(self.directory.rpartition("/")[0])
+        directories.make(self.directory)
         facts = json.dumps(asdict(self.space), indent=1).encode() + b"\n"
         atomic.publish(f"{self.directory}/space.json", facts)
 

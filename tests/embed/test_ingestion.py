@@ -16,7 +16,7 @@ from embed.ingestion import GROUP_BYTES, shared
 from embed.jobdata import checked, completed
 from embed.store import Store
 from embed.store.folders import spaces
-from fsqueue import UsageError, atomic, broadcast
+from fsqueue import UsageError, broadcast, directories
 from fsqueue.broadcast import Copy, Order
 from fsqueue.habits import Habits
 from fsqueue.inbox import Inbox
@@ -77,7 +77,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def joined(pool: Pool) -> Worker:
     worker = Worker(pool, Habits(capabilities=frozenset({"embeddings"})))
     worker.lease.enlist()
-    atomic.make_directory(pool.workshop(worker.id))
+    directories.make(pool.workshop(worker.id))
     worker.beat.flush()
     return worker
 

@@ -10,7 +10,7 @@ import pytest
 
 from embed.handler import Embed
 from embed.options import OPTIONS
-from fsqueue import atomic, broadcast
+from fsqueue import atomic, broadcast, directories
 from fsqueue.broadcast import Order
 from fsqueue.habits import Habits
 from fsqueue.inbox import Inbox
@@ -38,7 +38,7 @@ def pool(tiny_model: Path, tmp_path: Path) -> Pool:
 def worker(pool: Pool) -> Worker:
     worker = Worker(pool, Habits(spool="cpu0"))
     worker.lease.enlist()
-    atomic.make_directory(pool.workshop(worker.id))
+    directories.make(pool.workshop(worker.id))
     worker.beat.flush()
     return worker
 

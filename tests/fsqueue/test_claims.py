@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.claims import Claim
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import State
@@ -426,8 +426,8 @@ def test_a_handler_that_makes_a_bad_name_is_told(bad: tuple[str, str, int]) -> N
 
 def test_a_staged_claim_is_published_once_whoever_does_it(pool: Pool) -> None:
     name = claims.waiting_name("b-1", "k", 1)
-    atomic.make_directory(pool.staged("uid"))
-    atomic.make_directory(pool.staged("uid", "gpu0"))
+    directories.make(pool.staged("uid"))
+    directories.make(pool.staged("uid", "gpu0"))
     atomic.stage(f"{pool.staged('uid', 'gpu0')}/{name}", [b"{}"])
     assert claims.publish(pool, "uid", "gpu0", name)
     assert claims.publish(pool, "uid", "gpu0", name), "it is there, as good as if we had moved it"

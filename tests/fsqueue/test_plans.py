@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, claims, plans
+from fsqueue import atomic, claims, directories, plans
 from fsqueue.errors import PoolError
 from fsqueue.layout import State
 from fsqueue.names import ClaimName
@@ -179,8 +179,8 @@ def test_a_damaged_row_is_refused_by_name(pool: Pool, row: str) -> None:
 def stage(pool: Pool, uid: str, *ids: str, number: int | None = 1) -> None:
     """Leave what a planner leaves that dies just before, or just after, it numbers its plan."""
     private = write(pool, uid, *ids)
-    atomic.make_directory(pool.staged(uid))
-    atomic.make_directory(pool.staged(uid, "gpu0"))
+    directories.make(pool.staged(uid))
+    directories.make(pool.staged(uid, "gpu0"))
     for id in ids:
         name = ClaimName(id, "k", 1)
         claim = claims.Claim("trivial", "gpu0", {}, {}, {})

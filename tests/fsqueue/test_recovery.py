@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, claims, plans
+from fsqueue import claims, directories, plans
 from fsqueue.attempt import Ending
 from fsqueue.errors import LeaseLost
 from fsqueue.layout import State
@@ -253,7 +253,7 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
     def is_declared_dead() -> None:
         (recovered,) = expire(judge, clock)
         theirs.append(claims.take(pool, "gpu0", recovered.became, judge.id))
-        atomic.make_directory(pool.workshop(holder.id))  # it went with the lease
+        directories.make(pool.workshop(holder.id))  # it went with the lease
 
     holder.handler = Meanwhile(is_declared_dead)
     assert holder.run(only(pool, State.RUNNING)) is Ending.LOST
@@ -443,7 +443,7 @@ def test_a_sweep_completes_the_plan_of_a_planner_that_died(tmp_path: Path) -> No
 
 def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
-    atomic.make_directory(pool.staged("abandoned"))
+    directories.make(pool.staged("abandoned"))
     Path(pool.plan(2)).write_bytes(b"{")
     die_with(pool)
     assert len(Hand(pool).sweep()) == 1
@@ -453,9 +453,7 @@ def test_directories_are_listed_anew_once_since_a_worker_became_idle(
     pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
-    monkeypatch.setattr(
-        atomic, "make_directory", lambda path: changed.append(Path(path).parent.name)
-    )
+    monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
     assert judge.recovery.renews(idle_s=0.5)
     assert changed == ["running", "gpu0"]
     assert not judge.recovery.renews(idle_s=60.0), "it did so since it became idle"
@@ -468,6 +466,6 @@ def test_a_full_disk_keeps_nobody_from_leaving(
     def full(path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr(atomic, "make_directory", full)
+    monkeypatch.setattr(directories, "make", full)
     assert judge.recovery.renews(idle_s=0.5)
     assert not judge.recovery.renews(idle_s=60.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, trust
+from fsqueue import directories, trust
 from fsqueue.claims import Claim
 from fsqueue.errors import PoolError
 from fsqueue.names import ClaimName
@@ -460,7 +460,7 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
 
 def test_a_member_cannot_swap_a_workshop_that_somebody_works_in(users: Users, shared: str) -> None:
     made = f"{shared}/outputs/.w-1-a"
-    code = "from fsqueue import atomic; atomic.make_private_directory(sys.argv[1])"
+    code = "from fsqueue import directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
     for attempt in ("os.rename(p, p + 'x')", "os.rmdir(p)", "open(p + '/x', 'w')"):
         refused = users.python("bob", f"p = sys.argv[1]; {attempt}", made)
@@ -524,14 +524,14 @@ for name in ("big-1-a", "esc-1-a"):
 def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
     """Nobody can put a link where a handler is about to write, or look over its shoulder."""
     mine = tmp_path / ".me-1-a"
-    atomic.make_private_directory(str(mine))
-    atomic.make_private_directory(str(mine))
+    directories.make_private(str(mine))
+    directories.make_private(str(mine))
     assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     for harm in (lambda path: give(make(path), "bob"), lambda path: path.symlink_to(mine)):
         planted = tmp_path / f".other-{len(os.listdir(tmp_path))}"
         harm(planted)
         with pytest.raises(PoolError, match="was put there by somebody else"):
-            atomic.make_private_directory(str(planted))
+            directories.make_private(str(planted))
 
 
 def test_a_checkpoint_that_is_a_pickle_is_no_checkpoint() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.attempt import Ending
 from fsqueue.errors import ClaimLost, Interrupted, LeaseLost
 from fsqueue.handlers import Work
@@ -266,7 +266,7 @@ def test_the_first_output_stands_and_the_other_is_adopted(
     class Unaware(Numbered):
         def run(self, work: Work) -> None:
             world.declare_dead()
-            atomic.make_directory(pool.workshop(world.worker.id))  # it went with the lease
+            directories.make(pool.workshop(world.worker.id))  # it went with the lease
             declared.set()
             super().run(work)
 

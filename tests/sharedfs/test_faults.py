@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, claims
+from fsqueue import atomic, claims, directories
 from fsqueue.layout import State
 from fsqueue.leases import Lease, lease_names
 from fsqueue.locks import try_lock
@@ -136,9 +136,9 @@ def test_what_was_made_or_removed_twice_is_made_or_removed(share: Share) -> None
         {"op": "unlink", "error": "ENOENT", "done": True},
         {"op": "rmdir", "error": "ENOENT", "done": True},
     )
-    atomic.make_directory(f"{here}/made")
+    directories.make(f"{here}/made")
     atomic.stage(f"{here}/made/file", (b"x",))
-    atomic.discard_tree(f"{here}/made")
+    directories.discard(f"{here}/made")
     assert os.listdir(share.scratch / "backing") == []
 
 
@@ -225,7 +225,7 @@ def test_a_file_that_is_open_when_it_is_removed_leaves_a_name_that_is_nobodys(sh
             atomic.discard(f"{directory}/{name}")
         assert [name[:12] for name in os.listdir(directory)] == [".fuse_hidden"]
         assert claims.waiting(pool, "gpu0") == []
-        atomic.discard_tree(directory)  # ENOTEMPTY is put up with
+        directories.discard(directory)  # ENOTEMPTY is put up with
 
 
 def test_a_mount_whose_clock_is_an_hour_ahead_changes_nothing(share: Share) -> None:

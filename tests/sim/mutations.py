@@ -274,7 +274,7 @@ MUTATIONS: Final = (
         "tidy up a plan that has its number",
         "planner",
         "    if numbered:\n",
-        "    if numbered:\n        atomic.discard_tree(pool.staged(uid))\n",
+        "    if numbered:\n        directories.discard(pool.staged(uid))\n",
     ),
     _m(
         "stage straight into the spool",
@@ -364,7 +364,7 @@ MUTATIONS: Final = (
         "tidy up after the living",
         "recovery",
         "        ended = self.observer.end(worker, self._me)\n",
-        "        atomic.discard_tree(self._pool.workshop(worker))\n"
+        "        directories.discard(self._pool.workshop(worker))\n"
         "        ended = self.observer.end(worker, self._me)\n",
         "a zombie wakes while it is declared dead",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fsqueue import atomic, claims, plans
+from fsqueue import claims, directories, plans
 from fsqueue.check import check_pool
 from fsqueue.errors import LeaseLost
 from fsqueue.layout import State
@@ -44,7 +44,7 @@ def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
         if newcomer:
             stage.begin()
         me.lease.enlist({"worker": me.id})
-        atomic.make_directory(pool.workshop(me.id))
+        directories.make(pool.workshop(me.id))
         stage.begin()
         if beats and stage.run is not None:
             stage.run.add(lambda: _beat(me, beats))

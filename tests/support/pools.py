@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsqueue import atomic, claims
+from fsqueue import claims, directories
 from fsqueue.attempt import Attempt, Ending
 from fsqueue.check import check_pool
 from fsqueue.errors import BadInput
@@ -141,7 +141,7 @@ class Hand:
     def enlist(self) -> None:
         """Do what a worker does before it takes anything."""
         self.lease.enlist({"worker": self.id})
-        atomic.make_directory(self.pool.workshop(self.id))
+        directories.make(self.pool.workshop(self.id))
 
     def take(self) -> ClaimName:
         """Take the largest claim that waits, wherever: the test decides, not the policy."""
@@ -177,7 +177,7 @@ class Hand:
     def leave(self) -> None:
         """Hold nothing, and say goodbye."""
         self.journal.close()
-        atomic.discard_tree(self.pool.workshop(self.id))
+        directories.discard(self.pool.workshop(self.id))
         self.lease.retire()
 
 
