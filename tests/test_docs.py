@@ -15,6 +15,9 @@ from fsqueue.handlers import registered
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *(f"docs/{name}.md" for name in "EMBED SHARING FILESYSTEMS WATCH".split())]
+GUIDE = "\n".join((ROOT / page).read_text() for page in PAGES)
+"""What people read to use it."""
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 
@@ -46,12 +49,12 @@ def test_every_handler_has_help_with_its_options(name: str) -> None:
 
 
 def test_every_command_in_a_console_block_exists() -> None:
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL):
         for name in re.findall(r"\$ (?:.*[ ;])?fsqueue ([a-z]+)", block):
-            assert name in COMMANDS or name == "embed", f"README shows fsqueue {name}"
+            assert name in COMMANDS or name == "embed", f"the pages show fsqueue {name}"
 
 
-def test_every_option_that_the_readme_names_exists() -> None:
+def test_every_option_that_the_pages_name_exists() -> None:
     commands = [command(name) for name in COMMANDS if name != "plan"]
     plan = command("plan")
     assert isinstance(plan, click.Group)
@@ -64,7 +67,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
         for parameter in each.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", GUIDE)) - {"--help"}
     outside = {
         "--nightly",
         "--no-deps",
@@ -80,7 +83,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
 
 
 def test_every_link_leads_to_a_file() -> None:
-    for page in ("README.md", "ARCHITECTURE.md", "docs/TROUBLE.md"):
+    for page in (*PAGES, "ARCHITECTURE.md", "docs/TROUBLE.md", "docs/STORE.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), target
 
@@ -107,8 +110,9 @@ def test_the_code_map_names_every_module() -> None:
     assert modules <= named, sorted(modules - named)
 
 
-def test_the_architecture_fits_its_promise() -> None:
+def test_the_first_pages_fit_their_promise() -> None:
     assert len(ARCHITECTURE.splitlines()) <= 150
+    assert len(README.splitlines()) <= 280
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3, 4, 5, 75, 130])
