@@ -12,7 +12,7 @@ from typing import IO, Final
 import click
 
 from fsqueue.attempts import Attempted, attempts
-from fsqueue.cli.options import SETTINGS, json_option, pool_argument
+from fsqueue.cli.options import SETTINGS, json_option, output_option, pool_argument
 from fsqueue.errors import UsageError
 from fsqueue.pool import Pool
 
@@ -87,12 +87,7 @@ def _seconds(value: float | None) -> str | None:
 
 @click.command("trace", context_settings=SETTINGS)
 @pool_argument
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False),
-    help="Write it there, whole; without it, to stdout.",
-)
+@output_option
 def trace(pool: Pool, output: str | None) -> None:
     """Draw every attempt on a lane per worker, as a trace that ui.perfetto.dev opens.
 
@@ -106,12 +101,7 @@ def trace(pool: Pool, output: str | None) -> None:
 
 @click.command("report", context_settings=SETTINGS)
 @pool_argument
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False),
-    help="Write it there, whole; without it, to stdout.",
-)
+@output_option
 def report(pool: Pool, output: str | None) -> None:
     """Write how a pool went, or goes, as one HTML page.
 

@@ -69,6 +69,33 @@ def json_option(function: F) -> F:
     )
 
 
+def output_option(function: F) -> F:
+    """Add -o, for what else goes to stdout."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(dir_okay=False),
+        help="Write it there, whole; without it, to stdout.",
+    )(function)
+
+
+def stealing_options(function: F) -> F:
+    """Add what `work` and `run` both say of stealing."""
+    interval = click.option(
+        "--steal-interval",
+        type=Duration(),
+        default=3.0,
+        show_default=True,
+        help="Work stealing check interval in seconds.",
+    )
+    stealing = click.option(
+        "--work-stealing/--no-work-stealing",
+        default=True,
+        help="Enable work stealing for GPU load balancing. Default: on.",
+    )
+    return stealing(interval(function))
+
+
 def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
     """Tell POOL from what follows it, where FSQUEUE_POOL may stand in for it.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fsqueue.cli.options import SETTINGS, Duration, pool_argument
+from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
 from fsqueue.pool import Pool, spool_names
 
@@ -38,18 +38,7 @@ Examples:
     default=None,
     help="Show the live table (default: auto).",
 )
-@click.option(
-    "--work-stealing/--no-work-stealing",
-    default=True,
-    help="Enable work stealing for GPU load balancing. Default: on.",
-)
-@click.option(
-    "--steal-interval",
-    type=Duration(),
-    default=3.0,
-    show_default=True,
-    help="Work stealing check interval in seconds.",
-)
+@stealing_options
 @click.option(
     "--interval",
     type=Duration(),

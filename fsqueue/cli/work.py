@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from fsqueue import trust
-from fsqueue.cli.options import SETTINGS, Duration, pool_argument
+from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
 from fsqueue.pace import OPERATIONS_MAX
 from fsqueue.pool import Pool
@@ -41,18 +41,7 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 @click.option(
     "--spool", metavar="NAME", help="Work this spool. Default: the one of the GPU it sees."
 )
-@click.option(
-    "--work-stealing/--no-work-stealing",
-    default=True,
-    help="Enable work stealing for GPU load balancing. Default: on.",
-)
-@click.option(
-    "--steal-interval",
-    type=Duration(),
-    default=3.0,
-    show_default=True,
-    help="Work stealing check interval in seconds.",
-)
+@stealing_options
 @click.option(
     "--steal-threshold",
     type=click.IntRange(1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,30 @@ def bench(make_bench: Callable[..., Bench]) -> Bench:
 def fasta(sequences: Iterable[tuple[str, str]]) -> str:
     """Return (id, residues) pairs as FASTA."""
     return "".join(f">{name}\n{residues}\n" for name, residues in sequences)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences or chunks reached the model, call by call."""
+    from embed.engine import Engine
+
+    calls: list[int] = []
+    real = Engine.embed
+
+    def counted(self: Engine, batch: Any, warn: Any) -> Any:
+        calls.append(len(batch))
+        return real(self, batch, warn)
+
+    monkeypatch.setattr(Engine, "embed", counted)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: sums are then added in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,13 @@ from embed.dnabert_shape import Shape
 from fsqueue import ClaimImpossible, UsageError
 from tests.support.dnabert import PUBLISHED, SIZE, checkpoint_names, rendering, write_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 CONFIG = {**PUBLISHED, **SIZE}
 LENGTHS = (1, 2, 3, 9, 40, 40, 40, 95, 150)
 
 Weights = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +103,9 @@ def test_the_published_size_agrees_with_the_rendering(tmp_path: Path) -> None:
     weights = write_model(tmp_path / "m", **size)
     ids = [np.arange(n, dtype=np.uint16) % 200 for n in (30, 108, 108, 120)]
     expected = rendering(weights, {**CONFIG, **size}, [whole(row) for row in ids])
-    assert worst(load(str(tmp_path / "m"), "float32", CPU).hidden(ids), expected) < 1e-5
+    assert (
+        worst(load(str(tmp_path / "m"), "float32", CPU).hidden(ids), expected) < 3e-5
+    )  # 1.0e-5 on an EPYC
     half = load(str(tmp_path / "m"), "bfloat16", CPU).hidden(ids)
     for one, two in zip(half, expected, strict=True):
         assert torch.cosine_similarity(one.float().mean(0), two.mean(0), dim=0) > 0.999

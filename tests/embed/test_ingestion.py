@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from embed.engine import Engine
 from embed.ingestion import GROUP_BYTES, shared
 from embed.jobdata import checked, completed
 from embed.store import Store
@@ -58,20 +57,6 @@ def data(tmp_path: Path, bert: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embed.ingestion.GROUP_BYTES", (2000, 4000))
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many chunks reached the model, call by call."""
-    calls: list[int] = []
-    real = Engine.embed
-
-    def counted(self: Engine, batch: Any, warn: Any) -> Any:
-        calls.append(len(batch))
-        return real(self, batch, warn)
-
-    monkeypatch.setattr(Engine, "embed", counted)
-    return calls
 
 
 def joined(pool: Pool) -> Worker:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,11 @@ from embed.pooling import mean, mean_of_all
 from embed.residues import BEGIN, END, token_ids
 from fsqueue import ClaimImpossible
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 INV_FREQ = "encoder.layer.0.attention.self.rotary_embeddings.inv_freq"
 LENGTHS = (1, 2, 3, 17, 40, 40, 40, 95, 300)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import re
 import tempfile
 from pathlib import Path
 
@@ -16,23 +15,7 @@ from hypothesis import strategies as st
 from embed.fasta import records
 from embed.scan import Scan, scan
 from fsqueue import BadInput
-
-
-def naive(data: bytes) -> list[tuple[str, bytes]]:
-    """Read FASTA a line at a time, byte by byte. Raises ValueError if it is none."""
-    found: list[tuple[str, bytes]] = []
-    for line in data.split(b"\n"):
-        if line.startswith(b">"):
-            word = re.match(rb"[ \t\r\v\f]*([^ \t\r\v\f]*)", line[1:])
-            assert word
-            found.append((word[1].decode("utf-8", "backslashreplace"), b""))
-            continue
-        letters = bytes(byte for byte in line if byte > 32)
-        if found:
-            found[-1] = (found[-1][0], found[-1][1] + letters)
-        elif letters:
-            raise ValueError("text before the first record")
-    return [(name, residues.rstrip(b"*")) for name, residues in found]
+from tests.support.fasta import naive
 
 
 def scanned(data: bytes, **options: int) -> Scan:

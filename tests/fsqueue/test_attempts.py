@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.pools import Hand, make_pool
-from support.processes import Start, fsqueue, wait_for
-from support.watching import enlist, take, tell
 
 from fsqueue import attempts as module
 from fsqueue.attempts import Attempted, attempts
 from fsqueue.handlers import Work
 from fsqueue.pool import Pool, create_pool
 from tests.support.planning import FOREVER, make_inputs, plan_command
-from tests.support.pools import Trivial
+from tests.support.pools import Hand, Trivial, make_pool
+from tests.support.processes import Start, fsqueue, wait_for
+from tests.support.watching import enlist, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.pools import make_pool, plan
-from support.watching import fail, finish, on_disk, take
 
 from fsqueue import atomic, claims, plans
 from fsqueue.census import Amount, Census, Count, Listing
 from fsqueue.layout import State
 from fsqueue.pool import Pool, create_pool
+from tests.support.pools import make_pool, plan
+from tests.support.watching import fail, finish, on_disk, take
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 

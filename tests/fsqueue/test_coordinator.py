@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from support.pools import Clock, make_pool
-from support.watching import enlist, finish, report, take, tell
 
 from fsqueue import claims
 from fsqueue.coordinator import WorkStealingCoordinator
 from fsqueue.pool import Pool
+from tests.support.pools import Clock, make_pool
+from tests.support.watching import enlist, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

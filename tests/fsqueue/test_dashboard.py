@@ -17,16 +17,12 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.pools import make_pool
-from support.processes import wait_for
-from support.watching import fail, finish, snapshot, spool_row, tell, worker_row
 
 from fsqueue.census import Amount
 from fsqueue.cli.watch import watch as command
@@ -39,18 +35,14 @@ from fsqueue.notices import Notice
 from fsqueue.pool import Pool
 from fsqueue.reported import Use
 from fsqueue.snapshot import Failure, Reader, Snapshot
+from tests.support.pools import make_pool
+from tests.support.processes import wait_for
+from tests.support.watching import fail, finish, snapshot, spool_row, tell, worker_row
+
+pytestmark = pytest.mark.usefixtures("utc")
 
 WATCH_DEFAULTS = {option.name: option.default for option in command.params}
 FRAMES = Path(__file__).parent / "frames"
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def frame(

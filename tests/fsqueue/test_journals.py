@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.watching import tell
 
 from fsqueue.journals import EVENTS_KEPT, STEALS_KEPT, TAIL, Journals
 from fsqueue.pool import Pool, create_pool
 from fsqueue.status import Journal
+from tests.support.watching import tell
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.pools import make_pool
-from support.watching import finish, report, snapshot, spool_row
 
 from fsqueue.journals import Event
 from fsqueue.loglines import EVERY_S, PATIENCE_S, Lines, follow, spool_line
 from fsqueue.notices import Notice
 from fsqueue.reported import Use
 from fsqueue.snapshot import Snapshot
+from tests.support.pools import make_pool
+from tests.support.watching import finish, report, snapshot, spool_row
 
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("utc")
 
 
 def seen(*serials: int, warnings: tuple[Notice, ...] = ()) -> Snapshot:

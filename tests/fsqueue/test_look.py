@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.pools import contents, make_pool
-from support.processes import Start, fsqueue, wait_for
-from support.watching import enlist, fail, finish, report, take, tell
 
 from fsqueue import claims
 from fsqueue.cli import cli
 from fsqueue.pool import Pool, create_pool
+from tests.support.pools import contents, make_pool
+from tests.support.processes import Start, fsqueue, wait_for
+from tests.support.watching import enlist, fail, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.pools import contents, make_pool
-from support.processes import Start, fsqueue, wait_for
-from support.watching import finish, spool_row
 
 from fsqueue import metrics
 from fsqueue.metrics import HEADER, MetricsLog, metric_lines
 from fsqueue.reported import Use
+from tests.support.pools import contents, make_pool
+from tests.support.processes import Start, fsqueue, wait_for
+from tests.support.watching import finish, spool_row
 
 
 def test_a_line_has_the_five_fields_in_their_order() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.pools import Clock, make_pool
-from support.watching import enlist, finish, report, take
 
 from fsqueue import claims
 from fsqueue.census import Amount, Census
 from fsqueue.notices import imbalanced, weighted_depths
 from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader
+from tests.support.pools import Clock, make_pool
+from tests.support.watching import enlist, finish, report, take
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

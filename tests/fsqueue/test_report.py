@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pools import make_pool
-from support.processes import fsqueue
-from support.watching import enlist, fail, finish, take, tell
 
 from fsqueue import story
 from fsqueue.attempts import Attempted
 from fsqueue.pool import Pool
 from fsqueue.report import page
 from fsqueue.story import SLOTS_MAX, Story
+from tests.support.pools import make_pool
+from tests.support.processes import fsqueue
+from tests.support.watching import enlist, fail, finish, take, tell
 
 WORKER, OTHER = "node7-1-aaaaaa", "node7-2-bbbbbb"
 HOSTILE = "<script>alert('x')</script>\"&\x1b[31m\udcff"

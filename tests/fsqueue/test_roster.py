@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pools import Clock, make_pool
-from support.processes import wait_for
-from support.watching import enlist, finish, report, take, tell
 
 from fsqueue import atomic, claims, leases
 from fsqueue.census import Census
@@ -21,6 +18,9 @@ from fsqueue.journals import Journals
 from fsqueue.leases import Lease, LeaseName, proof_of_life
 from fsqueue.pool import Pool
 from fsqueue.roster import LOADING_STALL_S, Roster, WorkerRow
+from tests.support.pools import Clock, make_pool
+from tests.support.processes import wait_for
+from tests.support.watching import enlist, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.pools import Hand, Trivial, contents, make_pool
-from support.watching import enlist, fail, finish, on_disk, report, take, tell
 
 from fsqueue import claims
 from fsqueue.cli.shapes import watch_facts
@@ -21,6 +19,8 @@ from fsqueue.handlers import Work
 from fsqueue.pool import Pool, create_pool
 from fsqueue.snapshot import Reader, Snapshot
 from fsqueue.status import Status, parse_status, printable, write_status
+from tests.support.pools import Hand, Trivial, contents, make_pool
+from tests.support.watching import enlist, fail, finish, on_disk, report, take, tell
 
 A, B, C = "node7-1-aaaaaa", "node8-2-bbbbbb", "node9-3-cccccc"
 

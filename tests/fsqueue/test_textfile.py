@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.pools import contents, make_pool
-from support.processes import fsqueue
-from support.watching import fail, finish, snapshot, spool_row, take, worker_row
 
 from fsqueue.errors import UsageError
 from fsqueue.notices import Notice
 from fsqueue.reported import Use
 from fsqueue.snapshot import Reader, Snapshot
 from fsqueue.textfile import TextFile, exposition
+from tests.support.pools import contents, make_pool
+from tests.support.processes import fsqueue
+from tests.support.watching import fail, finish, snapshot, spool_row, take, worker_row
 
 A = "node7-1-aaaaaa"
 UNITS = ("seconds", "ratio", "celsius", "watts", "total", "second")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import fsqueue
-from support.watching import tell
 
 from fsqueue.attempts import Attempted
 from fsqueue.pool import Pool, create_pool
 from fsqueue.trace import records
+from tests.support.processes import fsqueue
+from tests.support.watching import tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from embed.fasta import records
 from embed.scan import scan
 from fsqueue import BadInput
 from tests.fuzz.sandbox import directory, put
+from tests.support.fasta import naive
 
 SEEDS = (
     b"\x05\x01>a desc\nMKV\nLA*\n>b\nACDE\n",
@@ -22,23 +22,6 @@ SEEDS = (
     b"\x20\x01>a\nM\x00K\n",
     b"\x08\x01\xef\xbb\xbf>a\nM\n",
 )
-
-
-def naive(data: bytes) -> list[tuple[str, bytes]]:
-    """Read FASTA a line at a time; ValueError if there is text before the first record."""
-    found: list[tuple[str, bytes]] = []
-    for line in data.split(b"\n"):
-        if line.startswith(b">"):
-            word = re.match(rb"[ \t\r\v\f]*([^ \t\r\v\f]*)", line[1:])
-            assert word
-            found.append((word[1].decode("utf-8", "backslashreplace"), b""))
-            continue
-        letters = bytes(byte for byte in line if byte > 32)
-        if found:
-            found[-1] = found[-1][0], found[-1][1] + letters
-        elif letters:
-            raise ValueError("text before the first record")
-    return [(name, residues.rstrip(b"*")) for name, residues in found]
 
 
 def run(data: bytes) -> None:

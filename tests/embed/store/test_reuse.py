@@ -21,20 +21,6 @@ from tests.support.embedded import proteins
 MakeBench = Callable[..., Bench]
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sequences reached the model, call by call."""
-    calls: list[int] = []
-    real = Engine.embed
-
-    def counted(self: Engine, batch: Any, warn: Any) -> Any:
-        calls.append(len(batch))
-        return real(self, batch, warn)
-
-    monkeypatch.setattr(Engine, "embed", counted)
-    return calls
-
-
 def run(bench: Bench, path: str) -> tuple[bytes, dict[str, int]]:
     """Run a file as one claim; return the output's bytes and what was counted."""
     (item,) = bench.plan(path)
