@@ -115,7 +115,7 @@ class Attempt:
             run = self.name.returns
             private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
             if self.name.returns and os.path.lexists(final):
-                # I7: published by a worker that died before it could finish
+                self.journal.write("adopted", id=id)  # I7: who published it died before the finish
                 directories.discard(self.pool.partial(id))
                 return claim.measures
         work = Work(

@@ -48,6 +48,8 @@ class Weather:
     attempts: int = 100
     further_claims: int = 60
     """So many more are planned whenever all is done before the storm is over; 0 ends it."""
+    aimed: bool = False
+    """Kill only who holds a claim."""
 
 
 @dataclass(slots=True)
@@ -63,6 +65,8 @@ class Tally:
     failed: int = 0
     recovered: int = 0
     """Attempts charged to claims that were done in the end."""
+    returned: int = 0
+    """How often these were put back: charged, or not, for their output was there already."""
     adopted: int = 0
     finished_twice: int = 0
     replaced: int = 0
@@ -148,9 +152,14 @@ class Storm:
 
     def _strike(self) -> None:
         """Kill somebody, if it is time."""
-        if self._workers and time.monotonic() >= self._next_kill:
+        if time.monotonic() < self._next_kill:
+            return
+        chosen = [each for each in self._workers if not self.weather.aimed or self._holds(each)]
+        if chosen:
             self._next_kill += self.weather.kill_every_s
-            self._kill(self._workers.pop(self._chance.randrange(len(self._workers))))
+            victim = self._chance.choice(chosen)
+            self._workers.remove(victim)
+            self._kill(victim)
 
     def _start(self) -> Running:
         self._started += 1
@@ -164,8 +173,11 @@ class Storm:
     def _kill(self, worker: Running) -> None:
         worker.kill()
         self.tally.kills += 1
+        self.tally.hits += self._holds(worker)
+
+    def _holds(self, worker: Running) -> bool:
         held = (name.owner or "" for name in names_in(self.pool, State.RUNNING))
-        self.tally.hits += any(f"-{worker.pid}-" in owner for owner in held)
+        return any(f"-{worker.pid}-" in owner for owner in held)
 
     def _calm(self) -> None:
         """Let those who survived finish; they leave by themselves."""
@@ -205,6 +217,7 @@ class Witness:
         done, failed = ids(pool, State.DONE), ids(pool, State.FAILED)
         tally.done, tally.failed = len(done), len(failed)
         tally.recovered = sum(name.attempt for name in names_in(pool, State.DONE))
+        tally.returned = sum(name.returns for name in names_in(pool, State.DONE))
         tally.lost = tally.planned - len({*done, *failed})
         outputs = set(os.listdir(pool.directory("outputs")))
         visible = {name for name in outputs if not name.startswith(".")}
