@@ -2,8 +2,8 @@
 
 Calling sequence. Whole files appear by `publish` (never replacing) or, where one writer owns the
 name, by `replace`. Names move by `rename`. Logs grow by `Appender`, one writer each. Readers use
-`read` and `names`. Every operation of the protocol goes through this module's `os`, so that a
-simulated file system, or a crash at the n-th operation, can be put under the real code.
+`read`, `names` and `gather`. Every operation of the protocol goes through this module's `os`, so
+that a simulated file system, or a crash at the n-th operation, can be put under the real code.
 
 What readers are promised. A visible name holds a complete file; a published file never changes;
 a replaced file is the old bytes or the new. A reader may still meet ENOENT or ESTALE for a moment
@@ -19,12 +19,15 @@ import os as os  # `directories` asks for it here: there is one door
 import secrets
 import stat
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Final, TypeVar
 
 from fsqueue import trust
 from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.mounts import unpromised
+
+T = TypeVar("T")
 
 READ_LIMIT: Final = 64 << 20
 STALE_S: Final = 2.0
@@ -49,15 +52,21 @@ tally: Final = Tally()
 
 
 def names(directory: str) -> list[str]:
-    """List the visible names in `directory`, in no order; private ones are left out.
+    """List the visible names in `directory`; raises what `gather` does."""
+    return gather(directory, list)
 
+
+def gather(directory: str, into: Callable[[Iterator[str]], T]) -> T:
+    """Return what `into` makes of the visible names in `directory`, one by one and in no order.
+
+    A million need no memory if `into` keeps none; it is called anew if a mount loses its place.
     Raises PoolError if it is not a directory (a symbolic link is not followed), or if another user
     could have put there what it holds.
     """
     deadline = time.monotonic() + STALE_S
     while True:
         try:
-            return _names_once(directory)
+            return _gather_once(directory, into)
         except OSError as error:
             # RACE: a network mount's handle on a directory can be stale for a moment.
             if error.errno != errno.ESTALE or time.monotonic() >= deadline:
@@ -65,7 +74,7 @@ def names(directory: str) -> list[str]:
             time.sleep(0.05)
 
 
-def _names_once(directory: str) -> list[str]:
+def _gather_once(directory: str, into: Callable[[Iterator[str]], T]) -> T:
     tally.operations += 1
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -73,11 +82,13 @@ def _names_once(directory: str) -> list[str]:
         raise no_directory(directory, error) from error
     tally.operations += 3  # fstat, and getdents until there is no more
     try:
-        found = os.listdir(fd)
-        if found:  # what is empty holds nothing of a stranger's, and one call less counts
-            tally.operations += 1
-            trust.refuse(directory, os.fstat(fd), os.geteuid())
-        return [name for name in found if not name.startswith(".")]
+        with os.scandir(fd) as entries:
+            first = list(islice(entries, 1))
+            if first:  # what is empty holds nothing of a stranger's, and one call less counts
+                tally.operations += 1
+                trust.refuse(directory, os.fstat(fd), os.geteuid())
+            found = (entry.name for entry in chain(first, entries))
+            return into(name for name in found if not name.startswith("."))
     finally:
         os.close(fd)
 
@@ -86,7 +97,8 @@ def private_names(directory: str) -> list[str]:
     """List the private names in a directory; none if it is not there."""
     tally.operations += 4
     try:
-        return [name for name in os.listdir(directory) if name.startswith(".")]
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []  # RACE: it was removed, or nobody has made it yet
 

@@ -11,34 +11,21 @@ moment can be missed; so "nothing is left" is said after a second look.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 from fsqueue import atomic, plans
 from fsqueue.errors import PoolError
 from fsqueue.layout import State
+from fsqueue.listings import Amount, Listing, newest, waiting_mark
+from fsqueue.marks import Marks, repeated, sets
 from fsqueue.names import SPOOL, ClaimName
 from fsqueue.plans import Plan
 from fsqueue.pool import Pool, natural
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """How many claims, and what they cost together."""
-
-    claims: int = 0
-    cost: int = 0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.claims + other.claims, self.cost + other.cost)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(max(0, self.claims - other.claims), max(0, self.cost - other.cost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,50 +66,18 @@ class Count:
         return 3 if self.failed.claims else 0
 
 
-class Listing:
-    """The claims in one directory; those already known are not parsed again."""
-
-    def __init__(self) -> None:
-        self.costs: dict[str, int] = {}
-        self.cost = 0
-        self.assumed: Amount | None = Amount()
-        """What may be here, as long as the directory could not be listed once."""
-        self.added: list[str] = []
-
-    def look(self, texts: Iterable[str], *, owned: bool = False) -> None:
-        """Take in a fresh listing. What is not the name of a claim in this state is left out."""
-        now = set(texts)
-        for text in [text for text in self.costs if text not in now]:
-            self.drop(text)
-        self.added = []
-        fresh = now - self.costs.keys()
-        for text in sorted(fresh) if owned else fresh:
-            name = ClaimName.parse(text)
-            if name is not None and (name.owner is not None) == owned:
-                self.costs[text] = name.cost
-                self.cost += name.cost
-                self.added.append(text)
-        self.assumed = None
-
-    def drop(self, text: str) -> None:
-        """Forget a name, if it is here."""
-        self.cost -= self.costs.pop(text, 0)
-
-    @property
-    def amount(self) -> Amount:
-        return self.assumed or Amount(len(self.costs), self.cost)
-
-
 class Census:
-    """One observer's counting: it remembers the last listings, to read only what is new."""
+    """One observer's counting: it remembers the last listings, for what cannot be listed now."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._plans: dict[int, Plan] = {}
-        self._staged = Listing()
+        self._staged: list[Listing] = []
         self._spools: dict[str, Listing] = {}
-        self._running = Listing()
-        self._failed = Listing()
+        self._running = Listing(owned=True)
+        self._held: list[str] = []
+        self._failed = Listing(owned=True)
+        self._lost: list[str] = []
         self._damage: list[str] = []
         self._certain = True
 
@@ -142,8 +97,8 @@ class Census:
         self._list_staged()
         for spool in self._spool_names():
             self._list_spool(spool)
-        self._list_owned(self._running, State.RUNNING)
-        self._list_owned(self._failed, State.FAILED)
+        self._list_running()
+        self._list_failed()
         self._count_once()
         return numbers
 
@@ -167,15 +122,16 @@ class Census:
 
     def _list_staged(self) -> None:
         planned = {f"{plan.uid}.staged" for plan in self._plans.values()}
-        found: list[str] = []
+        self._staged = []
         try:
             root = self._pool.directory("plans")
             for staged in planned.intersection(atomic.names(root)):
                 for spool in filter(SPOOL.fullmatch, atomic.names(f"{root}/{staged}")):
-                    found += atomic.names(f"{root}/{staged}/{spool}")
+                    listing = Listing()
+                    atomic.gather(f"{root}/{staged}/{spool}", listing.look)
+                    self._staged.append(listing)
         except (OSError, PoolError):
             pass  # RACE: completed and removed between two listings; the spools have them now
-        self._staged.look(found)
 
     def _spool_names(self) -> list[str]:
         """Return every spool that has a file, a directory, or a share of a plan."""
@@ -192,17 +148,32 @@ class Census:
     def _list_spool(self, spool: str) -> None:
         listing = self._spools[spool]
         try:
-            listing.look(atomic.names(self._pool.spool(spool)))
+            atomic.gather(self._pool.spool(spool), listing.look)
         except (OSError, PoolError) as error:
             self._doubt(error)
             if listing.assumed is not None:
                 listing.assumed = self._planned_for(spool)
 
-    def _list_owned(self, listing: Listing, state: State) -> None:
+    def _list_running(self) -> None:
         try:
-            listing.look(atomic.names(self._pool.state(state)), owned=True)
+            self._held = atomic.names(self._pool.state(State.RUNNING))
+            self._running.look(self._held)
         except (OSError, PoolError) as error:
-            listing.added = []
+            self._doubt(error)
+
+    def _list_failed(self) -> None:
+        directory, before = self._pool.state(State.FAILED), self._failed.marks
+        try:
+            atomic.gather(directory, self._failed.look)
+            if self._failed.marks != before:
+                fresh: set[int] = set()
+                for now, then in sets(Marks(self._failed.marks), Marks(before)) if before else ():
+                    fresh |= now - then
+                self._lost = atomic.gather(
+                    directory,
+                    lambda texts: newest(texts, LOST_SHOWN, shown=self._lost, fresh=fresh),
+                )
+        except (OSError, PoolError) as error:
             self._doubt(error)
 
     def _doubt(self, error: Exception) -> None:
@@ -214,16 +185,11 @@ class Census:
 
     def _count_once(self) -> None:
         """Where a claim was seen twice on its way, keep the place where it was seen last."""
-        for text in self._failed.added:
-            self._running.drop(text)
-        for text in [*self._running.costs, *self._failed.added]:
-            waiting = text.partition("@")[0]
-            for listing in (self._staged, *self._spools.values()):
-                listing.drop(waiting)
-        if self._staged.costs:
-            for listing in self._spools.values():
-                for text in self._staged.costs.keys() & listing.costs.keys():
-                    self._staged.drop(text)
+        last_first = [self._failed, self._running, *self._spools.values(), *self._staged]
+        twice = repeated(Marks(chain.from_iterable(listing.marks for listing in last_first)))
+        seen: set[int] = set()
+        for listing in last_first if twice else ():
+            listing.drop_seen(twice, seen)
 
     def _planned_for(self, spool: str) -> Amount:
         shares = [plan.spools[spool] for plan in self._plans.values() if spool in plan.spools]
@@ -235,26 +201,28 @@ class Census:
             spool: (self._planned_for(spool), listing.amount)
             for spool, listing in self._spools.items()
         }
-        waiting = sum((listing.amount for listing in self._spools.values()), self._staged.amount)
+        staged = sum((listing.amount for listing in self._staged), Amount())
+        waiting = sum((listing.amount for listing in self._spools.values()), staged)
         running, failed = self._running.amount, self._failed.amount
         heads_say = sum((Amount(plan.total.claims, plan.total.cost) for plan in heads), Amount())
         seen = waiting + running + failed
         done = heads_say - seen
-        last = [*islice(reversed(self._failed.costs), LOST_SHOWN)][::-1]
+        runs = set(self._running.marks)
+        held = (text for text in dict.fromkeys(self._held) if waiting_mark(text) in runs)
         measures: dict[str, int] = {}
         for plan in heads:
             for name, count in plan.total.measures.items():
                 measures[name] = measures.get(name, 0) + count
         return Count(
             planned=seen + done,
-            staged=self._staged.amount,
+            staged=staged,
             waiting=waiting,
             running=running,
             done=done,
             failed=failed,
             spools=spools,
-            held=tuple(filter(None, map(ClaimName.parse, self._running.costs))),
-            lost=tuple(filter(None, map(ClaimName.parse, last))),
+            held=tuple(filter(None, map(ClaimName.parse, held))),
+            lost=tuple(filter(None, map(ClaimName.parse, self._lost))),
             damage=tuple(self._damage),
             certain=self._certain,
             measures=measures,

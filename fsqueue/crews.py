@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fsqueue.census import Amount, Count
+from fsqueue.census import Count
+from fsqueue.listings import Amount
 from fsqueue.pool import Spool
 from fsqueue.reported import Use
 from fsqueue.roster import WorkerRow

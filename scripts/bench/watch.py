@@ -83,8 +83,8 @@ def measure_refresh(directory: Path, given: argparse.Namespace) -> int:
         directory / "pool", done=given.done, waiting=given.waiting, workers=given.workers
     )
     listed: list[str] = []
-    names = atomic.names
-    atomic.names = lambda path: (listed.append(path), names(path))[1]  # type: ignore[func-returns-value]
+    gather = atomic.gather
+    atomic.gather = lambda path, into: (listed.append(path), gather(path, into))[1]  # type: ignore[func-returns-value]
     reader = Reader(pool)
     looks = [one_refresh(pool, reader) for _ in range(LOOKS)]
     first, later = looks[0], sorted(looks[1:])

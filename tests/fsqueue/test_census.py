@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from fsqueue.census import Amount, Census, Count, Listing
 from fsqueue.layout import State
 from fsqueue.pool import Pool, create_pool
 from tests.support.pools import make_pool, plan
+from tests.support.sequence import interpose
 from tests.support.watching import fail, finish, on_disk, take
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
@@ -65,13 +68,12 @@ def test_neither_done_nor_outputs_is_ever_listed(
 ) -> None:
     finish(pool, A, spool_with_work(pool))
     listed: list[str] = []
-    real = os.listdir
 
-    def listdir(path: int | str) -> list[str]:
-        listed.append(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path)
-        return real(path)
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        listed.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return real(fd)
 
-    monkeypatch.setattr(atomic.os, "listdir", listdir)
+    interpose(monkeypatch, listdir=listdir)
     assert Census(pool).take().done.claims == 1
     assert {Path(path).name for path in listed} == {
         "plans",
@@ -92,9 +94,9 @@ def test_a_claim_that_moves_between_two_listings_counts_once(
     spool = spool_with_work(pool)
     directory = pool.spool(spool) if moment == "spool" else f"{pool.root}/{moment}"
     name = take(pool, A, spool) if verb == "fail" else claims.waiting(pool, spool)[0]
-    real, moved = atomic.names, []
+    real, moved = atomic.gather, []
 
-    def names(listed: str) -> list[str]:
+    def gather(listed: str, into: Any) -> Any:
         if listed == directory and not moved:
             moved.append(moment)
             if verb == "fail":
@@ -103,9 +105,9 @@ def test_a_claim_that_moves_between_two_listings_counts_once(
                 claims.take(pool, spool, name, A)
             else:
                 claims.cancel(pool, spool, name, A)
-        return real(listed)
+        return real(listed, into)
 
-    monkeypatch.setattr(atomic, "names", names)
+    monkeypatch.setattr(atomic, "gather", gather)
     census = Census(pool)
     count = census.take()
     assert moved and adds_up(count)
@@ -121,14 +123,14 @@ def test_nothing_left_is_said_only_after_a_second_look(
     """The last claim goes back to waiting after its spool was listed: one look misses it."""
     pool = make_pool(tmp_path / "pool", "a.40")
     name = take(pool, A)
-    real, moved = atomic.names, []
+    real, moved = atomic.gather, []
 
-    def names(directory: str) -> list[str]:
+    def gather(directory: str, into: Any) -> Any:
         if directory.endswith("running") and not moved:
             moved.append(claims.release(pool, name, "gpu0"))
-        return real(directory)
+        return real(directory, into)
 
-    monkeypatch.setattr(atomic, "names", names)
+    monkeypatch.setattr(atomic, "gather", gather)
     count = Census(pool).take()
     assert moved and count.waiting.claims == 1 and not count.finished
 
@@ -136,15 +138,15 @@ def test_nothing_left_is_said_only_after_a_second_look(
 def test_a_plan_that_appears_during_a_look_is_counted_with_its_claims(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, added = atomic.names, []
+    real, added = atomic.gather, []
 
-    def names(directory: str) -> list[str]:
+    def gather(directory: str, into: Any) -> Any:
         if directory.endswith("/spools") and not added:
             added.append("e")
             plan(pool, "e.50", weights=[1.0, 1.0])
-        return real(directory)
+        return real(directory, into)
 
-    monkeypatch.setattr(atomic, "names", names)
+    monkeypatch.setattr(atomic, "gather", gather)
     count = Census(pool).take()
     assert count.planned == count.waiting == Amount(5, 150)
 

@@ -220,13 +220,13 @@ class SimOs:
         STAGE.world.rng.shuffle(found)
         return found
 
-    def scandir(self, path: str) -> Any:
+    def scandir(self, where: int | str) -> Any:
         """List what is there, all of it files: nobody makes anything else where this is asked."""
         entries = [
             SimpleNamespace(name=name, is_file=lambda follow_symlinks=True: True)
-            for name in self.listdir(path)
+            for name in self.listdir(where)
         ]
-        return nullcontext(entries)
+        return nullcontext(iter(entries))
 
     def link(self, source: str, target: str) -> None:
         STAGE.perform(

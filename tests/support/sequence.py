@@ -15,7 +15,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -106,10 +106,18 @@ def together(*actions: Callable[[], Any]) -> list[Any]:
     return results
 
 
+class Entry:
+    """What `os.scandir` yields, as far as anybody asks."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 class Os:
     """Stand in for the `os` of fsqueue.atomic: each call first goes to a hook of its name, if any.
 
-    A hook is given the real function and the arguments, and does with them what it likes.
+    A hook is given the real function and the arguments, and does with them what it likes. What is
+    listed entry by entry goes to the hook of `listdir`, too.
     """
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:
@@ -118,6 +126,8 @@ class Os:
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
         hook = self.hooks.get(name)
+        if name == "scandir" and "listdir" in self.hooks:
+            return lambda where: nullcontext(map(Entry, self.listdir(where)))
         return (lambda *args, **options: hook(real, *args, **options)) if hook else real
 
 
