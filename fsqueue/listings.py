@@ -63,10 +63,12 @@ class Listing:
 
     @property
     def amount(self) -> Amount:
+        """How many claims are here, and what they cost."""
         return self.assumed or Amount(len(self.marks), self._cost)
 
 
 def waiting_mark(text: str) -> int:
+    """Return the mark of the name by which a claim waits or waited."""
     return mark(text.partition("@")[0])
 
 
