@@ -21,6 +21,8 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from fsqueue import directories
+from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.trust import lock_mode
 
 log = logging.getLogger(__name__)
@@ -76,8 +78,18 @@ def free_elsewhere(path: str) -> bool | None:
 
 @contextmanager
 def host_lock(name: str, *, timeout_s: float = 3600.0) -> Iterator[None]:
-    """Hold the lock called `name` on this host, for this user; wait for it if need be."""
+    """Hold the lock called `name` on this host, for this user; wait for it if need be.
+
+    Raises NotSupportedError if the directory of our locks is not ours alone: where it is, everybody
+    may make one.
+    """
     directory = os.path.join(tempfile.gettempdir(), f"fsqueue-{os.geteuid()}")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    try:
+        directories.make_private(directory)
+    except PoolError as error:
+        raise NotSupportedError(
+            f"{directory}, for the locks of this host, is no directory of yours alone: somebody "
+            f"else may have made it. Remove it, or set TMPDIR to a directory of your own."
+        ) from error
     with FileLock(os.path.join(directory, f"{name}.lock"), timeout=timeout_s):
         yield

@@ -17,9 +17,9 @@ LAYERS = (
     {"errors", "figures", "mounts"},
     {"names", "trust", "marks"},
     {"layout", "smi", "cards", "score", "listings"},
-    {"atomic", "locks", "gpus", "kinds"},
+    {"atomic", "gpus", "kinds"},
     {"directories"},
-    {"pool", "monitor", "weights"},
+    {"locks", "pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"}
     | {"contest", "pace", "waitlist"},

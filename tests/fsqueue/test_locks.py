@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from fsqueue import locks
+from fsqueue.errors import NotSupportedError
 from fsqueue.locks import host_lock, try_lock
 from tests.support.pools import held_elsewhere
 from tests.support.sequence import together
@@ -111,3 +112,26 @@ def test_the_host_locks_directory_is_this_users_alone(
     with host_lock("model"):
         (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("theirs", ["writable by all", "a link", "a file", "of a stranger"])
+def test_the_host_lock_uses_no_directory_that_somebody_else_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = tmp_path / f"fsqueue-{os.geteuid()}"
+    if theirs == "a file":
+        place.touch()
+    elif theirs == "a link":
+        (tmp_path / "precious").mkdir()
+        place.symlink_to("precious")
+    else:
+        place.mkdir()
+        place.chmod(0o777 if theirs == "writable by all" else 0o700)
+    if theirs == "of a stranger":
+        monkeypatch.setattr(os, "geteuid", lambda real=os.geteuid: real() + 1)
+        place.rename(tmp_path / f"fsqueue-{os.geteuid()}")
+    refused = pytest.raises(NotSupportedError, match="set TMPDIR to a directory of your own")
+    with refused, host_lock("model"):
+        pass
+    assert not list(tmp_path.rglob("*.lock"))
