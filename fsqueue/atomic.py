@@ -153,7 +153,7 @@ def opened(path: str) -> tuple[int, os.stat_result]:
 
     Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | unpromised(os.path.dirname(path))
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | unpromised(path.rpartition("/")[0])
     tally.operations += 2
     try:
         fd = os.open(path, flags)

@@ -23,17 +23,18 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from fsqueue import atomic, claims, directories
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import FORMAT, SUFFIX
-from fsqueue.names import ID, KIND, SPOOL, ClaimName
+from fsqueue.names import ID, KIND, SPOOL, ClaimName, id_and_cost
 from fsqueue.pool import Pool
 
 HEAD_MAX: Final = 1 << 24
 ROW_MAX: Final = 1 << 20
 _PLAN: Final = re.compile(r"([0-9]{6,9})\.json", re.ASCII)
+_ROW: Final = re.compile(rb'\["([ -!#-\[\]-~]+)", "([ -!#-\[\]-~]+)"\]')  # JSON escapes none
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ def read_plan(pool: Pool, number: int) -> Plan:
     """Return the head of a plan; PoolError if the file was damaged."""
     path = pool.plan(number)
     try:
-        with _opened(path) as file:
+        with os.fdopen(atomic.opened(path)[0], "rb") as file:
             facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
         return _head(facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -128,52 +129,51 @@ def read_plans(pool: Pool) -> list[Plan]:
 
 def read_sources(pool: Pool, number: int) -> Iterator[str]:
     """Yield the keys of the inputs that a plan holds."""
-    for section, entry in _entries(pool, number):
-        if section == "sources":
-            yield entry[0]
+    return (key for key, _ in _entries(pool, number, "sources"))
 
 
 def read_inputs(pool: Pool, number: int) -> Iterator[str]:
     """Yield the paths of the inputs that a plan holds, in the order in which they were given."""
-    for section, entry in _entries(pool, number):
-        if section == "sources":
-            yield entry[1]
+    return (path for _, path in _entries(pool, number, "sources"))
 
 
 def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
     """Yield every claim that a plan holds, with the spool it was given to."""
-    for section, entry in _entries(pool, number):
-        if section == "claims":
-            name = ClaimName.parse(entry[0])
-            if name is None or not SPOOL.fullmatch(entry[1]):
-                raise PoolError(
-                    f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it."
-                )
-            yield name, entry[1]
+    for text, spool in read_names(pool, number):
+        if name := ClaimName.parse(text):
+            yield name, spool
 
 
-def _entries(pool: Pool, number: int) -> Iterator[tuple[str, list[str]]]:
+def read_names(pool: Pool, number: int) -> Iterator[list[str]]:
+    """Yield the name of every claim that a plan holds, and the spool it was given to, as texts."""
+    for entry in _entries(pool, number, "claims"):
+        if not (id_and_cost(entry[0], owned="@" in entry[0]) and SPOOL.fullmatch(entry[1])):
+            raise PoolError(f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it.")
+        yield entry
+
+
+def _entries(pool: Pool, number: int, wanted: str) -> Iterator[list[str]]:
     path, section, text = pool.plan(number), "", b""
-    with _opened(path) as file:
+    with os.fdopen(atomic.opened(path)[0], "rb") as file:
         file.readline(HEAD_MAX)
         while line := file.readline(ROW_MAX):
             text = line.strip().rstrip(b",")
-            if match := re.fullmatch(rb'"(\w+)":\[', text):
-                section = match[1].decode()
+            if row := _ROW.fullmatch(text):
+                if section == wanted:
+                    yield [row[1].decode(), row[2].decode()]
             elif text.startswith(b"["):
                 try:
-                    entry = json.loads(text)
+                    entry = json.loads(text.decode())
                     if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
                         raise ValueError("not two texts")
                 except (ValueError, RecursionError) as error:
                     raise PoolError(f"{path} is damaged ({error}); restore it.") from error
-                yield section, entry
+                if section == wanted:
+                    yield entry
+            elif match := re.fullmatch(rb'"(\w+)":\[', text):
+                section = match[1].decode()
         if text != b"]}":
             raise PoolError(f"{path} ends in the middle; it was truncated. Restore it.")
-
-
-def _opened(path: str) -> BinaryIO:
-    return os.fdopen(atomic.opened(path)[0], "rb")
 
 
 def write_plan(

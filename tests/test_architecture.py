@@ -23,7 +23,7 @@ LAYERS = (
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"}
     | {"contest", "pace", "waitlist"},
-    {"routing", "probes", "meeting", "litter"},
+    {"routing", "probes", "meeting", "litter", "inventory"},
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},
     {"consult"} | {"stock", "leaving", "roster", "habits", "jobs"},
