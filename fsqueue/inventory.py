@@ -70,6 +70,7 @@ class Places:
 
 
 def places_in(pool: Pool, uids: Set[str], asked: Set[int]) -> Places:
+    """Look where all claims are; `uids` are the plans that have a number."""
     places = Places()
     for place, directory, owned in claim_directories(pool, uids):
         seen = listed(directory, partial(look, owned=owned, asked=asked))
@@ -93,6 +94,7 @@ class Seen:
 
 
 def look(texts: Iterator[str], *, owned: bool, asked: Set[int]) -> Seen:
+    """Take in the names in one directory."""
     seen = Seen()
     for text in texts:
         facts = id_and_cost(text, owned=owned)
@@ -121,12 +123,14 @@ def claim_directories(pool: Pool, uids: Set[str]) -> Iterator[tuple[str, str, bo
 
 
 def staged_in(pool: Pool) -> set[str]:
+    """Return the plans that have a directory of staged claims."""
     texts = atomic.names(pool.directory("plans"))
     found = {text.removesuffix(".staged") for text in texts if text.endswith(".staged")}
     return set(filter(ID.fullmatch, found))
 
 
 def listed(directory: str, into: Callable[[Iterator[str]], T]) -> T:
+    """Gather the names in a directory, none if it is not there."""
     try:
         return atomic.gather(directory, into)
     except PoolError:
@@ -143,6 +147,7 @@ def odd_marks(planned: Planned, places: Places) -> set[int]:
 
 
 def odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the ids that are not planned once and found once, and what is wrong with them."""
     for id in planned:
         if id not in found:
             yield id, "is planned but nowhere: somebody removed its file"
