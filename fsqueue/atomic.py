@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 READ_LIMIT: Final = 64 << 20
 STALE_S: Final = 2.0
+READING: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 NO_LINK: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 GONE: Final = {errno.ENOENT, errno.ESTALE}
 BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
@@ -153,10 +154,9 @@ def opened(path: str) -> tuple[int, os.stat_result]:
 
     Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | unpromised(path.rpartition("/")[0])
     tally.operations += 2
     try:
-        fd = os.open(path, flags)
+        fd = os.open(path, READING | unpromised(path.rpartition("/")[0]))
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error

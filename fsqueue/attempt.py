@@ -146,7 +146,7 @@ class Attempt:
                 self.journal.write("adopted", id=id)  # I7
         if work.saved or self.name.returns:
             directories.discard(work.partial)
-        return {**claim.measures, **work.counted}
+        return claim.measures | work.counted
 
     def _read(self) -> tuple[claims.Claim, Handler]:
         """Read the claim; return it and its handler, if this process may run the one by the other.
@@ -275,9 +275,9 @@ class Attempt:
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
         name, status = self.name, self.beat.status
-        worked = status.current.measures if status.current is not None else {}
-        measures = {**worked, **measures}
-        shown = {key: value for key, value in measures.items() if key not in _TOLD}
+        if status.current is not None and status.current.measures:
+            measures = {**status.current.measures, **measures}
+        shown = {key: n for key, n in measures.items() if key not in _TOLD} if measures else {}
         self.journal.claim("finished", name, seconds=round(seconds, 6), **shown)
         with self.beat.lock:
             status.claims_done += 1
@@ -291,7 +291,7 @@ class Attempt:
                 status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
             status.services_status[self._service] = "healthy"
             status.current = None
-            self.beat.touch()
+        self.beat.touch()
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -192,19 +192,24 @@ def owned(pool: Pool, state: State) -> Iterator[ClaimName]:
             yield name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """A claim's content: which handler, whose spool, which options, and what to do."""
 
-    handler: str
-    spool: str
-    options: dict[str, Any]
-    payload: dict[str, Any]
-    measures: dict[str, int]
-    suffix: str | None = None
+    handler: Final[str]
+    spool: Final[str]
+    options: Final[dict[str, Any]]
+    payload: Final[dict[str, Any]]
+    measures: Final[dict[str, int]]
+    suffix: Final[str | None] = None
     """Its output is outputs/ID + suffix, if it has one."""
-    by_us: bool = field(default=True, compare=False)
-    """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
+    file: Final[os.stat_result | None] = field(default=None, compare=False, repr=False)
+    """What the file system says of it; None for one that is not read from a file."""
+
+    @property
+    def by_us(self) -> bool:
+        """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
+        return self.file is None or trust.is_by_us(self.file, os.geteuid())
 
     def encode(self, name: ClaimName) -> bytes:
         """Return the bytes of the claim's file."""
@@ -233,8 +238,8 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
             raise ClaimLost(f"{path} is gone; its owner's lease had lapsed.") from error
         raise
     facts = parse_json(path, data)
-    fields = facts.get("handler"), facts.get("spool"), facts.get("options"), facts.get("payload")
-    handler, spool, options, payload = fields
+    handler, spool = facts.get("handler"), facts.get("spool")
+    options, payload = facts.get("options"), facts.get("payload")
     if (
         facts.get("id") != name.id
         or not (isinstance(handler, str) and isinstance(spool, str))
@@ -245,11 +250,11 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
             f"Remove its plan's inputs from the pool's outputs and plan them into a new pool."
         )
     given, suffix = facts.get("measures"), facts.get("suffix")
-    counts = given.items() if isinstance(given, dict) else ()
-    measures = {key: n for key, n in counts if type(n) is int and abs(n) < COUNT_MAX}
+    measures = {}
+    if given and isinstance(given, dict):
+        measures = {key: n for key, n in given.items() if type(n) is int and abs(n) < COUNT_MAX}
     known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
-    by_us = trust.is_by_us(file, os.geteuid())
-    return Claim(handler, spool, options, payload, measures, known, by_us)
+    return Claim(handler, spool, options, payload, measures, known, file)
 
 
 def is_published(pool: Pool, name: ClaimName, claim: Claim) -> bool:

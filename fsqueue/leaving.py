@@ -97,7 +97,7 @@ class Leaving:
             return 1, self.beat.lost
         if self.signal:
             return self.signal_status, f"stopped by {signal.Signals(self.signal).name}"
-        for order in ("drain", "stop"):
+        for order in ("drain", "stop") if self.beat.orders else ():
             if self._told(order):
                 reason = f"told to {order} (control/{order}); fsqueue drain --undo takes it back"
                 return DRAINED, reason

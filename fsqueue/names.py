@@ -24,6 +24,7 @@ import re
 import secrets
 import socket
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 SPOOL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
@@ -47,16 +48,19 @@ _LEASE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class ClaimName:
-    """A claim's name, taken apart. See the module docstring for the grammar."""
+    """A claim's name, taken apart. See the module docstring for the grammar.
 
-    id: str
-    kind: str
-    cost: int
-    attempt: int = 0
-    returns: int = 0
-    owner: str | None = None
+    It never changes, which `Final` lets mypy hold: `frozen` would do it at seven calls a name.
+    """
+
+    id: Final[str]
+    kind: Final[str]
+    cost: Final[int]
+    attempt: Final[int] = 0
+    returns: Final[int] = 0
+    owner: Final[str | None] = None
     _text: str = field(default="", init=False, repr=False, compare=False)
     """The name as text, once it is known to be good: a claim's is asked for six times."""
 
@@ -67,7 +71,7 @@ class ClaimName:
             return None
         id, kind, cost, attempt, returns, owner = match.groups()
         name = cls(id, kind, int(cost), int(attempt), int(returns), owner)
-        object.__setattr__(name, "_text", text)
+        name._text = text
         return name
 
     def __str__(self) -> str:
@@ -87,16 +91,24 @@ class ClaimName:
         if not self._text:
             text = self._format()
             assert _CLAIM.fullmatch(text), text
-            object.__setattr__(self, "_text", text)
+            self._text = text
         return self._text
 
     def owned_by(self, worker: str) -> ClaimName:
         """Return the name this claim has while `worker` runs it."""
-        return ClaimName(self.id, self.kind, self.cost, self.attempt, self.returns, worker)
+        name = ClaimName(self.id, self.kind, self.cost, self.attempt, self.returns, worker)
+        if self._text and self.owner is None and _is_worker(worker):
+            name._text = f"{self._text}@{worker}"
+        return name
 
     def returned(self, *, failed: bool) -> ClaimName:
         """Return the next waiting name: a fresh one, with one more attempt if this one failed."""
         return replace(self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None)
+
+
+@lru_cache(maxsize=8)
+def _is_worker(text: str) -> bool:
+    return WORKER.fullmatch(text) is not None
 
 
 def is_waiting(text: str) -> bool:

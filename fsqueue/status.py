@@ -236,12 +236,13 @@ class Journal:
         self._append(event, f",{said}", facts)
 
     def _append(self, event: str, said: str, facts: dict[str, Any]) -> None:
-        head = f'{{"t":{time.time():.3f},"event":"{event}","worker":"{self._writer}"'
-        more = "".join([f",{_json(key)}:{_json(value)}" for key, value in facts.items()])
+        line = f'{{"t":{time.time():.3f},"event":"{event}","worker":"{self._writer}"{said}'
+        for key, value in facts.items():
+            line += f",{encode_basestring_ascii(key)}:{_json(value)}"
         try:
             if self._file is None:
                 self._file = atomic.Appender(self._path)
-            self._file.line(f"{head}{said}{more}}}".encode())
+            self._file.line(f"{line}}}".encode())
         except OSError:
             self.close()  # a full disk, say; what it costs is a line on the dashboard
 
