@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from fsqueue.claims import Claim
 from fsqueue.names import ClaimName
 from fsqueue.pool import Pool, Spool, add_spool, create_pool, open_pool
-from scripts.bench.peers import QUEUES, measured
+from scripts.bench.peers import KILLED, QUEUES, measured
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.handlers import install_handler
 
@@ -219,10 +219,12 @@ def main() -> int:
         print(f"\n{claims:,} claims, {workers} workers, load {os.getloadavg()[0]:.1f}\n")
         rows = [
             (name, f"{took.us:.1f}", f"{took.claims / took.wall:,.0f}",
-             f"{took.us / bound:.2f}", f"{took.us / ours:.2f}")
+             f"{took.us / bound:.2f}", f"{took.us / ours:.2f}", f"{took.claims - claims or ''}",
+             KILLED.get(name, "back after a lease"))
             for name, took in best.items()
         ]  # fmt: skip
-        table(["queue", "CPU us a claim", "claims/s", "x two renames", "x fsqueue"], rows)
+        head = ["queue", "CPU us a claim", "claims/s", "x two renames", "x fsqueue"]
+        table([*head, "run twice", "a killed worker's claim"], rows)
         figures += [
             {"queue": name, "claims": claims, "workers": workers, "cpu_us": took.us,
              "per_second": took.claims / took.wall, "done": took.claims}

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 
 def nothing(number: int = 0) -> None:
@@ -135,17 +138,25 @@ class Huey:
 
 
 class HueySqlite(Huey):
+    synced: bool | None = None  # SQLite's default, which syncs every change
+
     def make(self, directory: str):
         from huey import SqliteHuey
 
-        return SqliteHuey(filename=f"{directory}/huey.db")
+        return SqliteHuey(filename=f"{directory}/huey.db", fsync=self.synced)
+
+
+class HueyUnsynced(HueySqlite):
+    """What a power cut may take back, as it may a rename."""
+
+    synced = False
 
 
 class Litequeue:
     def __init__(self, directory: str, *_: int) -> None:
         from litequeue import LiteQueue
 
-        self.queue = LiteQueue(f"{directory}/queue.db")
+        self.queue = patiently(lambda: LiteQueue(f"{directory}/queue.db"))
 
     def fill(self, count: int) -> None:
         for number in range(count):
@@ -153,10 +164,22 @@ class Litequeue:
 
     def drain(self) -> int:
         count = 0
-        while (message := self.queue.pop()) is not None:
-            self.queue.done(message.message_id)
+        while (message := patiently(self.queue.pop)) is not None:
+            patiently(partial(self.queue.done, message.message_id))
             count += 1
         return count
+
+
+def patiently(act: Callable[[], Any]) -> Any:
+    """Do it again while the database is locked: litequeue, with four processes, gives up."""
+    for _ in range(1_000):
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(0.005)
+    return act()
 
 
 class PersistQueue:
@@ -189,8 +212,6 @@ class TaskQueue:
         self.queue = TaskQueue(f"fq://{directory}/queue")
 
     def fill(self, count: int) -> None:
-        from functools import partial
-
         self.queue.insert((partial(self.noop, number) for number in range(count)), total=count)
 
     def drain(self) -> int:
@@ -214,10 +235,25 @@ QUEUES = {
     "jug file_store": Jug,
     "huey file": Huey,
     "huey sqlite": HueySqlite,
+    "huey sqlite, unsynced": HueyUnsynced,
     "litequeue": Litequeue,
     "persistqueue ack": PersistQueue,
     "task-queue fq": TaskQueue,
 }
+
+KILLED = {
+    "two-renames": "stays in running/",
+    "read+journal": "stays in running/",
+    "dirq.QueueSimple": "locked till somebody purges",
+    "jug file_store": "locked till somebody cleans up",
+    "huey file": "lost",
+    "huey sqlite": "lost",
+    "huey sqlite, unsynced": "lost",
+    "litequeue": "locked for good",
+    "persistqueue ack": "till somebody resumes it",
+    "task-queue fq": "back after a lease",
+}
+"""What becomes of the claim that a worker held when it was killed."""
 
 
 def measured(drain: Iterable[int] | object) -> Iterator[str]:
