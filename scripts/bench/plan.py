@@ -1,29 +1,47 @@
-"""Measure how fast planning reads FASTA, against `grep -c '>'` and against hashing alone.
+#!/usr/bin/env python3
+"""Measure how fast planning reads FASTA, beside `grep -c '>'`, hashing alone, and other readers.
 
-    python scripts/bench/plan.py [MEGABYTES]        default 512
+    scripts/bench/plan.py                        512 MB of each kind of file
+    scripts/bench/plan.py 64 --readers           the readers of peers.txt, too, in --venv
 
-Every measurement is CPU time (user + system), the best of five, the competitors taking turns, so
-that other work on the machine disturbs them alike. Prints MB/s and ratios; and the peak memory.
+Every measurement is CPU time (user + system), the best of --rounds, the competitors taking turns,
+so that other work on the machine disturbs them alike. Only planning checks, counts and hashes; a
+reader is asked for the length of every sequence. Prints MB/s and ratios; and the peak memory.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
+import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from embed.scan import scan
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from embed.scan import Scan, scan
+from scripts.bench.claims import ROOT, make_venv
+from scripts.bench.readers import READERS
+from scripts.bench.tables import parser, place, table, write_json
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-ROUNDS = 5
+KINDS = {
+    "as Prodigal writes it (60 columns, 120-byte headers)": (60, None),
+    "as UniProt writes it (60 columns, short headers)": (60, "sp|P{0:05}|NAME some protein"),
+    "one line a sequence": (1 << 30, "id{0}"),
+}
+
+Run = Callable[[str], float]
+"""Reads a file; returns the CPU seconds that took."""
 
 
 def cpu_s() -> float:
@@ -32,17 +50,32 @@ def cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def planned(path: str) -> int:
-    return scan(path, lambda lengths: np.minimum(lengths, 1022) + 2).total("sequences")
+def timed(act: Callable[[str], object], path: str) -> float:
+    begun = cpu_s()
+    act(path)
+    return cpu_s() - begun
+
+
+def planned(path: str) -> Scan:
+    return scan(path, lambda lengths: np.minimum(lengths, 1022) + 2)
 
 
 def grepped(path: str) -> int:
-    return int(subprocess.run(["grep", "-c", ">", path], capture_output=True, check=True).stdout)
+    program = "zgrep" if path.endswith(".gz") else "grep"
+    return int(subprocess.run([program, "-c", ">", path], capture_output=True, check=True).stdout)
 
 
-def hashed(path: str) -> int:
+def hashed(path: str) -> bytes:
     with open(path, "rb") as file:
-        return len(hashlib.file_digest(file, "sha256").digest())
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def read(reader: str, python: Path, path: str) -> float:
+    """Let another reader read; fail if it does not find every sequence."""
+    argv = [python, Path(__file__).with_name("readers.py"), reader, path]
+    said = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout)
+    assert said["sequences"] == grepped(path), (reader, said)
+    return float(said["cpu"])
 
 
 def make(path: str, megabytes: int, *, line: int, header: str | None) -> None:
@@ -60,43 +93,55 @@ def make(path: str, megabytes: int, *, line: int, header: str | None) -> None:
             file.write(data)
 
 
-def race(path: str, runs: dict[str, Callable[[str], int]]) -> None:
-    """Print the best of several rounds for each competitor."""
+def race(kind: str, path: str, runs: dict[str, Run], rounds: int) -> list[dict[str, object]]:
+    """Print the best of several rounds for each competitor, and return them."""
     size, best = os.path.getsize(path), dict.fromkeys(runs, float("inf"))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
-            began = cpu_s()
-            run(path)
-            best[name] = min(best[name], cpu_s() - began)
-    for name, seconds in best.items():
-        ratio = best["plan"] / seconds
-        print(
-            f"    {name:8} {size / seconds / 1e6:8,.0f} MB/s   plan takes {ratio:5.1f} x its time"
-        )
+            best[name] = min(best[name], run(path))
+    print(f"\n{kind}, {size / 1e6:,.0f} MB\n")
+    speeds = {name: size / seconds / 1e6 for name, seconds in best.items()}
+    rows = [(n, f"{s:,.0f}", f"{s / speeds['plan']:.2f}") for n, s in speeds.items()]
+    table(["reader", "MB/s", "plan's time is x"], rows)
+    return [{"file": kind, "reader": name, "mb_per_s": speed} for name, speed in speeds.items()]
+
+
+def competitors(given: argparse.Namespace) -> dict[str, Run]:
+    """Return who takes part, by name."""
+    runs: dict[str, Run] = {
+        "plan": partial(timed, planned),
+        "grep -c": partial(timed, grepped),
+        "sha256": partial(timed, hashed),
+    }
+    if given.readers:
+        make_venv(given.venv)
+        python = given.venv / "bin" / "python"
+        runs |= {name: partial(read, name, python) for name in READERS}
+    return runs
 
 
 def main() -> None:
     """Measure each kind of file."""
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 512
-    kinds = {
-        "as Prodigal writes it (60 columns, 120-byte headers)": (60, None),
-        "as UniProt writes it (60 columns, short headers)": (60, "sp|P{0:05}|NAME some protein"),
-        "one line a sequence": (1 << 30, "id{0}"),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/x.faa"
-        for name, (line, header) in kinds.items():
-            make(path, megabytes, line=line, header=header)
-            assert planned(path) == grepped(path)
-            print(f"{name}, {os.path.getsize(path) / 1e6:,.0f} MB")
-            race(path, {"plan": planned, "grep -c": grepped, "sha256": hashed})
-        make(path, megabytes // 8, line=60, header="id{0}")
-        packed = f"{path}.gz"
-        Path(packed).write_bytes(gzip.compress(Path(path).read_bytes(), 6))
-        print(f"gzip, {os.path.getsize(packed) / 1e6:,.0f} MB (MB/s of packed bytes)")
-        race(packed, {"plan": planned})
+    options = parser(__doc__)
+    options.add_argument("megabytes", type=int, nargs="?", default=512)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--readers", action="store_true", help="measure other readers, too")
+    options.add_argument("--venv", type=Path, default=ROOT / ".venv-peers")
+    given = options.parse_args()
+    folder, runs, figures = place(given), competitors(given), []
+    path, packed = str(folder / "x.faa"), str(folder / "x.faa.gz")
+    for kind, (line, header) in KINDS.items():
+        make(path, given.megabytes, line=line, header=header)
+        assert planned(path).total("sequences") == grepped(path)
+        figures += race(kind, path, runs, given.rounds)
+    make(path, max(1, given.megabytes // 8), line=60, header="id{0}")
+    Path(packed).write_bytes(gzip.compress(Path(path).read_bytes(), 6))
+    unpacking = {name: run for name, run in runs.items() if name not in ("sha256", "biopython")}
+    figures += race("gzip (packed bytes)", packed, unpacking, given.rounds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process: {peak:,.0f} MiB")
+    print(f"\npeak memory of this process: {peak:,.0f} MiB")
+    write_json(given, "plan", {"peak_mib": peak, "readers": figures})
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
