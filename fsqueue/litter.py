@@ -3,9 +3,11 @@
 Litter is                                          once
     private files (.NAME.PID-RANDOM)               they were there for a whole lease, and no living
                                                    worker has that PID
+    running/.renew.WORKER/, spools/S/.renew...     the same, and that worker does not live
     plans/UID.staged/, plans/.UID.json             the plan got no number, and did not grow, for a
                                                    whole lease
-    outputs/.WORKER/, control/ORDER@WORKER         that worker is gone
+    outputs/.WORKER/ or .WORKER.dead/,
+    control/ORDER@WORKER                           that worker is gone
     partial/ID/                                    ID is done
     a worker's status, journal and ended lease     it left or died long enough ago: if asked for
 
@@ -35,6 +37,8 @@ from fsqueue.names import ID, WORKER
 from fsqueue.pool import Pool, spool_names
 
 _PRIVATE: Final = re.compile(r"\..+\.(\d+)-[0-9a-f]{12}", re.ASCII)
+_RENEW: Final = re.compile(rf"\.renew\.({WORKER.pattern})", re.ASCII)
+_WORKSHOP: Final = re.compile(rf"\.({WORKER.pattern})(?:\.dead)?", re.ASCII)
 _PRIVATE_PLAN: Final = re.compile(r"\.([0-9a-f]+)\.json", re.ASCII)
 _PID: Final = re.compile(r"-(\d+)-[^-]*$", re.ASCII)
 
@@ -90,7 +94,9 @@ class Cleaner:
         self.doubtful = len(ripe) < len(seen)
         for worker in sorted((workshops | orders.keys()) - living):
             if self._is_gone(worker):
-                ripe += [Litter("workshop", each.workshop(worker), worker) for each in self._pools]
+                shops = [each.workshop(worker) for each in self._pools]
+                shops += [f"{path}.dead" for path in shops]  # of whom was killed as he removed it
+                ripe += [Litter("workshop", path, worker) for path in shops]
                 ripe += [Litter("order", path, worker) for path in orders.get(worker, ())]
             else:
                 self.doubtful = True  # it shows no lease; but a renewal can hide one for a moment
@@ -108,7 +114,7 @@ class Cleaner:
     def _workshops(self) -> Iterator[str]:
         for pool in self._pools:
             names = atomic.private_names(pool.directory("outputs"))
-            yield from (name[1:] for name in names if WORKER.fullmatch(name[1:]))
+            yield from (match[1] for name in names if (match := _WORKSHOP.fullmatch(name)))
 
     def _orders(self) -> dict[str, list[str]]:
         """Return the orders to one worker each, by worker."""
@@ -124,16 +130,17 @@ class Cleaner:
         pids = {match[1] for worker in living if (match := _PID.search(worker))}
         pool, inbox = self._pools
         directories = [pool.directory(name) for name in DIRECTORIES]
-        directories += [inbox.root, *map(inbox.directory, PARTS)]
+        directories += [pool.root, inbox.root, *map(inbox.directory, PARTS)]
         directories += [pool.spool(spool) for spool in spool_names(pool)]
         for root in (pool.directory("partial"), inbox.directory("spools")):
             directories += [f"{root}/{name}" for name in _listed(root)]
         for directory in directories:
             for name in atomic.private_names(directory):
-                match = _PRIVATE.fullmatch(name)
-                if match is not None and match[1] not in pids:
-                    path = f"{directory}/{name}"
+                path = f"{directory}/{name}"
+                if (match := _PRIVATE.fullmatch(name)) and match[1] not in pids:
                     yield path, Litter("unfinished", path, f"process {match[1]}")
+                elif (match := _RENEW.fullmatch(name)) and match[1] not in living:
+                    yield path, Litter("unfinished", path, match[1])
 
     def _unnumbered(self) -> Iterator[tuple[object, Litter]]:
         """Yield what is left of plans that have no number, with how far they came."""

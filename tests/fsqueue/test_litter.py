@@ -89,7 +89,7 @@ def half_written(pool: Pool, directory: str, pid: int, name: str = "x.json") -> 
 
 @pytest.mark.parametrize(
     "directory",
-    "errors status workers spools plans control spools/gpu0 partial/a-1 inbox/spools inbox".split(),
+    ". errors status workers spools plans control spools/gpu0 partial/a inbox inbox/spools".split(),
 )
 def test_a_half_written_file_goes_after_a_lease(pool: Pool, directory: str) -> None:
     path = half_written(pool, directory, 999_999)
@@ -143,6 +143,30 @@ def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(pool:
     assert crew.clean(0.0) == ["workshop"]
     assert not workshop.exists()
     assert os.listdir(pool.workshop(crew.living.id)) == ["half.txt"]
+
+
+def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: Pool) -> None:
+    crew, lost = Crew(pool), Hand(pool)
+    workshop = Path(pool.workshop(lost.id))
+    (workshop / "half.txt").write_text("half")
+    workshop.rename(f"{workshop}.dead")
+    lost.lease.retire()
+    assert crew.clean(0.0) == ["workshop"]
+    assert not Path(f"{workshop}.dead").exists()
+
+
+@pytest.mark.parametrize("directory", ["running", "spools/gpu0"])
+def test_what_an_idle_worker_makes_to_list_anew_goes_if_it_was_killed_at_it(
+    pool: Pool, directory: str
+) -> None:
+    crew = Crew(pool)
+    left = Path(pool.root, directory, ".renew.vm-1-abcdef")
+    left.mkdir()
+    kept = Path(pool.root, directory, f".renew.{crew.living.id}")
+    kept.mkdir()
+    assert crew.clean(LEASE_S / 2) == []
+    assert crew.clean(LEASE_S / 2) == ["unfinished"]
+    assert kept.exists() and not left.exists()
 
 
 def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Pool) -> None:
