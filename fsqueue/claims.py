@@ -142,6 +142,8 @@ def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
 
 
 COUNT_MAX: Final = 10**18
+CANCELLED: Final = {"error": "cancelled before it ran", "cancelled": True}
+"""The record of whoever was cancelled while it waited."""
 _SPENT: Final = "was put back so often that no further name is left for it to wait by"
 
 

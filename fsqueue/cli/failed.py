@@ -45,7 +45,7 @@ def failed(pool: Pool, asked: str | None, as_json: bool) -> None:
         return click.echo("No claim failed.")
     for name in found:
         click.echo(f"{name.id}  ({name.kind}, cost {name.cost:,}, {name.attempt + 1} attempts)")
-        for record in _records(pool, name.id, range(name.attempt + 1)):
+        for record in _history(pool, name):
             click.echo(f"  {_attempt_line(record)}")
     shown = printable(pool.root)
     click.echo(f"\nThe tail of its output: fsqueue failed {shown} --log ID")
@@ -73,8 +73,21 @@ def _facts(pool: Pool, name: ClaimName) -> dict[str, Any]:
         "cost": name.cost,
         "attempts": name.attempt + 1,
         "worker": name.owner,
-        "errors": list(_records(pool, name.id, range(name.attempt + 1))),
+        "errors": _history(pool, name),
     }
+
+
+def _history(pool: Pool, name: ClaimName) -> list[dict[str, Any]]:
+    """Return what is kept of the attempts of a failed claim.
+
+    `fsqueue cancel` may be killed between the claim's move and the record of it: before it, an
+    attempt might begin whose own record could then not be written.
+    """
+    found = list(_records(pool, name.id, range(name.attempt + 1)))
+    owner = name.owner or ""
+    if owner.startswith("cancel-") and not any(each["attempt"] == name.attempt for each in found):
+        found.append({"attempt": name.attempt, "worker": owner, **claims.CANCELLED})
+    return found
 
 
 def _records(pool: Pool, id: str, attempts: range | list[int]) -> Iterator[dict[str, Any]]:

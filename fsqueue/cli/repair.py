@@ -76,12 +76,11 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
         if id in waiting:
             spool, name = waiting[id]
             if not dry_run:
-                record = {"error": "cancelled before it ran", "cancelled": True}
                 ended = claims.cancel(pool, spool, name, me)
                 if ended is None:
                     click.echo(f"fsqueue: {id} was taken first; cancel it again.", err=True)
                     continue
-                claims.record_error(pool, ended, record)
+                claims.record_error(pool, ended, claims.CANCELLED)
             done.append({"id": id, "was": "waiting"})
         else:
             if not dry_run:

@@ -109,6 +109,18 @@ def test_a_waiting_claim_is_cancelled_at_once_and_retry_brings_it_back(tmp_path:
     assert counts(pool) == {"done": 3}
 
 
+def test_that_a_claim_was_cancelled_is_said_even_if_its_record_was_never_written(
+    tmp_path: Path,
+) -> None:
+    """`fsqueue cancel` was killed between the two."""
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), ("cat", "{input}"))
+    (id,) = ids(pool, State.WAITING)
+    assert fsqueue("cancel", pool.root, id).returncode == 0
+    os.unlink(pool.error(id, 0))
+    assert "cancel-" in (said := fsqueue("failed", pool.root).stdout)
+    assert "cancelled before it ran" in said
+
+
 def test_a_running_claim_is_given_up_when_cancelled_and_its_worker_goes_on(
     start: Start, tmp_path: Path
 ) -> None:
