@@ -105,8 +105,9 @@ class MetricsLog:
 def _opened(path: str) -> atomic.Appender:
     """Open the log. What a killed writer left of a line is made a line of its own."""
     file = atomic.Appender(path, in_turn=True)
-    if os.path.getsize(path) == 0:
-        file.line(HEADER.encode())
+    size = os.path.getsize(path)
+    if size <= len(HEADER):
+        file.line(HEADER[size:].encode())  # all of it, or what a full disk left out
     elif not _ends_a_line(path):
         file.line(b"")
     return file

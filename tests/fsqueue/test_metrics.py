@@ -68,6 +68,15 @@ def test_half_a_line_of_a_killed_writer_spoils_no_other(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [HEADER, "1970-01-01T12:0", "whole"]
 
 
+def test_half_a_header_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_metrics.log"
+    path.write_text(HEADER[:20])
+    log = MetricsLog(str(path))
+    log.write(["whole"])
+    log.close()
+    assert path.read_text().splitlines() == [HEADER, "whole"]
+
+
 def test_a_log_that_somebody_moved_away_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "gpu_metrics.log"
     log = MetricsLog(str(path))
