@@ -6,7 +6,6 @@ What is written is what `fsqueue embed merge` would write of a pool that holds t
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from embed.formats import FORMATS, check
 from embed.gathering import table_of
 from embed.handler import Embed
-from embed.publishing import whole
+from embed.publishing import private_folder, whole
 from embed.tables import Part
 from fsqueue import Item, Work
 
@@ -46,7 +45,7 @@ def embed_file(path: str, out: str, options: dict[str, Any], said: Said) -> int:
     total, done = source.measures["sequences"], 0
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".embed-", dir=target.parent) as folder:
+    with private_folder(target) as folder:
         parts = []
         for number, item in enumerate(handler.cut([source], options, COST_MAX)):
             work = _work(item, options, f"{folder}/{number}", said, (done, total))

@@ -1,0 +1,52 @@
+"""A file appears whole, and what a killed writer left is removed by the next."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from embed import publishing
+from embed.publishing import private_folder, whole
+
+
+@pytest.fixture(autouse=True)
+def nothing_removed_yet() -> None:
+    publishing._remove_what_the_killed_left.cache_clear()
+
+
+def left_by_a_killed_one(path: Path) -> list[str]:
+    """Let a child die by SIGKILL while it writes a file and a folder; return what it leaves."""
+    child = os.fork()
+    if child == 0:
+        with whole(path) as private, private_folder(path) as folder:
+            private.write_text("half")
+            (folder / "part").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    return sorted(os.listdir(path.parent))
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left = left_by_a_killed_one(tmp_path / "x.npz")
+    assert len(left) == 2 and all(name.startswith(".x.npz.") for name in left)
+    with whole(tmp_path / "y.npz") as private:
+        private.write_text("all")
+    assert os.listdir(tmp_path) == ["y.npz"]
+
+
+def test_what_others_are_writing_stays(tmp_path: Path) -> None:
+    """Another host's processes are unknown here, and whoever lives goes on."""
+    with whole(tmp_path / "ours") as private:
+        private.write_text("all")
+        elsewhere = tmp_path / ".x.0123456789ab-999999-01234567"
+        elsewhere.write_text("half")
+        hidden = tmp_path / ".x.npz.999999-01234567"
+        hidden.write_text("a person's own")
+        publishing._remove_what_the_killed_left.cache_clear()
+        with whole(tmp_path / "mine") as other:
+            other.write_text("all")
+        assert private.exists() and elsewhere.exists() and hidden.exists()
+    assert (tmp_path / "ours").read_text() == (tmp_path / "mine").read_text() == "all"
