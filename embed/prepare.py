@@ -15,19 +15,20 @@ module does not know: models and pools.
 
 from __future__ import annotations
 
+import filecmp
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.fasta import Bytes, Record, explained, opened, records, refuse_other_kinds
-from embed.publishing import whole
+from embed.publishing import private_folder, whole
 from fsqueue import BadInput, UsageError
 
 PIECE: Final = 1 << 20
@@ -152,27 +153,34 @@ def prepare(path: str, folder: str, chunk: int) -> Prepared:
 def split(path: str, folder: str, count: int) -> int:
     """Divide a file of `prepare` into folder/output_1.fa, output_2.fa ..., `count` sequences each.
 
-    It appears whole. Returns how many files are in it.
+    It appears whole. Returns how many files are in it. One that is there, and the same, stays.
     """
     if count < 1:
         raise UsageError(f"--split {count}: a file must hold at least 1 sequence.")
-    private = f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.{os.getpid()}"
-    os.makedirs(private)
     number = 0
-    try:
+    with private_folder(folder) as private:
         with open(path, "rb") as file:
             while lines := list(islice(file, 2 * count)):
                 number += 1
-                with open(f"{private}/output_{number}.fa", "wb") as part:
+                with open(private / f"output_{number}.fa", "wb") as part:
                     part.writelines(lines)
-        os.rename(private, folder)
-    except OSError as error:
-        shutil.rmtree(private)
-        raise UsageError(
-            f"{folder}: cannot be made ({error.strerror}); one of an earlier run is in its place. "
-            f"Remove it, then type the same again: rm -r {folder}"
-        ) from error
+        try:
+            os.rename(private, folder)
+        except OSError as error:
+            if not _is_same(private, Path(folder)):
+                raise UsageError(
+                    f"{folder}: cannot be made ({error.strerror}); one of an earlier run is in its "
+                    f"place. Remove it, then type the same again: rm -r {folder}"
+                ) from error
     return number
+
+
+def _is_same(ours: Path, other: Path) -> bool:
+    """Say whether two directories hold the same files: then an earlier run made the other."""
+    names = sorted(os.listdir(ours))
+    if not other.is_dir() or sorted(os.listdir(other)) != names:
+        return False
+    return all(filecmp.cmp(ours / name, other / name, shallow=False) for name in names)
 
 
 def _write(

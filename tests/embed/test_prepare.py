@@ -258,5 +258,15 @@ def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
     split(result.proteins, str(tmp_path / "x_protein"), 3)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UsageError, match="rm -r"):
-        split(result.proteins, str(tmp_path / "x_protein"), 3)
+        split(result.proteins, str(tmp_path / "x_protein"), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_the_same_split_made_before_is_as_good(tmp_path: Path) -> None:
+    """Of two folders one was made when the command was killed; it is typed again."""
+    result = prepare(contigs(tmp_path / "x.fa", ("a", "A" * 60)), str(tmp_path), 30)
+    count = split(result.proteins, str(tmp_path / "x_protein"), 3)
+    before = {path: path.stat().st_ino for path in (tmp_path / "x_protein").iterdir()}
+    assert split(result.proteins, str(tmp_path / "x_protein"), 3) == count == len(before)
+    assert {path: path.stat().st_ino for path in (tmp_path / "x_protein").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
