@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,8 +23,9 @@ from embed.resident import device_name
 
 log = logging.getLogger(__name__)
 
-LETTERS: Final = {"esm2": "ACDEFGHIKLMNPQRSTVWY", "dnabert": "ACGT"}
-LENGTHS: Final = {"esm2": (100, 500), "dnabert": (200, 1000)}
+LETTERS: Final = {"esm2": "ACDEFGHIKLMNPQRSTVWY", "dnabert": "ACGT", "auto": "ACGT"}
+"""What other encoders read is not known; these are bases, residues and letters."""
+LENGTHS: Final = {"esm2": (100, 500), "dnabert": (200, 1000), "auto": (100, 500)}
 FIRST_LETTERS: Final = 60
 """The first batch is one such sequence: with a large model on a slow CPU, that alone takes long."""
 BATCH_S: Final = 8.0
@@ -59,12 +60,13 @@ def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
     engine, tokens = handler.engine(options, log.warning)
     load_seconds = time.monotonic() - begun
     _timed(engine, [Tokenized(0, tokens.read(b"ACGT" * 3)[0])])  # the first call is always slow
-    costs, source = estimate(options).costs, _sequences(options["family"])
+    costs, source = estimate(options).costs, _sequences(options)
     counts, spent, letters_max = np.zeros(3, np.int64), 0.0, FIRST_LETTERS
     while spent < seconds:
         batch = list(_batch(source, letters_max))
         lengths = np.array([len(letters) for letters in batch])
-        took = _timed(engine, [Tokenized(0, tokens.read(letters)[0]) for letters in batch])
+        read = (next(tokens.windows(letters, options["max_residues"])) for letters in batch)
+        took = _timed(engine, [Tokenized(0, ids) for ids, _, _ in read])
         if took < BATCH_S / 8 and letters_max < options["tokens_per_batch"]:
             letters_max *= 4  # a machine this fast is told nothing by so small a batch
             continue
@@ -99,8 +101,9 @@ def _batch(source: Iterator[bytes], letters_max: int) -> Iterator[bytes]:
         yield sequence
 
 
-def _sequences(family: str) -> Iterator[bytes]:
-    chance = random.Random(1)
+def _sequences(options: Mapping[str, Any]) -> Iterator[bytes]:
+    chance, family = random.Random(1), options["family"]
     letters = LETTERS[FAMILIES[family].name]
     while True:
-        yield "".join(chance.choices(letters, k=chance.randint(*LENGTHS[family]))).encode()
+        length = min(chance.randint(*LENGTHS[family]), options["max_residues"])
+        yield "".join(chance.choices(letters, k=length)).encode()

@@ -10,6 +10,7 @@ import pytest
 
 from embed.calibrate import Calibration
 from embed.cost import PER_SECOND
+from tests.support.auto import write_model
 from tests.support.processes import fsqueue
 
 
@@ -40,6 +41,14 @@ def test_it_measures_and_says_what_to_type_and_the_line_can_be_typed(
     plan = fsqueue("plan", "embed", tmp_path / "pool", tmp_path / "x.faa", *words)
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["spools"][0]["weight"] == facts["weight"]
+
+
+@pytest.mark.slow
+def test_an_encoder_of_whatever_kind_is_measured_by_what_it_takes(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "bert", "bert")
+    run = fsqueue("embed", "calibrate", model, "--seconds", "1", "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["weight"] > 0
 
 
 @pytest.mark.slow
