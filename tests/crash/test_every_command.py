@@ -1,0 +1,146 @@
+"""Whatever command is killed, at whichever of its changes, typing it again makes all well.
+
+Each command lives once under a tracer, which knows every state that SIGKILL could leave behind (see
+`support/instants.py`); the same command is then typed again in each of them, and a fresh worker
+does what is left. Every command is in a table: of those that write, or of those that only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.support import embed_cases, pool_cases
+from tests.support.cases import Reads, Writes, commands, line, nothing, strange, visible
+from tests.support.instants import (
+    Disk,
+    Instant,
+    command,
+    disk_of,
+    lived,
+    program,
+    put_back,
+    typed,
+)
+from tests.support.ptrace import is_possible
+
+WRITES = pool_cases.WRITES | embed_cases.WRITES
+READS = pool_cases.READS | embed_cases.READS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_possible(), reason="no process can be traced here"),
+]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PATH", f"{tmp_path}/site/bin{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "site").mkdir()
+    return tmp_path / "site"
+
+
+def test_every_command_is_in_a_table() -> None:
+    tried = {name.partition(" (")[0] for name in (*WRITES, *READS)}
+    typed = {" ".join(words) for words in commands()}
+    assert typed - tried == set(), (
+        "new commands: say in tests/support/*_cases.py what each is tried on; in WRITES, with what "
+        "must hold when it was killed and typed again, or in READS, if it changes nothing"
+    )
+    assert tried - typed == set(), "there are no such commands any more"
+
+
+@pytest.mark.parametrize("case", READS.values(), ids=READS.keys())
+def test_a_command_that_only_looks_changes_nothing(case: Reads, site: Path, shared: Path) -> None:
+    case.prepare(site, shared)
+    before, disk = facts(site), disk_of(site)
+    life = lived(command(line(case.words, site, shared)), site)
+    assert life.status == case.status, life.said
+    assert [each.change for each in life.instants] == []
+    assert facts(site) == before and life.left == disk
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.nightly] if case.nightly else [])
+        for name, case in WRITES.items()
+    ],
+)
+def test_a_command_that_is_killed_is_typed_again(
+    case: Writes, site: Path, shared: Path, request: pytest.FixtureRequest
+) -> None:
+    case.prepare(site, shared)
+    before = visible(disk_of(site), case.rough)
+    life = lived((program if case.alone else command)(line(case.words, site, shared)), site)
+    assert life.status == case.status, life.said
+    after = visible(life.left, case.rough)
+    assert life.instants, "it changes nothing: put it into READS"
+    for each in life.instants:
+        try:
+            for name, data in visible(each.disk, case.rough).items():
+                assert data in (before.get(name, data), after.get(name, b"")), (
+                    f"{name} is not whole"
+                )
+            _type_again(
+                case, each, site if case.stays else site.with_name(f"{each.number}"), shared, after
+            )
+        except AssertionError as error:
+            raise AssertionError(f"killed at {each.number}: {each.change}") from error
+
+
+def _type_again(case: Writes, each: Instant, site: Path, shared: Path, after: Disk) -> None:
+    words = case.words if case.again is None else case.again
+    if not words and case.settled is nothing:
+        return
+    put_back(site, each.disk)
+    if words:
+        status, said = typed(line(words, site, shared))
+        assert status in case.again_status, said
+        left = disk_of(site)
+        assert visible(left, case.rough) == after and not strange(left, case.rough), strange(
+            left, ()
+        )
+    case.settled(site)
+    shutil.rmtree(site)
+
+
+def test_what_a_life_foretells_is_what_real_kills_leave(site: Path, shared: Path) -> None:
+    """SIGKILL at every change of one command, beside the states that are inferred from its life."""
+    case = WRITES["retry"]
+    case.prepare(site, shared)
+    begin = disk_of(site)
+    action = command(line(case.words, site, shared))
+    for each in lived(action, site).instants:
+        put_back(site, begin)
+        killed = lived(action, site, killed_at=each.number)
+        assert killed.status == -9
+        # The kill comes before the write, which the instant has cut in its middle.
+        assert len(killed.left) == len(each.disk)
+
+
+def facts(root: Path) -> dict[str, tuple[int, ...]]:
+    """Return what the file system says of every file, but when it was read."""
+    found = {}
+    for path in (root, *root.rglob("*")):
+        of = path.lstat()
+        size = 0 if stat.S_ISDIR(of.st_mode) else of.st_size
+        found[str(path)] = (
+            of.st_ino,
+            of.st_mode,
+            of.st_nlink,
+            of.st_mtime_ns,
+            of.st_ctime_ns,
+            size,
+        )
+    return found

@@ -1,0 +1,163 @@
+"""What a crash of a command is tried on: how to prepare it, what to type, what must hold then.
+
+Words of a command line are separated by blanks; SITE stands for the directory whose every change is
+a moment to die at, SHARED for one beside it that all cases share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from fsqueue import atomic, cli
+from fsqueue.handlers import Handler, load_handler
+from fsqueue.layout import State
+from fsqueue.leases import lease_names
+from fsqueue.litter import Cleaner, remove
+from fsqueue.names import ClaimName
+from fsqueue.pool import Pool, open_pool
+from tests.support.instants import Disk
+from tests.support.pools import Clock, Trivial, names_in, places, problems, work_off
+
+Prepare = Callable[[Path, Path], None]
+"""Fill SITE; things that take long to make may be left in SHARED."""
+
+
+def nothing(_site: Path) -> None:
+    """Ask nothing more."""
+
+
+@dataclass(frozen=True)
+class Writes:
+    """A command that changes something."""
+
+    words: str
+    prepare: Prepare
+    settled: Callable[[Path], None] = nothing
+    """What must hold when it was typed again after the crash."""
+    again: str | None = None
+    """What is typed then, if not the same; "" if nothing is."""
+    status: int = 0
+    again_status: frozenset[int] = frozenset({0})
+    rough: tuple[str, ...] = ()
+    """What need not be the same in each life: names that begin so are not compared."""
+    stays: bool = False
+    """Whether SITE must be the same directory each time, for claims name paths in it."""
+    most: int = 1000
+    """After a kill at so many of its changes, evenly spread, it is tried; after all, nightly."""
+    nightly: bool = False
+    alone: bool = False
+    """Whether it runs a program of its own, not a fork of this process: some libraries have
+    threads that a fork loses."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A command that only looks."""
+
+    words: str
+    prepare: Prepare
+    status: int = 0
+
+
+def commands(
+    group: click.Group = cli.cli, before: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
+    """Yield the name of every command that can be typed, nested ones as they are typed."""
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        found = group.get_command(ctx, name)
+        if isinstance(found, click.Group):
+            yield from commands(found, (*before, name))
+        else:
+            assert found is not None, name
+            yield (*before, name)
+
+
+def line(words: str, site: Path, shared: Path) -> list[str]:
+    """Return a command line's words."""
+    text = words.replace("SITE", str(site)).replace("SHARED", str(shared))
+    return text.split()
+
+
+# ---- what must hold ----
+
+KNOWN_LITTER: Final = (
+    r"\.fsqueue-doctor-[0-9a-f]{12}(/.*)?",  # some empty files of the probes, killed within 0.1 s
+    r"\.pool\.prom\.\d+-[0-9a-f]{12}",  # a page of text, in a directory that is not a pool's
+)
+"""What is left outside of pools and stores, and nobody removes."""
+
+
+def settle(root: Path, handler: Handler | None = None) -> None:
+    """Let a fresh worker do what there is to do, clean up, and look at what is left."""
+    pool = open_pool(str(root))
+    work_off(pool, handler=handler or Trivial())
+    assert places(pool).keys() <= {"done", "failed"}
+    ended = names_in(pool, State.DONE, State.FAILED)
+    assert len({name.id for name in ended}) == len(ended)
+    for name in names_in(pool, State.DONE):
+        assert len(errors_of(pool, name)) >= name.attempt
+    assert not (found := problems(pool)), found
+    assert not any(name.living for name in lease_names(pool))
+    assert not (left := litter_of(pool)), left
+
+
+def errors_of(pool: Pool, name: ClaimName) -> list[str]:
+    """Return the records of a claim's attempts."""
+    records = atomic.names(pool.directory("errors"))
+    return [text for text in records if text.startswith(f"{name.id}.a")]
+
+
+def litter_of(pool: Pool) -> list[str]:
+    """Return what is private in a pool when `fsqueue clean` has removed what it can.
+
+    An empty directory that keeps an abandoned plan from getting a number stays, by design.
+    """
+    clock = Clock()
+    cleaner = Cleaner(pool, older_than_s=0.0, clock=clock)
+    for _ in range(3):
+        for each in cleaner.look():
+            remove(pool, each)
+        clock.forward(pool.lease_s / 2)
+    for each in cleaner.look():
+        remove(pool, each)
+    private = (path for path in Path(pool.root).rglob(".*") if path.parent.name != "plans")
+    return sorted(str(path.relative_to(pool.root)) for path in private)
+
+
+def settles(handler: str = "", *, done: int | None = None) -> Callable[[Path], None]:
+    """Return a check that all claims of SITE/pool end well, so many of them done."""
+
+    def settled(site: Path) -> None:
+        settle(site / "pool", load_handler(handler) if handler else None)
+        if done is not None:
+            assert places(open_pool(f"{site}/pool")).get("done", 0) == done
+
+    return settled
+
+
+def visible(disk: Disk, rough: Sequence[str]) -> Disk:
+    """Return what people see outside the pool: no private name, and nothing that is `rough`."""
+    return {
+        name: data
+        for name, data in disk.items()
+        if not any(part.startswith(".") for part in name.split("/"))
+        and not name.startswith(("pool/", *rough))
+    }
+
+
+def strange(disk: Disk, rough: Sequence[str]) -> list[str]:
+    """Return what is left that is private and not known to be left, outside of pool and store."""
+    return [
+        name
+        for name in disk
+        if re.search(r"(^|/)\.", name)
+        and not name.startswith(("pool/", "store/", *rough))
+        and not any(re.fullmatch(pattern, name) for pattern in KNOWN_LITTER)
+    ]

@@ -1,0 +1,153 @@
+"""Know every state in which a command can leave the disk, by letting it live once.
+
+Before each change that it makes below a directory, everything that it started is stopped, and the
+directory is copied into memory. That copy is what SIGKILL at this moment leaves behind, for good:
+the kernel takes nothing back when a process ends (a power loss may; that is not tested here). So
+one life gives what as many kills as it makes changes would give, and a test of the tests compares
+the two.
+
+Only calls that change something are moments of their own: killed before a call that reads, or that
+syncs, a process leaves what it leaves when it is killed before the next change. A write is cut in
+its middle, as the kernel may do it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fsqueue import cli
+from tests.support.ptrace import Call, traced
+
+Disk = dict[str, bytes | None]
+"""Every path below a directory with its bytes, None for a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """What the disk is if everything is killed as the n-th change begins."""
+
+    number: int
+    change: str
+    disk: Disk
+
+
+@dataclass(slots=True)
+class Life:
+    """One undisturbed run: how it ended, what it said, what it left, and all its instants."""
+
+    status: int = 0
+    said: str = ""
+    instants: list[Instant] = field(default_factory=list)
+    left: Disk = field(default_factory=dict)
+
+
+def lived(action: Callable[[], object], root: Path, *, killed_at: int | None = None) -> Life:
+    """Run `action` in a child, to its end or to change number `killed_at`; tell its life."""
+    life = Life()
+    base = f"{root}/"
+
+    def about_to(call: Call) -> bool:
+        if not any(path.startswith(base) for path in call.paths):
+            return False
+        change = str(call).replace(base, "")
+        life.instants.append(Instant(len(life.instants), change, _cut(disk_of(root), call, base)))
+        return len(life.instants) - 1 == killed_at
+
+    voice = os.memfd_create("said")
+
+    def act() -> None:
+        for stream in (1, 2):
+            os.dup2(voice, stream)
+        with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err:
+            sys.stdout, sys.stderr = out, err
+            action()
+
+    life.status = traced(act, about_to)
+    life.said = os.pread(voice, 1 << 20, 0).decode(errors="replace")
+    os.close(voice)
+    life.left = disk_of(root)
+    return life
+
+
+def command(words: Sequence[str]) -> Callable[[], None]:
+    """Return what `fsqueue WORD...` does, as the console script does it."""
+
+    def run() -> None:
+        sys.argv = ["fsqueue", *words]
+        cli.main()
+
+    return run
+
+
+def program(words: Sequence[str]) -> Callable[[], None]:
+    """Return what becomes a program of its own: `fsqueue WORD...`."""
+    return lambda: os.execv(sys.executable, [sys.executable, "-m", "fsqueue", *words])
+
+
+def typed(words: Sequence[str]) -> tuple[int, str]:
+    """Type `fsqueue WORD...` in this process; return its exit status and what it said."""
+    said, before = io.StringIO(), sys.argv
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            command(words)()
+    except SystemExit as end:
+        return int(end.code or 0), said.getvalue()
+    finally:
+        sys.argv = before
+    raise AssertionError("main() always exits")
+
+
+def spread(instants: Sequence[Instant], most: int) -> list[Instant]:
+    """Return so many of them, the first and the last among them, none whose disk came before."""
+    fresh = [
+        b for a, b in zip([None, *instants], instants, strict=False) if not a or a.disk != b.disk
+    ]
+    if len(fresh) <= most:
+        return fresh
+    return [fresh[number * (len(fresh) - 1) // (most - 1)] for number in range(most)]
+
+
+# ---- disks ----
+
+
+def disk_of(root: Path) -> Disk:
+    """Return what is on the disk below a directory."""
+    return dict(_found(str(root), len(str(root)) + 1))
+
+
+def _found(directory: str, cut: int) -> Iterator[tuple[str, bytes | None]]:
+    for entry in sorted(os.scandir(directory), key=lambda one: one.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield entry.path[cut:], None
+            yield from _found(entry.path, cut)
+        else:
+            yield entry.path[cut:], Path(entry.path).read_bytes()
+
+
+def put_back(root: Path, disk: Disk) -> None:
+    """Make the directory hold this, and nothing else."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for name, data in disk.items():
+        if data is None:
+            (root / name).mkdir()
+        else:
+            (root / name).write_bytes(data)
+
+
+def _cut(disk: Disk, call: Call, base: str) -> Disk:
+    """Return the disk with half of a write done."""
+    name = call.paths[0].removeprefix(base)
+    old = disk.get(name)
+    if not call.data or old is None:
+        return disk
+    at = len(old) if call.at is None else call.at
+    half = call.data[: len(call.data) // 2]
+    return disk | {name: old[:at].ljust(at, b"\0") + half + old[at + len(half) :]}

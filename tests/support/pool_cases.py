@@ -1,0 +1,291 @@
+"""Every command of fsqueue itself, and what it is tried on (see `cases.py`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from fsqueue import atomic, broadcast
+from fsqueue.attempt import Ending
+from fsqueue.errors import ClaimFailed
+from fsqueue.handlers import Work
+from fsqueue.inbox import bounce, inbox_of
+from fsqueue.layout import State
+from fsqueue.leases import lease_names
+from fsqueue.metrics import HEADER
+from fsqueue.pool import Pool, open_pool
+from fsqueue.score import Tier
+from tests.support.cases import Reads, Writes, settle, settles
+from tests.support.crash import crash, die_after
+from tests.support.planning import make_inputs, plan_command
+from tests.support.pools import Hand, Trivial, make_pool, names_in, only, places, plan
+
+COPY: Final = ("cp", "{input}", "{output}")
+
+
+class Unlucky(Trivial):
+    """Fail every claim."""
+
+    def run(self, work: Work) -> None:
+        raise ClaimFailed("no luck")
+
+
+def pool_of(site: Path) -> Pool:
+    return open_pool(f"{site}/pool")
+
+
+# ---- before ----
+
+
+def inputs(site: Path, _shared: Path) -> None:
+    """Two files, and no pool yet."""
+    make_inputs(site.parent / "in", 2)
+
+
+def waiting(site: Path, _shared: Path) -> None:
+    """Two claims that wait."""
+    make_pool(site / "pool", "a.3", "b.2", lease_s=0.4)
+
+
+def programs(site: Path, _shared: Path) -> None:
+    """Two claims that run a program."""
+    plan_command(site / "pool", make_inputs(site.parent / "in", 2), COPY, lease_s=0.4)
+
+
+def at_work(site: Path, shared: Path) -> None:
+    """A pool of which one claim is done, and another input."""
+    programs(site, shared)
+    hand = Hand(pool_of(site))
+    hand.run(hand.take())
+    hand.leave()
+    (site.parent / "in" / "later").write_text("later")
+
+
+def hopeless(site: Path, _shared: Path) -> None:
+    """One claim whose program fails, at its last attempt."""
+    plan_command(
+        site / "pool",
+        make_inputs(site.parent / "in", 1),
+        ("test", "-d", "{input}"),
+        lease_s=0.4,
+        attempts=1,
+    )
+
+
+def finished(site: Path, _shared: Path) -> None:
+    """A pool with a done and a failed claim, and the journal of their worker."""
+    pool = make_pool(site / "pool", "a.3", "b.2", attempts=1)
+    hand = Hand(pool)
+    hand.beat.flush()
+    hand.run(hand.take())
+    hand.handler = Unlucky()
+    assert hand.run(hand.take()) is Ending.FAILED
+    hand.leave()
+
+
+def left_by_the_dead(site: Path, _shared: Path) -> None:
+    """One worker died before its output was published, another one after that."""
+    pool = make_pool(site / "pool", "a.3", "b.2", "c.1")
+
+    def take_and_die() -> None:
+        Hand(pool).take()
+        id = Hand(pool).take().id
+        Path(pool.output(id, ".txt")).write_text(id)
+
+    die_after(take_and_die)
+
+
+def littered(site: Path, _shared: Path) -> None:
+    """A plan without a number, a dead worker's workshop and an order to it, half a file."""
+    pool = make_pool(site / "pool", "a.3", "b.2", lease_s=0.2)
+    assert crash(lambda: plan(pool, "c.4", "d.5"), 12)
+    lost = Hand(pool)
+    Path(pool.workshop(lost.id), "half").write_text("half")
+    lost.beat.flush()
+    atomic.publish(pool.order("pause", lost.id), b"")
+    lost.lease.retire()
+    Path(pool.directory("errors"), ".x.json.999999-0123456789ab").write_bytes(b"half")
+
+
+def listening(site: Path, _shared: Path) -> None:
+    """Two workers that live, for this process does."""
+    pool = make_pool(site / "pool", "a.3", "b.2")
+    for _ in range(2):
+        hand = Hand(pool)
+        hand.status.tier = Tier.CPU
+        hand.beat.flush()
+
+
+def addressed(site: Path, shared: Path) -> None:
+    """A broadcast to two workers who died before they looked."""
+    listening(site, shared)
+    pool = pool_of(site)
+    broadcast.broadcast(pool, broadcast.Order("evict", {}))
+    for name in lease_names(pool):
+        os.rename(pool.lease(name), f"{pool.directory('workers')}/{name.worker}.left")
+
+
+def told(site: Path, shared: Path) -> None:
+    """Workers are told to leave, and to stop."""
+    waiting(site, shared)
+    for order in ("drain", "stop"):
+        atomic.publish(pool_of(site).order(order), b"")
+
+
+def with_sbatch(site: Path, shared: Path) -> None:
+    """An sbatch that takes everything."""
+    waiting(site, shared)
+    program = site / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ncat > /dev/null; echo 17\n")
+    program.chmod(0o755)
+
+
+# ---- after ----
+
+
+def copied(site: Path) -> None:
+    """Assert that every input was copied once."""
+    settles("command")(site)
+    pool = pool_of(site)
+    outputs = sorted(path.read_text() for path in Path(pool.directory("outputs")).iterdir())
+    assert outputs == sorted(path.read_text() for path in (site.parent / "in").iterdir())
+
+
+def failed_with_its_record(site: Path) -> None:
+    settles("command")(site)
+    name = only(pool_of(site), State.FAILED)
+    record = json.loads(Path(pool_of(site).error(name.id, name.attempt)).read_bytes())
+    assert record["attempt"] == 0 and record["worker"] == name.owner
+
+
+def cancelled(site: Path) -> None:
+    """Assert that nothing is left to do, and that people are told why."""
+    from tests.support.instants import typed
+
+    pool = pool_of(site)
+    assert names_in(pool, State.WAITING) == []
+    ended = {name.id for name in names_in(pool, State.FAILED)}
+    status, said = typed(["failed", pool.root, "--json"])
+    told = json.loads(said)["failed"]
+    assert status == 0 and {each["id"] for each in told} == ended and len(ended) == 2
+    assert all("cancelled" in each["errors"][-1]["error"] for each in told)
+    settle(site / "pool")
+
+
+def undone(site: Path) -> None:
+    assert atomic.names(pool_of(site).directory("control")) == []
+    settle(site / "pool")
+
+
+def ordered(site: Path) -> None:
+    assert atomic.names(pool_of(site).directory("control")) == ["drain"]
+    settle(site / "pool")
+
+
+def heard(site: Path) -> None:
+    """Assert that every copy is whole: its worker leaves, and each ends once, with a reason."""
+    pool = pool_of(site)
+    living = [name.worker for name in lease_names(pool) if name.living]
+    for worker in living:
+        bounce(pool, worker, worker, "it left")
+    for name in lease_names(pool):
+        if name.living:
+            os.rename(pool.lease(name), f"{pool.directory('workers')}/{name.worker}.left")
+    inbox = inbox_of(pool)
+    ended = list(names_in(inbox, State.FAILED))
+    assert places(inbox).keys() <= {"failed"} and len({name.id for name in ended}) == len(ended)
+    assert all(os.path.exists(inbox.error(name.id, 0)) for name in ended)
+    settle(site / "pool")
+
+
+def measured(site: Path) -> None:
+    """Assert that the log has its header, and no line that is none."""
+    lines = (site / "pool" / "gpu_metrics.log").read_text().splitlines()
+    assert lines[0] == HEADER and len(lines) >= 2 and lines[-1].count(",") == 4
+
+
+def exposed(site: Path) -> None:
+    assert "fsqueue_finished" in (site / "pool.prom").read_text()
+
+
+def page(name: str, end: str) -> Any:
+    """Return a check that a file is whole."""
+
+    def whole(site: Path) -> None:
+        assert (site / name).read_text().rstrip().endswith(end)
+        assert [path.name for path in site.iterdir() if path.name not in (name, "pool")] == []
+
+    return whole
+
+
+WRITES: Final = {
+    "plan command": Writes(
+        "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", inputs, copied
+    ),
+    "plan command (into a pool at work)": Writes(
+        "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", at_work
+    ),
+    "plan rag_ingestion": Writes(
+        "plan rag_ingestion SITE/pool SITE/../in --gpus cpu", inputs, settles(done=0), status=1,
+        again_status=frozenset({1}),
+    ),
+    "work": Writes("work SITE/pool", programs, copied, again=""),
+    "work (the last attempt fails)": Writes(
+        "work SITE/pool", hopeless, failed_with_its_record, again="", status=3
+    ),
+    "run": Writes("run SITE/pool --workers 1", programs, copied, again=""),
+    "recover": Writes("recover SITE/pool", left_by_the_dead, settles(done=3)),
+    "retry": Writes("retry SITE/pool", finished, settles(done=2)),
+    "cancel": Writes("cancel SITE/pool --all", waiting, cancelled),
+    "cancel (what runs)": Writes("cancel SITE/pool --all", left_by_the_dead, settles()),
+    "drain": Writes("drain SITE/pool", waiting, ordered),
+    "drain (taken back)": Writes("drain SITE/pool --undo", told, undone),
+    "broadcast": Writes(
+        "broadcast SITE/pool --job-type evict --job-data {}", listening, heard
+    ),
+    "broadcast (waits for the dead)": Writes(
+        "broadcast SITE/pool --show last --wait --timeout 1s", addressed, heard, status=3,
+        again_status=frozenset({3}),
+    ),
+    "clean": Writes("clean SITE/pool --all", littered, settles(done=2)),
+    "watch (metrics)": Writes(
+        "watch SITE/pool --once --metrics-only", waiting, measured, status=5,
+        again_status=frozenset({5}),
+    ),
+    "watch (textfile)": Writes(
+        "watch SITE/pool --once --json --textfile SITE/pool.prom", waiting, exposed, status=5,
+        again_status=frozenset({5}), rough=("pool.prom",),
+    ),
+    "report": Writes(
+        "report SITE/pool -o SITE/r.html", finished, page("r.html", "</html>"), rough=("r.html",)
+    ),
+    "trace": Writes("trace SITE/pool -o SITE/t.json", finished, page("t.json", "]}")),
+    "doctor": Writes("doctor SITE", inputs, again=""),
+}  # fmt: skip
+
+READS: Final = {
+    "slurm": Reads("slurm SITE/pool", with_sbatch),
+    "status": Reads("status SITE/pool", waiting, 5),
+    "workers": Reads("workers SITE/pool --all", left_by_the_dead),
+    "services": Reads("services SITE/pool", listening),
+    "wait": Reads("wait SITE/pool", finished, 3),
+    "watch": Reads("watch SITE/pool --once", left_by_the_dead, 5),
+    "failed": Reads("failed SITE/pool", finished),
+    "joblog": Reads("joblog SITE/pool", finished),
+    "trace (to stdout)": Reads("trace SITE/pool", finished),
+    "report (to stdout)": Reads("report SITE/pool", finished),
+    "explain": Reads("explain SITE/pool none-of-these", left_by_the_dead, 1),
+    "explain (a need)": Reads('explain SITE/pool --need {"service":"x"}', listening),
+    "check": Reads("check SITE/pool", left_by_the_dead),
+    "gpus": Reads("gpus", waiting),
+    "broadcast (shown)": Reads("broadcast SITE/pool --show last", addressed),
+    "plan command (dry run)": Reads(
+        "plan command SITE/pool SITE/../in --gpus cpu --dry-run -- cp {input} {output}", programs
+    ),
+    "retry (dry run)": Reads("retry SITE/pool --dry-run", finished),
+    "cancel (dry run)": Reads("cancel SITE/pool --all --dry-run", waiting),
+    "clean (dry run)": Reads("clean SITE/pool --all --dry-run", littered),
+}
