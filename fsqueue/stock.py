@@ -14,15 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fsqueue import atomic, claims
-from fsqueue.choose import (
-    PLENTY,
-    Patience,
-    Peer,
-    Taste,
-    choose,
-    polls_for,
-    takes_too_long,
-)
+from fsqueue.choose import PLENTY, Patience, Peer, Taste, choose, polls_for, takes_too_long
 from fsqueue.errors import PoolError
 from fsqueue.heartbeat import Heartbeat
 from fsqueue.kinds import base_of
@@ -119,6 +111,8 @@ class Stock:
             at, names = self._listed.get(spool, (-1e9, None))
             if time.monotonic() - at > 1.0 or at < since:
                 names = self._list(spool)
+                if names is not None and spool in self._others:
+                    self._others[spool] = names  # one listing in memory is enough
             total += names.all if names is not None else 1
             if names and (self._stealing or spool == self._spool):
                 names.suit(self._taste)
@@ -145,7 +139,8 @@ class Stock:
                 misses += 1
             if self._dry_lately(spool):
                 return None
-            self._own = self._list(spool) or Waitlist()
+            self._own = Waitlist()  # what is used up need not be held while the next is read
+            self._own = self._list(spool) or self._own
             if self._nothing_loaded_for(self._own):
                 self._meet()
             if len(self._own) <= few:
@@ -163,12 +158,12 @@ class Stock:
         """Say whether listing our own spool again can wait: not every time while we steal."""
         lately = time.monotonic() - VIEW_AGE_S
         stealing = any(self._others.values())
-        return stealing and spool in self._dry and self._listed[spool][0] > lately
+        known = spool in self._dry and spool in self._listed
+        return stealing and known and self._listed[spool][0] > lately
 
     def _nothing_loaded_for(self, names: Waitlist) -> bool:
         """Say whether we are about to load something, and could choose what."""
-        bases = names.bases()
-        return len(bases) > 1 and base_of(names.best().kind) not in self._taste.loaded
+        return len(names.bases()) > 1 and base_of(names.best().kind) not in self._taste.loaded
 
     def _meet(self) -> None:
         """See who lives and does what (hints: I8), so that we need not load what others have."""
@@ -251,6 +246,7 @@ class Stock:
         """List the other spools, and see who else lives and does what."""
         begun = time.monotonic()
         self._admitted.clear()
+        self._others.clear()
         self._others = {
             spool: names
             for spool in spool_names(self._pool)
@@ -279,7 +275,8 @@ class Stock:
         self.before_listing()
         try:
             begun = time.monotonic()
-            names = Waitlist(atomic.names(self._pool.spool(spool)), self._taste)
+            self._listed.pop(spool, None)
+            names = atomic.gather(self._pool.spool(spool), lambda t: Waitlist(t, self._taste))
             self._listed[spool] = begun, names
             (self._dry.discard if names.all else self._dry.add)(spool)
             return names

@@ -1,9 +1,9 @@
 """Hold what waits in a spool, best last, in little memory and for any taste.
 
-Names are kept as text and taken apart when they are looked at: a million of them are 110 MB, and
-would be 300 as `ClaimName`. There is a lot of names for each kind, sorted once, by cost. A worker's
-taste, which changes with every model that it loads and every claim that fails, says which lot comes
-first; no name is sorted again for it.
+Names are kept as bytes (`rolls.py`) and taken apart when they are looked at: a million of them are
+45 MB, and would be 300 as `ClaimName`. There is a lot of names for each kind, in runs of some
+thousands that are sorted once, by cost. A worker's taste, which changes with every model that it
+loads and every claim that fails, says which lot comes first; no name is sorted again for it.
 
 The order is that of `choose.in_order`.
 """
@@ -11,15 +11,102 @@ The order is that of `choose.in_order`.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from fsqueue.choose import Fondness, Taste
 from fsqueue.kinds import base_of
 from fsqueue.names import ClaimName, is_waiting
+from fsqueue.rolls import Roll
 
-Lot = list[str]
+RUN: Final = 8192
+"""Names that are sorted at a time; what has fewer is one run."""
+
+
+class Lot:
+    """Names of one kind, the dearest last."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[tuple[int, str], int, Roll]] = []
+        """Each with the key of its last name, by which they are in order, and a number."""
+        self._fresh: list[str] = []
+        self._len = 0
+
+    def add(self, text: str) -> None:
+        """Add a name; call `seal` after the last one."""
+        self._fresh.append(text)
+        if len(self._fresh) == RUN:
+            self.seal()
+
+    def seal(self) -> None:
+        """Put what was added in order."""
+        if self._fresh:
+            self._fresh.sort(key=_id)
+            self._fresh.sort(key=_cost)
+            self._len += len(self._fresh)
+            insort(self._runs, (_key(self._fresh[-1]), len(self._runs), Roll(self._fresh)))
+            self._fresh = []
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __iter__(self) -> Iterator[str]:
+        return heapq.merge(*(roll for _, _, roll in self._runs), key=_key)
+
+    def __reversed__(self) -> Iterator[str]:
+        left = self._runs.copy()
+        streams: dict[
+            int, Iterator[str]
+        ] = {}  # a run is opened when it is its turn: most never are
+        ahead: dict[int, str] = {}
+        while left:
+            _, number, roll = left.pop()
+            if number not in streams:
+                streams[number] = reversed(roll)
+                ahead[number] = next(streams[number])
+            yield ahead[number]
+            if (text := next(streams[number], None)) is not None:
+                ahead[number] = text
+                insort(left, (_key(text), number, roll))
+
+    @property
+    def last(self) -> str:
+        """The dearest name; IndexError if there is none."""
+        return self._runs[-1][2].last
+
+    def pop(self) -> str:
+        """Take the dearest name off; IndexError if there is none."""
+        text = self._runs[-1][2].pop()
+        self._moved(-1)
+        return text
+
+    def strike(self, text: str) -> bool:
+        """Take a name, most likely the dearest, off; say whether it was there."""
+        key = _key(text)
+        for index in range(len(self._runs) - 1, -1, -1):
+            last, _, roll = self._runs[index]
+            if len(self._runs) > 1 and last < key:
+                break
+            if roll.remove(text, _key):
+                self._moved(index)
+                return True
+        return False
+
+    def _moved(self, index: int) -> None:
+        """Put a run, from which one name was taken, where it belongs now."""
+        self._len -= 1
+        _, number, roll = self._runs[index]
+        if not roll:
+            del self._runs[index]
+        elif len(self._runs) > 1:  # of one alone nobody needs the key
+            del self._runs[index]
+            insort(self._runs, (_key(roll.last), number, roll))
+
+    def dearer(self, cost: float) -> int:
+        """Count the names that cost more."""
+        return sum(roll.above(cost, _cost) for _, _, roll in self._runs)
 
 
 class Waitlist:
@@ -27,13 +114,12 @@ class Waitlist:
 
     def __init__(self, texts: Iterable[str] = (), taste: Taste | None = None) -> None:
         taste = taste or Taste()
-        lots: defaultdict[tuple[str, bool], Lot] = defaultdict(list)
+        lots: defaultdict[tuple[str, bool], Lot] = defaultdict(Lot)
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
-            lots[kind, id not in taste.failed_here].append(text)
+            lots[kind, id not in taste.failed_here].add(text)
         for lot in lots.values():
-            lot.sort(key=_id)
-            lot.sort(key=_cost)
+            lot.seal()
         self._lots = dict(lots)
         self.suit(taste)
 
@@ -65,7 +151,7 @@ class Waitlist:
 
     def best(self) -> ClaimName:
         """Return the claim to take first; IndexError if there is none."""
-        return _parsed(self._best_lot()[-1])
+        return _parsed(self._best_lot().last)
 
     def pop(self) -> ClaimName:
         """Return the claim to take first, and take it off the list."""
@@ -75,18 +161,15 @@ class Waitlist:
     def _best_lot(self) -> Lot:
         while not (lots := [lot for lot in self._ranks[-1] if lot]):
             self._ranks.pop()
-        return lots[0] if len(lots) == 1 else max(lots, key=lambda lot: _merit(_parsed(lot[-1])))
+        return lots[0] if len(lots) == 1 else max(lots, key=lambda lot: _key(lot.last))
 
     def strike(self, name: ClaimName) -> None:
         """Take one name, most likely the last of its lot, off the list."""
-        text = str(name)
         for lucky in (True, False):
-            lot = self._able.get((name.kind, lucky), [])
-            for index in range(len(lot) - 1, -1, -1):
-                if lot[index] == text:
-                    del lot[index]
-                    self._len -= 1
-                    return
+            lot = self._able.get((name.kind, lucky))
+            if lot is not None and lot.strike(str(name)):
+                self._len -= 1
+                return
 
     def bases(self) -> set[str]:
         """Return what would have to be loaded for the claims on the list."""
@@ -97,7 +180,7 @@ class Waitlist:
         late = 0
         for (kind, _), lot in self._able.items():
             if kind in rates:
-                late += len(lot) - bisect_right(lot, rates[kind] * time_left_s, key=_cost)
+                late += lot.dearer(rates[kind] * time_left_s)
         return late
 
 
@@ -111,6 +194,11 @@ def _id(text: str) -> str:
 
 def _cost(text: str) -> int:
     return int(text.split(".", 3)[2][1:])
+
+
+def _key(text: str) -> tuple[int, str]:
+    id, _, cost, _ = text.split(".", 3)
+    return int(cost[1:]), id
 
 
 def _parsed(text: str) -> ClaimName:

@@ -15,14 +15,14 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "figures", "mounts"},
-    {"names", "trust", "marks"},
+    {"names", "trust", "marks", "rolls"},
     {"layout", "smi", "cards", "score", "listings"},
     {"atomic", "gpus", "kinds"},
     {"directories"},
     {"locks", "pool", "monitor", "weights"},
     {"claims", "leases", "status", "choose", "specs", "slurm"},
     {"plans", "handlers", "inbox", "match", "journals", "peers", "witness", "arrays"}
-    | {"contest", "pace", "waitlist"},
+    | {"contest", "pace", "waitlist", "inputs"},
     {"routing", "probes", "meeting", "litter", "inventory"},
     {"planner", "recovery", "heartbeat", "command", "check", "census", "reported", "batch"}
     | {"reading"},

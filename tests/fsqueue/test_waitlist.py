@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fsqueue import choose
+from fsqueue import choose, rolls
+from fsqueue import waitlist as waitlists
 from fsqueue.choose import Taste, in_order
 from fsqueue.names import ClaimName
-from fsqueue.waitlist import Waitlist
+from fsqueue.rolls import BLOCK
+from fsqueue.waitlist import RUN, Waitlist
 
 KINDS = ("esm2", "esm2--t1", "dna", "merge--t3")
 
@@ -27,6 +29,13 @@ tastes = some.builds(
     tier=some.sampled_from([1, 2]),
 )  # fmt: skip
 listings = some.lists(names, unique_by=lambda name: name.id)
+
+
+@pytest.fixture(autouse=True, params=[(RUN, BLOCK), (RUN, 3), (5, 2), (2, BLOCK)], ids=str)
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and blocks so short that a few claims have many."""
+    monkeypatch.setattr(waitlists, "RUN", request.param[0])
+    monkeypatch.setattr(rolls, "BLOCK", request.param[1])
 
 
 def drained(waitlist: Waitlist) -> Iterator[ClaimName]:
@@ -106,13 +115,19 @@ def test_no_name_is_taken_apart_before_it_is_looked_at(monkeypatch: pytest.Monke
     assert len(parsed) == 1
 
 
-def test_a_claim_that_waits_takes_its_name_of_memory_and_little_more() -> None:
-    texts = [
+def test_a_claim_that_waits_takes_its_name_of_memory_and_little_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name of 43 letters is counted, too: as a `str` in a list it would be 100 bytes."""
+    monkeypatch.setattr(waitlists, "RUN", 2000)
+    monkeypatch.setattr(rolls, "BLOCK", BLOCK)
+    texts = (
         f"output_12-5c1f09ab{number:06d}.esm2_t6_8m.c{number}.a0.r0" for number in range(20_000)
-    ]
+    )
     tracemalloc.start()
     waitlist = Waitlist(texts)
-    held, _ = tracemalloc.get_traced_memory()
+    held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(waitlist) == 20_000
-    assert held < 20_000 * 32, "the texts themselves are not counted; a ClaimName is some 300 bytes"
+    assert held < 20_000 * 55
+    assert most < 20_000 * 55 + 2000 * 300, "what is sorted at a time"
