@@ -45,7 +45,7 @@ from typing import Any, Final
 from fsqueue import atomic, trust
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.layout import SUFFIX, State
-from fsqueue.names import ATTEMPT_MAX, ClaimName
+from fsqueue.names import ATTEMPT_MAX, ClaimName, id_and_cost
 from fsqueue.pool import Pool, parse_json
 
 
@@ -185,6 +185,13 @@ def waiting(pool: Pool, spool: str) -> list[ClaimName]:
         for text in atomic.names(pool.spool(spool))
         if (name := ClaimName.parse(text)) is not None and name.owner is None
     ]
+
+
+def any_owned(pool: Pool, state: State) -> bool:
+    """Say whether there is a claim in running/, done/ or failed/."""
+    return atomic.gather(
+        pool.state(state), lambda texts: any(id_and_cost(text, owned=True) for text in texts)
+    )
 
 
 def owned(pool: Pool, state: State) -> Iterator[ClaimName]:

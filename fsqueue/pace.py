@@ -14,13 +14,14 @@ look waits longer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from fsqueue import claims
+from fsqueue import atomic
 from fsqueue.atomic import tally
 from fsqueue.errors import PoolError
-from fsqueue.names import ClaimName
+from fsqueue.marks import Marks, mark
+from fsqueue.names import is_waiting
 from fsqueue.pool import Pool, spool_names
 
 WAITS: Final = (1.0, 1.0, 2.0, 4.0, 7.0)
@@ -53,7 +54,7 @@ class Pace:
         self._round: list[str] = []
         self._left: list[str] = []
         """What of the round is still to be glanced at."""
-        self._seen: dict[str, set[ClaimName]] = {}
+        self._seen: dict[str, Marks] = {}
 
     def hurry(self) -> None:
         """Look everywhere, and soon."""
@@ -98,10 +99,10 @@ class Pace:
             return True
         spool = self._left.pop()
         try:
-            names = set(claims.waiting(self._pool, spool))
+            names = atomic.gather(self._pool.spool(spool), _waiting)
         except PoolError:
             return True  # whoever looks everywhere says what is wrong with it
-        known = self._seen.get(spool, set())
+        known = self._seen.get(spool, Marks())
         self._seen[spool] = names
         if names <= known:
             return False
@@ -114,6 +115,10 @@ class Pace:
             return own
         others = [spool for spool in spool_names(self._pool) if spool != self._spool]
         return [spool for other in others for spool in (other, *own)] or own
+
+
+def _waiting(texts: Iterator[str]) -> Marks:
+    return Marks(map(mark, filter(is_waiting, texts)))
 
 
 class Budget:

@@ -1,27 +1,29 @@
 """Turn inputs into claims: survey, cut, assign, publish.
 
 The planner reads each input once, decides how large a claim may be, gives each spool its share by
-weight, largest claims first, and publishes the plan (`plans.py`). It holds counts and names in
-memory, never payloads: `cut` runs three times, to weigh, to share out, and to write the claims.
+weight, largest claims first, and publishes the plan (`plans.py`). It holds costs and marks in
+memory, no names and no payloads: `cut` runs three times, to weigh, to share out, and to write the
+claims.
 
 What it does not know: what an input is. That is the handler's.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue import atomic, claims, directories, plans, routing, trust
-from fsqueue.errors import BadInput, PoolError, UsageError
+from fsqueue.errors import BadInput, PoolError
 from fsqueue.handlers import Handler, Item, Source, claim_id, source_key
 from fsqueue.kinds import compose
+from fsqueue.marks import Marks, mark, repeated
 from fsqueue.plans import Plan, Share
-from fsqueue.pool import Pool, Spool, add_spool, natural, read_spool, spool_names
+from fsqueue.pool import Pool, Spool, add_spool, read_spool, spool_names
 from fsqueue.routing import Wanted
 from fsqueue.weights import assign
 
@@ -48,6 +50,7 @@ class Outcome:
     number: int | None = None
     assigned: list[int] = field(default_factory=list)
     """The spool of each item that `cut` yields, as an index into `spools`."""
+    kinds: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,47 +107,6 @@ def preview(pool: Pool | None, request: Request, *, progress: Progress | None = 
     return outcome
 
 
-def expand_inputs(arguments: Sequence[str]) -> list[str]:
-    """Return absolute paths for INPUT arguments: a file, a directory's files, or @FILE's lines.
-
-    Raises UsageError for `-`: a stream cannot be read again by another worker.
-    """
-    found: list[str] = []
-    for argument in arguments:
-        if argument == "-":
-            raise UsageError(
-                "the input '-' (standard input) cannot be planned: claims name byte ranges of a "
-                "file that every worker can read, and a stream is gone once read. Save it where "
-                "the workers can see it, then plan that file."
-            )
-        if argument.startswith("@"):
-            found += _listed(argument[1:])
-        elif os.path.isdir(argument):
-            inside = (f"{argument}/{name}" for name in sorted(os.listdir(argument), key=natural))
-            found += [path for path in inside if _is_input(path)]
-        else:
-            found.append(argument)
-    absolute = [os.path.abspath(path) for path in found]
-    return list(dict.fromkeys(absolute))
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\r\n") for line in file]
-    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"@{path} cannot be read: {reason}. One path a line.") from error
-    if any("\0" in line for line in lines):
-        raise UsageError(f"@{path} holds NUL bytes: it is no list of paths. Write one path a line.")
-    base = os.path.dirname(os.path.abspath(path))
-    return [os.path.join(base, line) for line in lines if line.strip() and line[0] != "#"]
-
-
-def _is_input(path: str) -> bool:
-    return not os.path.basename(path).startswith(".") and os.path.isfile(path)
-
-
 # ---- the steps ----
 
 
@@ -170,15 +132,11 @@ def _fresh(
     sources: list[Source],
     outcome: Outcome,
 ) -> list[Source]:
-    planned: set[str] = set()
+    fresh = {source_key(request.handler, request.options, source): source for source in sources}
     for number in numbers:
         assert pool is not None, "a plan has a number, so there is a pool"
-        planned.update(plans.read_sources(pool, number))
-    fresh = {}
-    for source in sources:
-        key = source_key(request.handler, request.options, source)
-        if key not in planned:
-            fresh[key] = source
+        for key in plans.read_sources(pool, number):
+            fresh.pop(key, None)
     outcome.already = len(sources) - len(fresh)
     return list(fresh.values())
 
@@ -190,16 +148,18 @@ def _weigh(pool: Pool | None, request: Request, fresh: list[Source], outcome: Ou
     own = [spool.weight for spool in outcome.spools]
     cost = sum(source.cost for source in fresh)
     outcome.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
-    costs, base = [], ""
+    costs, kinds = array("d"), dict[str, None]()
     for item in _cut(request, fresh, outcome):
         costs.append(item.cost)
-        base = base or item.kind
+        kinds[item.kind] = None
+    outcome.kinds = sorted(map(request.kind, kinds))
     outcome.shares = {spool.name: Share() for spool in outcome.spools}
     outcome.total = Share()
-    outcome.largest = max(costs, default=0)
+    outcome.largest = int(max(costs, default=0))
     loads = None
     if pool is not None and costs:
-        wanted = Wanted(request.handler.name, request.kind(base), request.handler.cost_per_second)
+        kind = request.kind(next(iter(kinds)))
+        wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
         loads = routing.loads(pool, outcome.spools, wanted)
     weights = own if request.weighted else [1.0] * len(own)
     outcome.assigned = assign(costs, weights, loads)
@@ -238,6 +198,7 @@ def _publish(
             private = _write(pool, uid, request, fresh, outcome)
         except BaseException:
             directories.discard(pool.staged(uid))
+            atomic.discard(plans.private(pool, uid))
             raise
         # From here on an error tidies nothing up: the number may be ours, and what is staged then.
         numbered = plans.number_plan(pool, uid, private, number)
@@ -252,46 +213,57 @@ def _publish(
 
 def _write(pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome) -> str:
     """Write the claims and the plan, where nobody looks; return the plan's private name."""
-    names, kinds = _stage(pool, uid, request, fresh, outcome)
+    directories.make(pool.staged(uid))
+    for spool in outcome.spools:
+        directories.make(pool.staged(uid, spool.name))
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    handler, shown = request.handler, tuple(sorted(kinds))
+    handler = request.handler
     given = handler.suffix, outcome.total, outcome.shares, request.options
-    head = Plan(uid, created, handler.name, shown, *given)
+    head = Plan(uid, created, handler.name, tuple(outcome.kinds), *given)
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
-    homes = (outcome.spools[slot].name for slot in outcome.assigned)
-    return plans.write_plan(pool, head, keys, zip(names, homes, strict=True))
+    # Each claim is written when its row is: a million names need not be kept for the rows.
+    private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, outcome))
+    for spool in outcome.spools:
+        atomic.sync_directory(pool.staged(uid, spool.name))
+    atomic.sync_directory(pool.staged(uid))
+    return private
 
 
 def _stage(
     pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
-) -> tuple[list[str], set[str]]:
-    """Write every claim under plans/UID.staged, synced; return their names, and their kinds."""
-    directories.make(pool.staged(uid))
-    for spool in outcome.spools:
-        directories.make(pool.staged(uid, spool.name))
-    personal = request.handler.personal
-    names: list[str] = []
-    kinds: set[str] = set()
-    seen: set[str] = set()
+) -> Iterator[tuple[str, str]]:
+    """Write each claim under plans/UID.staged, synced, and yield its name and spool."""
+    seen = Marks()
     for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
+        id = claim_id(request.handler, request.options, item)
+        home = outcome.spools[slot].name
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
+        facts = request.options, dict(item.payload), dict(item.measures)
+        claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
+        path, data = f"{pool.staged(uid, home)}/{name}", claim.encode(name)
+        try:
+            atomic.stage(path, (data,), personal=request.handler.personal)
+        except FileExistsError:
+            _refuse_same(request, _cut(request, fresh, outcome), {mark(id)})
+            raise
+        seen.add(id)
+        yield str(name), home
+    if marks := repeated(seen):
+        _refuse_same(request, _cut(request, fresh, outcome), marks)
+
+
+def _refuse_same(request: Request, items: Iterator[Item], marks: Set[int]) -> None:
+    """Refuse the plan if two of its claims whose ids have these marks have one id."""
+    seen: set[str] = set()
+    for item in items:
         id = claim_id(request.handler, request.options, item)
         if id in seen:
             raise PoolError(
                 f"two claims of this plan have the id {id}; the handler {request.handler.name!r} "
                 f"gave them one identity. This is a defect of the handler: report it."
             )
-        seen.add(id)
-        home = outcome.spools[slot].name
-        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
-        facts = request.options, dict(item.payload), dict(item.measures)
-        claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
-        atomic.stage(f"{pool.staged(uid, home)}/{name}", (claim.encode(name),), personal=personal)
-        names.append(str(name))
-        kinds.add(name.kind)
-    for spool in outcome.spools:
-        atomic.sync_directory(pool.staged(uid, spool.name))
-    atomic.sync_directory(pool.staged(uid))
-    return names, kinds
+        if mark(id) in marks:
+            seen.add(id)
 
 
 def pool_spools(pool: Pool) -> list[Spool]:

@@ -30,6 +30,7 @@ from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.layout import FORMAT, SUFFIX
 from fsqueue.names import ID, KIND, SPOOL, ClaimName, id_and_cost
 from fsqueue.pool import Pool
+from fsqueue.rolls import Roll
 
 HEAD_MAX: Final = 1 << 24
 ROW_MAX: Final = 1 << 20
@@ -183,7 +184,7 @@ def write_plan(
 
     `sources` are (key, path) and `names` are (claim, spool).
     """
-    private = _private(pool, plan.uid)
+    path = private(pool, plan.uid)
     facts = {
         "format": FORMAT,
         "plan": plan.uid,
@@ -195,16 +196,15 @@ def write_plan(
         "spools": {name: _share(share) for name, share in plan.spools.items()},
         "options": plan.options,
     }
-    head = json.dumps(facts)[:-1]
     parts = (
-        (f'{head},\n"sources":[\n',),
+        (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),
         _rows(sources),
         ('\n],\n"claims":[\n',),
         _rows(names),
         ("\n]}\n",),
     )
-    atomic.stage(private, (text.encode() for part in parts for text in part))
-    return private
+    atomic.stage(path, (text.encode() for part in parts for text in part))
+    return path
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -219,16 +219,17 @@ def _share(share: Share) -> dict[str, Any]:
     return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
 
 
-def _private(pool: Pool, uid: str) -> str:
+def private(pool: Pool, uid: str) -> str:
+    """Return where a plan lies until it has a number."""
     return f"{pool.directory('plans')}/.{uid}.json"
 
 
 def forbid(pool: Pool, uid: str) -> None:
     """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
     while True:
-        directories.make(_private(pool, uid))
+        directories.make(private(pool, uid))
         try:
-            atomic.discard(_private(pool, uid))
+            atomic.discard(private(pool, uid))
         except IsADirectoryError:
             return
         # RACE: its planner's file was there, and is gone; or it is written just now: once more
@@ -240,7 +241,7 @@ def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
     try:
         yield
     except (OSError, FsqueueError) as error:
-        if os.path.isdir(_private(pool, uid)):
+        if os.path.isdir(private(pool, uid)):
             raise PoolError(
                 f"{pool.staged(uid)} was removed by fsqueue clean: nothing was added to it for a "
                 f"lease, as if its planner had died. Was this process stopped? Plan again."
@@ -248,14 +249,14 @@ def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
         raise
 
 
-def number_plan(pool: Pool, uid: str, private: str, number: int) -> bool:
+def number_plan(pool: Pool, uid: str, path: str, number: int) -> bool:
     """Give a private plan file this number; False if another plan has it."""
-    if atomic.commit(private, pool.plan(number), keep=True):
+    if atomic.commit(path, pool.plan(number), keep=True):
         return True
     if read_plan(pool, number).uid != uid:
         return False
     # RACE: ours after all; the link's reply was lost, and this mount does not count links.
-    atomic.discard(private)
+    atomic.discard(path)
     return True
 
 
@@ -281,20 +282,18 @@ def complete_one(pool: Pool, uid: str) -> int:
     moved = 0
     directory = pool.staged(uid)
     for spool in filter(SPOOL.fullmatch, _left_in(directory)):
-        for text in sorted(_left_in(f"{directory}/{spool}")):
-            name = ClaimName.parse(text)
-            if name is not None and claims.publish(pool, uid, spool, name):
-                moved += 1
+        names = map(ClaimName.parse, _left_in(f"{directory}/{spool}"))
+        moved += sum(claims.publish(pool, uid, spool, n) for n in names if n and n.owner is None)
         atomic.sync_directory(pool.spool(spool))
         directories.discard_empty(f"{directory}/{spool}")
     directories.discard_empty(directory)
     return moved
 
 
-def _left_in(directory: str) -> list[str]:
+def _left_in(directory: str) -> Roll:
     try:
-        return atomic.names(directory)
+        return atomic.gather(directory, lambda texts: Roll(filter(str.isprintable, texts)))
     except (PoolError, OSError) as error:
         if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
             raise
-        return []  # RACE: somebody else completed it, and removed the empty directory before us
+        return Roll()  # RACE: somebody else completed it, and removed the empty directory before us

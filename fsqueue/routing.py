@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from fsqueue import claims
+from fsqueue import atomic
 from fsqueue.choose import LOAD_S, Taste
 from fsqueue.kinds import base_of, lacks
+from fsqueue.names import id_and_cost
 from fsqueue.peers import GONE, living, peers
 from fsqueue.pool import Pool, Spool, spool_names
 from fsqueue.score import MODEL_LOADED, SPECIALISED, Candidate, Need, explain, score
@@ -43,7 +44,7 @@ def loads(pool: Pool, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
     """Return the cost that is before a new claim in each spool, in the cost of its weight."""
     known = set(spool_names(pool))
     before = {
-        spool.name: float(sum(name.cost for name in claims.waiting(pool, spool.name)))
+        spool.name: atomic.gather(pool.spool(spool.name), _cost)
         for spool in spools
         if spool.name in known
     }
@@ -58,6 +59,11 @@ def loads(pool: Pool, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
         before.get(spool.name, 0.0) + _behind(spool, points, best) * unit * spool.weight
         for spool in spools
     ]
+
+
+def _cost(texts: Iterator[str]) -> float:
+    found = (id_and_cost(text, owned=False) for text in texts)
+    return float(sum(facts[1] for facts in found if facts is not None))
 
 
 def _behind(spool: Spool, points: Mapping[str, float], best: float) -> float:

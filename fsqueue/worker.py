@@ -119,7 +119,7 @@ class Worker:
                 "its claims need more time than it has. Submit with a longer --time."
             )
             return False
-        return self.stock.count_waiting().all > 0 or any(claims.owned(self.pool, State.RUNNING))
+        return self.stock.count_waiting().all > 0 or claims.any_owned(self.pool, State.RUNNING)
 
     def _loop(self) -> int:
         idle_since: float | None = None
@@ -244,13 +244,13 @@ class Worker:
         """Say whether no claim runs or waits: then whoever was told to leave left at the end."""
         # Running first and last: what was put back, or taken, between two listings is seen in one.
         return not (
-            any(claims.owned(self.pool, State.RUNNING))
+            claims.any_owned(self.pool, State.RUNNING)
             or self.stock.count_waiting(since=time.monotonic()).all
-            or any(claims.owned(self.pool, State.RUNNING))
+            or claims.any_owned(self.pool, State.RUNNING)
         )
 
     def _all_ended(self) -> int:
-        return 3 if any(claims.owned(self.pool, State.FAILED)) else 0
+        return 3 if claims.any_owned(self.pool, State.FAILED) else 0
 
     def _leave(self) -> None:
         """Put back what is held, say goodbye, and only then retire the lease."""

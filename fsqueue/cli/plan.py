@@ -22,11 +22,11 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import FsqueueError, UsageError
 from fsqueue.handlers import Handler, Option, load_handler, registered
+from fsqueue.inputs import expand_inputs
 from fsqueue.planner import (
     CLAIM_S,
     Outcome,
     Request,
-    expand_inputs,
     plan_into,
     pool_spools,
     preview,
@@ -213,7 +213,7 @@ def _show(outcome: Outcome, root: str, *, dry_run: bool, as_json: bool) -> None:
         click.echo(f"fsqueue: {printable(line, 4000)}", err=True)
     if as_json:
         facts = asdict(outcome)
-        facts.pop("assigned")
+        del facts["assigned"], facts["kinds"]
         print_json(facts | {"pool": os.path.abspath(root), "dry_run": dry_run})
         return
     total = outcome.total

@@ -13,8 +13,9 @@ import pytest
 from fsqueue import claims, plans
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.handlers import Item, Source
+from fsqueue.inputs import expand_inputs
 from fsqueue.layout import State
-from fsqueue.planner import CLAIMS_PER_SPOOL, expand_inputs, plan_into, pool_spools, preview
+from fsqueue.planner import CLAIMS_PER_SPOOL, plan_into, pool_spools, preview
 from fsqueue.pool import Pool, create_pool
 from tests.support.crash import CHANGES, copies, every_crash, interrupted
 from tests.support.pools import (
