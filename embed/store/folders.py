@@ -17,6 +17,7 @@ from embed.store.view import View
 from fsqueue import UsageError, atomic, directories
 
 FORMAT: Final = 1
+MARK: Final = "store.json"
 DEFAULT: Final = "default"
 _COLLECTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
@@ -44,15 +45,23 @@ def _check(root: str, collection: str) -> None:
         raise UsageError(
             f"--collection {collection!r}: use letters, digits, '_', '-' and '.', at most 64."
         )
-    if os.path.isfile(f"{root}/store.json"):
+    if os.path.isfile(f"{root}/{MARK}"):
         _read_format(root)
-    elif os.path.lexists(root) and not (os.path.isdir(root) and not os.listdir(root)):
+    elif os.path.lexists(root) and not (os.path.isdir(root) and _may_become_one(root)):
         raise UsageError(
-            f"{root}: is there, and is no store: it holds no store.json. Name a directory that is "
+            f"{root}: is there, and is no store: it holds no {MARK}. Name a directory that is "
             f"not there yet, or an empty one."
         )
     elif not os.path.isdir(os.path.dirname(os.path.abspath(root))):
         raise UsageError(f"{root}: the directory above it is not there. Make it first.")
+
+
+def _may_become_one(root: str) -> bool:
+    """Say whether a directory is empty.
+
+    RACE: another worker may be making it a store just now, or was killed as it did.
+    """
+    return all(name == MARK or name.startswith(f".{MARK}.") for name in os.listdir(root))
 
 
 def place(options: Mapping[str, Any]) -> str:
@@ -65,8 +74,8 @@ def opened(options: Mapping[str, Any]) -> View:
     root: str = options["store"]
     directories.make(root)
     facts = json.dumps({"fsqueue store": FORMAT}).encode() + b"\n"
-    if not os.path.isfile(f"{root}/store.json"):
-        atomic.publish(f"{root}/store.json", facts)
+    if not os.path.isfile(f"{root}/{MARK}"):
+        atomic.publish(f"{root}/{MARK}", facts)
     _read_format(root)
     view = View(place(options), Space.of(options))
     view.make()
@@ -78,8 +87,8 @@ def spaces(root: str, collection: str | None = None) -> Iterator[tuple[str, View
 
     Raises UsageError if it is no store.
     """
-    if not os.path.isfile(f"{root}/store.json"):
-        raise UsageError(f"{root}: is no store: it holds no store.json. Check the path.")
+    if not os.path.isfile(f"{root}/{MARK}"):
+        raise UsageError(f"{root}: is no store: it holds no {MARK}. Check the path.")
     _read_format(root)
     for name in sorted(atomic.names(root)):
         folder = f"{root}/{name}"
@@ -133,9 +142,9 @@ def _read_space(folder: str) -> Space:
 
 def _read_format(root: str) -> None:
     try:
-        found = json.loads(atomic.read(f"{root}/store.json"))["fsqueue store"]
+        found = json.loads(atomic.read(f"{root}/{MARK}"))["fsqueue store"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{root}/store.json: is not a store's ({error!r}).") from error
+        raise UsageError(f"{root}/{MARK}: is not a store's ({error!r}).") from error
     if found != FORMAT:
         raise UsageError(
             f"{root}: is a store of format {found}, and this fsqueue reads {FORMAT}; update it."

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from embed.store import places, writer
+from embed.store import folders, places, writer
 from embed.store.keys import Space, from_hexadecimal, hexadecimal, key
 from embed.store.places import Place
 from embed.store.shards import Shard, StoreError, Vanished
 from embed.store.view import View
 from fsqueue import atomic
+from tests.support.crash import every_crash
 from tests.support.stores import OPTIONS, columns_of, keys_of, open_view, put, vectors_of
 
 
@@ -227,3 +228,16 @@ def test_ids_are_keys_in_hexadecimal() -> None:
     assert (from_hexadecimal(ids) == keys).all()
     with pytest.raises(ValueError, match="32"):
         from_hexadecimal(["ab"])
+
+
+def test_a_store_whose_maker_was_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
+    """Nor does anybody who begins at the same moment take it for somebody else's directory."""
+
+    def prepare(n: int) -> dict[str, object]:
+        return {**OPTIONS, "store": f"{tmp_path}/{n}"}
+
+    n = 0
+    for n, options in every_crash(prepare, folders.opened):
+        assert folders.asked(options)["store"] == options["store"], n
+        put(open_view(tmp_path / str(n)), range(3))
+    assert n > 8
