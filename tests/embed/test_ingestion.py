@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from embed.ingestion import GROUP_BYTES, shared
 from embed.jobdata import checked, completed
 from embed.store import Store
 from embed.store.folders import spaces
-from fsqueue import UsageError, broadcast, directories
-from fsqueue.broadcast import Copy, Order
-from fsqueue.habits import Habits
+from fsqueue import UsageError, broadcast
+from fsqueue.broadcast import Order
 from fsqueue.inbox import Inbox
 from fsqueue.pool import Pool, create_pool
-from fsqueue.worker import Worker
 from tests.support.auto import TEXTS, write_model
+from tests.support.ingesting import joined, send, told, work_off
 
 SENTENCES = [text for text in TEXTS if text]
 WORDS = " ".join(SENTENCES).split()
@@ -57,33 +55,6 @@ def data(tmp_path: Path, bert: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embed.ingestion.GROUP_BYTES", (2000, 4000))
-
-
-def joined(pool: Pool) -> Worker:
-    worker = Worker(pool, Habits(capabilities=frozenset({"embeddings"})))
-    worker.lease.enlist()
-    directories.make(pool.workshop(worker.id))
-    worker.beat.flush()
-    return worker
-
-
-def send(pool: Pool, data: Mapping[str, Any], **how: Any) -> broadcast.Broadcast:
-    return broadcast.broadcast(pool, Order("rag_ingestion", dict(data), "embeddings", **how))
-
-
-def work_off(worker: Worker) -> None:
-    while (name := Inbox(worker.pool, worker.id).next()) is not None:
-        worker._run_addressed(name)
-
-
-def told(pool: Pool, data: Mapping[str, Any]) -> Copy:
-    """Let a new worker do a broadcast; return its copy."""
-    worker = joined(pool)
-    made = send(pool, data)
-    work_off(worker)
-    broadcast.look(pool, made.copies)
-    worker._leave()
-    return next(copy for copy in made.copies if copy.worker == worker.id)
 
 
 def stored(root: str) -> int:

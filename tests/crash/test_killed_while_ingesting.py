@@ -1,0 +1,105 @@
+"""A worker is killed at every change while it ingests documents; the same broadcast does the rest.
+
+Its copy of the broadcast ends once, and the store holds every chunk once, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embed.handler import Embed
+from embed.store import Store
+from embed.store.verify import info, verify
+from fsqueue.inbox import inbox_of
+from fsqueue.layout import State
+from fsqueue.pool import Pool, create_pool
+from tests.support.auto import TEXTS, write_model
+from tests.support.cases import settle
+from tests.support.ingesting import joined, send, told, work_off
+from tests.support.instants import disk_of, lived, put_back, spread
+from tests.support.pools import names_in, places
+from tests.support.ptrace import is_possible
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_possible(), reason="no process can be traced here"),
+]
+MOST = 30
+"""So many changes are tried by default; nightly, all."""
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Three documents of some chunks each, a group for each, and one whose text is given."""
+    monkeypatch.setattr("embed.ingestion.GROUP_BYTES", (200, 400))
+    paths = [tmp_path / f"{number}.md" for number in range(3)]
+    for number, path in enumerate(paths):
+        words = random.Random(number).choices(" ".join(TEXTS).split(), k=60)
+        path.write_text(f"Guide {number}: {' '.join(words)}")
+    return {
+        "documents": [*map(str, paths), {"name": "note", "text": "A claim is a file."}],
+        "store": str(tmp_path / "site" / "store"),
+        "model": str(write_model(tmp_path / "bert", "bert")),
+    }
+
+
+def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
+    tmp_path: Path, data: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    site, embed = tmp_path / "site", Embed()
+    site.mkdir()
+    embed.name = "embed"
+    pool = create_pool(f"{site}/pool")
+    begin = disk_of(site)
+    chunks = told(pool, data, embed=embed).result["chunks"]
+    ids = stored(site)
+    assert len(ids) == chunks > 6
+    put_back(site, begin)
+
+    def ingest() -> None:
+        worker = joined(pool)
+        send(pool, data)
+        work_off(worker)
+        worker._leave()
+
+    life = lived(ingest, site)
+    assert life.status == 0, life.said
+    nightly = request.config.getoption("--nightly")
+    for each in spread(life.instants, len(life.instants) if nightly else MOST):
+        put_back(site, each.disk)
+        embed._store = None  # it would keep open what was put back since
+        what = f"killed at {each.number}: {each.change}"
+        result = told(pool, data, embed=embed).result
+        assert result["chunks"] == chunks and result["failed"] == 0, what
+        assert result["computed"] + result["store_hits"] + result["repeats"] == chunks, what
+        assert stored(site) == ids, what
+        settle(site / "pool")
+        ended_once(pool)
+
+
+def stored(site: Path) -> list[str]:
+    """Return the ids of the chunks in the store, sorted, after a look at it."""
+    store = Store(site / "store")
+    store.view.refresh()
+    assert not (wrong := list(verify(store.view))), wrong
+    assert info("default", store.view).duplicates == 0
+    found = [fact[1] for one in store.view.shards for fact in one.facts(list(range(one.count)))]
+    assert len(set(found)) == len(found)
+    return sorted(found)
+
+
+def ended_once(pool: Pool) -> None:
+    """Assert that each copy is done, with a whole report, or failed, with a reason."""
+    inbox = inbox_of(pool)
+    assert places(inbox).keys() <= {"done", "failed"}
+    done, failed = names_in(inbox, State.DONE), names_in(inbox, State.FAILED)
+    assert len({name.id for name in done + failed}) == len(done + failed)
+    for name in done:
+        assert json.loads(Path(inbox.output(name.id, ".json")).read_bytes())["failed"] == 0
+    for name in failed:
+        assert json.loads(Path(inbox.error(name.id, name.attempt)).read_bytes())["error"]

@@ -1,0 +1,45 @@
+"""Let workers in this process do broadcasts of documents, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fsqueue import broadcast, directories
+from fsqueue.broadcast import Broadcast, Copy, Order
+from fsqueue.habits import Habits
+from fsqueue.handlers import Handler
+from fsqueue.inbox import Inbox
+from fsqueue.pool import Pool
+from fsqueue.worker import Worker
+
+
+def joined(pool: Pool, **handlers: Handler) -> Worker:
+    """Return a worker that lives, and has these handlers already."""
+    worker = Worker(pool, Habits(capabilities=frozenset({"embeddings"})))
+    worker.outfit.handlers |= handlers
+    worker.lease.enlist()
+    directories.make(pool.workshop(worker.id))
+    worker.beat.flush()
+    return worker
+
+
+def send(pool: Pool, data: Mapping[str, Any], **how: Any) -> Broadcast:
+    """Broadcast documents."""
+    return broadcast.broadcast(pool, Order("rag_ingestion", dict(data), "embeddings", **how))
+
+
+def work_off(worker: Worker) -> None:
+    """Do all that is addressed to a worker."""
+    while (name := Inbox(worker.pool, worker.id).next()) is not None:
+        worker._run_addressed(name)
+
+
+def told(pool: Pool, data: Mapping[str, Any], **handlers: Handler) -> Copy:
+    """Let a new worker do a broadcast; return its copy."""
+    worker = joined(pool, **handlers)
+    made = send(pool, data)
+    work_off(worker)
+    broadcast.look(pool, made.copies)
+    worker._leave()
+    return next(copy for copy in made.copies if copy.worker == worker.id)
