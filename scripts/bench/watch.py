@@ -4,6 +4,7 @@
     scripts/bench/watch.py refresh                 1,000,000 done, 10,000 waiting, 64 workers
     scripts/bench/watch.py refresh --done 10000
     scripts/bench/watch.py watchers --rounds 6     the same work with and without 10 watchers
+    scripts/bench/watch.py --json FILE refresh     write the figures there, too
 
 `refresh` prints CPU per look and frame; exit status 1 over 100 ms, or if done/ was listed.
 `watchers` runs the same claims again and again, in turn with ten `fsqueue watch` beside the workers
@@ -21,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from fsqueue import atomic
 from fsqueue.dashboard import View, render
 from fsqueue.pool import Pool
 from fsqueue.snapshot import Reader
+from scripts.bench.tables import parser, place, write_json
 from tests.support.planning import counts, make_inputs, plan_command
 from tests.support.processes import FSQUEUE, environment
 from tests.support.seasoned import report, seasoned_pool
@@ -51,8 +52,8 @@ BUSY = (
 
 def main() -> int:
     """Measure; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    options = parser(__doc__)
+    kinds = options.add_subparsers(dest="kind", required=True)
     refresh = kinds.add_parser("refresh", help="CPU of one refresh of a large pool")
     refresh.add_argument("--done", type=int, default=1_000_000)
     refresh.add_argument("--waiting", type=int, default=10_000)
@@ -62,8 +63,8 @@ def main() -> int:
     beside.add_argument("--watchers", type=int, default=10)
     beside.add_argument("--workers", type=int, default=2)
     beside.add_argument("--claims", type=int, default=400)
-    given = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="watch-"))
+    given = options.parse_args()
+    directory = place(given)
     try:
         return (
             measure_refresh(directory, given)
@@ -96,6 +97,8 @@ def measure_refresh(directory: Path, given: argparse.Namespace) -> int:
         f"first look {first:.0f} ms, then median {median:.1f} ms, worst of {len(later)} "
         f"{worst:.1f} ms of CPU, frame included; peak memory {peak_mib()} MiB"
     )
+    facts = {"first_ms": first, "median_ms": median, "worst_ms": worst, "peak_mib": peak_mib()}
+    write_json(given, "watch refresh", facts | {"done": given.done, "waiting": given.waiting})
     if f"{pool.root}/done" in listed:
         print("done/ was listed")
         return 1
@@ -140,6 +143,7 @@ def compare(directory: Path, given: argparse.Namespace) -> int:
     slower = paired(cpu[given.watchers], cpu[0])
     longer = paired(wall[given.watchers], wall[0])
     print(f"with {given.watchers} watchers: CPU of the workers {slower}, wall time {longer}")
+    write_json(given, "watch watchers", {"cpu_s": cpu, "wall_s": wall})
     return 0
 
 
