@@ -41,9 +41,10 @@ class Listing:
     def look(self, texts: Iterable[str]) -> None:
         """Take in a fresh listing. What is not the name of a claim in this state is left out."""
         marks, costs = array("q"), array("q")
+        its = waiting_mark if self._owned else mark
         for text in texts:
             if (facts := id_and_cost(text, owned=self._owned)) is not None:
-                marks.append(waiting_mark(text))
+                marks.append(its(text))
                 costs.append(facts[1])
         self.marks, self._costs, self._cost = marks, costs, sum(costs)
         self.assumed = None

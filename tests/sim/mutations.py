@@ -279,8 +279,8 @@ MUTATIONS: Final = (
     _m(
         "stage straight into the spool",
         "planner",
-        'atomic.stage(f"{pool.staged(uid, home)}/{name}"',
-        'atomic.stage(f"{pool.spool(home)}/{name}"',
+        'path, data = f"{pool.staged(uid, home)}/{name}"',
+        'path, data = f"{pool.spool(home)}/{name}"',
     ),
     _m(
         "move the claims before the plan has its number",
