@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from fsqueue import atomic
 from fsqueue.errors import NotSupportedError, PoolError
 from tests.support.crash import CHANGES, every_crash
-from tests.support.sequence import Sequencer, interpose, refused, reply_lost, together
+from tests.support.sequence import Entry, Sequencer, interpose, refused, reply_lost, together
 
 STRANGER = 65534
 
@@ -486,6 +487,31 @@ def test_names_lists_again_when_the_handle_of_a_directory_is_stale(
     (tmp_path / "a").touch()
     interpose(monkeypatch, listdir=refused(errno.ESTALE, times=2))
     assert atomic.names(str(tmp_path)) == ["a"]
+
+
+def test_a_listing_that_loses_its_place_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).touch()
+    began: list[list[str]] = []
+
+    def scandir(real: Callable[[int], Any], fd: int) -> Any:
+        entries = iter(sorted(os.listdir(fd)))
+        return nullcontext(stale(entries) if len(began) < 1 else map(Entry, entries))
+
+    def stale(entries: Iterator[str]) -> Iterator[Entry]:
+        yield Entry(next(entries))
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def into(texts: Iterator[str]) -> list[str]:
+        began.append([])
+        began[-1].extend(texts)
+        return began[-1]
+
+    interpose(monkeypatch, scandir=scandir)
+    assert atomic.gather(str(tmp_path), into) == ["a", "b", "c"]
+    assert len(began) == 2
 
 
 def test_no_listing_leaves_a_descriptor_open(tmp_path: Path) -> None:
