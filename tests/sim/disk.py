@@ -242,7 +242,7 @@ class Disk:
     def lose_power(self, rng: Random) -> int:
         """Forget what was not safe; return how many changes of names that were."""
         assert self.journal is not None, "arm() first"
-        lost = self.journal.cut(rng)
+        lost = self.journal.cut(self._clock(), rng)
         self.directories = self.journal.restore(rng)
         self.lost_bytes += self.journal.lost_bytes
         self.journal = Journal(self.directories)
@@ -260,8 +260,7 @@ class Journal:
 
     def note(self, now: float, what: str, source: str, target: str, inode: Inode) -> None:
         """Add a transaction; what is old is safe by now."""
-        while self._pending and self._pending[0][0] < now - COMMIT_S:
-            self._apply(self._pending.pop(0))
+        self._commit(now)
         changes: list[Change] = []
         if source and what != "link":
             changes.append((*source.rpartition("/")[::2], None))
@@ -271,6 +270,10 @@ class Journal:
         made = target if moved or what == "mkdir" else ""
         removed = source if moved or what == "rmdir" else ""
         self._pending.append((now, changes, made, removed))
+
+    def _commit(self, now: float) -> None:
+        while self._pending and self._pending[0][0] < now - COMMIT_S:
+            self._apply(self._pending.pop(0))
 
     def sync(self, directory: str | None) -> None:
         """Make safe what touched `directory` and what that depends on, or everything."""
@@ -299,8 +302,9 @@ class Journal:
                 wanted |= {parent.rpartition("/")[::2] for parent in parents}
         return needed
 
-    def cut(self, rng: Random) -> int:
+    def cut(self, now: float, rng: Random) -> int:
         """Keep the transactions up to some moment, and drop the rest."""
+        self._commit(now)
         kept = rng.randint(0, len(self._pending))
         for entry in self._pending[:kept]:
             self._apply(entry)

@@ -200,6 +200,13 @@ class Story:
         self._start(what, body)
 
     def _lose_power(self) -> None:
+        self._go_dark()
+        self._soon(5.0, lambda: self._plan(self.plot.inputs))
+        for _ in range(self.plot.workers):
+            self._soon(20.0, self._work)
+
+    def _go_dark(self) -> None:
+        """Let everything stop at once, and every host boot again."""
         world = self.world
         for process in world.processes:
             process.excuses.add("dead")  # even if it had left: that may not have lasted
@@ -216,9 +223,6 @@ class Story:
             host.mount = Mount(world.disk, world.traits, host.mount._clock, self.rng)
             host.mount.misled = misled
         self.laws.look_again()
-        self._soon(5.0, lambda: self._plan(self.plot.inputs))
-        for _ in range(self.plot.workers):
-            self._soon(20.0, self._work)
 
     # ---- the good time after it ----
 

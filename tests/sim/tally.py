@@ -28,10 +28,12 @@ class Tally:
     def __init__(self) -> None:
         self.seeds: set[int] = set()
         self.scenes = 0
-        self.steps = 0
+        self.operations = 0
         self.count: Counter[str] = Counter()
         self.noticed: dict[str, int] = {}
         """How many stories it took until each deliberate mistake was noticed."""
+        self.steps: Counter[str] = Counter()
+        """How often each step of the state machine was done, in how many examples."""
         self.explored: dict[str, Found] = {}
         """What each exploration of all orders came to."""
 
@@ -41,7 +43,7 @@ class Tally:
             self.scenes += 1
         else:
             self.seeds.add(story.plot.seed)
-        self.steps += story.world.steps
+        self.operations += story.world.steps
         self.count += story.tally()
 
     def missing(self) -> list[str]:
@@ -51,10 +53,10 @@ class Tally:
     def lines(self) -> list[str]:
         """Return what a person reads at the end of the tests."""
         lines = []
-        if self.steps:
+        if self.operations:
             lines.append(
-                f"{self.steps:,} steps in {len(self.seeds):,} seeds and {self.scenes:,} scenes; "
-                f"I1-I9 held after each"
+                f"{self.operations:,} steps in {len(self.seeds):,} seeds and {self.scenes:,} "
+                f"scenes; I1-I9 held after each"
             )
             for title, names in (("done", DONE), ("befell", BEFELL)):
                 counts = (f"{name} {self.count[name]:,}" for name in names)
@@ -65,6 +67,9 @@ class Tally:
                 f"{len(self.noticed)} deliberate mistakes, each noticed; the last after "
                 f"{self.noticed[worst]} stories: {worst}"
             )
+        if self.steps:
+            steps = (f"{step} {count:,}" for step, count in sorted(self.steps.items()))
+            lines.append(f"steps against the model: {', '.join(steps)}")
         for play, found in self.explored.items():
             lines.append(
                 f"all orders of {play}: {found.states:,} states, {found.steps:,} operations, "

@@ -1,0 +1,287 @@
+"""Workers that do one thing at a time, as they are told; and the table on which they do it.
+
+A driven worker is the real one but for its loop: it waits for an order, does it, and waits again,
+and so does its handler while a claim runs. Nobody else acts meanwhile, unless it is stopped in the
+middle; then it goes on when somebody says so, a zombie by then or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from fsqueue import claims
+from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken
+from fsqueue.handlers import Work
+from fsqueue.names import ClaimName
+from fsqueue.pool import open_pool
+from fsqueue.worker import Habits, Worker
+from tests.sim.calls import STAGE, Fault
+from tests.sim.cast import ROOT, Simulated
+from tests.sim.story import Plot, Story
+from tests.sim.world import Host, Process
+
+FOREVER: Final = 1e12
+STEP_S: Final = 0.001
+ERRORS: Final[dict[str, Exception]] = {
+    "fail": ClaimFailed("it did not go well"),
+    "err": ZeroDivisionError("a handler's mistake"),
+    "give up": ClaimImpossible("Impossible: it never will"),
+    "break": WorkerBroken("this process is beyond repair"),
+    "stop": Interrupted("asked to stop"),
+}
+
+Order = Callable[["Driven"], int | None]
+
+
+class Driven(Worker):
+    """A worker whose every step is an order."""
+
+    puppet: Puppet
+
+    def _loop(self) -> int:
+        while True:
+            order: Order = self.puppet.asked()
+            if (status := order(self)) is not None:
+                return status
+
+    def hear(self) -> None:
+        """Beat, which also reads the orders."""
+        if not self.beat.lost:
+            self.beat._beat()
+
+
+class Obedient(Simulated):
+    """A handler that asks what becomes of its claim."""
+
+    def __init__(self, puppet: Puppet) -> None:
+        self._puppet = puppet
+
+    def run(self, work: Work) -> None:
+        self._puppet.work = work
+        try:
+            while (order := self._puppet.asked()) != "finish":
+                if order in ERRORS:
+                    self._excuse(work, order)
+                    raise ERRORS[order]
+                order(self._puppet.worker)
+            self._write(work)
+        finally:
+            self._puppet.work = None
+
+    @staticmethod
+    def _excuse(work: Work, order: str) -> None:
+        if order != "stop":
+            STAGE.world.me.excuses.add(f"{work.id}.a{work.attempt}")
+        if order == "give up":
+            STAGE.world.me.excuses.add(f"{work.id}.a{work.attempt} for good")
+
+
+class Puppet:
+    """A driven worker, seen from the table."""
+
+    def __init__(self, table: Table, host: Host, spool: str | None) -> None:
+        self.spool, self.boot = spool, host.boot
+        self.waits = False
+        """Whether it waits for an order; if not, it is in the middle of one."""
+        self.work: Work | None = None
+        """What its handler runs."""
+        self.name: ClaimName | None = None
+        """What it took last."""
+        self._orders: list[Any] = []
+        self.process = table.start("work", self._body, host)
+        self.id = f"{host.name}-{self.process.name}"
+        table.laws.workers[self.id] = self.process
+
+    def __repr__(self) -> str:
+        return self.id
+
+    def _body(self, process: Process) -> int:
+        self.worker = Driven(open_pool(ROOT), Habits(spool=self.spool), id=self.id)
+        self.worker.puppet = self
+        self.worker.beat.start = lambda: None  # type: ignore[method-assign]
+        self.worker.outfit.handlers[Simulated.name] = Obedient(self)
+        return self.worker.run()
+
+    def asked(self) -> Any:
+        """Wait for an order."""
+        self.waits = True
+        STAGE.world.sleep(FOREVER, lambda: bool(self._orders))
+        self.waits = False
+        return self._orders.pop(0)
+
+    def tell(self, order: Any) -> None:
+        """Give it an order; `Table.go` lets it obey."""
+        assert self.waits
+        self._orders.append(order)
+
+    @property
+    def idles(self) -> bool:
+        """Whether it would go on."""
+        return self.waits and not self._orders
+
+
+class Table(Story):
+    """A story in which nothing happens by itself until the calm at its end."""
+
+    def __init__(self, plot: Plot) -> None:
+        super().__init__(plot)
+        self.hosts = [self._host() for _ in range(plot.hosts)]
+        self.puppets: list[Puppet] = []
+        self.late: list[str] = []
+        """Paths at which something may appear or go that was asked for long ago."""
+        self.world.disk.arm()
+        self.restarts = 0
+        STAGE.fault = self._fault
+
+    def start(self, name: str, body: Any, host: Host) -> Process:
+        """Start a process; it does nothing before `go`."""
+        return self._start(name, body, host)
+
+    def enlist(self, host: Host, spool: str | None) -> Puppet:
+        """Start a worker."""
+        puppet = Puppet(self, host, spool)
+        self.puppets.append(puppet)
+        return puppet
+
+    def go(self, process: Process, puppet: Puppet | None = None) -> None:
+        """Let a process go on until it ends, waits for an order, or is stopped."""
+        world = self.world
+        while process.alive and process.until <= world.now:
+            if puppet is not None and puppet.idles:
+                return
+            actor = process.actors[0]
+            if actor.ready(world.now):
+                world.now += STEP_S
+                doing = actor.pending
+                world.resume(actor)
+                if not process.alive and doing is not None:
+                    self._ghost(*doing)
+            else:
+                following = [entry[0] for entry in world.later[:1]]
+                world.now = max(world.now, min([actor.wake, *following]))
+            world.due()
+        if not process.alive and process.error is not None:
+            self._explain(process, process.error)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and happen what is due."""
+        world = self.world
+        until = world.now + seconds
+        while world.later and world.later[0][0] <= until:
+            world.now = max(world.now, world.later[0][0])
+            world.due()
+        world.now = until
+
+    def by_hand(self, source: str, target: str) -> None:
+        """Rename a claim's file as a person does, whom no law binds."""
+        disk, laws = self.world.disk, self.laws
+        old, new = laws._place(source.split("/")), laws._place(target.split("/"))
+        assert old is not None and new is not None
+        watch, disk.watch = disk.watch, lambda *_: None
+        disk.rename(f"{ROOT}/{source}", f"{ROOT}/{target}")
+        disk.watch = watch
+        known = laws.claims[new.name.id]
+        known.places = [place for place in known.places if place.text != old.text] + [new]
+        known.waited.add(str(new.name))
+        known.since = self.world.now
+        self.world.say("mv by hand", "", source, target)
+
+    def sprung(self) -> int:
+        """Return how many accidents have happened."""
+        count = self.accidents.count
+        return sum(count.values()) - count["resumed after a lease"] + self.cuts
+
+    def end_all(self) -> None:
+        """Kill everybody."""
+        for process in self.world.processes:
+            if process.alive:
+                process.excuses.add("dead")
+                self.world.end(process)
+
+    def settle(self, inputs: tuple[str, ...]) -> None:
+        """Let fresh people end it all, and judge what they leave; raises Violation."""
+        self.plot = replace(self.plot, inputs=inputs)
+        self.end_all()
+        self._calm()
+        self._judge()
+
+    # ---- parts ----
+
+    def _fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
+        fault = self.accidents.fault(what, paths)
+        if fault is not None and fault.again_s and "/control/" in paths[0]:
+            self.late.append(paths[-1])  # an order has no name of its own: it may be another's
+        return fault
+
+    def _ghost(self, what: str, paths: tuple[str, ...]) -> None:
+        if self.world.later:
+            self.late.append(paths[-1])
+
+    def _lose_power(self) -> None:
+        self._go_dark()
+        self.late.clear()
+
+
+# ---- orders ----
+
+
+def taking(puppet: Puppet, spool: str, name: ClaimName) -> Order:
+    """Take a claim, and begin it."""
+
+    def order(me: Driven) -> int | None:
+        puppet.name = claims.take(me.pool, spool, name, me.id)
+        return me._run(puppet.name, spool) if puppet.name is not None else None
+
+    return order
+
+
+def choosing(puppet: Puppet) -> Order:
+    """Take what it likes best, its own or another's."""
+
+    def order(me: Driven) -> int | None:
+        found = me.stock.next()
+        if found is None:
+            return None
+        puppet.name = found[0]
+        return me._run(*found)
+
+    return order
+
+
+def saving(puppet: Puppet, part: str) -> Order:
+    """Save a part of the work, unless it was saved before."""
+
+    def order(me: Driven) -> None:
+        work = puppet.work
+        assert work is not None
+        data = f"{work.id} {part}".encode()
+        there = work.checkpoints()
+        assert there.get(part, data) == data
+        if part not in there:
+            work.checkpoint(part, data)
+
+    return order
+
+
+def hearing(me: Driven) -> int | None:
+    """Beat; leave if there is a reason, and no claim to end before."""
+    me.hear()
+    why = me.leaving.why(me.taken)
+    return why[0] if why is not None and me.puppet.work is None else None
+
+
+def sweeping(me: Driven) -> None:
+    """Look who is dead, and put back what they held."""
+    me.recovery.sweep()
+
+
+def idling(me: Driven) -> int | None:
+    """Do what an idle worker does; leave if nothing is left."""
+    return me._idle(100.0)
+
+
+def leaving(me: Driven) -> int:
+    """Leave."""
+    return 0

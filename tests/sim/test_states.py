@@ -1,0 +1,56 @@
+"""The real protocol against a model, in steps that hypothesis chooses (see `states.py`).
+
+What happens at once with other things is for `test_stories.py`, and all orders of few actors are
+for `test_every_order.py`.
+
+    SIM_EXAMPLES=5000 pytest tests/sim/test_states.py    # as many, and others every time
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.sim.states import STEPS, Pool
+from tests.sim.story import theatre
+from tests.sim.tally import TALLY
+
+EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "150"))
+
+
+@pytest.fixture(autouse=True)
+def stage() -> Iterator[None]:
+    """Put the simulation under fsqueue; what workers log in it is noise here."""
+    logging.disable(logging.CRITICAL)
+    with theatre():
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def play(examples: int, *, shrink: bool = True) -> None:
+    """Play so many examples; raises what hypothesis found, with the steps that lead there."""
+    run_state_machine_as_test(
+        Pool,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            derandomize="SIM_EXAMPLES" not in os.environ,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.generate, *[Phase.shrink] * shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_after_every_step_the_pool_holds_what_the_model_foresees() -> None:
+    Pool.count = TALLY.steps
+    play(EXAMPLES)
+    assert not {*STEPS, "accident"} - {*TALLY.steps}
