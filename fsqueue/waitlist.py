@@ -56,6 +56,9 @@ class Lot:
         return heapq.merge(*(roll for _, _, roll in self._runs), key=_key)
 
     def __reversed__(self) -> Iterator[str]:
+        return reversed(self._runs[0][2]) if len(self._runs) == 1 else self._dearest_first()
+
+    def _dearest_first(self) -> Iterator[str]:
         left = self._runs.copy()
         streams: dict[
             int, Iterator[str]
@@ -84,6 +87,9 @@ class Lot:
 
     def strike(self, text: str) -> bool:
         """Take a name, most likely the dearest, off; say whether it was there."""
+        if self._runs and text == self.last:
+            self.pop()
+            return True
         key = _key(text)
         for index in range(len(self._runs) - 1, -1, -1):
             last, _, roll = self._runs[index]

@@ -3,6 +3,7 @@
 
     scripts/bench/million.py --dir /dev/shm                    10,000, 100,000 and 1,000,000 claims
     scripts/bench/million.py --claims 1000 10000 --workers 4
+    scripts/bench/million.py --claims 1000000 --made           pools made file by file, not planned
 
 One input is planned into so many claims that do nothing; one in a hundred fails for good. Then the
 pool is looked at, worked off by two workers of one spool, looked at again, and what failed is put
@@ -12,12 +13,17 @@ planner syncs every claim: give a --dir in memory. A million claims need some 6 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from fsqueue import plans
+from fsqueue.names import ClaimName
+from fsqueue.plans import Plan, Share
+from fsqueue.pool import Spool, add_spool, create_pool
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
@@ -47,15 +53,32 @@ def once(words: list[str], env: dict[str, str], processes: int) -> tuple[float, 
     return sum(used.cpu_s for used in ended), max(used.peak_kib for used in ended) / 1024
 
 
-def steps(pool: str, source: str, claims: int) -> list[tuple[str, list[str]]]:
-    """Return the steps, each with its command."""
+def made(root: str, claims: int) -> None:
+    """Make the pool that the planner would make, in a tenth of the time."""
+    pool = create_pool(root)
+    spool = add_spool(pool, Spool("cpu0", "cpu", 1.0)).name
+    names = [ClaimName(f"c{n}-5c1f09ab33d2", "noop", 1 + n % 97) for n in range(claims)]
+    all_of_it = Share(claims, sum(name.cost for name in names), {"n": claims})
+    head = Plan("made", "2026-11-27", "noop", ("noop",), None, all_of_it, {spool: all_of_it}, {})
+    rows = ((str(name), spool) for name in names)
+    plans.number_plan(pool, "made", plans.write_plan(pool, head, [("key", "/input")], rows), 1)
+    for n, name in enumerate(names):
+        claim = f'{{"id":"{name.id}","handler":"noop","spool":"{spool}","suffix":null,'
+        claim += f'"measures":{{"n":{n}}},"options":{{"count":1}},"payload":{{"n":{n}}}}}\n'
+        fd = os.open(pool.waiting(spool, name), os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, claim.encode())
+        os.close(fd)
+
+
+def steps(pool: str, source: str, claims: int, *, more: int) -> list[tuple[str, list[str]]]:
+    """Return the steps, each with its command; in a pool that was made, plan some more."""
     work = ["work", pool, "--spool", "cpu0"]
     return [
         ("plan", ["plan", "noop", pool, source, "--gpus", "cpu", "--count", str(claims)]),
         ("status, waiting", ["status", pool]),
         ("watch --once, waiting", ["watch", pool, "--once"]),
         ("check, waiting", ["check", pool]),
-        ("plan again", ["plan", "noop", pool, source, "--gpus", "cpu", "--count", str(claims)]),
+        ("plan again", ["plan", "noop", pool, source, "--gpus", "cpu", "--count", str(more)]),
         ("work", work),
         ("status, done", ["status", pool]),
         ("watch --once, done", ["watch", pool, "--once"]),
@@ -74,6 +97,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--claims", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--made", action="store_true", help="do not measure planning")
     given = options.parse_args()
     directory = place(given)
     env = install_handler(directory / "site", "noop", HANDLER)
@@ -82,7 +106,10 @@ def main() -> None:
     figures: dict[str, list[tuple[float, float]]] = {}
     for claims in given.claims:
         pool = str(directory / f"pool-{claims}")
-        for step, words in steps(pool, str(source), claims):
+        if given.made:
+            made(pool, claims)
+        more = 100 if given.made else claims
+        for step, words in steps(pool, str(source), claims, more=more)[given.made :]:
             processes = given.workers if words[0] == "work" else 1
             cpu, mib = once(words, env, processes)
             figures.setdefault(step, []).append((cpu, mib))
