@@ -286,7 +286,7 @@ class Attempt:
             status.last_activity = time.time()
             _add(status.measures_done, measures)
             if not self._cold:  # a run that had to load its model first tells no rate
-                rate = name.cost / max(seconds, 1e-6)
+                rate = name.cost / (seconds if seconds > 1e-6 else 1e-6)
                 old = status.rates.get(name.kind)
                 status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
             status.services_status[self._service] = "healthy"

@@ -57,14 +57,14 @@ def publish(pool: Pool, plan: str, spool: str, name: ClaimName) -> bool:
 def take(pool: Pool, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
     """Take a waiting claim for `worker`; None if somebody else got it. I3."""
     mine = name.owned_by(worker)
-    if move(pool.waiting(spool, name), pool.owned(State.RUNNING, mine)):
+    if move(pool.waiting(spool, name), pool.owned(_RUNNING, mine)):
         return mine
     return None
 
 
 def finish(pool: Pool, name: ClaimName) -> None:
     """Move a claim of ours to done/. I6: its output is published already. Raises ClaimLost."""
-    _leave_running(pool, name, pool.owned(State.DONE, name), "finished")
+    _leave_running(pool, name, pool.owned(_DONE, name), "finished")
 
 
 def fail(pool: Pool, name: ClaimName) -> None:
@@ -141,6 +141,8 @@ def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
     atomic.publish(pool.error(name.id, name.attempt), data)
 
 
+_RUNNING: Final = State.RUNNING
+_DONE: Final = State.DONE
 COUNT_MAX: Final = 10**18
 CANCELLED: Final = {"error": "cancelled before it ran", "cancelled": True}
 """The record of whoever was cancelled while it waited."""
@@ -148,7 +150,7 @@ _SPENT: Final = "was put back so often that no further name is left for it to wa
 
 
 def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
-    if not move(pool.owned(State.RUNNING, name), target):
+    if not move(pool.owned(_RUNNING, name), target):
         atomic.names(pool.state(State.RUNNING))  # or it is the directory that is gone: PoolError
         raise _lost(name, verb)
 
@@ -239,7 +241,7 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
 
     ClaimLost if it is not in running/ for `patience_s`.
     """
-    path = pool.owned(State.RUNNING, name)
+    path = pool.owned(_RUNNING, name)
     try:
         data, file = atomic.read_with_facts(path, patience_s=patience_s)
     except OSError as error:

@@ -54,6 +54,9 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+_WAITING: Final = State.WAITING  # asked of an enumeration's class, it costs as much as a path
+
+
 DIRECTORIES: Final = (
     "plans spools running done failed errors partial workers status events outputs control".split()
 )
@@ -86,7 +89,7 @@ class Layout:
 
     def owned(self, state: State, name: ClaimName) -> str:
         """Return where an owned claim lies in running/, done/ or failed/."""
-        assert name.owner is not None and state is not State.WAITING, (state, name)
+        assert name.owner is not None and state is not _WAITING, (state, name)
         return f"{self.root}/{state}/{name.checked()}"
 
     # ---- spools ----

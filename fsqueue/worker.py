@@ -155,8 +155,7 @@ class Worker:
         at_once, handler = self.leaving.at_once, self.outfit.handler
         attempt = Attempt(self.pool, name, spool, self.beat, self.journal, handler, at_once)
         ending = attempt.run()
-        self.progressed |= attempt.saved or ending in (Ending.DONE, Ending.FAILED)
-        if ending is Ending.DONE:
+        if done := ending is Ending.DONE:
             self.failed_in_a_row.clear()
             self.outfit.did(name)
         elif ending is Ending.FAILED:
@@ -167,6 +166,7 @@ class Worker:
         elif ending is Ending.BROKEN:
             self._say(f"this worker stops: {attempt.reason}")
             status = 1
+        self.progressed |= done or attempt.saved or ending is Ending.FAILED
         self.stock.taste_changed(self.outfit.taste())
         return status
 

@@ -143,7 +143,8 @@ class HueySqlite(Huey):
     def make(self, directory: str):
         from huey import SqliteHuey
 
-        return SqliteHuey(filename=f"{directory}/huey.db", fsync=self.synced)
+        # Its own patience is 5 s, which four processes on a busy disk use up.
+        return SqliteHuey(filename=f"{directory}/huey.db", fsync=self.synced, timeout=60)
 
 
 class HueyUnsynced(HueySqlite):
