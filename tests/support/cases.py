@@ -159,5 +159,10 @@ def strange(disk: Disk, rough: Sequence[str]) -> list[str]:
         for name in disk
         if re.search(r"(^|/)\.", name)
         and not name.startswith(("pool/", "store/", *rough))
-        and not any(re.fullmatch(pattern, name) for pattern in KNOWN_LITTER)
+        and not is_known_litter(name)
     ]
+
+
+def is_known_litter(name: str) -> bool:
+    """Say whether it is known that this is left, and makes no difference to anybody."""
+    return any(re.fullmatch(pattern, name) for pattern in KNOWN_LITTER)

@@ -23,7 +23,7 @@ from tests.support.pools import places
 from tests.support.roads import READERS
 from tests.support.stores import keys_of, open_view, put, vectors_of
 
-VECTORS: Final = range(60)
+VECTORS: Final = range(12)
 
 
 # ---- before ----
@@ -85,8 +85,8 @@ def pairs(site: Path, _shared: Path) -> None:
 def stored(site: Path, _shared: Path) -> None:
     """A store of a few shards."""
     view = open_view(site / "store")
-    for begin in range(0, len(VECTORS), 20):
-        put(view, VECTORS[begin : begin + 20])
+    for begin in range(0, len(VECTORS), 4):
+        put(view, VECTORS[begin : begin + 4])
 
 
 def asked(site: Path, shared: Path) -> None:
@@ -162,7 +162,7 @@ WRITES: Final = {
         stays=True,
     ),
     "work (embeds into a store)": Writes(
-        "work SITE/pool", planned, stores_documents, again="", stays=True, most=24,
+        "work SITE/pool", planned, stores_documents, again="", stays=True, most=20,
         rough=("store/",),
     ),
     "embed prepare": Writes(
@@ -181,10 +181,10 @@ WRITES: Final = {
         "embed store compact SITE/store --grace 0", stored, compacted, rough=("store/",)
     ),
     "embed export (npz)": _export("npz"),
-    "embed export (h5)": _export("h5", most=10),
-    "embed export (parquet)": _export("parquet", most=10),
+    "embed export (h5)": _export("h5"),
+    "embed export (parquet)": _export("parquet", most=12),
     "embed export (faiss)": _export("faiss"),
-    "embed export (lancedb)": _export("lancedb", rough=("out",), alone=True),
+    "embed export (lancedb)": _export("lancedb", rough=("out",), alone=True, most=12),
     "embed export (chroma)": _export("chroma", rough=("out",), alone=True, nightly=True),
 }  # fmt: skip
 

@@ -104,11 +104,20 @@ def typed(words: Sequence[str]) -> tuple[int, str]:
     raise AssertionError("main() always exits")
 
 
-def spread(instants: Sequence[Instant], most: int) -> list[Instant]:
-    """Return so many of them, the first and the last among them, none whose disk came before."""
-    fresh = [
-        b for a, b in zip([None, *instants], instants, strict=False) if not a or a.disk != b.disk
-    ]
+def spread(
+    instants: Sequence[Instant], most: int, *, but: Callable[[str], bool] = lambda _: False
+) -> list[Instant]:
+    """Return so many of them, evenly spread, the first and the last among them.
+
+    Of those whose disks are the same, `but` for some names, there is one.
+    """
+    fresh: list[Instant] = []
+    before: Disk | None = None
+    for each in instants:
+        disk = {name: data for name, data in each.disk.items() if not but(name)}
+        if disk != before:
+            fresh.append(each)
+        before = disk
     if len(fresh) <= most:
         return fresh
     return [fresh[number * (len(fresh) - 1) // (most - 1)] for number in range(most)]

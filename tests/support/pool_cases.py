@@ -10,7 +10,7 @@ from typing import Any, Final
 from fsqueue import atomic, broadcast
 from fsqueue.attempt import Ending
 from fsqueue.errors import ClaimFailed
-from fsqueue.handlers import Work
+from fsqueue.handlers import Work, load_handler
 from fsqueue.inbox import bounce, inbox_of
 from fsqueue.layout import State
 from fsqueue.leases import lease_names
@@ -57,7 +57,7 @@ def programs(site: Path, _shared: Path) -> None:
 def at_work(site: Path, shared: Path) -> None:
     """A pool of which one claim is done, and another input."""
     programs(site, shared)
-    hand = Hand(pool_of(site))
+    hand = Hand(pool_of(site), handler=load_handler("command"))
     hand.run(hand.take())
     hand.leave()
     (site.parent / "in" / "later").write_text("later")
@@ -226,7 +226,7 @@ WRITES: Final = {
         "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", inputs, copied
     ),
     "plan command (into a pool at work)": Writes(
-        "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", at_work
+        "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", at_work, copied
     ),
     "plan rag_ingestion": Writes(
         "plan rag_ingestion SITE/pool SITE/../in --gpus cpu", inputs, settles(done=0), status=1,
