@@ -45,7 +45,7 @@ class Lease:
 
     def renew(self) -> None:
         """Move to the next beat. Raises LeaseLost if the lease was ended, OSError otherwise."""
-        following = replace(self.name, beat=(self.name.beat or 0) + 1)
+        following = self._following()
         try:
             atomic.rename(self._pool.lease(self.name), self._pool.lease(following))
         except OSError as error:
@@ -62,12 +62,17 @@ class Lease:
     def retire(self) -> None:
         """End the lease ourselves: we hold nothing any more."""
         left = LeaseName(self.name.worker)
-        try:
-            atomic.rename(self._pool.lease(self.name), self._pool.lease(left))
-        except OSError as error:
-            if error.errno not in atomic.GONE:
-                raise
-            # RACE: an observer ended it first. We hold nothing, so nothing follows from it.
+        for name in (self.name, self._following()):
+            try:
+                return atomic.rename(self._pool.lease(name), self._pool.lease(left))
+            except OSError as error:
+                if error.errno not in atomic.GONE:
+                    raise
+                # RACE: our last beat was done, and reported as an error: then it is the next one.
+                # Or an observer ended it first. We hold nothing, so nothing follows from it.
+
+    def _following(self) -> LeaseName:
+        return replace(self.name, beat=(self.name.beat or 0) + 1)
 
 
 def _obituary(worker: str, names: Iterable[LeaseName]) -> str:

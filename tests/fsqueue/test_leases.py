@@ -132,6 +132,16 @@ def test_a_renewal_that_was_done_and_reported_as_an_io_error_is_found_at_the_nex
     assert listed(pool) == [f"{ME}.b000002"]
 
 
+def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_has_left(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=reply_lost(errno.EIO))
+    with pytest.raises(OSError):
+        lease.renew()
+    lease.retire()
+    assert listed(pool) == [f"{ME}.left"]
+
+
 def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
     pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
