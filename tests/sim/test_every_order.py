@@ -40,7 +40,7 @@ def explored(cast: Cast, *inputs: str, **how: Any) -> Found:
     with exploring() as explorer:
         a_pool(explorer, *inputs)
         bodies = cast(explorer)
-        return explorer.explore(bodies, settle=settle, constant=STILL, **how)
+        return explorer.explore(bodies, settle=settle, **{"constant": STILL} | how)
 
 
 def two_workers(stage: Explorer) -> dict[str, Body]:
@@ -59,7 +59,19 @@ def two_workers_and_a_recoverer(stage: Explorer) -> dict[str, Body]:
     return {"w1": worker(stage), "w2": worker(stage), "r": recoverer(stage)}
 
 
-PLAYS: dict[str, tuple[Cast, tuple[str, ...], dict[str, int]]] = {
+def two_workers_and_a_quick_recoverer(stage: Explorer) -> dict[str, Body]:
+    return {"w1": worker(stage), "w2": worker(stage), "r": recoverer(stage, sweeps=2)}
+
+
+def two_planners(stage: Explorer) -> dict[str, Body]:
+    return {"p": a_planner(stage, "a.5.ok"), "q": a_planner(stage, "a.5.ok")}
+
+
+def a_planner_and_a_completer(stage: Explorer) -> dict[str, Body]:
+    return {"p": a_planner(stage, "a.5.ok"), "c": completer(stage)}
+
+
+PLAYS: dict[str, tuple[Cast, tuple[str, ...], dict[str, Any]]] = {
     "two workers, one claim, a lost reply": (two_workers, ("a.5.ok",), {"lost": 1}),
     "two workers, two claims": (two_workers, ("a.5.ok", "b.6.ok"), {}),
     "a worker, a recoverer, a lost reply": (a_worker_and_a_recoverer, ("a.5.ok",), {"lost": 1}),
@@ -69,7 +81,17 @@ PLAYS: dict[str, tuple[Cast, tuple[str, ...], dict[str, int]]] = {
         {"again": 1},
     ),
     "a worker that beats, a recoverer": (a_worker_that_beats_and_a_recoverer, ("a.5.ok",), {}),
+    "two workers, a recoverer, two claims": (
+        two_workers_and_a_quick_recoverer,
+        ("a.5.ok", "b.6.ok"),
+        {},
+    ),
+    "two planners": (two_planners, ("z.5.ok",), {"constant": ()}),
+    "a planner, a completer": (a_planner_and_a_completer, ("z.5.ok",), {"constant": ()}),
 }
+"""Who acts on a pool where which inputs wait. Planners find the spool made: then each has less to
+do, and those who make it at once are in the stories.
+"""
 
 
 @pytest.mark.slow
@@ -77,7 +99,7 @@ PLAYS: dict[str, tuple[Cast, tuple[str, ...], dict[str, int]]] = {
 def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play: str) -> None:
     cast, inputs, how = PLAYS[play]
     found = TALLY.explored[play] = explored(cast, *inputs, **how)
-    assert found.states > 500 and found.schedules > 10**6 and found.ends > 20
+    assert found.states > 500 and found.schedules > 10**6 and found.ends > 5
 
 
 @pytest.mark.slow
@@ -113,6 +135,9 @@ FOUND_BY = {
     "a claim that was lost is finished all the same": "a worker, a recoverer, a lost reply",
     "the error is recorded for the next attempt": "a worker, a recoverer, a lost reply",
     "tidy up after the living": "a worker that beats, a recoverer",
+    "whoever lost a plan's number goes on": "two planners",
+    "complete what has no number": "a planner, a completer",
+    "move the claims before the plan has its number": "two planners",
 }
 """Which exploration finds a mistake: also those that random stories hardly ever meet. What lies in
 a length of time is not found here, for no time passes.
