@@ -45,7 +45,7 @@ class Lease:
 
     def renew(self) -> None:
         """Move to the next beat. Raises LeaseLost if the lease was ended, OSError otherwise."""
-        following = self._following()
+        following = replace(self.name, beat=(self.name.beat or 0) + 1)
         try:
             atomic.rename(self._pool.lease(self.name), self._pool.lease(following))
         except OSError as error:
@@ -62,17 +62,13 @@ class Lease:
     def retire(self) -> None:
         """End the lease ourselves: we hold nothing any more."""
         left = LeaseName(self.name.worker)
-        for name in (self.name, self._following()):
+        for name in (self.name, replace(self.name, beat=(self.name.beat or 0) + 1)):
             try:
                 return atomic.rename(self._pool.lease(name), self._pool.lease(left))
             except OSError as error:
                 if error.errno not in atomic.GONE:
                     raise
-                # RACE: our last beat was done, and reported as an error: then it is the next one.
-                # Or an observer ended it first. We hold nothing, so nothing follows from it.
-
-    def _following(self) -> LeaseName:
-        return replace(self.name, beat=(self.name.beat or 0) + 1)
+                # RACE: our last beat was done, but told as an error; or somebody ended it first.
 
 
 def _obituary(worker: str, names: Iterable[LeaseName]) -> str:
@@ -212,9 +208,8 @@ class Observer:
         name = self._ended.get(worker) or (sighting.name if sighting else None)
         if worker not in self._facts and name is not None:
             try:
-                self._facts[worker] = read_json(
-                    self._pool.lease(name), patience_s=0.0, limit=FACTS_MAX
-                )
+                path = self._pool.lease(name)
+                self._facts[worker] = read_json(path, patience_s=0.0, limit=FACTS_MAX)
             except (OSError, PoolError):
                 pass  # RACE: it has just renewed; the next look may read it
         return self._facts.get(worker, {})
