@@ -19,7 +19,7 @@ from fsqueue.pool import Pool, Spool, add_spool, create_pool
 from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
 
-FEW, MANY = 8_000, 30_000
+FEW, MANY = 10_000, 30_000
 """What is held for a moment, whatever the number, is there with the few already."""
 NOISE = 400 << 10
 HANDLER = """
@@ -38,7 +38,7 @@ def write(path: str, data: bytes = b"") -> None:
 
 
 def pool_of(root: Path, count: int) -> Pool:
-    """Make a pool in which half of the claims wait and the others are done, file by file."""
+    """Make a pool in which one claim in eight is done and the others wait, file by file."""
     pool = create_pool(str(root))
     for spool in ("cpu0", "cpu1"):
         add_spool(pool, Spool(spool, "cpu", 1.0))
@@ -47,10 +47,10 @@ def pool_of(root: Path, count: int) -> Pool:
     head = Plan("abc123", "2026-11-27", "noop", ("noop",), ".txt", share, {"cpu0": share}, {})
     path = plans.write_plan(pool, head, [("key", "/input")], ((str(n), "cpu0") for n in names))
     plans.number_plan(pool, "abc123", path, 1)
-    for name in names[::2]:
+    for name in names[count // 8 :]:
         claim = Claim("noop", "cpu0", {}, {"n": name.cost}, {}, ".txt")
         write(pool.waiting("cpu0", name), claim.encode(name))
-    for name in names[1::2]:
+    for name in names[: count // 8]:
         write(pool.owned(State.DONE, name.owned_by("vm-1-aaaaaa")))
         write(pool.output(name.id, ".txt"))
     return pool
@@ -94,8 +94,8 @@ def test_assigning_holds_a_few_bytes_for_each_claim(monkeypatch: pytest.MonkeyPa
         ("check", 36),
         ("recover", 4),
         ("joblog", 4),
-        ("work --spool cpu0 --max-claims 1", 60),
-        ("work --spool cpu1 --max-claims 1", 60),
+        ("work --spool cpu0 --max-claims 1", 80),
+        ("work --spool cpu1 --max-claims 1", 80),
     ],
 )
 def test_a_command_holds_a_few_bytes_for_each_claim(
