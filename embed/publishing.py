@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -86,10 +89,11 @@ def _remove_what_the_killed_left(directory: Path) -> None:
         ]
     except OSError:
         return  # whoever is about to write there says why it cannot be
-    for name, match in found:
-        if _is_gone(int(match[1])):
-            path = directory / name
+    for path in (directory / name for name, match in found if _is_gone(int(match[1]))):
+        try:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            log.debug("%s is left behind: %s", path, error)  # another user's, or another removes it
 
 
 def _is_gone(pid: int) -> bool:

@@ -50,3 +50,20 @@ def test_what_others_are_writing_stays(tmp_path: Path) -> None:
             other.write_text("all")
         assert private.exists() and elsewhere.exists() and hidden.exists()
     assert (tmp_path / "ours").read_text() == (tmp_path / "mine").read_text() == "all"
+
+
+def test_what_cannot_be_removed_keeps_nobody_from_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, in a directory of many."""
+    left = left_by_a_killed_one(tmp_path / "x.npz")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr("shutil.rmtree", refuse)
+        with whole(tmp_path / "y.npz") as private:
+            private.write_text("all")
+    assert sorted(os.listdir(tmp_path)) == sorted([*left, "y.npz"])
