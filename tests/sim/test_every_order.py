@@ -108,19 +108,6 @@ def test_in_every_order_of_two_workers_and_a_recoverer_too() -> None:
     TALLY.explored["two workers, a recoverer"] = found
 
 
-@pytest.mark.nightly
-@pytest.mark.timeout(3600)
-def test_in_every_order_of_two_planners_and_whoever_completes_their_plans() -> None:
-    with exploring() as explorer:
-        a_pool(explorer)
-        bodies = {
-            "p": a_planner(explorer, "a.5.ok"),
-            "q": a_planner(explorer, "a.5.ok"),
-            "c": completer(explorer),
-        }
-        TALLY.explored["two planners, a completer"] = explorer.explore(bodies)
-
-
 FOUND_BY = {
     "take to a target that others choose, too": "two workers, two claims",
     "take by copying the bytes": "two workers, two claims",
