@@ -455,10 +455,13 @@ class Model:
             self.changed[key] = now
             if was is not None or not calm:  # what appears is synced before its maker goes on
                 self._past.append((now, key, was))
-            if key[0] == "claim" and was is None:
-                self.homes[key[1]] = value.where
+        self._learn_homes(actual)
         self._past = [entry for entry in self._past if entry[0] >= now - 1.5 * COMMIT_S]
         self.facts = actual
+
+    def _learn_homes(self, actual: Facts) -> None:
+        new = (key for key in actual if key[0] == "claim" and key not in self.facts)
+        self.homes.update((key[1], actual[key].where) for key in new)
 
     def lose_power(self, now: float, actual: Facts, seen: Foresight) -> None:
         """Judge what a power loss left: all that is old or was synced, and some of the rest."""
@@ -469,5 +472,6 @@ class Model:
             if actual.get(key) not in values:
                 raise Violation(f"model: the power loss made {key} {actual.get(key)}: {values}")
         self._past.clear()
+        self._learn_homes(actual)
         self.facts, self.seen = actual, {}
         self.changed = dict.fromkeys(actual, now)
