@@ -263,7 +263,7 @@ class Story:
         for known, place in self._unfinished():
             owner = self.laws.workers.get(place.name.owner or "")
             if place.area == "running" and owner is not None:
-                overlooked = worker.ended_at - owner.ended_at > 1.5 * self.plot.lease_s
+                overlooked = looked - owner.ended_at > 1.5 * self.plot.lease_s
             else:
                 overlooked = known.since < looked
             if overlooked:
