@@ -7,8 +7,7 @@ luck.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ import pytest
 from tests.sim.explore import Body, Explorer, Found, exploring
 from tests.sim.mutations import MUTATIONS, applied
 from tests.sim.plays import a_planner, a_pool, completer, recoverer, settle, worker
-from tests.sim.story import theatre
 from tests.sim.tally import TALLY
 from tests.sim.world import Violation
 
@@ -24,15 +22,6 @@ STILL = ("plans", "control", "spools")
 """Where nothing changes once everything is planned."""
 
 Cast = Callable[[Explorer], dict[str, Body]]
-
-
-@pytest.fixture(autouse=True)
-def stage() -> Iterator[None]:
-    """Put the simulation under fsqueue; what workers log in it is noise here."""
-    logging.disable(logging.CRITICAL)
-    with theatre():
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def explored(cast: Cast, *inputs: str, **how: Any) -> Found:

@@ -8,10 +8,8 @@ for `test_every_order.py`.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -19,20 +17,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.sim.mutations import MUTATIONS, applied
 from tests.sim.states import STEPS, Pool
-from tests.sim.story import theatre
 from tests.sim.tally import TALLY
 from tests.sim.world import Violation
 
 EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "150"))
-
-
-@pytest.fixture(autouse=True)
-def stage() -> Iterator[None]:
-    """Put the simulation under fsqueue; what workers log in it is noise here."""
-    logging.disable(logging.CRITICAL)
-    with theatre():
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def play(examples: int, *, shrink: bool = True) -> None:

@@ -11,15 +11,13 @@ replays it. SIM_SEEDS=FIRST-LAST plays other seeds, or more of them:
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from tests.sim.ambush import SCENES
 from tests.sim.mutations import MUTATIONS, Mutation, applied
-from tests.sim.story import Plot, play, theatre
+from tests.sim.story import Plot, play
 from tests.sim.tally import TALLY
 
 SEEDS = os.environ.get("SIM_SEEDS", "0-1999")
@@ -28,15 +26,6 @@ SCENE_SEEDS = 20
 MUTANT_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "60"))
 REPRESENTATIVE = 400
 """So many stories meet every kind of accident."""
-
-
-@pytest.fixture(autouse=True)
-def stage(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Put the simulation under fsqueue; what workers log in it is noise here."""
-    logging.disable(logging.CRITICAL)
-    with theatre():
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def seeds() -> range:
