@@ -22,6 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.families import FAMILIES
+
 SPECIALS = 2
 """Tokens that a model adds to a sequence: one before, one after."""
 ELEMENT: Final = 400.0
@@ -112,3 +114,15 @@ class Estimate:
     @property
     def _divisor(self) -> float:
         return 1e6 * (HALF if self.half else 1.0)
+
+
+def estimate(options: Mapping[str, Any]) -> Estimate:
+    """Return what decides the costs of a plan's sequences."""
+    family, longest = FAMILIES[options["family"]], options["max_residues"]
+    return Estimate(
+        Shape(**options["shape"]),
+        int(longest / family.tokens_per_residue) if family.in_tokens else longest,
+        in_windows=options["long"] == "window",
+        tokens_per_residue=family.tokens_per_residue,
+        half=options["dtype"] != "float32",
+    )

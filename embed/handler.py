@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from embed import claim, families, hub, modelfiles, planning, texts
-from embed.cost import PER_SECOND, Estimate, Shape
+from embed.cost import PER_SECOND, estimate
 from embed.families import FAMILIES, Tokens
 from embed.options import DTYPE_TAGS, OPTIONS
 from embed.scan import scan
@@ -203,18 +203,6 @@ def _compare_threads(threads: int, warn: Callable[[str], None]) -> None:
             f"planned with --threads {threads}, and this worker has {cores} cores; "
             f"more threads than cores slow each other down, but decide the last digits"
         )
-
-
-def estimate(options: Mapping[str, Any]) -> Estimate:
-    """Return what decides the costs of a plan's sequences."""
-    family, longest = FAMILIES[options["family"]], options["max_residues"]
-    return Estimate(
-        Shape(**options["shape"]),
-        int(longest / family.tokens_per_residue) if family.in_tokens else longest,
-        in_windows=options["long"] == "window",
-        tokens_per_residue=family.tokens_per_residue,
-        half=options["dtype"] != "float32",
-    )
 
 
 def _kind(options: Mapping[str, Any]) -> str:

@@ -7,17 +7,20 @@ end, from where the last look stopped, and what makes no sense in it is left out
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from fsqueue import atomic
 from fsqueue.errors import PoolError
-from fsqueue.names import WORKER
+from fsqueue.names import WORKER, ClaimName
 from fsqueue.pool import Pool
-from fsqueue.status import number, printable
+from fsqueue.untrusted import number, printable
 
 TAIL: Final = 32 << 10
 """How much of a long journal is read at the first look."""
@@ -28,6 +31,7 @@ WINDOW_S: Final = 60.0
 WINDOW_CLAIMS: Final = 10
 WINDOW_MAX: Final = 2000
 OVERHEAD_S: Final = 1.0
+LINE_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +229,77 @@ def _read_on(path: str, offset: int | None) -> tuple[int, bytes]:
             os.close(fd)
     except (OSError, PoolError):
         return offset or 0, b""  # RACE: removed, or out of sight; the next look may find it
+
+
+# ---- writing and reading one journal ----
+
+
+def _json(value: object) -> str:
+    """Return a value as JSON; the usual ones are texts, at a tenth of an encoder's price."""
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if type(value) is int or type(value) is float and math.isfinite(value):
+        return repr(value)
+    return json.dumps(value, separators=(",", ":"), default=str)
+
+
+class Journal:
+    """This process's events, one JSON object a line. Opened at the first event."""
+
+    def __init__(self, pool: Pool, writer: str) -> None:
+        self._path = pool.events(writer)
+        self._writer = writer
+        self._file: atomic.Appender | None = None
+
+    def write(self, event: str, /, **facts: Any) -> None:
+        """Append one event. A journal that cannot be written never stops the work (I8)."""
+        self._append(event, "", facts)
+
+    def claim(self, event: str, name: ClaimName, /, **facts: Any) -> None:
+        """Append one event of a claim. Two of these are written for every claim."""
+        # What the grammar of names admits needs no escaping.
+        said = f'"id":"{name.id}","kind":"{name.kind}","cost":{name.cost},"attempt":{name.attempt}'
+        self._append(event, f",{said}", facts)
+
+    def _append(self, event: str, said: str, facts: dict[str, Any]) -> None:
+        line = f'{{"t":{time.time():.3f},"event":"{event}","worker":"{self._writer}"{said}'
+        for key, value in facts.items():
+            line += f",{encode_basestring_ascii(key)}:{_json(value)}"
+        try:
+            if self._file is None:
+                self._file = atomic.Appender(self._path)
+            self._file.line(f"{line}}}".encode())
+        except OSError:
+            self.close()  # a full disk, say; what it costs is a line on the dashboard
+
+    def close(self) -> None:
+        """Close the file, if it was ever opened."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # as above: late quota errors of a file that is only for eyes
+            self._file = None
+
+
+def read_events(path: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the complete, well-formed events after `offset`, with the offset that follows each."""
+    for after, line in _lines(path, offset):
+        try:
+            event = json.loads(line.strip(b"\0"))
+        except (ValueError, RecursionError):
+            continue  # an append that was cut by a crash, or NULs that NFS put in its place
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            yield after, event
+
+
+def _lines(path: str, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield each complete line after `offset`, with the offset that follows it."""
+    try:
+        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+            file.seek(offset)
+            while (line := file.readline(LINE_MAX)).endswith(b"\n"):  # else it is being written
+                offset += len(line)
+                yield offset, line
+    except (OSError, PoolError):
+        return  # RACE: removed or out of sight; the next look may find it

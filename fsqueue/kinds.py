@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
 from fsqueue.errors import UsageError
 from fsqueue.names import KIND
-from fsqueue.score import Tier
 
 CAPABILITY: Final = re.compile(r"[a-z0-9_]{1,20}", re.ASCII)
 _TIER: Final = re.compile(r"t([123])", re.ASCII)
+
+
+class Tier(IntEnum):
+    """What a worker is made for. It may take work of its own tier and of those below."""
+
+    GPU = 1
+    CPU = 2
+    STORAGE = 3
 
 
 def compose(base: str, tier: int = Tier.CPU, requires: Iterable[str] = ()) -> str:

@@ -161,3 +161,14 @@ def new_worker_id(prefix: str = "") -> str:
 def slug(text: str, length: int = 60) -> str:
     """Return `text` as it may stand in an id: legible, ASCII, never empty."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:length].strip("_-") or "x"
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts gpu2 before gpu10."""
+    import re
+
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]

@@ -11,23 +11,19 @@ import secrets
 import stat
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 from fsqueue import atomic, directories, trust
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.layout import DIRECTORIES, FORMAT, Layout
-from fsqueue.names import SPOOL
+from fsqueue.names import SPOOL, natural
+from fsqueue.untrusted import FACTS_MAX, read_json
 
 LEASE_S: Final = 30.0
 ATTEMPTS_MAX: Final = 3
 NUMBER_MAX: Final = 1e9
 """JSON holds NaN, infinity, and whole numbers too large for any float: what a file says is compared
 with this before it is reckoned with."""
-FACTS_MAX: Final = 1 << 20
-"""How long a file of facts may be; claims and error records may be longer."""
-
-_raw_decode: Final = json.JSONDecoder().raw_decode
-
 
 @dataclass(frozen=True, slots=True)
 class Pool(Layout):
@@ -147,29 +143,6 @@ def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
             trust.refuse(layout.directory(name), facts, os.geteuid())
 
 
-def read_json(
-    path: str, *, patience_s: float = 2.0, limit: int = atomic.READ_LIMIT
-) -> dict[str, Any]:
-    """Return the JSON object in `path`; PoolError if its bytes are anything else."""
-    return parse_json(path, atomic.read(path, patience_s=patience_s, limit=limit))
-
-
-def parse_json(path: str, data: bytes) -> dict[str, Any]:
-    """Return the JSON object that was read from `path`; PoolError if it is anything else."""
-    try:
-        text = data.decode().strip(" \t\r\n")
-        value, end = _raw_decode(text)  # as `json.loads`, without three calls that every claim pays
-        if end < len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except (ValueError, RecursionError) as error:
-        raise PoolError(
-            f"{path} is not JSON ({error}); it was edited, cut or damaged. Restore or remove it."
-        ) from error
-    if not isinstance(value, dict):
-        raise PoolError(f"{path} holds no JSON object; it was edited or damaged. Remove it.")
-    return value
-
-
 # ---- spools ----
 
 
@@ -203,14 +176,3 @@ def spool_names(pool: Pool) -> list[str]:
     """Return the names of all spools, in natural order."""
     found = {name[:-5] for name in atomic.names(pool.directory("spools")) if name.endswith(".json")}
     return sorted(filter(SPOOL.fullmatch, found), key=natural)
-
-
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that puts gpu2 before gpu10."""
-    import re
-
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", text)
-        if part
-    ]

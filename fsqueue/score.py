@@ -22,16 +22,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Final
 
-
-class Tier(IntEnum):
-    """What a worker is made for. It may take work of its own tier and of those below."""
-
-    GPU = 1
-    CPU = 2
-    STORAGE = 3
+from fsqueue.kinds import Tier
 
 
 MODEL_LOADED: Final = 100.0

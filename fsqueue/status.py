@@ -8,24 +8,20 @@ half-written or hostile, and go on without it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from fsqueue import atomic
 from fsqueue.errors import PoolError
-from fsqueue.names import WORKER, ClaimName
-from fsqueue.pool import FACTS_MAX, Pool, read_json
-from fsqueue.score import Tier
+from fsqueue.names import WORKER
+from fsqueue.pool import Pool
+from fsqueue.untrusted import FACTS_MAX, number, read_json
+from fsqueue.kinds import Tier
 
-NUMBER_MAX: Final = 1e24
 RATE_MIN: Final = 1e-12
-LINE_MAX: Final = 1 << 20
 STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
 
 
@@ -188,92 +184,3 @@ def _alike(value: Any, default: Any, name: str) -> bool:
     if isinstance(value, list):
         return isinstance(default, list) and all(isinstance(text, str) for text in value)
     return isinstance(value, type(default))
-
-
-def number(value: Any) -> float | None:
-    """Return what a status or an event gives as a number, if it can be reckoned with.
-
-    JSON holds true and NaN, and whole numbers too large for any float.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if -NUMBER_MAX < value < NUMBER_MAX else None
-
-
-def printable(text: object, limit: int = 300) -> str:
-    """Return `text` on one line as any terminal may show it: what does not print, as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
-
-
-# ---- the journal ----
-
-
-def _json(value: object) -> str:
-    """Return a value as JSON; the usual ones are texts, at a tenth of an encoder's price."""
-    if type(value) is str:
-        return encode_basestring_ascii(value)
-    if type(value) is int or type(value) is float and math.isfinite(value):
-        return repr(value)
-    return json.dumps(value, separators=(",", ":"), default=str)
-
-
-class Journal:
-    """This process's events, one JSON object a line. Opened at the first event."""
-
-    def __init__(self, pool: Pool, writer: str) -> None:
-        self._path = pool.events(writer)
-        self._writer = writer
-        self._file: atomic.Appender | None = None
-
-    def write(self, event: str, /, **facts: Any) -> None:
-        """Append one event. A journal that cannot be written never stops the work (I8)."""
-        self._append(event, "", facts)
-
-    def claim(self, event: str, name: ClaimName, /, **facts: Any) -> None:
-        """Append one event of a claim. Two of these are written for every claim."""
-        # What the grammar of names admits needs no escaping.
-        said = f'"id":"{name.id}","kind":"{name.kind}","cost":{name.cost},"attempt":{name.attempt}'
-        self._append(event, f",{said}", facts)
-
-    def _append(self, event: str, said: str, facts: dict[str, Any]) -> None:
-        line = f'{{"t":{time.time():.3f},"event":"{event}","worker":"{self._writer}"{said}'
-        for key, value in facts.items():
-            line += f",{encode_basestring_ascii(key)}:{_json(value)}"
-        try:
-            if self._file is None:
-                self._file = atomic.Appender(self._path)
-            self._file.line(f"{line}}}".encode())
-        except OSError:
-            self.close()  # a full disk, say; what it costs is a line on the dashboard
-
-    def close(self) -> None:
-        """Close the file, if it was ever opened."""
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError:
-                pass  # as above: late quota errors of a file that is only for eyes
-            self._file = None
-
-
-def read_events(path: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the complete, well-formed events after `offset`, with the offset that follows each."""
-    for after, line in _lines(path, offset):
-        try:
-            event = json.loads(line.strip(b"\0"))
-        except (ValueError, RecursionError):
-            continue  # an append that was cut by a crash, or NULs that NFS put in its place
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            yield after, event
-
-
-def _lines(path: str, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Yield each complete line after `offset`, with the offset that follows it."""
-    try:
-        with os.fdopen(atomic.opened(path)[0], "rb") as file:
-            file.seek(offset)
-            while (line := file.readline(LINE_MAX)).endswith(b"\n"):  # else it is being written
-                offset += len(line)
-                yield offset, line
-    except (OSError, PoolError):
-        return  # RACE: removed or out of sight; the next look may find it
