@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embed.encoder import Encoder
-    from embed.outputs import Embeddings, read
+    from embed.outputs.claim_file import Embeddings, read
 
 __all__ = ["Embeddings", "Encoder", "read"]
 
@@ -47,4 +47,8 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-_HOMES = {"Embeddings": "embed.outputs", "Encoder": "embed.encoder", "read": "embed.outputs"}
+_HOMES = {
+    "Embeddings": "embed.outputs.claim_file",
+    "Encoder": "embed.encoder",
+    "read": "embed.outputs.claim_file",
+}

@@ -17,13 +17,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed import engine, hub, mending
-from embed.assembly import Assembly
-from embed.batching import batches
-from embed.families import FAMILIES, Tokens
-from embed.fasta import BLANKS, Record
-from embed.mending import Mending
-from embed.sequences import Reading
+from embed.engine import engine, non_finite
+from embed.engine.assembly import Assembly
+from embed.engine.batching import batches
+from embed.engine.non_finite import Mending
+from embed.engine.tokenizing import Reading
+from embed.inputs.fasta import BLANKS, Record
+from embed.models import hub
+from embed.models.families import FAMILIES, Tokens
 from fsqueue import ClaimFailed, ClaimImpossible, UsageError
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ class Encoder:
         found = hub.find(model)
         family = FAMILIES[found.family]
         device = engine.choose_device(log.warning)
-        mended, tokens = mending.load(family.name, found.folder, device, dtype=dtype, pool=pooling)
+        mended, tokens = non_finite.load(
+            family.name, found.folder, device, dtype=dtype, pool=pooling
+        )
         how = {
             "pooling": pooling,
             "long": long or family.long,

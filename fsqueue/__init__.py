@@ -7,7 +7,6 @@ handler keeps files of its own on a shared file system.
 
 from __future__ import annotations
 
-from fsqueue import atomic, directories
 from fsqueue.errors import (
     BadInput,
     ClaimFailed,
@@ -18,10 +17,11 @@ from fsqueue.errors import (
     UsageError,
     WorkerBroken,
 )
-from fsqueue.handlers import Handler, Item, Option, Source, Work
-from fsqueue.locks import host_lock
-from fsqueue.reading import ClaimView, PlanView, PoolReader
-from fsqueue.status import memory_available
+from fsqueue.handler import Handler, Item, Option, Source, Work
+from fsqueue.pool.reader import ClaimView, PlanView, PoolReader
+from fsqueue.pool.status import memory_available
+from fsqueue.storage import atomic, directories
+from fsqueue.storage.locks import host_lock
 
 __version__ = "0.1.0"
 

@@ -31,7 +31,7 @@ from fsqueue.errors import (
     NotSupportedError,
     UsageError,
 )
-from fsqueue.handlers import Handler, Option, Work
+from fsqueue.handler import Handler, Option, Work
 
 STDERR_KEPT: Final = 16 << 10
 STOP_S: Final = 0.5

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from embed.cli import embed
 from fsqueue.cli import COMMANDS, cli
-from fsqueue.handlers import registered
+from fsqueue.handler import registered
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

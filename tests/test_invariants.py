@@ -1,4 +1,4 @@
-"""I1 to I9, as numbered at the head of fsqueue/claims.py: one test each, or a few.
+"""I1 to I9, as numbered at the head of fsqueue/pool/claims.py: one test each, or a few.
 
 Each is held against every operation of those who could break it, not against one lucky run.
 """
@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue import claims, plans, stock
-from fsqueue.atomic import discard
-from fsqueue.attempt import Ending
 from fsqueue.errors import ClaimFailed, LeaseLost
-from fsqueue.handlers import Work
-from fsqueue.layout import State
-from fsqueue.leases import BEATS_PER_LEASE, Observer, lease_names
-from fsqueue.locks import try_lock
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool
-from fsqueue.stock import Stock
+from fsqueue.handler import Work
+from fsqueue.pool import claims, plans
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import BEATS_PER_LEASE, Observer, lease_names
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.storage.atomic import discard
+from fsqueue.storage.locks import try_lock
+from fsqueue.worker import claim_source
+from fsqueue.worker.attempt import Ending
+from fsqueue.worker.claim_source import Stock
 from tests.support.crash import CHANGES, copies, interrupted, looking
 from tests.support.pools import (
     Clock,
@@ -208,7 +209,7 @@ def test_i5_with_every_lock_removed_each_claim_has_one_owner(
             discard(path)  # I9 broken on purpose: now two may hold a lock on two files
             yield free if granted == "as it comes" else granted == "always"
 
-    monkeypatch.setattr(stock, "try_lock", lock)
+    monkeypatch.setattr(claim_source, "try_lock", lock)
     turns = Turns(4, seed)
     hands = [Hand(pool, spool) for spool in ("gpu0", "gpu1", None, None)]
     stocks = [Stock(pool, h.beat, h.journal, spool=h.status.spool, stealing=True) for h in hands]

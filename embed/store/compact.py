@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.store import places
-from embed.store.encoding import Columns, encode
 from embed.store.places import Place
-from embed.store.shards import Shard, StoreError, Vanished
+from embed.store.shards import Columns, Shard, StoreError, Vanished, encode
 from embed.store.view import View
-from fsqueue import atomic
+from fsqueue.storage import atomic
 
 BYTES: Final = 1 << 30
 """No shard is made larger than this, so that making one costs bounded memory and time."""

@@ -14,7 +14,8 @@ from typing import Any, Final
 from embed.store.keys import Space
 from embed.store.shards import StoreError
 from embed.store.view import View
-from fsqueue import UsageError, atomic, directories
+from fsqueue import UsageError
+from fsqueue.storage import atomic, directories
 
 FORMAT: Final = 1
 MARK: Final = "store.json"

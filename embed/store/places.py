@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from fsqueue import atomic
+from fsqueue.storage import atomic
 
 SUFFIX: Final = ".safetensors"
 _NAME: Final = re.compile(r"([0-9]{8,})(?:-([0-9]{8,}))?\.safetensors", re.ASCII)

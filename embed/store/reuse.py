@@ -22,11 +22,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.batching import Tokenized
-from embed.sequences import Reading
+from embed.engine.batching import Tokenized
+from embed.engine.tokenizing import Reading
 from embed.store import writer
-from embed.store.encoding import Columns
 from embed.store.keys import KEY, key
+from embed.store.shards import Columns
 from embed.store.view import View
 from fsqueue import Interrupted, Work
 

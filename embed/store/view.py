@@ -21,7 +21,7 @@ from embed.store import places
 from embed.store.keys import Keys, Space
 from embed.store.places import Place
 from embed.store.shards import Shard, StoreError, Vanished
-from fsqueue import atomic, directories
+from fsqueue.storage import atomic, directories
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.store.encoding import Columns, encode
 from embed.store.places import Place
+from embed.store.shards import Columns, encode
 from embed.store.view import View
-from fsqueue import atomic
+from fsqueue.storage import atomic
 
 
 def add(view: View, columns: Columns, vectors: NDArray[Any]) -> NDArray[Any]:

@@ -22,7 +22,7 @@ import click
 
 from fsqueue import __version__
 from fsqueue.errors import FsqueueError
-from fsqueue.status import printable
+from fsqueue.pool.untrusted import printable
 
 SHOWN_MAX: Final = 4000
 COMMANDS: Final = {

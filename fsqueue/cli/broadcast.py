@@ -12,10 +12,10 @@ import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
 from fsqueue.errors import UsageError
-from fsqueue.pool import Pool
+from fsqueue.pool.settings import Pool
 
 if TYPE_CHECKING:
-    from fsqueue.broadcast import Broadcast
+    from fsqueue.broadcast.broadcast import Broadcast
 
 EPILOG = """\b
 Examples:
@@ -58,7 +58,7 @@ def broadcast(pool: Pool, **given: Any) -> None:
 
     A worker runs it after the claim that it runs now; nobody steals it.
     """
-    from fsqueue.broadcast import Order, broadcast, made_before
+    from fsqueue.broadcast.broadcast import Order, broadcast, made_before
 
     if given["show"] is not None:
         if given["job_type"] or given["job_data"]:
@@ -79,7 +79,7 @@ def broadcast(pool: Pool, **given: Any) -> None:
 
 def _tell(pool: Pool, made: Broadcast, given: dict[str, Any]) -> NoReturn:
     """Print what became of every copy, waiting for it first if that was asked."""
-    from fsqueue.broadcast import follow
+    from fsqueue.broadcast.broadcast import follow
 
     if given["wait"]:
         deadline = time.monotonic() + given["timeout"]

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
-from fsqueue.pool import Pool
-from fsqueue.status import printable
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import printable
 
 
 @click.command("check", context_settings=SETTINGS)
@@ -21,7 +21,7 @@ def check(pool: Pool, as_json: bool) -> None:
     Every planned claim is in exactly one place, every claim that waits or runs is whole, every done
     claim has its output. Exit status 0 if so, 1 if not.
     """
-    from fsqueue.check import check_pool
+    from fsqueue.maintenance.audit import check_pool
 
     report = check_pool(pool)
     if as_json:

@@ -17,8 +17,8 @@ from fsqueue.cli.options import (
     print_json,
     print_table,
 )
-from fsqueue.litter import Cleaner, Litter, remove
-from fsqueue.pool import Pool
+from fsqueue.maintenance.cleanup import Cleaner, Litter, remove
+from fsqueue.pool.settings import Pool
 
 LOOKS_PER_LEASE = 8
 

@@ -10,11 +10,11 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
-from fsqueue.consult import Consultation, recommend
 from fsqueue.errors import NotSupportedError, UsageError
-from fsqueue.mounts import mount_of
-from fsqueue.probes import Finding, fit, thorough
-from fsqueue.status import printable
+from fsqueue.maintenance.doctor.one_host import Finding, fit, thorough
+from fsqueue.maintenance.doctor.two_hosts import Consultation, recommend
+from fsqueue.pool.untrusted import printable
+from fsqueue.storage.mounts import mount_of
 
 EPILOG = """\b
 Examples:

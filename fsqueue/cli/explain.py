@@ -20,11 +20,11 @@ from fsqueue.cli.options import (
     trust_option,
 )
 from fsqueue.errors import UsageError
-from fsqueue.names import ID
-from fsqueue.pool import Pool, open_pool
-from fsqueue.score import Candidate, Need, fits, rank
-from fsqueue.score import explain as terms_of
-from fsqueue.status import printable
+from fsqueue.pool.names import ID
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.untrusted import printable
+from fsqueue.scheduling.score import Candidate, Need, fits, rank
+from fsqueue.scheduling.score import explain as terms_of
 
 EPILOG = """\b
 Examples:
@@ -125,8 +125,8 @@ def _candidates(document: Any) -> list[Candidate]:
 
 
 def _living(pool: Pool) -> list[Candidate]:
-    from fsqueue.leases import lease_names
-    from fsqueue.status import heartbeat, read_status
+    from fsqueue.pool.leases import lease_names
+    from fsqueue.pool.status import heartbeat, read_status
 
     living = sorted({name.worker for name in lease_names(pool) if name.living})
     statuses = (read_status(pool, worker) for worker in living)
@@ -137,7 +137,7 @@ def _living(pool: Pool) -> list[Candidate]:
 
 
 def _explain_claim(pool: Pool, id: str, as_json: bool) -> None:
-    from fsqueue.whereabouts import find
+    from fsqueue.monitor.locate import find
 
     found = find(pool, id)
     if as_json:

@@ -10,14 +10,17 @@ from typing import Any, Final
 
 import click
 
-from fsqueue import atomic, claims, figures
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
 from fsqueue.errors import PoolError, UsageError
-from fsqueue.layout import State
-from fsqueue.names import ID, WORKER, ClaimName
-from fsqueue.pool import Pool, read_json
-from fsqueue.slurm import Job
-from fsqueue.status import printable, read_status
+from fsqueue.monitor import format
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ID, WORKER, ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.status import read_status
+from fsqueue.pool.untrusted import printable, read_json
+from fsqueue.slurm.allocation import Job
+from fsqueue.storage import atomic
 
 LINES_SHOWN: Final = 20
 TAIL_BYTES: Final = 16 << 10
@@ -54,7 +57,7 @@ def failed(pool: Pool, asked: str | None, as_json: bool) -> None:
 
 def _attempt_line(record: dict[str, Any]) -> str:
     at = record.get("at")
-    when = figures.clock(at) if isinstance(at, int | float) else "--:--:--"
+    when = format.clock(at) if isinstance(at, int | float) else "--:--:--"
     return f"a{record['attempt']}  {when}  {_worker(record)}: {_error(record)}"
 
 

@@ -16,8 +16,8 @@ def gpus(as_json: bool) -> None:
 
     A weight is a speed beside an RTX 3090. Override one with `plan --weight NAME=WEIGHT`.
     """
-    from fsqueue.gpus import visible_gpus
-    from fsqueue.weights import GPU_WEIGHTS, get_gpu_weight, short_name
+    from fsqueue.gpu.nvml import visible_gpus
+    from fsqueue.gpu.weights import GPU_WEIGHTS, get_gpu_weight, short_name
 
     rows = []
     for gpu in visible_gpus():

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from fsqueue import trust
 from fsqueue.errors import UsageError
-from fsqueue.pool import Pool, open_pool
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.storage import permissions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ class TrustGroup(click.Option):
             is_flag=True,
             is_eager=True,
             expose_value=False,
-            envvar=trust.TOLD,
+            envvar=permissions.TOLD,
             callback=_tell,
             help="Take work from all members of the group of the pool's directory.",
             **how,
@@ -55,7 +55,7 @@ class TrustGroup(click.Option):
 def _tell(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Tell this process, and by its environment those that it starts."""
     if value:
-        os.environ[trust.TOLD] = "1"
+        os.environ[permissions.TOLD] = "1"
 
 
 def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:

@@ -21,20 +21,13 @@ from fsqueue.cli.options import (
     split_pool,
 )
 from fsqueue.errors import FsqueueError, UsageError
-from fsqueue.handlers import Handler, Option, load_handler, registered
-from fsqueue.inputs import expand_inputs
-from fsqueue.planner import (
-    CLAIM_S,
-    Outcome,
-    Request,
-    plan_into,
-    pool_spools,
-    preview,
-)
-from fsqueue.pool import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
-from fsqueue.probes import refuse_unfit
-from fsqueue.score import Tier
-from fsqueue.status import printable
+from fsqueue.handler import Handler, Option, load_handler, registered
+from fsqueue.maintenance.doctor.one_host import refuse_unfit
+from fsqueue.pool.requirements import Tier
+from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
+from fsqueue.pool.untrusted import printable
+from fsqueue.scheduling.inputs import expand_inputs
+from fsqueue.scheduling.planner import CLAIM_S, Outcome, Request, plan_into, pool_spools, preview
 
 TIERS: Final = {"gpu": Tier.GPU, "cpu": Tier.CPU, "storage": Tier.STORAGE}
 EXAMPLES: Final = {
@@ -182,7 +175,7 @@ def _request(
 
 
 def _spools(pool: Pool | None, spec: str | None, weights: Sequence[str]) -> list[Spool]:
-    from fsqueue.specs import SpoolSpec, parse_gpus, parse_weights, weighed
+    from fsqueue.scheduling.gpu_spec import SpoolSpec, parse_gpus, parse_weights, weighed
 
     known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}
     given = parse_weights(weights)

@@ -15,7 +15,7 @@ import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
-from fsqueue.pool import Pool, spool_names
+from fsqueue.pool.settings import Pool, spool_names
 
 EPILOG = """\b
 Examples:
@@ -65,7 +65,7 @@ def run(pool: Pool, **given: Any) -> None:
 
 def _seats(pool: Pool, workers: int | None) -> list[dict[str, str]]:
     """Return the environment of each worker to start: which GPU, which spool."""
-    from fsqueue.gpus import cuda_environ, visible_gpus
+    from fsqueue.gpu.nvml import cuda_environ, visible_gpus
 
     gpus = visible_gpus() if workers is None else []
     if gpus:
@@ -130,8 +130,8 @@ class Crew:
 
     def show(self, on_terminal: bool, interval_s: float) -> None:
         """Draw the table, or log lines, until every worker has left; keep the metrics log."""
-        from fsqueue.metrics import MetricsLog, metrics_path
-        from fsqueue.snapshot import Reader
+        from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
+        from fsqueue.monitor.snapshot import Reader
 
         reader = Reader(self._pool)
         try:
@@ -143,7 +143,7 @@ class Crew:
 
             show(self._pool, until=self.over, interval_s=interval_s, reader=reader)
         else:
-            from fsqueue.loglines import follow
+            from fsqueue.monitor.log_lines import follow
 
             echo = click.echo
             follow(self._pool, until=self.over, interval_s=interval_s, echo=echo, reader=reader)
@@ -165,7 +165,7 @@ class Crew:
 
     def exit_status(self) -> int:
         """Return the pool's exit status, or that of the signal that ended the run."""
-        from fsqueue.snapshot import Reader
+        from fsqueue.monitor.snapshot import Reader
 
         statuses = [worker.returncode for worker in self._workers]
         pool_status = Reader(self._pool).snapshot().exit_status

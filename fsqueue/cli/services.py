@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json, print_table
-from fsqueue.pool import Pool
-from fsqueue.status import printable
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import printable
 
 
 @click.command("services", context_settings=SETTINGS)
@@ -36,8 +36,8 @@ def services(pool: Pool, as_json: bool) -> None:
 
 
 def _capabilities(pool: Pool) -> dict[str, list[str]]:
-    from fsqueue.leases import lease_names
-    from fsqueue.status import read_status
+    from fsqueue.pool.leases import lease_names
+    from fsqueue.pool.status import read_status
 
     living = {name.worker for name in lease_names(pool) if name.living}
     statuses = {worker: read_status(pool, worker) for worker in living}

@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from fsqueue.arrays import Array, arrays_for, index_text, seats_for, this_cluster
-from fsqueue.batch import Manner, merge_script, submit, worker_script
 from fsqueue.cli.options import (
     SETTINGS,
     Duration,
@@ -19,8 +17,10 @@ from fsqueue.cli.options import (
     print_json,
 )
 from fsqueue.errors import FsqueueError, UsageError
-from fsqueue.pool import Pool, read_spool, spool_names
-from fsqueue.specs import parse_gpus
+from fsqueue.pool.settings import Pool, read_spool, spool_names
+from fsqueue.scheduling.gpu_spec import parse_gpus
+from fsqueue.slurm.arrays import Array, arrays_for, index_text, seats_for, this_cluster
+from fsqueue.slurm.scripts import Manner, merge_script, submit, worker_script
 
 EPILOG = """\b
 Examples:

@@ -8,11 +8,11 @@ import time
 
 import click
 
+from fsqueue.cli.json_output import EXIT_STATUS
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument
-from fsqueue.cli.shapes import EXIT_STATUS
-from fsqueue.loglines import Lines, counted, pause_s
-from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader
+from fsqueue.monitor.log_lines import Lines, counted, pause_s
+from fsqueue.monitor.snapshot import Reader
+from fsqueue.pool.settings import Pool
 
 
 @click.command("wait", context_settings=SETTINGS, epilog=EXIT_STATUS)

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 import click
 
+from fsqueue.cli.json_output import watch_facts
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
-from fsqueue.cli.shapes import watch_facts
 from fsqueue.errors import UsageError
-from fsqueue.loglines import follow, pause_s
-from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader, Snapshot
+from fsqueue.monitor.log_lines import follow, pause_s
+from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.pool.settings import Pool
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def watch(pool: Pool, **given: Any) -> None:
     reader = Reader(pool)
     reader.roster.stall_s = given["stall_threshold"]
     if given["textfile"]:
-        from fsqueue.textfile import TextFile
+        from fsqueue.monitor.prometheus import TextFile
 
         reader.tell.append(TextFile(given["textfile"]).write)
     if given["metrics_only"]:
@@ -133,7 +133,7 @@ def _print_json_lines(reader: Reader, interval_s: float, once: bool) -> NoReturn
 
 def _keep_metrics(reader: Reader, interval_s: float, once: bool) -> NoReturn:
     """Append to gpu_metrics.log at each look, if nobody else does, until all is done."""
-    from fsqueue.metrics import MetricsLog, metrics_path
+    from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
 
     kept = MetricsLog(metrics_path(reader.pool))
     if not kept.writing:

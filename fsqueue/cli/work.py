@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 import click
 
-from fsqueue import trust
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
-from fsqueue.pace import OPERATIONS_MAX
-from fsqueue.pool import Pool
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import permissions
+from fsqueue.worker.backoff import OPERATIONS_MAX
 
 EPILOG = """\b
 Examples:
@@ -101,12 +101,12 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 )
 def work(pool: Pool, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
-    from fsqueue.gpus import use_pci_order
-    from fsqueue.habits import Habits
-    from fsqueue.leaving import DRAINED
-    from fsqueue.match import find_spool
-    from fsqueue.slurm import Allocation
-    from fsqueue.worker import Worker
+    from fsqueue.gpu.nvml import use_pci_order
+    from fsqueue.slurm.allocation import Allocation
+    from fsqueue.worker.settings import Habits
+    from fsqueue.worker.shutdown import DRAINED
+    from fsqueue.worker.spool_choice import find_spool
+    from fsqueue.worker.worker import Worker
 
     _log_by_default()
     _check_interval(given["steal_interval"])
@@ -169,7 +169,7 @@ def _check_interval(interval_s: float) -> None:
 
 
 def _tier(role: str, gpu: dict[str, Any]) -> int:
-    from fsqueue.score import Tier
+    from fsqueue.pool.requirements import Tier
 
     if role == "auto":
         return Tier.GPU if gpu else Tier.CPU
@@ -182,11 +182,11 @@ def _words(text: str | None) -> frozenset[str]:
 
 def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
     """Return what was said, every handler installed, what their packages offer, and who we are."""
-    from fsqueue.habits import offered
-    from fsqueue.handlers import registered
+    from fsqueue.handler import registered
+    from fsqueue.worker.settings import offered
 
     said = frozenset(word.lower() for word in given)
-    return said | set(registered()) | offered() | {trust.capability()}
+    return said | set(registered()) | offered() | {permissions.capability()}
 
 
 def _log_by_default() -> None:
@@ -197,7 +197,7 @@ def _log_by_default() -> None:
 
 
 def _sample_gpu(worker: Any, gpu: dict[str, Any]) -> None:
-    from fsqueue.monitor import Sampler
+    from fsqueue.gpu.utilization import Sampler
 
     sampler = Sampler(gpu["uuid"])
     sampler.start()

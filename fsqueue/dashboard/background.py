@@ -12,15 +12,15 @@ from dataclasses import replace
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from fsqueue.coordinator import WorkStealingCoordinator
-from fsqueue.crews import SpoolRow
 from fsqueue.dashboard.board import View
 from fsqueue.dashboard.draw import line, render
-from fsqueue.loglines import Lines
-from fsqueue.metrics import MetricsLog
-from fsqueue.monitor import GPUMonitor
-from fsqueue.reported import Use
-from fsqueue.snapshot import Snapshot
+from fsqueue.gpu.utilization import GPUMonitor
+from fsqueue.monitor.coordinator import WorkStealingCoordinator
+from fsqueue.monitor.log_lines import Lines
+from fsqueue.monitor.metrics_log import MetricsLog
+from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.workers import Use
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from fsqueue import figures
-from fsqueue.cards import short_name
-from fsqueue.crews import SpoolRow
-from fsqueue.pool import natural
-from fsqueue.reported import Use
-from fsqueue.roster import WorkerRow
-from fsqueue.snapshot import Snapshot
+from fsqueue.gpu.weights import short_name
+from fsqueue.monitor import format
+from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.workers import Use, WorkerRow
+from fsqueue.pool.names import natural
 
 Cell: TypeAlias = tuple[str, str]
 """A text and the style it is shown in."""
@@ -207,8 +206,8 @@ def _urgency(row: Row) -> int:
 def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
     cells = _worker_cells(row) if isinstance(row, WorkerRow) else _spool_cells(row, snapshot)
     cells |= _use_cells(row.use)
-    cells["speed"] = figures.rate(row.items_per_s), ""
-    cells["tok/s"] = figures.rate(row.tokens_per_s), ""
+    cells["speed"] = format.rate(row.items_per_s), ""
+    cells["tok/s"] = format.rate(row.tokens_per_s), ""
     cells["state"] = row.state, STYLES.get(row.state, "dim")
     if row.stale:
         return {title: (text, "dim") for title, (text, _) in cells.items()} | {
@@ -227,8 +226,8 @@ def _spool_cells(row: SpoolRow, snapshot: Snapshot) -> dict[str, Cell]:
         "left": (f"{100 * row.share_left:.0f}%" if row.name else "", ""),
         "done": (f"{row.done:,}", ""),
         "errors": (f"{row.errors:,}" if row.errors else "", "red"),
-        "stolen": (figures.stolen(row.stolen_in, row.stolen_out), ""),
-        "ETA": (figures.duration(row.eta_s), ""),
+        "stolen": (format.stolen(row.stolen_in, row.stolen_out), ""),
+        "ETA": (format.duration(row.eta_s), ""),
     }
 
 
@@ -245,8 +244,8 @@ def _worker_cells(row: WorkerRow) -> dict[str, Cell]:
         "now": ("" if row.progress is None else f"{100 * row.progress:.0f}%", ""),
         "done": (f"{status.claims_done:,}", ""),
         "errors": (f"{status.claims_failed:,}" if status.claims_failed else "", "red"),
-        "stolen": (figures.stolen(max(status.steals_in, stolen), 0), ""),
-        "ETA": (figures.duration(eta_s), ""),
+        "stolen": (format.stolen(max(status.steals_in, stolen), 0), ""),
+        "ETA": (format.duration(eta_s), ""),
     }
 
 
@@ -271,12 +270,12 @@ def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     went = sum(row.stolen_out for row in snapshot.spools)
     return {
         "GPU": ("all", "bold"),
-        "speed": (figures.rate(snapshot.items_per_s), "bold"),
-        "tok/s": (figures.rate(snapshot.tokens_per_s), "bold"),
+        "speed": (format.rate(snapshot.items_per_s), "bold"),
+        "tok/s": (format.rate(snapshot.tokens_per_s), "bold"),
         "queue": (f"{queue.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
         "errors": (f"{errors:,}" if errors else "", "bold red"),
         "stolen": (f"{max(came, went):,}" if came or went else "", "bold"),
         "state": (f"{living} at work" if living else "", "bold"),
-        "ETA": (figures.duration(snapshot.eta_s), "bold"),
+        "ETA": (format.duration(snapshot.eta_s), "bold"),
     }

@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fsqueue import figures
 from fsqueue.dashboard.board import GAP, GRAVE, Board, View, board
-from fsqueue.loglines import counted
-from fsqueue.snapshot import Snapshot
+from fsqueue.monitor import format
+from fsqueue.monitor.log_lines import counted
+from fsqueue.monitor.snapshot import Snapshot
 
 FIXED_LINES: Final = 7
 """Heading, blank, titles, total, rows left out, blank, progress."""
@@ -63,7 +63,7 @@ def _help(view: View, width: int) -> list[Text]:
 
 def _heading(snapshot: Snapshot, width: int) -> Text:
     living = sum(row.living for row in snapshot.workers)
-    right = f"{living} worker{'s' * (living != 1)}  {figures.clock(snapshot.taken_at)}"
+    right = f"{living} worker{'s' * (living != 1)}  {format.clock(snapshot.taken_at)}"
     room = max(8, width - len(right) - GAP)
     path = snapshot.pool if len(snapshot.pool) <= room else "~" + snapshot.pool[1 - room :]
     return line("").append(path.ljust(room + GAP), "bold").append(right, "dim")
@@ -83,7 +83,7 @@ def _table(table: Board) -> Table:
 def _bar(snapshot: Snapshot, width: int, ascii: bool) -> Text:
     """Return overall progress by cost, and every claim accounted for."""
     count = snapshot.count
-    text = f"  {figures.share(snapshot.progress, 1.0)}  {counted(snapshot, eta=False)}"
+    text = f"  {format.share(snapshot.progress, 1.0)}  {counted(snapshot, eta=False)}"
     drawn = line("")
     room = min(40, width - len(text))
     if room >= 8:
@@ -124,7 +124,7 @@ def _steals(snapshot: Snapshot, view: View, ascii: bool) -> list[Text]:
     lines = [line(_effect(snapshot), "dim")]
     for steal in list(reversed(snapshot.steals))[: view.events]:
         where = f"{steal.source} {arrow} {steal.to or steal.worker}"
-        lines.append(line(f"{figures.clock(steal.t)}  {where}  {steal.id}  cost {steal.cost:,.0f}"))
+        lines.append(line(f"{format.clock(steal.t)}  {where}  {steal.id}  cost {steal.cost:,.0f}"))
     return lines
 
 
@@ -135,6 +135,6 @@ def _effect(snapshot: Snapshot) -> str:
         sum(row.stolen_out for row in snapshot.spools),
     )
     done, skips = snapshot.count.done.claims, sum(w.status.lock_skips for w in snapshot.workers)
-    parts = [f"{stolen:,}, {figures.share(stolen, done)} of what is done"] * bool(stolen and done)
+    parts = [f"{stolen:,}, {format.share(stolen, done)} of what is done"] * bool(stolen and done)
     parts += [f"{skips:,} tries met a lock"] * (skips > 0)
     return ": ".join(["steals", *[", ".join(parts)] * bool(parts)])

@@ -15,9 +15,9 @@ from rich.live import Live
 from fsqueue.dashboard.board import SORTS, View
 from fsqueue.dashboard.draw import render
 from fsqueue.dashboard.keys import Keys
-from fsqueue.loglines import follow, pause_s
-from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader, Snapshot
+from fsqueue.monitor.log_lines import follow, pause_s
+from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.pool.settings import Pool
 
 POLL_S: Final = 0.1
 

@@ -28,9 +28,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fsqueue.claims import Claim
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, Spool, add_spool, create_pool, open_pool
+from fsqueue.pool.claims import Claim
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool, open_pool
 from scripts.bench.peers import KILLED, QUEUES, measured
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.handlers import install_handler
@@ -78,8 +78,8 @@ def fill(root: Path, handler: str, count: int, spools: int) -> Pool:
 
 def work(root: str, spool: str) -> None:
     """Be one worker, in the way of `peers.py drain`."""
-    from fsqueue.habits import Habits
-    from fsqueue.worker import Worker
+    from fsqueue.worker.settings import Habits
+    from fsqueue.worker.worker import Worker
 
     worker = Worker(open_pool(root), Habits(spool=spool))
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import make_model
 
-from embed.handler import Embed
+from embed.handlers.embed import Embed
 from embed.options import OPTIONS
 from fsqueue import Item, Work
 from tests.support import dnabert

@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from embed import Encoder
-from embed.fasta import records
-from embed.hub import find
+from embed.inputs.fasta import records
+from embed.models.hub import find
 from scripts.make_model import write_random
 
 PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003684.faa"

@@ -33,11 +33,11 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from embed import outputs
-from embed.batching import batches
-from embed.fasta import records
-from embed.handler import Embed
-from embed.sequences import Reading
+from embed.engine.batching import batches
+from embed.engine.tokenizing import Reading
+from embed.handlers.embed import Embed
+from embed.inputs.fasta import records
+from embed.outputs import claim_file
 from fsqueue import Work
 from tests.support import dnabert as dna
 from tests.support import fairesm
@@ -132,7 +132,7 @@ class Ours:
             is_stopping=lambda: False, report=lambda *_: None, warn=print,
         )  # fmt: skip
         self._handler.run(work)
-        return outputs.read(output).rows
+        return claim_file.read(output).rows
 
     def bare(self) -> Rows:
         """Only batches through the engine."""
@@ -355,8 +355,8 @@ def verdicts(where: str, results: dict[str, Result]) -> Iterator[str]:
 
 def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
     """Compare DNABERT's published shape with a padded reference in the same weights."""
-    from embed import dnabert as native
-    from embed.dnabert_shape import Shape
+    from embed.models.dnabert import network as native
+    from embed.models.dnabert.shape import Shape
 
     shape = Shape(4096, 768, 12, 12, 3072, 2, 1e-12)
     torch.manual_seed(4)

@@ -25,9 +25,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsqueue import choose as policy_module
-from fsqueue.cards import GPU_WEIGHTS
-from fsqueue.choose import (
+from fsqueue.gpu.weights import GPU_WEIGHTS, assign
+from fsqueue.handler import Handler
+from fsqueue.pool.names import ClaimName
+from fsqueue.scheduling import choose as policy_module
+from fsqueue.scheduling.choose import (
     LOAD_S,
     PLENTY,
     Patience,
@@ -38,11 +40,8 @@ from fsqueue.choose import (
     polls_for,
     takes_too_long,
 )
-from fsqueue.handlers import Handler
-from fsqueue.names import ClaimName
-from fsqueue.peers import held_by
-from fsqueue.planner import cost_limit
-from fsqueue.weights import assign
+from fsqueue.scheduling.peers import held_by
+from fsqueue.scheduling.planner import cost_limit
 
 GIVEN = "RTX 3080,RTX 3090,RTX 4080,RTX 4090,RTX A6000,A100,H100,V100 16GB,V100 32GB".split(",")
 UNIT = 1000.0
@@ -166,7 +165,7 @@ def bound(cards: Sequence[Card], pieces: Sequence[Piece]) -> float:
 
 @dataclass(slots=True)
 class Worker:
-    """A worker, as `fsqueue.worker` and `fsqueue.stock` would have it."""
+    """A worker, as `fsqueue.worker.worker` and `fsqueue.worker.claim_source` would have it."""
 
     id: str
     card: Card

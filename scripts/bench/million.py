@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fsqueue import plans
-from fsqueue.names import ClaimName
-from fsqueue.plans import Plan, Share
-from fsqueue.pool import Spool, add_spool, create_pool
+from fsqueue.pool import plans
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.plans import Plan, Share
+from fsqueue.pool.settings import Spool, add_spool, create_pool
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.footprint import Measured
 from tests.support.handlers import install_handler

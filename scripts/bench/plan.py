@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from embed.scan import Scan, scan
+from embed.inputs.fasta_scan import Scan, scan
 from scripts.bench.claims import ROOT, make_venv
 from scripts.bench.readers import READERS
 from scripts.bench.tables import parser, place, table, write_json

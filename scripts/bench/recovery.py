@@ -24,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
 from tests.support.processes import FSQUEUE, environment, wait_for

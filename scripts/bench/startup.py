@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fsqueue.pool import Spool, add_spool, create_pool
+from fsqueue.pool.settings import Spool, add_spool, create_pool
 from scripts.bench.tables import parser, place, table, write_json
 
 GOAL_S = 0.2

@@ -27,8 +27,8 @@ import numpy as np
 from embed.store import folders, writer
 from embed.store.compact import compact
 from embed.store.contents import Store
-from embed.store.encoding import Columns
 from embed.store.keys import KEY
+from embed.store.shards import Columns
 from tests.support.stores import OPTIONS
 
 K, QUERIES, BATCH = 10, 100, 50_000

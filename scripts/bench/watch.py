@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console
 
-from fsqueue import atomic
 from fsqueue.dashboard import View, render
-from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader
+from fsqueue.monitor.snapshot import Reader
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic
 from scripts.bench.tables import parser, place, write_json
 from tests.support.planning import counts, make_inputs, plan_command
 from tests.support.processes import FSQUEUE, environment

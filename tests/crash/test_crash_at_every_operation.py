@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from fsqueue import claims
-from fsqueue.attempt import Ending
 from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted
-from fsqueue.handlers import Work
-from fsqueue.layout import State
-from fsqueue.leases import lease_names
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, create_pool
+from fsqueue.handler import Work
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
     Hand,

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from embed.handler import Embed
+from embed.handlers.embed import Embed
 from embed.store import Store
 from embed.store.verify import info, verify
-from fsqueue.inbox import inbox_of
-from fsqueue.layout import State
-from fsqueue.pool import Pool, create_pool
+from fsqueue.pool.inbox import inbox_of
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool, create_pool
 from tests.support.auto import TEXTS, write_model
 from tests.support.cases import settle
 from tests.support.ingesting import joined, send, told, work_off
@@ -36,7 +36,7 @@ MOST = 30
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Three documents of some chunks each, a group for each, and one whose text is given."""
-    monkeypatch.setattr("embed.ingestion.GROUP_BYTES", (200, 400))
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (200, 400))
     paths = [tmp_path / f"{number}.md" for number in range(3)]
     for number, path in enumerate(paths):
         words = random.Random(number).choices(" ".join(TEXTS).split(), k=60)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import fsqueue
-from fsqueue import claims
-from fsqueue.attempt import Ending
-from fsqueue.layout import State
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.worker.attempt import Ending
 from tests.support.crash import CHANGES
 from tests.support.pools import Hand, make_pool, only, work_off
 from tests.support.processes import wait_for

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from embed.handler import OPTIONS, Embed
-from embed.outputs import Embeddings, read
+from embed.handlers.embed import OPTIONS, Embed
+from embed.outputs.claim_file import Embeddings, read
 from fsqueue import Item, Work
 
 INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
@@ -137,7 +137,7 @@ def fasta(sequences: Iterable[tuple[str, str]]) -> str:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many sequences or chunks reached the model, call by call."""
-    from embed.engine import Engine
+    from embed.engine.engine import Engine
 
     calls: list[int] = []
     real = Engine.embed

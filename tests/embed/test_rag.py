@@ -13,7 +13,7 @@ from embed import Encoder
 from embed.store import Store
 from embed.store.folders import spaces
 from embed.store.verify import info, verify
-from fsqueue.pool import create_pool
+from fsqueue.pool.settings import create_pool
 from tests.support import handbook
 from tests.support.processes import Start, fsqueue
 from tests.support.roads import NAME, chroma_server, exported, of_chroma, of_lancedb

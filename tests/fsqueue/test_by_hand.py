@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.pool import Pool, open_pool
-from fsqueue.status import read_statuses
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.status import read_statuses
 from tests.support.nvml.standin import Driver, install
 from tests.support.planning import counts, make_inputs
 from tests.support.processes import Start, fsqueue, wait_for

@@ -14,7 +14,7 @@ import pytest
 
 from fsqueue import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageError, Work
 from fsqueue.command import STDERR_KEPT, Command
-from fsqueue.layout import State
+from fsqueue.pool.layout import State
 from tests.support.planning import FOREVER, counts, ids, make_inputs, plan_command
 from tests.support.processes import Start, alive, fsqueue, wait_for, wait_until_gone
 

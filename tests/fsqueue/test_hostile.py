@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.claims import Claim
 from fsqueue.cli import main
 from fsqueue.errors import PoolError, UsageError
-from fsqueue.layout import State
-from fsqueue.leases import proof_of_life
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, open_pool
+from fsqueue.pool.claims import Claim
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import proof_of_life
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, open_pool
 from tests.support.handlers import install_handler
 from tests.support.mounts import read_only, tiny_disk
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue import plans, weights
-from fsqueue.claims import Claim
-from fsqueue.layout import State
-from fsqueue.names import ClaimName
-from fsqueue.plans import Plan, Share
-from fsqueue.pool import Pool, Spool, add_spool, create_pool
+from fsqueue.gpu import weights
+from fsqueue.pool import plans
+from fsqueue.pool.claims import Claim
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.plans import Plan, Share
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
 from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-from fsqueue import smi
-from fsqueue.gpus import Nvml, all_gpus
-from fsqueue.monitor import GPUMonitor
-from fsqueue.slurm import parse_rows, parse_time_left
+from fsqueue.gpu import nvidia_smi
+from fsqueue.gpu.nvml import Nvml, all_gpus
+from fsqueue.gpu.utilization import GPUMonitor
+from fsqueue.slurm.allocation import parse_rows, parse_time_left
 from tests.fuzz.sandbox import directory, is_usable, pick, put
 
 
@@ -25,7 +25,7 @@ def _time_left(data: bytes) -> None:
 
 def _nvidia_smi(data: bytes) -> None:
     put(str(directory() / "answer"), data)
-    with patch.object(smi, "query", _query), patch.object(Nvml, "open", lambda: None):
+    with patch.object(nvidia_smi, "query", _query), patch.object(Nvml, "open", lambda: None):
         for gpu in all_gpus():
             assert gpu.index >= 0 and (gpu.memory_mib is None or gpu.memory_mib >= 0)
         monitor = GPUMonitor()
@@ -37,7 +37,7 @@ def _nvidia_smi(data: bytes) -> None:
 def _query(*fields: str, timeout_s: float = 5.0) -> list[list[str]]:
     """Read what a driver's program would have printed, by the program's own reader."""
     text = (directory() / "answer").read_bytes().decode("utf-8", "replace")
-    return smi.parse(text, len(fields))
+    return nvidia_smi.parse(text, len(fields))
 
 
 READERS: tuple[Callable[[bytes], None], ...] = (_rows, _time_left, _nvidia_smi)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from unittest.mock import patch
 
-from fsqueue import gpus
-from fsqueue.gpus import Card, Gpu, visible_gpus
-from fsqueue.match import find_spool
-from fsqueue.pool import spool_names
-from fsqueue.slurm import Allocation, facts_of, left_by_environ
+from fsqueue.gpu import nvml
+from fsqueue.gpu.nvml import Card, Gpu, visible_gpus
+from fsqueue.pool.settings import spool_names
+from fsqueue.slurm.allocation import Allocation, facts_of, left_by_environ
+from fsqueue.worker.spool_choice import find_spool
 from tests.fuzz.sandbox import is_usable, pool, spool, typed_errors_only
 
 CARDS = [
@@ -37,7 +37,7 @@ def run(data: bytes) -> None:
     environ = dict(zip(names, values, strict=False))
     spool()
     # These cards stand in for a driver's: what is under test is how the variables are read.
-    with patch.object(gpus, "_cards", lambda: CARDS), typed_errors_only():
+    with patch.object(nvml, "_cards", lambda: CARDS), typed_errors_only():
         seen = visible_gpus(environ)
         known = [gpu for card in CARDS for gpu in card.gpus]
         assert all(gpu in known for gpu in seen)

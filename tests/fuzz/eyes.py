@@ -6,21 +6,21 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from fsqueue.attempts import attempts
-from fsqueue.choose import Peer, Taste, choose
-from fsqueue.coordinator import WorkStealingCoordinator
-from fsqueue.journals import Journals
-from fsqueue.layout import State
-from fsqueue.loglines import counted, spool_line
-from fsqueue.metrics import metric_lines
-from fsqueue.names import ClaimName, LeaseName
-from fsqueue.peers import living, peers, rates_of_likes
-from fsqueue.score import Candidate, Need, explain, rank
-from fsqueue.snapshot import Reader
-from fsqueue.status import heartbeat, read_events, read_status
-from fsqueue.textfile import exposition
-from fsqueue.trace import records
-from fsqueue.whereabouts import find
+from fsqueue.monitor.attempts import attempts
+from fsqueue.monitor.coordinator import WorkStealingCoordinator
+from fsqueue.monitor.locate import find
+from fsqueue.monitor.log_lines import counted, spool_line
+from fsqueue.monitor.metrics_log import metric_lines
+from fsqueue.monitor.prometheus import exposition
+from fsqueue.monitor.snapshot import Reader
+from fsqueue.monitor.trace import records
+from fsqueue.pool.journal import Journals, read_events
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName, LeaseName
+from fsqueue.pool.status import heartbeat, read_status
+from fsqueue.scheduling.choose import Peer, Taste, choose
+from fsqueue.scheduling.peers import living, peers, rates_of_likes
+from fsqueue.scheduling.score import Candidate, Need, explain, rank
 from tests.fuzz.sandbox import ME, is_usable, pick, pool, put, spool
 
 WAITING = ClaimName("in-abc", "command", 9)

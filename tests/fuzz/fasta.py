@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from embed.fasta import records
-from embed.scan import scan
+from embed.inputs.fasta import records
+from embed.inputs.fasta_scan import scan
 from fsqueue import BadInput
 from tests.fuzz.sandbox import directory, put
 from tests.support.fasta import naive

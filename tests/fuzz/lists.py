@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fsqueue.inputs import expand_inputs
+from fsqueue.scheduling.inputs import expand_inputs
 from tests.fuzz.sandbox import directory, put, typed_errors_only
 
 SEEDS = (

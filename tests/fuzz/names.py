@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from fsqueue.kinds import base_of, conditions, lacks
-from fsqueue.layout import State
-from fsqueue.names import ID, WORKER, ClaimName, LeaseName, slug
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ID, WORKER, ClaimName, LeaseName, slug
+from fsqueue.pool.requirements import base_of, conditions, lacks
 from tests.fuzz.sandbox import pool
 
 SEEDS = (

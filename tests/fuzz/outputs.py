@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from embed import outputs
-from embed.tables import Joined, Output, Part
+from embed.outputs import claim_file
+from embed.outputs.table import Joined, Output, Part
 from tests.fuzz.sandbox import directory, pick, put, typed_errors_only
 
 
@@ -26,11 +26,11 @@ def _table(data: bytes) -> None:
 
 def _checkpoint(data: bytes) -> None:
     try:
-        found = outputs.unpack(data)
+        found = claim_file.unpack(data)
     except ValueError:
         return  # as promised: nobody's checkpoint
     assert all(isinstance(number, int) for number in found)
-    again = outputs.unpack(outputs.pack(found))
+    again = claim_file.unpack(claim_file.pack(found))
     assert {number: rows.tobytes() for number, rows in again.items()} == {
         number: rows.tobytes() for number, rows in found.items()
     }
@@ -42,14 +42,16 @@ def good_output() -> bytes:
     path = directory() / "good.safetensors"
     rows = np.arange(4, dtype=np.float32).reshape(2, 2)
     columns = {"lengths": np.array([3, 4], "<i8"), "flags": np.array([0, 1], "u1")}
-    outputs.write(path, ["one", "two"], rows, {"model": "m", "counts": {"sequences": 2}}, columns)
+    claim_file.write(
+        path, ["one", "two"], rows, {"model": "m", "counts": {"sequences": 2}}, columns
+    )
     return path.read_bytes()
 
 
 READERS: tuple[Callable[[bytes], None], ...] = (_table, _checkpoint)
 SEEDS = (
     b"\x00" + good_output(),
-    b"\x01" + outputs.pack({3: np.ones((1, 2), np.float32), 12: np.zeros((0, 2), np.float32)}),
+    b"\x01" + claim_file.pack({3: np.ones((1, 2), np.float32), 12: np.zeros((0, 2), np.float32)}),
     b"\x01\x80\x04\x95cos\nsystem\n(S'id'\ntR.",
 )
 

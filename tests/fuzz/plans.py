@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from fsqueue import plans
-from fsqueue.layout import SUFFIX
-from fsqueue.names import ID, SPOOL, ClaimName
-from fsqueue.plans import Plan, Share
+from fsqueue.pool import plans
+from fsqueue.pool.layout import SUFFIX
+from fsqueue.pool.names import ID, SPOOL, ClaimName
+from fsqueue.pool.plans import Plan, Share
 from tests.fuzz.sandbox import pick, pool, put, typed_errors_only
 
 SEEDS = (

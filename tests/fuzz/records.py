@@ -9,17 +9,17 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 
-from fsqueue import claims
-from fsqueue.broadcast import made_before
-from fsqueue.claims import Claim
+from fsqueue.broadcast.broadcast import made_before
 from fsqueue.cli import failed
-from fsqueue.inbox import inbox_of
-from fsqueue.layout import State
-from fsqueue.leases import Observer, look_at_process, proof_of_life
-from fsqueue.names import ClaimName, LeaseName
-from fsqueue.pool import open_pool, read_spool
-from fsqueue.slurm import Job
-from fsqueue.whereabouts import find
+from fsqueue.monitor.locate import find
+from fsqueue.pool import claims
+from fsqueue.pool.claims import Claim
+from fsqueue.pool.inbox import inbox_of
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import Observer, look_at_process, proof_of_life
+from fsqueue.pool.names import ClaimName, LeaseName
+from fsqueue.pool.settings import open_pool, read_spool
+from fsqueue.slurm.allocation import Job
 from tests.fuzz.sandbox import ME, is_usable, pick, pool, put, spool, typed_errors_only
 
 NAME = ClaimName("in-abc", "command", 9, owner=ME)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from fsqueue.errors import FsqueueError
-from fsqueue.pool import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
 
 ME = "host-1-abcdef"
 TOKENS = (

@@ -10,8 +10,8 @@ import click
 
 from fsqueue.cli.options import Duration
 from fsqueue.errors import UsageError
-from fsqueue.names import SPOOL
-from fsqueue.specs import COUNT_MAX, SpoolSpec, parse_gpus, parse_weights, weighed
+from fsqueue.pool.names import SPOOL
+from fsqueue.scheduling.gpu_spec import COUNT_MAX, SpoolSpec, parse_gpus, parse_weights, weighed
 from tests.fuzz.sandbox import directory, is_usable, pick, put, typed_errors_only
 
 NOTHING_HERE = {"CUDA_VISIBLE_DEVICES": ""}

@@ -9,10 +9,9 @@ from functools import cache
 import numpy as np
 
 from embed.store import folders
-from embed.store.encoding import Columns, encode
 from embed.store.keys import KEY
 from embed.store.places import Place
-from embed.store.shards import Shard
+from embed.store.shards import Columns, Shard, encode
 from tests.fuzz.sandbox import directory, pick, put, typed_errors_only
 
 PLACE = Place(1, 1)

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue import atomic, claims, directories
-from fsqueue.attempt import Ending
 from fsqueue.errors import ClaimLost, Interrupted, LeaseLost
-from fsqueue.handlers import Work
-from fsqueue.layout import State
-from fsqueue.leases import BEATS_PER_LEASE
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool
+from fsqueue.handler import Work
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import BEATS_PER_LEASE
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic, directories
+from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, interrupted
 from tests.support.pools import (
     Clock,

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic, claims, directories
-from fsqueue.layout import State
-from fsqueue.leases import Lease, lease_names
-from fsqueue.locks import try_lock
-from fsqueue.names import LeaseName
-from fsqueue.pool import Pool
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import Lease, lease_names
+from fsqueue.pool.names import LeaseName
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic, directories
+from fsqueue.storage.locks import try_lock
 from tests.sharedfs import mounted
 from tests.sharedfs.hosts import local_host
 from tests.sharedfs.storm import Storm

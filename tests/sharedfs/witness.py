@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import asdict
 
-from fsqueue.pool import open_pool
+from fsqueue.pool.settings import open_pool
 from tests.support.storm import Tally, Witness
 
 LOOK_S = 0.05

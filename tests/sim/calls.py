@@ -22,13 +22,13 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
-import fsqueue.atomic
-import fsqueue.leases
-import fsqueue.outfit
-import fsqueue.plans
-import fsqueue.stock
-import fsqueue.worker
-from fsqueue.heartbeat import Heartbeat
+import fsqueue.pool.leases
+import fsqueue.pool.plans
+import fsqueue.storage.atomic
+import fsqueue.worker.claim_source
+import fsqueue.worker.handler_cache
+import fsqueue.worker.worker
+from fsqueue.worker.heartbeat import Heartbeat
 from tests.sim.disk import Inode, failure
 from tests.sim.world import Process, World
 
@@ -520,12 +520,12 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
                 if isinstance(value, type) and value.__module__ == module.__name__:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
-            fsqueue.atomic: {"open": sim_open, "unpromised": lambda directory: 0},
-            fsqueue.leases: {"open": proc_open},
-            fsqueue.plans: {"open": sim_open},
-            fsqueue.stock: {"try_lock": sim_try_lock},
-            fsqueue.outfit: {"load_handler": handler},
-            fsqueue.worker: {"Heartbeat": SimHeartbeat},
+            fsqueue.storage.atomic: {"open": sim_open, "unpromised": lambda directory: 0},
+            fsqueue.pool.leases: {"open": proc_open},
+            fsqueue.pool.plans: {"open": sim_open},
+            fsqueue.worker.claim_source: {"try_lock": sim_try_lock},
+            fsqueue.worker.handler_cache: {"load_handler": handler},
+            fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))
         yield STAGE

@@ -10,17 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import fsqueue.cli.repair as repair
-from fsqueue.errors import (
-    ClaimFailed,
-    ClaimImpossible,
-    Interrupted,
-    WorkerBroken,
-)
-from fsqueue.handlers import Handler, Item, Source, Work
-from fsqueue.planner import Request, plan_into
-from fsqueue.pool import Spool, create_pool, open_pool, spool_names
-from fsqueue.worker import Habits, Worker
+import fsqueue.cli.retry as repair
+from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken
+from fsqueue.handler import Handler, Item, Source, Work
+from fsqueue.pool.settings import Spool, create_pool, open_pool, spool_names
+from fsqueue.scheduling.planner import Request, plan_into
+from fsqueue.worker.worker import Habits, Worker
 from tests.sim.calls import SIM_OS, STAGE
 from tests.sim.world import Process
 

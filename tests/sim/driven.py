@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from fsqueue import claims
 from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken
-from fsqueue.handlers import Work
-from fsqueue.names import ClaimName
-from fsqueue.pool import open_pool
-from fsqueue.worker import Habits, Worker
+from fsqueue.handler import Work
+from fsqueue.pool import claims
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import open_pool
+from fsqueue.worker.worker import Habits, Worker
 from tests.sim.calls import STAGE, Fault
 from tests.sim.cast import ROOT, Simulated
 from tests.sim.story import Plot, Story

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fsqueue.names import ClaimName, LeaseName
+from fsqueue.pool.names import ClaimName, LeaseName
 from tests.sim.disk import Inode
 from tests.sim.world import Process, Violation, World
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fsqueue.names import ClaimName, LeaseName
+from fsqueue.pool.names import ClaimName, LeaseName
 from tests.sim.disk import COMMIT_S, Disk
 from tests.sim.world import Violation
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from fsqueue import claims, directories, plans
-from fsqueue.check import check_pool
 from fsqueue.errors import LeaseLost
-from fsqueue.layout import State
-from fsqueue.leases import Observer
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, create_pool, open_pool
-from fsqueue.recovery import Recovery
-from fsqueue.status import Journal
-from fsqueue.worker import Habits, Worker
+from fsqueue.maintenance.audit import check_pool
+from fsqueue.pool import claims, plans
+from fsqueue.pool.journal import Journal
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import Observer
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, create_pool, open_pool
+from fsqueue.storage import directories
+from fsqueue.worker.recovery import Recovery
+from fsqueue.worker.worker import Habits, Worker
 from tests.sim.cast import ROOT, planner
 from tests.sim.explore import Body, Explorer
 from tests.sim.world import Process, Violation

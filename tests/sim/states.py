@@ -26,8 +26,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from fsqueue.handlers import claim_id
-from fsqueue.names import ClaimName
+from fsqueue.handler import claim_id
+from fsqueue.pool.names import ClaimName
 from tests.sim import driven
 from tests.sim.ambush import BEFORE, DURING, MOMENTS, Ambush
 from tests.sim.calls import STAGE

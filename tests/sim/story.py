@@ -10,10 +10,10 @@ from random import Random
 from signal import SIGTERM
 from typing import Any, Final
 
-from fsqueue.check import check_pool
 from fsqueue.errors import UsageError
-from fsqueue.pool import open_pool
-from fsqueue.worker import Habits
+from fsqueue.maintenance.audit import check_pool
+from fsqueue.pool.settings import open_pool
+from fsqueue.worker.worker import Habits
 from tests.sim.ambush import SCENES, Ambush
 from tests.sim.calls import STAGE, no_fault, on_stage
 from tests.sim.cast import ROOT, Simulated, command, on_command_line, output_of, planner, vandal

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from fsqueue.check import check_pool
-from fsqueue.handlers import load_handler
-from fsqueue.layout import State
-from fsqueue.names import ClaimName
-from fsqueue.planner import Request, plan_into
-from fsqueue.pool import Pool, Spool, create_pool
-from fsqueue.slurm import Job
-from fsqueue.status import Status, read_statuses
+from fsqueue.handler import load_handler
+from fsqueue.maintenance.audit import check_pool
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, Spool, create_pool
+from fsqueue.pool.status import Status, read_statuses
+from fsqueue.scheduling.planner import Request, plan_into
+from fsqueue.slurm.allocation import Job
 from tests.slurm.cluster import PACKAGES, Cluster, missing
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
+from fsqueue.pool.layout import State
 from tests.slurm.conftest import Farm, install_deaf
 from tests.support.planning import counts, names_in
 from tests.support.processes import wait_for

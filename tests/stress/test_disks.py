@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
 from tests.support.mounts import Disk, btrfs_quota, ext4
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, Start, fsqueue, wait_for

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool, open_pool
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool, open_pool
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, alive, fsqueue, wait_for

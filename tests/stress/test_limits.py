@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool, open_pool
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool, open_pool
 from tests.support.cgroups import control_group
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
+from fsqueue.pool.layout import State
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, Start, fsqueue, wait_for
 

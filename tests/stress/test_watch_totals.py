@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool
-from fsqueue.snapshot import Reader
+from fsqueue.monitor.snapshot import Reader
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
 from tests.support.planning import names_in
 from tests.support.processes import fsqueue, wait_for
 from tests.support.storm import Storm, Tally, Weather, Witness

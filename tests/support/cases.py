@@ -14,13 +14,14 @@ from typing import Final
 
 import click
 
-from fsqueue import atomic, cli
-from fsqueue.handlers import Handler, load_handler
-from fsqueue.layout import State
-from fsqueue.leases import lease_names
-from fsqueue.litter import Cleaner, remove
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, open_pool
+from fsqueue import cli
+from fsqueue.handler import Handler, load_handler
+from fsqueue.maintenance.cleanup import Cleaner, remove
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.storage import atomic
 from tests.support.instants import Disk
 from tests.support.pools import Clock, Trivial, names_in, places, problems, work_off
 

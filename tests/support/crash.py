@@ -18,8 +18,8 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from fsqueue import atomic
-from fsqueue.pool import Pool, open_pool
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.storage import atomic
 from tests.support.sequence import Os
 
 CHANGES = ("fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir")

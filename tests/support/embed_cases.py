@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from embed.handler import Embed
+from embed.handlers.compact import Compact
+from embed.handlers.embed import Embed
 from embed.store import Store
 from embed.store.verify import verify
-from embed.tending import Compact
-from fsqueue.handlers import load_handler
-from fsqueue.pool import open_pool
+from fsqueue.handler import load_handler
+from fsqueue.pool.settings import open_pool
 from tests.support.auto import TEXTS, write_model
 from tests.support.cases import Prepare, Reads, Writes, settle
 from tests.support.embedded import embed_all, fasta, proteins

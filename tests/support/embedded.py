@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from embed import outputs
-from embed.fasta import records
-from embed.handler import Embed
-from embed.segments import Segment, read_segment
+from embed.handlers.embed import Embed
+from embed.inputs.fasta import records
+from embed.inputs.segments import Segment, read_segment
+from embed.outputs import claim_file
 from fsqueue import Work
-from fsqueue.pool import Pool
+from fsqueue.pool.settings import Pool
 from tests.support.planning import plan
 from tests.support.pools import work_off
 
@@ -79,7 +79,7 @@ class MadeUp(Embed):
             "versions": {},
         }
         cuts = {"offsets": np.cumsum([0, *lengths], dtype=np.int64)} if is_ragged else {}
-        outputs.write(work.output, ids, table, metadata, cuts)
+        claim_file.write(work.output, ids, table, metadata, cuts)
 
 
 def fasta(path: Path, sequences: Mapping[str, str] | list[tuple[str, str]]) -> Path:

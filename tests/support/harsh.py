@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fsqueue.pool import Pool
+from fsqueue.pool.settings import Pool
 from tests.support.cgroups import Group, control_group
 from tests.support.clocks.hosts import preload
 from tests.support.mounts import Disk, ext4

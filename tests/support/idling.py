@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fsqueue.claims import waiting_name
-from fsqueue.inbox import address
-from fsqueue.pace import WAITS
-from fsqueue.pool import Pool
+from fsqueue.pool.claims import waiting_name
+from fsqueue.pool.inbox import address
+from fsqueue.pool.settings import Pool
+from fsqueue.worker.backoff import WAITS
 from tests.support.pools import Hand, make_pool
 from tests.support.processes import fsqueue, wait_for
 from tests.support.systemcalls import Idler

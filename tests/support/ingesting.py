@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fsqueue import broadcast, directories
-from fsqueue.broadcast import Broadcast, Copy, Order
-from fsqueue.habits import Habits
-from fsqueue.handlers import Handler
-from fsqueue.inbox import Inbox
-from fsqueue.pool import Pool
-from fsqueue.worker import Worker
+from fsqueue.broadcast import broadcast
+from fsqueue.broadcast.broadcast import Broadcast, Copy, Order
+from fsqueue.handler import Handler
+from fsqueue.pool.inbox import Inbox
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import directories
+from fsqueue.worker.settings import Habits
+from fsqueue.worker.worker import Worker
 
 
 def joined(pool: Pool, **handlers: Handler) -> Worker:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsqueue.claims import owned, waiting
-from fsqueue.handlers import Handler, load_handler
-from fsqueue.layout import State
-from fsqueue.names import ClaimName
-from fsqueue.planner import Outcome, Request, plan_into
-from fsqueue.pool import Pool, Spool, create_pool, spool_names
+from fsqueue.handler import Handler, load_handler
+from fsqueue.pool.claims import owned, waiting
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, Spool, create_pool, spool_names
+from fsqueue.scheduling.planner import Outcome, Request, plan_into
 
 FOREVER = ("sh", "-c", "exec sleep 1000", "sh", "{input}")
 """A program that ends only by a signal."""

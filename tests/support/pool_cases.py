@@ -7,16 +7,17 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from fsqueue import atomic, broadcast
-from fsqueue.attempt import Ending
+from fsqueue.broadcast import broadcast
 from fsqueue.errors import ClaimFailed
-from fsqueue.handlers import Work, load_handler
-from fsqueue.inbox import bounce, inbox_of
-from fsqueue.layout import State
-from fsqueue.leases import lease_names
-from fsqueue.metrics import HEADER
-from fsqueue.pool import Pool, open_pool
-from fsqueue.score import Tier
+from fsqueue.handler import Work, load_handler
+from fsqueue.monitor.metrics_log import HEADER
+from fsqueue.pool.inbox import bounce, inbox_of
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.requirements import Tier
+from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.storage import atomic
+from fsqueue.worker.attempt import Ending
 from tests.support.cases import Reads, Writes, settle, settles
 from tests.support.crash import crash, die_after
 from tests.support.planning import make_inputs, plan_command

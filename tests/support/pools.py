@@ -15,20 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsqueue import claims, directories
-from fsqueue.attempt import Attempt, Ending
-from fsqueue.check import check_pool
 from fsqueue.errors import BadInput
-from fsqueue.handlers import Handler, Item, Source, Work
-from fsqueue.heartbeat import Heartbeat
-from fsqueue.layout import State
-from fsqueue.leases import Lease, Observer
-from fsqueue.locks import try_lock
-from fsqueue.names import ClaimName, new_worker_id
-from fsqueue.planner import Outcome, Request, plan_into
-from fsqueue.pool import Pool, Spool, create_pool, spool_names
-from fsqueue.recovery import Recovered, Recovery
-from fsqueue.status import Journal, Status
+from fsqueue.handler import Handler, Item, Source, Work
+from fsqueue.maintenance.audit import check_pool
+from fsqueue.pool import claims
+from fsqueue.pool.journal import Journal
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import Lease, Observer
+from fsqueue.pool.names import ClaimName, new_worker_id
+from fsqueue.pool.settings import Pool, Spool, create_pool, spool_names
+from fsqueue.pool.status import Status
+from fsqueue.scheduling.planner import Outcome, Request, plan_into
+from fsqueue.storage import directories
+from fsqueue.storage.locks import try_lock
+from fsqueue.worker.attempt import Attempt, Ending
+from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.recovery import Recovered, Recovery
 
 STEPS_MAX = 1000
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from fsqueue.leases import lease_names
-from fsqueue.pool import Pool
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.settings import Pool
 
 DEADLINE_S = 30.0
 POLL_S = 0.01

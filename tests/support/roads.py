@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from embed.roads import lance, road
-from embed.roads.export import Asked, Exported, export
+from embed.export import lancedb_table
+from embed.export.export import Asked, Exported, export
 from tests.support.processes import wait_for
 
 NAME = "default"
@@ -167,7 +167,7 @@ def free_port() -> int:
 def main() -> None:
     """Export in small parts, and die by SIGKILL once the n-th has been passed on."""
     to, root, target, at = sys.argv[1:]
-    road.BLOCK_BYTES, lance.BATCHES = 4 * 8 * 10, 2
+    target.BLOCK_BYTES, lancedb_table.BATCHES = 4 * 8 * 10, 2
     told = 0
 
     def progress(_done: int, _total: int) -> None:

@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from fsqueue.layout import FORMAT, State
-from fsqueue.leases import Lease
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, Spool, add_spool, create_pool
-from fsqueue.status import Status
+from fsqueue.pool.layout import FORMAT, State
+from fsqueue.pool.leases import Lease
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.status import Status
 
 JOURNAL_LINES = 300
 COST = 8_000

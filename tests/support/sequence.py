@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import atomic
+from fsqueue.storage import atomic
 
 DEADLINE_S = 10.0
 
@@ -114,7 +114,7 @@ class Entry:
 
 
 class Os:
-    """Stand in for the `os` of fsqueue.atomic: each call first goes to a hook of its name, if any.
+    """Stand in for the `os` of fsqueue.storage.atomic: each call first goes to its hook, if any.
 
     A hook is given the real function and the arguments, and does with them what it likes. What is
     listed entry by entry goes to the hook of `listdir`, too.

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.store import folders, writer
-from embed.store.encoding import Columns
 from embed.store.keys import KEY, Keys
+from embed.store.shards import Columns
 from embed.store.view import View
 
 WIDTH = 8

@@ -15,9 +15,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsqueue.layout import State
-from fsqueue.pool import Pool
-from fsqueue.status import read_events
+from fsqueue.pool.journal import read_events
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
 from tests.support.planning import ids, names_in, plan_command
 from tests.support.processes import Running, fsqueue
 

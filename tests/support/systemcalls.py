@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fsqueue.claims import Claim
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.claims import Claim
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
 from tests.support.handlers import handler_environment, install_handler
 from tests.support.processes import FSQUEUE, environment
 

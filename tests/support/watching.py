@@ -8,17 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fsqueue import claims
-from fsqueue.census import Amount, Count
-from fsqueue.crews import SpoolRow
-from fsqueue.layout import State
-from fsqueue.leases import Lease
-from fsqueue.names import ClaimName
-from fsqueue.pool import Pool
-from fsqueue.reported import Use
-from fsqueue.roster import WorkerRow
-from fsqueue.snapshot import Snapshot
-from fsqueue.status import Status
+from fsqueue.monitor.counts import Amount, Count
+from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.workers import Use, WorkerRow
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import Lease
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.status import Status
 
 ELSEWHERE = "node7"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed.engine import Engine
-from embed.outputs import read
+from embed.engine.engine import Engine
+from embed.outputs.claim_file import read
 from embed.store import folders
 from fsqueue import Interrupted, UsageError
 from tests.embed.conftest import Bench, fasta

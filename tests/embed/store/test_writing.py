@@ -14,7 +14,7 @@ from embed.store.keys import Space, from_hexadecimal, hexadecimal, key
 from embed.store.places import Place
 from embed.store.shards import Shard, StoreError, Vanished
 from embed.store.view import View
-from fsqueue import atomic
+from fsqueue.storage import atomic
 from tests.support.crash import every_crash
 from tests.support.stores import OPTIONS, columns_of, keys_of, open_view, put, vectors_of
 

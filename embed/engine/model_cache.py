@@ -1,0 +1,133 @@
+"""Keep models loaded while there is room; the least recently used goes first.
+
+Loads are serialised per host: several at once from one disk take longer than one after the other,
+and need their memory twice while they convert.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from embed.engine.engine import Encoder, is_out_of_memory
+from embed.engine.non_finite import Mending, mended
+from embed.models import families, files, hub
+from embed.models.families import Tokens
+from fsqueue import NotSupportedError, host_lock, memory_available
+
+ROOM_BYTES: Final = 2 << 30
+"""What a batch may need beside the weights."""
+
+
+@dataclass(slots=True)
+class Resident:
+    """A loaded model, and an engine for each way of pooling that was asked of it."""
+
+    kind: str
+    spec: str
+    """The model as it is asked for: its folder, or its hub id and revision."""
+    folder: str
+    device: torch.device
+    encoder: Encoder
+    tokens: Tokens
+    engines: dict[str, Mending] = field(default_factory=dict)
+
+    def engine(self, options: Mapping[str, Any]) -> Mending:
+        """Return the engine that pools as these options say."""
+        way = options["pooling"]
+        if way not in self.engines:
+            self.engines[way] = mended(
+                self.encoder,
+                self.tokens,
+                options["family"],
+                self.folder,
+                self.device,
+                dtype=options["dtype"],
+                pool=way,
+            )
+        return self.engines[way]
+
+
+class Residents:
+    """The models that this process has loaded, the least recently used first."""
+
+    def __init__(self, device: torch.device, free_bytes: Callable[[], int | None]) -> None:
+        self.device = device
+        self._free_bytes = free_bytes
+        self._models: dict[tuple[str, str], Resident] = {}
+
+    @classmethod
+    def on(cls, device: torch.device) -> Residents:
+        """Return an empty set for a device, which knows the device's free memory."""
+        return cls(device, lambda: free_bytes(device))
+
+    def __iter__(self) -> Iterator[Resident]:
+        return iter(self._models.values())
+
+    def get(self, options: Mapping[str, Any], kind: str, models_max: int | None) -> Resident:
+        """Return the model of a plan's options, loading it if it is not there.
+
+        Raises what `families.load` and `hub.locate` do, NotSupportedError if it does not fit.
+        """
+        key = (options["weights"], options["dtype"])
+        if key in self._models:
+            self._models[key] = self._models.pop(key)  # now the last to go
+            return self._models[key]
+        with host_lock("load"):
+            folder = hub.locate(options)
+            self._make_room(_size(folder, options["dtype"]), models_max)
+            encoder, tokens = self._load(options, folder)
+        spec = options["folder"] or f"{options['model']}@{options['revision']}"
+        self._models[key] = Resident(kind, spec, folder, self.device, encoder, tokens)
+        return self._models[key]
+
+    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:
+        while True:
+            try:
+                return families.load(options["family"], folder, options["dtype"], self.device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self._models:
+                    raise NotSupportedError(
+                        f"the model {options['model']} does not fit into this device's memory, "
+                        f"even alone. Plan with --dtype bfloat16, or use a GPU with more memory."
+                    ) from error
+            self._evict()
+
+    def _make_room(self, size: int, models_max: int | None) -> None:
+        while self._models and (
+            (models_max is not None and len(self._models) >= models_max) or not self._fits(size)
+        ):
+            self._evict()
+
+    def _fits(self, size: int) -> bool:
+        free = self._free_bytes()
+        return free is None or free >= size + ROOM_BYTES
+
+    def _evict(self) -> None:
+        del self._models[next(iter(self._models))]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on a device, None if nobody knows."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory_available()
+
+
+def device_name() -> str:
+    """Return what `--weight` calls the device that would be used here."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def _size(folder: str, dtype: str) -> int:
+    """Return about what a model takes: its files are float32, as a rule."""
+    size = sum(os.path.getsize(path) for path in files.weight_files(folder))
+    return size if dtype == "float32" else size // 2

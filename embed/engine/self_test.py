@@ -1,0 +1,168 @@
+"""Show on a known input that a device computes rightly, and that a loaded model does.
+
+The device is shown by a tiny model of the family whose every weight follows from a formula: what it
+answers to a fixed input is written here, as plain transformers (ESM-2) and a rendering of the
+published code (DNABERT) computed it once in float64. A loaded model's own numbers nobody knows
+beforehand; of it is asked that a sequence gives the same vector in company as alone, and its first
+numbers are returned, so that workers can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.engine.batching import Tokenized
+from embed.models.dnabert import shape as dnabert_shape
+from embed.models.families import Tokens
+from embed.models.pooling import pooling
+from fsqueue import ClaimImpossible, WorkerBroken
+
+if TYPE_CHECKING:
+    from embed.engine.engine import Encoder
+    from embed.engine.non_finite import Mending
+
+LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 2, 16, 2, 32, 33
+IDS: Final = [4 + (7 * n) % 20 for n in range(24)]
+ANSWERS: Final = {
+    "esm2": (-0.397668, 0.607072, 0.158458, -0.966744, 0.357098, 0.883209),
+    "dnabert": (0.713519, 1.316073, -1.523435, -0.158766, 1.806813, -1.075351),
+}
+"""The first numbers of the vector of IDS."""
+WITHIN: Final = 1e-3
+ALIKE: Final = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+PROBES: Final = {
+    "esm2": (
+        b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ",
+        b"MAGW",
+        b"GSHMLEDPV" * 9,
+    ),
+    "dnabert": (b"ACGTACGGTTCATTGACC" * 8, b"ACGT", b"GATTACAGGCATCGA" * 20),
+}
+
+
+def check_device(family: str, device: Any) -> None:
+    """Run the tiny model there. Raises WorkerBroken if what it answers is not what is known.
+
+    For a family without a tiny model that of ESM-2 serves: the device does the same products.
+    """
+    from embed.engine.engine import Engine
+
+    family = family if family in ANSWERS else "esm2"
+    rows = Engine(load(family, device), pooling("mean", family)).embed([_known(family)], _ignore)
+    answer = np.array(ANSWERS[family], np.float32)
+    if not np.allclose(rows[0, : len(answer)], answer, rtol=WITHIN, atol=WITHIN):
+        raise WorkerBroken(
+            f"the device {device} computes wrongly: a known input to a known {family} gave "
+            f"{rows[0, :3].tolist()} where {answer[:3].tolist()} is right; the card, its driver or "
+            f"its PyTorch is faulty. This worker stops. Try another; look at: nvidia-smi -q, dmesg"
+        )
+
+
+def check_model(engine: Mending, tokens: Tokens, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Embed a few sequences together and alone. Raises ClaimImpossible if the vectors differ."""
+    batch = [
+        Tokenized(row, tokens.read(letters)[0])
+        for row, letters in enumerate(PROBES.get(options["family"], PROBES["esm2"]))
+    ]
+    together = engine.embed(batch, _ignore)
+    alone = np.concatenate([engine.embed([one], _ignore) for one in batch])
+    scale = float(np.abs(alone).max()) or 1.0
+    apart = float(np.abs(together - alone).max()) / scale
+    if not apart <= ALIKE[options["dtype"]]:  # NaN is not
+        raise ClaimImpossible(
+            f"the model {options['model']} gives a sequence another vector in company than alone "
+            f"({apart:.1e} of the largest number apart); its numbers cannot be relied on here. "
+            f"Compare with another worker, and report this defect."
+        )
+    numbers = [round(float(number), 5) for number in alone[0, :4]]
+    return {"sequences": len(batch), "apart": apart, "first_numbers": numbers}
+
+
+# ---- the tiny models ----
+
+
+def load(family: str, device: Any) -> Encoder:
+    """Return the family's tiny model on a device, by way of files as published ones have."""
+    with tempfile.TemporaryDirectory(prefix="fsqueue-selftest-") as folder:
+        write(family, Path(folder))
+        if family == "dnabert":
+            from embed.models.dnabert import network as dnabert
+
+            return dnabert.load(folder, "float32", device)
+        from embed.models.esm2 import network as esm2
+
+        return esm2.load(folder, "float32", device)
+
+
+def write(family: str, folder: Path) -> None:
+    """Write the tiny model's config.json and model.safetensors."""
+    from safetensors.numpy import save_file
+
+    config: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "max_position_embeddings": 1026,
+    }
+    if family == "dnabert":
+        config |= {"model_type": "bert", "alibi_starting_size": 512, "layer_norm_eps": 1e-12}
+    else:
+        config |= {"model_type": "esm", "position_embedding_type": "rotary", "pad_token_id": 1}
+        config |= {"mask_token_id": 32, "token_dropout": True, "emb_layer_norm_before": False}
+        config |= {"architectures": ["EsmModel"], "layer_norm_eps": 1e-5}
+    (folder / "config.json").write_text(json.dumps(config))
+    if family == "dnabert":
+        shapes = dict(dnabert_shape.Shape.read(str(folder)).tensors())
+    else:
+        shapes = dict(_esm_tensors())
+    weights = {name: _weight(name, shape) for name, shape in shapes.items()}
+    if family == "esm2":
+        steps = np.arange(0, WIDTH // HEADS, 2) / (WIDTH // HEADS)
+        weights["rotary_embeddings.inv_freq"] = (10_000.0**-steps).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a tensor's numbers: they follow from its name and their places."""
+    count, start = int(np.prod(shape)), sum(name.encode()) % 97
+    waves = np.sin(1.7 * np.arange(count) + start).reshape(shape)
+    is_norm = "norm" in name.lower() and name.endswith("weight")
+    return (1.0 + 0.1 * waves if is_norm else 0.3 * waves).astype(np.float32)
+
+
+def _esm_tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
+    d, f = WIDTH, INNER
+    yield "embeddings.word_embeddings.weight", (VOCABULARY, d)
+    for layer in range(LAYERS):
+        at = f"encoder.layer.{layer}"
+        linear = {f"attention.self.{name}": (d, d) for name in ("query", "key", "value")}
+        linear |= {"attention.output.dense": (d, d), "intermediate.dense": (f, d)}
+        linear |= {"output.dense": (d, f)}
+        for name, size in linear.items():
+            yield f"{at}.{name}.weight", size
+            yield f"{at}.{name}.bias", size[:1]
+        for name in ("attention.LayerNorm", "LayerNorm"):
+            yield f"{at}.{name}.weight", (d,)
+            yield f"{at}.{name}.bias", (d,)
+    yield "encoder.emb_layer_norm_after.weight", (d,)
+    yield "encoder.emb_layer_norm_after.bias", (d,)
+    yield "contact_head.regression.weight", (1, LAYERS * HEADS)
+    yield "contact_head.regression.bias", (1,)
+
+
+def _known(family: str) -> Tokenized:
+    ids = np.array(IDS, np.uint16) if family == "dnabert" else bytes(IDS)
+    return Tokenized(0, ids)
+
+
+def _ignore(_text: str) -> None:
+    pass

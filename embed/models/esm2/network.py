@@ -1,0 +1,139 @@
+"""Load an ESM-2 and run it on packed batches: sequences end to end, no padding, no mask.
+
+The only door to transformers, whose `EsmModel` reads every published size and names what is
+missing. The forward pass over its tensors is ours, for packs (`packed.py`); the numbers are those
+of the stock model for a sequence alone (`tests/embed/test_models.py` holds them to 1e-5).
+
+What this module does not know: residues, claims, and what becomes of the hidden states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import EsmModel
+from transformers.utils import logging
+
+from embed.models.esm2.tokens import BEGIN, END
+from embed.models.packed import DTYPES, Map, Pack, attend, linear, to_device
+from fsqueue import ClaimImpossible
+
+
+def load(folder: str, dtype: str, device: torch.device) -> Encoder:
+    """Load the model in `folder`. Raises ClaimImpossible if a weight is missing: no layer is ever
+    left as it was initialised at random."""
+    with quietly():
+        model, found = EsmModel.from_pretrained(
+            folder,
+            add_pooling_layer=False,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ClaimImpossible(
+            f"{folder}: {len(missing)} of the model's weights are not in its files, {missing[0]} "
+            f"first; it was saved from another kind of model. Give a complete ESM-2."
+        )
+    return Encoder(model.to(device).eval())
+
+
+class Encoder:
+    """A loaded ESM-2: the tensors of transformers' `EsmModel`, computed in fewer and larger steps.
+
+    Query, key and value come from one product. Of each head the two halves that a rotation mixes
+    are laid side by side, so that the pairs are complex numbers and the rotation one
+    multiplication; the scores, sums over a head, do not see the order.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config, kind = model.config, model.dtype
+        self.width: int = config.hidden_size
+        self.device: torch.device = model.device
+        self._heads: int = config.num_attention_heads
+        # What the model was trained with: 12 % of its inputs were zeros, and none is now.
+        scale = 0.88 if config.token_dropout else 1.0
+        word = model.embeddings.word_embeddings.weight.detach()
+        self._words = (word.float() * scale).to(kind)
+        self._before = model.embeddings.layer_norm
+        self._after = model.encoder.emb_layer_norm_after
+        self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
+        self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
+
+    def hidden(self, sequences: Sequence[bytes]) -> list[torch.Tensor]:
+        """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
+
+        The first and last row belong to the begin and end tokens, which are added here.
+        """
+        arrays = [np.frombuffer(ids, np.uint8) for ids in sequences]
+        with torch.inference_mode():
+            pack = Pack.of(arrays, BEGIN, END, self.device)
+            turns = self._turns(pack)
+            x = functional.embedding(pack.tokens, self._words)
+            if self._before is not None:
+                x = self._before(x)
+            for layer in self._layers:
+                x = layer(x, turns, pack)
+            return list(self._after(x).split(pack.lengths))
+
+    def _turns(self, pack: Pack) -> torch.Tensor:
+        """Return e^(i * position * speed), (tokens, 1, 1, d / 2) complex64."""
+        angles = torch.outer(torch.arange(max(pack.lengths), dtype=torch.float32), self.inv_freq)
+        turns = torch.polar(torch.ones_like(angles), angles)[torch.from_numpy(pack.positions)]
+        return to_device(turns[:, None, None], self.device)
+
+
+class _Layer:
+    """One layer; its norms are the model's own modules."""
+
+    def __init__(self, layer: Any, heads: int) -> None:
+        attention = layer.attention
+        projections = [getattr(attention.self, name) for name in ("query", "key", "value")]
+        weights = [_paired(p.weight.detach(), heads) for p in projections[:2]]
+        biases = [_paired(p.bias.detach(), heads) for p in projections[:2]]
+        self._heads = heads
+        self._first, self._second = attention.LayerNorm, layer.LayerNorm
+        self._qkv = linear(
+            torch.cat([*weights, projections[2].weight.detach()]),
+            torch.cat([*biases, projections[2].bias.detach()]),
+        )
+        self._out = _linear(attention.output.dense)
+        self._up = _linear(layer.intermediate.dense, gelu=True)
+        self._down = _linear(layer.output.dense)
+
+    def __call__(self, x: torch.Tensor, turns: torch.Tensor, pack: Pack) -> torch.Tensor:
+        qkv = self._qkv(self._first(x)).view(len(x), 3, self._heads, -1)
+        pairs = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2)))
+        q, k = torch.view_as_real(pairs * turns).flatten(-2).unbind(1)
+        x = x + self._out(attend(q, k, qkv[:, 2], pack))
+        return x + self._down(self._up(self._second(x)))
+
+
+def _linear(module: Any, *, gelu: bool = False) -> Map:
+    return linear(module.weight.detach(), module.bias.detach(), gelu=gelu)
+
+
+def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reorder each head's rows from (first half, second half) to pairs of one of each."""
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers from printing its loading bar and its table of unused weights."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,109 @@
+"""The jobs that every worker knows, for `fsqueue broadcast`: warmup, selftest, evict, drain.
+
+Each is a handler that acts on the worker it runs in. Anything else that is broadcast is run by the
+installed handler of that name, with the job's data for payload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from fsqueue.errors import ClaimImpossible, NotSupportedError, UsageError
+from fsqueue.handler import Handler, Work
+from fsqueue.pool import plans
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic
+
+
+class Job(Handler):
+    """One of those jobs; `handlers` are the worker's own, `load` gets one that is not yet there."""
+
+    suffix: str | None = None
+
+    def __init__(
+        self,
+        pool: Pool,
+        worker: str,
+        handlers: Mapping[str, Handler],
+        load: Callable[[str], Handler],
+    ) -> None:
+        self.pool = pool
+        self.worker = worker
+        self.handlers = handlers
+        self.load = load
+
+    def targets(self, work: Work) -> Iterator[tuple[Handler, Mapping[str, Any]]]:
+        """Yield what the job is about: the handler it names, else those of the pool's plans."""
+        named, options = work.payload.get("handler"), work.payload.get("options")
+        seen: list[tuple[str, Mapping[str, Any]]] = []
+        for plan in reversed(plans.read_plans(self.pool)):
+            if named in (None, plan.handler) and (plan.handler, plan.options) not in seen:
+                seen.append((plan.handler, plan.options))
+        try:
+            if isinstance(named, str) and (isinstance(options, dict) or not seen):
+                seen = [(named, self._completed(named, options or {}))]
+            for name, given in seen:
+                yield self.load(name), given
+        except (UsageError, NotSupportedError) as error:
+            raise ClaimImpossible(str(error)) from error
+
+    def _completed(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a person gave as a plan would have it."""
+        handler = self.load(name)
+        for option in handler.options:
+            if option.required and given.get(option.name) is None:
+                raise UsageError(f'"options" in --job-data lack {option.name!r}: {option.help}.')
+        return handler.prepare({o.name: o.default for o in handler.options} | dict(given))
+
+
+class Warmup(Job):
+    """Load what planned claims will need."""
+
+    def run(self, work: Work) -> None:
+        """Warm every target."""
+        for handler, options in self.targets(work):
+            handler.warm(options)
+
+
+class SelfTest(Job):
+    """Let handlers show on a known input that they give the known result here."""
+
+    suffix = ".json"
+
+    def run(self, work: Work) -> None:
+        """Write what each target's own test says; raise ClaimImpossible if one does not pass."""
+        found: dict[str, Any] = {}
+        for handler, options in self.targets(work):
+            said = handler.selftest(options)
+            first = handler.name not in found
+            found[handler.name if first else f"{handler.name} {said.get('kind', len(found))}"] = (
+                said
+            )
+        work.output.write_text(json.dumps({"worker": self.worker, "handlers": found}, indent=1))
+
+
+class Evict(Job):
+    """Let go of what is loaded."""
+
+    def run(self, work: Work) -> None:
+        """Close every handler; each opens again when it is needed."""
+        for handler in self.handlers.values():
+            handler.close()
+
+
+class Drain(Job):
+    """Finish the claim that runs, and leave."""
+
+    def run(self, work: Work) -> None:
+        """Order this worker, and no other, to leave."""
+        atomic.publish(self.pool.order("drain", self.worker), b"")
+
+
+JOBS: Final[dict[str, type[Job]]] = {
+    "warmup": Warmup,
+    "selftest": SelfTest,
+    "evict": Evict,
+    "drain": Drain,
+}

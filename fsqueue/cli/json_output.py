@@ -1,0 +1,131 @@
+"""What the looking commands have in common: the JSON they print and what their exit status says.
+
+Keys are interface: add, never rename.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.workers import WorkerRow
+
+EXIT_STATUS = """\b
+Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
+is left but some claims failed, 5 work remains.
+"""
+
+
+def status_facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what `fsqueue status --json` prints: planned == waiting + running + done + failed."""
+    count = snapshot.count
+    amounts = {
+        "planned": count.planned,
+        "waiting": count.waiting,
+        "running": count.running,
+        "done": count.done,
+        "failed": count.failed,
+    }
+    return {
+        "pool": snapshot.pool,
+        "time": _utc(snapshot.taken_at),
+        **{name: amount.claims for name, amount in amounts.items()},
+        "staged": count.staged.claims,
+        "cost": {name: amount.cost for name, amount in amounts.items()},
+        "measures": count.measures,
+        "store_hits": snapshot.store_hits,
+        "progress": round(snapshot.progress, 6),
+        "unit": snapshot.unit,
+        "items_per_s": snapshot.items_per_s,
+        "tokens_per_s": snapshot.tokens_per_s,
+        "cost_per_s": snapshot.cost_per_s,
+        "eta_s": snapshot.eta_s,
+        "spools": [spool_facts(row) for row in snapshot.spools],
+        "metadata_ops_per_s": round(
+            sum(row.status.metadata_ops_per_s for row in snapshot.workers if row.living), 3
+        ),
+        "workers": dict(Counter(row.state for row in snapshot.workers)),
+        "orders": sorted(snapshot.orders),
+        "warnings": [asdict(notice) for notice in snapshot.warnings],
+        "certain": count.certain,
+        "finished": snapshot.finished,
+        "exit_status": snapshot.exit_status,
+    }
+
+
+def spool_facts(row: SpoolRow) -> dict[str, Any]:
+    """Return one spool; null is what nobody knows."""
+    return {
+        "name": row.name or None,
+        "model": row.model,
+        "weight": row.weight,
+        "planned": row.planned.claims,
+        "cost_planned": row.planned.cost,
+        "waiting": row.waiting.claims,
+        "cost_waiting": row.waiting.cost,
+        "share_left": row.share_left,
+        "running": row.running,
+        "done": row.done,
+        "errors": row.errors,
+        "stolen_in": row.stolen_in,
+        "stolen_out": row.stolen_out,
+        "workers": row.workers,
+        "state": row.state,
+        "stalled": row.stalled,
+        "items_per_s": row.items_per_s,
+        "tokens_per_s": row.tokens_per_s,
+        "cost_per_s": row.cost_per_s,
+        "eta_s": row.eta_s,
+        "host": row.host,
+        "gpu": row.gpu,
+        **asdict(row.use),
+    }
+
+
+def worker_facts(row: WorkerRow) -> dict[str, Any]:
+    """Return one worker: seven keys that schedulers ask for, what is true, what it reports."""
+    status = row.status
+    reported = asdict(status)
+    for name in ("worker_id", "state", "gpu", "current", "tier", "specialization"):
+        del reported[name]
+    return {
+        "id": row.id,
+        "tier": status.tier,
+        "specialization": status.specialization or None,
+        "loaded_models": status.loaded,
+        "active_requests": len(row.holds),
+        "cpu_load": status.current_load,
+        "gpu_util": row.use.compute_percent,
+        "worker_id": row.id,
+        "health": row.health,
+        "state": row.state,
+        "trouble": row.trouble,
+        "stalled": row.stalled,
+        "holds": list(row.holds),
+        "progress": row.progress,
+        "items_per_s": row.items_per_s,
+        "tokens_per_s": row.tokens_per_s,
+        "cost_per_s": row.cost_per_s,
+        "idle_s": row.idle_s,
+        "age_s": row.age_s,
+        "current": asdict(status.current) if status.current and row.holds else None,
+        **reported,
+        **asdict(row.use),
+    }
+
+
+def watch_facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what `fsqueue watch --json` prints: the status, and all that is shown beside."""
+    return status_facts(snapshot) | {
+        "worker_rows": [worker_facts(row) for row in snapshot.workers],
+        "steals": [asdict(steal) | {"time": _utc(steal.t)} for steal in snapshot.steals],
+        "failures": [asdict(failure) for failure in snapshot.failures],
+    }
+
+
+def _utc(t: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))

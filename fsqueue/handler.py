@@ -1,0 +1,297 @@
+"""What a handler is: it plans inputs into items of work, and runs one claim.
+
+fsqueue knows nothing of what the work means. A handler is a class, registered under the entry-point
+group `fsqueue.handlers`; its entry point's name is what follows `fsqueue plan`. The smallest one
+has only `run`:
+
+    class Words(Handler):
+        suffix = ".txt"
+
+        def run(self, work):
+            text = work.input.read_text()
+            work.output.write_text(f"{len(text.split())}\\n")
+
+Planning, in order: `prepare` checks the options once; `survey` reads each input once; `cut` turns
+the surveyed sources into items no dearer than a stated cost. All three run in the planner. `run`
+runs in a worker, which keeps one instance of the class for its whole life, so that what is
+expensive to load is loaded once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Final
+
+from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, PoolError, UsageError
+from fsqueue.pool.layout import CHECKPOINT
+from fsqueue.pool.names import slug
+from fsqueue.storage import atomic, directories
+
+GROUP: Final = "fsqueue.handlers"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of `fsqueue plan HANDLER`; its type is that of `default` (None means text)."""
+
+    name: str
+    default: str | int | float | bool | None
+    help: str
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input, surveyed. `key` identifies its path and content; `cost` is all of its work.
+
+    `measures` are counts to show (sequences, residues); `notes` are warnings to show;
+    `detail` is for the handler's own `cut`.
+    """
+
+    path: str
+    key: str
+    cost: int
+    measures: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    detail: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One claim to be: what it is called, what it costs, and all that `run` needs to know.
+
+    `identity` holds whatever tells this item from any other of the same options: paths, ranges,
+    content hashes. `payload` must be JSON. `measures` are counts to show and to add up.
+    """
+
+    stem: str
+    kind: str
+    cost: int
+    identity: Mapping[str, Any]
+    payload: Mapping[str, Any]
+    measures: Mapping[str, int] = field(default_factory=dict)
+
+
+class Handler:
+    """Subclass this; override what the defaults do not fit."""
+
+    name = ""
+    """The entry point's name; set by `load_handler`."""
+    suffix: str | None = ".out"
+    """Outputs are outputs/ID + suffix. None: this handler has no output file."""
+    options: Sequence[Option] = ()
+    trailing: str | None = None
+    """A metavar if the command line ends in `-- WORD...`, which comes as options["argv"]."""
+    unit = "items"
+    """What `Work.progress` counts."""
+    tier: int = 2
+    """The lowest tier of worker that may run its claims: 1 GPU, 2 CPU, 3 storage."""
+    personal = False
+    """True if its claims say which program to run, or to read what nobody pinned: a worker does
+    only those that its own user planned, whoever else it was told to trust."""
+    requires: Sequence[str] = ()
+    """Capabilities that a worker must have for its claims (`work --capability`)."""
+    cost_max: int | None = None
+    """No claim should be dearer than this, however large the input (see `cut`)."""
+    cost_per_second: float | None = None
+    """How much cost a GPU of weight 1.0 (an RTX 3090) does in a second, about, if that is known;
+    then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
+
+    models_max: int | None = None
+    """How many models it may keep loaded (`work --max-models`); set by the worker."""
+
+    def beside(self, name: str) -> Handler:
+        """Return another handler; in a worker it is the only one, so that models load once."""
+        return load_handler(name)
+
+    def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
+        return options
+
+    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return those options that decide the bytes of the result: they enter every id."""
+        return options
+
+    def survey(self, path: str, options: Mapping[str, Any]) -> Source:
+        """Read one input, once, in bounded memory. Raises BadInput."""
+        facts = self.identify(path)
+        return Source(path, _hash([path, facts]), max(1, facts["bytes"]), {"inputs": 1})
+
+    def cut(
+        self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
+    ) -> Iterator[Item]:
+        """Yield items, none dearer than `cost_max` where the input can be divided at all.
+
+        Called three times with the same arguments; it must yield the same items each time.
+        """
+        for source in sources:
+            facts = self.identify(source.path)
+            payload = {"input": source.path, "facts": facts}
+            identity = {"key": source.key}
+            stem = Path(source.path).stem
+            yield Item(stem, self.name, source.cost, identity, payload, source.measures)
+
+    def run(self, work: Work) -> None:
+        """Do one claim: read `work.payload`, write `work.output`.
+
+        Raises ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken; any other exception counts
+        as ClaimFailed.
+        """
+        raise NotImplementedError
+
+    def warm(self, options: Mapping[str, Any]) -> None:
+        """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
+
+    def ordered(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check and complete the data of a broadcast where it is sent. UsageError if wrong."""
+        return dict(data)
+
+    def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
+        raise ClaimImpossible(f"the handler {self.name!r} has no test of itself")
+
+    def loaded(self) -> list[str]:
+        """Return the kinds of claim for which nothing would have to be loaded now."""
+        return []
+
+    def close(self) -> None:
+        """Let go of everything; the worker is leaving."""
+
+    @staticmethod
+    def identify(path: str) -> dict[str, int]:
+        """Return what is compared, when a claim runs, to notice that its input changed."""
+        try:
+            facts = os.stat(path)
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror}. Check the path.") from error
+        return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+
+
+@dataclass(slots=True)
+class Work:
+    """One claim, as its handler sees it, and what the handler may ask of the worker."""
+
+    id: str
+    kind: str
+    cost: int
+    attempt: int
+    payload: Mapping[str, Any]
+    options: Mapping[str, Any]
+    output: Path
+    """A private path on the pool's file system; what is there when `run` returns is published."""
+    partial: str
+    is_stopping: Callable[[], bool]
+    report: Callable[[int, int, Mapping[str, int]], None]
+    warn: Callable[[str], None]
+    """Put one line into the worker's journal and log."""
+    saved: bool = False
+    """Whether this run saved a checkpoint."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """What `count` was told."""
+
+    @property
+    def input(self) -> Path:
+        """The input's path, for handlers that use the default `cut`."""
+        return Path(self.payload["input"])
+
+    @property
+    def stopping(self) -> bool:
+        """True once the worker was asked to stop: save a checkpoint and raise Interrupted."""
+        return self.is_stopping()
+
+    def progress(self, done: int, total: int, **measures: int) -> None:
+        """Report progress inside the claim, in the handler's unit; cheap, call it often.
+
+        `measures` count what was done since the last report (tokens, say); they are added up.
+        """
+        self.report(done, total, measures)
+
+    def count(self, **measures: int) -> None:
+        """Tell numbers that only the run knows; journal and status have them when it is done."""
+        self.counted.update(measures)
+
+    def checkpoint(self, name: str, data: bytes) -> None:
+        """Save a partial result for whoever runs this claim next; published whole, never replaced.
+
+        A zombie may save the same name first. Its bytes must be as good as ours: name a checkpoint
+        by the part of the work that it holds.
+        """
+        assert CHECKPOINT.fullmatch(name), name
+        directories.make(self.partial)
+        try:
+            atomic.publish(f"{self.partial}/{name}", data)
+        except FileNotFoundError:
+            # RACE: a zombie has published the output of this claim, and removed its checkpoints.
+            directories.make(self.partial)
+            atomic.publish(f"{self.partial}/{name}", data)
+        self.saved = True
+
+    def checkpoints(self) -> dict[str, bytes]:
+        """Return every checkpoint of this claim by name, whoever saved it."""
+        try:
+            found = atomic.names(self.partial)
+        except PoolError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return {}  # RACE: none was saved, or the claim's last owner is removing them
+        saved = {}
+        for name in sorted(filter(CHECKPOINT.fullmatch, found)):
+            try:
+                saved[name] = atomic.read(f"{self.partial}/{name}", limit=1 << 34)
+            except FileNotFoundError:
+                continue  # RACE: as above; a checkpoint less costs time, not correctness
+        return saved
+
+
+def claim_id(handler: Handler, options: Mapping[str, Any], item: Item) -> str:
+    """Return the id of an item: the same work has the same id, wherever and whenever planned."""
+    decisive = handler.decisive(options)
+    return f"{slug(item.stem)}-{_hash([handler.name, decisive, item.identity])[:12]}"
+
+
+def source_key(handler: Handler, options: Mapping[str, Any], source: Source) -> str:
+    """Return what identifies a whole input under these options: planned once, it is planned."""
+    return _hash([handler.name, handler.decisive(options), source.key])
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=dict)
+    digest = hashlib.sha256(text.encode()).digest()[:20]
+    return base64.b32encode(digest).decode().lower()
+
+
+# ---- the registry ----
+
+
+def registered() -> dict[str, EntryPoint]:
+    """Return every installed handler's entry point by name, without importing any."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def load_handler(name: str) -> Handler:
+    """Import and make the handler called `name`."""
+    entry = registered().get(name)
+    if entry is None:
+        known = ", ".join(sorted(registered())) or "none"
+        raise UsageError(
+            f"no handler is called {name!r}; installed: {known}. Install the package that "
+            f"provides it into this environment ({sys.prefix})."
+        )
+    try:
+        handler: Handler = entry.load()()
+    except (ImportError, AttributeError) as error:
+        raise NotSupportedError(
+            f"the handler {name!r} cannot be imported ({error}); something it needs is not "
+            f"installed. pip install it, then start again."
+        ) from error
+    handler.name = name
+    return handler

@@ -1,0 +1,342 @@
+"""Verify a pool's invariants on disk, and say in plain words what contradicts them.
+
+A pool may be at work meanwhile, and no set of listings is one moment: a claim that moves between
+two of them is seen twice or not at all. So what looks wrong is looked at again, and believed when
+it looks wrong the same way three times.
+
+Of a claim that looks right only marks are held (`marks.py`), 26 bytes in all. What looks wrong by
+its mark is then looked at by name.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from fsqueue.errors import FsqueueError, PoolError
+from fsqueue.maintenance.cleanup import Cleaner
+from fsqueue.pool import claims, plans
+from fsqueue.pool.layout import DIRECTORIES, State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.name_sets import Marks, mark, repeated, sets
+from fsqueue.pool.names import ID, SPOOL, id_and_cost
+from fsqueue.pool.settings import Pool, read_spool, spool_names
+from fsqueue.pool.untrusted import read_json
+from fsqueue.storage import atomic
+
+LOOKS = 3
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found. A pool without problems is clean; notes are no problems."""
+
+    planned: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_pool(pool: Pool) -> Report:
+    """Look at everything in the pool; change nothing."""
+    report = Report()
+    for name in DIRECTORIES:
+        try:
+            atomic.gather(pool.directory(name), _any)
+        except PoolError as error:
+            report.problems.append(str(error))
+    if report.problems:
+        return report
+    planned = _check_places(pool, report)
+    _check_spools(pool, report)
+    _check_contents(pool, planned.uids, report)
+    _check_outputs(pool, planned, report)
+    _note_leftovers(pool, planned, report)
+    return report
+
+
+def _any(texts: Iterator[str]) -> bool:
+    return any(True for _ in texts)
+
+
+# ---- I1: each planned claim is in exactly one place ----
+
+
+def _check_places(pool: Pool, report: Report) -> Planned:
+    asked: set[int] = set()
+    planned = planned_in(pool, asked)
+    places = places_in(pool, planned.uids, asked)
+    suspects: dict[str, str] = {}
+    if asked := odd_marks(planned, places):
+        for time in range(LOOKS):
+            planned = planned_in(pool, asked)  # each time: a planner may be at work, too
+            places = places_in(pool, planned.uids, asked)
+            wrong = dict(odd(places.found, planned.ids))
+            same = {id: what for id, what in suspects.items() if wrong.get(id) == what}
+            suspects = same if time else wrong
+            if not suspects:
+                break
+    report.planned = sum(map(len, planned.marks.values()))
+    report.counts = dict(places.counts)
+    report.problems += planned.problems
+    report.problems += [f"I1: {id} {what}" for id, what in sorted(suspects.items())]
+    report.problems += places.strangers
+    if staged := places.counts["staged"]:
+        report.notes.append(
+            f"{staged} claims of a plan are not yet in their spools: its planner is at "
+            f"work, or died. The next plan, an idle worker or fsqueue recover completes it."
+        )
+    return planned
+
+
+# ---- I4: what waits or runs is whole ----
+
+
+def _check_spools(pool: Pool, report: Report) -> None:
+    for spool in spool_names(pool):
+        try:
+            atomic.gather(pool.spool(spool), _any)
+            read_spool(pool, spool)
+        except (FsqueueError, OSError) as error:
+            report.problems.append(str(error))
+
+
+def _check_contents(pool: Pool, uids: Set[str], report: Report) -> None:
+    for place, directory, owned in claim_directories(pool, uids):
+        if not owned or place == State.RUNNING:
+            report.problems += listed(directory, partial(_not_whole, directory))
+
+
+def _not_whole(directory: str, texts: Iterator[str]) -> list[str]:
+    problems = []
+    for text in texts:
+        facts = id_and_cost(text, owned="@" in text)
+        if facts is None:
+            continue
+        try:
+            if read_json(f"{directory}/{text}", patience_s=0.0).get("id") != facts[0]:
+                problems.append(f"I4: {directory}/{text} holds another claim")
+        except PoolError as error:
+            problems.append(f"I4: {error}")
+        except OSError:
+            continue  # RACE: it moved on
+    return problems
+
+
+# ---- I6: done implies output ----
+
+
+def _check_outputs(pool: Pool, planned: Planned, report: Report) -> None:
+    done = Marks()
+    done.extend(
+        atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=frozenset())).marks
+    )
+    made = {suffix: Marks() for suffix in planned.marks if suffix is not None}
+    for name in _outputs(pool, report):
+        for suffix, marks in made.items():
+            if name.endswith(suffix):
+                marks.add(name.removesuffix(suffix))
+    asked: set[int] = set()
+    for suffix, marks in made.items():
+        for ended, outputs, those in sets(done, marks, planned.marks[suffix]):
+            asked |= (ended & those) - outputs
+    if asked:
+        report.problems += _without_output(pool, asked)
+
+
+def _outputs(pool: Pool, report: Report | None = None) -> Iterator[str]:
+    """Yield the names of all outputs; report what is none."""
+    with os.scandir(pool.directory("outputs")) as entries:
+        for entry in entries:
+            private = entry.name.startswith(".")
+            if report and not private and not entry.is_file(follow_symlinks=False):
+                report.problems.append(f"outputs/{entry.name} is no regular file; remove it")
+            yield entry.name
+
+
+def _without_output(pool: Pool, asked: Set[int]) -> Iterator[str]:
+    """Look at the claims in question by name; yield what is wrong with them."""
+    done = atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=asked)).asked
+    planned = planned_in(pool, asked)
+    suffixes = {id: planned.suffixes[number] for id, number in planned.ids.items()}
+    missing = {f"{id}{suffixes[id]}": id for id, _ in done if suffixes.get(id) is not None}
+    for name in _outputs(pool):
+        missing.pop(name, None)
+    for name, id in missing.items():
+        yield f"I6: {id} is done, and outputs/{name} is missing"
+
+
+# ---- no problems, but worth a word ----
+
+
+def _note_leftovers(pool: Pool, planned: Planned, report: Report) -> None:
+    for uid in sorted(staged_in(pool) - planned.uids):
+        report.notes.append(
+            f"{pool.staged(uid)} belongs to no plan yet: its planner is at work, or died before it "
+            f"planned anything; then nothing needs it: fsqueue clean {pool.root}"
+        )
+    for litter in [] if planned.problems else Cleaner(pool).look():
+        if litter.kind != "workshop":
+            report.notes.append(f"nothing needs {litter.path} any more: fsqueue clean {pool.root}")
+    living = {name.worker for name in lease_names(pool) if name.living}
+    for name in claims.owned(pool, State.RUNNING):
+        if name.owner not in living:
+            report.notes.append(
+                f"{name.id} is in running/ under {name.owner}, which has no lease; it goes back "
+                f"within a lease (an idle worker, or: fsqueue recover {pool.root})"
+            )
+    for text in atomic.private_names(pool.directory("outputs")):
+        if text[1:] not in living:
+            report.notes.append(
+                f"outputs/{text} was left by a worker that is gone; nothing reads it: "
+                f"fsqueue clean {pool.root}"
+            )
+
+
+# ---- compare plans with where claims are ----
+#
+# Of a claim that is planned once and found once, two marks are held (`marks.py`), 17 bytes in
+# all.
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Planned:
+    """What the plans say: the output suffix of every plan, their uids, and marks of all ids."""
+
+    suffixes: dict[int, str | None] = field(default_factory=dict)
+    uids: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    marks: dict[str | None, Marks] = field(default_factory=dict)
+    """Of the ids, by the suffix of their outputs."""
+    ids: dict[str, int] = field(default_factory=dict)
+    """The plan of each id that was asked for."""
+
+
+def planned_in(pool: Pool, asked: Set[int]) -> Planned:
+    """Read all plans; `asked` are the marks of the ids that are to be known by name."""
+    planned = Planned()
+    for number in plans.numbers(pool):
+        try:
+            plan = plans.read_plan(pool, number)
+            planned.suffixes[number] = plan.suffix
+            planned.uids.add(plan.uid)
+            add = planned.marks.setdefault(plan.suffix, Marks()).add
+            for text, _ in plans.read_names(pool, number):
+                id = text.partition(".")[0]
+                add(id)
+                if mark(id) in asked:
+                    if id in planned.ids:
+                        planned.problems.append(
+                            f"I1: {id} is planned twice, by plan {planned.ids[id]} and {number}"
+                        )
+                    planned.ids[id] = number
+        except (FsqueueError, OSError) as error:
+            planned.problems.append(str(error))
+    return planned
+
+
+@dataclass(slots=True)
+class Places:
+    """Where claims are: how many in each state, marks of their ids, names that are no claims'."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    marks: Marks = field(default_factory=Marks)
+    strangers: list[str] = field(default_factory=list)
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """Where each id is that was asked for."""
+
+
+def places_in(pool: Pool, uids: Set[str], asked: Set[int]) -> Places:
+    """Look where all claims are; `uids` are the plans that have a number."""
+    places = Places()
+    for place, directory, owned in claim_directories(pool, uids):
+        seen = listed(directory, partial(look, owned=owned, asked=asked))
+        places.marks.extend(seen.marks)
+        if seen.marks:
+            places.counts[place.split("/")[0]] += len(seen.marks)
+        for text in seen.strangers:
+            places.strangers.append(f"{directory}/{text!r} is no claim's name; remove it")
+        for id, text in seen.asked:
+            places.found.setdefault(id, []).append(f"{place}/{text}")
+    return places
+
+
+@dataclass(slots=True)
+class Seen:
+    """One directory of claims."""
+
+    marks: array[int] = field(default_factory=lambda: array("q"))
+    strangers: list[str] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+
+def look(texts: Iterator[str], *, owned: bool, asked: Set[int]) -> Seen:
+    """Take in the names in one directory."""
+    seen = Seen()
+    for text in texts:
+        facts = id_and_cost(text, owned=owned)
+        if facts is None:
+            seen.strangers.append(text)
+            continue
+        seen.marks.append(mark(facts[0]))
+        if asked and mark(facts[0]) in asked:
+            seen.asked.append((facts[0], text))
+    return seen
+
+
+def claim_directories(pool: Pool, uids: Set[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each place, its directory, and whether claims have an owner there.
+
+    What is staged counts once its plan has a number. Before that it is no claim, and may be what a
+    planner left that died: the next plan has planned it anew.
+    """
+    for uid in staged_in(pool) & uids:
+        for spool in filter(SPOOL.fullmatch, listed(pool.staged(uid), list)):
+            yield f"staged/{spool}", pool.staged(uid, spool), False
+    for spool in spool_names(pool):
+        yield f"spools/{spool}", pool.spool(spool), False
+    for state in (State.RUNNING, State.DONE, State.FAILED):
+        yield state.value, pool.state(state), True
+
+
+def staged_in(pool: Pool) -> set[str]:
+    """Return the plans that have a directory of staged claims."""
+    texts = atomic.names(pool.directory("plans"))
+    found = {text.removesuffix(".staged") for text in texts if text.endswith(".staged")}
+    return set(filter(ID.fullmatch, found))
+
+
+def listed(directory: str, into: Callable[[Iterator[str]], T]) -> T:
+    """Gather the names in a directory, none if it is not there."""
+    try:
+        return atomic.gather(directory, into)
+    except PoolError:
+        return into(iter(()))  # a broken spool is reported by itself; a staged one just completed
+
+
+def odd_marks(planned: Planned, places: Places) -> set[int]:
+    """Return the marks of ids that are not planned once and found once."""
+    groups = planned.marks.values()
+    odd = repeated(*groups) | repeated(places.marks)
+    for found, *those in sets(places.marks, *groups):
+        odd |= found.symmetric_difference(set().union(*those))
+    return odd
+
+
+def odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield the ids that are not planned once and found once, and what is wrong with them."""
+    for id in planned:
+        if id not in found:
+            yield id, "is planned but nowhere: somebody removed its file"
+    for id, places in found.items():
+        if len(places) > 1:
+            yield id, f"is in {len(places)} places: {', '.join(sorted(places))}"
+        elif id not in planned:
+            yield id, f"is in {places[0]}, and no plan holds it"

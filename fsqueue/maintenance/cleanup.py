@@ -1,0 +1,222 @@
+"""Find what killed processes left behind that nothing needs, and remove it.
+
+Litter is                                          once
+    private files (.NAME.PID-RANDOM)               they were there for a whole lease, and no living
+                                                   worker has that PID
+    running/.renew.WORKER/, spools/S/.renew...     the same, and that worker does not live
+    plans/UID.staged/, plans/.UID.json             the plan got no number, and did not grow, for a
+                                                   whole lease
+    outputs/.WORKER/ or .WORKER.dead/,
+    control/ORDER@WORKER                           that worker is gone
+    partial/ID/                                    ID is done
+    a worker's status, journal and ended lease     it left or died long enough ago: if asked for
+
+Who lives is read from leases; how long ago a worker left, from the age of a file, for want of a
+better clock and at the risk of a line in a report.
+
+Workers, planners and other cleaners may be at work meanwhile, and any of them may be killed at any
+operation. A planner that was only slow finds that its plan can get no number any more (`_abandon`);
+so no plan is ever left without its claims.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from fsqueue.errors import PoolError
+from fsqueue.pool import claims, plans
+from fsqueue.pool.inbox import PARTS, inbox_of
+from fsqueue.pool.layout import DIRECTORIES, ORDER, State
+from fsqueue.pool.leases import Observer, Process, Standing, lease_names
+from fsqueue.pool.names import ID, WORKER
+from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.storage import atomic, directories
+
+_PRIVATE: Final = re.compile(r"\..+\.(\d+)-[0-9a-f]{12}", re.ASCII)
+_RENEW: Final = re.compile(rf"\.renew\.({WORKER.pattern})", re.ASCII)
+_WORKSHOP: Final = re.compile(rf"\.({WORKER.pattern})(?:\.dead)?", re.ASCII)
+_PRIVATE_PLAN: Final = re.compile(r"\.([0-9a-f]+)\.json", re.ASCII)
+_PID: Final = re.compile(r"-(\d+)-[^-]*$", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Litter:
+    """Something that nothing needs any more: its kind, where it is, and whose it was."""
+
+    kind: str
+    path: str
+    whose: str
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds; 0 if it is gone."""
+        within = (f"{at}/{name}" for at, _, files in os.walk(self.path) for name in files)
+        return sum(map(_size, within)) if os.path.isdir(self.path) else _size(self.path)
+
+
+class Cleaner:
+    """One look after another at a pool's litter."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        older_than_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pools = pool, inbox_of(pool)
+        self._pool = pool
+        self._older_than_s = older_than_s
+        self._clock = clock
+        self._observer = Observer(pool, clock)
+        self._since: dict[object, float] = {}
+        self.doubtful = False
+        """Whether more looks, for up to a lease, may find more."""
+
+    def look(self) -> list[Litter]:
+        """Return what is litter as far as this look and those before it can tell."""
+        pool, now, self.doubtful = self._pool, self._clock(), False
+        holders = {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
+        workshops, orders = set(self._workshops()), dict(self._orders())
+        self._observer.look(holders | workshops | orders.keys())
+        living = holders.union(filter(self._lives, self._observer.workers()))
+        ripe: list[Litter] = []
+        seen: dict[object, float] = {}
+        for key, litter in (*self._unfinished(living), *self._unnumbered()):
+            since = seen[key] = self._since.get(key, now)
+            if now - since >= pool.lease_s:
+                ripe.append(litter)
+        self._since = seen
+        self.doubtful = len(ripe) < len(seen)
+        for worker in sorted((workshops | orders.keys()) - living):
+            if self._is_gone(worker):
+                shops = [each.workshop(worker) for each in self._pools]
+                shops += [f"{path}.dead" for path in shops]  # of whom was killed as he removed it
+                ripe += [Litter("workshop", path, worker) for path in shops]
+                ripe += [Litter("order", path, worker) for path in orders.get(worker, ())]
+            else:
+                self.doubtful = True  # it shows no lease; but a renewal can hide one for a moment
+        ripe += [*self._checkpoints(), *self._records(living)]
+        return [litter for litter in ripe if os.path.lexists(litter.path)]
+
+    def _lives(self, worker: str) -> bool:
+        """Say whether a worker that shows a lease may live: nothing less than proof counts."""
+        return self._observer.process(worker) is not Process.GONE
+
+    def _is_gone(self, worker: str) -> bool:
+        ended = self._observer.standing(worker) in (Standing.ENDED, Standing.EXPIRED)
+        return ended or not self._lives(worker)
+
+    def _workshops(self) -> Iterator[str]:
+        for pool in self._pools:
+            names = atomic.private_names(pool.directory("outputs"))
+            yield from (match[1] for name in names if (match := _WORKSHOP.fullmatch(name)))
+
+    def _orders(self) -> dict[str, list[str]]:
+        """Return the orders to one worker each, by worker."""
+        root = self._pool.directory("control")
+        found: dict[str, list[str]] = {}
+        for match in map(ORDER.fullmatch, atomic.names(root)):
+            if match is not None and match[2] and match[1] != "cancel":
+                found.setdefault(match[2], []).append(f"{root}/{match[0]}")
+        return found
+
+    def _unfinished(self, living: set[str]) -> Iterator[tuple[object, Litter]]:
+        """Yield what was being written, by whoever is no living worker."""
+        pids = {match[1] for worker in living if (match := _PID.search(worker))}
+        pool, inbox = self._pools
+        directories = [pool.directory(name) for name in DIRECTORIES]
+        directories += [pool.root, inbox.root, *map(inbox.directory, PARTS)]
+        directories += [pool.spool(spool) for spool in spool_names(pool)]
+        for root in (pool.directory("partial"), inbox.directory("spools")):
+            directories += [f"{root}/{name}" for name in _listed(root)]
+        for directory in directories:
+            for name in atomic.private_names(directory):
+                path = f"{directory}/{name}"
+                if (match := _PRIVATE.fullmatch(name)) and match[1] not in pids:
+                    yield path, Litter("unfinished", path, f"process {match[1]}")
+                elif (match := _RENEW.fullmatch(name)) and match[1] not in living:
+                    yield path, Litter("unfinished", path, match[1])
+
+    def _unnumbered(self) -> Iterator[tuple[object, Litter]]:
+        """Yield what is left of plans that have no number, with how far they came."""
+        pool, root = self._pool, self._pool.directory("plans")
+        staged = {name[:-7] for name in atomic.names(root) if name.endswith(".staged")}
+        numbered = {plan.uid for plan in plans.read_plans(pool)}
+        for uid in sorted(filter(ID.fullmatch, staged - numbered)):
+            parts = sorted(_listed(pool.staged(uid)))
+            far = tuple((part, len(_listed(f"{pool.staged(uid)}/{part}"))) for part in parts)
+            yield (uid, far), Litter("plan", pool.staged(uid), uid)
+        for match in map(_PRIVATE_PLAN.fullmatch, atomic.private_names(root)):
+            if match is not None and match[1] not in staged:
+                path = f"{root}/{match[0]}"
+                if not os.path.isdir(path):  # see `_abandon`
+                    yield path, Litter("unfinished", path, f"plan {match[1]}")
+
+    def _checkpoints(self) -> Iterator[Litter]:
+        partial = set(filter(ID.fullmatch, _listed(self._pool.directory("partial"))))
+        done = claims.owned(self._pool, State.DONE) if partial else ()  # it may be long
+        for id in sorted(partial & {name.id for name in done}):
+            yield Litter("checkpoints", self._pool.partial(id), id)
+
+    def _records(self, living: set[str]) -> Iterator[Litter]:
+        """Yield what tells of workers that left or died longer ago than was asked for."""
+        pool = self._pool
+        for name in sorted(lease_names(pool), key=str) if self._older_than_s is not None else ():
+            path, worker = pool.lease(name), name.worker
+            if name.living or worker in living or _age_s(path) < (self._older_than_s or 0.0):
+                continue
+            yield Litter("status", pool.status(worker), worker)
+            yield Litter("journal", pool.events(worker), worker)
+            yield Litter("lease", path, worker)  # the last, lest a kill hides the others
+
+
+def remove(pool: Pool, litter: Litter) -> bool:
+    """Remove it; False if it is needed after all."""
+    if litter.kind == "plan":
+        return _abandon(pool, litter.whose)
+    if os.path.isdir(litter.path):
+        directories.discard(litter.path)
+    else:
+        atomic.discard(litter.path)
+    return True
+
+
+def _abandon(pool: Pool, uid: str) -> bool:
+    """Remove a staged plan, and see to it that it never gets a number, should its planner live.
+
+    A plan is written under a private name, and gets its number by a link from there. So an empty
+    directory takes that name, and stays: nobody can write a file in its place, nor link it.
+    """
+    plans.forbid(pool, uid)
+    if uid in {plan.uid for plan in plans.read_plans(pool)}:
+        # RACE: its planner had just linked it.
+        return False
+    directories.discard(pool.staged(uid))
+    return True
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return atomic.names(directory)
+    except PoolError:
+        return []  # RACE: completed or cleaned meanwhile; and most pools have no inbox
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0  # RACE: removed meanwhile
+
+
+def _age_s(path: str) -> float:
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except OSError:
+        return 0.0  # RACE: as above

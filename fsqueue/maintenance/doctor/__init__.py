@@ -1,0 +1,5 @@
+"""Test whether a directory's file system keeps the promises that a pool relies on.
+
+`one_host` runs the checks that a single process can make, `two_hosts` those that need a second
+host; `contention` judges races, and `rendezvous` lets two hosts exchange messages through files.
+"""

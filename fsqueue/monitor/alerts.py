@@ -1,0 +1,132 @@
+"""Say what somebody should look at: workers in trouble, work that nobody does, the disk.
+
+Each notice has a kind and a subject, and keeps both as long as the trouble lasts; so whoever logs
+them can say each once when it begins and once when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fsqueue.monitor.counts import Count
+from fsqueue.monitor.workers import WorkerRow
+from fsqueue.pool.settings import Pool
+
+FREE_MIN: Final = 1 << 30
+FREE_SHARE_MIN: Final = 0.02
+IDLE_S: Final = 30.0
+HELD_BACK_MIN: Final = 0.2
+STOPPED_ITSELF: Final = "this worker stops"
+ORDERS: Final = {
+    "pause": "paused: workers finish their claim and wait",
+    "drain": "draining: workers finish their claim and leave",
+    "stop": "stopping: workers put back their claim and leave",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to look at. `kind` is one word; `subject` is a worker, a spool or ""."""
+
+    kind: str
+    subject: str
+    text: str
+
+
+def notices(
+    pool: Pool, count: Count, workers: Sequence[WorkerRow], orders: frozenset[str]
+) -> Iterator[Notice]:
+    """Yield what is wrong, the gravest first."""
+    yield from _disk(pool)
+    if count.finished:
+        return
+    yield from _workers(workers)
+    for order in sorted(orders & ORDERS.keys()):
+        yield Notice("order", order, f"{ORDERS[order]} (control/{order})")
+    if not any(row.living for row in workers):
+        todo = f"{count.waiting.claims:,} claims wait and no worker lives"
+        yield Notice("deserted", "", f"{todo}. Start one: fsqueue work {pool.root}")
+    yield from _imbalance(count, workers)
+
+
+def _workers(workers: Sequence[WorkerRow]) -> Iterator[Notice]:
+    for row in workers:
+        gpu = row.status.spool or row.id
+        if row.stalled:
+            yield Notice("stalled", row.id, f"GPU {gpu} {row.trouble}")
+        elif row.living and row.status.held_back >= HELD_BACK_MIN:
+            limit = f"--max-metadata-ops {row.status.metadata_ops_max:g}"
+            yield Notice(
+                "budget",
+                row.id,
+                f"{row.id}: {row.status.held_back:.0%} of its time is "
+                f"spent waiting because of {limit}",
+            )
+        elif row.health == "degraded":
+            yield Notice("suspect", row.id, f"{row.id}: {row.trouble}")
+        elif row.health == "lost" and row.holds:
+            what = f"{row.trouble}; its claim goes to another: fsqueue recover"
+            yield Notice("lost", row.id, f"{row.id}: {what}")
+        if not row.living and STOPPED_ITSELF in row.status.message:
+            yield Notice("broken", row.id, f"{row.id} stopped itself: {row.status.message}")
+
+
+def _disk(pool: Pool) -> Iterator[Notice]:
+    try:
+        facts = os.statvfs(pool.root)
+    except OSError:
+        return
+    free = facts.f_bavail * facts.f_frsize
+    # Without a size nothing is known of what is free, and CephFS counts -1 free inodes.
+    if facts.f_blocks and (free < FREE_MIN or facts.f_bavail < FREE_SHARE_MIN * facts.f_blocks):
+        text = f"the disk is nearly full: {free / (1 << 30):.1f} GiB left under {pool.root}"
+        yield Notice("disk", "space", text)
+    if facts.f_files and 0 <= facts.f_favail < FREE_SHARE_MIN * facts.f_files:
+        text = f"the disk is nearly out of inodes: {facts.f_favail:,} left under {pool.root}"
+        yield Notice("disk", "inodes", text)
+
+
+# ---- imbalance ----
+
+
+def imbalanced(depths: Sequence[float]) -> bool:
+    """Say whether queues of these depths differ so much that someone should ask why."""
+    if len(depths) < 2:
+        return False
+    low, high = min(depths), max(depths)
+    return high >= 3 and (high > 2 * low or high - low >= 3)
+
+
+def weighted_depths(count: Count, weights: dict[str, float]) -> dict[str, float]:
+    """Return what waits in each spool by the time it takes there, in claims of the mean cost."""
+    if not count.waiting.cost:
+        return dict.fromkeys(count.spools, 0.0)
+    mean = count.waiting.cost / count.waiting.claims
+    return {
+        name: waiting.cost / mean / max(weights.get(name, 1.0), 1e-6)
+        for name, (_, waiting) in count.spools.items()
+    }
+
+
+def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Notice]:
+    """Work that lies in one spool while another's worker has had nothing to do for a while."""
+    idle = [
+        row.status.spool
+        for row in workers
+        if row.living and row.state == "idle" and (row.idle_s or 0.0) > IDLE_S
+    ]
+    weights = {row.status.spool: row.status.weight for row in workers if row.status.spool}
+    depths = weighted_depths(count, weights)
+    if not idle or not imbalanced(list(depths.values())):
+        return
+    full = max(depths, key=lambda name: depths[name])
+    waiting = count.spools[full][1].claims
+    yield Notice(
+        "imbalance",
+        full,
+        f"imbalanced: {waiting:,} claims wait in {full} while {len(idle)} workers are idle; may "
+        f"they steal (--work-stealing), and can they take such claims?",
+    )

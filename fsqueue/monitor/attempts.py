@@ -1,0 +1,211 @@
+"""Tell every attempt at every claim, from the workers' journals, in the order in which they ended.
+
+All of it is a hint (I8): a journal may be missing, cut or hostile, and what makes no sense in it is
+left out. A million attempts need no more memory than a few: each journal is read a piece at a time,
+and what is kept is one attempt a worker, and the claims that were taken back from the dead.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fsqueue.errors import FsqueueError
+from fsqueue.pool import claims
+from fsqueue.pool.journal import event_time
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.names import ID, KIND, SPOOL, WORKER
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import number, printable
+from fsqueue.storage import atomic
+
+PIECE: Final = 32 << 10
+LINE_MAX: Final = 1 << 20
+BEGINNINGS: Final = frozenset({"took", "stole"})
+ENDINGS: Final = {"finished": "done", "failed": "failed", "released": "released", "lost": "lost"}
+"""What an event calls the end of an attempt, and what it is called here. Also: killed, running, and
+unknown, where the journal says no more, though the worker is gone and nobody took the claim back.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """One attempt at a claim. Times are of its worker's clock; None is what nobody wrote down."""
+
+    id: str
+    worker: str
+    host: str
+    ending: str
+    started: float | None = None
+    seconds: float | None = None
+    attempt: int | None = None
+    kind: str | None = None
+    cost: float | None = None
+    spool: str | None = None
+    """The spool it was taken from."""
+    stolen: bool = False
+    returncode: int | None = None
+    """Of the program that failed; negative for a signal."""
+    error: str = ""
+
+    @property
+    def ended(self) -> float:
+        """Return when it ended, for whoever sorts by it."""
+        return (self.started or 0.0) + (self.seconds or 0.0)
+
+
+def attempts(pool: Pool) -> Iterator[Attempted]:
+    """Yield every attempt as it ended, those that still run (ending "running") among them."""
+    try:
+        listed = sorted(atomic.names(pool.directory("events")))
+    except (OSError, FsqueueError):
+        return  # removed: nothing is known of what happened
+    workers = [name[:-6] for name in listed if name.endswith(".jsonl")]
+    paths = {worker: pool.events(worker) for worker in workers if WORKER.fullmatch(worker)}
+    sizes = {worker: _size(path) for worker, path in paths.items()}
+    recovered = _recovered(paths, sizes)
+    alive = _alive(pool)  # after the sizes: what is open in a journal there has begun by now
+    tales = (
+        _Tale(worker, recovered, alive).tell(_events(paths[worker], sizes[worker]))
+        for worker in paths
+    )
+    yield from heapq.merge(*tales, key=lambda attempt: attempt.ended)
+
+
+def _recovered(paths: dict[str, str], sizes: dict[str, int]) -> dict[tuple[str, str], float]:
+    """Return when each claim was taken back from each dead worker."""
+    found: dict[tuple[str, str], float] = {}
+    for worker, path in paths.items():
+        for facts in _events(path, sizes[worker], having=b'"recovered"'):
+            if facts["event"] == "recovered":
+                found[str(facts.get("id")), str(facts.get("of"))] = event_time(facts)
+    return found
+
+
+def _alive(pool: Pool) -> set[str]:
+    """Return who has a living lease, or a claim that nobody has taken back yet."""
+    try:
+        living = {name.worker for name in lease_names(pool) if name.living}
+        return living | {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
+    except (OSError, FsqueueError):
+        return set()
+
+
+@dataclass(slots=True)
+class _Tale:
+    """One worker's attempts: it has one claim at a time, and says so when it begins and ends."""
+
+    worker: str
+    recovered: dict[tuple[str, str], float]
+    alive: set[str]
+    host: str = ""
+    begun: dict[str, Any] | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def tell(self, events: Iterator[dict[str, Any]]) -> Iterator[Attempted]:
+        self.host = self.worker.rsplit("-", 2)[0]
+        for facts in events:
+            kind = facts["event"]
+            if kind == "joined":
+                self.host = printable(facts.get("host", self.host), 80).replace(" ", "_")
+            elif kind in BEGINNINGS and _text(ID, facts.get("id")):
+                if self.begun is not None:
+                    yield self._ended(self.begun, None, "unknown")
+                self.begun = facts
+            elif kind in ENDINGS and _text(ID, facts.get("id")):
+                if self.begun is not None and self.begun["id"] != facts["id"]:
+                    yield self._ended(self.begun, None, "unknown")
+                    self.begun = None
+                yield self._ended(self.begun or {"id": facts["id"]}, facts, ENDINGS[kind])
+                self.begun = None
+        if self.begun is not None:
+            yield self._open(self.begun)
+
+    def _open(self, begun: dict[str, Any]) -> Attempted:
+        """Return the attempt that the journal does not end."""
+        taken_back = self.recovered.get((begun["id"], self.worker))
+        if taken_back is not None:
+            return self._ended(begun, {"t": taken_back}, "killed")
+        return self._ended(begun, None, "running" if self.worker in self.alive else "unknown")
+
+    def _ended(self, begun: dict[str, Any], end: dict[str, Any] | None, ending: str) -> Attempted:
+        facts = begun | (end or {})
+        started = event_time(begun) if "t" in begun else None
+        seconds = number(facts.get("seconds"))
+        if end is not None and started is not None and seconds is None:
+            seconds = event_time(end) - started
+        if end is not None and started is None and seconds is not None:
+            started = event_time(end) - seconds
+        stolen = begun.get("event") == "stole"
+        code, attempt = number(facts.get("returncode")), number(facts.get("attempt"))
+        return Attempted(
+            id=begun["id"],
+            worker=self.worker,
+            host=self.host,
+            ending=ending,
+            started=started,
+            seconds=None if seconds is None else max(0.0, seconds),
+            attempt=None if attempt is None else int(attempt),
+            kind=_text(KIND, facts.get("kind")),
+            cost=number(facts.get("cost")),
+            spool=_text(SPOOL, begun.get("from" if stolen else "spool")),
+            stolen=stolen,
+            returncode=None if code is None else int(code),
+            error=printable(facts.get("error", "")),
+        )
+
+
+def _text(pattern: re.Pattern[str], value: object) -> str | None:
+    """Return what an event gives as a name, if it is one."""
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+# ---- reading ----
+
+
+def _events(path: str, size: int, *, having: bytes = b"") -> Iterator[dict[str, Any]]:
+    """Yield the well-formed events in the first `size` bytes, of the lines with `having` only."""
+    for line in _lines(path, size, having):
+        if having not in line:
+            continue
+        try:
+            facts = json.loads(line.strip(b"\0 \r"))
+        except (ValueError, RecursionError):
+            continue  # cut by a crash, or NULs that NFS put in its place
+        if isinstance(facts, dict) and isinstance(facts.get("event"), str):
+            yield facts
+
+
+def _lines(path: str, size: int, having: bytes) -> Iterator[bytes]:
+    """Yield complete lines. The file is open only while a piece is read: there may be thousands."""
+    offset, rest = 0, b""
+    while offset < size and (piece := _read(path, offset, min(PIECE, size - offset))):
+        offset += len(piece)
+        whole, newline, tail = (rest + piece).rpartition(b"\n")
+        if newline and having in whole:
+            yield from whole.split(b"\n")
+        rest = tail if len(tail) < LINE_MAX else b""
+
+
+def _read(path: str, offset: int, length: int) -> bytes:
+    try:
+        fd, _ = atomic.opened(path)
+        try:
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
+    except (OSError, FsqueueError):
+        return b""  # RACE: removed, or out of sight: what is left of it is not told
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0  # as above

@@ -1,0 +1,184 @@
+"""Draw what happened as SVG that stands in a page: a lane per worker, and claims done over time.
+
+Colours are classes of the page's style sheet (`report.py`), so that they follow light and dark.
+Every text is escaped here. A chart is yielded in pieces, for it may be long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Final
+
+from fsqueue.monitor import format
+from fsqueue.monitor.attempts import Attempted
+from fsqueue.monitor.history import BAD, Lane, Story
+
+WIDTH: Final = 1000.0
+LEFT: Final = 190.0
+"""For the names of lanes, and the numbers of the axis."""
+LANE: Final = 20.0
+LANES_MAX: Final = 200
+HEIGHT: Final = 130.0
+TICKS: Final = 8
+STEPS_S: Final = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    21600,
+    43200,
+)
+NAME_MAX: Final = 28
+
+
+class Axis:
+    """Time from left to right."""
+
+    def __init__(self, story: Story) -> None:
+        self.begin = story.first
+        self.span = max(story.last - story.first, 1e-3)
+
+    def x(self, t: float) -> float:
+        """Return where a moment is."""
+        share = min(1.0, max(0.0, (t - self.begin) / self.span))
+        return LEFT + share * (WIDTH - LEFT)
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Yield where ticks are, and how long after the beginning each is."""
+        step = next((s for s in STEPS_S if self.span / s <= TICKS), None)
+        step = step or 86400 * max(1, round(self.span / 86400 / TICKS))
+        for number in range(int(self.span // step) + 1):
+            yield self.x(self.begin + number * step), format.duration(number * step)
+
+    def grid(self, height: float) -> Iterator[str]:
+        """Yield lines from top to bottom, with their times below."""
+        for x, text in self.ticks():
+            yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height:.0f}"/>'
+            anchor = "end" if x > WIDTH - 30 else "start" if x < LEFT + 10 else "middle"
+            yield f'<text x="{x:.1f}" y="{height + 15:.0f}" text-anchor="{anchor}">{text}</text>'
+
+
+def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
+    """Yield a picture around its parts."""
+    yield (
+        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    )
+    yield from parts
+    yield "</svg>"
+
+
+# ---- lanes ----
+
+
+def lanes(story: Story) -> Iterator[str]:
+    """Yield a lane for each worker, with each attempt, or with how busy it was if they are many."""
+    shown = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
+    height = LANE * len(shown)
+    yield from svg("What each worker did", height + 20, _lanes(story, shown, height))
+
+
+def _lanes(story: Story, shown: list[Lane], height: float) -> Iterator[str]:
+    axis = Axis(story)
+    yield from axis.grid(height)
+    tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
+    for lane in shown:
+        name = lane.worker if len(lane.worker) <= NAME_MAX else f"{lane.worker[: NAME_MAX - 1]}…"
+        y = tops[lane.worker]
+        whole = f"<title>{escape(lane.worker)}</title>"
+        yield f'<text x="0" y="{y + 14:.0f}">{escape(name)}{whole}</text>'
+        if story.drawn is None:
+            yield from _slots(story, axis, lane, y)
+    for attempt in story.drawn or ():
+        if attempt.worker in tops:
+            yield _attempt(story, axis, attempt, tops[attempt.worker])
+
+
+def _attempt(story: Story, axis: Axis, attempt: Attempted, y: float) -> str:
+    begin, end = attempt.started or 0.0, story.end_of(attempt)
+    left = axis.x(begin)
+    width = max(1.0, axis.x(end) - left - 0.5)
+    style = f"{attempt.ending} stolen" if attempt.stolen else attempt.ending
+    facts = [attempt.id, attempt.ending, format.duration(attempt.seconds)]
+    facts += [f"attempt {attempt.attempt}"] * (attempt.attempt is not None)
+    facts += [f"stolen from {attempt.spool}"] * attempt.stolen
+    facts += [attempt.error] * bool(attempt.error)
+    return (
+        f'<rect class="{style}" x="{left:.1f}" y="{y + 3:.0f}" width="{width:.1f}" '
+        f'height="{LANE - 6:.0f}"><title>{escape(", ".join(facts))}</title></rect>'
+    )
+
+
+def _slots(story: Story, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
+    """Yield a piece of the lane for each piece of time, the fuller the busier the worker was."""
+    for slot, seconds in sorted(lane.slots.items()):
+        begin = slot * story.slot_s
+        left, right = axis.x(begin), axis.x(begin + story.slot_s)
+        share = min(1.0, seconds / story.slot_s)
+        tall = max(1.0, share * (LANE - 6))
+        bad = lane.bad.get(slot, 0)
+        about = f"{format.percent(100 * share, 0)} busy" + (
+            f", {bad:.0f} ended badly" if bad else ""
+        )
+        yield (
+            f'<rect class="{"failed" if bad else "done"}" x="{left:.1f}" '
+            f'y="{y + LANE - 3 - tall:.1f}" width="{max(0.5, right - left):.1f}" '
+            f'height="{tall:.1f}"><title>{about}</title></rect>'
+        )
+
+
+# ---- claims done over time ----
+
+
+def throughput(story: Story) -> Iterator[str]:
+    """Yield how many claims were finished in each piece of time."""
+    yield from svg("Claims done over time", HEIGHT + 20, _throughput(story))
+
+
+def _throughput(story: Story) -> Iterator[str]:
+    axis = Axis(story)
+    yield from axis.grid(HEIGHT)
+    pieces, width_s = _pieces(story)
+    most = max(pieces.values(), default=0.0)
+    for slot, count in sorted(pieces.items()):
+        left = axis.x(slot * width_s)
+        width = max(1.0, axis.x((slot + 1) * width_s) - left - 0.5)
+        tall = count / most * (HEIGHT - 16)
+        yield (
+            f'<rect class="done" x="{left:.1f}" y="{HEIGHT - tall:.1f}" width="{width:.1f}" '
+            f'height="{tall:.1f}"><title>{count:,.0f} done in '
+            f"{format.duration(width_s)}</title></rect>"
+        )
+    yield f'<text x="0" y="14">at most {most:,.0f}</text>'
+    yield f'<text x="0" y="30">in {format.duration(width_s)}</text>'
+
+
+def _pieces(story: Story) -> tuple[dict[int, float], float]:
+    """Return what was done, in some sixty pieces: more of them would only be noise."""
+    together = max(1, round((story.last - story.first) / story.slot_s / 60))
+    pieces: dict[int, float] = {}
+    for slot, count in story.done.items():
+        pieces[slot // together] = pieces.get(slot // together, 0.0) + count
+    return pieces, story.slot_s * together
+
+
+LEGEND: Final = {
+    "done": "done",
+    "done stolen": "done, stolen from another spool",
+    "running": "running",
+    "released": "put back by a worker that left",
+    "unknown": "no journal says how it ended",
+    **{ending: ending for ending in sorted(BAD)},
+}

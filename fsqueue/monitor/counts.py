@@ -1,0 +1,321 @@
+"""Count the claims of a pool, from the names in its directories and the heads of its plans.
+
+What is counted is true, not reported: status/ and events/ are never read here. done/ and outputs/
+are never listed, however many claims there are: done is what was planned and is nowhere else.
+
+The directories are listed one after the other while claims move between them. They are listed in
+the order in which claims move, so that a claim on its way is seen twice rather than never, and seen
+twice it has the same name, so that it counts once. Only a claim that goes back to waiting at that
+moment can be missed; so "nothing is left" is said after a second look.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from heapq import nlargest
+from itertools import chain, compress
+from typing import Final
+
+from fsqueue.errors import PoolError
+from fsqueue.pool import plans
+from fsqueue.pool.layout import State
+from fsqueue.pool.name_sets import Marks, mark, repeated, sets
+from fsqueue.pool.names import SPOOL, ClaimName, id_and_cost, natural
+from fsqueue.pool.plans import Plan
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic
+
+LOOKS_MAX: Final = 3
+LOST_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Where the claims are. planned == waiting + running + done + failed.
+
+    `waiting` includes `staged`, what its planner has not yet moved to the spools. Not `certain`:
+    something could not be listed or read (`damage` says what). What may be hidden there counts as
+    waiting, and a damaged pool never looks finished.
+    """
+
+    planned: Amount
+    staged: Amount
+    waiting: Amount
+    running: Amount
+    done: Amount
+    failed: Amount
+    spools: dict[str, tuple[Amount, Amount]]
+    """By name, in natural order: what was planned for the spool, and what waits in it."""
+    held: tuple[ClaimName, ...]
+    lost: tuple[ClaimName, ...]
+    """The last few that failed; the newest last."""
+    damage: tuple[str, ...]
+    certain: bool
+    measures: dict[str, int] = field(default_factory=dict)
+    """What the plans say they hold, beside claims and cost: sequences, residues."""
+
+    @property
+    def finished(self) -> bool:
+        """Say whether nothing waits and nothing runs, for sure."""
+        return self.certain and not self.waiting.claims and not self.running.claims
+
+    @property
+    def exit_status(self) -> int:
+        """Return the exit status that says how the pool stands."""
+        if not self.finished:
+            return 5
+        return 3 if self.failed.claims else 0
+
+
+class Census:
+    """One observer's counting: it remembers the last listings, for what cannot be listed now."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._plans: dict[int, Plan] = {}
+        self._staged: list[Listing] = []
+        self._spools: dict[str, Listing] = {}
+        self._running = Listing(owned=True)
+        self._held: list[str] = []
+        self._failed = Listing(owned=True)
+        self._lost: list[str] = []
+        self._damage: list[str] = []
+        self._certain = True
+
+    def take(self) -> Count:
+        """Look at every directory once; again, if a plan appeared meanwhile or all seems done."""
+        for look in range(LOOKS_MAX):
+            before = self._look()
+            count = self._count()
+            if self._plan_numbers() == before and not (count.finished and look == 0):
+                break
+        return count
+
+    def _look(self) -> list[int]:
+        self._damage, self._certain = [], True
+        numbers = self._plan_numbers()
+        self._read_plans(numbers)
+        self._list_staged()
+        for spool in self._spool_names():
+            self._list_spool(spool)
+        self._list_running()
+        self._list_failed()
+        self._count_once()
+        return numbers
+
+    # ---- looking ----
+
+    def _plan_numbers(self) -> list[int]:
+        try:
+            return plans.numbers(self._pool)
+        except (OSError, PoolError) as error:
+            self._doubt(error)
+            return sorted(self._plans)
+
+    def _read_plans(self, numbers: list[int]) -> None:
+        self._plans = {number: self._plans[number] for number in numbers if number in self._plans}
+        for number in numbers:
+            if number not in self._plans:
+                try:
+                    self._plans[number] = _sound(plans.read_plan(self._pool, number))
+                except (OSError, PoolError) as error:
+                    self._doubt(error)
+
+    def _list_staged(self) -> None:
+        planned = {f"{plan.uid}.staged" for plan in self._plans.values()}
+        self._staged = []
+        try:
+            root = self._pool.directory("plans")
+            for staged in planned.intersection(atomic.names(root)):
+                for spool in filter(SPOOL.fullmatch, atomic.names(f"{root}/{staged}")):
+                    listing = Listing()
+                    atomic.gather(f"{root}/{staged}/{spool}", listing.look)
+                    self._staged.append(listing)
+        except (OSError, PoolError):
+            pass  # RACE: completed and removed between two listings; the spools have them now
+
+    def _spool_names(self) -> list[str]:
+        """Return every spool that has a file, a directory, or a share of a plan."""
+        found = {spool for plan in self._plans.values() for spool in plan.spools}
+        try:
+            listed = atomic.names(self._pool.directory("spools"))
+            found.update(name.removesuffix(".json") for name in listed)
+        except (OSError, PoolError) as error:
+            self._doubt(error)
+        names = sorted(filter(SPOOL.fullmatch, found), key=natural)
+        self._spools = {name: self._spools.get(name) or Listing() for name in names}
+        return names
+
+    def _list_spool(self, spool: str) -> None:
+        listing = self._spools[spool]
+        try:
+            atomic.gather(self._pool.spool(spool), listing.look)
+        except (OSError, PoolError) as error:
+            self._doubt(error)
+            if listing.assumed is not None:
+                listing.assumed = self._planned_for(spool)
+
+    def _list_running(self) -> None:
+        try:
+            self._held = atomic.names(self._pool.state(State.RUNNING))
+            self._running.look(self._held)
+        except (OSError, PoolError) as error:
+            self._doubt(error)
+
+    def _list_failed(self) -> None:
+        directory, before = self._pool.state(State.FAILED), self._failed.marks
+        try:
+            atomic.gather(directory, self._failed.look)
+            if self._failed.marks != before:
+                fresh: set[int] = set()
+                for now, then in sets(Marks(self._failed.marks), Marks(before)) if before else ():
+                    fresh |= now - then
+                self._lost = atomic.gather(
+                    directory,
+                    lambda texts: newest(texts, LOST_SHOWN, shown=self._lost, fresh=fresh),
+                )
+        except (OSError, PoolError) as error:
+            self._doubt(error)
+
+    def _doubt(self, error: Exception) -> None:
+        self._certain = False
+        if str(error) not in self._damage:
+            self._damage.append(str(error))
+
+    # ---- counting ----
+
+    def _count_once(self) -> None:
+        """Where a claim was seen twice on its way, keep the place where it was seen last."""
+        last_first = [self._failed, self._running, *self._spools.values(), *self._staged]
+        twice = repeated(Marks(chain.from_iterable(listing.marks for listing in last_first)))
+        seen: set[int] = set()
+        for listing in last_first if twice else ():
+            listing.drop_seen(twice, seen)
+
+    def _planned_for(self, spool: str) -> Amount:
+        shares = [plan.spools[spool] for plan in self._plans.values() if spool in plan.spools]
+        return sum((Amount(share.claims, share.cost) for share in shares), Amount())
+
+    def _count(self) -> Count:
+        heads = list(self._plans.values())
+        spools = {
+            spool: (self._planned_for(spool), listing.amount)
+            for spool, listing in self._spools.items()
+        }
+        staged = sum((listing.amount for listing in self._staged), Amount())
+        waiting = sum((listing.amount for listing in self._spools.values()), staged)
+        running, failed = self._running.amount, self._failed.amount
+        heads_say = sum((Amount(plan.total.claims, plan.total.cost) for plan in heads), Amount())
+        seen = waiting + running + failed
+        done = heads_say - seen
+        runs = set(self._running.marks)
+        held = (text for text in dict.fromkeys(self._held) if waiting_mark(text) in runs)
+        measures: dict[str, int] = {}
+        for plan in heads:
+            for name, count in plan.total.measures.items():
+                measures[name] = measures.get(name, 0) + count
+        return Count(
+            planned=seen + done,
+            staged=staged,
+            waiting=waiting,
+            running=running,
+            done=done,
+            failed=failed,
+            spools=spools,
+            held=tuple(filter(None, map(ClaimName.parse, held))),
+            lost=tuple(filter(None, map(ClaimName.parse, self._lost))),
+            damage=tuple(self._damage),
+            certain=self._certain,
+            measures=measures,
+        )
+
+
+def _sound(plan: Plan) -> Plan:
+    """Refuse the head of a plan whose numbers cannot be added up."""
+    for share in (plan.total, *plan.spools.values()):
+        facts = share.measures
+        counts = [share.claims, share.cost, *(facts.values() if isinstance(facts, dict) else "?")]
+        if not all(isinstance(count, int) and 0 <= count < 10**24 for count in counts):
+            raise PoolError(
+                f"plan {plan.uid} counts {counts!r:.80}, which cannot be added up; its file was "
+                f"edited or damaged. Its claims are not touched; restore the file."
+            )
+    return plan
+
+
+# ---- one directory of claims ----
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How many claims, and what they cost together."""
+
+    claims: int = 0
+    cost: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.claims + other.claims, self.cost + other.cost)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(max(0, self.claims - other.claims), max(0, self.cost - other.cost))
+
+
+class Listing:
+    """The claims in one directory: a mark and the cost of each, 17 bytes, and no name."""
+
+    def __init__(self, *, owned: bool = False) -> None:
+        self._owned = owned
+        self.marks = array("q")
+        """Of the names by which they wait or waited: the same wherever a claim is seen."""
+        self._costs = array("q")
+        self._cost = 0
+        self.assumed: Amount | None = Amount()
+        """What may be here, as long as the directory could not be listed once."""
+
+    def look(self, texts: Iterable[str]) -> None:
+        """Take in a fresh listing. What is not the name of a claim in this state is left out."""
+        marks, costs = array("q"), array("q")
+        its = waiting_mark if self._owned else mark
+        for text in texts:
+            if (facts := id_and_cost(text, owned=self._owned)) is not None:
+                marks.append(its(text))
+                costs.append(facts[1])
+        self.marks, self._costs, self._cost = marks, costs, sum(costs)
+        self.assumed = None
+
+    def drop_seen(self, twice: Set[int], seen: set[int]) -> None:
+        """Of the claims in `twice`, drop those that are `seen` already, and see the others."""
+        if twice.isdisjoint(self.marks):
+            return
+        kept = bytearray(b"\1") * len(self.marks)
+        for index, each in enumerate(self.marks):
+            if each in twice:
+                kept[index] = each not in seen
+                seen.add(each)
+        self.marks = array("q", compress(self.marks, kept))
+        self._costs = array("q", compress(self._costs, kept))
+        self._cost = sum(self._costs)
+
+    @property
+    def amount(self) -> Amount:
+        """How many claims are here, and what they cost."""
+        return self.assumed or Amount(len(self.marks), self._cost)
+
+
+def waiting_mark(text: str) -> int:
+    """Return the mark of the name by which a claim waits or waited."""
+    return mark(text.partition("@")[0])
+
+
+def newest(texts: Iterable[str], count: int, *, shown: Sequence[str], fresh: Set[int]) -> list[str]:
+    """Return the last `count` that came: those `shown` at the look before, and `fresh` since."""
+
+    def rank(text: str) -> tuple[int, int, str]:
+        if text in shown:
+            return 1, shown.index(text), text
+        return 2 * (waiting_mark(text) in fresh), 0, text
+
+    owned = (text for text in texts if id_and_cost(text, owned=True) is not None)
+    return nlargest(count, owned, key=rank)[::-1]

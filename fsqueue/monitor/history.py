@@ -1,0 +1,136 @@
+"""Add up what happened in a pool: who did what when, and how fast the whole went.
+
+One pass over the attempts, in memory that does not grow with them: up to DRAWN_MAX are kept one by
+one, and from then on only how busy each worker was in each of at most SLOTS_MAX equal pieces of
+time. A piece doubles whenever there would be more, so that nobody need know the beginning or the
+end before. Times are of the workers' own clocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from fsqueue.monitor.attempts import Attempted
+
+DRAWN_MAX: Final = 3000
+SLOTS_MAX: Final = 400
+ENDINGS: Final = ("done", "failed", "killed", "lost", "released", "unknown", "running")
+Slots = dict[int, float]
+BAD: Final = frozenset({"failed", "killed", "lost"})
+
+
+@dataclass(slots=True)
+class Lane:
+    """What one worker did."""
+
+    worker: str
+    host: str
+    endings: Counter[str] = field(default_factory=Counter)
+    stolen: int = 0
+    busy_s: float = 0.0
+    cost: float = 0.0
+    """Of what it finished."""
+    first: float = float("inf")
+    last: float = float("-inf")
+    slots: Slots = field(default_factory=dict)
+    """Seconds at work, by piece of time."""
+    bad: Slots = field(default_factory=dict)
+    """Attempts that ended badly, by piece of time."""
+
+    @property
+    def attempts(self) -> int:
+        """Return how many attempts it made."""
+        return sum(self.endings.values())
+
+
+@dataclass(slots=True)
+class Story:
+    """All attempts, added up."""
+
+    now: float
+    """Until when what still runs is drawn."""
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    endings: Counter[str] = field(default_factory=Counter)
+    steals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By the spool that lost the claim, and the worker that took it."""
+    drawn: list[Attempted] | None = field(default_factory=list)
+    """Every attempt whose beginning is known; None once there are too many."""
+    slot_s: float = 1.0
+    done: Slots = field(default_factory=dict)
+    """Claims that were finished, by piece of time."""
+    first: float = float("inf")
+    last: float = float("-inf")
+
+    @property
+    def attempts(self) -> int:
+        """Return how many there were."""
+        return sum(self.endings.values())
+
+    def tell(self, attempts: Iterable[Attempted]) -> Story:
+        """Take in attempts, in any order."""
+        for attempt in attempts:
+            self._add(attempt)
+        return self
+
+    def _add(self, attempt: Attempted) -> None:
+        lane = self.lanes.setdefault(attempt.worker, Lane(attempt.worker, attempt.host))
+        lane.host = attempt.host or lane.host
+        lane.endings[attempt.ending] += 1
+        self.endings[attempt.ending] += 1
+        if attempt.stolen:
+            lane.stolen += 1
+            self.steals[attempt.spool or "?", attempt.worker] += 1
+        if attempt.ending == "done":
+            lane.cost += attempt.cost or 0.0
+        if attempt.started is None:
+            return  # its beginning is in no journal: it counts, and has no place in time
+        begin, end = attempt.started, self.end_of(attempt)
+        if attempt.ending not in ("killed", "lost"):  # when it died is not known, only when missed
+            lane.busy_s += end - begin
+        for one in (lane, self):
+            one.first, one.last = min(one.first, begin), max(one.last, end)
+        self._make_room()
+        for slot, seconds in self._pieces(begin, end):
+            _count(lane.slots, slot, seconds)
+        at = int(end // self.slot_s)
+        if attempt.ending == "done":
+            _count(self.done, at, 1)
+        elif attempt.ending in BAD:
+            _count(lane.bad, at, 1)
+        if self.drawn is not None:
+            self.drawn.append(attempt)
+            if len(self.drawn) > DRAWN_MAX:
+                self.drawn = None
+
+    def end_of(self, attempt: Attempted) -> float:
+        """Return until when an attempt is drawn."""
+        begin = attempt.started or 0.0
+        if attempt.seconds is not None:
+            return begin + attempt.seconds
+        return max(begin, self.now) if attempt.ending == "running" else begin
+
+    def _make_room(self) -> None:
+        while self.last // self.slot_s - self.first // self.slot_s >= SLOTS_MAX:
+            self.slot_s *= 2
+            self.done = _halved(self.done)
+            for lane in self.lanes.values():
+                lane.slots, lane.bad = _halved(lane.slots), _halved(lane.bad)
+
+    def _pieces(self, begin: float, end: float) -> Iterable[tuple[int, float]]:
+        for slot in range(int(begin // self.slot_s), int(end // self.slot_s) + 1):
+            low, high = slot * self.slot_s, (slot + 1) * self.slot_s
+            yield slot, min(end, high) - max(begin, low)
+
+
+def _count(slots: Slots, slot: int, amount: float) -> None:
+    slots[slot] = slots.get(slot, 0.0) + amount
+
+
+def _halved(slots: Slots) -> Slots:
+    wider: Slots = {}
+    for slot, amount in slots.items():
+        _count(wider, slot // 2, amount)
+    return wider

@@ -1,0 +1,177 @@
+"""Find one claim: where it is, since when, what went wrong, and why nobody has taken it.
+
+For a person who asks, not for a worker that decides: places come from directories and are true at
+the moment they were listed; times, reasons and forecasts come from journals and statuses (I8).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fsqueue.errors import FsqueueError
+from fsqueue.pool import claims
+from fsqueue.pool.journal import read_events
+from fsqueue.pool.layout import ORDER, State
+from fsqueue.pool.leases import lease_names
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.requirements import lacks
+from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.status import Status, read_status
+from fsqueue.pool.untrusted import read_json
+from fsqueue.scheduling.choose import Race, Taste, in_order
+from fsqueue.scheduling.peers import peer_of
+from fsqueue.storage import atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a claim is: a path below the pool, its state, and the spool it waits in."""
+
+    path: str
+    state: str
+    name: ClaimName
+    spool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """A living worker, and why it has not taken the claim; `may` if nothing forbids it to."""
+
+    worker: str
+    may: bool
+    why: str
+
+
+@dataclass(slots=True)
+class Whereabouts:
+    """What is known of one claim. `since` is when it came there, by whoever moved it."""
+
+    id: str
+    places: list[Place] = field(default_factory=list)
+    since: float | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    takers: list[Taker] = field(default_factory=list)
+    ahead: int = 0
+    """How many claims of its spool are taken before it."""
+    forecast: str = ""
+
+
+def find(pool: Pool, id: str) -> Whereabouts:
+    """Look for a claim everywhere it could be."""
+    found = Whereabouts(id, _places(pool, id))
+    found.events = sorted(_events(pool, id), key=lambda event: event["t"])
+    found.errors = list(_errors(pool, id))
+    found.since = _since(pool, found)
+    waiting = next((place for place in found.places if place.spool is not None), None)
+    if waiting is not None and waiting.spool is not None:
+        _explain_wait(pool, found, waiting.spool, waiting.name)
+    return found
+
+
+def _places(pool: Pool, id: str) -> list[Place]:
+    places = []
+    for spool in spool_names(pool):
+        for name in claims.waiting(pool, spool):
+            if name.id == id:
+                places.append(Place(f"spools/{spool}/{name}", "waiting", name, spool))
+    for state in (State.RUNNING, State.DONE, State.FAILED):
+        for name in claims.owned(pool, state):
+            if name.id == id:
+                places.append(Place(f"{state.value}/{name}", state.value, name))
+    return places
+
+
+def _events(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
+    directory = pool.directory("events")
+    for text in atomic.names(directory):
+        if text.endswith(".jsonl"):
+            for _, event in read_events(f"{directory}/{text}"):
+                if event.get("id") == id and isinstance(event.get("t"), int | float):
+                    yield event
+
+
+def _errors(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
+    directory = pool.directory("errors")
+    mine = (text for text in atomic.names(directory) if text.startswith(f"{id}.a"))
+    for text in sorted(mine, key=lambda text: (len(text), text)):
+        try:
+            record = read_json(f"{directory}/{text}", patience_s=0.0)
+        except (OSError, FsqueueError):
+            continue  # damaged: fsqueue check says so
+        yield {key: record.get(key) for key in ("attempt", "worker", "at", "error")}
+
+
+def _since(pool: Pool, found: Whereabouts) -> float | None:
+    """Return when the claim came where it is: its inode changed then, on the server's clock."""
+    if len(found.places) != 1:
+        return None
+    try:
+        return os.stat(f"{pool.root}/{found.places[0].path}").st_ctime
+    except OSError:
+        return None  # RACE: it moved on
+
+
+# ---- why it waits ----
+
+
+def _explain_wait(pool: Pool, found: Whereabouts, spool: str, name: ClaimName) -> None:
+    living = sorted({lease.worker for lease in lease_names(pool) if lease.living})
+    statuses = {worker: read_status(pool, worker) for worker in living}
+    held = {claim.owner: claim for claim in claims.owned(pool, State.RUNNING)}
+    orders = frozenset(filter(ORDER.fullmatch, atomic.names(pool.directory("control"))))
+    listings = {each: in_order(claims.waiting(pool, each), Taste()) for each in spool_names(pool)}
+    order = [each.id for each in reversed(listings[spool])]
+    found.ahead = order.index(name.id) if name.id in order else 0
+    able = []
+    for worker, status in statuses.items():
+        why = _forbids(worker, status, orders, spool, name)
+        found.takers.append(Taker(worker, not why, why or _busy(status, held.get(worker))))
+        if status is not None and not why:
+            able.append(peer_of(status, held.get(worker)))
+    if not able:
+        found.forecast = "nobody who lives may take it" if living else "no worker lives"
+        return
+    race = Race(able[1:], able[0])
+    measured = any(peer.rates for peer in able)
+    waiting = ((each, claim) for each, names in listings.items() for claim in names)
+    for each, claim in sorted(waiting, key=lambda pair: (-pair[1].cost, pair[1].id)):
+        winner, end = race.deal(each, claim)
+        if claim.id == name.id:
+            when = f", done in {end:,.0f} s" if measured and math.isfinite(end) else ""
+            found.forecast = f"by cost and speeds it falls to {winner.worker}{when}"
+            return
+
+
+def _forbids(
+    worker: str, status: Status | None, orders: frozenset[str], spool: str, name: ClaimName
+) -> str:
+    for order in ("stop", "drain", "pause"):
+        if orders & {order, f"{order}@{worker}"}:
+            return f"told to {order}"
+    if status is None:
+        return ""  # it reports nothing, so nothing is known against it
+    if status.state in ("draining", "stopped", "failed"):
+        return f"it is {status.state}"
+    if name.kind in status.unable:
+        return f"it found that it cannot do claims of kind {name.kind}; its log says why"
+    if lacking := lacks(name.kind, status.tier, status.capabilities):
+        return lacking
+    if not status.stealing and status.spool != spool:
+        return f"it works {status.spool} alone (--no-work-stealing)"
+    return ""
+
+
+def _busy(status: Status | None, claim: ClaimName | None) -> str:
+    if status is None:
+        return "it lives, and reports nothing"
+    if claim is None:
+        return f"it is {status.state} and looks again within --steal-interval"
+    peer = peer_of(status, claim)
+    rate = status.rates.get(claim.kind)
+    left = f", for {peer.left / rate:,.0f} s more" if rate else ""
+    return f"it runs {claim.id}{left}"

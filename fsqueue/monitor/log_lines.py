@@ -1,0 +1,133 @@
+"""Say in lines what a pool does, where there is no terminal: a SLURM log, a pipe.
+
+Every event at once, every trouble once when it begins and once when it ends, and a line per spool
+every ten seconds. Each line stands for itself: time, subject, facts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from fsqueue.gpu.weights import short_name
+from fsqueue.monitor import format
+from fsqueue.monitor.alerts import Notice
+from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.monitor.spools import SpoolRow
+from fsqueue.pool.settings import Pool
+
+EVERY_S: Final = 10.0
+PATIENCE_S: Final = 10.0
+"""So long no worker may live before that is worth a line: they may just be starting."""
+RECOVERED: Final = {"stalled": "recovered", "suspect": "recovered"}
+POLL_S: Final = 0.2
+IDLE_SHARE: Final = 5
+PAUSE_MIN_S: Final = 0.05
+
+
+def follow(
+    pool: Pool,
+    *,
+    until: Callable[[], bool] | None = None,
+    interval_s: float = 2.0,
+    echo: Callable[[str], object] = print,
+    reader: Reader | None = None,
+) -> Snapshot:
+    """Print lines until `until()` is true (None: until all is done); then what became of all."""
+    reader = reader or Reader(pool)
+    lines = Lines()
+    while True:
+        over = until is not None and until()
+        snapshot = reader.snapshot()
+        for line in lines.news(snapshot, time.monotonic()):
+            echo(line)
+        if over or (until is None and snapshot.finished):
+            echo(f"{format.clock(snapshot.taken_at)} all: {counted(snapshot)}")
+            return snapshot
+        deadline = time.monotonic() + pause_s(interval_s, snapshot)
+        while (left := deadline - time.monotonic()) > 0 and not (until is not None and until()):
+            time.sleep(min(left, POLL_S))
+
+
+def pause_s(interval_s: float, snapshot: Snapshot) -> float:
+    """Return how long to rest before the next look: looking stays under a sixth of the time."""
+    return max(interval_s, IDLE_SHARE * snapshot.took_s, PAUSE_MIN_S)
+
+
+class Lines:
+    """What one reader of the log has been told already."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._told: dict[tuple[str, str], Notice] = {}
+        self._since: dict[tuple[str, str], float] = {}
+        self._last = -EVERY_S
+
+    def news(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+        """Yield what has to be said now; `now` counts seconds."""
+        yield from self._events(snapshot)
+        yield from self.notices(snapshot, now)
+        if now - self._last >= EVERY_S:
+            self._last = now
+            at = format.clock(snapshot.taken_at)
+            for row in snapshot.spools:
+                yield f"{at} {spool_line(row, snapshot.unit)}"
+            yield f"{at} all: {counted(snapshot)}"
+
+    def _events(self, snapshot: Snapshot) -> Iterator[str]:
+        fresh = [event for event in snapshot.events if event.serial > self._seen]
+        missed = snapshot.events_seen - self._seen - len(fresh)
+        if missed > 0 and self._seen:
+            yield f"{format.clock(snapshot.taken_at)} ({missed:,} more events, in events/)"
+        self._seen = snapshot.events_seen
+        for event in fresh:
+            yield f"{format.clock(event.t)} {event.worker}: {event.text}"
+
+    def notices(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+        """Yield a line for each trouble that began or ended since the last call."""
+        at = format.clock(snapshot.taken_at)
+        standing = {(notice.kind, notice.subject): notice for notice in snapshot.warnings}
+        self._since = {key: self._since.get(key, now) for key in standing}
+        for key, notice in standing.items():
+            patient = notice.kind == "deserted" and now - self._since[key] < PATIENCE_S
+            if key not in self._told and not patient:
+                self._told[key] = notice
+                yield f"{at} warning: {notice.text}"
+        for key in [key for key in self._told if key not in standing]:
+            notice = self._told.pop(key)
+            yield f"{at} {RECOVERED.get(notice.kind, 'over')}: {notice.text}"
+
+
+def spool_line(row: SpoolRow, unit: str) -> str:
+    """Return one line for a spool."""
+    parts = [short_name(row.model)] if row.model else []
+    use = row.use
+    if use.compute_percent is not None or use.memory_percent is not None:
+        parts.append(f"util {format.percent(use.compute_percent)}")
+        parts.append(f"mem {format.percent(use.memory_percent)}")
+    if row.items_per_s is not None:
+        parts.append(f"{format.rate(row.items_per_s)} {unit}/s")
+    parts += [
+        f"{row.waiting.claims:,} waiting",
+        f"{row.done:,} done",
+    ]
+    if row.stolen_in or row.stolen_out:
+        parts.append(f"{format.stolen(row.stolen_in, row.stolen_out)} stolen")
+    parts.append(row.state)
+    if row.eta_s is not None:
+        parts.append(f"ETA {format.duration(row.eta_s)}")
+    return f"{row.name or 'others'}: {', '.join(parts)}"
+
+
+def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
+    """Return where all claims are, in words; the numbers add up."""
+    count = snapshot.count
+    parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
+    states = ((count.running, "running"), (count.waiting, "waiting"), (count.failed, "failed"))
+    parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
+    if snapshot.store_hits:
+        parts.append(f"{snapshot.store_hits:,} from the store")
+    if eta and not snapshot.finished:
+        parts.append(f"ETA {format.duration(snapshot.eta_s)}")
+    return ", ".join(parts)

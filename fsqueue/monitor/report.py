@@ -1,0 +1,269 @@
+"""Say how a pool went, or goes, in one HTML file that needs nothing but a browser.
+
+No script, no font, no picture from elsewhere: the page's policy forbids them all, and every text of
+the pool is escaped. How many claims are where is counted as `fsqueue status` does; who did what
+when is told by the workers' journals, and is a hint (I8).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from itertools import islice
+from typing import Final
+
+from fsqueue.errors import FsqueueError
+from fsqueue.monitor import charts, format
+from fsqueue.monitor.attempts import attempts
+from fsqueue.monitor.history import ENDINGS, Story
+from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import printable, read_json
+
+FAILURES_MAX: Final = 50
+LINES_MAX: Final = 15
+STEALS_MAX: Final = 30
+ROWS_MAX: Final = 1000
+
+STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1d2329; --dim: #66707a; --line: #dde2e7; --page: #fbfcfd;
+  --card: #fff; --done: #2f7fb8; --stolen: #7a5bbf; --bad: #c8372d; --killed: #d9822b;
+  --running: #3a9d5d; --quiet: #a4adb6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #dfe5ea; --dim: #8d98a3; --line: #2c343c;
+  --page: #14181c; --card: #1b2126; --done: #4b9bd6; --stolen: #a78be6; --bad: #ef6a60;
+  --killed: #eda24e; --running: #58bd7d; --quiet: #5d6873; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1120px; padding: 28px 24px 60px; background: var(--page);
+  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 16px; margin: 36px 0 10px; }
+p { margin: 4px 0; color: var(--dim); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: 10px;
+  margin: 20px 0 0; padding: 0; }
+.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: 10px 14px; }
+.tiles dt { color: var(--dim); font-size: 13px; }
+.tiles dd { margin: 0; font-size: 21px; font-variant-numeric: tabular-nums; }
+.bar { display: flex; height: 10px; margin-top: 14px; border-radius: 5px; overflow: hidden;
+  background: var(--line); }
+.bar i { display: block; }
+.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; padding: 6px 14px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { color: var(--dim); font-weight: 500; font-size: 13px; text-align: right; }
+th, td { padding: 5px 12px 5px 0; white-space: nowrap; }
+td { border-top: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child, .text { text-align: left; }
+svg { display: block; width: 100%; min-width: 700px; height: auto; margin: 6px 0; }
+svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
+.grid { stroke: var(--line); }
+.done { fill: var(--done); background: var(--done); }
+.stolen { fill: var(--stolen); background: var(--stolen); }
+.failed { fill: var(--bad); background: var(--bad); }
+.killed, .lost { fill: var(--killed); background: var(--killed); }
+.running { fill: var(--running); background: var(--running); }
+.released, .unknown { fill: var(--quiet); background: var(--quiet); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; margin-bottom: 8px; }
+.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px;
+  margin-right: 6px; }
+details { border-top: 1px solid var(--line); padding: 6px 0; }
+summary { overflow-wrap: anywhere; }
+pre { margin: 6px 0; padding: 10px; overflow-x: auto; font-size: 13px; background: var(--page);
+  border-radius: 6px; }
+"""
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def page(pool: Pool) -> Iterator[str]:
+    """Yield the page in pieces."""
+    snapshot = Reader(pool).snapshot()
+    story = Story(now=snapshot.taken_at).tell(attempts(pool))
+    title = f"fsqueue: {snapshot.pool}"
+    yield (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+    )
+    yield from _heading(snapshot, story)
+    if story.last >= story.first:
+        yield from _pictures(story)
+    yield from _spools(snapshot)
+    yield from _workers(snapshot, story)
+    yield from _steals(story)
+    yield from _failures(pool, snapshot)
+    yield "</body>\n</html>\n"
+
+
+# ---- what it all came to ----
+
+
+def _heading(snapshot: Snapshot, story: Story) -> Iterator[str]:
+    count = snapshot.count
+    yield f"<h1>{escape(snapshot.pool)}</h1>\n"
+    yield f"<p>{_when(snapshot, story)}</p>\n"
+    tiles = [
+        ("done", f"{count.done.claims:,} of {count.planned.claims:,}"),
+        ("failed", f"{count.failed.claims:,}"),
+        ("running", f"{count.running.claims:,}"),
+        ("waiting", f"{count.waiting.claims:,}"),
+        ("progress by cost", format.share(snapshot.progress, 1.0)),
+        ("attempts", f"{story.attempts:,}"),
+        ("stolen", f"{story.steals.total():,}"),
+        ("workers", f"{len(story.lanes):,}"),
+    ]
+    tiles += [("from the store", f"{snapshot.store_hits:,}")] * (snapshot.store_hits > 0)
+    if story.last > story.first:
+        tiles.append(("took so far" if not snapshot.finished else "took", _took(story)))
+    if not snapshot.finished:
+        tiles.append((f"{snapshot.unit}/s", format.rate(snapshot.items_per_s)))
+        tiles.append(("ETA", format.duration(snapshot.eta_s)))
+    tiles += [(name, f"{amount:,}") for name, amount in count.measures.items()]
+    yield '<dl class="tiles">\n'
+    for name, text in tiles:
+        yield f"<div><dt>{escape(printable(name))}</dt><dd>{escape(text)}</dd></div>\n"
+    yield "</dl>\n"
+    whole = max(1, count.planned.claims)
+    parts = (("done", count.done), ("failed", count.failed), ("running", count.running))
+    yield '<div class="bar">'
+    for name, amount in parts:
+        yield f'<i class="{name}" style="width:{100 * amount.claims / whole:.3f}%"></i>'
+    yield "</div>\n"
+    for notice in snapshot.warnings:
+        yield f"<p>! {escape(notice.text)}</p>\n"
+
+
+def _when(snapshot: Snapshot, story: Story) -> str:
+    begun = f"begun {_local(story.first)}, " if story.last >= story.first else ""
+    state = "finished" if snapshot.finished else "not finished"
+    return f"{begun}{state} as of {_local(snapshot.taken_at)}"
+
+
+def _took(story: Story) -> str:
+    return format.duration(story.last - story.first)
+
+
+def _local(t: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+
+
+def _pictures(story: Story) -> Iterator[str]:
+    yield "<h2>Who did what when</h2>\n"
+    yield '<p class="legend">'
+    named = {ending for ending, count in story.endings.items() if count}
+    for style, text in charts.LEGEND.items():
+        if style.split()[0] in named and ("stolen" not in style or story.steals):
+            yield f'<span><i class="{style}"></i>{text}</span>'
+    yield "</p>\n"
+    if story.drawn is None:
+        piece = format.duration(story.slot_s)
+        yield f"<p>Too many attempts to draw each: how busy, by {piece}.</p>\n"
+    if len(story.lanes) > charts.LANES_MAX:
+        yield f"<p>The first {charts.LANES_MAX} of {len(story.lanes):,} workers.</p>\n"
+    yield '<div class="wide">'
+    yield from charts.lanes(story)
+    yield '</div>\n<h2>Claims done over time</h2>\n<div class="wide">'
+    yield from charts.throughput(story)
+    yield "</div>\n"
+
+
+# ---- tables ----
+
+
+def _spools(snapshot: Snapshot) -> Iterator[str]:
+    rows = [
+        (
+            row.name or "others",
+            row.model or format.UNKNOWN,
+            f"{row.weight:.2f}",
+            f"{row.planned.claims:,}",
+            f"{row.waiting.claims:,}",
+            f"{row.done:,}",
+            format.stolen(row.stolen_in, row.stolen_out),
+            f"{row.errors:,}",
+            row.state,
+        )
+        for row in snapshot.spools
+    ]
+    header = "spool GPU weight planned waiting done stolen errors state".split()
+    yield from _table("Spools", header, rows)
+
+
+def _workers(snapshot: Snapshot, story: Story) -> Iterator[str]:
+    states = {row.id: row.state for row in snapshot.workers}
+    order = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))
+    rows = []
+    for lane in order[:ROWS_MAX]:
+        ends = [lane.endings[ending] for ending in ENDINGS]
+        span = lane.last - lane.first
+        busy = format.share(lane.busy_s, span) if span > 0 else format.UNKNOWN
+        rows.append((
+            lane.worker,
+            states.get(lane.worker, format.UNKNOWN),
+            *(f"{number:,}" if number else "" for number in ends),
+            f"{lane.stolen:,}" if lane.stolen else "",
+            format.duration(lane.busy_s),
+            busy,
+        ))  # fmt: skip
+    header = ["worker", "state", *ENDINGS, "stolen", "at work", "busy"]
+    yield from _table(f"Workers ({len(order):,})", header, rows)
+
+
+def _steals(story: Story) -> Iterator[str]:
+    rows = [
+        (spool, worker, f"{count:,}")
+        for (spool, worker), count in story.steals.most_common(STEALS_MAX)
+    ]
+    if rows:
+        more = len(story.steals) - len(rows)
+        title = "Steals" + (
+            f" (the most frequent {len(rows)} of {more + len(rows):,})" * (more > 0)
+        )
+        yield from _table(title, ["from spool", "by worker", "claims"], rows, left=2)
+
+
+def _table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 2
+) -> Iterator[str]:
+    yield f'<h2>{escape(title)}</h2>\n<div class="wide"><table>\n<tr>'
+    styles = [' class="text"' if number < left else "" for number in range(len(header))]
+    for style, name in zip(styles, header, strict=True):
+        yield f"<th{style}>{escape(name)}</th>"
+    yield "</tr>\n"
+    for row in rows:
+        cells = zip(styles, row, strict=True)
+        yield f"<tr>{''.join(f'<td{style}>{escape(cell)}</td>' for style, cell in cells)}</tr>\n"
+    yield "</table></div>\n"
+
+
+def _failures(pool: Pool, snapshot: Snapshot) -> Iterator[str]:
+    """Yield the claims that gave up, with the last lines of their last attempts."""
+    failed = snapshot.count.failed.claims
+    if not failed:
+        return
+    yield f'<h2>Failed ({failed:,})</h2>\n<div class="wide">\n'
+    names = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
+    for name in islice(names, FAILURES_MAX):
+        record = _record(pool, name.id, name.attempt)
+        about = f"{name.id}, {name.attempt + 1} attempts, last by {name.owner}"
+        said = printable(record.get("error") or "no reason was given", 500)
+        tail = str(record.get("detail") or "").splitlines()[-LINES_MAX:]
+        lines = "\n".join(printable(line, 500) for line in tail)
+        yield f"<details><summary><b>{escape(about)}</b>: {escape(said)}</summary>"
+        yield f"<pre>{escape(lines)}</pre></details>\n"
+    if failed > FAILURES_MAX:
+        yield f"<p>... and {failed - FAILURES_MAX:,} more: fsqueue failed POOL</p>\n"
+    yield "</div>\n"
+
+
+def _record(pool: Pool, id: str, attempt: int) -> dict[str, object]:
+    try:
+        return read_json(pool.error(id, attempt), patience_s=0.0)
+    except (OSError, FsqueueError) as error:
+        return {"error": f"its record cannot be read: {error}"}

@@ -1,0 +1,171 @@
+"""Put a spool and all workers that call it their own into one row, and reckon when all is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fsqueue.monitor.counts import Amount, Count
+from fsqueue.monitor.workers import Use, WorkerRow
+from fsqueue.pool.settings import Spool
+from fsqueue.pool.untrusted import printable
+
+ETA_MAX_S: Final = 100 * 365 * 86400.0
+STATES: Final = "stalled suspect running loading starting draining idle unknown".split()
+"""Of several workers' states, the first of these stands for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """One spool, and all workers that call it their own. `name` is "" for those without one."""
+
+    name: str
+    model: str
+    weight: float
+    planned: Amount
+    waiting: Amount
+    share_left: float
+    """Of all cost that waits, the fraction that waits here."""
+    workers: int
+    """Those that live."""
+    state: str
+    running: int
+    done: int
+    """What its workers report to have done, stolen claims included."""
+    errors: int
+    """How many attempts failed in their hands."""
+    stolen_in: int
+    stolen_out: int
+    items_per_s: float | None
+    tokens_per_s: float | None
+    cost_per_s: float | None
+    eta_s: float | None
+    use: Use
+    stale: bool
+    stalled: bool
+    host: str
+    gpu: str
+    last_activity: float
+
+
+def spool_rows(
+    count: Count, workers: Sequence[WorkerRow], read: Callable[[str], Spool]
+) -> Iterator[SpoolRow]:
+    """Yield a row per spool, and one for living workers without a spool if there are any."""
+    crews: dict[str, list[WorkerRow]] = {name: [] for name in count.spools}
+    stolen_out: dict[str, int] = {}
+    for row in workers:
+        own = row.status.spool
+        crews.setdefault(own if own in count.spools else "", []).append(row)
+        for victim, claims in row.status.stolen_from.items():
+            stolen_out[victim] = stolen_out.get(victim, 0) + max(0, int(claims))
+    everything = sum(waiting.cost for _, waiting in count.spools.values())
+    for name, crew in crews.items():
+        if name or any(row.living for row in crew):
+            planned, waiting = count.spools.get(name, (Amount(), Amount()))
+            share = waiting.cost / everything if everything else 0.0
+            spool = read(name) if name else Spool("", "", 0.0)
+            yield _row(spool, crew, planned, waiting, share=share, lost=stolen_out.get(name, 0))
+
+
+def _row(
+    spool: Spool,
+    crew: list[WorkerRow],
+    planned: Amount,
+    waiting: Amount,
+    *,
+    share: float,
+    lost: int,
+) -> SpoolRow:
+    living = [row for row in crew if row.living]
+    cost_per_s = total(row.cost_per_s for row in living)
+    left = waiting.cost + sum(row.cost_left for row in living)
+    first = living[0].status if living else None
+    return SpoolRow(
+        name=spool.name,
+        model=printable(spool.model or (first.model if first else ""), 40),
+        weight=spool.weight,
+        planned=planned,
+        waiting=waiting,
+        share_left=share,
+        workers=len(living),
+        state=_state(living, waiting),
+        running=sum(len(row.holds) for row in crew),
+        done=sum(max(0, row.status.claims_done) for row in crew),
+        errors=sum(max(0, row.status.claims_failed) for row in crew),
+        stolen_in=sum(max(0, row.status.steals_in) for row in crew),
+        stolen_out=lost,
+        items_per_s=total(row.items_per_s for row in living),
+        tokens_per_s=total(row.tokens_per_s for row in living),
+        cost_per_s=cost_per_s,
+        eta_s=_sensible(left / cost_per_s) if cost_per_s and left else None,
+        use=_use([row.use for row in living]),
+        stale=bool(living) and all(row.stale for row in living),
+        stalled=any(row.stalled for row in living),
+        host=first.host if first else "",
+        gpu=printable(first.gpu.get("uuid", ""), 60) if first else "",
+        last_activity=max((row.status.last_activity for row in crew), default=0.0),
+    )
+
+
+def _state(living: list[WorkerRow], waiting: Amount) -> str:
+    found = {row.state for row in living}
+    for state in STATES:
+        if state in found:
+            return state
+    return "no worker" if waiting.claims else "-"
+
+
+def _use(uses: list[Use]) -> Use:
+    """Return the mean of what is known: a spool's workers may be on several GPUs."""
+    return Use(
+        mean(use.compute_percent for use in uses),
+        mean(use.memory_percent for use in uses),
+        mean(use.temperature for use in uses),
+        mean(use.power_watts for use in uses),
+    )
+
+
+# ---- reckoning ----
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known, None if nothing is."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if known else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known, None if nothing is."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def pace(workers: Iterable[WorkerRow]) -> float | None:
+    """Return cost per second of all who work; of who has finished nothing yet, by its weight."""
+    busy = [row for row in workers if row.living and not row.stalled and row.state != "idle"]
+    known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
+    if not known:
+        return None
+    rate = math.fsum(cost_per_s for cost_per_s, _ in known)
+    weight = math.fsum(max(0.0, weight) for _, weight in known)
+    unknown = math.fsum(max(0.0, row.status.weight) for row in busy if not row.cost_per_s)
+    return rate * (1.0 + unknown / weight) if weight else rate
+
+
+def eta(count: Count, workers: Iterable[WorkerRow], cost_per_s: float | None) -> float | None:
+    """Return in how many seconds all is done at this pace; not before the slowest running claim."""
+    if count.finished:
+        return 0.0
+    if not cost_per_s:
+        return None
+    rows = [row for row in workers if row.holds]
+    left = count.waiting.cost + math.fsum(row.cost_left for row in rows)
+    ends = [row.cost_left / row.cost_per_s for row in rows if row.cost_per_s]
+    return _sensible(max(left / cost_per_s, *ends, 0.0))
+
+
+def _sensible(seconds: float) -> float | None:
+    return seconds if 0 <= seconds < ETA_MAX_S else None

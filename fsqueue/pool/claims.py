@@ -1,0 +1,282 @@
+"""Move claims. Every rename of a claim in the program is in this module.
+
+Definitions. A claim *waits* in a spool, *runs* in running/, and ends in done/ or failed/. It is
+*owned* by the worker in its name. An operation's *reply is lost* when the file system did it and
+reported an error.
+
+Invariants:
+
+I1  A planned claim is in exactly one of the state directories, once its plan is complete.
+I2  A claim moves only by one rename(2), and every such rename is in this module.
+I3  Whoever's rename into running/ took effect owns the claim; nobody else moves it while the
+    owner's lease holds.
+I4  A claim is complete before it is visible, and its bytes never change afterwards.
+I5  Locks make taking cheap, never correct: with every spool lock removed, I1-I4 hold.
+I6  Output is published before its claim enters done/. So done implies output.
+I7  An output, once visible under its final name, is never replaced. A second attempt that finds it
+    adopts it.
+I8  Deleting status/ and events/ changes nothing but what is displayed.
+I9  A worker's lease moves only by rename, from the exact beat last seen (`leases.py`); whoever
+    loses that race has lost the worker. Lock files are never unlinked (`locks.py`).
+
+                  publish             take                finish
+         (staged) ------> [waiting] -------> [running] ---------> [done]
+                            ^   ^              | | |
+                            |   '-- release ---' | |     fail
+                            '------ requeue -----' '------------> [failed] --- retry --> [waiting]
+                                                  cancel ------------^
+
+Why this is safe where rename(2) is all there is: a target that carries the owner could be chosen by
+nobody else, so a rename never overwrites and never has two winners; a waiting name is never used
+twice (`returns`), so an operation that arrives late or twice finds nothing to act on; and after a
+rename that reports failure, `move` looks whether its target is there before it calls it lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from fsqueue.errors import ClaimLost, PoolError
+from fsqueue.pool.layout import SUFFIX, State
+from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import parse_json
+from fsqueue.storage import atomic, permissions
+
+
+def publish(pool: Pool, plan: str, spool: str, name: ClaimName) -> bool:
+    """Move a staged claim to its spool; False if another planner has done so. I4: it is whole."""
+    return move(f"{pool.staged(plan, spool)}/{name}", pool.waiting(spool, name))
+
+
+def take(pool: Pool, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
+    """Take a waiting claim for `worker`; None if somebody else got it. I3."""
+    mine = name.owned_by(worker)
+    if move(pool.waiting(spool, name), pool.owned(_RUNNING, mine)):
+        return mine
+    return None
+
+
+def finish(pool: Pool, name: ClaimName) -> None:
+    """Move a claim of ours to done/. I6: its output is published already. Raises ClaimLost."""
+    _leave_running(pool, name, pool.owned(_DONE, name), "finished")
+
+
+def fail(pool: Pool, name: ClaimName) -> None:
+    """Move a running claim to failed/: its last attempt is spent. Raises ClaimLost."""
+    _leave_running(pool, name, pool.owned(State.FAILED, name), "failed")
+
+
+def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
+    """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
+
+    By the owner; or by recovery, when SLURM ended the owner's job, or when all that was left to do
+    is to adopt the output that the owner published. Raises ClaimLost. One that is spent fails
+    instead.
+    """
+    if name.is_spent:
+        return charge(pool, name, spool, {"error": _SPENT}, final=True)
+    back = name.returned(failed=False)
+    _leave_running(pool, name, pool.waiting(spool, back), "released")
+    return back
+
+
+def requeue(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
+    """Put a running claim back with one more attempt charged. Raises ClaimLost."""
+    back = name.returned(failed=True)
+    _leave_running(pool, name, pool.waiting(spool, back), "requeued")
+    return back
+
+
+def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
+    """Put a failed claim back, with attempts to spend; None if somebody else did.
+
+    It gets a full round of attempts, numbered on from the rounds before, so that no error record is
+    ever overwritten.
+    """
+    fresh = (name.attempt // pool.attempts_max + 1) * pool.attempts_max
+    if name.is_spent or fresh > ATTEMPT_MAX:
+        raise PoolError(
+            f"{name.id} {_SPENT}. Look into its errors (fsqueue failed {pool.root}), then plan "
+            f"its input into a new pool."
+        )
+    back = replace(name.returned(failed=True), attempt=fresh)
+    moved = move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
+    return back if moved else None
+
+
+def cancel(pool: Pool, spool: str, name: ClaimName, by: str) -> ClaimName | None:
+    """Move a waiting claim to failed/; None if it was taken first."""
+    ended = name.owned_by(by)
+    return ended if move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
+
+
+def charge(
+    pool: Pool, name: ClaimName, spool: str, record: dict[str, Any], *, final: bool = False
+) -> ClaimName:
+    """Count a failed attempt of a running claim: requeue it, or fail it after the last one.
+
+    The record is written before the claim moves, so that no crash in between loses it. A round has
+    `attempts_max` attempts, counted from a0, so that each `retry` opens a fresh round.
+    """
+    if str(name) not in atomic.names(pool.state(State.RUNNING)):
+        # A zombie's record would stand for good, and its successor may run the same attempt.
+        raise _lost(name, "charged")
+    record_error(pool, name, record)
+    if final or name.is_spent or (name.attempt + 1) % pool.attempts_max == 0:
+        fail(pool, name)
+        return name
+    return requeue(pool, name, spool)
+
+
+def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
+    """Keep what went wrong in this attempt; the first record of an attempt stands."""
+    facts = {"id": name.id, "attempt": name.attempt, "worker": name.owner, "at": time.time()}
+    data = json.dumps(facts | record, indent=1, default=str).encode() + b"\n"
+    atomic.publish(pool.error(name.id, name.attempt), data)
+
+
+_RUNNING: Final = State.RUNNING
+_DONE: Final = State.DONE
+COUNT_MAX: Final = 10**18
+CANCELLED: Final = {"error": "cancelled before it ran", "cancelled": True}
+"""The record of whoever was cancelled while it waited."""
+_SPENT: Final = "was put back so often that no further name is left for it to wait by"
+
+
+def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
+    if not move(pool.owned(_RUNNING, name), target):
+        atomic.names(pool.state(State.RUNNING))  # or it is the directory that is gone: PoolError
+        raise _lost(name, verb)
+
+
+def _lost(name: ClaimName, verb: str) -> ClaimLost:
+    return ClaimLost(
+        f"{name.id} could not be {verb}: it is no longer in running/ under {name.owner}. That "
+        f"worker's lease had lapsed, and the claim was given to another."
+    )
+
+
+def move(source: str, target: str) -> bool:
+    """Rename; return whether the name is at `target` now because of us (or of our equal)."""
+    try:
+        atomic.rename(source, target)  # I2
+        return True
+    except OSError as error:
+        if error.errno not in atomic.GONE:
+            raise
+        # RACE: somebody moved it first; or our rename was done, its reply was lost, and a
+        # retransmission found nothing. Only the listing tells, for the failed rename itself may
+        # have left a cached "no such name" for the target.
+        directory, name = os.path.split(target)
+        return name in atomic.names(directory)
+
+
+# ---- reading ----
+
+
+def waiting(pool: Pool, spool: str) -> list[ClaimName]:
+    """List the claims that wait in a spool, in no order. What is not a claim's name is left out."""
+    return [
+        name
+        for text in atomic.names(pool.spool(spool))
+        if (name := ClaimName.parse(text)) is not None and name.owner is None
+    ]
+
+
+def any_owned(pool: Pool, state: State) -> bool:
+    """Say whether there is a claim in running/, done/ or failed/."""
+    return atomic.gather(
+        pool.state(state), lambda texts: any(id_and_cost(text, owned=True) for text in texts)
+    )
+
+
+def owned(pool: Pool, state: State) -> Iterator[ClaimName]:
+    """Yield the claims in running/, done/ or failed/."""
+    for text in atomic.names(pool.state(state)):
+        if (name := ClaimName.parse(text)) is not None and name.owner is not None:
+            yield name
+
+
+@dataclass(slots=True)
+class Claim:
+    """A claim's content: which handler, whose spool, which options, and what to do."""
+
+    handler: Final[str]
+    spool: Final[str]
+    options: Final[dict[str, Any]]
+    payload: Final[dict[str, Any]]
+    measures: Final[dict[str, int]]
+    suffix: Final[str | None] = None
+    """Its output is outputs/ID + suffix, if it has one."""
+    file: Final[os.stat_result | None] = field(default=None, compare=False, repr=False)
+    """What the file system says of it; None for one that is not read from a file."""
+
+    @property
+    def by_us(self) -> bool:
+        """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
+        return self.file is None or permissions.is_by_us(self.file, os.geteuid())
+
+    def encode(self, name: ClaimName) -> bytes:
+        """Return the bytes of the claim's file."""
+        facts = {
+            "id": name.id,
+            "handler": self.handler,
+            "spool": self.spool,
+            "suffix": self.suffix,
+            "measures": self.measures,
+            "options": self.options,
+            "payload": self.payload,
+        }
+        return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
+
+
+def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_S) -> Claim:
+    """Return what a running claim says; PoolError if it is damaged or not what its name says.
+
+    ClaimLost if it is not in running/ for `patience_s`.
+    """
+    path = pool.owned(_RUNNING, name)
+    try:
+        data, file = atomic.read_with_facts(path, patience_s=patience_s)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            raise ClaimLost(f"{path} is gone; its owner's lease had lapsed.") from error
+        raise
+    facts = parse_json(path, data)
+    handler, spool = facts.get("handler"), facts.get("spool")
+    options, payload = facts.get("options"), facts.get("payload")
+    if (
+        facts.get("id") != name.id
+        or not (isinstance(handler, str) and isinstance(spool, str))
+        or not (isinstance(options, dict) and isinstance(payload, dict))
+    ):
+        raise PoolError(
+            f"{path} does not hold the claim that its name says; it was edited or damaged. "
+            f"Remove its plan's inputs from the pool's outputs and plan them into a new pool."
+        )
+    given, suffix = facts.get("measures"), facts.get("suffix")
+    measures = {}
+    if given and isinstance(given, dict):
+        measures = {key: n for key, n in given.items() if type(n) is int and abs(n) < COUNT_MAX}
+    known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
+    return Claim(handler, spool, options, payload, measures, known, file)
+
+
+def is_published(pool: Pool, name: ClaimName, claim: Claim) -> bool:
+    """Say whether a claim's output is there for good (I7). A mount may be late to say yes."""
+    return claim.suffix is not None and os.path.lexists(pool.output(name.id, claim.suffix))
+
+
+def waiting_name(id: str, kind: str, cost: int) -> ClaimName:
+    """Return the first waiting name of a new claim; raises PoolError if it would not parse."""
+    name = ClaimName(id, kind, cost)
+    if ClaimName.parse(str(name)) != name:
+        raise PoolError(f"{name} is no claim's name; the handler made a bad id, kind or cost.")
+    return replace(name)

@@ -1,0 +1,158 @@
+"""Claims addressed to one worker: a small pool inside the pool, where every worker has a spool.
+
+    pool/inbox/spools/WORKER/CLAIM    addressed to that worker; nobody else takes it
+    pool/inbox/running/CLAIM@WORKER   and done/, failed/, errors/, outputs/ as in the pool itself
+    pool/inbox/ID.json                what `fsqueue broadcast` answered
+
+Its claims move by the same renames (`claims.py`) through the same states, apart from the planned
+ones: no plan holds them, so what counts planned work never sees them, thieves do not look there,
+and `retry` does not bring them back. An addressed claim has one attempt. Whose worker leaves or
+dies before it ran ends in failed/, with a record that says so: nobody else was meant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Final
+
+from fsqueue.errors import ClaimLost, PoolError
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
+from fsqueue.pool.names import SPOOL, ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic, directories
+
+LOOK_S: Final = 1.0
+ADDRESS_MAX: Final = 10
+PARTS: Final = "spools running done failed errors partial outputs".split()
+
+
+def inbox_of(pool: Pool) -> Pool:
+    """Return the pool of what is addressed. Nothing of it need exist."""
+    return replace(pool, root=f"{pool.root}/inbox", attempts_max=1)
+
+
+def spool_of(worker: str) -> str:
+    """Return the name of a worker's spool: the end of its id, where the random part is."""
+    spool = worker[-40:].lstrip("_-")
+    assert SPOOL.fullmatch(spool), worker
+    return spool
+
+
+def address(
+    pool: Pool, worker: str, name: ClaimName, data: bytes, *, personal: bool = False
+) -> None:
+    """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
+    inbox = inbox_of(pool)
+    directories.make(inbox.root, sticky=True)
+    for part in PARTS:
+        directories.make(inbox.directory(part), sticky=part == "outputs")
+    for attempt in range(ADDRESS_MAX):
+        directories.make(inbox.spool(spool_of(worker)))
+        try:
+            atomic.publish(inbox.waiting(spool_of(worker), name), data, personal=personal)
+            return
+        except FileNotFoundError:
+            if attempt + 1 == ADDRESS_MAX:
+                raise
+            # RACE: its worker found it empty, and removed it before we could put anything there
+
+
+def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
+    """End in failed/ what was addressed to a worker that will not run it; return the ids.
+
+    Anybody may do it once the worker's lease has ended, and the worker itself.
+    """
+    inbox, spool = inbox_of(pool), spool_of(worker)
+    ended = []
+    for name in _waiting(inbox, spool):
+        claims.record_error(inbox, name.owned_by(by), {"error": why})
+        if claims.cancel(inbox, spool, name, by) is not None:
+            ended.append(name.id)
+    for name in _running(inbox):
+        if name.owner == worker:
+            try:
+                claims.charge(inbox, name, spool, {"error": why}, final=True)
+                ended.append(name.id)
+            except ClaimLost:
+                continue  # RACE: it was done after all, or another bounced it
+    directories.discard_empty(inbox.spool(spool))
+    return ended
+
+
+def bounce_strays(pool: Pool, by: str, ended: Collection[str] | None = None) -> None:
+    """Bounce what is addressed to workers whose lease has ended: to `ended`, if that is known."""
+    try:
+        spools = set(atomic.names(inbox_of(pool).directory("spools")))
+    except PoolError:
+        return  # nothing was ever addressed to anybody
+    if ended is None:
+        ended = {name.worker for name in lease_names(pool) if not name.living}
+    held = {name.owner for name in _running(inbox_of(pool))}
+    for worker in ended:
+        if spool_of(worker) in spools or worker in held:
+            bounce(pool, worker, by, f"{worker} left or died before it had done this")
+
+
+class Inbox:
+    """One worker's own inbox, looked into once a second at most, or by `rings` once a beat."""
+
+    def __init__(self, pool: Pool, worker: str) -> None:
+        self.pool = inbox_of(pool)
+        self.spool = spool_of(worker)
+        self._whole = pool
+        self._worker = worker
+        self._looked = -1e9
+        self._known: list[ClaimName] = []
+
+    def next(self) -> ClaimName | None:
+        """Take what was addressed to us, in the order of its ids; None if there is nothing."""
+        self._look(LOOK_S)
+        while self._known:
+            name = self._known.pop()
+            if name.returns:
+                record = {"error": f"{self._worker} could not run this; its log says why"}
+                claims.record_error(self.pool, name.owned_by(self._worker), record)
+                claims.cancel(self.pool, self.spool, name, self._worker)
+            elif taken := claims.take(self.pool, self.spool, name, self._worker):
+                return taken
+        return None
+
+    def rings(self) -> bool:
+        """Say whether something is addressed to us; for a worker that waits."""
+        self._look(self._whole.lease_s / BEATS_PER_LEASE)
+        return bool(self._known)
+
+    def _look(self, seldom_s: float) -> None:
+        if self._known or time.monotonic() - self._looked < seldom_s:
+            return
+        try:
+            found = claims.waiting(self.pool, self.spool)
+        except PoolError:
+            found = []  # nothing was addressed to us, as nearly always
+        else:
+            if not found:  # what is not there costs one operation a look, and an empty one five
+                directories.discard_empty(self.pool.spool(self.spool))
+        self._known = sorted(found, key=lambda name: name.id, reverse=True)
+        self._looked = time.monotonic()
+
+    def close(self) -> None:
+        """End what is still here: this worker leaves."""
+        bounce(self._whole, self._worker, self._worker, f"{self._worker} left before it ran this")
+
+
+def _waiting(inbox: Pool, spool: str) -> list[ClaimName]:
+    try:
+        return claims.waiting(inbox, spool)
+    except PoolError:
+        return []  # nothing was ever addressed to this worker
+
+
+def _running(inbox: Pool) -> Iterator[ClaimName]:
+    try:
+        yield from claims.owned(inbox, State.RUNNING)
+    except PoolError:
+        return  # as above

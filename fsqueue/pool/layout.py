@@ -1,0 +1,161 @@
+"""Know every path in a pool, and nothing else.
+
+Directory structure (state is the directory; names are in `names.py`):
+
+    pool/
+      pool.json                 format, id, created, lease_s, attempts_max; written once
+      plans/000001.json         what one `plan` planned; its number is the compare-and-swap
+      plans/3f9a.staged/        its claims until each is moved to its spool
+      spools/gpu0.json          this spool's GPU: model, weight
+      spools/gpu0.lock          who is scanning it to steal (politeness, not correctness)
+      spools/gpu0/CLAIM         waiting
+      running/CLAIM@WORKER      taken by that worker
+      done/CLAIM@WORKER         its output exists
+      failed/CLAIM@WORKER       gave up after the last attempt, or cancelled
+      errors/ID.aN.json         what went wrong in attempt N
+      partial/ID/               checkpoints inside a long claim
+      workers/WORKER.b000412    the worker's lease: its name carries its beat
+      status/WORKER.json        its last heartbeat: for eyes, never for correctness
+      events/WORKER.jsonl       its journal: one writer, append-only
+      outputs/ID.SUFFIX         what handlers made
+      outputs/.WORKER/          what that worker is still writing
+      control/ORDER[@TARGET]    drain, pause, stop, cancel: presence is the order
+      gpu_metrics.log           how busy and fast each GPU was; one writer, by its .lock
+      inbox/                    claims addressed to one worker, a small pool (see `inbox.py`)
+
+No path is ever built from unchecked text: every method here asserts that the names it joins came
+out of `names.py`'s patterns, which admit neither `/` nor a leading dot.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from fsqueue.pool.names import ID, SPOOL, WORKER, ClaimName, LeaseName
+
+FORMAT: Final = 1
+"""Version of this layout, kept in pool.json. Raise it with any change that an older worker would
+misread, and let `pool.open_pool` refuse what it does not know."""
+
+SUFFIX: Final = re.compile(r"(\.[A-Za-z0-9_-]{1,16}){1,3}", re.ASCII)
+CHECKPOINT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
+ORDER: Final = re.compile(rf"(drain|pause|stop|cancel)(?:@({ID.pattern}))?", re.ASCII)
+
+
+class State(StrEnum):
+    """The states of a claim. The values are directory names."""
+
+    WAITING = "spools"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+_WAITING: Final = State.WAITING  # asked of an enumeration's class, it costs as much as a path
+
+
+DIRECTORIES: Final = (
+    "plans spools running done failed errors partial workers status events outputs control".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of the pool at `root`, an absolute path."""
+
+    root: str
+
+    def directory(self, name: str) -> str:
+        """Return one of the pool's own directories."""
+        assert name in DIRECTORIES, name
+        return f"{self.root}/{name}"
+
+    @property
+    def settings(self) -> str:
+        return f"{self.root}/pool.json"
+
+    # ---- claims ----
+
+    def state(self, state: State) -> str:
+        """Return the directory of a state."""
+        return f"{self.root}/{state.value}"
+
+    def waiting(self, spool: str, name: ClaimName) -> str:
+        assert name.owner is None, name
+        return f"{self.spool(spool)}/{name.checked()}"
+
+    def owned(self, state: State, name: ClaimName) -> str:
+        """Return where an owned claim lies in running/, done/ or failed/."""
+        assert name.owner is not None and state is not _WAITING, (state, name)
+        return f"{self.root}/{state}/{name.checked()}"
+
+    # ---- spools ----
+
+    def spool(self, spool: str) -> str:
+        assert SPOOL.fullmatch(spool), spool
+        return f"{self.root}/spools/{spool}"
+
+    def spool_file(self, spool: str) -> str:
+        return f"{self.spool(spool)}.json"
+
+    def spool_lock(self, spool: str) -> str:
+        return f"{self.spool(spool)}.lock"
+
+    # ---- plans ----
+
+    def plan(self, number: int) -> str:
+        return f"{self.root}/plans/{number:06d}.json"
+
+    def staged(self, plan: str, spool: str | None = None) -> str:
+        assert ID.fullmatch(plan) and (spool is None or SPOOL.fullmatch(spool)), (plan, spool)
+        tail = f"/{spool}" if spool else ""
+        return f"{self.root}/plans/{plan}.staged{tail}"
+
+    # ---- workers ----
+
+    def lease(self, name: LeaseName) -> str:
+        assert LeaseName.parse(str(name)) == name, name
+        return f"{self.root}/workers/{name}"
+
+    def status(self, worker: str) -> str:
+        assert WORKER.fullmatch(worker), worker
+        return f"{self.root}/status/{worker}.json"
+
+    def events(self, worker: str) -> str:
+        assert WORKER.fullmatch(worker), worker
+        return f"{self.root}/events/{worker}.jsonl"
+
+    # ---- what claims leave behind ----
+
+    def output(self, id: str, suffix: str) -> str:
+        assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
+        return f"{self.root}/outputs/{id}{suffix}"
+
+    def workshop(self, worker: str) -> str:
+        """Return the private directory where `worker` writes outputs before they appear."""
+        assert WORKER.fullmatch(worker), worker
+        return f"{self.root}/outputs/.{worker}"
+
+    def unpublished(self, worker: str, id: str, returns: int, suffix: str) -> str:
+        """Return where one run of a claim writes; the count of its returns is another in each run.
+
+        What an earlier run left behind, a child that escaped, say, cannot write into this one's.
+        """
+        assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
+        return f"{self.workshop(worker)}/{id}.r{returns}{suffix}"
+
+    def error(self, id: str, attempt: int) -> str:
+        assert ID.fullmatch(id), id
+        return f"{self.root}/errors/{id}.a{attempt}.json"
+
+    def partial(self, id: str) -> str:
+        assert ID.fullmatch(id), id
+        return f"{self.root}/partial/{id}"
+
+    def order(self, order: str, target: str | None = None) -> str:
+        text = f"{order}@{target}" if target else order
+        assert ORDER.fullmatch(text), text
+        return f"{self.root}/control/{text}"

@@ -1,0 +1,152 @@
+"""Know a million names again, at nine bytes each: by a mark of 64 bits.
+
+A mark is the name's `hash`, keyed anew in every process unless PYTHONHASHSEED says otherwise. Two
+of a million names share one with a chance of one in 40 million. So marks may say what is to be
+looked at again, and by how much a count is to be corrected; nothing is reported, and nothing
+moved, because of them alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Final
+
+PARTS: Final = 64
+"""What is compared is compared part by part: a set needs some 70 bytes for each of its marks."""
+
+mark: Final = hash
+
+
+class Marks:
+    """The marks of some names; a name may be there more than once."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, marks: Iterable[int] = ()) -> None:
+        self.parts = [array("q") for _ in range(PARTS)]
+        self.extend(marks)
+
+    def extend(self, marks: Iterable[int]) -> None:
+        """Add the marks of more names."""
+        parts = self.parts
+        for each in marks:
+            parts[each % PARTS].append(each)
+
+    def add(self, text: str) -> None:
+        """Add a name."""
+        each = hash(text)
+        self.parts[each % PARTS].append(each)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __le__(self, other: Marks) -> bool:
+        """Say whether all that is here is there."""
+        return all(
+            set(mine).issubset(its) for mine, its in zip(self.parts, other.parts, strict=True)
+        )
+
+
+def sets(*groups: Marks) -> Iterator[list[set[int]]]:
+    """Yield the marks of each group, a part of all of them at a time."""
+    for parts in zip(*(group.parts for group in groups), strict=True):
+        yield list(map(set, parts))
+
+
+def repeated(*groups: Marks) -> set[int]:
+    """Return what is in all groups together more than once."""
+    found: set[int] = set()
+    for parts in zip(*(group.parts for group in groups), strict=True):
+        if len(set().union(*parts)) < sum(map(len, parts)):
+            counts = Counter(chain.from_iterable(parts))
+            found.update(each for each, count in counts.items() if count > 1)
+    return found
+
+
+# ---- hold many names in little more than their bytes ----
+#
+# A `str` of 40 letters is 89 bytes, and a place in a list 8 more. Here all names but those that
+# are looked at lie in blocks of bytes, 41 for each. Names are printable: they hold no newline.
+
+BLOCK: Final = 256
+"""Names taken out of their bytes at a time."""
+
+
+class Roll:
+    """Names in a fixed order; the last can be taken off."""
+
+    __slots__ = ("_blocks", "_tail", "_len")
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._blocks: list[bytes] = []
+        self._tail: list[str] = []
+        self._len = 0
+        texts = iter(texts)
+        while batch := list(islice(texts, BLOCK)):
+            self._blocks.append("\n".join(batch).encode())
+            self._len += len(batch)
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self._blocks:
+            yield from _names(block)
+        yield from self._tail
+
+    def __reversed__(self) -> Iterator[str]:
+        if self:
+            yield from reversed(self._open())
+        for block in reversed(self._blocks):
+            yield from reversed(_names(block))
+
+    @property
+    def last(self) -> str:
+        """The last name; IndexError if there is none."""
+        return self._open()[-1]
+
+    def pop(self) -> str:
+        """Take the last name off; IndexError if there is none."""
+        text = self._open().pop()
+        self._len -= 1
+        return text
+
+    def _open(self) -> list[str]:
+        if not self._tail:
+            self._tail = _names(self._blocks.pop())
+        return self._tail
+
+    def remove(self, text: str, key: Callable[[str], Any]) -> bool:
+        """Take a name off a roll that is in the order of `key`; say whether it was there."""
+        mine, at = key(text), -1
+        found = self._tail
+        if not found or mine < key(found[0]):
+            at = bisect_right(self._blocks, mine, key=lambda block: key(_first(block))) - 1
+            found = _names(self._blocks[at]) if at >= 0 else []
+        if text not in found:
+            return False
+        found.remove(text)
+        self._len -= 1
+        if at >= 0:
+            self._blocks[at : at + 1] = ["\n".join(found).encode()] if found else []
+        return True
+
+    def above(self, limit: Any, key: Callable[[str], Any]) -> int:
+        """Count the names whose `key`, in the order of which they are, is larger than `limit`."""
+        at = bisect_right(self._blocks, limit, key=lambda block: key(_first(block)))
+        parts = [_names(self._blocks[at - 1])] if at else []
+        whole = sum(block.count(b"\n") + 1 for block in self._blocks[at:])
+        parts.append(self._tail)
+        return whole + sum(len(part) - bisect_right(part, limit, key=key) for part in parts)
+
+
+def _names(block: bytes) -> list[str]:
+    return block.decode().split("\n")
+
+
+def _first(block: bytes) -> str:
+    return block.partition(b"\n")[0].decode()

@@ -1,0 +1,300 @@
+"""Publish a plan: all of its claims, or a promise that the next planner keeps.
+
+A plan's claims are first *staged*: written and synced under plans/UID.staged/SPOOL/, where nobody
+looks. Then the plan file takes the next free number by link(2), which has one winner. Only then are
+the claims moved to their spools, each by one rename out of staging. So:
+
+* two planners at once cannot both plan one input: the loser of a number reads the winner's plan,
+  drops what it has, and tries the next number. No lock is held, and nobody's pause matters;
+* a planner that dies half-way leaves staged claims behind, which anybody completes by the same
+  renames (`complete`): a name leaves staging once, whoever moves it;
+* a planner that dies before it has a number leaves staged files that no plan names: no claims.
+
+A plan file is one JSON document with one source or claim to a line, so that a reader of the first
+line knows the totals and a reader of a million claims needs no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from fsqueue.errors import FsqueueError, PoolError
+from fsqueue.pool import claims
+from fsqueue.pool.layout import FORMAT, SUFFIX
+from fsqueue.pool.name_sets import Roll
+from fsqueue.pool.names import ID, KIND, SPOOL, ClaimName, id_and_cost
+from fsqueue.pool.settings import Pool
+from fsqueue.storage import atomic, directories
+
+HEAD_MAX: Final = 1 << 24
+ROW_MAX: Final = 1 << 20
+_PLAN: Final = re.compile(r"([0-9]{6,9})\.json", re.ASCII)
+_ROW: Final = re.compile(rb'\["([ -!#-\[\]-~]+)", "([ -!#-\[\]-~]+)"\]')  # JSON escapes none
+
+
+@dataclass(slots=True)
+class Share:
+    """What a plan gives to one spool, or to all."""
+
+    claims: int = 0
+    cost: int = 0
+    measures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, cost: int, measures: dict[str, int], claims: int = 1) -> None:
+        """Count more claims into this share."""
+        self.claims += claims
+        self.cost += cost
+        for name, count in measures.items():
+            self.measures[name] = self.measures.get(name, 0) + count
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The head of a plan file."""
+
+    uid: str
+    created: str
+    handler: str
+    kinds: tuple[str, ...]
+    suffix: str | None
+    total: Share
+    spools: dict[str, Share]
+    options: dict[str, Any]
+
+
+def numbers(pool: Pool) -> list[int]:
+    """Return the numbers of all plans, ascending."""
+    found = map(_PLAN.fullmatch, atomic.names(pool.directory("plans")))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_plan(pool: Pool, number: int) -> Plan:
+    """Return the head of a plan; PoolError if the file was damaged."""
+    path = pool.plan(number)
+    try:
+        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+            facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
+        return _head(facts)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PoolError(
+            f"{path} is not a plan ({error}); it was edited or damaged. Its claims are intact; "
+            f"restore the file, or plan its inputs into a new pool."
+        ) from error
+
+
+def _head(facts: dict[str, Any]) -> Plan:
+    """Return the head that `facts` are. Raises ValueError, KeyError, TypeError, AttributeError."""
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']!r}")
+    plan = Plan(
+        facts["plan"],
+        facts["created"],
+        facts["handler"],
+        tuple(facts["kinds"]),
+        facts["suffix"],
+        _read_share(facts["total"]),
+        {name: _read_share(share) for name, share in facts["spools"].items()},
+        facts["options"],
+    )
+    sensible = (
+        ID.fullmatch(plan.uid)
+        and (plan.suffix is None or SUFFIX.fullmatch(plan.suffix))
+        and all(map(SPOOL.fullmatch, plan.spools))
+        and all(map(KIND.fullmatch, plan.kinds))
+        and isinstance(plan.created, str)
+        and isinstance(plan.handler, str)
+        and isinstance(plan.options, dict)
+    )
+    if not sensible:
+        raise ValueError("its head makes no sense")
+    return plan
+
+
+def _read_share(facts: dict[str, Any]) -> Share:
+    share = Share(facts["claims"], facts["cost"], dict(facts["measures"]))
+    if not all(type(n) is int for n in (share.claims, share.cost, *share.measures.values())):
+        raise ValueError("its sums are no numbers")
+    return share
+
+
+def read_plans(pool: Pool) -> list[Plan]:
+    """Return the heads of all plans, oldest first."""
+    return [read_plan(pool, number) for number in numbers(pool)]
+
+
+def read_sources(pool: Pool, number: int) -> Iterator[str]:
+    """Yield the keys of the inputs that a plan holds."""
+    return (key for key, _ in _entries(pool, number, "sources"))
+
+
+def read_inputs(pool: Pool, number: int) -> Iterator[str]:
+    """Yield the paths of the inputs that a plan holds, in the order in which they were given."""
+    return (path for _, path in _entries(pool, number, "sources"))
+
+
+def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
+    """Yield every claim that a plan holds, with the spool it was given to."""
+    for text, spool in read_names(pool, number):
+        if name := ClaimName.parse(text):
+            yield name, spool
+
+
+def read_names(pool: Pool, number: int) -> Iterator[list[str]]:
+    """Yield the name of every claim that a plan holds, and the spool it was given to, as texts."""
+    for entry in _entries(pool, number, "claims"):
+        if not (id_and_cost(entry[0], owned="@" in entry[0]) and SPOOL.fullmatch(entry[1])):
+            raise PoolError(f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it.")
+        yield entry
+
+
+def _entries(pool: Pool, number: int, wanted: str) -> Iterator[list[str]]:
+    path, section, text = pool.plan(number), "", b""
+    with os.fdopen(atomic.opened(path)[0], "rb") as file:
+        file.readline(HEAD_MAX)
+        while line := file.readline(ROW_MAX):
+            text = line.strip().rstrip(b",")
+            if row := _ROW.fullmatch(text):
+                if section == wanted:
+                    yield [row[1].decode(), row[2].decode()]
+            elif text.startswith(b"["):
+                try:
+                    entry = json.loads(text.decode())
+                    if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+                        raise ValueError("not two texts")
+                except (ValueError, RecursionError) as error:
+                    raise PoolError(f"{path} is damaged ({error}); restore it.") from error
+                if section == wanted:
+                    yield entry
+            elif match := re.fullmatch(rb'"(\w+)":\[', text):
+                section = match[1].decode()
+        if text != b"]}":
+            raise PoolError(f"{path} ends in the middle; it was truncated. Restore it.")
+
+
+def write_plan(
+    pool: Pool, plan: Plan, sources: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]]
+) -> str:
+    """Write a plan under a private name, synced; return that name for `number_plan`.
+
+    `sources` are (key, path) and `names` are (claim, spool).
+    """
+    path = private(pool, plan.uid)
+    facts = {
+        "format": FORMAT,
+        "plan": plan.uid,
+        "created": plan.created,
+        "handler": plan.handler,
+        "kinds": plan.kinds,
+        "suffix": plan.suffix,
+        "total": _share(plan.total),
+        "spools": {name: _share(share) for name, share in plan.spools.items()},
+        "options": plan.options,
+    }
+    parts = (
+        (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),
+        _rows(sources),
+        ('\n],\n"claims":[\n',),
+        _rows(names),
+        ("\n]}\n",),
+    )
+    atomic.stage(path, (text.encode() for part in parts for text in part))
+    return path
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the lines of one section, many at a time: a write for each would be slow."""
+    separator, rows = "", iter(rows)
+    while batch := list(islice(rows, 1000)):
+        yield separator + ",\n".join(map(json.dumps, batch))
+        separator = ",\n"
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
+
+
+def private(pool: Pool, uid: str) -> str:
+    """Return where a plan lies until it has a number."""
+    return f"{pool.directory('plans')}/.{uid}.json"
+
+
+def forbid(pool: Pool, uid: str) -> None:
+    """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
+    while True:
+        directories.make(private(pool, uid))
+        try:
+            atomic.discard(private(pool, uid))
+        except IsADirectoryError:
+            return
+        # RACE: its planner's file was there, and is gone; or it is written just now: once more
+
+
+@contextmanager
+def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
+    """Let an error on the way to a plan's number say so if the plan was taken for abandoned."""
+    try:
+        yield
+    except (OSError, FsqueueError) as error:
+        if os.path.isdir(private(pool, uid)):
+            raise PoolError(
+                f"{pool.staged(uid)} was removed by fsqueue clean: nothing was added to it for a "
+                f"lease, as if its planner had died. Was this process stopped? Plan again."
+            ) from error
+        raise
+
+
+def number_plan(pool: Pool, uid: str, path: str, number: int) -> bool:
+    """Give a private plan file this number; False if another plan has it."""
+    if atomic.commit(path, pool.plan(number), keep=True):
+        return True
+    if read_plan(pool, number).uid != uid:
+        return False
+    # RACE: ours after all; the link's reply was lost, and this mount does not count links.
+    atomic.discard(path)
+    return True
+
+
+def complete(pool: Pool, listed: Collection[str] | None = None) -> int:
+    """Publish every staged claim that a numbered plan holds; return how many this call moved.
+
+    Anybody may call it at any time, as often as they like. `listed`: what plans/ holds, if known.
+    """
+    if listed is None:
+        listed = atomic.names(pool.directory("plans"))
+    staged = {name.removesuffix(".staged") for name in listed if name.endswith(".staged")}
+    if not staged:
+        return 0
+    ready = sorted(staged & {plan.uid for plan in read_plans(pool)})
+    if ready:
+        # Its planner may not have come to this: no claim may survive a power loss without its plan.
+        atomic.sync_directory(pool.directory("plans"))
+    return sum(complete_one(pool, uid) for uid in ready)
+
+
+def complete_one(pool: Pool, uid: str) -> int:
+    """Publish what is left of one staged plan."""
+    moved = 0
+    directory = pool.staged(uid)
+    for spool in filter(SPOOL.fullmatch, _left_in(directory)):
+        names = map(ClaimName.parse, _left_in(f"{directory}/{spool}"))
+        moved += sum(claims.publish(pool, uid, spool, n) for n in names if n and n.owner is None)
+        atomic.sync_directory(pool.spool(spool))
+        directories.discard_empty(f"{directory}/{spool}")
+    directories.discard_empty(directory)
+    return moved
+
+
+def _left_in(directory: str) -> Roll:
+    try:
+        return atomic.gather(directory, lambda texts: Roll(filter(str.isprintable, texts)))
+    except (PoolError, OSError) as error:
+        if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
+            raise
+        return Roll()  # RACE: somebody else completed it, and removed the empty directory before us

@@ -1,0 +1,179 @@
+"""Make a pool, open a pool, and know its spools.
+
+A pool's settings are written once and never change; a spool's file says whose work it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+import time
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from fsqueue.errors import PoolError, UsageError
+from fsqueue.pool.layout import DIRECTORIES, FORMAT, Layout
+from fsqueue.pool.names import SPOOL, natural
+from fsqueue.pool.untrusted import FACTS_MAX, read_json
+from fsqueue.storage import atomic, directories, permissions
+
+LEASE_S: Final = 30.0
+ATTEMPTS_MAX: Final = 3
+NUMBER_MAX: Final = 1e9
+"""JSON holds NaN, infinity, and whole numbers too large for any float: what a file says is compared
+with this before it is reckoned with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Layout):
+    """An open pool: its paths and its settings."""
+
+    id: str
+    lease_s: float
+    attempts_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """One spool: whose work it holds, and how fast that GPU is beside an RTX 3090."""
+
+    name: str
+    model: str
+    weight: float
+    why: str = ""
+
+
+def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX) -> Pool:
+    """Make a pool at `root`, or open the one that is there.
+
+    Whoever publishes pool.json first decides its settings; the loser of that race opens it.
+    """
+    root = os.path.abspath(root)
+    if not os.path.lexists(f"{root}/pool.json"):
+        _claim_directory(root)
+        for name in DIRECTORIES:
+            directories.make(f"{root}/{name}", sticky=name in ("spools", "outputs"))
+        settings = {
+            "format": FORMAT,
+            "id": secrets.token_hex(6),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "lease_s": lease_s,
+            "attempts_max": attempts_max,
+        }
+        atomic.publish(f"{root}/pool.json", json.dumps(settings, indent=1).encode() + b"\n")
+    return open_pool(root)
+
+
+def _claim_directory(root: str) -> None:
+    """Make the directory that becomes the pool, or take one that is empty and ours."""
+    try:
+        os.makedirs(root, mode=0o755, exist_ok=True)
+        present = {name for name in os.listdir(root) if not name.startswith(".")}
+        if permissions.told() and os.stat(root).st_uid == os.geteuid():
+            os.chmod(root, 0o3770)
+        facts = os.stat(root)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} cannot become a pool: it is a file, or inside one. The pool comes first, "
+            f"then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+        ) from error
+    except OSError as error:
+        raise PoolError(
+            f"{root} cannot become a pool: {error.strerror}. Name one that you can write."
+        ) from error
+    if present - set(DIRECTORIES) - {"pool.json"}:
+        raise UsageError(
+            f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
+            f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
+        )
+    permissions.trust(facts)
+    permissions.refuse(root, facts, os.geteuid())
+
+
+def open_pool(root: str) -> Pool:
+    """Open the pool at `root`; refuse what is not one, or not one that we may work."""
+    root = os.path.abspath(root)
+    layout = Layout(root)
+    try:
+        facts = os.stat(root)
+        permissions.trust(facts)
+        settings = read_json(layout.settings, patience_s=0.0, limit=FACTS_MAX)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} is not a pool: it has no pool.json. Check the path, or make it: "
+            f"fsqueue plan embed {root} INPUT... --model MODEL"
+        ) from error
+    except PermissionError as error:
+        raise PoolError(f"{root} cannot be read: {error.strerror}. Ask its owner.") from error
+    _refuse_open_directories(layout, facts)
+    if settings.get("format") != FORMAT:
+        raise PoolError(
+            f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue knows "
+            f"{FORMAT}. Use the version of fsqueue that made the pool."
+        )
+    id, lease_s = settings.get("id"), settings.get("lease_s")
+    attempts_max = settings.get("attempts_max")
+    if (
+        not isinstance(id, str)
+        or not isinstance(lease_s, int | float)
+        or not 0 < lease_s < NUMBER_MAX
+        or not isinstance(attempts_max, int)
+        or attempts_max < 1
+    ):
+        raise PoolError(
+            f"{layout.settings} lacks a usable id, lease_s or attempts_max; it was edited or "
+            f"damaged. Restore it: the claims beside it are intact."
+        )
+    return Pool(root, id, float(lease_s), attempts_max)
+
+
+def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
+    """Raise PoolError if somebody else could put names into the pool's directories.
+
+    Those that are missing, or no directories, are met by whoever lists them.
+    """
+    permissions.refuse(layout.root, root, os.geteuid())
+    for name in DIRECTORIES:
+        try:
+            facts = os.lstat(layout.directory(name))
+        except FileNotFoundError:
+            continue  # RACE: a network mount may not show yet what the planner has just made.
+        if stat.S_ISDIR(facts.st_mode):
+            permissions.refuse(layout.directory(name), facts, os.geteuid())
+
+
+# ---- spools ----
+
+
+def add_spool(pool: Pool, spool: Spool) -> Spool:
+    """Make a spool, or return the one of that name: the first planner's weight stands."""
+    directories.make(pool.spool(spool.name))
+    data = json.dumps(asdict(spool), indent=1).encode() + b"\n"
+    if not os.path.exists(pool.spool_file(spool.name)):
+        atomic.publish(pool.spool_file(spool.name), data)
+    return read_spool(pool, spool.name)
+
+
+def read_spool(pool: Pool, name: str) -> Spool:
+    """Return what spools/NAME.json says; PoolError if it does not make sense."""
+    facts = read_json(pool.spool_file(name), limit=FACTS_MAX)
+    model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
+    if (
+        not isinstance(model, str)
+        or not isinstance(why, str)
+        or not isinstance(weight, int | float)
+        or not 0 < weight < NUMBER_MAX
+    ):
+        raise PoolError(
+            f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or cut. "
+            f'Write {{"model": "RTX 3090", "weight": 1.0}} into it.'
+        )
+    return Spool(name, model, float(weight), why)
+
+
+def spool_names(pool: Pool) -> list[str]:
+    """Return the names of all spools, in natural order."""
+    found = {name[:-5] for name in atomic.names(pool.directory("spools")) if name.endswith(".json")}
+    return sorted(filter(SPOOL.fullmatch, found), key=natural)

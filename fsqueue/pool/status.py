@@ -1,0 +1,186 @@
+"""Write and read what is only for eyes: a worker's status, and its journal.
+
+Nothing here is ever a reason to move a claim (I8). A status file is replaced whole by its one
+writer; a journal is appended to by its one writer. Readers expect either to be missing, empty,
+half-written or hostile, and go on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from fsqueue.errors import PoolError
+from fsqueue.pool.names import WORKER
+from fsqueue.pool.requirements import Tier
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.untrusted import FACTS_MAX, number, read_json
+from fsqueue.storage import atomic
+
+RATE_MIN: Final = 1e-12
+STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
+
+
+@dataclass(slots=True)
+class Current:
+    """The claim a worker is running, and how far it is."""
+
+    id: str
+    kind: str
+    cost: int
+    attempt: int
+    spool: str
+    started: float
+    done: int = 0
+    total: int = 0
+    unit: str = "items"
+    measures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Status:
+    """A worker's heartbeat. Times are this worker's wall clock, in seconds since 1970."""
+
+    worker_id: str
+    host: str = ""
+    pid: int = 0
+    state: str = "starting"
+    spool: str | None = None
+    model: str = ""
+    weight: float = 1.0
+    tier: int = Tier.CPU
+    specialization: str = ""
+    """What this worker prefers, a comma list."""
+    capabilities: list[str] = field(default_factory=list)
+    stealing: bool = True
+    started: float = field(default_factory=time.time)
+    written_at: float = 0.0
+    last_activity: float = field(default_factory=time.time)
+    current: Current | None = None
+    claims_done: int = 0
+    claims_failed: int = 0
+    claims_released: int = 0
+    steals_in: int = 0
+    stolen_from: dict[str, int] = field(default_factory=dict)
+    """How many claims this worker stole, by the spool that lost them."""
+    lock_skips: int = 0
+    metadata_ops: int = 0
+    """Operations on names and directories of the pool, as `atomic.tally` counts them."""
+    metadata_ops_per_s: float = 0.0
+    """Since the report before this one."""
+    metadata_ops_max: float = 0.0
+    held_back: float = 0.0
+    """The share of that time in which it waited because of the maximum, 0 to 1."""
+    cost_done: int = 0
+    busy_s: float = 0.0
+    measures_done: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Cost per second by kind, over the claims finished so far."""
+    loaded: list[str] = field(default_factory=list)
+    unable: list[str] = field(default_factory=list)
+    """Kinds that this worker found it cannot do."""
+    services_status: dict[str, str] = field(default_factory=dict)
+    """By handler: healthy if the last claim that this worker ran for it succeeded."""
+    current_load: float = 0.0
+    """Of this host's CPUs, 0 to 1."""
+    gpu: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+
+
+def write_status(pool: Pool, status: Status) -> None:
+    """Replace this worker's status file."""
+    status.written_at = time.time()
+    status.current_load = _cpu_load()
+    data = json.dumps(asdict(status) | heartbeat(status), indent=1).encode() + b"\n"
+    atomic.replace(pool.status(status.worker_id), data)
+
+
+def heartbeat(status: Status) -> dict[str, Any]:
+    """Return what a status says in the words of a load balancer's heartbeat.
+
+    Memory is this host's, not the GPU's.
+    """
+    memory = memory_available()
+    return {
+        "status": "degraded" if "unhealthy" in status.services_status.values() else "healthy",
+        "available_memory": None if memory is None else f"{memory / 2**30:.1f}GB",
+        "available_memory_bytes": memory,
+        "gpu_utilization": number(status.gpu.get("compute_percent")),
+        "active_requests": int(status.current is not None),
+        "loaded_models": status.loaded,
+    }
+
+
+def _cpu_load() -> float:
+    return round(min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3)
+
+
+def memory_available() -> int | None:
+    """Return the bytes of this host's memory that are free for use, None if nobody knows."""
+    try:
+        with open("/proc/meminfo") as file:
+            found = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return None  # not Linux
+    return int(found[1]) * 1024 if found else None
+
+
+def read_status(pool: Pool, worker: str) -> Status | None:
+    """Return a worker's status, or None if there is nothing usable."""
+    try:
+        facts = read_json(pool.status(worker), patience_s=0.0, limit=FACTS_MAX)
+    except (OSError, PoolError):
+        return None
+    return parse_status(worker, facts)
+
+
+def read_statuses(pool: Pool) -> dict[str, Status]:
+    """Return every usable status by worker."""
+    found = (name[:-5] for name in atomic.names(pool.directory("status")) if name[-5:] == ".json")
+    statuses = {worker: read_status(pool, worker) for worker in found if WORKER.fullmatch(worker)}
+    return {worker: status for worker, status in statuses.items() if status is not None}
+
+
+def parse_status(worker: str, facts: dict[str, Any]) -> Status | None:
+    """Return the status these facts describe; each field that makes no sense keeps its default."""
+    if facts.get("worker_id") != worker:
+        return None
+    status = Status(worker, started=0.0, last_activity=0.0)
+    for name, default in asdict(status).items():
+        value = facts.get(name)
+        if name not in ("worker_id", "current") and _alike(value, default, name):
+            setattr(status, name, value)
+    if status.state not in STATES:
+        status.state = "failed"
+    current = facts.get("current")
+    if isinstance(current, dict):
+        blank = Current("?", "?", 0, 0, "?", 0.0)
+        for name, default in asdict(blank).items():
+            if _alike(current.get(name), default, name):
+                setattr(blank, name, current[name])
+        status.current = blank
+    return status
+
+
+def _alike(value: Any, default: Any, name: str) -> bool:
+    if name == "spool" and default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return number(value) is not None and not (isinstance(default, int) and value % 1)
+    if name == "rates":
+        rates = value.values() if isinstance(value, dict) else [None]
+        return all((number(rate) or 0.0) > RATE_MIN for rate in rates)
+    if name in ("measures", "measures_done", "stolen_from") and isinstance(value, dict):
+        return all(number(count) is not None for count in value.values())
+    if name in ("services_status", "slurm") and isinstance(value, dict):
+        return all(isinstance(text, str) for text in value.values())
+    if isinstance(value, list):
+        return isinstance(default, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, type(default))

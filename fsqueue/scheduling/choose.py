@@ -1,0 +1,287 @@
+"""Choose the next claim: pure functions over names, weights and rates. No file is touched here.
+
+The rule: *take the largest claim that nobody is expected to end sooner.* `choose` deals out what
+waits, largest first, each claim to the worker that would end it first after what it has to do
+before; what falls to us we may take, our own spool's before others'.
+
+What the parts are worth is in docs/LOG.md, simulated with these very functions. In order: claims so
+small that every spool has eight or more; stealing at all; largest first; leaving a claim, one of
+our own last ones too, to whoever ends it sooner; speeds as measured instead of by weight. Second
+copies of claims that still run at the end gain nothing once claims are small, so there are none.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
+from dataclasses import dataclass, field
+from typing import Final
+
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.requirements import Tier, base_of, lacks
+from fsqueue.scheduling.score import HEALTHY, MODEL_LOADED, SPECIALISED
+
+PLENTY: Final = 3
+"""While more claims than this wait in its own spool, a worker takes the largest and looks no
+further: leaving one to others would gain nothing yet, and their listings cost time."""
+LOAD_S: Final = 30.0
+"""What a worker loses by a claim whose kind others have loaded and it has not."""
+POLLS_MAX: Final = 20
+"""How many polls a claim is left to somebody who is busy and expected to end it sooner."""
+POLLS_FOR_IDLE: Final = 2
+"""The same, where he is idle and has what the claim needs loaded: he takes it within a poll."""
+STEPS_MAX: Final = 100_000
+"""Ends reckoned for one choice, some 20 ms: where that decides nothing, all have plenty to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What one worker would rather do: kinds at hand first, what failed here last."""
+
+    loaded: frozenset[str] = frozenset()
+    healthy: frozenset[str] = frozenset()
+    """Kinds of which the last claim succeeded here."""
+    held: frozenset[str] = frozenset()
+    """Kinds that others have loaded, or are loading."""
+    unable: frozenset[str] = frozenset()
+    failed_here: frozenset[str] = frozenset()
+    special: frozenset[str] = frozenset()
+    """Kinds in lower case, or their first words: `esm2` is the first of `esm2_t6_8m`."""
+    tier: int = Tier.GPU
+    capabilities: frozenset[str] = frozenset()
+
+    def allows(self, kind: str) -> bool:
+        """Say whether this worker may and can do a kind of claim."""
+        return kind not in self.unable and not lacks(kind, self.tier, self.capabilities)
+
+    def affinity(self, kind: str) -> float:
+        """Return the points of `score.py` that differ from claim to claim for one worker."""
+        base = base_of(kind)
+        special = bool(self.special) and not self.special.isdisjoint(_families(base))
+        return (
+            MODEL_LOADED * (base in self.loaded)
+            + SPECIALISED * special
+            + HEALTHY * (base in self.healthy)
+        )
+
+    def fondness(self, kind: str) -> tuple[float, bool]:
+        """Return what makes one kind better than another: what is at hand, what nobody has."""
+        base = base_of(kind)
+        return self.affinity(kind), base in self.loaded or base not in self.held
+
+    def must_load(self, kind: str) -> bool:
+        """Say whether a claim of this kind would have to load what it needs beside what is."""
+        return bool(self.loaded) and base_of(kind) not in self.loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is known of a living worker.
+
+    `rates` is cost per second by kind, as measured; `left` is what remains of the cost of the claim
+    it runs, whose kind is `kind`; claims of the kinds in `loaded` it can begin at once.
+    """
+
+    worker: str
+    weight: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    spool: str | None = None
+    stealing: bool = True
+    tier: int = Tier.GPU
+    capabilities: Collection[str] = ()
+    loaded: Collection[str] = ()
+    kind: str = ""
+    left: float = 0.0
+
+
+def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
+    """Return what this worker can do, best last (so that `pop` takes it).
+
+    What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
+    that little has to be loaded; among those that are not, what nobody else has; then the largest.
+    """
+    able = (name for name in names if taste.allows(name.kind))
+    return sorted(able, key=lambda name: (*_merit(name, taste), name.id))
+
+
+def choose(
+    listings: Mapping[str, Reversible[ClaimName]],
+    crew: Collection[Peer],
+    me: Peer,
+    taste: Taste,
+    *,
+    waited: Collection[str] = (),
+    time_left_s: float = math.inf,
+) -> tuple[str, ClaimName] | None:
+    """Return the claim to take now, with its spool; None to leave all of them to others.
+
+    `listings` has what waits in every spool that may be taken from, `in_order` of `taste`; `crew`
+    is everybody else. The ids in `waited` were left to others often enough. What by our own
+    measured rate would not end within `time_left_s` is not begun.
+    """
+    race = Race(crew, me)
+    own = next(reversed(listings.get(me.spool or "", ())), None)
+    # Another's claim comes before our own ones if it saves us a load, and not if it is just larger.
+    at_home = _fondness(own, taste) if own else None
+    found = None
+    for spool, name in _best_first(listings, me.spool, taste):
+        if takes_too_long(name, me.rates, time_left_s):
+            continue
+        if name.id in waited or race.falls_to_me(spool, name):
+            if spool == me.spool or at_home is None or _fondness(name, taste) > at_home:
+                return spool, name
+            found = found or (spool, name)
+    return found
+
+
+def takes_too_long(name: ClaimName, rates: Mapping[str, float], time_left_s: float) -> bool:
+    """Say whether a claim would, by measured rates, not end in time."""
+    return name.cost > rates.get(name.kind, math.inf) * time_left_s
+
+
+class Race:
+    """Deal claims out in turn, each to the worker that would end it first. Ties are ours."""
+
+    def __init__(self, crew: Collection[Peer], me: Peer) -> None:
+        self._runners = [me, *crew]
+        self._paces: dict[str, list[tuple[float, float]]] = {}
+        self._free = [
+            peer.left * self._pace(peer.kind)[index][0] if peer.left else 0.0
+            for index, peer in enumerate(self._runners)
+        ]
+        self._steps = 0
+
+    def falls_to_me(self, spool: str, name: ClaimName) -> bool:
+        """Deal out the next claim; say whether it is ours."""
+        return self.deal(spool, name)[0] is self._runners[0] or self._steps > STEPS_MAX
+
+    def deal(self, spool: str, name: ClaimName) -> tuple[Peer, float]:
+        """Deal out the next claim; return who gets it, and in how long it would be done.
+
+        That is in seconds once anybody's rate is measured, and has no unit before.
+        """
+        winner, soonest = 0, math.inf
+        for index, (per_cost, load) in enumerate(self._pace(name.kind)):
+            end = self._free[index] + load + name.cost * per_cost
+            if end < soonest and self._may(index, spool, name.kind):
+                winner, soonest = index, end
+        self._free[winner] = soonest
+        self._steps += len(self._runners)
+        return self._runners[winner], soonest
+
+    def _may(self, index: int, spool: str, kind: str) -> bool:
+        runner = self._runners[index]
+        if _lacks(runner, kind):
+            return False
+        return runner.stealing or runner.spool == spool
+
+    def _pace(self, kind: str) -> list[tuple[float, float]]:
+        """Return what each runner takes for a unit of cost, and to load what the kind needs."""
+        if kind not in self._paces:
+            weights = {peer.worker: peer.weight for peer in self._runners}
+            rates = {peer.worker: peer.rates for peer in self._runners}
+            speed = speeds(weights, rates, kind)
+            ready = self._ready(kind)
+            self._paces[kind] = [
+                (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
+                for peer, at_once in zip(self._runners, ready, strict=True)
+            ]
+        return self._paces[kind]
+
+    def _ready(self, kind: str) -> list[bool]:
+        """Say of each runner whether it has what a kind needs, or is loading it.
+
+        Kinds that somebody did and nobody has loaded need no loading, or are as far from everybody.
+        Without any rate there is no telling what a load is worth in cost.
+        """
+        loaded = [base_of(kind) in peer.loaded for peer in self._runners]
+        if any(loaded) or not any(kind in peer.rates for peer in self._runners):
+            loaded = [
+                has or base_of(kind) == base_of(peer.kind)
+                for has, peer in zip(loaded, self._runners, strict=True)
+            ]
+        return loaded if any(peer.rates for peer in self._runners) else [True] * len(loaded)
+
+
+def speeds(
+    weights: Mapping[str, float], rates: Mapping[str, Mapping[str, float]], kind: str
+) -> dict[str, float]:
+    """Return each worker's speed for a kind: measured where it has finished some, else by weight.
+
+    A weight has no unit and a rate is cost per second; the workers that have both tell how many
+    cost per second one unit of weight is worth, for this kind or else for any.
+    """
+    known = {w: rates.get(w, {}).get(kind, 0.0) for w in weights}
+    measured = {worker: rate for worker, rate in known.items() if rate > 0}
+    units = [rate / weights[worker] for worker, rate in measured.items()] or [
+        rate / weight
+        for worker, weight in weights.items()
+        for rate in rates.get(worker, {}).values()
+        if rate > 0
+    ]
+    if not units:
+        return dict(weights)
+    unit = statistics.median(units)
+    return {worker: measured.get(worker, weight * unit) for worker, weight in weights.items()}
+
+
+def polls_for(name: ClaimName, crew: Iterable[Peer], taste: Taste) -> int:
+    """Return for how many polls a claim may be left to others."""
+    if base_of(name.kind) not in taste.loaded:
+        for peer in crew:
+            has = base_of(name.kind) in peer.loaded
+            if has and not peer.kind and not _lacks(peer, name.kind):
+                return POLLS_FOR_IDLE
+    return POLLS_MAX
+
+
+@dataclass(slots=True)
+class Patience:
+    """How often a claim was left to another worker, so that it is not left for ever.
+
+    The other may hang while its lease lives; after so many idle polls we take the claim after all.
+    """
+
+    _left: dict[str, int] = field(default_factory=dict)
+
+    def left_alone(self, refused: Mapping[str, int]) -> set[str]:
+        """Count one more poll for these ids; return those left more often than theirs allows."""
+        self._left = {id: self._left.get(id, 0) + 1 for id in refused}
+        return {id for id, count in self._left.items() if count > refused[id]}
+
+
+Fondness = tuple[bool, float, bool]
+
+
+def _fondness(name: ClaimName, taste: Taste) -> Fondness:
+    """Return what makes one claim better than another for a worker, beside its cost."""
+    return name.id not in taste.failed_here, *taste.fondness(name.kind)
+
+
+def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, bool, int]:
+    return (*_fondness(name, taste), name.cost)
+
+
+def _lacks(peer: Peer, kind: str) -> str:
+    return lacks(kind, peer.tier, peer.capabilities)
+
+
+def _best_first(
+    listings: Mapping[str, Reversible[ClaimName]], home: str | None, taste: Taste
+) -> Iterator[tuple[str, ClaimName]]:
+    """Merge listings that are `in_order`, lazily; among equals our own spool's come first."""
+
+    def descending(spool: str) -> Iterator[tuple[tuple[object, ...], str, ClaimName]]:
+        for name in reversed(listings[spool]):
+            yield (*_merit(name, taste), spool == home, name.id), spool, name
+
+    streams = map(descending, listings)
+    merged = heapq.merge(*streams, key=lambda entry: entry[0], reverse=True)
+    return ((spool, name) for _, spool, name in merged)
+
+
+def _families(base: str) -> tuple[str, str]:
+    base = base.lower()
+    return base, base.partition("_")[0].partition("-")[0]

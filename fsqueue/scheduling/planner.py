@@ -1,0 +1,273 @@
+"""Turn inputs into claims: survey, cut, assign, publish.
+
+The planner reads each input once, decides how large a claim may be, gives each spool its share by
+weight, largest claims first, and publishes the plan (`plans.py`). It holds costs and marks in
+memory, no names and no payloads: `cut` runs three times, to weigh, to share out, and to write the
+claims.
+
+What it does not know: what an input is. That is the handler's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fsqueue.errors import BadInput, PoolError
+from fsqueue.gpu.weights import assign
+from fsqueue.handler import Handler, Item, Source, claim_id, source_key
+from fsqueue.pool import claims, plans
+from fsqueue.pool.name_sets import Marks, mark, repeated
+from fsqueue.pool.plans import Plan, Share
+from fsqueue.pool.requirements import compose
+from fsqueue.pool.settings import Pool, Spool, add_spool, read_spool, spool_names
+from fsqueue.scheduling import backlog
+from fsqueue.scheduling.backlog import Wanted
+from fsqueue.storage import atomic, directories, permissions
+
+CLAIMS_PER_SPOOL: Final = 8
+"""A spool with fewer claims cannot be evened out by stealing: with 2 a mixed pair ends 25 % late,
+with 8 it ends 4 % late."""
+CLAIM_S: Final = 90.0
+"""How long a claim may take on the reference GPU. Less, and what a claim costs by itself begins to
+show; more, and the last ones keep the others waiting."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What planning did, or would do: for the table, and for --json."""
+
+    spools: list[Spool] = field(default_factory=list)
+    shares: dict[str, Share] = field(default_factory=dict)
+    total: Share = field(default_factory=Share)
+    cost_max: int = 0
+    largest: int = 0
+    already: int = 0
+    bad: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    number: int | None = None
+    assigned: list[int] = field(default_factory=list)
+    """The spool of each item that `cut` yields, as an index into `spools`."""
+    kinds: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to plan, with which handler, for which spools."""
+
+    handler: Handler
+    options: dict[str, Any]
+    inputs: Sequence[str]
+    spools: Sequence[Spool]
+    weighted: bool = True
+    claim_s: float = CLAIM_S
+    tier: int | None = None
+    """The lowest tier that may do it; None: what the handler says."""
+    requires: Sequence[str] = ()
+    """Capabilities that its workers must have, beside those that the handler says."""
+
+    def kind(self, base: str) -> str:
+        """Return the kind of this request's claims, with what it asks of workers."""
+        tier = self.handler.tier if self.tier is None else self.tier
+        requires = [*self.handler.requires, *self.requires]
+        if self.handler.personal and permissions.shared():
+            requires.append(permissions.capability())
+        return compose(base, tier, requires)
+
+
+Progress = Callable[[int, int, str], None]
+
+
+def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None) -> Outcome:
+    """Publish claims for every input that no earlier plan holds. Safe beside other planners."""
+    plans.complete(pool)
+    outcome = Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
+    sources = _survey(request, outcome, progress)
+    while True:
+        numbers = plans.numbers(pool)
+        fresh = _fresh(pool, numbers, request, sources, outcome)
+        _weigh(pool, request, fresh, outcome)
+        if not outcome.total.claims:
+            return outcome
+        number = (numbers or [0])[-1] + 1
+        if _publish(pool, request, fresh, outcome, number):
+            outcome.number = number
+            return outcome
+
+
+def preview(pool: Pool | None, request: Request, *, progress: Progress | None = None) -> Outcome:
+    """Return what `plan_into` would do, touching nothing. `pool` is None if there is none yet."""
+    outcome = Outcome(spools=list(request.spools))
+    sources = _survey(request, outcome, progress)
+    numbers = plans.numbers(pool) if pool else []
+    fresh = _fresh(pool, numbers, request, sources, outcome)
+    _weigh(pool, request, fresh, outcome)
+    return outcome
+
+
+# ---- the steps ----
+
+
+def _survey(request: Request, outcome: Outcome, progress: Progress | None) -> list[Source]:
+    sources = []
+    for index, path in enumerate(request.inputs):
+        if progress:
+            progress(index, len(request.inputs), path)
+        try:
+            source = request.handler.survey(path, request.options)
+        except BadInput as error:
+            outcome.bad.append(str(error))
+            continue
+        outcome.notes += source.notes
+        sources.append(source)
+    return sources
+
+
+def _fresh(
+    pool: Pool | None,
+    numbers: Sequence[int],
+    request: Request,
+    sources: list[Source],
+    outcome: Outcome,
+) -> list[Source]:
+    fresh = {source_key(request.handler, request.options, source): source for source in sources}
+    for number in numbers:
+        assert pool is not None, "a plan has a number, so there is a pool"
+        for key in plans.read_sources(pool, number):
+            fresh.pop(key, None)
+    outcome.already = len(sources) - len(fresh)
+    return list(fresh.values())
+
+
+def _weigh(pool: Pool | None, request: Request, fresh: list[Source], outcome: Outcome) -> None:
+    """Decide the largest claim, cut, and give every claim to a spool; fill in the outcome."""
+    # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
+    # the same with weighting on and off.
+    own = [spool.weight for spool in outcome.spools]
+    cost = sum(source.cost for source in fresh)
+    outcome.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
+    costs, kinds = array("d"), dict[str, None]()
+    for item in _cut(request, fresh, outcome):
+        costs.append(item.cost)
+        kinds[item.kind] = None
+    outcome.kinds = sorted(map(request.kind, kinds))
+    outcome.shares = {spool.name: Share() for spool in outcome.spools}
+    outcome.total = Share()
+    outcome.largest = int(max(costs, default=0))
+    loads = None
+    if pool is not None and costs:
+        kind = request.kind(next(iter(kinds)))
+        wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
+        loads = backlog.loads(pool, outcome.spools, wanted)
+    weights = own if request.weighted else [1.0] * len(own)
+    outcome.assigned = assign(costs, weights, loads)
+    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
+        outcome.shares[outcome.spools[slot].name].add(item.cost, dict(item.measures))
+        outcome.total.add(item.cost, dict(item.measures))
+
+
+def _cut(request: Request, fresh: Sequence[Source], outcome: Outcome) -> Iterator[Item]:
+    return request.handler.cut(fresh, request.options, outcome.cost_max)
+
+
+def cost_limit(
+    cost: float, weights: Sequence[float], handler: Handler, claim_s: float = CLAIM_S
+) -> int:
+    """Return how dear one claim may be, of `cost` shared out by `weights`.
+
+    So that the smallest share has CLAIMS_PER_SPOOL claims, and that none takes longer than
+    `claim_s` on the reference GPU, as far as the handler can tell.
+    """
+    limits = [cost * min(weights) / sum(weights) / CLAIMS_PER_SPOOL]
+    if handler.cost_per_second is not None:
+        limits.append(claim_s * handler.cost_per_second)
+    if handler.cost_max is not None:
+        limits.append(handler.cost_max)
+    return max(1, int(min(limits)))
+
+
+def _publish(
+    pool: Pool, request: Request, fresh: list[Source], outcome: Outcome, number: int
+) -> bool:
+    """Publish the plan under this number; False, leaving nothing behind, if another plan has it."""
+    uid = secrets.token_hex(6)
+    with plans.unless_forbidden(pool, uid):
+        try:
+            private = _write(pool, uid, request, fresh, outcome)
+        except BaseException:
+            directories.discard(pool.staged(uid))
+            atomic.discard(plans.private(pool, uid))
+            raise
+        # From here on an error tidies nothing up: the number may be ours, and what is staged then.
+        numbered = plans.number_plan(pool, uid, private, number)
+    if numbered:
+        plans.complete_one(pool, uid)
+        return True
+    # RACE: another planner took this number. What it planned is not ours to plan again.
+    atomic.discard(private)
+    directories.discard(pool.staged(uid))
+    return False
+
+
+def _write(pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome) -> str:
+    """Write the claims and the plan, where nobody looks; return the plan's private name."""
+    directories.make(pool.staged(uid))
+    for spool in outcome.spools:
+        directories.make(pool.staged(uid, spool.name))
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    handler = request.handler
+    given = handler.suffix, outcome.total, outcome.shares, request.options
+    head = Plan(uid, created, handler.name, tuple(outcome.kinds), *given)
+    keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
+    # Each claim is written when its row is: a million names need not be kept for the rows.
+    private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, outcome))
+    for spool in outcome.spools:
+        atomic.sync_directory(pool.staged(uid, spool.name))
+    atomic.sync_directory(pool.staged(uid))
+    return private
+
+
+def _stage(
+    pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
+) -> Iterator[tuple[str, str]]:
+    """Write each claim under plans/UID.staged, synced, and yield its name and spool."""
+    seen = Marks()
+    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
+        id = claim_id(request.handler, request.options, item)
+        home = outcome.spools[slot].name
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
+        facts = request.options, dict(item.payload), dict(item.measures)
+        claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
+        path, data = f"{pool.staged(uid, home)}/{name}", claim.encode(name)
+        try:
+            atomic.stage(path, (data,), personal=request.handler.personal)
+        except FileExistsError:
+            _refuse_same(request, _cut(request, fresh, outcome), {mark(id)})
+            raise
+        seen.add(id)
+        yield str(name), home
+    if marks := repeated(seen):
+        _refuse_same(request, _cut(request, fresh, outcome), marks)
+
+
+def _refuse_same(request: Request, items: Iterator[Item], marks: Set[int]) -> None:
+    """Refuse the plan if two of its claims whose ids have these marks have one id."""
+    seen: set[str] = set()
+    for item in items:
+        id = claim_id(request.handler, request.options, item)
+        if id in seen:
+            raise PoolError(
+                f"two claims of this plan have the id {id}; the handler {request.handler.name!r} "
+                f"gave them one identity. This is a defect of the handler: report it."
+            )
+        if mark(id) in marks:
+            seen.add(id)
+
+
+def pool_spools(pool: Pool) -> list[Spool]:
+    """Return the spools that a pool has, as its first plan made them."""
+    return [read_spool(pool, name) for name in spool_names(pool)]

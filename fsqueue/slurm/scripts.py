@@ -1,0 +1,170 @@
+"""Write and submit SLURM's batch scripts: arrays of workers, and the job that follows them.
+
+The tasks of an array are workers, not claims. Any of them may start late, be preempted, or never
+run; submitting again adds workers and nothing else. What a script is not told here (account,
+partition, memory, time) is the caller's to say, as sbatch's own options.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fsqueue.errors import FsqueueError, NotSupportedError, UsageError
+from fsqueue.pool.settings import Pool
+from fsqueue.slurm.arrays import Array, index_text
+
+LEAD_S: Final = 120
+"""How long before the end of its time a worker is warned."""
+LEAD_MIN_S: Final = 10
+TICK_S: Final = 30
+"""SLURM looks at limits every half minute: a warning can come so much earlier than asked for."""
+
+_LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How all jobs of one submission are to run."""
+
+    options: Sequence[str] = ()
+    """Options of sbatch, which are obeyed where they contradict ours."""
+    output: str = ""
+    throttle: int | None = None
+    start_delay_s: float = 0.0
+
+
+def worker_script(pool: Pool, array: Array, manner: Manner) -> str:
+    """Return the batch script of one array of workers."""
+    lead_s = _lead_s(_limit_s(manner.options))
+    throttle = f"%{manner.throttle}" if manner.throttle else ""
+    command = [sys.executable, "-m", "fsqueue", "work", pool.root]
+    command += ["--grace", str(lead_s + TICK_S), "--start-delay", f"{manner.start_delay_s:g}"]
+    lines = [
+        "#!/bin/bash",
+        f"# Workers on {array.model}. Each task is a worker, not a claim: any number may run.",
+        *_head(pool, manner, f"{_events(pool)}/slurm-%A_%a.log"),
+        f"#SBATCH --array={index_text(array.indices)}{throttle}",
+        *([f"#SBATCH --gres={array.gres}"] if array.gres else []),
+        "#SBATCH --requeue",
+        f"#SBATCH --signal=B:USR1@{lead_s}",
+        *_given(manner.options),
+        "",
+        *([] if array.gres else ["export CUDA_VISIBLE_DEVICES=  # not set, it means every GPU"]),
+        "trap '' USR1  # a warning must not end a worker that does not listen yet",
+        "# exec: signals go to the batch process, and that must be the worker itself.",
+        f"exec {shlex.join(command)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def merge_script(pool: Pool, jobs: Sequence[str], command: str, manner: Manner) -> str:
+    """Return the script of the job that runs `command` once these have ended and all is done."""
+    lines = [
+        "#!/bin/bash",
+        "# Runs when every worker has ended, in whatever way, and goes on only if all is done.",
+        *_head(pool, manner, f"{_events(pool)}/slurm-%j-merge.log"),
+        f"#SBATCH --dependency=afterany:{':'.join(jobs)}",
+        *_given(manner.options),
+        "",
+        f"{shlex.join([sys.executable, '-m', 'fsqueue', 'status', pool.root])} || exit",
+        command,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(pool: Pool, manner: Manner, output: str) -> list[str]:
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(pool.root))
+    return [
+        f"#SBATCH --job-name=fsqueue-{name}",
+        f"#SBATCH --output={_word(manner.output or output)}",
+        "#SBATCH --open-mode=append",
+    ]
+
+
+def _events(pool: Pool) -> str:
+    return pool.directory("events").replace("%", "%%")
+
+
+def _given(options: Sequence[str]) -> list[str]:
+    return [f"#SBATCH {' '.join(map(_word, options))}"] if options else []
+
+
+def _word(text: str) -> str:
+    """Return a word as sbatch reads it in a script."""
+    if "\n" in text or "\\" in text:
+        raise UsageError(
+            f"{text!r} holds a line break or a backslash, which sbatch cannot read from a script. "
+            f"Use another path or option."
+        )
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./~\[\]-]+", text):
+        return text
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _limit_s(options: Sequence[str]) -> int | None:
+    """Return the time limit among sbatch's options, the last one if there are several."""
+    found = os.environ.get("SBATCH_TIMELIMIT", "")
+    for word, following in zip(options, [*options[1:], ""], strict=False):
+        if word in ("-t", "--time"):
+            found = following
+        elif word.startswith("--time="):
+            found = word.removeprefix("--time=")
+        elif re.match(r"-t\d", word):
+            found = word[2:]
+    return parse_limit(found)
+
+
+def parse_limit(text: str) -> int | None:
+    """Return the seconds that sbatch's --time means: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    if (match := _LIMIT.fullmatch(text)) is None:
+        return None
+    days, first, second, third = match.groups()
+    numbers = [int(first), int(second or 0), int(third or 0)]
+    if days is None and third is None:
+        numbers = [0, *numbers[:2]]
+    return ((int(days or 0) * 24 + numbers[0]) * 60 + numbers[1]) * 60 + numbers[2]
+
+
+def _lead_s(limit_s: int | None) -> int:
+    """Return the warning's lead; with a tick, it must leave a short job half of its time."""
+    if limit_s is None:
+        return LEAD_S
+    return max(LEAD_MIN_S, min(LEAD_S, (limit_s - TICK_S) // 2))
+
+
+# ---- submitting ----
+
+
+def submit(script: str) -> str:
+    """Hand a script to sbatch; return the job's id."""
+    if shutil.which("sbatch") is None:
+        raise NotSupportedError(
+            "there is no sbatch here: this is no machine to submit from. Log in to one, or see "
+            "the scripts with --dry-run."
+        )
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable"],
+            input=script,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FsqueueError("sbatch did not answer in 2 minutes; see: scontrol ping") from error
+    if done.returncode != 0:
+        reason = done.stderr.strip().removeprefix("sbatch: error: ") or f"status {done.returncode}"
+        raise FsqueueError(
+            f"sbatch refused: {reason}. What it needs (-A, -p, --time ...) goes after -- on this "
+            f"command line."
+        )
+    return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,5 @@
+"""The only code that touches the shared disk: files, directories, locks, mounts, permissions.
+
+This package knows which operations are safe on every file system, and nothing about pools. Handlers
+may use `atomic` and `directories` for files of their own on a shared file system.
+"""

@@ -1,0 +1,302 @@
+"""Run one claim once: read it, let its handler work, publish, finish; or say why not.
+
+Every way out leaves the claim in exactly one place, and says in the journal which.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Final
+
+from fsqueue.errors import (
+    BadInput,
+    ClaimFailed,
+    ClaimImpossible,
+    ClaimLost,
+    FsqueueError,
+    Interrupted,
+    NotSupportedError,
+    PoolError,
+    UsageError,
+    WorkerBroken,
+)
+from fsqueue.handler import Handler, Work
+from fsqueue.pool import claims
+from fsqueue.pool.journal import Journal
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.requirements import base_of
+from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.status import Current
+from fsqueue.storage import atomic, directories
+from fsqueue.worker.handler_cache import run_handler
+from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.shutdown import StopNow
+
+log = logging.getLogger(__name__)
+
+NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+DETAIL_MAX: Final = 64 << 10
+_TOLD: Final = frozenset("t event worker id kind cost attempt seconds".split())
+"""What a journal says of a claim that is done; a measure of the same name is left out."""
+NO_OUTPUT: Final = Path()
+
+
+class Ending(Enum):
+    """How a run of a claim ended, for the worker's loop."""
+
+    DONE = auto()
+    FAILED = auto()
+    RELEASED = auto()
+    UNABLE = auto()  # this worker lacks what the claim needs: a handler, a model
+    LOST = auto()
+    BROKEN = auto()  # this process must not go on
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of one claim by this worker."""
+
+    pool: Pool
+    name: ClaimName
+    spool: str
+    """Where it was taken from, and where it goes back to."""
+    beat: Heartbeat
+    journal: Journal
+    handler_for: Callable[[str], Handler]
+    is_stopping: Callable[[], bool]
+    reason: str = ""
+    saved: bool = False
+    """Whether a checkpoint was saved, however the run ended."""
+    _cold: bool = False
+    _service: str = ""
+
+    def run(self) -> Ending:
+        """Run the claim to one of its endings."""
+        begun = time.monotonic()
+        try:
+            try:
+                measures = self._work()
+            except (StopNow, KeyboardInterrupt):
+                self._put_back()
+                raise
+            except Exception as error:
+                self._clear_workshop()
+                return self._ended_by(error)
+            claims.finish(self.pool, self.name)
+            self._forget_cancel()
+        except ClaimLost as error:
+            self.reason = str(error)
+            log.warning("%s", error)
+            self.journal.write("lost", id=self.name.id, reason=self.reason)
+            return Ending.LOST
+        self._count(time.monotonic() - begun, measures)
+        return Ending.DONE
+
+    def _clear_workshop(self) -> None:
+        """Half an output of this attempt must not pass for the whole one of the next."""
+        workshop = self.pool.workshop(self.beat.status.worker_id)
+        if not directories.empty(workshop):
+            directories.make_private(workshop)  # or what comes next fails for its loss, too
+
+    def _work(self) -> Mapping[str, int]:
+        """Read the claim, run its handler, publish its output. I6: before it is finished."""
+        worker, id = self.beat.status.worker_id, self.name.id
+        claim, handler = self._read()
+        final, private = "", NO_OUTPUT
+        if handler.suffix is not None:
+            final = self.pool.output(id, handler.suffix)
+            run = self.name.returns
+            private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
+            if self.name.returns and os.path.lexists(final):
+                self.journal.write("adopted", id=id)  # I7: who published it died before the finish
+                directories.discard(self.pool.partial(id))
+                return claim.measures
+        work = Work(
+            id=id,
+            kind=base_of(self.name.kind),
+            cost=self.name.cost,
+            attempt=self.name.attempt,
+            payload=claim.payload,
+            options=claim.options,
+            output=private,
+            partial=self.pool.partial(id),
+            is_stopping=self._stopping,
+            report=self._progress,
+            warn=self._warn,
+        )
+        self._show(handler.unit)
+        ready = handler.loaded()
+        try:
+            run_handler(handler, work)
+        finally:
+            self.saved = work.saved
+        self._cold = work.kind in handler.loaded() and work.kind not in ready
+        if final:
+            if not os.path.isfile(private):
+                # Not impossible: whoever declared us dead may have removed it, and others will do.
+                raise ClaimFailed(f"the handler {claim.handler!r} returned without an output")
+            if not atomic.commit(str(private), final):
+                self.journal.write("adopted", id=id)  # I7
+        if work.saved or self.name.returns:
+            directories.discard(work.partial)
+        return claim.measures | work.counted
+
+    def _read(self) -> tuple[claims.Claim, Handler]:
+        """Read the claim; return it and its handler, if this process may run the one by the other.
+
+        UsageError if not: then it goes back as it was.
+        """
+        claim = claims.read_claim(self.pool, self.name)
+        if claim.spool != self.spool and claim.spool in spool_names(self.pool):
+            self.spool = claim.spool
+        self._service = claim.handler
+        handler = self.handler_for(claim.handler)
+        if handler.personal and not claim.by_us:
+            raise UsageError(
+                f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or not "
+                f"put there by its planner; the handler {claim.handler!r} runs what a claim says, "
+                f"and so only for whoever planned it. It is left to that user's workers"
+            )
+        return claim, handler
+
+    def _ended_by(self, error: Exception) -> Ending:
+        """Settle a claim whose run raised `error`. Raises ClaimLost."""
+        if isinstance(error, ClaimLost):
+            raise error
+        self.reason = str(error) or type(error).__name__
+        if isinstance(error, Interrupted) and self._cancelled():
+            ending = self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
+            self._forget_cancel()
+            return ending
+        if isinstance(error, Interrupted):
+            self._put_back()
+            return Ending.RELEASED
+        if isinstance(error, UsageError | NotSupportedError):
+            self._put_back()
+            return Ending.UNABLE
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            self.reason = (
+                f"{error.filename or self.pool.root}: {error.strerror}. The claim is put back; "
+                f"free some space, then start this worker again."
+            )
+            self._put_back()
+            return Ending.BROKEN
+        final = isinstance(error, ClaimImpossible | PoolError | BadInput)
+        ending = self._fail(self._record(error), final=final)
+        return Ending.BROKEN if isinstance(error, WorkerBroken) else ending
+
+    def _record(self, error: Exception) -> dict[str, Any]:
+        if isinstance(error, ClaimFailed):
+            detail = error.detail
+        elif isinstance(error, FsqueueError):
+            detail = ""
+        else:
+            detail = "".join(traceback.format_exception(error))
+            self.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        record: dict[str, Any] = {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
+        if isinstance(error, ClaimFailed) and error.returncode is not None:
+            record["returncode"] = error.returncode
+        return record
+
+    def _fail(self, record: dict[str, Any], *, final: bool) -> Ending:
+        became = claims.charge(self.pool, self.name, self.spool, record, final=final)
+        last = became.owner is not None
+        log.warning(
+            "%s failed (attempt %d%s): %s",
+            self.name.id,
+            self.name.attempt,
+            ", the last" if last else "",
+            record["error"],
+        )
+        told = {name: record[name] for name in ("error", "returncode") if name in record}
+        self.journal.write("failed", id=self.name.id, attempt=self.name.attempt, last=last, **told)
+        with self.beat.lock:
+            self.beat.status.claims_failed += 1
+            if self._service and not record.get("cancelled"):
+                self.beat.status.services_status[self._service] = "unhealthy"
+        return Ending.FAILED
+
+    def _cancelled(self) -> bool:
+        """Say whether the claim is to be given up; a retry may have taken that back meanwhile."""
+        order = f"cancel@{self.name.id}"
+        if order in self.beat.orders:
+            self.beat.look_for_orders()
+        return order in self.beat.orders
+
+    def _forget_cancel(self) -> None:
+        """Remove an order that is obeyed, or came too late, lest it hits a retry of the claim."""
+        if self.beat.orders and f"cancel@{self.name.id}" in self.beat.orders:
+            atomic.discard(self.pool.order("cancel", self.name.id))
+
+    def _put_back(self) -> None:
+        claims.release(self.pool, self.name, self.spool)
+        self.journal.write("released", id=self.name.id, to=self.spool)
+        with self.beat.lock:
+            self.beat.status.claims_released += 1
+
+    # ---- what the handler may call ----
+
+    def _stopping(self) -> bool:
+        return (
+            self.is_stopping()
+            or bool(self.beat.lost)
+            or f"cancel@{self.name.id}" in self.beat.orders
+        )
+
+    def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
+        with self.beat.lock:
+            status = self.beat.status
+            status.last_activity = time.time()
+            if status.current is not None:
+                status.current.done, status.current.total = done, total
+                _add(status.current.measures, measures)
+            self.beat.touch()
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s: %s", self.name.id, text)
+        self.journal.write("warning", id=self.name.id, text=text)
+
+    # ---- what is shown ----
+
+    def _show(self, unit: str) -> None:
+        name, status = self.name, self.beat.status
+        now = time.time()
+        current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
+        with self.beat.lock:
+            status.current, status.state, status.last_activity = current, "running", now
+            self.beat.touch()
+
+    def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
+        name, status = self.name, self.beat.status
+        if status.current is not None and status.current.measures:
+            measures = {**status.current.measures, **measures}
+        shown = {key: n for key, n in measures.items() if key not in _TOLD} if measures else {}
+        self.journal.claim("finished", name, seconds=round(seconds, 6), **shown)
+        with self.beat.lock:
+            status.claims_done += 1
+            status.cost_done += name.cost
+            status.busy_s += seconds
+            status.last_activity = time.time()
+            _add(status.measures_done, measures)
+            if not self._cold:  # a run that had to load its model first tells no rate
+                rate = name.cost / (seconds if seconds > 1e-6 else 1e-6)
+                old = status.rates.get(name.kind)
+                status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
+            status.services_status[self._service] = "healthy"
+            status.current = None
+        self.beat.touch()
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        if isinstance(count, int):
+            counts[name] = counts.get(name, 0) + count

@@ -1,0 +1,140 @@
+"""Renew the lease and write the status from a thread that no long batch can starve.
+
+The only thread that touches the pool. It shares with the worker's main thread: `status`, always
+under `lock`; `lost` and `orders`, written here and read there; `finished`, an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from fsqueue.errors import FsqueueError, LeaseLost, NotSupportedError
+from fsqueue.pool.layout import ORDER
+from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.status import Status, write_status
+from fsqueue.storage import atomic
+from fsqueue.storage.atomic import tally
+from fsqueue.worker.backoff import Budget
+
+log = logging.getLogger(__name__)
+
+STATUS_BUSY_S: Final = 2.0
+STATUS_QUIET_S: Final = 30.0
+
+
+class Heartbeat(threading.Thread):
+    """Start it after enlisting; `stop` it before retiring."""
+
+    def __init__(self, pool: Pool, lease: Lease, status: Status) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.lock = threading.Lock()
+        self.status = status
+        self.lost = ""
+        self.orders: frozenset[str] = frozenset()
+        self.sample: Callable[[], dict[str, Any]] | None = None
+        """Returns the GPU's last known use, at once, if there is a GPU to look at."""
+        self.budget: Budget | None = None
+        self._pool = pool
+        self._lease = lease
+        self._changed = False
+        self._missed = 0
+        self._deaf = False
+        self._counted = tally.operations, time.monotonic(), 0.0
+        self._finished = threading.Event()
+
+    def change(self, **facts: Any) -> None:
+        """Set fields of the status; they are written at the next opportunity."""
+        with self.lock:
+            for name, value in facts.items():
+                setattr(self.status, name, value)
+            self._changed = True
+
+    def touch(self) -> None:
+        """Note that the status was changed under `lock`."""
+        self._changed = True
+
+    def start(self) -> None:
+        """Begin to beat. Raises NotSupportedError if this process may have no thread."""
+        try:
+            super().start()
+        except RuntimeError as error:
+            raise NotSupportedError(
+                f"no thread can be started here to renew the lease ({error}): the limit of "
+                f"processes is reached. Raise it (ulimit -u, or the job's or container's pids "
+                f"limit), then start this worker again."
+            ) from error
+
+    def run(self) -> None:
+        """Beat until stopped or lost."""
+        beat_s = self._pool.lease_s / BEATS_PER_LEASE
+        last_beat = last_status = time.monotonic()
+        while not self._finished.wait(min(beat_s / 4, 0.5)):
+            now = time.monotonic()
+            if now - last_beat >= beat_s and not self.lost:
+                if now - last_beat > self._pool.lease_s / 2:
+                    log.warning(
+                        "a beat came %.1f s late: was this process stopped?", now - last_beat
+                    )
+                self._beat()
+                last_beat = now
+            age_s = now - last_status
+            if age_s >= (STATUS_BUSY_S if self._changed else STATUS_QUIET_S):
+                self.flush()
+                last_status = now
+
+    def _beat(self) -> None:
+        try:
+            self._lease.renew()
+            self._missed = 0
+        except LeaseLost as error:
+            self.lost = str(error)
+        except (OSError, FsqueueError) as error:
+            self._missed += 1
+            if self._missed == 2:  # one miss is a mount's bad moment, and a long outage one message
+                log.warning("the lease could not be renewed (%s); trying again", error)
+        try:
+            self.look_for_orders()
+            self._deaf = False
+        except (OSError, FsqueueError) as error:
+            if not self._deaf and not self._missed:
+                log.warning("orders cannot be read (%s); trying again", error)
+            self._deaf = True
+
+    def look_for_orders(self) -> None:
+        """List control/ once: drain, pause, stop, cancel@ID and the like."""
+        found = atomic.names(self._pool.directory("control"))
+        self.orders = frozenset(filter(ORDER.fullmatch, found))
+
+    def flush(self) -> None:
+        """Write the status now. A status that cannot be written never stops the work (I8)."""
+        try:
+            gpu = self.sample() if self.sample else None
+            with self.lock:
+                self._changed = False
+                if gpu is not None:
+                    self.status.gpu = gpu
+                self._count_operations()
+                write_status(self._pool, self.status)
+        except Exception as error:
+            # Whatever a driver raises: the thread that stumbles over it also renews the lease.
+            log.debug("the status could not be written: %s", error)
+
+    def _count_operations(self) -> None:
+        count, since, held_s = self._counted
+        now_held_s = self.budget.held_s if self.budget is not None else 0.0
+        self._counted = now_count, now, _ = tally.operations, time.monotonic(), now_held_s
+        passed_s = max(now - since, 0.1)
+        self.status.metadata_ops += now_count - count
+        self.status.metadata_ops_per_s = round((now_count - count) / passed_s, 3)
+        self.status.held_back = round(min(1.0, (now_held_s - held_s) / passed_s), 3)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._finished.set()
+        if self.is_alive():
+            self.join(timeout=10.0)

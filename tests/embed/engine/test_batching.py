@@ -1,0 +1,88 @@
+"""Batches hold every sequence once, within the budget, whatever comes before or after."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embed.engine.batching import WINDOW_BATCHES, Tokenized, ahead, batches, divided
+
+
+def made(lengths: list[int]) -> list[Tokenized]:
+    return [Tokenized(row, bytes(length)) for row, length in enumerate(lengths)]
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=200), tokens_max=st.integers(1, 60))
+def test_every_sequence_is_in_one_batch_and_no_batch_is_too_large(
+    lengths: list[int], tokens_max: int
+) -> None:
+    found = list(batches(made(lengths), tokens_max))
+    rows = [sequence.row for batch in found for sequence in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    for batch in found:
+        tokens = [sequence.tokens for sequence in batch]
+        assert len(batch) == 1 or sum(tokens) <= tokens_max
+        assert tokens == sorted(tokens, reverse=True)
+
+
+def test_at_most_two_windows_are_held_at_a_time() -> None:
+    seen = 0
+
+    def endless():  # type: ignore[no-untyped-def]
+        nonlocal seen
+        while True:
+            seen += 1
+            yield Tokenized(seen, bytes(8))
+
+    found = batches(endless(), 100)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert WINDOW_BATCHES * 100 // 10 <= seen <= 2 * WINDOW_BATCHES * 100 // 10
+
+
+def test_dividing_keeps_the_order() -> None:
+    parts = list(divided(made([5, 3, 9, 1]), 12))
+    assert [[sequence.row for sequence in part] for part in parts] == [[0, 1], [2], [3]]
+
+
+# ---- reading ahead ----
+
+
+def test_the_next_is_prepared_while_the_caller_has_the_one_before() -> None:
+    prepared, resumed = threading.Event(), threading.Event()
+
+    def items() -> Iterator[str]:
+        yield "first"
+        prepared.set()  # only another thread can come here before "second" was asked for
+        assert resumed.wait(30)
+        yield "second"
+
+    found = ahead(items())
+    assert next(found) == "first"
+    assert prepared.wait(30)
+    resumed.set()
+    assert list(found) == ["second"]
+
+
+def test_what_preparing_raises_is_raised_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(found)
+
+
+def test_a_reader_that_nobody_waits_for_ends() -> None:
+    before = threading.active_count()
+    found = ahead(iter(range(1, 1000)))
+    assert next(found) == 1
+    assert isinstance(found, Generator)
+    found.close()
+    assert threading.active_count() == before

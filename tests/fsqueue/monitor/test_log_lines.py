@@ -1,0 +1,98 @@
+"""Without a terminal each thing is said once, at once, on a line of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fsqueue.monitor.alerts import Notice
+from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, follow, spool_line
+from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.workers import Use
+from fsqueue.pool.journal import Event
+from tests.support.pools import make_pool
+from tests.support.watching import finish, report, snapshot, spool_row
+
+pytestmark = pytest.mark.usefixtures("utc")
+
+
+def seen(*serials: int, warnings: tuple[Notice, ...] = ()) -> Snapshot:
+    events = tuple(Event(n, 43_000.0 + n, "w", "stole", f"event {n}") for n in serials)
+    last = max(serials, default=0)
+    whole = snapshot([spool_row("gpu0"), spool_row("gpu1")], events=events, events_seen=last)
+    return replace(whole, warnings=warnings)
+
+
+def test_a_line_per_spool_every_ten_seconds_and_no_more() -> None:
+    lines = Lines()
+    counts = [len(list(lines.news(seen(), now))) for now in (0.0, 2.0, EVERY_S - 0.1, EVERY_S)]
+    assert counts == [3, 0, 0, 3]
+
+
+def test_each_event_is_said_once_and_at_once() -> None:
+    lines = Lines()
+    list(lines.news(seen(1, 2), 0.0))
+    assert list(lines.news(seen(1, 2, 3), 1.0)) == ["11:56:43 w: event 3"]
+    assert list(lines.news(seen(1, 2, 3), 2.0)) == []
+
+
+def test_events_that_were_missed_are_counted() -> None:
+    lines = Lines()
+    list(lines.news(seen(1, 2), 0.0))
+    first, second = lines.news(seen(300), 1.0)
+    assert "297 more events" in first and second.endswith("event 300")
+
+
+def test_a_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
+    lines = Lines()
+    list(lines.news(seen(), 0.0))
+    first = Notice("stalled", "w", "GPU gpu0 stalled - no activity for 301s")
+    later = Notice("stalled", "w", "GPU gpu0 stalled - no activity for 303s")
+    assert list(lines.news(seen(warnings=(first,)), 1.0)) == [f"12:00:00 warning: {first.text}"]
+    assert list(lines.news(seen(warnings=(later,)), 2.0)) == []
+    assert list(lines.news(seen(), 3.0)) == [f"12:00:00 recovered: {first.text}"]
+    assert list(lines.news(seen(warnings=(later,)), 4.0)) == [f"12:00:00 warning: {later.text}"]
+
+
+def test_workers_get_a_while_to_start_before_they_are_missed() -> None:
+    lines = Lines()
+    list(lines.news(seen(), 0.0))
+    nobody = Notice("deserted", "", "nobody works")
+    assert list(lines.news(seen(warnings=(nobody,)), 1.0)) == []
+    assert list(lines.news(seen(), 2.0)) == []
+    assert list(lines.news(seen(warnings=(nobody,)), 3.0)) == []
+    (line,) = lines.notices(seen(warnings=(nobody,)), 3.0 + PATIENCE_S)
+    assert line.endswith("warning: nobody works")
+
+
+def test_a_spool_has_a_line_with_all_that_is_known() -> None:
+    assert spool_line(spool_row("gpu0", stolen_in=2), "seq") == (
+        "gpu0: RTX 3090, util 91.0%, mem 40.0%, 323 seq/s, 20 waiting, 40 done, +2/-0 stolen, "
+        "running, ETA 3m20s"
+    )
+    bare = spool_row("", model="", use=Use(), items_per_s=None, eta_s=None)
+    assert spool_line(bare, "seq") == "others: 20 waiting, 40 done, running"
+
+
+def test_follow_ends_with_what_became_of_all(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.40")
+    report(pool, "node7-1-aaaaaa", model="\x1b[2J", spool="gpu0")
+    finish(pool, "node7-1-aaaaaa")
+    said: list[str] = []
+    follow(pool, interval_s=0.01, echo=said.append)
+    assert said[-1].endswith("all: 1 of 1 done")
+    assert all(line.isprintable() for line in said)
+
+
+def test_follow_looks_once_more_after_its_until(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.40", "b.30")
+
+    def until() -> bool:
+        finish(pool, "node7-1-aaaaaa")
+        return True
+
+    said: list[str] = []
+    seen = follow(pool, until=until, interval_s=60.0, echo=said.append)
+    assert seen.count.done.claims == 1 and "1 of 2 done" in said[-1]

@@ -1,0 +1,165 @@
+"""The report is one page that loads nothing, obeys nothing, and counts as `fsqueue status` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue.monitor import history
+from fsqueue.monitor.attempts import Attempted
+from fsqueue.monitor.history import SLOTS_MAX, Story
+from fsqueue.monitor.report import page
+from fsqueue.pool.settings import Pool
+from tests.support.pools import make_pool
+from tests.support.processes import fsqueue
+from tests.support.watching import enlist, fail, finish, take, tell
+
+WORKER, OTHER = "node7-1-aaaaaa", "node7-2-bbbbbb"
+HOSTILE = "<script>alert('x')</script>\"&\x1b[31m\udcff"
+
+
+class Page(HTMLParser):
+    """What a browser sees: elements with their attributes, and the text in each."""
+
+    VOID = ("meta", "line", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, "not every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag != "meta" and not (tag in self.VOID and self.get_starttag_text().endswith("/>")):  # type: ignore[union-attr]
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts.setdefault(self._open[-1], []).append(data)
+
+    @property
+    def tiles(self) -> dict[str, str]:
+        """Return the summary."""
+        return dict(zip(self.texts["dt"], self.texts["dd"], strict=True))
+
+    def drawn(self, style: str) -> int:
+        """Return how many rectangles are of this style."""
+        return sum(tag == "rect" and facts["class"] == style for tag, facts in self.elements)
+
+
+def report(pool: Pool) -> Page:
+    return Page("".join(page(pool)))
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Pool:
+    """Six claims: two done (one of them stolen), one failed, one that runs, two that wait."""
+    pool = make_pool(tmp_path / "pool", *(f"input{n}.{n + 1}" for n in range(6)))
+    enlist(pool, WORKER, OTHER)
+    done = [finish(pool, WORKER), finish(pool, OTHER)]
+    failed, runs = fail(pool, WORKER, f"boom {HOSTILE}"), take(pool, OTHER)
+    tell(pool, WORKER, *told_of(done[0].id, 100.0), *told_of(failed.id, 103.0, end="failed"))
+    tell(pool, OTHER, *told_of(done[1].id, 101.0, begin="stole"))
+    tell(pool, OTHER, {"t": 104.0, "event": "took", "id": runs.id})
+    return pool
+
+
+def told_of(id: str, t: float, *, begin: str = "took", end: str = "finished") -> Iterator[Any]:
+    yield {"t": t, "event": begin, "id": id, "from": "gpu1", "spool": "gpu0"}
+    yield {"t": t + 2, "event": end, "id": id, "seconds": 2.0, "error": HOSTILE}
+
+
+@pytest.mark.slow
+def test_its_totals_are_those_of_status(told: Pool, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    written = fsqueue("report", told.root, "-o", out)
+    assert (written.returncode, written.stdout) == (0, ""), written.stderr
+    status = json.loads(fsqueue("status", told.root, "--json").stdout)
+    found = Page(out.read_text())
+    assert found.tiles["done"] == f"{status['done']} of {status['planned']}" == "2 of 6"
+    for name in ("failed", "running", "waiting"):
+        assert found.tiles[name] == str(status[name])
+    assert sorted(os.listdir(tmp_path)) == ["pool", "report.html"]
+    assert fsqueue("report", told.root).stdout.startswith("<!doctype html>")
+    refused = fsqueue("report", told.root, "-o", tmp_path / "none" / "report.html")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+
+
+def test_every_attempt_is_drawn_by_how_it_ended(told: Pool) -> None:
+    found = report(told)
+    assert found.tiles["attempts"] == "4"
+    assert found.tiles["stolen"] == "1"
+    kinds = {"done stolen": 1, "failed": 1, "running": 1}
+    assert {style: found.drawn(style) for style in kinds} == kinds
+    assert WORKER in found.texts["td"] and OTHER in found.texts["td"]
+
+
+def test_nothing_of_a_pool_is_obeyed_and_nothing_is_loaded(told: Pool) -> None:
+    text = "".join(page(told))
+    found = Page(text)
+    assert not {"script", "link", "img", "iframe", "a"} & {tag for tag, _ in found.elements}
+    assert not [name for _, facts in found.elements for name in facts if name.startswith("on")]
+    policies = [facts["content"] for tag, facts in found.elements if "http-equiv" in facts]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert "url(" not in text and "@import" not in text and "http:" not in text
+    assert "\x1b" not in text
+    assert any("<script>alert('x')" in data for data in found.texts["summary"])
+    text.encode()
+
+
+def test_a_pool_in_which_nothing_happened_has_a_report(tmp_path: Path) -> None:
+    found = report(make_pool(tmp_path / "pool"))
+    assert found.tiles["done"] == "0 of 0"
+    assert "svg" not in {tag for tag, _ in found.elements}
+
+
+# ---- many attempts ----
+
+
+def attempts(count: int) -> Iterator[Attempted]:
+    for n in range(count):
+        ending = "failed" if n % 100 == 7 else "done"
+        yield Attempted(f"c{n}", f"node-{n % 4}-aaaaaa", "node", ending, 50.0 + n, 3.0)
+
+
+def test_many_attempts_are_added_up_in_bounded_memory_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history, "DRAWN_MAX", 100)
+    found = Story(now=0.0).tell(attempts(5000))
+    assert found.drawn is None
+    assert found.attempts == 5000
+    assert sum(found.done.values()) == found.endings["done"] == 4950
+    assert sum(sum(lane.bad.values()) for lane in found.lanes.values()) == 50
+    for lane in found.lanes.values():
+        assert len(lane.slots) <= SLOTS_MAX
+        assert sum(lane.slots.values()) == pytest.approx(lane.busy_s) == 3 * 1250
+    assert (found.first, found.last) == (50.0, 5052.0)
+
+
+def test_a_clock_that_is_far_off_takes_no_more_memory() -> None:
+    far = Attempted("c", "node-1-aaaaaa", "node", "done", 253402300000.0, 1.0)
+    found = Story(now=0.0).tell([*attempts(10), far])
+    assert sum(map(len, (found.done, *(lane.slots for lane in found.lanes.values())))) < 50
+
+
+def test_when_a_worker_died_is_not_taken_for_work() -> None:
+    killed = Attempted("c", "node-1-aaaaaa", "node", "killed", 10.0, 60.0)
+    found = Story(now=0.0).tell([killed])
+    assert found.lanes["node-1-aaaaaa"].busy_s == 0.0

@@ -1,0 +1,640 @@
+"""The lease: a beat in a name, renewed and ended by rename, seen by listing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue.errors import LeaseLost, PoolError
+from fsqueue.pool import leases
+from fsqueue.pool.leases import (
+    BEATS_PER_LEASE,
+    Lease,
+    Observer,
+    Process,
+    Standing,
+    lease_names,
+    look_at_process,
+    proof_of_life,
+)
+from fsqueue.pool.names import LeaseName
+from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.storage import atomic
+from tests.support.pools import Clock
+from tests.support.processes import state_of, wait_for
+from tests.support.sequence import Sequencer, interpose, refused, reply_lost, together
+
+LEASE_S = 8.0
+ME = "me-1-aaaaaa"
+BEAT_S = LEASE_S / BEATS_PER_LEASE
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return create_pool(str(tmp_path / "pool"), lease_s=LEASE_S)
+
+
+@pytest.fixture
+def lease(pool: Pool) -> Lease:
+    """My lease, at its first beat; of a process that nobody here can prove dead."""
+    lease = Lease(pool, ME)
+    lease.enlist()
+    return lease
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def observer(pool: Pool, clock: Clock) -> Observer:
+    return Observer(pool, clock)
+
+
+def listed(pool: Pool) -> list[str]:
+    return sorted(atomic.names(pool.directory("workers")))
+
+
+def watch(observer: Observer, clock: Clock, seconds: float, owners: tuple[str, ...] = ()) -> None:
+    """Look at every beat of the time that passes, as an idle worker does."""
+    observer.look(owners)
+    for _ in range(round(seconds / BEAT_S)):
+        clock.forward(BEAT_S)
+        observer.look(owners)
+
+
+def hide(patch: pytest.MonkeyPatch, *words: str, times: int = 10**9) -> None:
+    """Leave names that contain one of `words` out of the next listings, as a renewal can."""
+    left = [times]
+
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        left[0] -= 1
+        found = real(fd)
+        return found if left[0] < 0 else [n for n in found if not any(w in n for w in words)]
+
+    interpose(patch, listdir=listdir)
+
+
+# ---- the worker's side ----
+
+
+def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(pool: Pool) -> None:
+    lease = Lease(pool, ME)
+    lease.enlist({"worker": ME})
+    (first,) = Path(pool.directory("workers")).iterdir()
+    data = first.read_bytes()
+    lease.renew()
+    lease.retire()
+    (last,) = Path(pool.directory("workers")).iterdir()
+    assert (first.name, last.name) == (f"{ME}.b000000", f"{ME}.left")
+    assert last.read_bytes() == data
+    assert json.loads(data) == {"worker": ME} | proof_of_life()
+
+
+def test_two_workers_of_one_identity_are_an_error(pool: Pool, lease: Lease) -> None:
+    with pytest.raises(PoolError, match="two workers have one identity"):
+        Lease(pool, ME).enlist()
+
+
+def test_each_renewal_moves_to_the_next_beat(pool: Pool, lease: Lease) -> None:
+    for beat in (1, 2, 3):
+        lease.renew()
+        assert listed(pool) == [f"{ME}.b{beat:06d}"]
+
+
+def test_a_renewal_whose_reply_was_lost_is_recognised(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=reply_lost(errno.ENOENT))
+    lease.renew()
+    lease.renew()
+    assert listed(pool) == [f"{ME}.b000002"]
+
+
+def test_a_renewal_that_was_done_and_reported_as_an_io_error_is_found_at_the_next_beat(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=reply_lost(errno.EIO))
+    with pytest.raises(OSError):
+        lease.renew()
+    lease.renew()
+    lease.renew()
+    assert listed(pool) == [f"{ME}.b000002"]
+
+
+def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_has_left(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=reply_lost(errno.EIO))
+    with pytest.raises(OSError):
+        lease.renew()
+    lease.retire()
+    assert listed(pool) == [f"{ME}.left"]
+
+
+def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=refused(errno.ENOENT, times=1))
+    with pytest.raises(FileNotFoundError):
+        lease.renew()
+    lease.renew()
+    assert listed(pool) == [f"{ME}.b000001"]
+
+
+def test_a_worker_whose_lease_was_ended_is_told_by_whom(
+    pool: Pool, lease: Lease, observer: Observer
+) -> None:
+    observer.look()
+    assert observer.end(ME, "judge-2-bbbbbb")
+    with pytest.raises(LeaseLost, match="declared dead by judge-2-bbbbbb"):
+        lease.renew()
+    with pytest.raises(LeaseLost):
+        lease.renew()
+    assert listed(pool) == [f"{ME}.dead@judge-2-bbbbbb"]
+
+
+def test_a_worker_whose_lease_file_vanished_is_told_so(pool: Pool, lease: Lease) -> None:
+    os.unlink(pool.lease(lease.name))
+    with pytest.raises(LeaseLost, match="vanished from workers/: somebody removed the file"):
+        lease.renew()
+
+
+def test_retiring_a_lease_that_was_ended_is_no_error(
+    pool: Pool, lease: Lease, observer: Observer
+) -> None:
+    observer.look()
+    observer.end(ME, "judge-2-bbbbbb")
+    lease.retire()
+    assert listed(pool) == [f"{ME}.dead@judge-2-bbbbbb"]
+
+
+# ---- partitioned ----
+
+
+def test_a_worker_cut_off_for_longer_than_a_lease_goes_on_if_nobody_ended_it(
+    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpose(monkeypatch, rename=refused(errno.EIO, times=3 * BEATS_PER_LEASE))
+    for _ in range(3 * BEATS_PER_LEASE):
+        with pytest.raises(OSError):
+            lease.renew()
+    lease.renew()
+    assert listed(pool) == [f"{ME}.b000001"]
+
+
+def test_a_worker_cut_off_for_longer_than_a_lease_is_lost_if_somebody_ended_it(
+    pool: Pool,
+    lease: Lease,
+    observer: Observer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mount = interpose(monkeypatch, rename=refused(errno.EIO))
+    with pytest.raises(OSError):
+        lease.renew()
+    mount.hooks.clear()  # the others are on another mount
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(ME) is Standing.EXPIRED
+    assert observer.end(ME, "judge-2-bbbbbb")
+    with pytest.raises(LeaseLost, match="cut off"):
+        lease.renew()
+
+
+# ---- the observer's side ----
+
+
+def test_a_worker_that_beats_lives_however_long_it_is_watched(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    for _ in range(10):
+        watch(observer, clock, LEASE_S / 2)
+        assert observer.standing(ME) in (Standing.LIVING, Standing.SUSPECT)
+        lease.renew()
+    observer.look()
+    assert observer.standing(ME) is Standing.LIVING
+    assert observer.beating(ME)
+
+
+def test_a_killed_worker_is_suspect_after_half_a_lease_and_expired_after_a_whole_one(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    seen = []
+    for _ in range(BEATS_PER_LEASE + 1):
+        observer.look()
+        seen.append(observer.standing(ME))
+        clock.forward(BEAT_S)
+    assert seen == [Standing.LIVING] * 2 + [Standing.SUSPECT] * 2 + [Standing.EXPIRED]
+    assert not observer.beating(ME)
+
+
+def test_a_worker_first_seen_is_not_judged_by_its_beat(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    for _ in range(1000):
+        lease.renew()
+    clock.forward(100 * LEASE_S)
+    observer.look()
+    assert observer.standing(ME) is Standing.LIVING
+    assert not observer.beating(ME), "one look does not show that it moves"
+
+
+def test_a_paused_worker_that_wakes_before_anybody_ended_it_lives_on(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(ME) is Standing.EXPIRED
+    lease.renew()
+    assert not observer.end(ME, "judge-2-bbbbbb"), "the beat it saw is not there any more"
+    observer.look()
+    assert observer.standing(ME) is Standing.LIVING
+    lease.renew()
+
+
+def test_an_end_from_a_stale_beat_ends_nothing(
+    pool: Pool, lease: Lease, observer: Observer
+) -> None:
+    observer.look()
+    lease.renew()
+    lease.renew()
+    assert not observer.end(ME, "judge-2-bbbbbb")
+    assert listed(pool) == [f"{ME}.b000002"]
+
+
+def test_of_two_enders_one_renames_and_both_know_that_it_is_dead(
+    pool: Pool, lease: Lease, observer: Observer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Observer(pool, clock)
+    observer.look()
+    other.look()
+    steps = Sequencer()
+
+    def rename(real: Callable[[str, str], None], source: str, target: str) -> None:
+        with steps(0 if target.endswith("first-2-bbbbbb") else 1):
+            real(source, target)
+
+    interpose(monkeypatch, rename=rename)
+    results = together(
+        lambda: observer.end(ME, "first-2-bbbbbb"), lambda: other.end(ME, "second-3-cccccc")
+    )
+    assert results == [True, True]
+    assert listed(pool) == [f"{ME}.dead@first-2-bbbbbb"]
+
+
+def test_of_an_ender_and_a_renewal_that_meet_exactly_one_succeeds(
+    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for winner in ("renewal", "ender"):
+        observer.look()
+        steps = Sequencer()
+
+        def rename(
+            real: Callable[[str, str], None],
+            source: str,
+            target: str,
+            steps: Sequencer = steps,
+            winner: str = winner,
+        ) -> None:
+            with steps(0 if (".dead@" in target) == (winner == "ender") else 1):
+                real(source, target)
+
+        def renew() -> bool:
+            try:
+                lease.renew()
+            except LeaseLost:
+                return False
+            return True
+
+        with pytest.MonkeyPatch.context() as patch:
+            interpose(patch, rename=rename)
+            renewed, ended = together(renew, lambda: observer.end(ME, "judge-2-bbbbbb"))
+        assert (renewed, ended) == (winner == "renewal", winner == "ender")
+        assert len(listed(pool)) == 1
+
+
+def test_an_end_whose_reply_was_lost_is_recognised(
+    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer.look()
+    interpose(monkeypatch, rename=reply_lost(errno.ENOENT))
+    assert observer.end(ME, "judge-2-bbbbbb")
+
+
+def test_an_end_that_the_mount_refuses_is_an_error_and_not_a_death(
+    lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer.look()
+    interpose(monkeypatch, rename=refused(errno.EIO))
+    with pytest.raises(OSError):
+        observer.end(ME, "judge-2-bbbbbb")
+
+
+def test_a_worker_listed_as_left_or_dead_is_ended(
+    pool: Pool, lease: Lease, observer: Observer
+) -> None:
+    lease.retire()
+    Path(pool.directory("workers"), "you-2-bbbbbb.dead@me-1-aaaaaa").touch()
+    observer.look([ME, "you-2-bbbbbb"])
+    assert observer.standing(ME) is Standing.ENDED
+    assert observer.standing("you-2-bbbbbb") is Standing.ENDED
+    assert observer.workers() == []
+
+
+def test_of_two_beats_that_one_listing_shows_the_later_counts(
+    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that runs while a lease is renewed may show both names."""
+    lease.renew()
+    old = str(replace(lease.name, beat=0))
+    with pytest.MonkeyPatch.context() as patch:
+        interpose(patch, listdir=lambda real, fd: [old, *real(fd), old])
+        observer.look()
+    assert observer.end(ME, "judge-2-bbbbbb"), "it was ended from the beat that is there"
+    assert listed(pool) == [f"{ME}.dead@judge-2-bbbbbb"]
+
+
+# ---- leases that are out of sight ----
+
+
+def test_a_lease_that_vanished_expires_only_after_a_whole_lease_of_absence(
+    pool: Pool, lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    watch(observer, clock, LEASE_S / 2, (ME,))
+    os.unlink(pool.lease(lease.name))
+    seen = []
+    for _ in range(BEATS_PER_LEASE + 1):
+        observer.look([ME])
+        seen.append(observer.standing(ME))
+        clock.forward(BEAT_S)
+    assert Standing.EXPIRED not in seen[:-1]
+    assert seen[-1] is Standing.EXPIRED
+    assert observer.end(ME, "judge-2-bbbbbb"), "there is no lease left to end"
+
+
+def test_a_renewal_that_hides_a_lease_from_one_listing_makes_nobody_suspect(
+    lease: Lease, observer: Observer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch(observer, clock, LEASE_S / 4, (ME,))
+    with pytest.MonkeyPatch.context() as patch:
+        hide(patch, ME)
+        clock.forward(BEAT_S)
+        observer.look([ME])
+        assert observer.standing(ME) is Standing.LIVING
+    clock.forward(BEAT_S)
+    lease.renew()
+    observer.look([ME])
+    assert observer.standing(ME) is Standing.LIVING
+    assert observer.beating(ME)
+
+
+def test_a_lease_that_every_other_listing_hides_never_expires(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    for _ in range(5 * BEATS_PER_LEASE):
+        with pytest.MonkeyPatch.context() as patch:
+            hide(patch, ME)
+            observer.look([ME])
+            assert observer.standing(ME) is Standing.LIVING
+        clock.forward(BEAT_S)
+        lease.renew()
+        observer.look([ME])
+        assert observer.standing(ME) is Standing.LIVING
+        clock.forward(BEAT_S)
+
+
+# ---- an observer that was itself away ----
+
+
+@pytest.mark.parametrize("away_s", [LEASE_S, 10 * LEASE_S, 1e6])
+def test_an_observer_does_not_count_time_in_which_it_did_not_look(
+    lease: Lease, observer: Observer, clock: Clock, away_s: float
+) -> None:
+    """It may have been suspended together with those whom it watches: they wake when it wakes."""
+    watch(observer, clock, LEASE_S / 4)
+    clock.forward(away_s)
+    observer.look()
+    assert observer.standing(ME) is not Standing.EXPIRED
+    lease.renew()
+    clock.forward(BEAT_S)
+    observer.look()
+    assert observer.standing(ME) is Standing.LIVING
+
+
+def test_two_looks_far_apart_that_both_miss_a_lease_do_not_make_it_absent_in_between(
+    lease: Lease, observer: Observer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, ME, times=2)
+    observer.look([ME])
+    clock.forward(3 * LEASE_S)
+    observer.look([ME])
+    assert observer.standing(ME) is not Standing.EXPIRED
+
+
+def test_a_beat_that_moved_while_nobody_looked_is_no_sign_of_life_now(
+    observer: Observer, lease: Lease, clock: Clock
+) -> None:
+    """It moved at some time in between; whoever goes by that leaves a claim to a dead worker."""
+    observer.look()
+    lease.renew()
+    clock.forward(3 * LEASE_S)
+    observer.look()
+    assert not observer.beating(ME)
+    clock.forward(LEASE_S / 4)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+
+
+def test_an_observer_that_was_away_still_finds_the_dead(
+    lease: Lease, observer: Observer, clock: Clock
+) -> None:
+    observer.look()
+    clock.forward(100 * LEASE_S)
+    watch(observer, clock, LEASE_S / 2)
+    assert observer.standing(ME) is Standing.EXPIRED
+
+
+@pytest.mark.parametrize("beats", [0, 1])
+def test_a_beat_that_moved_before_or_while_an_observer_was_away_is_no_sign_of_life(
+    lease: Lease, observer: Observer, clock: Clock, beats: int
+) -> None:
+    """Its worker may have died at once; whoever leaves on the strength of it strands a claim."""
+    observer.look()
+    clock.forward(BEAT_S)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+    for _ in range(beats):
+        lease.renew()
+    clock.forward(10 * LEASE_S)
+    observer.look()
+    assert not observer.beating(ME)
+    clock.forward(BEAT_S)
+    lease.renew()
+    observer.look()
+    assert observer.beating(ME)
+
+
+def test_a_listing_that_takes_longer_than_a_lease_is_not_held_against_anybody(
+    pool: Pool, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beat may have been listed first, and have moved while the listing went on."""
+
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        found = real(fd)
+        clock.forward(2 * LEASE_S)
+        return found
+
+    interpose(monkeypatch, listdir=listdir)
+    observer = Observer(pool, clock)
+    observer.look()
+    observer.look()
+    assert observer.standing(ME) is Standing.LIVING
+
+
+# ---- proof on one host ----
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits to be killed."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def facts_of(pid: int) -> dict[str, Any]:
+    """Return what a worker with this pid would have put into its lease."""
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return proof_of_life() | {"pid": pid, "started": started}
+
+
+def test_a_process_of_this_host_that_runs_is_seen_to_run(child: subprocess.Popen[bytes]) -> None:
+    assert look_at_process(proof_of_life()) is Process.RUNNING
+    assert look_at_process(facts_of(child.pid)) is Process.RUNNING
+
+
+def test_a_process_that_was_killed_is_gone_reaped_or_not(child: subprocess.Popen[bytes]) -> None:
+    facts = facts_of(child.pid)
+    child.kill()
+    wait_for(lambda: state_of(child.pid) == "Z", "the child to be a zombie")
+    assert look_at_process(facts) is Process.GONE
+    child.wait()
+    assert look_at_process(facts) is Process.GONE
+
+
+def test_a_stopped_process_is_not_gone(child: subprocess.Popen[bytes]) -> None:
+    facts = facts_of(child.pid)
+    child.send_signal(signal.SIGSTOP)
+    wait_for(lambda: state_of(child.pid) == "T", "the child to stop")
+    assert look_at_process(facts) is Process.STOPPED
+
+
+def test_a_pid_that_is_another_processs_by_now_proves_the_death_of_the_first() -> None:
+    assert look_at_process(proof_of_life() | {"started": "1"}) is Process.GONE
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"boot": "another"},
+        {"boot": ""},
+        {"boot": None},
+        {"pid_namespace": "pid:[1]"},
+        {"pid_namespace": ""},
+        {"time_namespace": "time:[1]"},
+        {"started": ""},
+        {"started": 7},
+        {"started": None},
+        {"pid": 0},
+        {"pid": -1},
+        {"pid": "1"},
+        {"pid": None},
+    ],
+    ids=str,
+)
+def test_nothing_is_proved_of_another_boot_container_or_without_all_the_facts(
+    facts: dict[str, Any],
+) -> None:
+    gone = proof_of_life() | {"pid": 2**22 + 1}
+    assert look_at_process(gone) is Process.GONE
+    assert look_at_process(gone | facts) is Process.UNKNOWN
+
+
+def test_an_empty_proof_proves_nothing() -> None:
+    assert look_at_process({}) is Process.UNKNOWN
+
+
+def test_nothing_is_proved_where_the_kernel_does_not_tell_the_boot_or_the_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_boot_id", "_pid_namespace"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leases, name, lambda: "")
+            gone = proof_of_life() | {"pid": 2**22 + 1}
+            assert look_at_process(gone) is Process.UNKNOWN
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
+def test_an_observer_that_cannot_look_at_a_process_does_not_call_it_gone(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = proof_of_life()
+
+    def no_open(path: str, *args: Any, **options: Any) -> Any:
+        if path.endswith("/stat"):
+            raise OSError(number, os.strerror(number))
+        return open(path, *args, **options)
+
+    monkeypatch.setattr(leases, "open", no_open, raising=False)
+    assert look_at_process(facts) is Process.UNKNOWN
+
+
+def test_an_observer_proves_a_death_from_the_lease_even_after_the_lease_is_gone(
+    pool: Pool, observer: Observer, child: subprocess.Popen[bytes]
+) -> None:
+    path = pool.lease(LeaseName(ME, 3))
+    Path(path).write_text(json.dumps(facts_of(child.pid)))
+    observer.look()
+    assert observer.process(ME) is Process.RUNNING
+    child.kill()
+    child.wait()
+    assert observer.process(ME) is Process.GONE
+    os.unlink(path)
+    assert observer.process(ME) is Process.GONE
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"], ids=repr)
+def test_a_damaged_lease_proves_nothing_and_expires_by_time_alone(
+    pool: Pool, observer: Observer, clock: Clock, data: bytes
+) -> None:
+    Path(pool.lease(LeaseName(ME, 0))).write_bytes(data)
+    watch(observer, clock, LEASE_S)
+    assert observer.process(ME) is Process.UNKNOWN
+    assert observer.standing(ME) is Standing.EXPIRED
+
+
+def test_nothing_is_known_of_a_worker_that_was_never_seen(observer: Observer) -> None:
+    observer.look()
+    assert observer.process("nobody") is Process.UNKNOWN
+    assert observer.standing("nobody") is Standing.LIVING
+    assert not observer.beating("nobody")
+    assert observer.end("nobody", "judge-2-bbbbbb")
+
+
+def test_what_is_no_leases_name_is_left_out(pool: Pool, lease: Lease) -> None:
+    for text in ("README", f"{ME}.b1", ".hidden.b000001", "x.json"):
+        Path(pool.directory("workers"), text).touch()
+    assert lease_names(pool) == [lease.name]

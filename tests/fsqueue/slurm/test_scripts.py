@@ -1,0 +1,143 @@
+"""The batch scripts of `fsqueue slurm`: their text, and what bash makes of it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsqueue.errors import FsqueueError, NotSupportedError, UsageError
+from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.slurm.arrays import Array
+from fsqueue.slurm.scripts import Manner, merge_script, parse_limit, submit, worker_script
+
+ARRAY = Array("RTX 4090", "gpu:rtx4090:1", (0, 2, 4))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return create_pool(str(tmp_path / "pool"))
+
+
+def directives(script: str) -> list[str]:
+    return [line[8:] for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_a_worker_is_executed_and_its_job_may_come_back(pool: Pool) -> None:
+    script = worker_script(pool, ARRAY, Manner(throttle=2, start_delay_s=0.3))
+    assert directives(script) == [
+        "--job-name=fsqueue-pool",
+        f"--output={pool.root}/events/slurm-%A_%a.log",
+        "--open-mode=append",
+        "--array=0-4:2%2",
+        "--gres=gpu:rtx4090:1",
+        "--requeue",
+        "--signal=B:USR1@120",
+    ]
+    worker = script.splitlines()[-1]
+    assert worker == (
+        f"exec {sys.executable} -m fsqueue work {pool.root} --grace 150 --start-delay 0.3"
+    )
+    assert "trap '' USR1" in script
+
+
+def test_what_the_user_says_comes_last_and_so_is_obeyed(pool: Pool) -> None:
+    options = ["-p", "gpu", "--time=1:00:00", "--comment", 'a "b" #c']
+    script = worker_script(pool, ARRAY, Manner(options, output="mine-%a.log"))
+    assert directives(script)[-1] == '-p gpu --time=1:00:00 --comment "a \\"b\\" #c"'
+    assert "--output=mine-%a.log" in directives(script)
+
+
+def test_a_worker_without_a_gpu_asks_for_none_and_sees_none(pool: Pool) -> None:
+    script = worker_script(pool, Array("cpu", "", (0,)), Manner())
+    assert "--gres" not in script
+    assert "export CUDA_VISIBLE_DEVICES=  #" in script
+
+
+@pytest.mark.parametrize(
+    "options, lead_s",
+    [
+        ([], 120),
+        (["--time=4:00:00"], 120),
+        (["-t", "5"], 120),
+        (["-t4"], 105),
+        (["--time", "2"], 45),
+        (["--time=1"], 15),
+        (["--time=0:30"], 10),
+        (["--time=10", "--time=1"], 15),
+        (["--time=UNLIMITED"], 120),
+    ],
+)
+def test_the_warning_and_half_a_minute_fit_into_the_time_limit(
+    pool: Pool, options: list[str], lead_s: int
+) -> None:
+    script = worker_script(pool, ARRAY, Manner(options))
+    assert f"--signal=B:USR1@{lead_s}" in directives(script)
+    assert f"--grace {lead_s + 30} " in script
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:05:30", 3930),
+        ("2-0", 172800),
+        ("1-2:30", 95400),
+        ("1-2:30:10", 95410),
+        ("UNLIMITED", None),
+        ("", None),
+        ("-1", None),
+    ],
+)
+def test_a_time_limit_is_read_as_sbatch_reads_it(text: str, seconds: int | None) -> None:
+    assert parse_limit(text) == seconds
+
+
+def test_a_percent_sign_in_the_pools_path_is_no_pattern(tmp_path: Path) -> None:
+    pool = create_pool(str(tmp_path / "50%j pool"))
+    script = worker_script(pool, ARRAY, Manner())
+    assert f'--output="{tmp_path}/50%%j pool/events/slurm-%A_%a.log"' in directives(script)
+    assert "--job-name=fsqueue-50_j_pool" in directives(script)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b"])
+def test_a_path_that_sbatch_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    pool = create_pool(str(tmp_path / name))
+    with pytest.raises(UsageError, match="sbatch cannot read"):
+        worker_script(pool, ARRAY, Manner())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status, merged", [(0, "merged\n"), (5, ""), (3, "")])
+def test_the_merge_runs_only_if_everything_is_done(pool: Pool, status: int, merged: str) -> None:
+    script = merge_script(pool, ["17", "18"], "echo merged", Manner(["-p", "cpu"]))
+    assert "--dependency=afterany:17:18" in directives(script)
+    assert directives(script)[-1] == "-p cpu"
+    check = shlex.join([sys.executable, "-m", "fsqueue", "status", pool.root])
+    assert check in script
+    script = script.replace(check, f"(exit {status})")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, merged)
+
+
+def test_where_there_is_no_sbatch_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotSupportedError, match="--dry-run"):
+        submit("#!/bin/bash\n")
+
+
+def test_what_sbatch_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid account' >&2; exit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(FsqueueError, match="sbatch refused: invalid account"):
+        submit("#!/bin/bash\n")
+    sbatch.write_text("#!/bin/sh\ncat > /dev/null; echo '17;lab'\n")
+    assert submit("#!/bin/bash\n") == "17"

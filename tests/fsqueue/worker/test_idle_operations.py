@@ -1,0 +1,79 @@
+"""What an idle worker costs a file server: fewer than two metadata operations a second."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsqueue.pool.status import read_statuses
+from tests.support.handlers import install_handler
+from tests.support.idling import Scene, all_who_wait
+from tests.support.processes import FSQUEUE, fsqueue
+from tests.support.systemcalls import NOOP, calls_of, fill
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed"),
+]
+
+OPERATIONS_MAX = 2.0
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path, 10.0)
+    yield scene
+    scene.end()
+
+
+def test_an_idle_worker_costs_under_two_metadata_operations_a_second(scene: Scene) -> None:
+    """Of whichever kind, everything included; at ten times the pace of the defaults."""
+    all_who_wait(scene)
+    _assert_thrifty(scene)
+
+
+@pytest.mark.nightly
+def test_so_it_is_with_the_default_interval_and_lease(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    try:
+        all_who_wait(scene)
+        _assert_thrifty(scene)
+    finally:
+        scene.end()
+
+
+def _assert_thrifty(scene: Scene) -> None:
+    for name, (per_s, count) in scene.count().items():
+        assert any(call.startswith("rename") for call in count), f"{name}: strace saw no beat"
+        assert per_s < OPERATIONS_MAX, (name, count.most_common())
+
+
+def test_a_worker_counts_its_operations_as_strace_does(tmp_path: Path) -> None:
+    """So that a budget limits what the file server sees."""
+    pool = fill(tmp_path / "pool", 300)
+    env = install_handler(tmp_path / "site", "noop", NOOP)
+    words = ["work", pool.root, "--spool", "cpu0", "--max-claims", "250"]
+    calls = calls_of([*FSQUEUE, *words], pool, tmp_path / "strace", status=75, env=env)
+    (status,) = read_statuses(pool).values()
+    assert len(calls) > 1000
+    assert status.metadata_ops == pytest.approx(len(calls), rel=0.05)
+
+
+def test_a_worker_keeps_to_its_budget_and_says_so(tmp_path: Path) -> None:
+    """Six operations a claim, and fifty a second: forty claims take more than four seconds."""
+    pool = fill(tmp_path / "pool", 60)
+    env = install_handler(tmp_path / "site", "noop", NOOP)
+    words = ["work", pool.root, "--spool", "cpu0", "--max-claims", "60"]
+    run = fsqueue(*words, env=env | {"FSQUEUE_MAX_METADATA_OPS": "50"})
+    assert run.returncode == 0, run.stderr
+    (status,) = read_statuses(pool).values()
+    lived_s = status.written_at - status.started
+    assert status.metadata_ops_max == 50
+    assert status.metadata_ops <= 50 * (lived_s + 1) + 40
+    (row,) = json.loads(fsqueue("workers", pool.root, "--json").stdout)["workers"]
+    assert row["metadata_ops"] == status.metadata_ops
+    assert status.metadata_ops > 200

@@ -1,0 +1,472 @@
+"""The dead and their claims: found by claim, charged once, given back to their spool."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue.errors import LeaseLost
+from fsqueue.pool import claims, plans
+from fsqueue.pool.layout import State
+from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.scheduling.planner import plan_into
+from fsqueue.storage import directories
+from fsqueue.worker.attempt import Ending
+from fsqueue.worker.recovery import Recovered
+from tests.support.crash import copies, die_after, every_crash
+from tests.support.pools import (
+    Clock,
+    Hand,
+    Meanwhile,
+    make_pool,
+    names_in,
+    only,
+    places,
+    problems,
+    request,
+    stems,
+    work_off,
+)
+from tests.support.sequence import interpose, refused, reply_lost
+
+LEASE_S = 8.0
+BEAT_S = LEASE_S / BEATS_PER_LEASE
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return make_pool(tmp_path / "pool", "a.3", "b.2", lease_s=LEASE_S)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def judge(pool: Pool, clock: Clock) -> Hand:
+    """A worker that looks at others by a clock that the test moves."""
+    return Hand(pool, clock=clock)
+
+
+def stay_away(worker: Hand) -> None:
+    """Make a worker one of another host: nobody here can prove it dead or alive."""
+    path = worker.pool.lease(worker.lease.name)
+    facts = json.loads(Path(path).read_bytes())
+    Path(path).write_text(json.dumps(facts | {"boot": "another"}))
+
+
+@pytest.fixture
+def holder(pool: Pool) -> Hand:
+    """A worker of another host that holds the claim of a.3."""
+    holder = Hand(pool)
+    stay_away(holder)
+    holder.take()
+    return holder
+
+
+def expire(judge: Hand, clock: Clock) -> list[Recovered]:
+    """Let a lease pass while the judge sweeps at every beat, and return what it recovered."""
+    found = judge.sweep()
+    for _ in range(BEATS_PER_LEASE):
+        clock.forward(BEAT_S)
+        found += judge.sweep()
+    return found
+
+
+def record(pool: Pool, name: ClaimName) -> dict[str, Any]:
+    return json.loads(Path(pool.error(name.id, name.attempt)).read_bytes())  # type: ignore[no-any-return]
+
+
+def die_with(pool: Pool, *, claims_held: int = 1) -> None:
+    """Let a child process take claims and die with them in its hands."""
+
+    def action() -> None:
+        hand = Hand(pool)
+        for _ in range(claims_held):
+            hand.take()
+
+    die_after(action)
+
+
+# ---- who is dead ----
+
+
+def test_a_claim_whose_owner_was_not_seen_to_beat_for_a_lease_goes_back_with_one_attempt_more(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+) -> None:
+    held = only(pool, State.RUNNING)
+    (recovered,) = expire(judge, clock)
+    assert recovered == Recovered(held, held.returned(failed=True))
+    assert not recovered.failed
+    assert recovered.became in names_in(pool, State.WAITING)
+    assert record(pool, held)["error"].startswith(f"worker lost: {holder.id}")
+    assert record(pool, held)["recovered_by"] == judge.id
+    with pytest.raises(LeaseLost, match=judge.id):
+        holder.lease.renew()
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_claim_whose_output_its_dead_owner_published_is_not_charged_and_ends_done(
+    tmp_path: Path, attempts: int
+) -> None:
+    """On its last attempt it ended in failed/, and its output was there, whole."""
+    pool = make_pool(tmp_path / "pool", "a.3", attempts=attempts)
+
+    def publish_and_die() -> None:
+        name = Hand(pool).take()
+        Path(pool.output(name.id, ".txt")).write_text(name.id)
+
+    die_after(publish_and_die)
+    held = only(pool, State.RUNNING)
+    judge = Hand(pool)
+    (recovered,) = judge.sweep()
+    judge.leave()
+    assert recovered == Recovered(held, held.returned(failed=False))
+    published = fingerprint(pool, held)
+    work_off(pool)
+    done = only(pool, State.DONE)
+    assert (done.attempt, done.returns) == (0, 1)
+    assert fingerprint(pool, held) == published, "I7: adopted, not made again"
+    assert os.listdir(pool.directory("errors")) == []
+    assert problems(pool) == []
+
+
+def fingerprint(pool: Pool, name: ClaimName) -> tuple[int, int]:
+    """Return what tells a claim's output from any other file."""
+    facts = os.stat(pool.output(name.id, ".txt"))
+    return facts.st_ino, facts.st_mtime_ns
+
+
+def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_published(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, judge: Hand, clock: Clock
+) -> None:
+    """Its program wrote on by name, between the removal of its file and of the directory."""
+    zombie = Hand(pool)
+    stay_away(zombie)
+    held = zombie.take()
+    private = Path(pool.unpublished(zombie.id, held.id, held.returns, ".txt"))
+    private.parent.mkdir(exist_ok=True)
+    private.write_text("the first half, ")
+    refused: list[OSError] = []
+
+    def write_on(real: Callable[..., Any], path: str, **options: Any) -> None:
+        real(path, **options)
+        try:
+            with open(private, "a") as file:
+                file.write("and the second")
+        except FileNotFoundError as error:
+            refused.append(error)
+
+    with monkeypatch.context() as patch:
+        interpose(patch, unlink=write_on)
+        expire(judge, clock)
+    assert refused and not private.exists()
+    assert [name for name in os.listdir(pool.directory("outputs")) if zombie.id in name] == []
+
+
+def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+) -> None:
+    for _ in range(5 * BEATS_PER_LEASE):
+        assert judge.sweep() == []
+        clock.forward(BEAT_S)
+        holder.lease.renew()
+    assert places(pool) == {"running": 1, "spools": 1}
+
+
+def test_a_dead_process_of_this_host_is_recovered_at_the_first_look(
+    pool: Pool, judge: Hand
+) -> None:
+    die_with(pool, claims_held=2)
+    assert sorted(r.name.id[0] for r in judge.sweep()) == ["a", "b"]
+    assert places(pool) == {"spools": 2}
+    assert problems(pool) == []
+
+
+def test_a_worker_that_died_idle_has_its_lease_ended_too(pool: Pool, judge: Hand) -> None:
+    die_with(pool, claims_held=0)
+    assert judge.sweep() == []
+    ended = [name for name in lease_names(pool) if name.ended_by == judge.id]
+    assert len(ended) == 1
+
+
+def test_what_a_dead_worker_was_writing_is_removed(pool: Pool, judge: Hand) -> None:
+    die_with(pool)
+    (workshop,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
+    Path(pool.directory("outputs"), workshop, "half").write_bytes(b"...")
+    judge.sweep()
+    assert os.listdir(pool.directory("outputs")) == [f".{judge.id}"]
+
+
+def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_with(pool)
+    interpose(
+        monkeypatch, rmdir=refused(errno.EACCES), unlink=refused(errno.EACCES, only="outputs")
+    )
+    assert len(judge.sweep()) == 1
+
+
+def test_a_worker_that_left_with_a_claim_in_its_hands_is_not_waited_for(
+    pool: Pool, holder: Hand, judge: Hand
+) -> None:
+    """It must not: but if it was made to, by a full disk say, the claim is not stranded."""
+    holder.leave()
+    assert [r.name.owner for r in judge.sweep()] == [holder.id]
+
+
+def test_a_recoverer_never_judges_itself(pool: Pool, judge: Hand, clock: Clock) -> None:
+    judge.take()
+    assert expire(judge, clock) == []
+    judge.lease.renew()
+
+
+def test_a_claim_without_any_lease_goes_back_only_after_a_whole_lease(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+) -> None:
+    judge.sweep()
+    os.unlink(pool.lease(holder.lease.name))
+    for _ in range(BEATS_PER_LEASE):
+        clock.forward(BEAT_S)
+        assert judge.sweep() == []
+    clock.forward(BEAT_S)
+    assert len(judge.sweep()) == 1
+
+
+# ---- the zombie ----
+
+
+def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+) -> None:
+    theirs: list[ClaimName | None] = []
+
+    def is_declared_dead() -> None:
+        (recovered,) = expire(judge, clock)
+        theirs.append(claims.take(pool, "gpu0", recovered.became, judge.id))
+        directories.make(pool.workshop(holder.id))  # it went with the lease
+
+    holder.handler = Meanwhile(is_declared_dead)
+    assert holder.run(only(pool, State.RUNNING)) is Ending.LOST
+    assert "lease had lapsed" in holder.reason
+    (name,) = theirs
+    assert name is not None and only(pool, State.RUNNING) == name
+    assert judge.run(name) is Ending.DONE
+    judge.run(judge.take())
+    assert stems(pool, State.DONE) == ["a", "b"]
+    assert problems(pool) == []
+
+
+def test_a_zombie_that_takes_one_more_claim_after_its_lease_was_ended_strands_nothing(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+) -> None:
+    """It was paused between choosing and taking."""
+    expire(judge, clock)
+    taken = holder.take()
+    assert taken in names_in(pool, State.RUNNING)
+    assert [r.name for r in judge.sweep()] == [taken], "at once: its lease has been ended"
+    with pytest.raises(LeaseLost):
+        holder.lease.renew()
+    assert places(pool) == {"spools": 2}
+
+
+def test_a_zombie_that_can_still_put_its_claim_back_costs_no_attempt(
+    pool: Pool, holder: Hand, judge: Hand
+) -> None:
+    held = only(pool, State.RUNNING)
+    judge.sweep()
+    assert judge.observer.end(holder.id, judge.id)
+    back = claims.release(pool, held, "gpu0")
+    assert back.attempt == 0
+    assert judge.sweep() == []
+    assert back in names_in(pool, State.WAITING)
+
+
+# ---- recoverers that meet, or die ----
+
+
+@pytest.mark.slow
+def test_a_recoverer_that_dies_half_way_is_finished_by_another(tmp_path: Path) -> None:
+    """At every operation of a sweep that ends one lease and puts two claims back."""
+    template = make_pool(tmp_path / "pool", "a.3", "b.2")
+    die_with(template, claims_held=2)
+    n = 0
+    for _, pool in every_crash(copies(template), lambda pool: Hand(pool).sweep()):
+        n += 1
+        work_off(pool)
+        assert stems(pool, State.DONE) == ["a", "b"]
+        assert {name.attempt for name in names_in(pool, State.DONE)} == {1}, "charged once"
+        assert problems(pool) == []
+    assert n > 12
+
+
+def test_two_recoverers_of_one_claim_charge_it_once(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = only(pool, State.RUNNING)
+    other = Hand(pool, clock=clock)
+    met: list[list[Recovered]] = []
+
+    def rename(real: Callable[[str, str], None], source: str, target: str) -> None:
+        if str(held) in source and not met:
+            met.append([])
+            met[0] = other.sweep()
+        real(source, target)
+
+    other.sweep()
+    judge.sweep()
+    interpose(monkeypatch, rename=rename)
+    mine = expire(judge, clock)
+    assert met
+    assert {r.became for r in mine + met[0]} == {held.returned(failed=True)}
+    assert stems(pool, State.WAITING) == ["a", "b"]
+    assert os.listdir(pool.directory("errors")) == [f"{held.id}.a0.json"]
+
+
+def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
+    pool: Pool, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner finishes and leaves while a sweep is between its two listings."""
+    held = only(pool, State.RUNNING)
+
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/workers"):
+            mount.hooks.clear()
+            assert holder.run(held) is Ending.DONE
+            holder.leave()
+        return real(fd)
+
+    mount = interpose(monkeypatch, listdir=listdir)
+    monkeypatch.setattr(
+        "time.sleep", lambda s: pytest.fail("it waits for a claim that has moved on")
+    )
+    assert judge.sweep() == []
+    assert only(pool, State.DONE) == held
+    assert os.listdir(pool.directory("errors")) == [], "nothing went wrong in any attempt"
+
+
+def test_a_requeue_whose_reply_was_lost_is_recognised(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_with(pool)
+    interpose(monkeypatch, rename=reply_lost(errno.ENOENT, only="/running/"))
+    assert len(judge.sweep()) == 1
+    assert places(pool) == {"spools": 2}
+
+
+# ---- the poison claim ----
+
+
+def test_a_claim_that_kills_every_worker_ends_in_failed_with_a_record_of_each(
+    tmp_path: Path,
+) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3", attempts=3)
+    judge = Hand(pool)
+    for attempt in range(3):
+        die_with(pool)
+        (recovered,) = judge.sweep()
+        assert recovered.name.attempt == attempt
+        assert recovered.failed == (attempt == 2)
+    last = only(pool, State.FAILED)
+    assert last.attempt == 2
+    owners = {record(pool, ClaimName(last.id, "k", 1, n))["worker"] for n in range(3)}
+    assert len(owners) == 3
+    assert judge.sweep() == []
+    assert problems(pool) == []
+
+
+# ---- where it goes back to ----
+
+
+def test_a_stolen_claim_goes_back_to_the_spool_it_was_planned_for(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3", "b.2", weights=(1.0, 1.0))
+    homes = {name.id: spool for spool in ("gpu0", "gpu1") for name in claims.waiting(pool, spool)}
+    assert set(homes.values()) == {"gpu0", "gpu1"}
+    die_with(pool, claims_held=2)
+    Hand(pool).sweep()
+    for spool in ("gpu0", "gpu1"):
+        assert {homes[name.id] for name in claims.waiting(pool, spool)} == {spool}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b'{"id": "x"}', b'{"spool": "../../x"}', b"\xff"], ids=repr
+)
+def test_a_damaged_claim_is_recovered_too_and_fails_by_name_at_whoever_takes_it(
+    tmp_path: Path, data: bytes
+) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3")
+    die_with(pool)
+    Path(pool.owned(State.RUNNING, only(pool, State.RUNNING))).write_bytes(data)
+    judge = Hand(pool)
+    (recovered,) = judge.sweep()
+    assert only(pool, State.WAITING) == recovered.became
+    assert judge.run(judge.take()) is Ending.FAILED
+    failed = only(pool, State.FAILED)
+    assert failed.attempt == 1
+    assert str(failed.id) in record(pool, failed)["error"]
+
+
+def test_a_claim_whose_spool_is_gone_goes_to_another(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3", weights=(2.0, 1.0))
+    die_with(pool)
+    os.rmdir(pool.spool("gpu0"))
+    os.unlink(pool.spool_file("gpu0"))
+    (recovered,) = Hand(pool).sweep()
+    assert claims.waiting(pool, "gpu1") == [recovered.became]
+
+
+# ---- plans of the dead ----
+
+
+def test_a_sweep_completes_the_plan_of_a_planner_that_died(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3")
+
+    def die_after_numbering() -> None:
+        plans.complete_one = lambda *args: os._exit(99)
+        plan_into(pool, request("b.2", "c.1"))
+
+    die_after(die_after_numbering)
+    assert stems(pool, State.WAITING) == ["a"]
+    Hand(pool).sweep()
+    assert stems(pool, State.WAITING) == ["a", "b", "c"]
+    assert problems(pool) == []
+
+
+def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.3")
+    directories.make(pool.staged("abandoned"))
+    Path(pool.plan(2)).write_bytes(b"{")
+    die_with(pool)
+    assert len(Hand(pool).sweep()) == 1
+
+
+def test_directories_are_listed_anew_once_since_a_worker_became_idle(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[str] = []
+    monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
+    assert judge.recovery.renews(idle_s=0.5)
+    assert changed == ["running", "gpu0"]
+    assert not judge.recovery.renews(idle_s=60.0), "it did so since it became idle"
+    assert judge.recovery.renews(idle_s=0.0)
+
+
+def test_a_full_disk_keeps_nobody_from_leaving(
+    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(directories, "make", full)
+    assert judge.recovery.renews(idle_s=0.5)
+    assert not judge.recovery.renews(idle_s=60.0)

@@ -1,0 +1,120 @@
+"""Which spool a worker finds by what it sees: its GPU, its array index, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fsqueue.errors import UsageError
+from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.worker.spool_choice import Match, find_spool
+from tests.support.nvml.standin import Driver, install
+from tests.support.pools import Hand
+
+SPOOLS = (
+    Spool("gpu0", "RTX 4090", 1.5),
+    Spool("gpu1", "RTX 4090", 1.5),
+    Spool("gpu2", "RTX 3090", 1.0),
+    Spool("cpu0", "cpu", 0.05),
+)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    """A pool planned for two 4090, a 3090 and a CPU."""
+    pool = create_pool(str(tmp_path / "pool"))
+    for spool in SPOOLS:
+        add_spool(pool, spool)
+    return pool
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """A host with a 3090, two 4090 and an H100, in this order."""
+    driver = install(monkeypatch, tmp_path)
+    cards = ("GeForce RTX 3090", "GeForce RTX 4090", "GeForce RTX 4090", "H100 80GB HBM3")
+    for index, card in enumerate(cards):
+        driver.add(index, f"NVIDIA {card}", f"GPU-{index}")
+    return driver
+
+
+def find(pool: Pool, devices: str | None = None, **environ: str) -> Match:
+    if devices is not None:
+        environ["CUDA_VISIBLE_DEVICES"] = devices
+    return find_spool(pool, None, environ)
+
+
+@pytest.mark.parametrize("devices", ["0", "GPU-0", "0,1"])
+def test_the_model_of_the_gpu_decides_however_it_is_named(
+    pool: Pool, driver: Driver, devices: str
+) -> None:
+    found = find(pool, devices)
+    assert (found.spool, found.model, found.weight) == ("gpu2", "RTX 3090", 1.0)
+    assert found.gpu == {"index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 3090"}
+
+
+def test_workers_on_gpus_of_one_model_spread_over_its_spools(pool: Pool, driver: Driver) -> None:
+    """Several workers on one GPU too: what counts is how many work a spool already."""
+    found = []
+    for devices in ("1", "2", "1", "1"):
+        spool = find(pool, devices).spool
+        hand = Hand(pool, spool)
+        hand.beat.flush()
+        found.append(spool)
+    assert sorted(found) == ["gpu0", "gpu0", "gpu1", "gpu1"]
+
+
+def test_gpus_that_start_together_do_not_all_begin_with_one_spool(
+    pool: Pool, driver: Driver
+) -> None:
+    """Nobody has a status yet, so only the index tells them apart."""
+    assert {find(pool, "1").spool, find(pool, "2").spool} == {"gpu0", "gpu1"}
+
+
+def test_a_gpu_that_nobody_planned_for_joins_as_a_thief(pool: Pool, driver: Driver) -> None:
+    found = find(pool, "3")
+    assert (found.spool, found.model, found.weight) == (None, "H100", 2.5)
+
+
+@pytest.mark.parametrize("devices", ["", "-1"])
+def test_a_worker_that_sees_no_gpu_works_a_cpus_spool(
+    pool: Pool, driver: Driver, devices: str
+) -> None:
+    found = find(pool, devices)
+    assert (found.spool, found.model, found.gpu) == ("cpu0", "cpu", {})
+
+
+def test_where_no_cpu_was_planned_a_cpu_joins_as_a_thief(tmp_path: Path, driver: Driver) -> None:
+    pool = create_pool(str(tmp_path / "gpus"))
+    add_spool(pool, SPOOLS[0])
+    assert find(pool, "").spool is None
+
+
+def test_a_spool_can_be_named(pool: Pool, driver: Driver) -> None:
+    assert find_spool(pool, "gpu0", {"CUDA_VISIBLE_DEVICES": "0"}).spool == "gpu0"
+    with pytest.raises(UsageError, match="has no spool 'gpu9'; it has: cpu0, gpu0, gpu1, gpu2"):
+        find_spool(pool, "gpu9", {})
+
+
+@pytest.mark.parametrize(
+    "index, spool",
+    [("1", "gpu0"), ("2", "gpu1"), ("6", "gpu1"), ("3", None), ("x", None), ("-1", None)],
+)
+def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
+    pool: Pool, driver: Driver, index: str, spool: str | None
+) -> None:
+    """By place: cpu0, gpu0, gpu1, gpu2. An index that means another model's spool says nothing."""
+    for wanted in ("gpu0", "gpu1"):
+        if spool is None:
+            Hand(pool, wanted).beat.flush()
+    found = find(pool, "2", SLURM_ARRAY_TASK_ID=index)
+    assert found.model == "RTX 4090"
+    assert found.spool in ({spool} if spool else {"gpu0", "gpu1"})
+
+
+def test_in_an_array_a_model_that_nobody_planned_for_begins_where_its_index_says(
+    pool: Pool, driver: Driver
+) -> None:
+    found = find(pool, "3", SLURM_ARRAY_TASK_ID="7")
+    assert (found.spool, found.model) == ("gpu2", "H100")

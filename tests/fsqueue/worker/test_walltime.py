@@ -1,0 +1,279 @@
+"""What a worker makes of its SLURM job: what it still takes, when it leaves, if it comes back.
+
+No Slurm is asked here: tests/slurm has the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import Pool
+from fsqueue.pool.status import Status, write_status
+from fsqueue.slurm.allocation import Allocation
+from fsqueue.worker.claim_source import Stock
+from fsqueue.worker.settings import Habits
+from fsqueue.worker.worker import Worker
+from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
+from tests.support.pools import Clock, Hand, make_pool
+from tests.support.processes import Start, state_of, wait_for
+from tests.support.squeue import Squeue
+
+KIND = "trivial"
+
+
+def job(seconds: float = 3600, **more: str) -> dict[str, str]:
+    """Return the environment of a job that ends in so many seconds."""
+    return {"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": str(int(time.time() + seconds)), **more}
+
+
+# ---- what is still taken ----
+
+
+def stock_of(pool: Pool, left_s: float, *, rate: float = 0.0, model: str = "RTX 3090") -> Stock:
+    """Return what a worker sees that has so much time left, and has measured a rate, if any."""
+    hand = Hand(pool, "gpu0")
+    hand.status.model = model
+    if rate:
+        hand.status.rates[KIND] = rate
+    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    stock.time_left_s = lambda: left_s
+    return stock
+
+
+def taken(stock: Stock) -> int | None:
+    """Take a claim; return its cost, or None if none is taken."""
+    found = stock.next()
+    return found[0].cost if found else None
+
+
+def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.100", "b.50", "c.10", "d.9", "e.8")
+    stock = stock_of(pool, left_s=30, rate=1.0)
+    assert [taken(stock) for _ in range(4)] == [10, 9, 8, None]
+    waiting = stock.count_waiting()
+    assert (waiting.all, waiting.could_take, waiting.too_long) == (2, 0, 2)
+
+
+def test_what_takes_an_unknown_time_is_tried(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.100", "b.50")
+    assert taken(stock_of(pool, left_s=1)) == 100
+
+
+@pytest.mark.parametrize("model, cost", [("RTX 3090", 10), ("H100", 100)])
+def test_a_rate_is_learned_from_others_on_the_same_gpu(
+    tmp_path: Path, model: str, cost: int
+) -> None:
+    """A faster GPU's rate would promise too much, and a slower one's too little."""
+    pool = make_pool(tmp_path / "pool", "a.100", "b.10")
+    other = Hand(pool, "gpu0")
+    write_status(pool, Status(other.id, model=model, rates={KIND: 1.0}))
+    assert taken(stock_of(pool, left_s=30)) == cost
+
+
+def test_a_fresh_worker_refuses_no_claim_for_no_other_would_have_more_time(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.100")
+    worker = Worker(pool, Habits(spool="gpu0", allocation=Allocation(job(90), grace_s=60)))
+    worker.status.rates[KIND] = 1.0
+    assert worker.stock.time_left_s() == float("inf")
+    worker.taken = 1
+    assert worker.stock.time_left_s() < 31
+    assert worker.stock.count_waiting().too_long == 1
+
+
+# ---- whether it comes back ----
+
+
+def ended_worker(tmp_path: Path, left_s: float, *, inputs: tuple[str, ...] = ("a.1",)) -> Worker:
+    """Return a worker that has left its job with so much time left."""
+    pool = make_pool(tmp_path / "pool", *inputs)
+    worker = Worker(pool, Habits(spool="gpu0", allocation=Allocation(job(left_s), grace_s=0)))
+    worker.progressed = True
+    return worker
+
+
+@pytest.mark.parametrize(
+    "number, comes", [(signal.SIGUSR1, True), (signal.SIGTERM, False), (signal.SIGINT, False)]
+)
+def test_only_a_warning_is_a_reason_to_come_back(
+    tmp_path: Path, number: signal.Signals, comes: bool
+) -> None:
+    worker = ended_worker(tmp_path, 1000)
+    worker.leaving.signal = number
+    assert worker.comes_back() is comes
+
+
+def test_the_end_of_the_allocation_is_a_reason_to_come_back(tmp_path: Path) -> None:
+    worker = ended_worker(tmp_path, 1.5)
+    wait_for(lambda: worker.leaving.why(1), "the allocation to end")
+    assert worker.leaving.why(1) == (75, "its allocation ends")
+    assert worker.comes_back()
+
+
+def test_claims_that_need_more_time_than_is_left_are_a_reason_to_come_back(tmp_path: Path) -> None:
+    worker = ended_worker(tmp_path, 1000)
+    assert not worker.comes_back()
+    worker.outlasted = True
+    assert worker.comes_back()
+
+
+def test_an_order_to_drain_is_no_reason_to_come_back(tmp_path: Path) -> None:
+    worker = ended_worker(tmp_path, 1000)
+    worker.beat.orders = frozenset({"drain"})
+    assert worker.leaving.why(1)
+    assert not worker.comes_back()
+
+
+def test_nobody_comes_back_to_a_pool_where_nothing_remains(tmp_path: Path) -> None:
+    worker = ended_worker(tmp_path, 1000, inputs=())
+    worker.leaving.signal = signal.SIGUSR1
+    assert not worker.comes_back()
+
+
+def test_what_others_still_run_is_work_that_remains(tmp_path: Path) -> None:
+    worker = ended_worker(tmp_path, 1000)
+    Hand(worker.pool, "gpu0").take()
+    worker.leaving.signal = signal.SIGUSR1
+    assert worker.comes_back()
+
+
+@pytest.mark.parametrize("left_s, comes", [(30, False), (1000, True)])
+def test_a_whole_allocation_without_any_progress_is_not_repeated(
+    tmp_path: Path, left_s: float, comes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = ended_worker(tmp_path, left_s)
+    worker.progressed = False
+    worker.leaving.signal = signal.SIGUSR1
+    assert worker.comes_back() is comes
+    assert ("longer --time" in caplog.text) is not comes
+
+
+# ---- signals: real processes ----
+
+
+def waiting_name(pool: Pool) -> ClaimName:
+    (name,) = names_in(pool, State.WAITING)
+    return name
+
+
+TIDY = """
+    trap 'sleep 0.5; echo tidy > "$2"; exit 1' TERM
+    : > "$3"
+    while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.slow
+def test_a_burst_of_slurms_signals_leaves_the_program_its_grace(
+    start: Start, tmp_path: Path
+) -> None:
+    """Preemption sends SIGUSR1, SIGCONT and SIGTERM within 10 ms, and some SIGTERM twice."""
+    tidied, begun = tmp_path / "tidied", tmp_path / "begun"
+    argv = ["sh", "-c", TIDY, "sh", "{input}", str(tidied), str(begun)]
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), argv)
+    worker = start("work", pool.root, env=job())
+    wait_for(begun.exists, "the program to begin")
+    for number in (signal.SIGUSR1, signal.SIGCONT, signal.SIGTERM, signal.SIGTERM):
+        worker.send(number)
+    assert worker.reap() == 143
+    assert tidied.exists()
+    assert (waiting_name(pool).attempt, waiting_name(pool).returns) == (0, 1)
+    assert "stopped by SIGTERM" in worker.log
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_by_a_person_still_stops_at_once(start: Start, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    script = """trap ': > "$2"' TERM; while :; do sleep 0.05; done"""
+    argv = ["sh", "-c", script, "sh", "{input}", str(asked)]
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), argv, grace=600.0)
+    worker = start("work", pool.root, env=job())
+    wait_for(lambda: names_in(pool, State.RUNNING), "the claim to run")
+    worker.send(signal.SIGINT)
+    wait_for(asked.exists, "the program to have been asked to end")
+    worker.send(signal.SIGINT)
+    assert worker.reap(deadline_s=10) == 130
+    assert waiting_name(pool).attempt == 0
+
+
+@pytest.mark.slow
+def test_a_worker_leaves_before_its_allocation_ends(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only claim runs for ever, so nothing came of its time, and it does not come back."""
+    squeue = Squeue(tmp_path / "bin", monkeypatch)
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), FOREVER)
+    worker = start("work", pool.root, "--grace", "60s", env=job(63))
+    assert worker.reap() == 75
+    assert "its allocation ends" in worker.log
+    assert "longer --time" in worker.log
+    assert (waiting_name(pool).attempt, waiting_name(pool).returns) == (0, 1)
+    assert squeue.asked == []
+
+
+@pytest.mark.slow
+def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None:
+    """The handler is a loop in this child; SLURM's half a minute is half a second there."""
+    code = """
+import signal, time
+from fsqueue import leaving
+from fsqueue.slurm import Allocation
+leaving.KILL_WAIT_S = 0.5
+it = leaving.Leaving(None, allocation=Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"}))
+it.listen()
+signal.raise_signal(signal.SIGUSR1)
+signal.raise_signal(signal.SIGTERM)
+begun = time.monotonic()
+try:
+    while True:
+        time.sleep(10)
+except leaving.StopNow:
+    print("interrupted", it.signal_status, 0.2 < time.monotonic() - begun < 5)
+it.ignore()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("interrupted 143 True\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", ["exec sleep 1000", "trap 'exit 143' TERM; while :; do sleep 0.05; done"]
+)
+def test_a_program_stopped_together_with_its_worker_has_not_failed(
+    start: Start, tmp_path: Path, script: str
+) -> None:
+    """SLURM's SIGTERM goes to every process of a job, and may reach the program first."""
+    begun = tmp_path / "begun"
+    argv = [
+        "sh",
+        "-c",
+        f'echo $$ > "$2.tmp"; mv "$2.tmp" "$2"; {script}',
+        "sh",
+        "{input}",
+        str(begun),
+    ]
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), argv)
+    worker = start("work", pool.root)
+    wait_for(begun.exists, "the program to begin")
+    program = int(begun.read_text())
+    os.kill(program, signal.SIGTERM)
+    wait_for(lambda: state_of(program) == "", "the worker to see the program's end")
+    worker.send(signal.SIGTERM)
+    assert worker.reap() == 143
+    assert (waiting_name(pool).attempt, waiting_name(pool).returns) == (0, 1)
+    assert os.listdir(pool.directory("errors")) == []
+
+
+def test_an_allocation_of_unknown_end_limits_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    allocation = Allocation({"SLURM_JOB_ID": "17"}, clock=clock)
+    clock.forward(1e9)
+    assert allocation.left_s() > 1e9
