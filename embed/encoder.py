@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embed.engine import engine, non_finite
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
-from embed.engine.non_finite import Mending
+from embed.engine.non_finite import Float32Fallback
 from embed.engine.tokenizing import Reading
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import hub
@@ -36,7 +36,7 @@ POOLINGS: Final = ("mean", "cls", "max")
 class Encoder:
     """A loaded model."""
 
-    def __init__(self, engine: Mending, tokens: Tokens, how: dict[str, Any]) -> None:
+    def __init__(self, engine: Float32Fallback, tokens: Tokens, how: dict[str, Any]) -> None:
         self._engine, self._tokens, self._how = engine, tokens, how
 
     @classmethod

@@ -20,12 +20,12 @@ from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, Observer, lease_names
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage.atomic import discard
 from fsqueue.storage.locks import try_lock
 from fsqueue.worker import claim_source
 from fsqueue.worker.attempt import Ending
-from fsqueue.worker.claim_source import Stock
+from fsqueue.worker.claim_source import ClaimSource
 from tests.support.crash import CHANGES, copies, interrupted, looking
 from tests.support.pools import (
     Clock,
@@ -53,7 +53,7 @@ class Unlucky(Trivial):
             raise ClaimFailed("no luck")
 
 
-def life_of_a_pool(pool: Pool) -> None:
+def life_of_a_pool(pool: PoolDirectory) -> None:
     """Plan, take, fail, requeue, put back, finish, cancel and retry: every transition there is."""
     plan(pool, "a.5", "b.4", "c.3")
     hand = Hand(pool, handler=Unlucky())
@@ -70,11 +70,11 @@ def life_of_a_pool(pool: Pool) -> None:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.5", "b.4", "c.3")
 
 
-def every_claim(pool: Pool) -> list[ClaimName]:
+def every_claim(pool: PoolDirectory) -> list[ClaimName]:
     return names_in(pool, *State)
 
 
@@ -87,7 +87,7 @@ def test_i1_at_every_operation_a_claim_of_a_complete_plan_is_in_exactly_one_plac
     pool = make_pool(tmp_path / "pool", "z.1")
     seen: list[list[str]] = []
 
-    def look(pool: Pool) -> None:
+    def look(pool: PoolDirectory) -> None:
         complete = not any(".staged" in name for name in os.listdir(pool.directory("plans")))
         found = [name.id for name in every_claim(pool)]
         assert len(found) == len(set(found)), "in two places"
@@ -106,7 +106,7 @@ def test_i1_at_every_operation_a_claim_of_a_complete_plan_is_in_exactly_one_plac
 
 
 def test_i2_every_transition_is_one_rename_and_nothing_else_ever_touches_a_claim(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves: list[tuple[str, str]] = []
     state_of = {f"{pool.root}/{state.value}": state.name.lower() for state in State}
@@ -152,14 +152,14 @@ def test_i2_every_transition_is_one_rename_and_nothing_else_ever_touches_a_claim
 # ---- I3: whoever's rename into running/ took effect owns the claim ----
 
 
-def test_i3_two_workers_take_one_claim_and_one_owns_it(pool: Pool) -> None:
+def test_i3_two_workers_take_one_claim_and_one_owns_it(pool: PoolDirectory) -> None:
     for name in names_in(pool, State.WAITING):
         taken = [claims.take(pool, "gpu0", name, worker) for worker in (ME, OTHER, ME)]
         assert taken == [name.owned_by(ME), None, name.owned_by(ME)]
     assert {name.owner for name in names_in(pool, State.RUNNING)} == {ME}
 
 
-def test_i3_nobody_moves_a_claim_while_its_owners_lease_holds(pool: Pool) -> None:
+def test_i3_nobody_moves_a_claim_while_its_owners_lease_holds(pool: PoolDirectory) -> None:
     clock = Clock()
     owner, others = Hand(pool), [Hand(pool, clock=clock) for _ in range(3)]
     held = owner.take()
@@ -178,7 +178,7 @@ def test_i4_at_every_operation_each_visible_claim_is_whole_and_as_it_was(tmp_pat
     pool = make_pool(tmp_path / "pool", "z.1")
     bytes_of: dict[str, bytes] = {}
 
-    def look(pool: Pool) -> None:
+    def look(pool: PoolDirectory) -> None:
         for state in State:
             for path in Path(pool.state(state)).rglob("*.c*.a*.r*"):
                 name = ClaimName.parse(path.name)
@@ -212,7 +212,9 @@ def test_i5_with_every_lock_removed_each_claim_has_one_owner(
     monkeypatch.setattr(claim_source, "try_lock", lock)
     turns = Turns(4, seed)
     hands = [Hand(pool, spool) for spool in ("gpu0", "gpu1", None, None)]
-    stocks = [Stock(pool, h.beat, h.journal, spool=h.status.spool, stealing=True) for h in hands]
+    stocks = [
+        ClaimSource(pool, h.beat, h.journal, spool=h.status.spool, stealing=True) for h in hands
+    ]
 
     def take_all(index: int) -> Callable[[], list[ClaimName]]:
         def act() -> list[ClaimName]:
@@ -240,7 +242,7 @@ def test_i6_at_every_operation_a_done_claim_has_its_whole_output(tmp_path: Path)
     pool = make_pool(tmp_path / "pool", "z.1")
     most = [0]
 
-    def look(pool: Pool) -> None:
+    def look(pool: PoolDirectory) -> None:
         for name in names_in(pool, State.DONE):
             assert Path(pool.output(name.id, ".txt")).read_text() == name.id
         for path in Path(pool.directory("outputs")).glob("[!.]*"):
@@ -252,7 +254,7 @@ def test_i6_at_every_operation_a_done_claim_has_its_whole_output(tmp_path: Path)
 
 
 def test_i6_a_worker_killed_before_finish_leaves_the_claim_running(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand = Hand(pool)
     name = hand.take()
@@ -272,7 +274,7 @@ def test_i6_a_worker_killed_before_finish_leaves_the_claim_running(
 # ---- I7: an output, once visible under its final name, is never replaced ----
 
 
-def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: Pool) -> None:
+def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: PoolDirectory) -> None:
     first, second = Hand(pool), Hand(pool)
     name = first.take()
     output = Path(pool.output(name.id, ".txt"))
@@ -284,7 +286,7 @@ def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: Pool) -> None
     assert only(pool, State.DONE).returns == back.returns == 1
 
 
-def test_i7_an_output_that_appears_while_its_claim_runs_stands(pool: Pool) -> None:
+def test_i7_an_output_that_appears_while_its_claim_runs_stands(pool: PoolDirectory) -> None:
     hand = Hand(pool)
     name = hand.take()
     output = Path(pool.output(name.id, ".txt"))
@@ -308,11 +310,11 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
 ) -> None:
     template = make_pool(tmp_path / "pool", "a.2", "b.1")
 
-    def delete(pool: Pool) -> None:
+    def delete(pool: PoolDirectory) -> None:
         for name in ("status", "events"):
             shutil.rmtree(pool.directory(name))
 
-    def live(pool: Pool) -> None:
+    def live(pool: PoolDirectory) -> None:
         hand = Hand(pool, "gpu0", handler=Unlucky())
         hand.beat.flush()
         hand.run(hand.take())
@@ -333,7 +335,7 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
 # ---- I9: a lease moves only by rename, from the exact beat last seen ----
 
 
-def test_i9_whoever_loses_the_race_for_a_lease_has_lost_the_worker(pool: Pool) -> None:
+def test_i9_whoever_loses_the_race_for_a_lease_has_lost_the_worker(pool: PoolDirectory) -> None:
     """For every number of beats that pass between an observer's look and its attempt to end."""
     for beats in range(3):
         hand = Hand(pool)
@@ -354,7 +356,7 @@ def test_i9_at_every_operation_a_worker_has_one_lease_at_most_and_no_beat_comes_
     template = make_pool(tmp_path / "pool", "z.1")
     ended = 0
 
-    def live(pool: Pool) -> list[int]:
+    def live(pool: PoolDirectory) -> list[int]:
         hand = Hand(pool)
         beats = []
         for _ in range(3):
@@ -363,7 +365,7 @@ def test_i9_at_every_operation_a_worker_has_one_lease_at_most_and_no_beat_comes_
         hand.leave()
         return beats
 
-    def judge(pool: Pool) -> None:
+    def judge(pool: PoolDirectory) -> None:
         nonlocal ended
         observer = Observer(pool)
         observer.look()
@@ -372,7 +374,7 @@ def test_i9_at_every_operation_a_worker_has_one_lease_at_most_and_no_beat_comes_
         for worker in observer.workers():
             ended += observer.end(worker, OTHER)
 
-    def tolerant(pool: Pool) -> list[int] | None:
+    def tolerant(pool: PoolDirectory) -> list[int] | None:
         try:
             return live(pool)
         except LeaseLost:
@@ -384,12 +386,12 @@ def test_i9_at_every_operation_a_worker_has_one_lease_at_most_and_no_beat_comes_
     assert ended > 3
 
 
-def test_i9_no_lock_file_is_ever_unlinked(pool: Pool) -> None:
+def test_i9_no_lock_file_is_ever_unlinked(pool: PoolDirectory) -> None:
     path = pool.spool_lock("gpu0")
     with try_lock(path) as free:
         assert free
         inode = os.stat(path).st_ino
     life_of_a_pool(pool)
     thief = Hand(pool)
-    Stock(pool, thief.beat, thief.journal, spool=None, stealing=True).next()
+    ClaimSource(pool, thief.beat, thief.journal, spool=None, stealing=True).next()
     assert os.stat(path).st_ino == inode

@@ -88,7 +88,7 @@ def export(words: tuple[str, ...], to: str, as_json: bool, **how: Any) -> None:
 
     One export at a time to a TARGET; workers and compactions may run beside it.
     """
-    from embed.export.export import Asked
+    from embed.export.export import ExportRequest
     from embed.export.export import export as export_to
 
     default = os.environ.get("CHROMADB_URL") if to == "chroma" else None
@@ -101,7 +101,7 @@ def export(words: tuple[str, ...], to: str, as_json: bool, **how: Any) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        result = export_to(to, target, Asked(root, **how), progress)
+        result = export_to(to, target, ExportRequest(root, **how), progress)
     if as_json:
         print_json(asdict(result))
         return

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from embed.engine.engine import Encoder, is_out_of_memory
-from embed.engine.non_finite import Mending, mended
+from embed.engine.non_finite import Float32Fallback, mended
 from embed.models import families, files, hub
 from embed.models.families import Tokens
 from fsqueue import NotSupportedError, host_lock, memory_available
@@ -24,7 +24,7 @@ ROOM_BYTES: Final = 2 << 30
 
 
 @dataclass(slots=True)
-class Resident:
+class LoadedModel:
     """A loaded model, and an engine for each way of pooling that was asked of it."""
 
     kind: str
@@ -34,9 +34,9 @@ class Resident:
     device: torch.device
     encoder: Encoder
     tokens: Tokens
-    engines: dict[str, Mending] = field(default_factory=dict)
+    engines: dict[str, Float32Fallback] = field(default_factory=dict)
 
-    def engine(self, options: Mapping[str, Any]) -> Mending:
+    def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
         way = options["pooling"]
         if way not in self.engines:
@@ -52,23 +52,23 @@ class Resident:
         return self.engines[way]
 
 
-class Residents:
+class ModelCache:
     """The models that this process has loaded, the least recently used first."""
 
     def __init__(self, device: torch.device, free_bytes: Callable[[], int | None]) -> None:
         self.device = device
         self._free_bytes = free_bytes
-        self._models: dict[tuple[str, str], Resident] = {}
+        self._models: dict[tuple[str, str], LoadedModel] = {}
 
     @classmethod
-    def on(cls, device: torch.device) -> Residents:
+    def on(cls, device: torch.device) -> ModelCache:
         """Return an empty set for a device, which knows the device's free memory."""
         return cls(device, lambda: free_bytes(device))
 
-    def __iter__(self) -> Iterator[Resident]:
+    def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
 
-    def get(self, options: Mapping[str, Any], kind: str, models_max: int | None) -> Resident:
+    def get(self, options: Mapping[str, Any], kind: str, models_max: int | None) -> LoadedModel:
         """Return the model of a plan's options, loading it if it is not there.
 
         Raises what `families.load` and `hub.locate` do, NotSupportedError if it does not fit.
@@ -82,7 +82,7 @@ class Residents:
             self._make_room(_size(folder, options["dtype"]), models_max)
             encoder, tokens = self._load(options, folder)
         spec = options["folder"] or f"{options['model']}@{options['revision']}"
-        self._models[key] = Resident(kind, spec, folder, self.device, encoder, tokens)
+        self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokens)
         return self._models[key]
 
     def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:

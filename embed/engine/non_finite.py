@@ -26,7 +26,9 @@ from fsqueue import host_lock
 Rows = NDArray[np.float32]
 
 
-def load(family: str, folder: str, device: Any, *, dtype: str, pool: str) -> tuple[Mending, Tokens]:
+def load(
+    family: str, folder: str, device: Any, *, dtype: str, pool: str
+) -> tuple[Float32Fallback, Tokens]:
     """Load a model as `families.load` does, and pool its states as --pooling `pool` says."""
     encoder, tokens = families.load(family, folder, dtype, device)
     return mended(encoder, tokens, family, folder, device, dtype=dtype, pool=pool), tokens
@@ -34,7 +36,7 @@ def load(family: str, folder: str, device: Any, *, dtype: str, pool: str) -> tup
 
 def mended(
     encoder: Any, tokens: Tokens, family: str, folder: str, device: Any, *, dtype: str, pool: str
-) -> Mending:
+) -> Float32Fallback:
     """Return a loaded model's engine that can load the model once more, in float32."""
     pooled = pooling(pool, family, tokens.edges)
 
@@ -43,10 +45,10 @@ def mended(
             exact, _ = families.load(family, folder, "float32", device)
         return Engine(exact, pooled)
 
-    return Mending(Engine(encoder, pooled), None if dtype == "float32" else in_float32)
+    return Float32Fallback(Engine(encoder, pooled), None if dtype == "float32" else in_float32)
 
 
-class Mending:
+class Float32Fallback:
     """An engine, and how to get the same model in float32."""
 
     def __init__(self, engine: Engine, in_float32: Callable[[], Engine] | None) -> None:

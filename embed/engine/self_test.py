@@ -26,7 +26,7 @@ from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
     from embed.engine.engine import Encoder
-    from embed.engine.non_finite import Mending
+    from embed.engine.non_finite import Float32Fallback
 
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 2, 16, 2, 32, 33
 IDS: Final = [4 + (7 * n) % 20 for n in range(24)]
@@ -65,7 +65,9 @@ def check_device(family: str, device: Any) -> None:
         )
 
 
-def check_model(engine: Mending, tokens: Tokens, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_model(
+    engine: Float32Fallback, tokens: Tokens, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Embed a few sequences together and alone. Raises ClaimImpossible if the vectors differ."""
     batch = [
         Tokenized(row, tokens.read(letters)[0])

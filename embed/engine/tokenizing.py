@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized
-from embed.inputs.chunk_ranges import Chunk, Passage
+from embed.inputs.chunk_ranges import Chunk, ChunkRange
 from embed.inputs.fasta import Record, records
 from embed.inputs.segments import Segment, read_segment, verify
 from embed.models.families import Tokens
@@ -51,27 +51,27 @@ class Counts:
             yield f"{self.duplicate_ids} sequences have an id that came before; rows go by position"
 
 
-def parts_of(payload: Mapping[str, Any]) -> list[Segment | Passage]:
+def parts_of(payload: Mapping[str, Any]) -> list[Segment | ChunkRange]:
     """Return what a claim reads, in order."""
     return [
-        Passage.decode(part) if "places" in part else Segment.decode(part)
+        ChunkRange.decode(part) if "places" in part else Segment.decode(part)
         for part in payload["segments"]
     ]
 
 
-def verify_all(parts: Sequence[Segment | Passage]) -> None:
+def verify_all(parts: Sequence[Segment | ChunkRange]) -> None:
     """Read a claim's inputs once, for their digests alone. Raises as `read_all` does."""
     for part in parts:
-        if isinstance(part, Passage):
+        if isinstance(part, ChunkRange):
             part.verify()
         else:
             verify(part)
 
 
-def read_all(parts: Sequence[Segment | Passage]) -> Iterator[Record]:
+def read_all(parts: Sequence[Segment | ChunkRange]) -> Iterator[Record]:
     """Yield the sequences of what a claim reads. Raises as `read_segment` does."""
     for part in parts:
-        if isinstance(part, Passage):
+        if isinstance(part, ChunkRange):
             yield from part.records()
             continue
         for block in read_segment(part):

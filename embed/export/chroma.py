@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from embed.export.target import Origin, Road, not_installed, told_by
+from embed.export.target import Origin, Target, not_installed, told_by
 from embed.store.keys import KEY, Keys, from_hexadecimal, hexadecimal
 from embed.store.walk import Batch, without
 from fsqueue import UsageError
@@ -26,7 +26,7 @@ PORT: Final = 8000
 """A Chroma server's own, where a URL names none."""
 
 
-class Chroma(Road):
+class Chroma(Target):
     """One collection of a Chroma database."""
 
     def __init__(self, target: str, origin: Origin) -> None:

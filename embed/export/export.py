@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from embed.export.chroma import Chroma
-from embed.export.faiss_index import Flat
+from embed.export.faiss_index import FaissIndex
 from embed.export.files import Hdf5, Npz, Parquet
-from embed.export.lancedb_table import Lance
-from embed.export.target import Origin, Road
+from embed.export.lancedb_table import LanceTable
+from embed.export.target import Origin, Target
 from embed.store import folders
 from embed.store.keys import Keys
 from embed.store.view import View
 from embed.store.walk import Batch, every_key, walk
 from fsqueue import UsageError, host_lock
 
-ROADS: Final[dict[str, type[Road]]] = {
-    "lancedb": Lance,
+ROADS: Final[dict[str, type[Target]]] = {
+    "lancedb": LanceTable,
     "chroma": Chroma,
-    "faiss": Flat,
+    "faiss": FaissIndex,
     "h5": Hdf5,
     "parquet": Parquet,
     "npz": Npz,
@@ -49,7 +49,7 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExportRequest:
     """What is to be exported, and what it is called at the target."""
 
     root: str
@@ -59,7 +59,7 @@ class Asked:
     dry_run: bool = False
 
 
-def export(to: str, target: str, asked: Asked, progress: Progress) -> Exported:
+def export(to: str, target: str, asked: ExportRequest, progress: Progress) -> Exported:
     """Add to the target what it lacks of a space. Raises FsqueueError.
 
     Two exports to one target take turns on one host; between hosts nothing keeps them apart.

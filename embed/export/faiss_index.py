@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from embed.export.target import Origin, Road, not_installed, told_by
+from embed.export.target import Origin, Target, not_installed, told_by
 from embed.outputs.whole_files import whole
 from embed.store.keys import KEY, Keys, from_hexadecimal
 from embed.store.walk import Batch, without
 from fsqueue import UsageError
 
 
-class Flat(Road):
+class FaissIndex(Target):
     """One faiss index with its records."""
 
     def __init__(self, target: str, origin: Origin) -> None:

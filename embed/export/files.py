@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from embed.export.target import Origin, Road
+from embed.export.target import Origin, Target
 from embed.outputs import formats
 from embed.outputs.table import Block
 from embed.outputs.whole_files import whole
@@ -60,7 +60,7 @@ class WithTexts(Rows):
         self.columns |= {"text": TEXT, "begin": np.dtype(np.int64)}
 
 
-class _File(Road):
+class _File(Target):
     """One file; what it is written and read by is chosen by its format."""
 
     format: ClassVar[str]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from embed.export.target import BLOCK_BYTES, Origin, Road, not_installed, told_by
+from embed.export.target import BLOCK_BYTES, Origin, Target, not_installed, told_by
 from embed.store.keys import KEY, Keys, from_hexadecimal
 from embed.store.walk import Batch, without
 from fsqueue import UsageError
@@ -24,7 +24,7 @@ BATCHES: Final = (64 << 20) // BLOCK_BYTES
 """So many are one commit: it is a version with files of its own, and what a crash may cost."""
 
 
-class Lance(Road):
+class LanceTable(Target):
     """One table of a LanceDB database."""
 
     def __init__(self, target: str, origin: Origin) -> None:

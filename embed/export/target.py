@@ -42,7 +42,7 @@ class Origin:
         return facts | ({"begin": hit.begin} if hit.begin >= 0 else {})
 
 
-class Road(ABC):
+class Target(ABC):
     """One target. Made without touching it, so that --dry-run leaves nothing behind."""
 
     rewrites = False

@@ -26,7 +26,7 @@ from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
-    from embed.engine.non_finite import Mending
+    from embed.engine.non_finite import Float32Fallback
     from embed.store.view import View
 
 Rows = NDArray[np.float32]
@@ -37,7 +37,7 @@ class Model:
     """What reads sequences, and how to get what embeds them, which may take long."""
 
     tokens: Tokens
-    load: Callable[[], Mending]
+    load: Callable[[], Float32Fallback]
 
 
 def embed(

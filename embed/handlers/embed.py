@@ -30,8 +30,8 @@ from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
-    from embed.engine.model_cache import Residents
-    from embed.engine.non_finite import Mending
+    from embed.engine.model_cache import ModelCache
+    from embed.engine.non_finite import Float32Fallback
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Embed(Handler):
     cost_per_second = PER_SECOND
 
     def __init__(self) -> None:
-        self._residents: Residents | None = None
+        self._model_cache: ModelCache | None = None
         self._store: View | None = None
         self._tokens: dict[str, Tokens] = {}
 
@@ -158,22 +158,22 @@ class Embed(Handler):
         """Run a known input; ClaimImpossible if this device or the model answers wrongly."""
 
         engine, tokens = self.engine(options, log.warning)
-        assert self._residents is not None
+        assert self._model_cache is not None
         from embed.engine import self_test
 
-        self_test.check_device(options["family"], self._residents.device)
+        self_test.check_device(options["family"], self._model_cache.device)
         return {"kind": _kind(options)} | self_test.check_model(engine, tokens, options)
 
     def text_model(self) -> str:
         """Return the model that is loaded and reads text, as --model takes it; "" without one."""
-        found = [each for each in self._residents or () if document_plan.reads_text(each.tokens)]
+        found = [each for each in self._model_cache or () if document_plan.reads_text(each.tokens)]
         return found[-1].spec if found else ""
 
     def loaded(self) -> list[str]:
-        return [each.kind for each in self._residents or ()]
+        return [each.kind for each in self._model_cache or ()]
 
     def close(self) -> None:
-        self._residents = self._store = None
+        self._model_cache = self._store = None
         self._tokens = {}
 
     def view(self, options: Mapping[str, Any]) -> View | None:
@@ -186,16 +186,16 @@ class Embed(Handler):
 
     def engine(
         self, options: Mapping[str, Any], warn: Callable[[str], None]
-    ) -> tuple[Mending, Tokens]:
+    ) -> tuple[Float32Fallback, Tokens]:
         """Return the engine for these options' model, loading it if it is not there."""
         from embed.engine.engine import choose_device, use_threads
-        from embed.engine.model_cache import Residents
+        from embed.engine.model_cache import ModelCache
 
         use_threads(options["threads"])
-        if self._residents is None:
+        if self._model_cache is None:
             _compare_threads(options["threads"], warn)
-            self._residents = Residents.on(choose_device(warn))
-        found = self._residents.get(options, _kind(options), self.models_max)
+            self._model_cache = ModelCache.on(choose_device(warn))
+        found = self._model_cache.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokens
 
 

@@ -28,7 +28,7 @@ from embed.handlers.ingest_request import checked, completed
 from embed.inputs import documents
 from embed.inputs.chunk_ranges import Chunk, chunks_of
 from embed.inputs.chunks import spans
-from embed.models.generic.tokens import AutoTokens
+from embed.models.generic.tokens import GenericTokens
 from embed.store.reuse import Reuse
 from fsqueue import BadInput, ClaimImpossible, Handler, Interrupted, Source, UsageError, Work
 
@@ -121,7 +121,7 @@ class _Run:
 
     def __init__(self, work: Work, embed: Embed, options: dict[str, Any]) -> None:
         tokens, view = embed.tokens(options), embed.view(options)
-        assert isinstance(tokens, AutoTokens) and view is not None
+        assert isinstance(tokens, GenericTokens) and view is not None
         self._tokens, self._view = tokens, view
         self._work = replace(work, options=options, report=self._progress)
         self._model = embed.model(self._work)

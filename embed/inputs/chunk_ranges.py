@@ -43,7 +43,7 @@ def chunks_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class ChunkRange:
     """Consecutive chunks of one document; what a claim's payload holds."""
 
     path: str
@@ -53,7 +53,7 @@ class Passage:
     places: tuple[tuple[int, int], ...]
 
     @classmethod
-    def decode(cls, data: Mapping[str, Any]) -> Passage:
+    def decode(cls, data: Mapping[str, Any]) -> ChunkRange:
         places = tuple((begin, end) for begin, end in data["places"])
         return cls(data["path"], data["digest"], data["start"], places)
 
@@ -110,11 +110,11 @@ class Cut:
         """Return the sum of one of BLOCK's counts over the document."""
         return int(self.blocks[name].sum())
 
-    def segment(self, blocks: NDArray[np.void]) -> Passage:
+    def segment(self, blocks: NDArray[np.void]) -> ChunkRange:
         """Return the passage that these consecutive rows of `blocks` make."""
         start = int(blocks["number"][0]) if len(blocks) else 0
         places = zip(blocks["begin"].tolist(), blocks["end"].tolist(), strict=True)
-        return Passage(self.path, self.digest, start, tuple(places))
+        return ChunkRange(self.path, self.digest, start, tuple(places))
 
 
 BLOCK = np.dtype(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.inputs.chunk_ranges import Cut, Passage
+from embed.inputs.chunk_ranges import ChunkRange, Cut
 from embed.inputs.fasta_scan import Scan
 from embed.inputs.segments import Segment
 
@@ -27,7 +27,7 @@ class Draft:
     """A claim being put together."""
 
     name: str
-    segments: list[Segment | Passage] = field(default_factory=list)
+    segments: list[Segment | ChunkRange] = field(default_factory=list)
     cost: int = 0
     sequences: int = 0
     residues: int = 0

@@ -17,7 +17,7 @@ from embed.inputs.chunk_ranges import BLOCK, Cut, digest_of
 from embed.inputs.chunks import TOKENS_MIN, spans
 from embed.models.cost import Estimate
 from embed.models.families import Tokens
-from embed.models.generic.tokens import AutoTokens
+from embed.models.generic.tokens import GenericTokens
 from embed.options import CHUNK_SIZE
 from fsqueue import Source, UsageError
 
@@ -47,12 +47,12 @@ def prepared(options: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
 
 def reads_text(tokens: Tokens) -> bool:
     """Say whether these are tokens of texts, not of residues or bases."""
-    return isinstance(tokens, AutoTokens) and tokens.reads_text
+    return isinstance(tokens, GenericTokens) and tokens.reads_text
 
 
-def _reader(options: Mapping[str, Any], tokens: Tokens) -> AutoTokens:
+def _reader(options: Mapping[str, Any], tokens: Tokens) -> GenericTokens:
     if reads_text(tokens):
-        assert isinstance(tokens, AutoTokens)
+        assert isinstance(tokens, GenericTokens)
         return tokens
     raise UsageError(
         f"--text: {options['model']} reads residues or bases, not text. Give a model of sentences, "

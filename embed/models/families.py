@@ -56,9 +56,9 @@ def reader(family: str, folder: str) -> Tokens:
     Raises ClaimImpossible if its tokenizer cannot be read.
     """
     if family == "auto":
-        from embed.models.generic.tokens import AutoTokens
+        from embed.models.generic.tokens import GenericTokens
 
-        return AutoTokens(folder)
+        return GenericTokens(folder)
     if family == "dnabert":
         from embed.models.dnabert.tokens import DnaTokens
 
@@ -75,9 +75,9 @@ def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens
     """
     if family == "auto":
         from embed.models.generic import network as generic
-        from embed.models.generic.tokens import AutoTokens
+        from embed.models.generic.tokens import GenericTokens
 
-        tokens = AutoTokens(folder)
+        tokens = GenericTokens(folder)
         return generic.load(folder, dtype, device, tokens.frame), tokens
     if family == "dnabert":
         from embed.models.dnabert import network as dnabert

@@ -25,7 +25,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process
 from fsqueue.pool.names import ClaimName, new_worker_id, slug
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import heartbeat, read_status
 from fsqueue.pool.untrusted import number, read_json
 from fsqueue.scheduling.score import Candidate, Need, fits
@@ -36,7 +36,7 @@ LOST_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class BroadcastRequest:
     """What to broadcast."""
 
     job_type: str
@@ -69,7 +69,7 @@ class Broadcast:
     """A broadcast that was made."""
 
     id: str
-    order: Order
+    order: BroadcastRequest
     copies: list[Copy] = field(default_factory=list)
 
     def response(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Broadcast:
         return total
 
 
-def broadcast(pool: Pool, order: Order) -> Broadcast:
+def broadcast(pool: PoolDirectory, order: BroadcastRequest) -> Broadcast:
     """Address the copies and keep the response; NotSupportedError if nobody is capable."""
     options, payload, personal = _prepared(order)
     workers = capable(pool, order.required_capability)
@@ -130,7 +130,7 @@ def broadcast(pool: Pool, order: Order) -> Broadcast:
     return made
 
 
-def capable(pool: Pool, required: str | None) -> list[str]:
+def capable(pool: PoolDirectory, required: str | None) -> list[str]:
     """Return the workers that a broadcast addresses."""
     need = Need(capability=required, tier_max=Tier.CPU)
     observer = Observer(pool)
@@ -147,7 +147,9 @@ def capable(pool: Pool, required: str | None) -> list[str]:
     return found
 
 
-def follow(pool: Pool, made: Broadcast, *, sleep: Callable[[], None], give_up: float) -> bool:
+def follow(
+    pool: PoolDirectory, made: Broadcast, *, sleep: Callable[[], None], give_up: float
+) -> bool:
     """Wait until every accepted copy is done or failed, or `give_up` (monotonic); say if all is.
 
     Copies of workers that left or died are ended here too: perhaps nobody else is left to do it.
@@ -164,7 +166,7 @@ def follow(pool: Pool, made: Broadcast, *, sleep: Callable[[], None], give_up: f
         sleep()
 
 
-def made_before(pool: Pool, id: str) -> Broadcast:
+def made_before(pool: PoolDirectory, id: str) -> Broadcast:
     """Return a broadcast that was made, as it stands now; `last` is the latest. UsageError."""
     root = inbox_of(pool).root
     try:
@@ -179,7 +181,7 @@ def made_before(pool: Pool, id: str) -> Broadcast:
         raise UsageError(f"{pool.root} has no broadcast {id!r}; it has: {known}.")
     found = records[id].get("workers")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    order = Order(str(records[id].get("job_type")), {})
+    order = BroadcastRequest(str(records[id].get("job_type")), {})
     made = Broadcast(id, order)
     for row in rows:
         refused = row.get("status") == "failed"
@@ -202,7 +204,7 @@ def _read(path: str) -> dict[str, Any]:
         return {}  # damaged, or being removed: only for eyes
 
 
-def look(pool: Pool, copies: list[Copy]) -> None:
+def look(pool: PoolDirectory, copies: list[Copy]) -> None:
     """Note what became of copies."""
     inbox = inbox_of(pool)
     try:
@@ -225,7 +227,7 @@ def look(pool: Pool, copies: list[Copy]) -> None:
             copy.result = _read(copy.output) if copy.output.endswith(".json") else {}
 
 
-def _error(inbox: Pool, name: ClaimName) -> str:
+def _error(inbox: PoolDirectory, name: ClaimName) -> str:
     try:
         record = read_json(inbox.error(name.id, name.attempt), patience_s=0.0)
         return str(record.get("error"))
@@ -233,7 +235,7 @@ def _error(inbox: Pool, name: ClaimName) -> str:
         return "no record in inbox/errors/"
 
 
-def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any], bool]:
+def _prepared(order: BroadcastRequest) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Return a copy's options, payload, and whether it is personal. UsageError if nobody knows the
     job."""
     if order.job_type in JOBS:
@@ -247,7 +249,7 @@ def _prepared(order: Order) -> tuple[dict[str, Any], dict[str, Any], bool]:
     return handler.prepare(options | given), handler.ordered(payload), handler.personal
 
 
-def _record(pool: Pool, id: str, facts: dict[str, Any]) -> None:
+def _record(pool: PoolDirectory, id: str, facts: dict[str, Any]) -> None:
     try:
         atomic.publish(f"{inbox_of(pool).root}/{id}.json", json.dumps(facts, indent=1).encode())
     except OSError:

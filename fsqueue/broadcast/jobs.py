@@ -13,7 +13,7 @@ from typing import Any, Final
 from fsqueue.errors import ClaimImpossible, NotSupportedError, UsageError
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import plans
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 
 
@@ -24,7 +24,7 @@ class Job(Handler):
 
     def __init__(
         self,
-        pool: Pool,
+        pool: PoolDirectory,
         worker: str,
         handlers: Mapping[str, Handler],
         load: Callable[[str], Handler],

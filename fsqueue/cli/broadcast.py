@@ -12,7 +12,7 @@ import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 if TYPE_CHECKING:
     from fsqueue.broadcast.broadcast import Broadcast
@@ -53,12 +53,12 @@ failed), 4 no worker is capable.
 @click.option("--show", metavar="ID|last", help="Print what became of an earlier one instead.")
 @click.option("--timeout", type=Duration(), default=3600.0, show_default=True,
               help="With --wait: give up after so long.")  # fmt: skip
-def broadcast(pool: Pool, **given: Any) -> None:
+def broadcast(pool: PoolDirectory, **given: Any) -> None:
     """Send one copy of a job to every capable worker that lives; print the response as JSON.
 
     A worker runs it after the claim that it runs now; nobody steals it.
     """
-    from fsqueue.broadcast.broadcast import Order, broadcast, made_before
+    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, made_before
 
     if given["show"] is not None:
         if given["job_type"] or given["job_data"]:
@@ -67,7 +67,9 @@ def broadcast(pool: Pool, **given: Any) -> None:
     if given["job_type"] is None or given["job_data"] is None:
         raise UsageError("a broadcast needs both --job-type (job_type) and --job-data (job_data).")
     data = _data(given["job_data"])
-    order = Order(given["job_type"], data, given["required_capability"], given["scatter"])
+    order = BroadcastRequest(
+        given["job_type"], data, given["required_capability"], given["scatter"]
+    )
     made = broadcast(pool, order)
     if not given["wait"]:
         answer = made.response()
@@ -77,7 +79,7 @@ def broadcast(pool: Pool, **given: Any) -> None:
     _tell(pool, made, given)
 
 
-def _tell(pool: Pool, made: Broadcast, given: dict[str, Any]) -> NoReturn:
+def _tell(pool: PoolDirectory, made: Broadcast, given: dict[str, Any]) -> NoReturn:
     """Print what became of every copy, waiting for it first if that was asked."""
     from fsqueue.broadcast.broadcast import follow
 

@@ -8,22 +8,22 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable
 
 
 @click.command("check", context_settings=SETTINGS)
 @pool_argument
 @json_option
-def check(pool: Pool, as_json: bool) -> None:
+def check(pool: PoolDirectory, as_json: bool) -> None:
     """Verify a pool's invariants on disk; change nothing.
 
     Every planned claim is in exactly one place, every claim that waits or runs is whole, every done
     claim has its output. Exit status 0 if so, 1 if not.
     """
-    from fsqueue.maintenance.audit import check_pool
+    from fsqueue.maintenance.audit import audit_pool
 
-    report = check_pool(pool)
+    report = audit_pool(pool)
     if as_json:
         print_json(asdict(report) | {"clean": not report.problems})
     else:

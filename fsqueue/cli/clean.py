@@ -17,8 +17,8 @@ from fsqueue.cli.options import (
     print_json,
     print_table,
 )
-from fsqueue.maintenance.cleanup import Cleaner, Litter, remove
-from fsqueue.pool.settings import Pool
+from fsqueue.maintenance.cleanup import Cleaner, Leftover, remove
+from fsqueue.pool.settings import PoolDirectory
 
 LOOKS_PER_LEASE = 8
 
@@ -32,7 +32,7 @@ LOOKS_PER_LEASE = 8
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @json_option
 def clean(
-    pool: Pool, older_than: float | None, everybody: bool, dry_run: bool, as_json: bool
+    pool: PoolDirectory, older_than: float | None, everybody: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Remove what killed processes left behind: half-written files, plans that never got a number,
     checkpoints of claims that are done, orders to workers that are gone.
@@ -49,7 +49,7 @@ def clean(
     _report(removed, dry_run, as_json)
 
 
-def _watch(pool: Pool, cleaner: Cleaner) -> list[Litter]:
+def _watch(pool: PoolDirectory, cleaner: Cleaner) -> list[Leftover]:
     """Look until all is decided, for a lease and one look more at most."""
     until = time.monotonic() + pool.lease_s * (1 + 2 / LOOKS_PER_LEASE)
     while True:
@@ -65,7 +65,7 @@ def _watch(pool: Pool, cleaner: Cleaner) -> list[Litter]:
     return found
 
 
-def _report(removed: list[tuple[Litter, int]], dry_run: bool, as_json: bool) -> None:
+def _report(removed: list[tuple[Leftover, int]], dry_run: bool, as_json: bool) -> None:
     size = sum(size for _, size in removed)
     if as_json:
         facts = [asdict(each) | {"bytes": bytes_} for each, bytes_ in removed]

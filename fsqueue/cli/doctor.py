@@ -12,7 +12,7 @@ import click
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
 from fsqueue.errors import NotSupportedError, UsageError
 from fsqueue.maintenance.doctor.one_host import Finding, fit, thorough
-from fsqueue.maintenance.doctor.two_hosts import Consultation, recommend
+from fsqueue.maintenance.doctor.two_hosts import TwoHostTrial, recommend
 from fsqueue.pool.untrusted import printable
 from fsqueue.storage.mounts import mount_of
 
@@ -52,7 +52,7 @@ def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bo
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is not a directory. Name one that all workers will see.")
     directory = os.path.abspath(directory)
-    consultation = Consultation(directory, wait, patience)
+    consultation = TwoHostTrial(directory, wait, patience)
     found = _show(thorough(directory), quiet=as_json)
     if peer:
         if not as_json:

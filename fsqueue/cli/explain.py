@@ -21,7 +21,7 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import UsageError
 from fsqueue.pool.names import ID
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.score import Candidate, Need, fits, rank
 from fsqueue.scheduling.score import explain as terms_of
@@ -124,7 +124,7 @@ def _candidates(document: Any) -> list[Candidate]:
     return [Candidate.read(row) for row in rows if isinstance(row, dict)]
 
 
-def _living(pool: Pool) -> list[Candidate]:
+def _living(pool: PoolDirectory) -> list[Candidate]:
     from fsqueue.pool.leases import lease_names
     from fsqueue.pool.status import heartbeat, read_status
 
@@ -136,7 +136,7 @@ def _living(pool: Pool) -> list[Candidate]:
 # ---- one claim ----
 
 
-def _explain_claim(pool: Pool, id: str, as_json: bool) -> None:
+def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
     from fsqueue.monitor.locate import find
 
     found = find(pool, id)

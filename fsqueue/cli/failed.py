@@ -16,7 +16,7 @@ from fsqueue.monitor import format
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID, WORKER, ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import read_status
 from fsqueue.pool.untrusted import printable, read_json
 from fsqueue.slurm.allocation import Job
@@ -37,7 +37,7 @@ _ASKED: Final = re.compile(rf"({ID.pattern})(?:\.a(\d{{1,4}}))?(?:\.json)?", re.
     "claim is now; all that was kept of one attempt with .aN.",
 )
 @json_option
-def failed(pool: Pool, asked: str | None, as_json: bool) -> None:
+def failed(pool: PoolDirectory, asked: str | None, as_json: bool) -> None:
     """List the claims that failed, with the error of each attempt, and how to put them back."""
     if asked is not None:
         return _show_log(pool, asked, as_json)
@@ -69,7 +69,7 @@ def _error(record: dict[str, Any]) -> str:
     return printable(record.get("error", "?"), 2000)
 
 
-def _facts(pool: Pool, name: ClaimName) -> dict[str, Any]:
+def _facts(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
     return {
         "id": name.id,
         "kind": name.kind,
@@ -80,7 +80,7 @@ def _facts(pool: Pool, name: ClaimName) -> dict[str, Any]:
     }
 
 
-def _history(pool: Pool, name: ClaimName) -> list[dict[str, Any]]:
+def _history(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
     """Return what is kept of the attempts of a failed claim.
 
     `fsqueue cancel` may be killed between the claim's move and the record of it: before it, an
@@ -93,7 +93,7 @@ def _history(pool: Pool, name: ClaimName) -> list[dict[str, Any]]:
     return found
 
 
-def _records(pool: Pool, id: str, attempts: range | list[int]) -> Iterator[dict[str, Any]]:
+def _records(pool: PoolDirectory, id: str, attempts: range | list[int]) -> Iterator[dict[str, Any]]:
     """Yield what is kept of each attempt, the first one first."""
     for attempt in attempts:
         try:
@@ -108,7 +108,7 @@ def _records(pool: Pool, id: str, attempts: range | list[int]) -> Iterator[dict[
 # ---- --log ----
 
 
-def _show_log(pool: Pool, asked: str, as_json: bool) -> None:
+def _show_log(pool: PoolDirectory, asked: str, as_json: bool) -> None:
     match = _ASKED.fullmatch(asked)
     if match is None:
         raise UsageError(f"{asked!r} is no claim's ID, nor one attempt of it, such as ID.a2.")
@@ -130,14 +130,16 @@ def _show_log(pool: Pool, asked: str, as_json: bool) -> None:
     return None
 
 
-def _attempts_kept(pool: Pool, id: str) -> list[int]:
+def _attempts_kept(pool: PoolDirectory, id: str) -> list[int]:
     """Return which attempts left a record; a claim that was retried may have skipped numbers."""
     pattern = re.compile(rf"{re.escape(id)}\.a(\d{{1,4}})\.json")
     found = map(pattern.fullmatch, atomic.names(pool.directory("errors")))
     return sorted(int(match[1]) for match in found if match)
 
 
-def _print_attempt(pool: Pool, id: str, record: dict[str, Any], *, lines_max: int | None) -> None:
+def _print_attempt(
+    pool: PoolDirectory, id: str, record: dict[str, Any], *, lines_max: int | None
+) -> None:
     attempt, at = record["attempt"], record.get("at")
     when = _local(at) if isinstance(at, int | float) else "?"
     click.echo(f"{id}.a{attempt}  {when}  {_worker(record)}")
@@ -166,7 +168,7 @@ def _local(at: float) -> str:
         return "?"
 
 
-def _worker_log(pool: Pool, record: dict[str, Any]) -> str:
+def _worker_log(pool: PoolDirectory, record: dict[str, Any]) -> str:
     """Return where the worker of an attempt logged, if it ran in an array of `fsqueue slurm`."""
     worker = record.get("worker")
     if not (isinstance(worker, str) and WORKER.fullmatch(worker)):

@@ -14,7 +14,7 @@ import click
 from fsqueue.cli.options import SETTINGS, json_option, output_option, pool_argument
 from fsqueue.errors import UsageError
 from fsqueue.monitor.attempts import Attempted, attempts
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 LINES_AT_ONCE: Final = 500
 COLUMNS: Final = (
@@ -42,7 +42,7 @@ Attempts that still run are not in it: fsqueue workers POOL.
 @click.command("joblog", context_settings=SETTINGS, epilog=JOBLOG_EPILOG)
 @pool_argument
 @json_option
-def joblog(pool: Pool, as_json: bool) -> None:
+def joblog(pool: PoolDirectory, as_json: bool) -> None:
     """List every attempt at every claim that has ended, in that order, as GNU parallel does."""
     ended = (attempt for attempt in attempts(pool) if attempt.ending != "running")
     if as_json:
@@ -88,7 +88,7 @@ def _seconds(value: float | None) -> str | None:
 @click.command("trace", context_settings=SETTINGS)
 @pool_argument
 @output_option
-def trace(pool: Pool, output: str | None) -> None:
+def trace(pool: PoolDirectory, output: str | None) -> None:
     """Draw every attempt on a lane per worker, as a trace that ui.perfetto.dev opens.
 
     Steals are arrows from the spool that lost a claim. The file stays on your machine: Perfetto
@@ -102,7 +102,7 @@ def trace(pool: Pool, output: str | None) -> None:
 @click.command("report", context_settings=SETTINGS)
 @pool_argument
 @output_option
-def report(pool: Pool, output: str | None) -> None:
+def report(pool: PoolDirectory, output: str | None) -> None:
     """Write how a pool went, or goes, as one HTML page.
 
     What is done, who did what when, what was stolen, what failed with its last lines. The page

@@ -50,7 +50,7 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         ),
         "workers": dict(Counter(row.state for row in snapshot.workers)),
         "orders": sorted(snapshot.orders),
-        "warnings": [asdict(notice) for notice in snapshot.warnings],
+        "warnings": [asdict(alert) for alert in snapshot.warnings],
         "certain": count.certain,
         "finished": snapshot.finished,
         "exit_status": snapshot.exit_status,

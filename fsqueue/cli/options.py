@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import permissions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,7 +58,7 @@ def _tell(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         os.environ[permissions.TOLD] = "1"
 
 
-def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:
+def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> PoolDirectory | None:
     return None if ctx.resilient_parsing else open_pool(value)
 
 

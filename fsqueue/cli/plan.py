@@ -24,7 +24,14 @@ from fsqueue.errors import FsqueueError, UsageError
 from fsqueue.handler import Handler, Option, load_handler, registered
 from fsqueue.maintenance.doctor.one_host import refuse_unfit
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, Pool, Spool, create_pool, open_pool
+from fsqueue.pool.settings import (
+    ATTEMPTS_MAX,
+    LEASE_S,
+    PoolDirectory,
+    Spool,
+    create_pool,
+    open_pool,
+)
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.inputs import expand_inputs
 from fsqueue.scheduling.planner import CLAIM_S, Outcome, Request, plan_into, pool_spools, preview
@@ -174,7 +181,7 @@ def _request(
     return request
 
 
-def _spools(pool: Pool | None, spec: str | None, weights: Sequence[str]) -> list[Spool]:
+def _spools(pool: PoolDirectory | None, spec: str | None, weights: Sequence[str]) -> list[Spool]:
     from fsqueue.scheduling.gpu_spec import SpoolSpec, parse_gpus, parse_weights, weighed
 
     known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}

@@ -23,7 +23,7 @@ from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, lease_names
 from fsqueue.pool.names import ID, WORKER, ClaimName, new_worker_id
-from fsqueue.pool.settings import Pool, open_pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, open_pool, spool_names
 from fsqueue.storage import atomic
 
 WORDS = click.argument("words", nargs=-1, metavar="POOL [ID]...")
@@ -125,7 +125,7 @@ def drain(words: tuple[str, ...], now: bool, pause: bool, undo: bool) -> None:
 @click.command("recover", context_settings=SETTINGS)
 @pool_argument
 @json_option
-def recover(pool: Pool, as_json: bool) -> None:
+def recover(pool: PoolDirectory, as_json: bool) -> None:
     """Put back what dead workers hold. Idle workers do this by themselves.
 
     A worker of this host whose process is gone is dead at once; any other after its beat was not
@@ -161,7 +161,7 @@ def recover(pool: Pool, as_json: bool) -> None:
 # ---- parts ----
 
 
-def _pool_and_ids(words: tuple[str, ...]) -> tuple[Pool, list[str]]:
+def _pool_and_ids(words: tuple[str, ...]) -> tuple[PoolDirectory, list[str]]:
     root, ids = split_pool(words)
     for id in ids:
         if not ID.fullmatch(id):
@@ -177,7 +177,7 @@ def _refuse_unknown(ids: list[str], known: Any, state: str, look: str) -> None:
             raise UsageError(f"no claim {id!r} is {state}. See: {look}")
 
 
-def _home(pool: Pool, state: State, name: ClaimName) -> str:
+def _home(pool: PoolDirectory, state: State, name: ClaimName) -> str:
     """Return the spool a claim was planned for, or the pool's first."""
     from fsqueue.errors import PoolError
     from fsqueue.pool.untrusted import read_json

@@ -15,7 +15,7 @@ import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 
 EPILOG = """\b
 Examples:
@@ -46,7 +46,7 @@ Examples:
     show_default=True,
     help="Refresh the dashboard this often.",
 )
-def run(pool: Pool, **given: Any) -> None:
+def run(pool: PoolDirectory, **given: Any) -> None:
     """Start a worker per GPU here, with the dashboard, until all is done.
 
     Workers on other machines may work the same pool meanwhile. A worker that dies is reported, not
@@ -56,14 +56,14 @@ def run(pool: Pool, **given: Any) -> None:
     options += ["--steal-interval", str(given["steal_interval"])]
     on_terminal = sys.stdout.isatty()
     drawn = given["dashboard"] if given["dashboard"] is not None else on_terminal
-    crew = Crew(pool, _seats(pool, given["workers"]), options, quiet=drawn)
+    crew = LocalWorkers(pool, _seats(pool, given["workers"]), options, quiet=drawn)
     with crew.relaying_signals():
         crew.show(drawn and on_terminal, given["interval"])
         crew.wait()
     sys.exit(crew.exit_status())
 
 
-def _seats(pool: Pool, workers: int | None) -> list[dict[str, str]]:
+def _seats(pool: PoolDirectory, workers: int | None) -> list[dict[str, str]]:
     """Return the environment of each worker to start: which GPU, which spool."""
     from fsqueue.gpu.nvml import cuda_environ, visible_gpus
 
@@ -80,11 +80,11 @@ def _seats(pool: Pool, workers: int | None) -> list[dict[str, str]]:
     ]
 
 
-class Crew:
+class LocalWorkers:
     """The workers that this command started."""
 
     def __init__(
-        self, pool: Pool, seats: list[dict[str, str]], options: list[str], *, quiet: bool
+        self, pool: PoolDirectory, seats: list[dict[str, str]], options: list[str], *, quiet: bool
     ) -> None:
         self._pool = pool
         self._signal = 0

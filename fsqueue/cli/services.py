@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json, print_table
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable
 
 
 @click.command("services", context_settings=SETTINGS)
 @pool_argument
 @json_option
-def services(pool: Pool, as_json: bool) -> None:
+def services(pool: PoolDirectory, as_json: bool) -> None:
     """Say which workers offer what: every handler that one has, and every --capability.
 
     Workers that told they cannot run a handler's claims, or whose last one failed, still count.
@@ -35,7 +35,7 @@ def services(pool: Pool, as_json: bool) -> None:
     )
 
 
-def _capabilities(pool: Pool) -> dict[str, list[str]]:
+def _capabilities(pool: PoolDirectory) -> dict[str, list[str]]:
     from fsqueue.pool.leases import lease_names
     from fsqueue.pool.status import read_status
 

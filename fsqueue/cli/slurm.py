@@ -17,10 +17,10 @@ from fsqueue.cli.options import (
     print_json,
 )
 from fsqueue.errors import FsqueueError, UsageError
-from fsqueue.pool.settings import Pool, read_spool, spool_names
+from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
 from fsqueue.scheduling.gpu_spec import parse_gpus
 from fsqueue.slurm.arrays import Array, arrays_for, index_text, seats_for, this_cluster
-from fsqueue.slurm.scripts import Manner, merge_script, submit, worker_script
+from fsqueue.slurm.scripts import ScriptOptions, merge_script, submit, worker_script
 
 EPILOG = """\b
 Examples:
@@ -53,7 +53,7 @@ attempt. For a script of your own: scripts/worker.sbatch.
               "done when the workers have ended.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the scripts; submit nothing.")
 @json_option
-def slurm(pool: Pool, **given: Any) -> None:
+def slurm(pool: PoolDirectory, **given: Any) -> None:
     """Submit arrays of workers to SLURM: one array for each model of GPU.
 
     The tasks are workers, not claims: any number of them may run. Submitting again adds workers,
@@ -64,7 +64,7 @@ def slurm(pool: Pool, **given: Any) -> None:
     arrays = _arrays(pool, given["count"], given["gpus"])
     workers = sum(len(array.indices) for array in arrays)
     delay_s = min(60.0, 0.1 * workers) if given["start_delay"] is None else given["start_delay"]
-    manner = Manner(options, given["output"] or "", given["throttle"], delay_s)
+    manner = ScriptOptions(options, given["output"] or "", given["throttle"], delay_s)
     scripts = [worker_script(pool, array, manner) for array in arrays]
     if given["dry_run"]:
         if given["merge"]:
@@ -84,7 +84,7 @@ def _refuse(options: Sequence[str], given: dict[str, Any]) -> None:
             raise UsageError(f"{word} after -- is not for sbatch here: say --array N before it.")
 
 
-def _arrays(pool: Pool, count: int | None, gpus: str | None) -> list[Array]:
+def _arrays(pool: PoolDirectory, count: int | None, gpus: str | None) -> list[Array]:
     spools = [read_spool(pool, name) for name in spool_names(pool)]
     specs = parse_gpus(gpus) if gpus is not None else None
     cluster = this_cluster()

@@ -12,13 +12,13 @@ from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
 from fsqueue.monitor.log_lines import counted
 from fsqueue.monitor.snapshot import Reader, Snapshot
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 
 @click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)
 @pool_argument
 @json_option
-def status(pool: Pool, as_json: bool) -> None:
+def status(pool: PoolDirectory, as_json: bool) -> None:
     """Say how far a pool is, on one screen.
 
     Claims are counted on disk; speed, ETA and what was stolen are the workers' own reports.
@@ -48,8 +48,8 @@ def _print_status(snapshot: Snapshot) -> None:
     if snapshot.spools:
         click.echo()
         _print_spools(snapshot)
-    for notice in snapshot.warnings:
-        click.echo(f"\nwarning: {notice.text}")
+    for alert in snapshot.warnings:
+        click.echo(f"\nwarning: {alert.text}")
     if count.staged.claims:
         click.echo(
             f"\n{count.staged.claims:,} of those that wait are not yet in their spools: a "
@@ -87,7 +87,7 @@ def _print_spools(snapshot: Snapshot) -> None:
 @pool_argument
 @click.option("--all", "everybody", is_flag=True, help="Also those that left or died long ago.")
 @json_option
-def workers(pool: Pool, everybody: bool, as_json: bool) -> None:
+def workers(pool: PoolDirectory, everybody: bool, as_json: bool) -> None:
     """List a pool's workers: who lives, what each holds, how it fares.
 
     Whether a worker lives is read from its lease; the rest is its own report.

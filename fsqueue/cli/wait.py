@@ -12,14 +12,14 @@ from fsqueue.cli.json_output import EXIT_STATUS
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument
 from fsqueue.monitor.log_lines import Lines, counted, pause_s
 from fsqueue.monitor.snapshot import Reader
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 
 @click.command("wait", context_settings=SETTINGS, epilog=EXIT_STATUS)
 @pool_argument
 @click.option("--timeout", type=Duration(), help="Give up after so long, such as 1h30m.")
 @click.option("--interval", type=Duration(), default=2.0, show_default=True, help="Look so often.")
-def wait(pool: Pool, timeout: float | None, interval: float) -> None:
+def wait(pool: PoolDirectory, timeout: float | None, interval: float) -> None:
     """Wait until nothing waits and nothing runs.
 
     Troubles are said on stderr as they begin; a terminal also gets a progress line.
@@ -29,7 +29,7 @@ def wait(pool: Pool, timeout: float | None, interval: float) -> None:
     live = sys.stderr.isatty()
     while True:
         snapshot = reader.snapshot()
-        for line in lines.notices(snapshot, time.monotonic()):
+        for line in lines.alerts(snapshot, time.monotonic()):
             click.echo(f"\r\x1b[K{line}" if live else line, err=True)
         left = deadline - time.monotonic()
         if snapshot.finished or left <= 0:

@@ -17,7 +17,7 @@ from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
 from fsqueue.errors import UsageError
 from fsqueue.monitor.log_lines import follow, pause_s
 from fsqueue.monitor.snapshot import Reader, Snapshot
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ gpu_metrics.log.1 when it is larger than 64 MiB.
     metavar="PATH",
     help="At each look also write metrics there for Prometheus (its name should end in .prom).",
 )
-def watch(pool: Pool, **given: Any) -> None:
+def watch(pool: PoolDirectory, **given: Any) -> None:
     """Watch a pool live, until everything is done."""
     reader = Reader(pool)
     reader.roster.stall_s = given["stall_threshold"]
@@ -102,7 +102,7 @@ def watch(pool: Pool, **given: Any) -> None:
     sys.exit(snapshot.exit_status)
 
 
-def _draw(pool: Pool, reader: Reader, given: dict[str, Any]) -> Snapshot:
+def _draw(pool: PoolDirectory, reader: Reader, given: dict[str, Any]) -> Snapshot:
     from fsqueue import dashboard
 
     view = dashboard.View(

@@ -14,7 +14,7 @@ import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
@@ -99,13 +99,13 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     default=0.0,
     help="Wait a random time up to this first, so that an array does not start in step.",
 )
-def work(pool: Pool, **given: Any) -> None:
+def work(pool: PoolDirectory, **given: Any) -> None:
     """Work a pool: take claims until nothing is left that this worker could take."""
     from fsqueue.gpu.nvml import use_pci_order
     from fsqueue.slurm.allocation import Allocation
-    from fsqueue.worker.settings import Habits
+    from fsqueue.worker.settings import WorkerSettings
     from fsqueue.worker.shutdown import DRAINED
-    from fsqueue.worker.spool_choice import find_spool
+    from fsqueue.worker.spool_choice import choose_spool
     from fsqueue.worker.worker import Worker
 
     _log_by_default()
@@ -113,9 +113,9 @@ def work(pool: Pool, **given: Any) -> None:
     if given["start_delay"] > 0:
         time.sleep(random.uniform(0, given["start_delay"]))
     use_pci_order()
-    match = find_spool(pool, given["spool"], os.environ)
+    match = choose_spool(pool, given["spool"], os.environ)
     allocation = Allocation(os.environ, grace_s=given["grace"])
-    habits = Habits(
+    settings = WorkerSettings(
         spool=match.spool,
         model=match.model,
         weight=match.weight,
@@ -134,11 +134,14 @@ def work(pool: Pool, **given: Any) -> None:
         gpu=match.gpu,
         allocation=allocation if allocation.job else None,
     )
-    worker = Worker(pool, habits)
+    worker = Worker(pool, settings)
     if match.gpu:
         _sample_gpu(worker, match.gpu)
-    log, every = logging.getLogger("fsqueue"), f"enabled (interval {habits.steal_interval_s:.1f}s)"
-    stealing = every if habits.stealing else "disabled"
+    log, every = (
+        logging.getLogger("fsqueue"),
+        f"enabled (interval {settings.steal_interval_s:.1f}s)",
+    )
+    stealing = every if settings.stealing else "disabled"
     log.info("spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing)
     status = worker.run()
     if status == DRAINED and worker.comes_back() and allocation.requeue():

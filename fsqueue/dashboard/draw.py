@@ -95,13 +95,13 @@ def _bar(snapshot: Snapshot, width: int, ascii: bool) -> Text:
 
 
 def _warnings(snapshot: Snapshot) -> list[Text]:
-    notices = sorted(snapshot.warnings, key=lambda notice: notice.kind not in GRAVE)
+    alerts = sorted(snapshot.warnings, key=lambda alert: alert.kind not in GRAVE)
     lines = [
-        line(f"! {notice.text}", "bold red" if notice.kind in GRAVE else "yellow")
-        for notice in notices[:WARNINGS_MAX]
+        line(f"! {alert.text}", "bold red" if alert.kind in GRAVE else "yellow")
+        for alert in alerts[:WARNINGS_MAX]
     ]
-    if len(notices) > WARNINGS_MAX:
-        more = len(notices) - WARNINGS_MAX
+    if len(alerts) > WARNINGS_MAX:
+        more = len(alerts) - WARNINGS_MAX
         lines.append(line(f"! ... and {more} more: fsqueue workers POOL", "yellow"))
     return lines
 

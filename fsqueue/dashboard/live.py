@@ -17,13 +17,13 @@ from fsqueue.dashboard.draw import render
 from fsqueue.dashboard.keys import Keys
 from fsqueue.monitor.log_lines import follow, pause_s
 from fsqueue.monitor.snapshot import Reader, Snapshot
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 POLL_S: Final = 0.1
 
 
 def show(
-    pool: Pool,
+    pool: PoolDirectory,
     *,
     until: Callable[[], bool] | None = None,
     interval_s: float = 2.0,

@@ -23,9 +23,9 @@ from fsqueue.maintenance.cleanup import Cleaner
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import DIRECTORIES, State
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.name_sets import Marks, mark, repeated, sets
+from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 from fsqueue.pool.names import ID, SPOOL, id_and_cost
-from fsqueue.pool.settings import Pool, read_spool, spool_names
+from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
 from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic
 
@@ -42,7 +42,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def check_pool(pool: Pool) -> Report:
+def audit_pool(pool: PoolDirectory) -> Report:
     """Look at everything in the pool; change nothing."""
     report = Report()
     for name in DIRECTORIES:
@@ -67,7 +67,7 @@ def _any(texts: Iterator[str]) -> bool:
 # ---- I1: each planned claim is in exactly one place ----
 
 
-def _check_places(pool: Pool, report: Report) -> Planned:
+def _check_places(pool: PoolDirectory, report: Report) -> Planned:
     asked: set[int] = set()
     planned = planned_in(pool, asked)
     places = places_in(pool, planned.uids, asked)
@@ -97,7 +97,7 @@ def _check_places(pool: Pool, report: Report) -> Planned:
 # ---- I4: what waits or runs is whole ----
 
 
-def _check_spools(pool: Pool, report: Report) -> None:
+def _check_spools(pool: PoolDirectory, report: Report) -> None:
     for spool in spool_names(pool):
         try:
             atomic.gather(pool.spool(spool), _any)
@@ -106,7 +106,7 @@ def _check_spools(pool: Pool, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def _check_contents(pool: Pool, uids: Set[str], report: Report) -> None:
+def _check_contents(pool: PoolDirectory, uids: Set[str], report: Report) -> None:
     for place, directory, owned in claim_directories(pool, uids):
         if not owned or place == State.RUNNING:
             report.problems += listed(directory, partial(_not_whole, directory))
@@ -131,12 +131,12 @@ def _not_whole(directory: str, texts: Iterator[str]) -> list[str]:
 # ---- I6: done implies output ----
 
 
-def _check_outputs(pool: Pool, planned: Planned, report: Report) -> None:
-    done = Marks()
+def _check_outputs(pool: PoolDirectory, planned: Planned, report: Report) -> None:
+    done = Fingerprints()
     done.extend(
         atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=frozenset())).marks
     )
-    made = {suffix: Marks() for suffix in planned.marks if suffix is not None}
+    made = {suffix: Fingerprints() for suffix in planned.marks if suffix is not None}
     for name in _outputs(pool, report):
         for suffix, marks in made.items():
             if name.endswith(suffix):
@@ -149,7 +149,7 @@ def _check_outputs(pool: Pool, planned: Planned, report: Report) -> None:
         report.problems += _without_output(pool, asked)
 
 
-def _outputs(pool: Pool, report: Report | None = None) -> Iterator[str]:
+def _outputs(pool: PoolDirectory, report: Report | None = None) -> Iterator[str]:
     """Yield the names of all outputs; report what is none."""
     with os.scandir(pool.directory("outputs")) as entries:
         for entry in entries:
@@ -159,7 +159,7 @@ def _outputs(pool: Pool, report: Report | None = None) -> Iterator[str]:
             yield entry.name
 
 
-def _without_output(pool: Pool, asked: Set[int]) -> Iterator[str]:
+def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[str]:
     """Look at the claims in question by name; yield what is wrong with them."""
     done = atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=asked)).asked
     planned = planned_in(pool, asked)
@@ -174,7 +174,7 @@ def _without_output(pool: Pool, asked: Set[int]) -> Iterator[str]:
 # ---- no problems, but worth a word ----
 
 
-def _note_leftovers(pool: Pool, planned: Planned, report: Report) -> None:
+def _note_leftovers(pool: PoolDirectory, planned: Planned, report: Report) -> None:
     for uid in sorted(staged_in(pool) - planned.uids):
         report.notes.append(
             f"{pool.staged(uid)} belongs to no plan yet: its planner is at work, or died before it "
@@ -213,13 +213,13 @@ class Planned:
     suffixes: dict[int, str | None] = field(default_factory=dict)
     uids: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
-    marks: dict[str | None, Marks] = field(default_factory=dict)
+    marks: dict[str | None, Fingerprints] = field(default_factory=dict)
     """Of the ids, by the suffix of their outputs."""
     ids: dict[str, int] = field(default_factory=dict)
     """The plan of each id that was asked for."""
 
 
-def planned_in(pool: Pool, asked: Set[int]) -> Planned:
+def planned_in(pool: PoolDirectory, asked: Set[int]) -> Planned:
     """Read all plans; `asked` are the marks of the ids that are to be known by name."""
     planned = Planned()
     for number in plans.numbers(pool):
@@ -227,7 +227,7 @@ def planned_in(pool: Pool, asked: Set[int]) -> Planned:
             plan = plans.read_plan(pool, number)
             planned.suffixes[number] = plan.suffix
             planned.uids.add(plan.uid)
-            add = planned.marks.setdefault(plan.suffix, Marks()).add
+            add = planned.marks.setdefault(plan.suffix, Fingerprints()).add
             for text, _ in plans.read_names(pool, number):
                 id = text.partition(".")[0]
                 add(id)
@@ -247,13 +247,13 @@ class Places:
     """Where claims are: how many in each state, marks of their ids, names that are no claims'."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    marks: Marks = field(default_factory=Marks)
+    marks: Fingerprints = field(default_factory=Fingerprints)
     strangers: list[str] = field(default_factory=list)
     found: dict[str, list[str]] = field(default_factory=dict)
     """Where each id is that was asked for."""
 
 
-def places_in(pool: Pool, uids: Set[str], asked: Set[int]) -> Places:
+def places_in(pool: PoolDirectory, uids: Set[str], asked: Set[int]) -> Places:
     """Look where all claims are; `uids` are the plans that have a number."""
     places = Places()
     for place, directory, owned in claim_directories(pool, uids):
@@ -291,7 +291,7 @@ def look(texts: Iterator[str], *, owned: bool, asked: Set[int]) -> Seen:
     return seen
 
 
-def claim_directories(pool: Pool, uids: Set[str]) -> Iterator[tuple[str, str, bool]]:
+def claim_directories(pool: PoolDirectory, uids: Set[str]) -> Iterator[tuple[str, str, bool]]:
     """Yield each place, its directory, and whether claims have an owner there.
 
     What is staged counts once its plan has a number. Before that it is no claim, and may be what a
@@ -306,7 +306,7 @@ def claim_directories(pool: Pool, uids: Set[str]) -> Iterator[tuple[str, str, bo
         yield state.value, pool.state(state), True
 
 
-def staged_in(pool: Pool) -> set[str]:
+def staged_in(pool: PoolDirectory) -> set[str]:
     """Return the plans that have a directory of staged claims."""
     texts = atomic.names(pool.directory("plans"))
     found = {text.removesuffix(".staged") for text in texts if text.endswith(".staged")}

@@ -34,7 +34,7 @@ from fsqueue.pool.inbox import PARTS, inbox_of
 from fsqueue.pool.layout import DIRECTORIES, ORDER, State
 from fsqueue.pool.leases import Observer, Process, Standing, lease_names
 from fsqueue.pool.names import ID, WORKER
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.storage import atomic, directories
 
 _PRIVATE: Final = re.compile(r"\..+\.(\d+)-[0-9a-f]{12}", re.ASCII)
@@ -45,7 +45,7 @@ _PID: Final = re.compile(r"-(\d+)-[^-]*$", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Litter:
+class Leftover:
     """Something that nothing needs any more: its kind, where it is, and whose it was."""
 
     kind: str
@@ -64,7 +64,7 @@ class Cleaner:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: PoolDirectory,
         *,
         older_than_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -78,14 +78,14 @@ class Cleaner:
         self.doubtful = False
         """Whether more looks, for up to a lease, may find more."""
 
-    def look(self) -> list[Litter]:
+    def look(self) -> list[Leftover]:
         """Return what is litter as far as this look and those before it can tell."""
         pool, now, self.doubtful = self._pool, self._clock(), False
         holders = {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
         workshops, orders = set(self._workshops()), dict(self._orders())
         self._observer.look(holders | workshops | orders.keys())
         living = holders.union(filter(self._lives, self._observer.workers()))
-        ripe: list[Litter] = []
+        ripe: list[Leftover] = []
         seen: dict[object, float] = {}
         for key, litter in (*self._unfinished(living), *self._unnumbered()):
             since = seen[key] = self._since.get(key, now)
@@ -97,8 +97,8 @@ class Cleaner:
             if self._is_gone(worker):
                 shops = [each.workshop(worker) for each in self._pools]
                 shops += [f"{path}.dead" for path in shops]  # of whom was killed as he removed it
-                ripe += [Litter("workshop", path, worker) for path in shops]
-                ripe += [Litter("order", path, worker) for path in orders.get(worker, ())]
+                ripe += [Leftover("workshop", path, worker) for path in shops]
+                ripe += [Leftover("order", path, worker) for path in orders.get(worker, ())]
             else:
                 self.doubtful = True  # it shows no lease; but a renewal can hide one for a moment
         ripe += [*self._checkpoints(), *self._records(living)]
@@ -126,7 +126,7 @@ class Cleaner:
                 found.setdefault(match[2], []).append(f"{root}/{match[0]}")
         return found
 
-    def _unfinished(self, living: set[str]) -> Iterator[tuple[object, Litter]]:
+    def _unfinished(self, living: set[str]) -> Iterator[tuple[object, Leftover]]:
         """Yield what was being written, by whoever is no living worker."""
         pids = {match[1] for worker in living if (match := _PID.search(worker))}
         pool, inbox = self._pools
@@ -139,11 +139,11 @@ class Cleaner:
             for name in atomic.private_names(directory):
                 path = f"{directory}/{name}"
                 if (match := _PRIVATE.fullmatch(name)) and match[1] not in pids:
-                    yield path, Litter("unfinished", path, f"process {match[1]}")
+                    yield path, Leftover("unfinished", path, f"process {match[1]}")
                 elif (match := _RENEW.fullmatch(name)) and match[1] not in living:
-                    yield path, Litter("unfinished", path, match[1])
+                    yield path, Leftover("unfinished", path, match[1])
 
-    def _unnumbered(self) -> Iterator[tuple[object, Litter]]:
+    def _unnumbered(self) -> Iterator[tuple[object, Leftover]]:
         """Yield what is left of plans that have no number, with how far they came."""
         pool, root = self._pool, self._pool.directory("plans")
         staged = {name[:-7] for name in atomic.names(root) if name.endswith(".staged")}
@@ -151,32 +151,32 @@ class Cleaner:
         for uid in sorted(filter(ID.fullmatch, staged - numbered)):
             parts = sorted(_listed(pool.staged(uid)))
             far = tuple((part, len(_listed(f"{pool.staged(uid)}/{part}"))) for part in parts)
-            yield (uid, far), Litter("plan", pool.staged(uid), uid)
+            yield (uid, far), Leftover("plan", pool.staged(uid), uid)
         for match in map(_PRIVATE_PLAN.fullmatch, atomic.private_names(root)):
             if match is not None and match[1] not in staged:
                 path = f"{root}/{match[0]}"
                 if not os.path.isdir(path):  # see `_abandon`
-                    yield path, Litter("unfinished", path, f"plan {match[1]}")
+                    yield path, Leftover("unfinished", path, f"plan {match[1]}")
 
-    def _checkpoints(self) -> Iterator[Litter]:
+    def _checkpoints(self) -> Iterator[Leftover]:
         partial = set(filter(ID.fullmatch, _listed(self._pool.directory("partial"))))
         done = claims.owned(self._pool, State.DONE) if partial else ()  # it may be long
         for id in sorted(partial & {name.id for name in done}):
-            yield Litter("checkpoints", self._pool.partial(id), id)
+            yield Leftover("checkpoints", self._pool.partial(id), id)
 
-    def _records(self, living: set[str]) -> Iterator[Litter]:
+    def _records(self, living: set[str]) -> Iterator[Leftover]:
         """Yield what tells of workers that left or died longer ago than was asked for."""
         pool = self._pool
         for name in sorted(lease_names(pool), key=str) if self._older_than_s is not None else ():
             path, worker = pool.lease(name), name.worker
             if name.living or worker in living or _age_s(path) < (self._older_than_s or 0.0):
                 continue
-            yield Litter("status", pool.status(worker), worker)
-            yield Litter("journal", pool.events(worker), worker)
-            yield Litter("lease", path, worker)  # the last, lest a kill hides the others
+            yield Leftover("status", pool.status(worker), worker)
+            yield Leftover("journal", pool.events(worker), worker)
+            yield Leftover("lease", path, worker)  # the last, lest a kill hides the others
 
 
-def remove(pool: Pool, litter: Litter) -> bool:
+def remove(pool: PoolDirectory, litter: Leftover) -> bool:
     """Remove it; False if it is needed after all."""
     if litter.kind == "plan":
         return _abandon(pool, litter.whose)
@@ -187,7 +187,7 @@ def remove(pool: Pool, litter: Litter) -> bool:
     return True
 
 
-def _abandon(pool: Pool, uid: str) -> bool:
+def _abandon(pool: PoolDirectory, uid: str) -> bool:
     """Remove a staged plan, and see to it that it never gets a number, should its planner live.
 
     A plan is written under a private name, and gets its number by a link from there. So an empty

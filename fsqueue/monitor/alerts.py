@@ -13,7 +13,7 @@ from typing import Final
 
 from fsqueue.monitor.counts import Count
 from fsqueue.monitor.workers import WorkerRow
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
@@ -28,7 +28,7 @@ ORDERS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Alert:
     """Something to look at. `kind` is one word; `subject` is a worker, a spool or ""."""
 
     kind: str
@@ -36,45 +36,45 @@ class Notice:
     text: str
 
 
-def notices(
-    pool: Pool, count: Count, workers: Sequence[WorkerRow], orders: frozenset[str]
-) -> Iterator[Notice]:
+def alerts(
+    pool: PoolDirectory, count: Count, workers: Sequence[WorkerRow], orders: frozenset[str]
+) -> Iterator[Alert]:
     """Yield what is wrong, the gravest first."""
     yield from _disk(pool)
     if count.finished:
         return
     yield from _workers(workers)
     for order in sorted(orders & ORDERS.keys()):
-        yield Notice("order", order, f"{ORDERS[order]} (control/{order})")
+        yield Alert("order", order, f"{ORDERS[order]} (control/{order})")
     if not any(row.living for row in workers):
         todo = f"{count.waiting.claims:,} claims wait and no worker lives"
-        yield Notice("deserted", "", f"{todo}. Start one: fsqueue work {pool.root}")
+        yield Alert("deserted", "", f"{todo}. Start one: fsqueue work {pool.root}")
     yield from _imbalance(count, workers)
 
 
-def _workers(workers: Sequence[WorkerRow]) -> Iterator[Notice]:
+def _workers(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
     for row in workers:
         gpu = row.status.spool or row.id
         if row.stalled:
-            yield Notice("stalled", row.id, f"GPU {gpu} {row.trouble}")
+            yield Alert("stalled", row.id, f"GPU {gpu} {row.trouble}")
         elif row.living and row.status.held_back >= HELD_BACK_MIN:
             limit = f"--max-metadata-ops {row.status.metadata_ops_max:g}"
-            yield Notice(
+            yield Alert(
                 "budget",
                 row.id,
                 f"{row.id}: {row.status.held_back:.0%} of its time is "
                 f"spent waiting because of {limit}",
             )
         elif row.health == "degraded":
-            yield Notice("suspect", row.id, f"{row.id}: {row.trouble}")
+            yield Alert("suspect", row.id, f"{row.id}: {row.trouble}")
         elif row.health == "lost" and row.holds:
             what = f"{row.trouble}; its claim goes to another: fsqueue recover"
-            yield Notice("lost", row.id, f"{row.id}: {what}")
+            yield Alert("lost", row.id, f"{row.id}: {what}")
         if not row.living and STOPPED_ITSELF in row.status.message:
-            yield Notice("broken", row.id, f"{row.id} stopped itself: {row.status.message}")
+            yield Alert("broken", row.id, f"{row.id} stopped itself: {row.status.message}")
 
 
-def _disk(pool: Pool) -> Iterator[Notice]:
+def _disk(pool: PoolDirectory) -> Iterator[Alert]:
     try:
         facts = os.statvfs(pool.root)
     except OSError:
@@ -83,10 +83,10 @@ def _disk(pool: Pool) -> Iterator[Notice]:
     # Without a size nothing is known of what is free, and CephFS counts -1 free inodes.
     if facts.f_blocks and (free < FREE_MIN or facts.f_bavail < FREE_SHARE_MIN * facts.f_blocks):
         text = f"the disk is nearly full: {free / (1 << 30):.1f} GiB left under {pool.root}"
-        yield Notice("disk", "space", text)
+        yield Alert("disk", "space", text)
     if facts.f_files and 0 <= facts.f_favail < FREE_SHARE_MIN * facts.f_files:
         text = f"the disk is nearly out of inodes: {facts.f_favail:,} left under {pool.root}"
-        yield Notice("disk", "inodes", text)
+        yield Alert("disk", "inodes", text)
 
 
 # ---- imbalance ----
@@ -111,7 +111,7 @@ def weighted_depths(count: Count, weights: dict[str, float]) -> dict[str, float]
     }
 
 
-def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Notice]:
+def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Alert]:
     """Work that lies in one spool while another's worker has had nothing to do for a while."""
     idle = [
         row.status.spool
@@ -124,7 +124,7 @@ def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Notice]:
         return
     full = max(depths, key=lambda name: depths[name])
     waiting = count.spools[full][1].claims
-    yield Notice(
+    yield Alert(
         "imbalance",
         full,
         f"imbalanced: {waiting:,} claims wait in {full} while {len(idle)} workers are idle; may "

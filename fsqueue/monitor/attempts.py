@@ -21,7 +21,7 @@ from fsqueue.pool.journal import event_time
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ID, KIND, SPOOL, WORKER
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 
@@ -60,7 +60,7 @@ class Attempted:
         return (self.started or 0.0) + (self.seconds or 0.0)
 
 
-def attempts(pool: Pool) -> Iterator[Attempted]:
+def attempts(pool: PoolDirectory) -> Iterator[Attempted]:
     """Yield every attempt as it ended, those that still run (ending "running") among them."""
     try:
         listed = sorted(atomic.names(pool.directory("events")))
@@ -88,7 +88,7 @@ def _recovered(paths: dict[str, str], sizes: dict[str, int]) -> dict[tuple[str, 
     return found
 
 
-def _alive(pool: Pool) -> set[str]:
+def _alive(pool: PoolDirectory) -> set[str]:
     """Return who has a living lease, or a claim that nobody has taken back yet."""
     try:
         living = {name.worker for name in lease_names(pool) if name.living}

@@ -12,7 +12,7 @@ from typing import Final
 
 from fsqueue.monitor import format
 from fsqueue.monitor.attempts import Attempted
-from fsqueue.monitor.history import BAD, Lane, Story
+from fsqueue.monitor.history import BAD, History, Lane
 
 WIDTH: Final = 1000.0
 LEFT: Final = 190.0
@@ -46,7 +46,7 @@ NAME_MAX: Final = 28
 class Axis:
     """Time from left to right."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: History) -> None:
         self.begin = story.first
         self.span = max(story.last - story.first, 1e-3)
 
@@ -83,14 +83,14 @@ def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
 # ---- lanes ----
 
 
-def lanes(story: Story) -> Iterator[str]:
+def lanes(story: History) -> Iterator[str]:
     """Yield a lane for each worker, with each attempt, or with how busy it was if they are many."""
     shown = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
     height = LANE * len(shown)
     yield from svg("What each worker did", height + 20, _lanes(story, shown, height))
 
 
-def _lanes(story: Story, shown: list[Lane], height: float) -> Iterator[str]:
+def _lanes(story: History, shown: list[Lane], height: float) -> Iterator[str]:
     axis = Axis(story)
     yield from axis.grid(height)
     tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
@@ -106,7 +106,7 @@ def _lanes(story: Story, shown: list[Lane], height: float) -> Iterator[str]:
             yield _attempt(story, axis, attempt, tops[attempt.worker])
 
 
-def _attempt(story: Story, axis: Axis, attempt: Attempted, y: float) -> str:
+def _attempt(story: History, axis: Axis, attempt: Attempted, y: float) -> str:
     begin, end = attempt.started or 0.0, story.end_of(attempt)
     left = axis.x(begin)
     width = max(1.0, axis.x(end) - left - 0.5)
@@ -121,7 +121,7 @@ def _attempt(story: Story, axis: Axis, attempt: Attempted, y: float) -> str:
     )
 
 
-def _slots(story: Story, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
+def _slots(story: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
     """Yield a piece of the lane for each piece of time, the fuller the busier the worker was."""
     for slot, seconds in sorted(lane.slots.items()):
         begin = slot * story.slot_s
@@ -142,12 +142,12 @@ def _slots(story: Story, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
 # ---- claims done over time ----
 
 
-def throughput(story: Story) -> Iterator[str]:
+def throughput(story: History) -> Iterator[str]:
     """Yield how many claims were finished in each piece of time."""
     yield from svg("Claims done over time", HEIGHT + 20, _throughput(story))
 
 
-def _throughput(story: Story) -> Iterator[str]:
+def _throughput(story: History) -> Iterator[str]:
     axis = Axis(story)
     yield from axis.grid(HEIGHT)
     pieces, width_s = _pieces(story)
@@ -165,7 +165,7 @@ def _throughput(story: Story) -> Iterator[str]:
     yield f'<text x="0" y="30">in {format.duration(width_s)}</text>'
 
 
-def _pieces(story: Story) -> tuple[dict[int, float], float]:
+def _pieces(story: History) -> tuple[dict[int, float], float]:
     """Return what was done, in some sixty pieces: more of them would only be noise."""
     together = max(1, round((story.last - story.first) / story.slot_s / 60))
     pieces: dict[int, float] = {}

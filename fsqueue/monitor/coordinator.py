@@ -14,7 +14,7 @@ from typing import Any
 from fsqueue.monitor.alerts import imbalanced, weighted_depths
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.workers import STALL_S, WorkerRow
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class WorkStealingCoordinator:
     """A reader of a pool under the names of a load balancer. It coordinates nothing itself."""
 
-    def __init__(self, pool: Pool, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._reader = Reader(pool, clock=clock)
         self._stalled: set[str] = set()
         self.pool = pool

@@ -21,10 +21,10 @@ from typing import Final
 from fsqueue.errors import PoolError
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.name_sets import Marks, mark, repeated, sets
+from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 from fsqueue.pool.names import SPOOL, ClaimName, id_and_cost, natural
 from fsqueue.pool.plans import Plan
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 
 LOOKS_MAX: Final = 3
@@ -69,10 +69,10 @@ class Count:
         return 3 if self.failed.claims else 0
 
 
-class Census:
+class ClaimCounter:
     """One observer's counting: it remembers the last listings, for what cannot be listed now."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
         self._plans: dict[int, Plan] = {}
         self._staged: list[Listing] = []
@@ -170,7 +170,9 @@ class Census:
             atomic.gather(directory, self._failed.look)
             if self._failed.marks != before:
                 fresh: set[int] = set()
-                for now, then in sets(Marks(self._failed.marks), Marks(before)) if before else ():
+                for now, then in (
+                    sets(Fingerprints(self._failed.marks), Fingerprints(before)) if before else ()
+                ):
                     fresh |= now - then
                 self._lost = atomic.gather(
                     directory,
@@ -189,7 +191,7 @@ class Census:
     def _count_once(self) -> None:
         """Where a claim was seen twice on its way, keep the place where it was seen last."""
         last_first = [self._failed, self._running, *self._spools.values(), *self._staged]
-        twice = repeated(Marks(chain.from_iterable(listing.marks for listing in last_first)))
+        twice = repeated(Fingerprints(chain.from_iterable(listing.marks for listing in last_first)))
         seen: set[int] = set()
         for listing in last_first if twice else ():
             listing.drop_seen(twice, seen)

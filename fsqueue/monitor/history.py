@@ -47,7 +47,7 @@ class Lane:
 
 
 @dataclass(slots=True)
-class Story:
+class History:
     """All attempts, added up."""
 
     now: float
@@ -69,7 +69,7 @@ class Story:
         """Return how many there were."""
         return sum(self.endings.values())
 
-    def tell(self, attempts: Iterable[Attempted]) -> Story:
+    def tell(self, attempts: Iterable[Attempted]) -> History:
         """Take in attempts, in any order."""
         for attempt in attempts:
             self._add(attempt)

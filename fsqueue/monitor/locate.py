@@ -19,10 +19,10 @@ from fsqueue.pool.layout import ORDER, State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import lacks
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Status, read_status
 from fsqueue.pool.untrusted import read_json
-from fsqueue.scheduling.choose import Race, Taste, in_order
+from fsqueue.scheduling.choose import Preferences, Race, in_order
 from fsqueue.scheduling.peers import peer_of
 from fsqueue.storage import atomic
 
@@ -47,7 +47,7 @@ class Taker:
 
 
 @dataclass(slots=True)
-class Whereabouts:
+class Location:
     """What is known of one claim. `since` is when it came there, by whoever moved it."""
 
     id: str
@@ -61,9 +61,9 @@ class Whereabouts:
     forecast: str = ""
 
 
-def find(pool: Pool, id: str) -> Whereabouts:
+def find(pool: PoolDirectory, id: str) -> Location:
     """Look for a claim everywhere it could be."""
-    found = Whereabouts(id, _places(pool, id))
+    found = Location(id, _places(pool, id))
     found.events = sorted(_events(pool, id), key=lambda event: event["t"])
     found.errors = list(_errors(pool, id))
     found.since = _since(pool, found)
@@ -73,7 +73,7 @@ def find(pool: Pool, id: str) -> Whereabouts:
     return found
 
 
-def _places(pool: Pool, id: str) -> list[Place]:
+def _places(pool: PoolDirectory, id: str) -> list[Place]:
     places = []
     for spool in spool_names(pool):
         for name in claims.waiting(pool, spool):
@@ -86,7 +86,7 @@ def _places(pool: Pool, id: str) -> list[Place]:
     return places
 
 
-def _events(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
+def _events(pool: PoolDirectory, id: str) -> Iterator[dict[str, Any]]:
     directory = pool.directory("events")
     for text in atomic.names(directory):
         if text.endswith(".jsonl"):
@@ -95,7 +95,7 @@ def _events(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
                     yield event
 
 
-def _errors(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
+def _errors(pool: PoolDirectory, id: str) -> Iterator[dict[str, Any]]:
     directory = pool.directory("errors")
     mine = (text for text in atomic.names(directory) if text.startswith(f"{id}.a"))
     for text in sorted(mine, key=lambda text: (len(text), text)):
@@ -106,7 +106,7 @@ def _errors(pool: Pool, id: str) -> Iterator[dict[str, Any]]:
         yield {key: record.get(key) for key in ("attempt", "worker", "at", "error")}
 
 
-def _since(pool: Pool, found: Whereabouts) -> float | None:
+def _since(pool: PoolDirectory, found: Location) -> float | None:
     """Return when the claim came where it is: its inode changed then, on the server's clock."""
     if len(found.places) != 1:
         return None
@@ -119,12 +119,14 @@ def _since(pool: Pool, found: Whereabouts) -> float | None:
 # ---- why it waits ----
 
 
-def _explain_wait(pool: Pool, found: Whereabouts, spool: str, name: ClaimName) -> None:
+def _explain_wait(pool: PoolDirectory, found: Location, spool: str, name: ClaimName) -> None:
     living = sorted({lease.worker for lease in lease_names(pool) if lease.living})
     statuses = {worker: read_status(pool, worker) for worker in living}
     held = {claim.owner: claim for claim in claims.owned(pool, State.RUNNING)}
     orders = frozenset(filter(ORDER.fullmatch, atomic.names(pool.directory("control"))))
-    listings = {each: in_order(claims.waiting(pool, each), Taste()) for each in spool_names(pool)}
+    listings = {
+        each: in_order(claims.waiting(pool, each), Preferences()) for each in spool_names(pool)
+    }
     order = [each.id for each in reversed(listings[spool])]
     found.ahead = order.index(name.id) if name.id in order else 0
     able = []

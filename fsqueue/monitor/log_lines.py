@@ -12,10 +12,10 @@ from typing import Final
 
 from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
-from fsqueue.monitor.alerts import Notice
+from fsqueue.monitor.alerts import Alert
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.spools import SpoolRow
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 EVERY_S: Final = 10.0
 PATIENCE_S: Final = 10.0
@@ -27,7 +27,7 @@ PAUSE_MIN_S: Final = 0.05
 
 
 def follow(
-    pool: Pool,
+    pool: PoolDirectory,
     *,
     until: Callable[[], bool] | None = None,
     interval_s: float = 2.0,
@@ -60,14 +60,14 @@ class Lines:
 
     def __init__(self) -> None:
         self._seen = 0
-        self._told: dict[tuple[str, str], Notice] = {}
+        self._told: dict[tuple[str, str], Alert] = {}
         self._since: dict[tuple[str, str], float] = {}
         self._last = -EVERY_S
 
     def news(self, snapshot: Snapshot, now: float) -> Iterator[str]:
         """Yield what has to be said now; `now` counts seconds."""
         yield from self._events(snapshot)
-        yield from self.notices(snapshot, now)
+        yield from self.alerts(snapshot, now)
         if now - self._last >= EVERY_S:
             self._last = now
             at = format.clock(snapshot.taken_at)
@@ -84,19 +84,19 @@ class Lines:
         for event in fresh:
             yield f"{format.clock(event.t)} {event.worker}: {event.text}"
 
-    def notices(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+    def alerts(self, snapshot: Snapshot, now: float) -> Iterator[str]:
         """Yield a line for each trouble that began or ended since the last call."""
         at = format.clock(snapshot.taken_at)
-        standing = {(notice.kind, notice.subject): notice for notice in snapshot.warnings}
+        standing = {(alert.kind, alert.subject): alert for alert in snapshot.warnings}
         self._since = {key: self._since.get(key, now) for key in standing}
-        for key, notice in standing.items():
-            patient = notice.kind == "deserted" and now - self._since[key] < PATIENCE_S
+        for key, alert in standing.items():
+            patient = alert.kind == "deserted" and now - self._since[key] < PATIENCE_S
             if key not in self._told and not patient:
-                self._told[key] = notice
-                yield f"{at} warning: {notice.text}"
+                self._told[key] = alert
+                yield f"{at} warning: {alert.text}"
         for key in [key for key in self._told if key not in standing]:
-            notice = self._told.pop(key)
-            yield f"{at} {RECOVERED.get(notice.kind, 'over')}: {notice.text}"
+            alert = self._told.pop(key)
+            yield f"{at} {RECOVERED.get(alert.kind, 'over')}: {alert.text}"
 
 
 def spool_line(row: SpoolRow, unit: str) -> str:

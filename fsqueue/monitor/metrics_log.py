@@ -16,7 +16,7 @@ from typing import Final
 
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 from fsqueue.storage.locks import try_lock
 
@@ -26,7 +26,7 @@ HEADER: Final = "timestamp,gpu_id,sequences_per_sec,compute_percent,memory_perce
 BYTES_MAX: Final = 64 << 20
 
 
-def metrics_path(pool: Pool) -> str:
+def metrics_path(pool: PoolDirectory) -> str:
     """Return where a pool's metrics log is."""
     return f"{pool.root}/gpu_metrics.log"
 

@@ -93,7 +93,7 @@ def _of_pool(snapshot: Snapshot) -> Iterator[Family]:
     claims = tuple(({"state": state}, amount.claims) for state, amount in amounts.items())
     costs = tuple(({"state": state}, amount.cost) for state, amount in amounts.items())
     states = Counter(row.state for row in snapshot.workers if row.living or row.holds)
-    troubles = Counter(notice.kind for notice in snapshot.warnings)
+    troubles = Counter(alert.kind for alert in snapshot.warnings)
 
     def one(name: str, help: str, value: float | None) -> Family:
         return Family(name, "gauge", help, (({}, value),))

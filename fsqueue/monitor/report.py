@@ -16,11 +16,11 @@ from typing import Final
 from fsqueue.errors import FsqueueError
 from fsqueue.monitor import charts, format
 from fsqueue.monitor.attempts import attempts
-from fsqueue.monitor.history import ENDINGS, Story
+from fsqueue.monitor.history import ENDINGS, History
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable, read_json
 
 FAILURES_MAX: Final = 50
@@ -77,10 +77,10 @@ pre { margin: 6px 0; padding: 10px; overflow-x: auto; font-size: 13px; backgroun
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(pool: Pool) -> Iterator[str]:
+def page(pool: PoolDirectory) -> Iterator[str]:
     """Yield the page in pieces."""
     snapshot = Reader(pool).snapshot()
-    story = Story(now=snapshot.taken_at).tell(attempts(pool))
+    story = History(now=snapshot.taken_at).tell(attempts(pool))
     title = f"fsqueue: {snapshot.pool}"
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -101,7 +101,7 @@ def page(pool: Pool) -> Iterator[str]:
 # ---- what it all came to ----
 
 
-def _heading(snapshot: Snapshot, story: Story) -> Iterator[str]:
+def _heading(snapshot: Snapshot, story: History) -> Iterator[str]:
     count = snapshot.count
     yield f"<h1>{escape(snapshot.pool)}</h1>\n"
     yield f"<p>{_when(snapshot, story)}</p>\n"
@@ -132,17 +132,17 @@ def _heading(snapshot: Snapshot, story: Story) -> Iterator[str]:
     for name, amount in parts:
         yield f'<i class="{name}" style="width:{100 * amount.claims / whole:.3f}%"></i>'
     yield "</div>\n"
-    for notice in snapshot.warnings:
-        yield f"<p>! {escape(notice.text)}</p>\n"
+    for alert in snapshot.warnings:
+        yield f"<p>! {escape(alert.text)}</p>\n"
 
 
-def _when(snapshot: Snapshot, story: Story) -> str:
+def _when(snapshot: Snapshot, story: History) -> str:
     begun = f"begun {_local(story.first)}, " if story.last >= story.first else ""
     state = "finished" if snapshot.finished else "not finished"
     return f"{begun}{state} as of {_local(snapshot.taken_at)}"
 
 
-def _took(story: Story) -> str:
+def _took(story: History) -> str:
     return format.duration(story.last - story.first)
 
 
@@ -153,7 +153,7 @@ def _local(t: float) -> str:
         return "?"
 
 
-def _pictures(story: Story) -> Iterator[str]:
+def _pictures(story: History) -> Iterator[str]:
     yield "<h2>Who did what when</h2>\n"
     yield '<p class="legend">'
     named = {ending for ending, count in story.endings.items() if count}
@@ -195,7 +195,7 @@ def _spools(snapshot: Snapshot) -> Iterator[str]:
     yield from _table("Spools", header, rows)
 
 
-def _workers(snapshot: Snapshot, story: Story) -> Iterator[str]:
+def _workers(snapshot: Snapshot, story: History) -> Iterator[str]:
     states = {row.id: row.state for row in snapshot.workers}
     order = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))
     rows = []
@@ -215,7 +215,7 @@ def _workers(snapshot: Snapshot, story: Story) -> Iterator[str]:
     yield from _table(f"Workers ({len(order):,})", header, rows)
 
 
-def _steals(story: Story) -> Iterator[str]:
+def _steals(story: History) -> Iterator[str]:
     rows = [
         (spool, worker, f"{count:,}")
         for (spool, worker), count in story.steals.most_common(STEALS_MAX)
@@ -242,7 +242,7 @@ def _table(
     yield "</table></div>\n"
 
 
-def _failures(pool: Pool, snapshot: Snapshot) -> Iterator[str]:
+def _failures(pool: PoolDirectory, snapshot: Snapshot) -> Iterator[str]:
     """Yield the claims that gave up, with the last lines of their last attempts."""
     failed = snapshot.count.failed.claims
     if not failed:
@@ -262,7 +262,7 @@ def _failures(pool: Pool, snapshot: Snapshot) -> Iterator[str]:
     yield "</div>\n"
 
 
-def _record(pool: Pool, id: str, attempt: int) -> dict[str, object]:
+def _record(pool: PoolDirectory, id: str, attempt: int) -> dict[str, object]:
     try:
         return read_json(pool.error(id, attempt), patience_s=0.0)
     except (OSError, FsqueueError) as error:

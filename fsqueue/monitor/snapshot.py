@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fsqueue.errors import PoolError
-from fsqueue.monitor.alerts import Notice, notices
-from fsqueue.monitor.counts import Census, Count
+from fsqueue.monitor.alerts import Alert, alerts
+from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.spools import SpoolRow, eta, pace, spool_rows, total
-from fsqueue.monitor.workers import Roster, WorkerRow
+from fsqueue.monitor.workers import WorkerReader, WorkerRow
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, read_spool
+from fsqueue.pool.settings import PoolDirectory, Spool, read_spool
 from fsqueue.pool.untrusted import printable, read_json
 from fsqueue.storage import atomic
 
@@ -50,7 +50,7 @@ class Snapshot:
     events: tuple[Event, ...]
     events_seen: int
     failures: tuple[Failure, ...]
-    warnings: tuple[Notice, ...]
+    warnings: tuple[Alert, ...]
     orders: frozenset[str]
     unit: str
     """What `items_per_s` counts: seq or claims."""
@@ -84,13 +84,13 @@ class Snapshot:
 class Reader:
     """Look at a pool again and again; each look reads little more than what changed."""
 
-    def __init__(self, pool: Pool, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.pool = pool
         self.journals = Journals(pool)
-        self.roster = Roster(pool, clock=clock)
+        self.roster = WorkerReader(pool, clock=clock)
         self.tell: list[Callable[[Snapshot], object]] = []
         """Who else wants each snapshot: a file of metrics, say."""
-        self._census = Census(pool)
+        self._census = ClaimCounter(pool)
         self._spools: dict[str, Spool] = {}
         self._errors: dict[tuple[str, int], str] = {}
 
@@ -111,8 +111,8 @@ class Reader:
         workers = tuple(self.roster.rows(count, self.journals, paused=paused))
         spools = tuple(spool_rows(count, workers, self._spool))
         cost_per_s = pace(workers)
-        warnings = [Notice("damage", text, text) for text in damage if text]
-        warnings += notices(self.pool, count, workers, orders)
+        warnings = [Alert("damage", text, text) for text in damage if text]
+        warnings += alerts(self.pool, count, workers, orders)
         return Snapshot(
             pool=printable(self.pool.root),
             taken_at=time.time(),
@@ -124,7 +124,7 @@ class Reader:
             events=tuple(self.journals.events),
             events_seen=self.journals.count,
             failures=tuple(map(self._failure, count.lost)),
-            warnings=tuple(replace(notice, text=printable(notice.text)) for notice in warnings),
+            warnings=tuple(replace(alert, text=printable(alert.text)) for alert in warnings),
             orders=orders,
             unit="seq" if "sequences" in count.measures else "claims",
             items_per_s=total(row.items_per_s for row in workers),

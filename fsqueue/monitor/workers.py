@@ -18,7 +18,7 @@ from fsqueue.monitor.counts import Count
 from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import Observer, Process, Standing, lease_names
 from fsqueue.pool.names import WORKER, ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, Status, read_status
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
@@ -78,10 +78,10 @@ class _Sight:
     moved: bool
 
 
-class Roster:
+class WorkerReader:
     """One observer's sight of the workers."""
 
-    def __init__(self, pool: Pool, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.stall_s = STALL_S
         self._pool = pool
         self._clock = clock

@@ -45,17 +45,17 @@ from typing import Any, Final
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.pool.layout import SUFFIX, State
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import parse_json
 from fsqueue.storage import atomic, permissions
 
 
-def publish(pool: Pool, plan: str, spool: str, name: ClaimName) -> bool:
+def publish(pool: PoolDirectory, plan: str, spool: str, name: ClaimName) -> bool:
     """Move a staged claim to its spool; False if another planner has done so. I4: it is whole."""
     return move(f"{pool.staged(plan, spool)}/{name}", pool.waiting(spool, name))
 
 
-def take(pool: Pool, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
+def take(pool: PoolDirectory, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
     """Take a waiting claim for `worker`; None if somebody else got it. I3."""
     mine = name.owned_by(worker)
     if move(pool.waiting(spool, name), pool.owned(_RUNNING, mine)):
@@ -63,17 +63,17 @@ def take(pool: Pool, spool: str, name: ClaimName, worker: str) -> ClaimName | No
     return None
 
 
-def finish(pool: Pool, name: ClaimName) -> None:
+def finish(pool: PoolDirectory, name: ClaimName) -> None:
     """Move a claim of ours to done/. I6: its output is published already. Raises ClaimLost."""
     _leave_running(pool, name, pool.owned(_DONE, name), "finished")
 
 
-def fail(pool: Pool, name: ClaimName) -> None:
+def fail(pool: PoolDirectory, name: ClaimName) -> None:
     """Move a running claim to failed/: its last attempt is spent. Raises ClaimLost."""
     _leave_running(pool, name, pool.owned(State.FAILED, name), "failed")
 
 
-def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
+def release(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
     """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
 
     By the owner; or by recovery, when SLURM ended the owner's job, or when all that was left to do
@@ -87,14 +87,14 @@ def release(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
     return back
 
 
-def requeue(pool: Pool, name: ClaimName, spool: str) -> ClaimName:
+def requeue(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
     """Put a running claim back with one more attempt charged. Raises ClaimLost."""
     back = name.returned(failed=True)
     _leave_running(pool, name, pool.waiting(spool, back), "requeued")
     return back
 
 
-def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
+def retry(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName | None:
     """Put a failed claim back, with attempts to spend; None if somebody else did.
 
     It gets a full round of attempts, numbered on from the rounds before, so that no error record is
@@ -111,14 +111,14 @@ def retry(pool: Pool, name: ClaimName, spool: str) -> ClaimName | None:
     return back if moved else None
 
 
-def cancel(pool: Pool, spool: str, name: ClaimName, by: str) -> ClaimName | None:
+def cancel(pool: PoolDirectory, spool: str, name: ClaimName, by: str) -> ClaimName | None:
     """Move a waiting claim to failed/; None if it was taken first."""
     ended = name.owned_by(by)
     return ended if move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
 
 
 def charge(
-    pool: Pool, name: ClaimName, spool: str, record: dict[str, Any], *, final: bool = False
+    pool: PoolDirectory, name: ClaimName, spool: str, record: dict[str, Any], *, final: bool = False
 ) -> ClaimName:
     """Count a failed attempt of a running claim: requeue it, or fail it after the last one.
 
@@ -135,7 +135,7 @@ def charge(
     return requeue(pool, name, spool)
 
 
-def record_error(pool: Pool, name: ClaimName, record: dict[str, Any]) -> None:
+def record_error(pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -> None:
     """Keep what went wrong in this attempt; the first record of an attempt stands."""
     facts = {"id": name.id, "attempt": name.attempt, "worker": name.owner, "at": time.time()}
     data = json.dumps(facts | record, indent=1, default=str).encode() + b"\n"
@@ -150,7 +150,7 @@ CANCELLED: Final = {"error": "cancelled before it ran", "cancelled": True}
 _SPENT: Final = "was put back so often that no further name is left for it to wait by"
 
 
-def _leave_running(pool: Pool, name: ClaimName, target: str, verb: str) -> None:
+def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
     if not move(pool.owned(_RUNNING, name), target):
         atomic.names(pool.state(State.RUNNING))  # or it is the directory that is gone: PoolError
         raise _lost(name, verb)
@@ -181,7 +181,7 @@ def move(source: str, target: str) -> bool:
 # ---- reading ----
 
 
-def waiting(pool: Pool, spool: str) -> list[ClaimName]:
+def waiting(pool: PoolDirectory, spool: str) -> list[ClaimName]:
     """List the claims that wait in a spool, in no order. What is not a claim's name is left out."""
     return [
         name
@@ -190,14 +190,14 @@ def waiting(pool: Pool, spool: str) -> list[ClaimName]:
     ]
 
 
-def any_owned(pool: Pool, state: State) -> bool:
+def any_owned(pool: PoolDirectory, state: State) -> bool:
     """Say whether there is a claim in running/, done/ or failed/."""
     return atomic.gather(
         pool.state(state), lambda texts: any(id_and_cost(text, owned=True) for text in texts)
     )
 
 
-def owned(pool: Pool, state: State) -> Iterator[ClaimName]:
+def owned(pool: PoolDirectory, state: State) -> Iterator[ClaimName]:
     """Yield the claims in running/, done/ or failed/."""
     for text in atomic.names(pool.state(state)):
         if (name := ClaimName.parse(text)) is not None and name.owner is not None:
@@ -237,7 +237,9 @@ class Claim:
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
 
 
-def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_S) -> Claim:
+def read_claim(
+    pool: PoolDirectory, name: ClaimName, *, patience_s: float = atomic.STALE_S
+) -> Claim:
     """Return what a running claim says; PoolError if it is damaged or not what its name says.
 
     ClaimLost if it is not in running/ for `patience_s`.
@@ -269,7 +271,7 @@ def read_claim(pool: Pool, name: ClaimName, *, patience_s: float = atomic.STALE_
     return Claim(handler, spool, options, payload, measures, known, file)
 
 
-def is_published(pool: Pool, name: ClaimName, claim: Claim) -> bool:
+def is_published(pool: PoolDirectory, name: ClaimName, claim: Claim) -> bool:
     """Say whether a claim's output is there for good (I7). A mount may be late to say yes."""
     return claim.suffix is not None and os.path.lexists(pool.output(name.id, claim.suffix))
 

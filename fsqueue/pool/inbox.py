@@ -22,7 +22,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
 from fsqueue.pool.names import SPOOL, ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 
 LOOK_S: Final = 1.0
@@ -30,7 +30,7 @@ ADDRESS_MAX: Final = 10
 PARTS: Final = "spools running done failed errors partial outputs".split()
 
 
-def inbox_of(pool: Pool) -> Pool:
+def inbox_of(pool: PoolDirectory) -> PoolDirectory:
     """Return the pool of what is addressed. Nothing of it need exist."""
     return replace(pool, root=f"{pool.root}/inbox", attempts_max=1)
 
@@ -43,7 +43,7 @@ def spool_of(worker: str) -> str:
 
 
 def address(
-    pool: Pool, worker: str, name: ClaimName, data: bytes, *, personal: bool = False
+    pool: PoolDirectory, worker: str, name: ClaimName, data: bytes, *, personal: bool = False
 ) -> None:
     """Put a claim into a worker's inbox, whole (I4). Raises OSError, PoolError."""
     inbox = inbox_of(pool)
@@ -61,7 +61,7 @@ def address(
             # RACE: its worker found it empty, and removed it before we could put anything there
 
 
-def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
+def bounce(pool: PoolDirectory, worker: str, by: str, why: str) -> list[str]:
     """End in failed/ what was addressed to a worker that will not run it; return the ids.
 
     Anybody may do it once the worker's lease has ended, and the worker itself.
@@ -83,7 +83,7 @@ def bounce(pool: Pool, worker: str, by: str, why: str) -> list[str]:
     return ended
 
 
-def bounce_strays(pool: Pool, by: str, ended: Collection[str] | None = None) -> None:
+def bounce_strays(pool: PoolDirectory, by: str, ended: Collection[str] | None = None) -> None:
     """Bounce what is addressed to workers whose lease has ended: to `ended`, if that is known."""
     try:
         spools = set(atomic.names(inbox_of(pool).directory("spools")))
@@ -100,7 +100,7 @@ def bounce_strays(pool: Pool, by: str, ended: Collection[str] | None = None) -> 
 class Inbox:
     """One worker's own inbox, looked into once a second at most, or by `rings` once a beat."""
 
-    def __init__(self, pool: Pool, worker: str) -> None:
+    def __init__(self, pool: PoolDirectory, worker: str) -> None:
         self.pool = inbox_of(pool)
         self.spool = spool_of(worker)
         self._whole = pool
@@ -144,14 +144,14 @@ class Inbox:
         bounce(self._whole, self._worker, self._worker, f"{self._worker} left before it ran this")
 
 
-def _waiting(inbox: Pool, spool: str) -> list[ClaimName]:
+def _waiting(inbox: PoolDirectory, spool: str) -> list[ClaimName]:
     try:
         return claims.waiting(inbox, spool)
     except PoolError:
         return []  # nothing was ever addressed to this worker
 
 
-def _running(inbox: Pool) -> Iterator[ClaimName]:
+def _running(inbox: PoolDirectory) -> Iterator[ClaimName]:
     try:
         yield from claims.owned(inbox, State.RUNNING)
     except PoolError:

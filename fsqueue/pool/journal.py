@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool.names import WORKER, ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 
@@ -80,7 +80,7 @@ class _Finished:
 class Journals:
     """One observer's sight of all journals."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
         self._offsets: dict[str, int] = {}
         self._closed: set[str] = set()
@@ -246,7 +246,7 @@ def _json(value: object) -> str:
 class Journal:
     """This process's events, one JSON object a line. Opened at the first event."""
 
-    def __init__(self, pool: Pool, writer: str) -> None:
+    def __init__(self, pool: PoolDirectory, writer: str) -> None:
         self._path = pool.events(writer)
         self._writer = writer
         self._file: atomic.Appender | None = None

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from fsqueue.errors import LeaseLost, PoolError
 from fsqueue.pool.names import LeaseName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, read_json
 from fsqueue.storage import atomic
 
@@ -34,7 +34,7 @@ BEATS_PER_LEASE: Final = 4
 class Lease:
     """This worker's own lease. Enlist before taking anything, retire after holding nothing."""
 
-    def __init__(self, pool: Pool, worker: str) -> None:
+    def __init__(self, pool: PoolDirectory, worker: str) -> None:
         self._pool = pool
         self.name = LeaseName(worker, beat=0)
 
@@ -85,7 +85,7 @@ def _obituary(worker: str, names: Iterable[LeaseName]) -> str:
     )
 
 
-def lease_names(pool: Pool) -> list[LeaseName]:
+def lease_names(pool: PoolDirectory) -> list[LeaseName]:
     """List every lease's name."""
     texts = atomic.names(pool.directory("workers"))
     return [name for text in texts if (name := LeaseName.parse(text)) is not None]
@@ -119,7 +119,7 @@ class Observer:
     them the time to beat again; and no two listings are enough to call a lease absent.
     """
 
-    def __init__(self, pool: Pool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: PoolDirectory, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._clock = clock
         self._looked = self._after = clock()

@@ -21,7 +21,7 @@ PARTS: Final = 64
 mark: Final = hash
 
 
-class Marks:
+class Fingerprints:
     """The marks of some names; a name may be there more than once."""
 
     __slots__ = ("parts",)
@@ -44,20 +44,20 @@ class Marks:
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    def __le__(self, other: Marks) -> bool:
+    def __le__(self, other: Fingerprints) -> bool:
         """Say whether all that is here is there."""
         return all(
             set(mine).issubset(its) for mine, its in zip(self.parts, other.parts, strict=True)
         )
 
 
-def sets(*groups: Marks) -> Iterator[list[set[int]]]:
+def sets(*groups: Fingerprints) -> Iterator[list[set[int]]]:
     """Yield the marks of each group, a part of all of them at a time."""
     for parts in zip(*(group.parts for group in groups), strict=True):
         yield list(map(set, parts))
 
 
-def repeated(*groups: Marks) -> set[int]:
+def repeated(*groups: Fingerprints) -> set[int]:
     """Return what is in all groups together more than once."""
     found: set[int] = set()
     for parts in zip(*(group.parts for group in groups), strict=True):
@@ -76,7 +76,7 @@ BLOCK: Final = 256
 """Names taken out of their bytes at a time."""
 
 
-class Roll:
+class NameList:
     """Names in a fixed order; the last can be taken off."""
 
     __slots__ = ("_blocks", "_tail", "_len")

@@ -28,9 +28,9 @@ from typing import Any, Final
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import FORMAT, SUFFIX
-from fsqueue.pool.name_sets import Roll
+from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ID, KIND, SPOOL, ClaimName, id_and_cost
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 
 HEAD_MAX: Final = 1 << 24
@@ -69,13 +69,13 @@ class Plan:
     options: dict[str, Any]
 
 
-def numbers(pool: Pool) -> list[int]:
+def numbers(pool: PoolDirectory) -> list[int]:
     """Return the numbers of all plans, ascending."""
     found = map(_PLAN.fullmatch, atomic.names(pool.directory("plans")))
     return sorted(int(match[1]) for match in found if match)
 
 
-def read_plan(pool: Pool, number: int) -> Plan:
+def read_plan(pool: PoolDirectory, number: int) -> Plan:
     """Return the head of a plan; PoolError if the file was damaged."""
     path = pool.plan(number)
     try:
@@ -124,29 +124,29 @@ def _read_share(facts: dict[str, Any]) -> Share:
     return share
 
 
-def read_plans(pool: Pool) -> list[Plan]:
+def read_plans(pool: PoolDirectory) -> list[Plan]:
     """Return the heads of all plans, oldest first."""
     return [read_plan(pool, number) for number in numbers(pool)]
 
 
-def read_sources(pool: Pool, number: int) -> Iterator[str]:
+def read_sources(pool: PoolDirectory, number: int) -> Iterator[str]:
     """Yield the keys of the inputs that a plan holds."""
     return (key for key, _ in _entries(pool, number, "sources"))
 
 
-def read_inputs(pool: Pool, number: int) -> Iterator[str]:
+def read_inputs(pool: PoolDirectory, number: int) -> Iterator[str]:
     """Yield the paths of the inputs that a plan holds, in the order in which they were given."""
     return (path for _, path in _entries(pool, number, "sources"))
 
 
-def read_claims(pool: Pool, number: int) -> Iterator[tuple[ClaimName, str]]:
+def read_claims(pool: PoolDirectory, number: int) -> Iterator[tuple[ClaimName, str]]:
     """Yield every claim that a plan holds, with the spool it was given to."""
     for text, spool in read_names(pool, number):
         if name := ClaimName.parse(text):
             yield name, spool
 
 
-def read_names(pool: Pool, number: int) -> Iterator[list[str]]:
+def read_names(pool: PoolDirectory, number: int) -> Iterator[list[str]]:
     """Yield the name of every claim that a plan holds, and the spool it was given to, as texts."""
     for entry in _entries(pool, number, "claims"):
         if not (id_and_cost(entry[0], owned="@" in entry[0]) and SPOOL.fullmatch(entry[1])):
@@ -154,7 +154,7 @@ def read_names(pool: Pool, number: int) -> Iterator[list[str]]:
         yield entry
 
 
-def _entries(pool: Pool, number: int, wanted: str) -> Iterator[list[str]]:
+def _entries(pool: PoolDirectory, number: int, wanted: str) -> Iterator[list[str]]:
     path, section, text = pool.plan(number), "", b""
     with os.fdopen(atomic.opened(path)[0], "rb") as file:
         file.readline(HEAD_MAX)
@@ -179,7 +179,10 @@ def _entries(pool: Pool, number: int, wanted: str) -> Iterator[list[str]]:
 
 
 def write_plan(
-    pool: Pool, plan: Plan, sources: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]]
+    pool: PoolDirectory,
+    plan: Plan,
+    sources: Iterable[tuple[str, str]],
+    names: Iterable[tuple[str, str]],
 ) -> str:
     """Write a plan under a private name, synced; return that name for `number_plan`.
 
@@ -220,12 +223,12 @@ def _share(share: Share) -> dict[str, Any]:
     return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
 
 
-def private(pool: Pool, uid: str) -> str:
+def private(pool: PoolDirectory, uid: str) -> str:
     """Return where a plan lies until it has a number."""
     return f"{pool.directory('plans')}/.{uid}.json"
 
 
-def forbid(pool: Pool, uid: str) -> None:
+def forbid(pool: PoolDirectory, uid: str) -> None:
     """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
     while True:
         directories.make(private(pool, uid))
@@ -237,7 +240,7 @@ def forbid(pool: Pool, uid: str) -> None:
 
 
 @contextmanager
-def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
+def unless_forbidden(pool: PoolDirectory, uid: str) -> Iterator[None]:
     """Let an error on the way to a plan's number say so if the plan was taken for abandoned."""
     try:
         yield
@@ -250,7 +253,7 @@ def unless_forbidden(pool: Pool, uid: str) -> Iterator[None]:
         raise
 
 
-def number_plan(pool: Pool, uid: str, path: str, number: int) -> bool:
+def number_plan(pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
     """Give a private plan file this number; False if another plan has it."""
     if atomic.commit(path, pool.plan(number), keep=True):
         return True
@@ -261,7 +264,7 @@ def number_plan(pool: Pool, uid: str, path: str, number: int) -> bool:
     return True
 
 
-def complete(pool: Pool, listed: Collection[str] | None = None) -> int:
+def complete(pool: PoolDirectory, listed: Collection[str] | None = None) -> int:
     """Publish every staged claim that a numbered plan holds; return how many this call moved.
 
     Anybody may call it at any time, as often as they like. `listed`: what plans/ holds, if known.
@@ -278,7 +281,7 @@ def complete(pool: Pool, listed: Collection[str] | None = None) -> int:
     return sum(complete_one(pool, uid) for uid in ready)
 
 
-def complete_one(pool: Pool, uid: str) -> int:
+def complete_one(pool: PoolDirectory, uid: str) -> int:
     """Publish what is left of one staged plan."""
     moved = 0
     directory = pool.staged(uid)
@@ -291,10 +294,12 @@ def complete_one(pool: Pool, uid: str) -> int:
     return moved
 
 
-def _left_in(directory: str) -> Roll:
+def _left_in(directory: str) -> NameList:
     try:
-        return atomic.gather(directory, lambda texts: Roll(filter(str.isprintable, texts)))
+        return atomic.gather(directory, lambda texts: NameList(filter(str.isprintable, texts)))
     except (PoolError, OSError) as error:
         if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
             raise
-        return Roll()  # RACE: somebody else completed it, and removed the empty directory before us
+        return (
+            NameList()
+        )  # RACE: somebody else completed it, and removed the empty directory before us

@@ -27,7 +27,7 @@ with this before it is reckoned with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pool(Layout):
+class PoolDirectory(Layout):
     """An open pool: its paths and its settings."""
 
     id: str
@@ -45,7 +45,9 @@ class Spool:
     why: str = ""
 
 
-def create_pool(root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX) -> Pool:
+def create_pool(
+    root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX
+) -> PoolDirectory:
     """Make a pool at `root`, or open the one that is there.
 
     Whoever publishes pool.json first decides its settings; the loser of that race opens it.
@@ -92,7 +94,7 @@ def _claim_directory(root: str) -> None:
     permissions.refuse(root, facts, os.geteuid())
 
 
-def open_pool(root: str) -> Pool:
+def open_pool(root: str) -> PoolDirectory:
     """Open the pool at `root`; refuse what is not one, or not one that we may work."""
     root = os.path.abspath(root)
     layout = Layout(root)
@@ -126,7 +128,7 @@ def open_pool(root: str) -> Pool:
             f"{layout.settings} lacks a usable id, lease_s or attempts_max; it was edited or "
             f"damaged. Restore it: the claims beside it are intact."
         )
-    return Pool(root, id, float(lease_s), attempts_max)
+    return PoolDirectory(root, id, float(lease_s), attempts_max)
 
 
 def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
@@ -147,7 +149,7 @@ def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
 # ---- spools ----
 
 
-def add_spool(pool: Pool, spool: Spool) -> Spool:
+def add_spool(pool: PoolDirectory, spool: Spool) -> Spool:
     """Make a spool, or return the one of that name: the first planner's weight stands."""
     directories.make(pool.spool(spool.name))
     data = json.dumps(asdict(spool), indent=1).encode() + b"\n"
@@ -156,7 +158,7 @@ def add_spool(pool: Pool, spool: Spool) -> Spool:
     return read_spool(pool, spool.name)
 
 
-def read_spool(pool: Pool, name: str) -> Spool:
+def read_spool(pool: PoolDirectory, name: str) -> Spool:
     """Return what spools/NAME.json says; PoolError if it does not make sense."""
     facts = read_json(pool.spool_file(name), limit=FACTS_MAX)
     model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
@@ -173,7 +175,7 @@ def read_spool(pool: Pool, name: str) -> Spool:
     return Spool(name, model, float(weight), why)
 
 
-def spool_names(pool: Pool) -> list[str]:
+def spool_names(pool: PoolDirectory) -> list[str]:
     """Return the names of all spools, in natural order."""
     found = {name[:-5] for name in atomic.names(pool.directory("spools")) if name.endswith(".json")}
     return sorted(filter(SPOOL.fullmatch, found), key=natural)

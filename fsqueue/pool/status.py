@@ -17,7 +17,7 @@ from typing import Any, Final
 from fsqueue.errors import PoolError
 from fsqueue.pool.names import WORKER
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, read_json
 from fsqueue.storage import atomic
 
@@ -92,7 +92,7 @@ class Status:
     message: str = ""
 
 
-def write_status(pool: Pool, status: Status) -> None:
+def write_status(pool: PoolDirectory, status: Status) -> None:
     """Replace this worker's status file."""
     status.written_at = time.time()
     status.current_load = _cpu_load()
@@ -130,7 +130,7 @@ def memory_available() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def read_status(pool: Pool, worker: str) -> Status | None:
+def read_status(pool: PoolDirectory, worker: str) -> Status | None:
     """Return a worker's status, or None if there is nothing usable."""
     try:
         facts = read_json(pool.status(worker), patience_s=0.0, limit=FACTS_MAX)
@@ -139,7 +139,7 @@ def read_status(pool: Pool, worker: str) -> Status | None:
     return parse_status(worker, facts)
 
 
-def read_statuses(pool: Pool) -> dict[str, Status]:
+def read_statuses(pool: PoolDirectory) -> dict[str, Status]:
     """Return every usable status by worker."""
     found = (name[:-5] for name in atomic.names(pool.directory("status")) if name[-5:] == ".json")
     statuses = {worker: read_status(pool, worker) for worker in found if WORKER.fullmatch(worker)}

@@ -16,9 +16,9 @@ from typing import Final
 
 from fsqueue.pool.names import id_and_cost
 from fsqueue.pool.requirements import base_of, lacks
-from fsqueue.pool.settings import Pool, Spool, spool_names
+from fsqueue.pool.settings import PoolDirectory, Spool, spool_names
 from fsqueue.pool.status import Status, heartbeat
-from fsqueue.scheduling.choose import LOAD_S, Taste
+from fsqueue.scheduling.choose import LOAD_S, Preferences
 from fsqueue.scheduling.peers import GONE, living, peers
 from fsqueue.scheduling.score import MODEL_LOADED, SPECIALISED, Candidate, Need, explain, score
 from fsqueue.storage import atomic
@@ -40,7 +40,7 @@ class Wanted:
     cost_per_second: float | None = None
 
 
-def loads(pool: Pool, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
+def loads(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
     """Return the cost that is before a new claim in each spool, in the cost of its weight."""
     known = set(spool_names(pool))
     before = {
@@ -92,7 +92,7 @@ def _points(statuses: Sequence[Status], wanted: Wanted) -> dict[str, float]:
 def _score(status: Status, wanted: Wanted) -> float:
     candidate = Candidate.read(asdict(status) | heartbeat(status))
     special = frozenset(word for word in status.specialization.lower().split(",") if word)
-    if Taste(special=special).affinity(wanted.kind) >= SPECIALISED:
+    if Preferences(special=special).affinity(wanted.kind) >= SPECIALISED:
         candidate = replace(candidate, specialization=special | {wanted.service.lower()})
     need = Need(wanted.service, base_of(wanted.kind))
     if log.isEnabledFor(logging.DEBUG):

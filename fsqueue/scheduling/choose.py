@@ -37,7 +37,7 @@ STEPS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Taste:
+class Preferences:
     """What one worker would rather do: kinds at hand first, what failed here last."""
 
     loaded: frozenset[str] = frozenset()
@@ -96,21 +96,21 @@ class Peer:
     left: float = 0.0
 
 
-def in_order(names: Iterable[ClaimName], taste: Taste) -> list[ClaimName]:
+def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[ClaimName]:
     """Return what this worker can do, best last (so that `pop` takes it).
 
     What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
     that little has to be loaded; among those that are not, what nobody else has; then the largest.
     """
-    able = (name for name in names if taste.allows(name.kind))
-    return sorted(able, key=lambda name: (*_merit(name, taste), name.id))
+    able = (name for name in names if preferences.allows(name.kind))
+    return sorted(able, key=lambda name: (*_merit(name, preferences), name.id))
 
 
 def choose(
     listings: Mapping[str, Reversible[ClaimName]],
     crew: Collection[Peer],
     me: Peer,
-    taste: Taste,
+    preferences: Preferences,
     *,
     waited: Collection[str] = (),
     time_left_s: float = math.inf,
@@ -124,13 +124,13 @@ def choose(
     race = Race(crew, me)
     own = next(reversed(listings.get(me.spool or "", ())), None)
     # Another's claim comes before our own ones if it saves us a load, and not if it is just larger.
-    at_home = _fondness(own, taste) if own else None
+    at_home = _fondness(own, preferences) if own else None
     found = None
-    for spool, name in _best_first(listings, me.spool, taste):
+    for spool, name in _best_first(listings, me.spool, preferences):
         if takes_too_long(name, me.rates, time_left_s):
             continue
         if name.id in waited or race.falls_to_me(spool, name):
-            if spool == me.spool or at_home is None or _fondness(name, taste) > at_home:
+            if spool == me.spool or at_home is None or _fondness(name, preferences) > at_home:
                 return spool, name
             found = found or (spool, name)
     return found
@@ -227,9 +227,9 @@ def speeds(
     return {worker: measured.get(worker, weight * unit) for worker, weight in weights.items()}
 
 
-def polls_for(name: ClaimName, crew: Iterable[Peer], taste: Taste) -> int:
+def polls_for(name: ClaimName, crew: Iterable[Peer], preferences: Preferences) -> int:
     """Return for how many polls a claim may be left to others."""
-    if base_of(name.kind) not in taste.loaded:
+    if base_of(name.kind) not in preferences.loaded:
         for peer in crew:
             has = base_of(name.kind) in peer.loaded
             if has and not peer.kind and not _lacks(peer, name.kind):
@@ -255,13 +255,13 @@ class Patience:
 Fondness = tuple[bool, float, bool]
 
 
-def _fondness(name: ClaimName, taste: Taste) -> Fondness:
+def _fondness(name: ClaimName, preferences: Preferences) -> Fondness:
     """Return what makes one claim better than another for a worker, beside its cost."""
-    return name.id not in taste.failed_here, *taste.fondness(name.kind)
+    return name.id not in preferences.failed_here, *preferences.fondness(name.kind)
 
 
-def _merit(name: ClaimName, taste: Taste) -> tuple[bool, float, bool, int]:
-    return (*_fondness(name, taste), name.cost)
+def _merit(name: ClaimName, preferences: Preferences) -> tuple[bool, float, bool, int]:
+    return (*_fondness(name, preferences), name.cost)
 
 
 def _lacks(peer: Peer, kind: str) -> str:
@@ -269,13 +269,13 @@ def _lacks(peer: Peer, kind: str) -> str:
 
 
 def _best_first(
-    listings: Mapping[str, Reversible[ClaimName]], home: str | None, taste: Taste
+    listings: Mapping[str, Reversible[ClaimName]], home: str | None, preferences: Preferences
 ) -> Iterator[tuple[str, ClaimName]]:
     """Merge listings that are `in_order`, lazily; among equals our own spool's come first."""
 
     def descending(spool: str) -> Iterator[tuple[tuple[object, ...], str, ClaimName]]:
         for name in reversed(listings[spool]):
-            yield (*_merit(name, taste), spool == home, name.id), spool, name
+            yield (*_merit(name, preferences), spool == home, name.id), spool, name
 
     streams = map(descending, listings)
     merged = heapq.merge(*streams, key=lambda entry: entry[0], reverse=True)

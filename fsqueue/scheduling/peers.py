@@ -14,21 +14,21 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, read_status
 from fsqueue.scheduling.choose import Peer
 
 GONE: Final = frozenset({"draining", "stopped", "failed"})
 
 
-def living(pool: Pool, *, but: str = "") -> list[Status]:
+def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:
     """Return the statuses of all who live, `but` one."""
     workers = {name.worker for name in lease_names(pool) if name.living} - {but}
     found = (read_status(pool, worker) for worker in sorted(workers))
     return [status for status in found if status is not None]
 
 
-def peers(pool: Pool, statuses: Iterable[Status]) -> list[Peer]:
+def peers(pool: PoolDirectory, statuses: Iterable[Status]) -> list[Peer]:
     """Return what the policy should know of these workers, without those who are leaving."""
     held = {name.owner: name for name in claims.owned(pool, State.RUNNING)}
     return [peer_of(s, held.get(s.worker_id)) for s in statuses if s.state not in GONE]

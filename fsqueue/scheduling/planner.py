@@ -21,10 +21,10 @@ from fsqueue.errors import BadInput, PoolError
 from fsqueue.gpu.weights import assign
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
-from fsqueue.pool.name_sets import Marks, mark, repeated
+from fsqueue.pool.name_sets import Fingerprints, mark, repeated
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.requirements import compose
-from fsqueue.pool.settings import Pool, Spool, add_spool, read_spool, spool_names
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, read_spool, spool_names
 from fsqueue.scheduling import backlog
 from fsqueue.scheduling.backlog import Wanted
 from fsqueue.storage import atomic, directories, permissions
@@ -82,7 +82,9 @@ class Request:
 Progress = Callable[[int, int, str], None]
 
 
-def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None) -> Outcome:
+def plan_into(
+    pool: PoolDirectory, request: Request, *, progress: Progress | None = None
+) -> Outcome:
     """Publish claims for every input that no earlier plan holds. Safe beside other planners."""
     plans.complete(pool)
     outcome = Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
@@ -99,7 +101,9 @@ def plan_into(pool: Pool, request: Request, *, progress: Progress | None = None)
             return outcome
 
 
-def preview(pool: Pool | None, request: Request, *, progress: Progress | None = None) -> Outcome:
+def preview(
+    pool: PoolDirectory | None, request: Request, *, progress: Progress | None = None
+) -> Outcome:
     """Return what `plan_into` would do, touching nothing. `pool` is None if there is none yet."""
     outcome = Outcome(spools=list(request.spools))
     sources = _survey(request, outcome, progress)
@@ -128,7 +132,7 @@ def _survey(request: Request, outcome: Outcome, progress: Progress | None) -> li
 
 
 def _fresh(
-    pool: Pool | None,
+    pool: PoolDirectory | None,
     numbers: Sequence[int],
     request: Request,
     sources: list[Source],
@@ -143,7 +147,9 @@ def _fresh(
     return list(fresh.values())
 
 
-def _weigh(pool: Pool | None, request: Request, fresh: list[Source], outcome: Outcome) -> None:
+def _weigh(
+    pool: PoolDirectory | None, request: Request, fresh: list[Source], outcome: Outcome
+) -> None:
     """Decide the largest claim, cut, and give every claim to a spool; fill in the outcome."""
     # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
     # the same with weighting on and off.
@@ -191,7 +197,7 @@ def cost_limit(
 
 
 def _publish(
-    pool: Pool, request: Request, fresh: list[Source], outcome: Outcome, number: int
+    pool: PoolDirectory, request: Request, fresh: list[Source], outcome: Outcome, number: int
 ) -> bool:
     """Publish the plan under this number; False, leaving nothing behind, if another plan has it."""
     uid = secrets.token_hex(6)
@@ -213,7 +219,9 @@ def _publish(
     return False
 
 
-def _write(pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome) -> str:
+def _write(
+    pool: PoolDirectory, uid: str, request: Request, fresh: list[Source], outcome: Outcome
+) -> str:
     """Write the claims and the plan, where nobody looks; return the plan's private name."""
     directories.make(pool.staged(uid))
     for spool in outcome.spools:
@@ -232,10 +240,10 @@ def _write(pool: Pool, uid: str, request: Request, fresh: list[Source], outcome:
 
 
 def _stage(
-    pool: Pool, uid: str, request: Request, fresh: list[Source], outcome: Outcome
+    pool: PoolDirectory, uid: str, request: Request, fresh: list[Source], outcome: Outcome
 ) -> Iterator[tuple[str, str]]:
     """Write each claim under plans/UID.staged, synced, and yield its name and spool."""
-    seen = Marks()
+    seen = Fingerprints()
     for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
         home = outcome.spools[slot].name
@@ -268,6 +276,6 @@ def _refuse_same(request: Request, items: Iterator[Item], marks: Set[int]) -> No
             seen.add(id)
 
 
-def pool_spools(pool: Pool) -> list[Spool]:
+def pool_spools(pool: PoolDirectory) -> list[Spool]:
     """Return the spools that a pool has, as its first plan made them."""
     return [read_spool(pool, name) for name in spool_names(pool)]

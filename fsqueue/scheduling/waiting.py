@@ -16,10 +16,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from fsqueue.pool.name_sets import Roll
+from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ClaimName, is_waiting
 from fsqueue.pool.requirements import base_of
-from fsqueue.scheduling.choose import Fondness, Taste
+from fsqueue.scheduling.choose import Fondness, Preferences
 
 RUN: Final = 8192
 """Names that are sorted at a time; what has fewer is one run."""
@@ -29,7 +29,7 @@ class Lot:
     """Names of one kind, the dearest last."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[tuple[int, str], int, Roll]] = []
+        self._runs: list[tuple[tuple[int, str], int, NameList]] = []
         """Each with the key of its last name, by which they are in order, and a number."""
         self._fresh: list[str] = []
         self._len = 0
@@ -46,7 +46,7 @@ class Lot:
             self._fresh.sort(key=_id)
             self._fresh.sort(key=_cost)
             self._len += len(self._fresh)
-            insort(self._runs, (_key(self._fresh[-1]), len(self._runs), Roll(self._fresh)))
+            insort(self._runs, (_key(self._fresh[-1]), len(self._runs), NameList(self._fresh)))
             self._fresh = []
 
     def __len__(self) -> int:
@@ -115,26 +115,28 @@ class Lot:
         return sum(roll.above(cost, _cost) for _, _, roll in self._runs)
 
 
-class Waitlist:
+class WaitingClaims:
     """The claims of one listing. What is not the name of a claim that waits is left out."""
 
-    def __init__(self, texts: Iterable[str] = (), taste: Taste | None = None) -> None:
-        taste = taste or Taste()
+    def __init__(self, texts: Iterable[str] = (), preferences: Preferences | None = None) -> None:
+        preferences = preferences or Preferences()
         lots: defaultdict[tuple[str, bool], Lot] = defaultdict(Lot)
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
-            lots[kind, id not in taste.failed_here].add(text)
+            lots[kind, id not in preferences.failed_here].add(text)
         for lot in lots.values():
             lot.seal()
         self._lots = dict(lots)
-        self.suit(taste)
+        self.suit(preferences)
 
-    def suit(self, taste: Taste) -> None:
+    def suit(self, preferences: Preferences) -> None:
         """Put the lots in the order of a taste. What it does not allow is only counted."""
         ranks: defaultdict[Fondness, list[Lot]] = defaultdict(list)
-        self._able = {key: lot for key, lot in self._lots.items() if lot and taste.allows(key[0])}
+        self._able = {
+            key: lot for key, lot in self._lots.items() if lot and preferences.allows(key[0])
+        }
         for (kind, lucky), lot in self._able.items():
-            ranks[lucky, *taste.fondness(kind)].append(lot)
+            ranks[lucky, *preferences.fondness(kind)].append(lot)
         self._ranks = [ranks[fondness] for fondness in sorted(ranks)]
         self._len = sum(map(len, self._able.values()))
 

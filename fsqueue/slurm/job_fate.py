@@ -26,7 +26,7 @@ from enum import Enum
 from typing import Final
 
 from fsqueue.pool.leases import Observer
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.allocation import Job, Question, Row, parse_rows, rows_command
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ BLAMELESS: Final = frozenset(
 )
 
 
-class Fate(Enum):
+class JobFate(Enum):
     """What SLURM says of a worker's job."""
 
     OPEN = "it was not asked yet, or the job is being ended"
@@ -49,11 +49,15 @@ class Fate(Enum):
     UNKNOWN = "nothing that helps"
 
 
-class Witness:
+class JobFates:
     """One recoverer's dealings with squeue."""
 
     def __init__(
-        self, pool: Pool, observer: Observer, *, clock: Callable[[], float] = time.monotonic
+        self,
+        pool: PoolDirectory,
+        observer: Observer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._observer = observer
@@ -89,32 +93,32 @@ class Witness:
         if self._clock() - since >= DOUBT_LEASES * self._pool.lease_s:
             return False
         fate = self.fate(worker)
-        if fate is Fate.RUNNING and not gone and worker not in self._told:
+        if fate is JobFate.RUNNING and not gone and worker not in self._told:
             self._told.add(worker)
             log.info("%s shows no beat, but squeue shows its job running: waiting", worker)
-        return fate is Fate.OPEN or (fate is Fate.RUNNING and not gone)
+        return fate is JobFate.OPEN or (fate is JobFate.RUNNING and not gone)
 
     def excuses(self, worker: str) -> bool:
         """Say whether SLURM ended a worker's job for reasons of its own."""
-        return self.fate(worker) is Fate.BLAMELESS
+        return self.fate(worker) is JobFate.BLAMELESS
 
-    def fate(self, worker: str) -> Fate:
+    def fate(self, worker: str) -> JobFate:
         """Say what SLURM told of a worker since it is in doubt."""
         job, since = self._job(worker), self._since.get(worker)
         if job is None or since is None:
-            return Fate.UNKNOWN
+            return JobFate.UNKNOWN
         if self._answered < since:
-            return Fate.UNKNOWN if self._failed else Fate.OPEN
+            return JobFate.UNKNOWN if self._failed else JobFate.OPEN
         row = self._rows.get(job.name)
         if row is None or row.restarts < job.restarts:
-            return Fate.UNKNOWN
+            return JobFate.UNKNOWN
         if row.restarts > job.restarts:
-            return Fate.BLAMELESS
+            return JobFate.BLAMELESS
         if row.state == "RUNNING":
-            return Fate.RUNNING
+            return JobFate.RUNNING
         if row.state in ENDING:
-            return Fate.OPEN
-        return Fate.BLAMELESS if row.state in BLAMELESS else Fate.UNKNOWN
+            return JobFate.OPEN
+        return JobFate.BLAMELESS if row.state in BLAMELESS else JobFate.UNKNOWN
 
     def _job(self, worker: str) -> Job | None:
         """Return a worker's job, unless it is of another cluster: its number says nothing here."""

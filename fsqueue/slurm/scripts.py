@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fsqueue.errors import FsqueueError, NotSupportedError, UsageError
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.arrays import Array, index_text
 
 LEAD_S: Final = 120
@@ -31,7 +31,7 @@ _LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class ScriptOptions:
     """How all jobs of one submission are to run."""
 
     options: Sequence[str] = ()
@@ -41,7 +41,7 @@ class Manner:
     start_delay_s: float = 0.0
 
 
-def worker_script(pool: Pool, array: Array, manner: Manner) -> str:
+def worker_script(pool: PoolDirectory, array: Array, manner: ScriptOptions) -> str:
     """Return the batch script of one array of workers."""
     lead_s = _lead_s(_limit_s(manner.options))
     throttle = f"%{manner.throttle}" if manner.throttle else ""
@@ -65,7 +65,9 @@ def worker_script(pool: Pool, array: Array, manner: Manner) -> str:
     return "\n".join(lines) + "\n"
 
 
-def merge_script(pool: Pool, jobs: Sequence[str], command: str, manner: Manner) -> str:
+def merge_script(
+    pool: PoolDirectory, jobs: Sequence[str], command: str, manner: ScriptOptions
+) -> str:
     """Return the script of the job that runs `command` once these have ended and all is done."""
     lines = [
         "#!/bin/bash",
@@ -80,7 +82,7 @@ def merge_script(pool: Pool, jobs: Sequence[str], command: str, manner: Manner) 
     return "\n".join(lines) + "\n"
 
 
-def _head(pool: Pool, manner: Manner, output: str) -> list[str]:
+def _head(pool: PoolDirectory, manner: ScriptOptions, output: str) -> list[str]:
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(pool.root))
     return [
         f"#SBATCH --job-name=fsqueue-{name}",
@@ -89,7 +91,7 @@ def _head(pool: Pool, manner: Manner, output: str) -> list[str]:
     ]
 
 
-def _events(pool: Pool) -> str:
+def _events(pool: PoolDirectory) -> str:
     return pool.directory("events").replace("%", "%%")
 
 

@@ -34,7 +34,7 @@ from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Current
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import run_handler
@@ -65,7 +65,7 @@ class Ending(Enum):
 class Attempt:
     """One run of one claim by this worker."""
 
-    pool: Pool
+    pool: PoolDirectory
     name: ClaimName
     spool: str
     """Where it was taken from, and where it goes back to."""

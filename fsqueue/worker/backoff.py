@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from fsqueue.errors import PoolError
-from fsqueue.pool.name_sets import Marks, mark
+from fsqueue.pool.name_sets import Fingerprints, mark
 from fsqueue.pool.names import is_waiting
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.storage import atomic
 from fsqueue.storage.atomic import tally
 
@@ -40,10 +40,12 @@ OPERATIONS_MAX: Final = 20_000.0
 """More than a process manages on a local disk: no limit, unless somebody sets one."""
 
 
-class Pace:
+class Backoff:
     """When one idle worker looks, and how far."""
 
-    def __init__(self, pool: Pool, interval_s: float, spool: str | None, *, stealing: bool) -> None:
+    def __init__(
+        self, pool: PoolDirectory, interval_s: float, spool: str | None, *, stealing: bool
+    ) -> None:
         self._pool = pool
         self._interval_s = interval_s
         self._spool = spool
@@ -54,7 +56,7 @@ class Pace:
         self._round: list[str] = []
         self._left: list[str] = []
         """What of the round is still to be glanced at."""
-        self._seen: dict[str, Marks] = {}
+        self._seen: dict[str, Fingerprints] = {}
 
     def hurry(self) -> None:
         """Look everywhere, and soon."""
@@ -102,7 +104,7 @@ class Pace:
             names = atomic.gather(self._pool.spool(spool), _waiting)
         except PoolError:
             return True  # whoever looks everywhere says what is wrong with it
-        known = self._seen.get(spool, Marks())
+        known = self._seen.get(spool, Fingerprints())
         self._seen[spool] = names
         if names <= known:
             return False
@@ -117,11 +119,11 @@ class Pace:
         return [spool for other in others for spool in (other, *own)] or own
 
 
-def _waiting(texts: Iterator[str]) -> Marks:
-    return Marks(map(mark, filter(is_waiting, texts)))
+def _waiting(texts: Iterator[str]) -> Fingerprints:
+    return Fingerprints(map(mark, filter(is_waiting, texts)))
 
 
-class Budget:
+class RateLimit:
     """How many metadata operations a second this process may spend."""
 
     def __init__(

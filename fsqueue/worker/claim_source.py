@@ -18,18 +18,18 @@ from fsqueue.pool import claims
 from fsqueue.pool.journal import Journal
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
-from fsqueue.pool.settings import Pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
     Peer,
-    Taste,
+    Preferences,
     choose,
     polls_for,
     takes_too_long,
 )
 from fsqueue.scheduling.peers import held_by, living, peers, rates_of_likes
-from fsqueue.scheduling.waiting import Waitlist
+from fsqueue.scheduling.waiting import WaitingClaims
 from fsqueue.storage import atomic
 from fsqueue.storage.locks import try_lock
 from fsqueue.worker.heartbeat import Heartbeat
@@ -53,12 +53,12 @@ class Waiting:
     """How many it could take if it had more time left."""
 
 
-class Stock:
+class ClaimSource:
     """One worker's sight of the spools."""
 
     def __init__(
         self,
-        pool: Pool,
+        pool: PoolDirectory,
         beat: Heartbeat,
         journal: Journal,
         *,
@@ -72,9 +72,9 @@ class Stock:
         self._spool = spool
         self._stealing = stealing
         self._threshold = steal_threshold
-        self._told = self._taste = Taste()
-        self._own = Waitlist()
-        self._others: dict[str, Waitlist] = {}
+        self._told = self._taste = Preferences()
+        self._own = WaitingClaims()
+        self._others: dict[str, WaitingClaims] = {}
         self._crew: list[Peer] = []
         self._viewed = -1e9
         self._admitted: set[str] = set()
@@ -87,21 +87,21 @@ class Stock:
         self.before_listing: Callable[[], None] = lambda: None
         self.left_over = False
         """Whether `next` left claims that we might take, to others or for another poll."""
-        self._listed: dict[str, tuple[float, Waitlist]] = {}
+        self._listed: dict[str, tuple[float, WaitingClaims]] = {}
         self._dry: set[str] = set()
         """Spools where nothing waited when they were listed last."""
 
-    def taste_changed(self, taste: Taste) -> None:
+    def set_preferences(self, preferences: Preferences) -> None:
         """Order what is known anew, if the worker's taste is another now."""
-        if taste is not self._told:
-            self._told = taste
-            self._suit(replace(taste, held=self._taste.held))
+        if preferences is not self._told:
+            self._told = preferences
+            self._suit(replace(preferences, held=self._taste.held))
 
-    def _suit(self, taste: Taste) -> None:
-        if taste != self._taste:
-            self._taste = taste
+    def _suit(self, preferences: Preferences) -> None:
+        if preferences != self._taste:
+            self._taste = preferences
             for waitlist in (self._own, *self._others.values()):
-                waitlist.suit(taste)
+                waitlist.suit(preferences)
 
     def next(self) -> tuple[ClaimName, str] | None:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
@@ -148,7 +148,7 @@ class Stock:
                 misses += 1
             if self._dry_lately(spool):
                 return None
-            self._own = Waitlist()  # what is used up need not be held while the next is read
+            self._own = WaitingClaims()  # what is used up need not be held while the next is read
             self._own = self._list(spool) or self._own
             if self._nothing_loaded_for(self._own):
                 self._meet()
@@ -156,7 +156,7 @@ class Stock:
                 return None
         return None  # a mount whose listings lag keeps showing us what is gone: wait a poll
 
-    def _hesitates(self, own: Waitlist) -> bool:
+    def _hesitates(self, own: WaitingClaims) -> bool:
         """Say whether the best of our own needs what we have not loaded, or more time than left."""
         if self._stealing and self._taste.loaded and self._taste.must_load(own.best().kind):
             return True
@@ -170,7 +170,7 @@ class Stock:
         known = spool in self._dry and spool in self._listed
         return stealing and known and self._listed[spool][0] > lately
 
-    def _nothing_loaded_for(self, names: Waitlist) -> bool:
+    def _nothing_loaded_for(self, names: WaitingClaims) -> bool:
         """Say whether we are about to load something, and could choose what."""
         return len(names.bases()) > 1 and base_of(names.best().kind) not in self._taste.loaded
 
@@ -221,7 +221,7 @@ class Stock:
         self.left_over = any(left)
         return None
 
-    def _choose(self, offered: dict[str, Waitlist]) -> tuple[str, ClaimName] | None:
+    def _choose(self, offered: dict[str, WaitingClaims]) -> tuple[str, ClaimName] | None:
         status = self._beat.status
         me = Peer(
             self._me,
@@ -271,7 +271,7 @@ class Stock:
         self._learned = rates_of_likes(statuses, self._beat.status.model)
         return peers(self._pool, statuses)
 
-    def _count_too_long(self, names: Waitlist) -> int:
+    def _count_too_long(self, names: WaitingClaims) -> int:
         left_s = self.time_left_s()
         return names.count_too_long(self._rates(), left_s) if left_s < math.inf else 0
 
@@ -279,13 +279,13 @@ class Stock:
         """Return our rate for each kind: as we measured it, else as others with our GPU did."""
         return self._learned | self._beat.status.rates
 
-    def _list(self, spool: str) -> Waitlist | None:
+    def _list(self, spool: str) -> WaitingClaims | None:
         """List a spool; None, said once, if it is not fit to be worked."""
         self.before_listing()
         try:
             begun = time.monotonic()
             self._listed.pop(spool, None)
-            names = atomic.gather(self._pool.spool(spool), lambda t: Waitlist(t, self._taste))
+            names = atomic.gather(self._pool.spool(spool), lambda t: WaitingClaims(t, self._taste))
             self._listed[spool] = begun, names
             (self._dry.discard if names.all else self._dry.add)(spool)
             return names

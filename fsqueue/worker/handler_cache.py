@@ -9,24 +9,24 @@ from fsqueue.handler import Handler, Work, load_handler
 from fsqueue.pool.journal import Journal
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
-from fsqueue.scheduling.choose import Taste
+from fsqueue.scheduling.choose import Preferences
 from fsqueue.worker.heartbeat import Heartbeat
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.settings import WorkerSettings
 
 
-class Outfit:
+class HandlerCache:
     """The handlers of one worker, and how its claims went with them."""
 
-    def __init__(self, habits: Habits, beat: Heartbeat, journal: Journal) -> None:
+    def __init__(self, settings: WorkerSettings, beat: Heartbeat, journal: Journal) -> None:
         self.handlers: dict[str, Handler] = {}
-        self._habits = habits
+        self._habits = settings
         self._beat = beat
         self._journal = journal
         self._healthy: set[str] = set()
         self._unable: set[str] = set()
         self._failed: set[str] = set()
         self._loaded: list[str] = []
-        self._taste: Taste | None = None
+        self._taste: Preferences | None = None
 
     def handler(self, name: str) -> Handler:
         """Return a handler, importing it when it is first needed."""
@@ -55,13 +55,13 @@ class Outfit:
         self._unable.add(kind)
         self._taste = None
 
-    def taste(self) -> Taste:
+    def preferences(self) -> Preferences:
         """Return what the worker would rather do now: the same as before if nothing changed."""
         loaded = [kind for handler in self.handlers.values() for kind in handler.loaded()]
         if self._taste is None or loaded != self._loaded:
             self._loaded = loaded
             self._report(frozenset(loaded))
-            self._taste = Taste(
+            self._taste = Preferences(
                 loaded=frozenset(loaded),
                 healthy=frozenset(self._healthy),
                 unable=frozenset(self._unable),

@@ -15,11 +15,11 @@ from typing import Any, Final
 from fsqueue.errors import FsqueueError, LeaseLost, NotSupportedError
 from fsqueue.pool.layout import ORDER
 from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
 from fsqueue.storage import atomic
 from fsqueue.storage.atomic import tally
-from fsqueue.worker.backoff import Budget
+from fsqueue.worker.backoff import RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ STATUS_QUIET_S: Final = 30.0
 class Heartbeat(threading.Thread):
     """Start it after enlisting; `stop` it before retiring."""
 
-    def __init__(self, pool: Pool, lease: Lease, status: Status) -> None:
+    def __init__(self, pool: PoolDirectory, lease: Lease, status: Status) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self.lock = threading.Lock()
         self.status = status
@@ -38,7 +38,7 @@ class Heartbeat(threading.Thread):
         self.orders: frozenset[str] = frozenset()
         self.sample: Callable[[], dict[str, Any]] | None = None
         """Returns the GPU's last known use, at once, if there is a GPU to look at."""
-        self.budget: Budget | None = None
+        self.rate_limit: RateLimit | None = None
         self._pool = pool
         self._lease = lease
         self._changed = False
@@ -126,7 +126,7 @@ class Heartbeat(threading.Thread):
 
     def _count_operations(self) -> None:
         count, since, held_s = self._counted
-        now_held_s = self.budget.held_s if self.budget is not None else 0.0
+        now_held_s = self.rate_limit.held_s if self.rate_limit is not None else 0.0
         self._counted = now_count, now, _ = tally.operations, time.monotonic(), now_held_s
         passed_s = max(now - since, 0.1)
         self.status.metadata_ops += now_count - count

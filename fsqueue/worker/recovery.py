@@ -24,8 +24,8 @@ from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process, Standing
 from fsqueue.pool.names import SPOOL, ClaimName
-from fsqueue.pool.settings import Pool, spool_names
-from fsqueue.slurm.job_fate import Witness
+from fsqueue.pool.settings import PoolDirectory, spool_names
+from fsqueue.slurm.job_fate import JobFates
 from fsqueue.storage import atomic, directories
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ class Recovered:
 class Recovery:
     """One recoverer: it remembers whose beats it saw."""
 
-    def __init__(self, pool: Pool, me: str, observer: Observer, journal: Journal) -> None:
+    def __init__(self, pool: PoolDirectory, me: str, observer: Observer, journal: Journal) -> None:
         self._pool = pool
         self._me = me
         self._journal = journal
-        self._witness = Witness(pool, observer)
+        self._witness = JobFates(pool, observer)
         self.observer = observer
         self.running: list[ClaimName] = []
         self.swept = time.monotonic()

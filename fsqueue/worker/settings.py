@@ -17,7 +17,7 @@ OFFERS: Final = "fsqueue.capabilities"
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class WorkerSettings:
     """What the command line decides about a worker."""
 
     spool: str | None = None

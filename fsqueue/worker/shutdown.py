@@ -24,7 +24,7 @@ class StopNow(BaseException):
 
 
 @dataclass(slots=True)
-class Leaving:
+class Shutdown:
     """The reasons for which one worker leaves before its work is done.
 
     In a SLURM job several signals are not somebody's impatience: a preempted job gets SIGUSR1 and

@@ -16,12 +16,12 @@ from fsqueue.errors import UsageError
 from fsqueue.gpu.nvml import Gpu, visible_gpus
 from fsqueue.gpu.weights import get_gpu_weight, short_name
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.settings import Pool, Spool, read_spool, spool_names
+from fsqueue.pool.settings import PoolDirectory, Spool, read_spool, spool_names
 from fsqueue.pool.status import read_status
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class SpoolChoice:
     """Which spool, if any, and what this worker runs on."""
 
     spool: str | None
@@ -31,7 +31,9 @@ class Match:
     gpu: dict[str, Any]
 
 
-def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Match:
+def choose_spool(
+    pool: PoolDirectory, wanted: str | None, environ: Mapping[str, str]
+) -> SpoolChoice:
     """Return the match for this process; UsageError if it was told a spool that is not there."""
     gpus = visible_gpus(environ)
     gpu = gpus[0] if gpus else None
@@ -44,19 +46,21 @@ def find_spool(pool: Pool, wanted: str | None, environ: Mapping[str, str]) -> Ma
         if spool is None:
             known = ", ".join(spool.name for spool in spools) or "none"
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
-        return Match(spool.name, spool.model, spool.weight, "as told", facts)
+        return SpoolChoice(spool.name, spool.model, spool.weight, "as told", facts)
     alike = [spool for spool in spools if spool.model.lower() in models]
     index = environ.get("SLURM_ARRAY_TASK_ID", "")[:12]
     indexed = spools[int(index) % len(spools)] if index.isdecimal() and spools else None
     if alike:
         spool = indexed if indexed in alike else _least_worked(pool, alike, gpu)
-        return Match(spool.name, model, spool.weight, f"its model is {model}", facts)
+        return SpoolChoice(spool.name, model, spool.weight, f"its model is {model}", facts)
     if indexed:
-        return Match(indexed.name, model, indexed.weight, f"SLURM array index {index}", facts)
-    return Match(None, model, get_gpu_weight(model), f"no spool is planned for {model}", facts)
+        return SpoolChoice(indexed.name, model, indexed.weight, f"SLURM array index {index}", facts)
+    return SpoolChoice(
+        None, model, get_gpu_weight(model), f"no spool is planned for {model}", facts
+    )
 
 
-def _least_worked(pool: Pool, spools: list[Spool], gpu: Gpu | None) -> Spool:
+def _least_worked(pool: PoolDirectory, spools: list[Spool], gpu: Gpu | None) -> Spool:
     living = (name.worker for name in lease_names(pool) if name.living)
     statuses = (read_status(pool, worker) for worker in living)
     workers = Counter(status.spool for status in statuses if status is not None)

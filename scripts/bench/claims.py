@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool, open_pool
 from scripts.bench.peers import KILLED, QUEUES, measured
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.handlers import install_handler
@@ -63,7 +63,7 @@ class Took:
         return 1e6 * self.cpu / self.claims
 
 
-def fill(root: Path, handler: str, count: int, spools: int) -> Pool:
+def fill(root: Path, handler: str, count: int, spools: int) -> PoolDirectory:
     """Make a pool whose claims do nothing, not synced: by hand, for the planner syncs each."""
     pool = create_pool(str(root), lease_s=3600.0)
     for spool in range(spools):
@@ -78,10 +78,10 @@ def fill(root: Path, handler: str, count: int, spools: int) -> Pool:
 
 def work(root: str, spool: str) -> None:
     """Be one worker, in the way of `peers.py drain`."""
-    from fsqueue.worker.settings import Habits
+    from fsqueue.worker.settings import WorkerSettings
     from fsqueue.worker.worker import Worker
 
-    worker = Worker(open_pool(root), Habits(spool=spool))
+    worker = Worker(open_pool(root), WorkerSettings(spool=spool))
 
     def drain() -> int:
         assert worker.run() == 0

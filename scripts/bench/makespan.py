@@ -34,7 +34,7 @@ from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
     Peer,
-    Taste,
+    Preferences,
     choose,
     in_order,
     polls_for,
@@ -47,7 +47,7 @@ GIVEN = "RTX 3080,RTX 3090,RTX 4080,RTX 4090,RTX A6000,A100,H100,V100 16GB,V100 
 UNIT = 1000.0
 """Cost of a second on an RTX 3090."""
 POLL_S, SECOND_LOOK_S, STATUS_S = 3.0, 0.3, 2.0
-TASTE = Taste()
+TASTE = Preferences()
 
 
 # ---- instances ----
@@ -275,35 +275,40 @@ class Simulation:
         worker.loaded |= {name.kind}
         return self.policy.load_s
 
-    def _taste(self, worker: Worker) -> Taste:
+    def _taste(self, worker: Worker) -> Preferences:
         if not self.policy.load_s or not self.policy.affinity:
             return TASTE
         held = held_by(self._crew(worker))
-        return Taste(loaded=worker.loaded, held=held)
+        return Preferences(loaded=worker.loaded, held=held)
 
     def _next(self, worker: Worker) -> tuple[str, ClaimName] | None:
         """Choose as `Stock.next` does."""
         own = self.spools[worker.spool]
         if self.policy.shared:
             return (worker.spool, own[-1]) if own else None
-        taste = self._taste(worker)
+        preferences = self._taste(worker)
         spools = self.spools
         if self.policy.load_s:
-            spools = {spool: in_order(names, taste) for spool, names in self.spools.items()}
+            spools = {spool: in_order(names, preferences) for spool, names in self.spools.items()}
             own = spools[worker.spool]
         left_s = worker.card.leaves - self.now if not worker.card.dies else math.inf
         few = PLENTY if self.policy.stealing else 0
         if len(own) > few and not takes_too_long(own[-1], worker.rates, left_s):
-            if not taste.must_load(own[-1].kind):
+            if not preferences.must_load(own[-1].kind):
                 return worker.spool, own[-1]
         listings = spools if self.policy.stealing else {worker.spool: own}
         crew = list(self._crew(worker)) if self.policy.stealing else []
         found = choose(
-            listings, crew, self._peer(worker), taste, waited=worker.waited, time_left_s=left_s
+            listings,
+            crew,
+            self._peer(worker),
+            preferences,
+            waited=worker.waited,
+            time_left_s=left_s,
         )
         if found is None:
             best = (names[-1] for names in listings.values() if names)
-            refused = {name.id: polls_for(name, crew, taste) for name in best}
+            refused = {name.id: polls_for(name, crew, preferences) for name in best}
             worker.waited = worker.patience.left_alone(refused)
         return found
 

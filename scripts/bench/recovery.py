@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from scripts.bench.tables import parser, place, table, write_json
 from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
 from tests.support.processes import FSQUEUE, environment, wait_for
@@ -37,7 +37,7 @@ ELSEWHERE = (
 """A worker whose lease file says that it runs on another machine."""
 
 
-def start(pool: Pool, *, elsewhere: bool) -> subprocess.Popen[bytes]:
+def start(pool: PoolDirectory, *, elsewhere: bool) -> subprocess.Popen[bytes]:
     """Start a worker, here or as if on another host."""
     words = ["work", pool.root, "--spool", "cpu0", "--linger", "1h"]
     argv = [*FSQUEUE, *words]
@@ -50,7 +50,7 @@ def start(pool: Pool, *, elsewhere: bool) -> subprocess.Popen[bytes]:
     )
 
 
-def owner(pool: Pool) -> str:
+def owner(pool: PoolDirectory) -> str:
     """Return who runs the claim, "" if nobody does."""
     return next((name.owner or "" for name in names_in(pool, State.RUNNING)), "")
 
@@ -79,7 +79,7 @@ def one_kill(directory: Path, lease_s: float, *, elsewhere: bool) -> float:
     return took
 
 
-def _host(pool: Pool, worker: str) -> str:
+def _host(pool: PoolDirectory, worker: str) -> str:
     lease = next(Path(pool.directory("workers")).glob(f"{worker}.b*"))
     return str(json.loads(lease.read_text())["host"])
 

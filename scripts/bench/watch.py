@@ -31,7 +31,7 @@ from rich.console import Console
 
 from fsqueue.dashboard import View, render
 from fsqueue.monitor.snapshot import Reader
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 from scripts.bench.tables import parser, place, write_json
 from tests.support.planning import counts, make_inputs, plan_command
@@ -105,7 +105,7 @@ def measure_refresh(directory: Path, given: argparse.Namespace) -> int:
     return int(median > GOAL_MS)
 
 
-def one_refresh(pool: Pool, reader: Reader) -> float:
+def one_refresh(pool: PoolDirectory, reader: Reader) -> float:
     """Let every worker report anew, and return the CPU of the look and its frame, in ms."""
     for worker in sorted(os.listdir(pool.directory("status"))):
         name = worker.removesuffix(".json")

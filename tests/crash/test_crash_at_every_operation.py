@@ -20,7 +20,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
@@ -61,13 +61,13 @@ class Saving(Trivial):
         super().run(work)
 
 
-def records(pool: Pool, name: ClaimName) -> list[dict[str, Any]]:
+def records(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
     """Return what went wrong in each attempt before and including this one."""
     paths = (Path(pool.error(name.id, attempt)) for attempt in range(name.attempt + 1))
     return [json.loads(path.read_bytes()) for path in paths if path.exists()]
 
 
-def settle(pool: Pool, expected: int) -> None:
+def settle(pool: PoolDirectory, expected: int) -> None:
     """Let a fresh worker finish everything, and look at what it leaves."""
     work_off(pool)
     done, failed = names_in(pool, State.DONE), names_in(pool, State.FAILED)
@@ -88,7 +88,7 @@ def settle(pool: Pool, expected: int) -> None:
 
 
 def test_a_planner(tmp_path: Path) -> None:
-    def prepare(n: int) -> Pool:
+    def prepare(n: int) -> PoolDirectory:
         return create_pool(f"{tmp_path}/{n}")
 
     n = 0
@@ -112,7 +112,7 @@ def test_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
 # ---- working ----
 
 
-def live(pool: Pool, **how: Any) -> None:
+def live(pool: PoolDirectory, **how: Any) -> None:
     """Live a short worker's life: enlist, take, run, leave."""
     hand = Hand(pool, **how)
     hand.beat.flush()
@@ -122,7 +122,7 @@ def live(pool: Pool, **how: Any) -> None:
     hand.leave()
 
 
-LIVES: dict[str, Callable[[Pool], object]] = {
+LIVES: dict[str, Callable[[PoolDirectory], object]] = {
     "finishes": live,
     "saves checkpoints": lambda pool: live(pool, handler=Saving()),
     "fails an attempt": lambda pool: live(pool, handler=Failing(ClaimFailed("no luck"))),
@@ -133,7 +133,7 @@ LIVES: dict[str, Callable[[Pool], object]] = {
 
 
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES.keys())
-def test_a_worker_that(tmp_path: Path, life: Callable[[Pool], object]) -> None:
+def test_a_worker_that(tmp_path: Path, life: Callable[[PoolDirectory], object]) -> None:
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
     n = 0
     for n, pool in every_crash(copies(template), life):
@@ -168,7 +168,7 @@ def test_a_worker_that_takes_up_what_a_dead_one_left(tmp_path: Path) -> None:
 def test_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
-    def action(pool: Pool) -> None:
+    def action(pool: PoolDirectory) -> None:
         hand = Hand(pool)
         claims.release(pool, hand.take(), "gpu0")
         hand.leave()
@@ -180,7 +180,7 @@ def test_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
 # ---- people ----
 
 
-def failed_pool(root: Path) -> Pool:
+def failed_pool(root: Path) -> PoolDirectory:
     """Return a pool in which one claim failed at its last attempt, and one waits."""
     pool = make_pool(root, "a.3", "b.2", attempts=2)
     hand = Hand(pool, handler=Failing(ClaimFailed("no luck")))
@@ -194,7 +194,7 @@ def failed_pool(root: Path) -> Pool:
 def test_a_person_who_retries(tmp_path: Path) -> None:
     template = failed_pool(tmp_path / "pool")
 
-    def retry(pool: Pool) -> None:
+    def retry(pool: PoolDirectory) -> None:
         claims.retry(pool, only(pool, State.FAILED), "gpu0")
 
     for _, pool in every_crash(copies(template), retry):
@@ -207,7 +207,7 @@ def test_a_person_who_retries(tmp_path: Path) -> None:
 def test_a_person_who_cancels(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
-    def cancel(pool: Pool) -> None:
+    def cancel(pool: PoolDirectory) -> None:
         name = only(pool, State.WAITING)
         claims.record_error(pool, name.owned_by("cancel-1-aaaaaa"), {"error": "cancelled"})
         claims.cancel(pool, "gpu0", name, "cancel-1-aaaaaa")

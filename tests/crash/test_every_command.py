@@ -62,7 +62,7 @@ def quickly() -> Iterator[None]:
     looked_up = functools.cache(entry_points)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("handlers", "cli", "habits"):
+        for module in ("handler", "cli", "worker.settings"):
             patch.setattr(f"fsqueue.{module}.entry_points", looked_up)
         yield
     gc.unfreeze()

@@ -17,7 +17,7 @@ from embed.store import Store
 from embed.store.verify import info, verify
 from fsqueue.pool.inbox import inbox_of
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.auto import TEXTS, write_model
 from tests.support.cases import settle
 from tests.support.ingesting import joined, send, told, work_off
@@ -93,7 +93,7 @@ def stored(site: Path) -> list[str]:
     return sorted(found)
 
 
-def ended_once(pool: Pool) -> None:
+def ended_once(pool: PoolDirectory) -> None:
     """Assert that each copy is done, with a whole report, or failed, with a reason."""
     inbox = inbox_of(pool)
     assert places(inbox).keys() <= {"done", "failed"}

@@ -20,7 +20,7 @@ from tests.support.pools import Hand, make_pool, only, work_off
 from tests.support.processes import wait_for
 
 PACKAGE = str(Path(fsqueue.__file__).parent)
-DOOR = f"{PACKAGE}/atomic.py", f"{PACKAGE}/directories.py"
+DOOR = f"{PACKAGE}/storage/atomic.py", f"{PACKAGE}/storage/directories.py"
 
 
 def test_every_change_on_the_shared_file_system_goes_through_one_door(
@@ -57,7 +57,7 @@ def test_every_change_on_the_shared_file_system_goes_through_one_door(
     work_off(pool)
     expected = {*CHANGES, "open", "write"}
     assert set().union(*map(callers.pop, DOOR)) == expected
-    root = callers.pop(f"{PACKAGE}/pool.py")
+    root = callers.pop(f"{PACKAGE}/pool/settings.py")
     assert root == {"makedirs"}, "the directory that becomes the pool"
     assert callers == {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.status import read_statuses
 from tests.support.nvml.standin import Driver, install
 from tests.support.planning import counts, make_inputs
@@ -28,7 +28,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     inputs = [*map(str, make_inputs(tmp_path / "in", 8))]
     made = fsqueue("plan", "command", str(tmp_path / "pool"), *inputs, "--gpus", "3090,4090", "--",
                    "sh", "-c", 'printf %s "$CUDA_VISIBLE_DEVICES"', "sh", "{input}")  # fmt: skip
@@ -47,7 +47,7 @@ def pool(tmp_path: Path) -> Pool:
     ],
 )
 def test_a_worker_finds_its_spool_by_the_gpu_it_sees_or_joins_as_a_thief(
-    driver: Driver, pool: Pool, sees: str, spool: str | None, why: str
+    driver: Driver, pool: PoolDirectory, sees: str, spool: str | None, why: str
 ) -> None:
     env = driver.environ | {"CUDA_VISIBLE_DEVICES": sees}
     run = fsqueue("work", pool.root, "--max-claims", "2", env=env)
@@ -60,7 +60,7 @@ def test_a_worker_finds_its_spool_by_the_gpu_it_sees_or_joins_as_a_thief(
     assert {path.read_text() for path in outputs} == {sees}, "what the handler sees"
 
 
-def test_several_workers_may_share_a_gpu(driver: Driver, start: Start, pool: Pool) -> None:
+def test_several_workers_may_share_a_gpu(driver: Driver, start: Start, pool: PoolDirectory) -> None:
     env = driver.environ | {"CUDA_VISIBLE_DEVICES": "1"}
     both = [start("work", pool.root, "--keep-alive", env=env) for _ in range(2)]
     wait_for(lambda: len(read_statuses(pool)) == 2, "both workers")

@@ -18,7 +18,7 @@ from fsqueue.pool.claims import Claim
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import proof_of_life
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from tests.support.handlers import install_handler
 from tests.support.mounts import read_only, tiny_disk
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
@@ -32,7 +32,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a f
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """Three good claims in one spool."""
     return plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 3), CAT)
 
@@ -53,7 +53,9 @@ def warnings(run: subprocess.CompletedProcess[str], about: str) -> list[str]:
     return [line for line in run.stderr.splitlines() if about in line]
 
 
-def plant(pool: Pool, id: str = "planted", *, spool: str = "cpu0", says: str = "cpu0") -> Path:
+def plant(
+    pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", says: str = "cpu0"
+) -> Path:
     """Return the path of a claim that no plan knows; it holds a program that fails."""
     name = ClaimName(id, "command", 999)
     options = {"argv": ["false", "{input}"], "grace": 1.0, "timeout": 0.0}
@@ -87,7 +89,7 @@ def plant(pool: Pool, id: str = "planted", *, spool: str = "cpu0", says: str = "
     ],
     ids=lambda text: repr(text[:60]),
 )
-def test_a_malformed_pool_json_is_refused_by_its_path(pool: Pool, text: str) -> None:
+def test_a_malformed_pool_json_is_refused_by_its_path(pool: PoolDirectory, text: str) -> None:
     Path(pool.settings).write_bytes(text.encode("latin-1"))
     with pytest.raises(PoolError, match=f"^{pool.settings} ") as caught:
         open_pool(pool.root)
@@ -95,7 +97,9 @@ def test_a_malformed_pool_json_is_refused_by_its_path(pool: Pool, text: str) -> 
 
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "symlink"])
-def test_a_pool_json_that_is_no_file_is_refused(pool: Pool, tmp_path: Path, what: str) -> None:
+def test_a_pool_json_that_is_no_file_is_refused(
+    pool: PoolDirectory, tmp_path: Path, what: str
+) -> None:
     settings = Path(pool.settings)
     settings.rename(tmp_path / "elsewhere")
     make_odd(settings, what, tmp_path / "elsewhere")
@@ -105,7 +109,7 @@ def test_a_pool_json_that_is_no_file_is_refused(pool: Pool, tmp_path: Path, what
 
 @pytest.mark.parametrize("command", ["work", "run", "status", "check", "plan"])
 def test_every_command_says_in_one_line_that_pool_json_is_malformed(
-    pool: Pool, command: str
+    pool: PoolDirectory, command: str
 ) -> None:
     Path(pool.settings).write_text('{"format": 1, "id"')
     tail = [f"{pool.root}/../in/in000", "--", "cat", "{input}"] if command == "plan" else []
@@ -120,7 +124,9 @@ def test_every_command_says_in_one_line_that_pool_json_is_malformed(
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_a_truncated_claim_fails_by_name_and_the_others_are_done(pool: Pool, keep: float) -> None:
+def test_a_truncated_claim_fails_by_name_and_the_others_are_done(
+    pool: PoolDirectory, keep: float
+) -> None:
     name = min(names_in(pool, State.WAITING), key=lambda name: name.id)
     path = Path(pool.waiting("cpu0", name))
     data = path.read_bytes()
@@ -141,7 +147,7 @@ def test_a_truncated_claim_fails_by_name_and_the_others_are_done(pool: Pool, kee
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "symlink", "socket"])
 def test_what_is_named_like_a_claim_and_is_no_file_fails_and_the_others_are_done(
-    pool: Pool, tmp_path: Path, what: str
+    pool: PoolDirectory, tmp_path: Path, what: str
 ) -> None:
     planted = plant(pool)
     elsewhere = tmp_path / "elsewhere"
@@ -172,7 +178,9 @@ def make_odd(path: Path, what: str, target: Path) -> None:
         os.close(here)
 
 
-def test_names_that_are_no_claims_are_left_alone_and_check_says_so_a_line_each(pool: Pool) -> None:
+def test_names_that_are_no_claims_are_left_alone_and_check_says_so_a_line_each(
+    pool: PoolDirectory,
+) -> None:
     names = [
         "in\n000.command.c1.a0.r0",
         "in000.command.c1.a0.r0\n",
@@ -198,7 +206,7 @@ def test_names_that_are_no_claims_are_left_alone_and_check_says_so_a_line_each(p
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd.command.c1.a0.r0", "x" * 300])
-def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: Pool, name: str) -> None:
+def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: PoolDirectory, name: str) -> None:
     assert ClaimName.parse(name) is None
     plan_file = Path(pool.plan(1))
     first = str(min(names_in(pool, State.WAITING), key=str))
@@ -211,7 +219,7 @@ def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: Pool, name: str
     assert counts(pool) == {"done": 3}
 
 
-def test_a_claim_that_says_another_id_than_its_name_fails(pool: Pool) -> None:
+def test_a_claim_that_says_another_id_than_its_name_fails(pool: PoolDirectory) -> None:
     path = plant(pool)
     path.rename(path.with_name(path.name.replace("planted", "renamed")))
     run = fsqueue("work", pool.root, *QUICK)
@@ -223,7 +231,7 @@ def test_a_claim_that_says_another_id_than_its_name_fails(pool: Pool) -> None:
 
 @pytest.mark.parametrize("spool", ["ghost", "../../../tmp"])
 def test_a_claim_that_names_a_spool_that_is_not_there_harms_no_other(
-    pool: Pool, spool: str
+    pool: PoolDirectory, spool: str
 ) -> None:
     plant(pool, says=spool)
     run = fsqueue("work", pool.root, *QUICK)
@@ -236,23 +244,23 @@ def test_a_claim_that_names_a_spool_that_is_not_there_harms_no_other(
 
 
 @pytest.fixture
-def two_spools(tmp_path: Path) -> Pool:
+def two_spools(tmp_path: Path) -> PoolDirectory:
     """Two claims in cpu0, and two in cpu1 that something is wrong with."""
     inputs = make_inputs(tmp_path / "in", 4)
     return plan_command(tmp_path / "pool", inputs, CAT, spools=("cpu0", "cpu1"))
 
 
-def replace_by_symlink(pool: Pool) -> None:
+def replace_by_symlink(pool: PoolDirectory) -> None:
     outside = Path(pool.root).parent / "outside"
     Path(pool.spool("cpu1")).rename(outside)
     Path(pool.spool("cpu1")).symlink_to(outside)
 
 
-def give_away(pool: Pool) -> None:
+def give_away(pool: PoolDirectory) -> None:
     os.chown(pool.spool("cpu1"), 12345, 12345)
 
 
-def replace_by_file(pool: Pool) -> None:
+def replace_by_file(pool: PoolDirectory) -> None:
     Path(pool.spool("cpu1")).rename(Path(pool.root).parent / "outside")
     Path(pool.spool("cpu1")).write_text("")
 
@@ -261,7 +269,7 @@ def replace_by_file(pool: Pool) -> None:
     "harm", [replace_by_symlink, replace_by_file, pytest.param(give_away, marks=ROOT_ONLY)]
 )
 def test_a_spool_that_is_not_ours_is_left_alone_and_the_others_are_worked(
-    two_spools: Pool, harm: Callable[[Pool], None]
+    two_spools: PoolDirectory, harm: Callable[[PoolDirectory], None]
 ) -> None:
     harm(two_spools)
     run = fsqueue("work", two_spools.root, "--spool", "cpu0", *QUICK)
@@ -279,7 +287,7 @@ def test_a_spool_that_is_not_ours_is_left_alone_and_the_others_are_worked(
     "harm", [replace_by_symlink, replace_by_file, pytest.param(give_away, marks=ROOT_ONLY)]
 )
 def test_nothing_is_planned_into_a_spool_that_is_not_ours(
-    two_spools: Pool, tmp_path: Path, harm: Callable[[Pool], None]
+    two_spools: PoolDirectory, tmp_path: Path, harm: Callable[[PoolDirectory], None]
 ) -> None:
     harm(two_spools)
     more = make_inputs(tmp_path / "more", 4)
@@ -304,7 +312,7 @@ NONSENSE = (
 
 
 def test_nonsense_in_status_files_hinders_neither_thieves_nor_eyes(
-    pool: Pool, tmp_path: Path
+    pool: PoolDirectory, tmp_path: Path
 ) -> None:
     """I8: some who live and work in cpu0 tell nonsense about it."""
     for number, text in enumerate(NONSENSE):
@@ -327,7 +335,9 @@ def test_nonsense_in_status_files_hinders_neither_thieves_nor_eyes(
 # ---- disks ----
 
 
-def test_a_pool_that_cannot_be_written_is_refused_in_one_line(pool: Pool, tmp_path: Path) -> None:
+def test_a_pool_that_cannot_be_written_is_refused_in_one_line(
+    pool: PoolDirectory, tmp_path: Path
+) -> None:
     with read_only(Path(pool.root)) as path:
         for command in (["work"], ["drain"], ["plan", "command"]):
             tail = [tmp_path / "in", "--", "echo", "{input}"] if command[0] == "plan" else []
@@ -451,7 +461,9 @@ def test_a_missing_input_is_said_in_one_line_and_the_others_are_planned(
     assert fsqueue("work", tmp_path / "pool").returncode == 0
 
 
-def test_an_input_removed_since_it_was_planned_fails_its_claim(pool: Pool, tmp_path: Path) -> None:
+def test_an_input_removed_since_it_was_planned_fails_its_claim(
+    pool: PoolDirectory, tmp_path: Path
+) -> None:
     (tmp_path / "in" / "in001").unlink()
     run = fsqueue("work", pool.root, *QUICK)
     assert run.returncode == 3
@@ -471,7 +483,7 @@ def test_a_name_made_to_deceive_a_terminal_is_one_harmless_line_in_the_log(tmp_p
 
 
 def test_an_input_changed_since_it_was_planned_fails_its_claim_once(
-    pool: Pool, tmp_path: Path
+    pool: PoolDirectory, tmp_path: Path
 ) -> None:
     (tmp_path / "in" / "in001").write_text("something else altogether")
     run = fsqueue("work", pool.root, *QUICK)

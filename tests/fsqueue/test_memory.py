@@ -16,7 +16,7 @@ from fsqueue.pool.claims import Claim
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
 from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
 
@@ -38,7 +38,7 @@ def write(path: str, data: bytes = b"") -> None:
     os.close(fd)
 
 
-def pool_of(root: Path, count: int) -> Pool:
+def pool_of(root: Path, count: int) -> PoolDirectory:
     """Make a pool in which one claim in eight is done and the others wait, file by file."""
     pool = create_pool(str(root))
     for spool in ("cpu0", "cpu1"):
@@ -58,7 +58,7 @@ def pool_of(root: Path, count: int) -> Pool:
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, Pool]:
+def pools(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, PoolDirectory]:
     root = tmp_path_factory.mktemp("pools")
     return pool_of(root / "few", FEW), pool_of(root / "many", MANY)
 
@@ -68,7 +68,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return install_handler(tmp_path_factory.mktemp("site"), "noop", HANDLER)
 
 
-def peak(words: Iterable[str], pool: Pool, env: dict[str, str]) -> int:
+def peak(words: Iterable[str], pool: PoolDirectory, env: dict[str, str]) -> int:
     command, *options = words
     used = Measured([command, pool.root, *options], env).end()
     assert used.status in (0, 5, 75), used
@@ -100,7 +100,7 @@ def test_assigning_holds_a_few_bytes_for_each_claim(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_command_holds_a_few_bytes_for_each_claim(
-    pools: tuple[Pool, Pool], env: dict[str, str], words: str, each: int
+    pools: tuple[PoolDirectory, PoolDirectory], env: dict[str, str], words: str, each: int
 ) -> None:
     few, many = (peak(words.split(), pool, env) for pool in pools)
     assert many - few < NOISE + each * (MANY - FEW), (many - few) / (MANY - FEW)
@@ -108,7 +108,7 @@ def test_a_command_holds_a_few_bytes_for_each_claim(
 
 @pytest.mark.slow
 def test_a_plan_for_a_pool_with_many_claims_holds_nothing_of_them(
-    pools: tuple[Pool, Pool], env: dict[str, str], tmp_path: Path
+    pools: tuple[PoolDirectory, PoolDirectory], env: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "input").write_text("one\n")
     few, many = (

@@ -9,7 +9,7 @@ from fsqueue.gpu import nvml
 from fsqueue.gpu.nvml import Card, Gpu, visible_gpus
 from fsqueue.pool.settings import spool_names
 from fsqueue.slurm.allocation import Allocation, facts_of, left_by_environ
-from fsqueue.worker.spool_choice import find_spool
+from fsqueue.worker.spool_choice import choose_spool
 from tests.fuzz.sandbox import is_usable, pool, spool, typed_errors_only
 
 CARDS = [
@@ -42,7 +42,7 @@ def run(data: bytes) -> None:
         known = [gpu for card in CARDS for gpu in card.gpus]
         assert all(gpu in known for gpu in seen)
         assert len({gpu.uuid for gpu in seen}) == len(seen)
-        match = find_spool(pool(), None, environ)
+        match = choose_spool(pool(), None, environ)
         assert match.spool is None or match.spool in spool_names(pool())
         assert is_usable(match.weight) and match.weight > 0
         if values[0].count("GPU-") == 1 and seen:

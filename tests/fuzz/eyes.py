@@ -18,7 +18,7 @@ from fsqueue.pool.journal import Journals, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName, LeaseName
 from fsqueue.pool.status import heartbeat, read_status
-from fsqueue.scheduling.choose import Peer, Taste, choose
+from fsqueue.scheduling.choose import Peer, Preferences, choose
 from fsqueue.scheduling.peers import living, peers, rates_of_likes
 from fsqueue.scheduling.score import Candidate, Need, explain, rank
 from tests.fuzz.sandbox import ME, is_usable, pick, pool, put, spool
@@ -40,7 +40,7 @@ def _status(data: bytes) -> None:
         assert json.loads(json.dumps(facts, allow_nan=False))
     crew = peers(pool(), living(pool()))
     rates_of_likes(living(pool()), "cpu")
-    chosen = choose({"gpu0": [WAITING]}, crew, Peer("me", spool="gpu0"), Taste())
+    chosen = choose({"gpu0": [WAITING]}, crew, Peer("me", spool="gpu0"), Preferences())
     assert chosen is None or chosen == ("gpu0", WAITING)
     find(pool(), WAITING.id)
 

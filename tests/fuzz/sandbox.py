@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from fsqueue.errors import FsqueueError
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
 
 ME = "host-1-abcdef"
 TOKENS = (
@@ -23,7 +23,7 @@ TOKENS = (
 
 
 @cache
-def pool() -> Pool:
+def pool() -> PoolDirectory:
     """Return this process's pool, on a memory disk if there is one."""
     return create_pool(str(directory() / "pool"))
 

@@ -21,7 +21,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, interrupted
@@ -42,7 +42,7 @@ ME, OTHER = "me-1-aaaaaa", "other-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.3")
 
 
@@ -68,7 +68,7 @@ def ordered_by(
 
 @pytest.mark.parametrize("first", [ME, OTHER])
 def test_of_two_who_take_one_claim_the_first_rename_owns_it(
-    pool: Pool, first: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = only(pool, State.WAITING)
     ordered_by(monkeypatch, lambda source, target: target.endswith(first))
@@ -81,7 +81,7 @@ def test_of_two_who_take_one_claim_the_first_rename_owns_it(
 
 @pytest.mark.parametrize("first", ["take", "cancel"])
 def test_a_claim_is_taken_or_cancelled_and_not_both(
-    pool: Pool, first: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = only(pool, State.WAITING)
     ordered_by(monkeypatch, lambda source, target: ("/running/" in target) == (first == "take"))
@@ -94,7 +94,7 @@ def test_a_claim_is_taken_or_cancelled_and_not_both(
 
 
 def test_two_who_retry_one_claim_put_it_back_once(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = Hand(pool).take()
     claims.fail(pool, failed)
@@ -109,7 +109,7 @@ def test_two_who_retry_one_claim_put_it_back_once(
 
 @pytest.mark.parametrize("first", ["finish", "requeue"])
 def test_a_claim_is_finished_or_given_to_another_and_not_both(
-    pool: Pool, first: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Hand(pool).take()
     ordered_by(monkeypatch, lambda source, target: ("/done/" in target) == (first == "finish"))
@@ -136,13 +136,13 @@ def test_a_claim_is_finished_or_given_to_another_and_not_both(
 class World:
     """A worker of another host, and a judge who will call it dead."""
 
-    pool: Pool
+    pool: PoolDirectory
     worker: Hand
     judge: Hand
     clock: Clock
 
     @classmethod
-    def make(cls, pool: Pool) -> World:
+    def make(cls, pool: PoolDirectory) -> World:
         clock = Clock()
         world = cls(pool, Hand(pool, handler=Numbered()), Hand(pool, clock=clock), clock)
         path = pool.lease(world.worker.lease.name)
@@ -256,7 +256,7 @@ def test_a_worker_that_leaves_on_purpose_at_any_moment_of_a_sweep_costs_no_attem
 
 @pytest.mark.parametrize("first", ["zombie", "successor"])
 def test_the_first_output_stands_and_the_other_is_adopted(
-    pool: Pool, first: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zombie and its successor have both done the work, and publish at one time. I7."""
     world = World.make(pool)
@@ -298,7 +298,7 @@ def test_the_first_output_stands_and_the_other_is_adopted(
 
 @pytest.mark.parametrize("taken_back", [True, False])
 def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
-    pool: Pool, taken_back: bool
+    pool: PoolDirectory, taken_back: bool
 ) -> None:
     """The worker heard the order with its last beat, before the retry removed it."""
     hand = Hand(pool)

@@ -22,7 +22,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease, lease_names
 from fsqueue.pool.names import LeaseName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 from fsqueue.storage.locks import try_lock
 from tests.sharedfs import mounted
@@ -75,7 +75,7 @@ def share(scratch: Path) -> Iterator[Share]:
     found.close()
 
 
-def pool_on(share: Share, *claims: str) -> Pool:
+def pool_on(share: Share, *claims: str) -> PoolDirectory:
     return make_pool(share.mount("here") / "pool", *claims)
 
 
@@ -192,7 +192,7 @@ def test_where_locks_fail_a_thief_goes_on_without(share: Share, error: str) -> N
 def test_names_that_a_host_believes_in_for_half_a_minute_mislead_nobody(share: Share) -> None:
     """Two hosts, one claim: what either thinks it knows of the names is 30 s old."""
     there = make_pool(share.mount("there", stale_s=30.0) / "pool", "a.1")
-    here = Pool(f"{share.mount('here', stale_s=30.0)}/pool", *_settings(there))
+    here = PoolDirectory(f"{share.mount('here', stale_s=30.0)}/pool", *_settings(there))
     waiting = claims.waiting(here, "gpu0")[0]
     for pool in (here, there):
         assert os.path.exists(pool.waiting("gpu0", waiting))
@@ -237,7 +237,7 @@ def test_a_mount_whose_clock_is_an_hour_ahead_changes_nothing(share: Share) -> N
     assert only(hand.pool, State.DONE).owner == hand.id
 
 
-def _settings(pool: Pool) -> Sequence[Any]:
+def _settings(pool: PoolDirectory) -> Sequence[Any]:
     return pool.id, pool.lease_s, pool.attempts_max
 
 

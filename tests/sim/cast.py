@@ -15,7 +15,7 @@ from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted, WorkerBrok
 from fsqueue.handler import Handler, Item, Source, Work
 from fsqueue.pool.settings import Spool, create_pool, open_pool, spool_names
 from fsqueue.scheduling.planner import Request, plan_into
-from fsqueue.worker.worker import Habits, Worker
+from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.calls import SIM_OS, STAGE
 from tests.sim.world import Process
 
@@ -126,16 +126,16 @@ def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attemp
     return body
 
 
-def worker(workers: dict[str, Process], habits: Habits) -> Any:
+def worker(workers: dict[str, Process], settings: WorkerSettings) -> Any:
     """Return the body of `fsqueue work`; the worker is entered in `workers` under its id."""
 
     def body(process: Process) -> int:
         pool = open_pool(ROOT)
         id = f"{process.host.name}-{process.name}"
         workers[id] = process
-        if habits.spool not in (None, *spool_names(pool)):
+        if settings.spool not in (None, *spool_names(pool)):
             return 2
-        return Worker(pool, habits, id=id).run()
+        return Worker(pool, settings, id=id).run()
 
     return body
 

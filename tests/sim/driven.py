@@ -16,10 +16,10 @@ from fsqueue.handler import Work
 from fsqueue.pool import claims
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import open_pool
-from fsqueue.worker.worker import Habits, Worker
+from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.calls import STAGE, Fault
 from tests.sim.cast import ROOT, Simulated
-from tests.sim.story import Plot, Story
+from tests.sim.story import History, Plot
 from tests.sim.world import Host, Process
 
 FOREVER: Final = 1e12
@@ -32,7 +32,7 @@ ERRORS: Final[dict[str, Exception]] = {
     "stop": Interrupted("asked to stop"),
 }
 
-Order = Callable[["Driven"], int | None]
+BroadcastRequest = Callable[["Driven"], int | None]
 
 
 class Driven(Worker):
@@ -42,7 +42,7 @@ class Driven(Worker):
 
     def _loop(self) -> int:
         while True:
-            order: Order = self.puppet.asked()
+            order: BroadcastRequest = self.puppet.asked()
             if (status := order(self)) is not None:
                 return status
 
@@ -98,10 +98,10 @@ class Puppet:
         return self.id
 
     def _body(self, process: Process) -> int:
-        self.worker = Driven(open_pool(ROOT), Habits(spool=self.spool), id=self.id)
+        self.worker = Driven(open_pool(ROOT), WorkerSettings(spool=self.spool), id=self.id)
         self.worker.puppet = self
         self.worker.beat.start = lambda: None  # type: ignore[method-assign]
-        self.worker.outfit.handlers[Simulated.name] = Obedient(self)
+        self.worker.handler_cache.handlers[Simulated.name] = Obedient(self)
         return self.worker.run()
 
     def asked(self) -> Any:
@@ -122,7 +122,7 @@ class Puppet:
         return self.waits and not self._orders
 
 
-class Table(Story):
+class Table(History):
     """A story in which nothing happens by itself until the calm at its end."""
 
     def __init__(self, plot: Plot) -> None:
@@ -227,7 +227,7 @@ class Table(Story):
 # ---- orders ----
 
 
-def taking(puppet: Puppet, spool: str, name: ClaimName) -> Order:
+def taking(puppet: Puppet, spool: str, name: ClaimName) -> BroadcastRequest:
     """Take a claim, and begin it."""
 
     def order(me: Driven) -> int | None:
@@ -237,11 +237,11 @@ def taking(puppet: Puppet, spool: str, name: ClaimName) -> Order:
     return order
 
 
-def choosing(puppet: Puppet) -> Order:
+def choosing(puppet: Puppet) -> BroadcastRequest:
     """Take what it likes best, its own or another's."""
 
     def order(me: Driven) -> int | None:
-        found = me.stock.next()
+        found = me.claim_source.next()
         if found is None:
             return None
         puppet.name = found[0]
@@ -250,7 +250,7 @@ def choosing(puppet: Puppet) -> Order:
     return order
 
 
-def saving(puppet: Puppet, part: str) -> Order:
+def saving(puppet: Puppet, part: str) -> BroadcastRequest:
     """Save a part of the work, unless it was saved before."""
 
     def order(me: Driven) -> None:
@@ -268,7 +268,7 @@ def saving(puppet: Puppet, part: str) -> Order:
 def hearing(me: Driven) -> int | None:
     """Beat; leave if there is a reason, and no claim to end before."""
     me.hear()
-    why = me.leaving.why(me.taken)
+    why = me.shutdown.why(me.taken)
     return why[0] if why is not None and me.puppet.work is None else None
 
 
@@ -282,6 +282,6 @@ def idling(me: Driven) -> int | None:
     return me._idle(100.0)
 
 
-def leaving(me: Driven) -> int:
+def shutdown(me: Driven) -> int:
     """Leave."""
     return 0

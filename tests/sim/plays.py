@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from fsqueue.errors import LeaseLost
-from fsqueue.maintenance.audit import check_pool
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims, plans
 from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, create_pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool, open_pool
 from fsqueue.storage import directories
 from fsqueue.worker.recovery import Recovery
-from fsqueue.worker.worker import Habits, Worker
+from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.cast import ROOT, planner
 from tests.sim.explore import Body, Explorer
 from tests.sim.world import Process, Violation
@@ -41,7 +41,7 @@ def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
 
     def body(process: Process) -> None:
         pool = open_pool(ROOT)
-        me = Worker(pool, Habits(spool=SPOOL), id=process.name)
+        me = Worker(pool, WorkerSettings(spool=SPOOL), id=process.name)
         if newcomer:
             stage.begin()
         me.lease.enlist({"worker": me.id})
@@ -58,7 +58,7 @@ def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
     return body
 
 
-def _take(pool: Pool, me: str) -> ClaimName | None:
+def _take(pool: PoolDirectory, me: str) -> ClaimName | None:
     for name in claims.waiting(pool, SPOOL):
         taken = claims.take(pool, SPOOL, name, me)
         if taken is not None:
@@ -118,12 +118,12 @@ def settle(stage: Explorer) -> None:
     try:
         with stage.alone(process):
             pool = open_pool(ROOT)
-            Worker(pool, Habits(spool=SPOOL), id="settler").run()
+            Worker(pool, WorkerSettings(spool=SPOOL), id="settler").run()
             left = list(claims.waiting(pool, SPOOL))
             left += claims.owned(pool, State.RUNNING)
             if left:
                 raise Violation(f"a healthy worker could not finish {left}")
-            problems = check_pool(pool).problems
+            problems = audit_pool(pool).problems
             if problems:
                 raise Violation(f"fsqueue check says {problems}")
     finally:

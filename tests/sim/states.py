@@ -32,7 +32,7 @@ from tests.sim import driven
 from tests.sim.ambush import BEFORE, DURING, MOMENTS, Ambush
 from tests.sim.calls import STAGE
 from tests.sim.cast import ROOT, Simulated, command, planner
-from tests.sim.driven import Order, Puppet, Table
+from tests.sim.driven import BroadcastRequest, Puppet, Table
 from tests.sim.model import PARTS, SPOOLS, At, Foresight, Model, facts_of
 from tests.sim.mount import KINDS, LOCAL, Traits
 from tests.sim.story import Plot, told
@@ -73,7 +73,7 @@ ORDERS = st.lists(st.integers(0, 63), min_size=1, max_size=5)
 SOME = st.lists(st.sampled_from(INPUTS), min_size=1, unique=True)
 
 
-class Pool(RuleBasedStateMachine):
+class PoolDirectory(RuleBasedStateMachine):
     """A pool, those who work it, and what should become of it."""
 
     count: Counter[str] = Counter()
@@ -282,7 +282,7 @@ class Pool(RuleBasedStateMachine):
 
     def _leave(self, puppet: Puppet, _: int) -> None:
         foresee = lambda: self.model.leave(puppet.id, puppet.spool or SPOOLS[0])  # noqa: E731
-        self._tell(puppet, driven.leaving, foresee)
+        self._tell(puppet, driven.shutdown, foresee)
 
     # ---- accidents ----
 
@@ -402,7 +402,9 @@ class Pool(RuleBasedStateMachine):
         body = command(self.table.laws.workers, name, *ids, **how)
         self._run(name, body, foresee, which)
 
-    def _tell(self, puppet: Puppet, order: str | Order, foresee: Callable[[], Foresight]) -> bool:
+    def _tell(
+        self, puppet: Puppet, order: str | BroadcastRequest, foresee: Callable[[], Foresight]
+    ) -> bool:
         puppet.tell(order)
         return self._go(puppet.process, foresee, puppet)
 

@@ -11,9 +11,9 @@ from signal import SIGTERM
 from typing import Any, Final
 
 from fsqueue.errors import UsageError
-from fsqueue.maintenance.audit import check_pool
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool.settings import open_pool
-from fsqueue.worker.worker import Habits
+from fsqueue.worker.worker import WorkerSettings
 from tests.sim.ambush import SCENES, Ambush
 from tests.sim.calls import STAGE, no_fault, on_stage
 from tests.sim.cast import ROOT, Simulated, command, on_command_line, output_of, planner, vandal
@@ -97,7 +97,7 @@ class Plot:
         return replace(calm, **SCENES[scene])
 
 
-class Story:
+class History:
     """A world on stage, played from a plot to its end."""
 
     def __init__(self, plot: Plot) -> None:
@@ -171,7 +171,7 @@ class Story:
 
     def _work(self) -> Process:
         rng, spools = self.rng, self.plot.spools
-        habits = Habits(
+        settings = WorkerSettings(
             spool=rng.choice((*spools, None)),
             weight=rng.choice((0.5, 1.0, 4.0)),
             steal_interval_s=rng.choice((1.0, 3.0)),
@@ -179,7 +179,7 @@ class Story:
             claims_max=rng.choice((None, None, None, 1)),
             time_limit_s=rng.choice((None, None, None, self.plot.lease_s)),
         )
-        return self._start("work", worker_body(self.laws.workers, habits))
+        return self._start("work", worker_body(self.laws.workers, settings))
 
     def _meddle(self) -> None:
         workers = self.laws.workers
@@ -245,7 +245,7 @@ class Story:
             if process.alive and self.rng.random() < 0.5:
                 self._soon(2 * self.plot.lease_s, lambda p=process: p.signals.append(SIGTERM))
         for _ in range(ROUNDS_MAX):
-            body = worker_body(self.laws.workers, Habits(spool=self.plot.spools[0]))
+            body = worker_body(self.laws.workers, WorkerSettings(spool=self.plot.spools[0]))
             self._start("work", body, self._host())
             self._run(lambda: False)
             if not self._unfinished():
@@ -369,7 +369,7 @@ class Story:
         found: list[str] = []
 
         def body(process: Process) -> int:
-            found.extend(check_pool(open_pool(ROOT)).problems)
+            found.extend(audit_pool(open_pool(ROOT)).problems)
             return 0
 
         process = self._start("check", body, self._host())
@@ -388,9 +388,9 @@ def theatre() -> Iterator[None]:
             STAGE.fault = no_fault
 
 
-def play(seed: int, plot: Plot | None = None) -> Story:
+def play(seed: int, plot: Plot | None = None) -> History:
     """Play one seed; raises Violation, with the trace's end in its notes."""
-    story = Story(plot or Plot.drawn(seed))
+    story = History(plot or Plot.drawn(seed))
     STAGE.world = story.world
     try:
         story.play()
@@ -400,7 +400,7 @@ def play(seed: int, plot: Plot | None = None) -> Story:
     return story
 
 
-def told(story: Story, lines: int = 200) -> str:
+def told(story: History, lines: int = 200) -> str:
     """Return the plot and the end of the trace, as a person reads it."""
     scene = f"SIM_SCENE='{story.plot.scene}' " if story.plot.scene else ""
     again = (

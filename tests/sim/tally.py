@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final
 
 from tests.sim.explore import Found
-from tests.sim.story import Story
+from tests.sim.story import History
 
 DONE: Final = (
     "publish take steal finish fail requeue release recover adopt cancel retry enlist renew retire"
@@ -37,7 +37,7 @@ class Tally:
         self.explored: dict[str, Found] = {}
         """What each exploration of all orders came to."""
 
-    def add(self, story: Story) -> None:
+    def add(self, story: History) -> None:
         """Add a story that ended well."""
         if story.plot.scene:
             self.scenes += 1

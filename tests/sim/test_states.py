@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.sim.mutations import MUTATIONS, applied
-from tests.sim.states import STEPS, Pool
+from tests.sim.states import STEPS, PoolDirectory
 from tests.sim.tally import TALLY
 from tests.sim.world import Violation
 
@@ -26,7 +26,7 @@ EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "150"))
 def play(examples: int, *, shrink: bool = True) -> None:
     """Play so many examples; raises what hypothesis found, with the steps that lead there."""
     run_state_machine_as_test(
-        Pool,
+        PoolDirectory,
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
@@ -42,7 +42,7 @@ def play(examples: int, *, shrink: bool = True) -> None:
 
 @pytest.mark.slow
 def test_after_every_step_the_pool_holds_what_the_model_foresees() -> None:
-    Pool.count = TALLY.steps
+    PoolDirectory.count = TALLY.steps
     play(EXAMPLES)
     assert not {*STEPS, "accident"} - {*TALLY.steps}
 
@@ -87,6 +87,6 @@ MUTANT_EXAMPLES = 40
 @pytest.mark.parametrize("name", SEEN)
 def test_a_mistake_leads_where_the_model_does_not(name: str) -> None:
     (mutation,) = (m for m in MUTATIONS if m.name == name)
-    Pool.count = Counter()
+    PoolDirectory.count = Counter()
     with applied(mutation), pytest.raises((Violation, ExceptionGroup)):
         play(MUTANT_EXAMPLES, shrink=False)

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import pytest
 
 from fsqueue.handler import load_handler
-from fsqueue.maintenance.audit import check_pool
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, create_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, create_pool
 from fsqueue.pool.status import Status, read_statuses
 from fsqueue.scheduling.planner import Request, plan_into
 from fsqueue.slurm.allocation import Job
@@ -77,7 +77,7 @@ class Farm:
         self.cluster = cluster
         self.root = root
         self.gate = root / "gate"
-        self.pool: Pool
+        self.pool: PoolDirectory
 
     def plan(
         self,
@@ -87,7 +87,7 @@ class Farm:
         lease_s: float = LEASE_S,
         handler: str = "command",
         spools: Sequence[Spool] = SPOOLS,
-    ) -> Pool:
+    ) -> PoolDirectory:
         """Plan a shell script over small files; it gets the input, the gate and our root."""
         inputs = [str(path) for path in make_inputs(self.root / "in", count)]
         argv = ["sh", "-c", script, "sh", "{input}", str(self.gate), str(self.root)]
@@ -184,7 +184,7 @@ class Farm:
         assert sorted(path.read_text() for path in outputs) == sorted(
             path.read_text() for path in inputs
         )
-        assert check_pool(pool).problems == []
+        assert audit_pool(pool).problems == []
         assert {name.attempt for name in names_in(pool, State.DONE)} == {0}
         assert os.listdir(pool.directory("errors")) == []
 

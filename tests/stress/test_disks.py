@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.mounts import Disk, btrfs_quota, ext4
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, Start, fsqueue, wait_for
@@ -31,7 +31,9 @@ class Site:
 
     def __init__(self, disk: Disk, inputs: list[Path], start: Start) -> None:
         self.disk = disk
-        self.pool: Pool = plan_command(disk.path / "pool", inputs, PROGRAM, lease_s=LEASE_S)
+        self.pool: PoolDirectory = plan_command(
+            disk.path / "pool", inputs, PROGRAM, lease_s=LEASE_S
+        )
         self.workers: list[Running] = [
             start("work", self.pool.root, "--steal-interval", "2") for _ in range(WORKERS)
         ]

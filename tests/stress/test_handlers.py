@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, alive, fsqueue, wait_for
@@ -45,7 +45,7 @@ class Site:
         inputs = make_inputs(root / "in", CLAIMS)
         planned = fsqueue("plan", "odd", root / "pool", *inputs, *words, env=self.env)
         assert planned.returncode == 0, planned.stderr
-        self.pool: Pool = open_pool(str(root / "pool"))
+        self.pool: PoolDirectory = open_pool(str(root / "pool"))
 
     def work(self) -> tuple[int, str]:
         run = fsqueue("work", self.pool.root, "--steal-interval", "2", env=self.env)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from tests.support.cgroups import control_group
 from tests.support.handlers import install_handler
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
@@ -28,7 +28,9 @@ CLAIMS = 4
 Before = Callable[[], None]
 
 
-def limited(pool: Pool, before: Before, env: dict[str, str] | None = None) -> tuple[int, str]:
+def limited(
+    pool: PoolDirectory, before: Before, env: dict[str, str] | None = None
+) -> tuple[int, str]:
     """Run a worker that calls `before` in its process; return its exit status and its log."""
     run = subprocess.run(
         [*FSQUEUE, "work", pool.root, "--steal-interval", "2"],
@@ -62,7 +64,7 @@ def confined() -> Iterator[Callable[[str, int], Before]]:
 
 
 @pytest.fixture
-def hungry(tmp_path: Path) -> tuple[Pool, dict[str, str]]:
+def hungry(tmp_path: Path) -> tuple[PoolDirectory, dict[str, str]]:
     """A pool in which the first claim, and no other, wants a GiB of memory."""
     source = """
 from fsqueue import Handler
@@ -82,7 +84,7 @@ class Made(Handler):
     return open_pool(str(tmp_path / "pool")), env
 
 
-def errors(pool: Pool) -> list[str]:
+def errors(pool: PoolDirectory) -> list[str]:
     """Return what the records of the only failed claim say, in order."""
     (id,) = ids(pool, State.FAILED)
     paths = [Path(pool.error(id, attempt)) for attempt in range(3)]
@@ -90,7 +92,7 @@ def errors(pool: Pool) -> list[str]:
 
 
 def test_a_worker_that_the_oom_killer_ends_costs_its_claim_one_attempt_and_nobody_else_any(
-    hungry: tuple[Pool, dict[str, str]], confined: Callable[[str, int], Before]
+    hungry: tuple[PoolDirectory, dict[str, str]], confined: Callable[[str, int], Before]
 ) -> None:
     pool, env = hungry
     before = confined("memory", 200 << 20)
@@ -108,7 +110,7 @@ def test_a_worker_that_the_oom_killer_ends_costs_its_claim_one_attempt_and_nobod
 
 
 def test_a_handler_that_runs_out_of_memory_fails_its_claim_and_its_worker_goes_on(
-    hungry: tuple[Pool, dict[str, str]],
+    hungry: tuple[PoolDirectory, dict[str, str]],
 ) -> None:
     pool, env = hungry
     status, log = limited(pool, limit(resource.RLIMIT_AS, 900 << 20), env)
@@ -132,7 +134,7 @@ def test_a_worker_that_has_no_descriptors_for_a_program_says_so_and_charges_nobo
     assert_untouched_and_workable(pool)
 
 
-def assert_untouched_and_workable(pool: Pool) -> None:
+def assert_untouched_and_workable(pool: PoolDirectory) -> None:
     assert counts(pool) == {"waiting": CLAIMS}
     assert {name.attempt for name in names_in(pool, State.WAITING)} == {0}
     assert fsqueue("work", pool.root).returncode == 0

@@ -15,10 +15,10 @@ import pytest
 
 from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import names_in
 from tests.support.processes import fsqueue, wait_for
-from tests.support.storm import Storm, Tally, Weather, Witness
+from tests.support.storm import JobFates, Storm, Tally, Weather
 
 pytestmark = pytest.mark.slow
 
@@ -26,10 +26,10 @@ Totals = dict[str, int]
 STATES = ("waiting", "running", "done", "failed")
 
 
-class Watching(Witness):
+class Watching(JobFates):
     """A witness who also looks as a watcher does: whatever moves meanwhile, the numbers add up."""
 
-    def __init__(self, pool: Pool, tally: Tally) -> None:
+    def __init__(self, pool: PoolDirectory, tally: Tally) -> None:
         super().__init__(pool, tally)
         self.reader = Reader(pool)
         self.looks = 0
@@ -67,7 +67,7 @@ class WatchedStorm(Storm):
             worker.kill()
 
 
-def on_disk(pool: Pool) -> Totals:
+def on_disk(pool: PoolDirectory) -> Totals:
     return {state.name.lower(): len(names_in(pool, state)) for state in State}
 
 
@@ -82,7 +82,7 @@ def told_by(*words: str) -> Totals:
     return {state: said[state] for state in STATES}
 
 
-def drawn(pool: Pool) -> Totals:
+def drawn(pool: PoolDirectory) -> Totals:
     """Return the totals in the frame that a person sees."""
     frame = fsqueue("watch", pool.root, "--once").stdout
     said = re.search(r"\d%  ([\d,]+) of [\d,]+ done(.*)", frame)
@@ -91,7 +91,7 @@ def drawn(pool: Pool) -> Totals:
     return dict.fromkeys(STATES, 0) | found | {"done": int(said[1].replace(",", ""))}
 
 
-def exported(pool: Pool, path: Path) -> Totals:
+def exported(pool: PoolDirectory, path: Path) -> Totals:
     """Return the totals that Prometheus is told."""
     fsqueue("watch", pool.root, "--once", "--metrics-only", "--textfile", path)
     found = re.findall(r'fsqueue_claims\{.*state="(\w+)"\} (\d+)', path.read_text())

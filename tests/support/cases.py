@@ -20,7 +20,7 @@ from fsqueue.maintenance.cleanup import Cleaner, remove
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
 from tests.support.instants import Disk
 from tests.support.pools import Clock, Trivial, names_in, places, problems, work_off
@@ -109,13 +109,13 @@ def settle(root: Path, handler: Handler | None = None) -> None:
     assert not (left := litter_of(pool)), left
 
 
-def errors_of(pool: Pool, name: ClaimName) -> list[str]:
+def errors_of(pool: PoolDirectory, name: ClaimName) -> list[str]:
     """Return the records of a claim's attempts."""
     records = atomic.names(pool.directory("errors"))
     return [text for text in records if text.startswith(f"{name.id}.a")]
 
 
-def litter_of(pool: Pool) -> list[str]:
+def litter_of(pool: PoolDirectory) -> list[str]:
     """Return what is private in a pool when `fsqueue clean` has removed what it can.
 
     An empty directory that keeps an abandoned plan from getting a number stays, by design.

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
 from tests.support.sequence import Os
 
@@ -94,10 +94,10 @@ def _be_the_child(action: Callable[[], object], at: int) -> NoReturn:
         os._exit(1)
 
 
-def copies(template: Pool) -> Callable[[int], Pool]:
+def copies(template: PoolDirectory) -> Callable[[int], PoolDirectory]:
     """Return a `prepare` for `every_crash` that copies a pool, with whatever state it is in."""
 
-    def prepare(n: int) -> Pool:
+    def prepare(n: int) -> PoolDirectory:
         return open_pool(shutil.copytree(template.root, f"{template.root}-{n}"))
 
     return prepare

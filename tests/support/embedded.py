@@ -17,7 +17,7 @@ from embed.inputs.fasta import records
 from embed.inputs.segments import Segment, read_segment
 from embed.outputs import claim_file
 from fsqueue import Work
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import plan
 from tests.support.pools import work_off
 
@@ -97,7 +97,9 @@ def proteins(count: int, seed: int = 0, length: int = 400) -> dict[str, str]:
     return {f"p{seed}_{n}": "".join(chance.choice(letters, length)) for n in range(count)}
 
 
-def plan_embeddings(root: Path, inputs: list[Path], family: str = "esm2", **options: Any) -> Pool:
+def plan_embeddings(
+    root: Path, inputs: list[Path], family: str = "esm2", **options: Any
+) -> PoolDirectory:
     """Plan inputs for a model, over two spools so that large files are cut."""
     chosen = {**MODELS[family], **options}
     pool, outcome = plan(root, MadeUp(), inputs, chosen, spools=("cpu0", "cpu1"))
@@ -105,7 +107,9 @@ def plan_embeddings(root: Path, inputs: list[Path], family: str = "esm2", **opti
     return pool
 
 
-def embed_all(root: Path, inputs: list[Path], family: str = "esm2", **options: Any) -> Pool:
+def embed_all(
+    root: Path, inputs: list[Path], family: str = "esm2", **options: Any
+) -> PoolDirectory:
     """Plan inputs, and do every claim."""
     pool = plan_embeddings(root, inputs, family, **options)
     work_off(pool, handler=MadeUp())

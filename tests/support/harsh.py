@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.cgroups import Group, control_group
 from tests.support.clocks.hosts import preload
 from tests.support.mounts import Disk, ext4
@@ -89,7 +89,7 @@ class HarshStorm(Storm):
             Path(f"/proc/{worker.pid}/oom_score_adj").write_text("1000")
         return worker
 
-    def _plan(self, count: int) -> Pool:
+    def _plan(self, count: int) -> PoolDirectory:
         self._relieve()
         return super()._plan(count)
 

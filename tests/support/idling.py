@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsqueue.pool.claims import waiting_name
 from fsqueue.pool.inbox import address
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.worker.backoff import WAITS
 from tests.support.pools import Hand, make_pool
 from tests.support.processes import fsqueue, wait_for
@@ -31,12 +31,12 @@ class Scene:
         self.idlers: dict[str, Idler] = {}
         self.beating: list[Hand] = []
 
-    def pool(self, name: str, *inputs: str, spools: int = 1) -> Pool:
+    def pool(self, name: str, *inputs: str, spools: int = 1) -> PoolDirectory:
         """Make a pool in which nothing but these inputs waits."""
         root = self.directory / name
         return make_pool(root, *inputs, weights=[1.0] * spools, lease_s=self.lease_s)
 
-    def idle(self, name: str, pool: Pool, *words: str) -> None:
+    def idle(self, name: str, pool: PoolDirectory, *words: str) -> None:
         """Start a worker in a pool."""
         interval = ["--steal-interval", f"{INTERVAL_S / self.faster}"]
         log = self.directory / f"{name}.strace"

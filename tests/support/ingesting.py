@@ -6,28 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsqueue.broadcast import broadcast
-from fsqueue.broadcast.broadcast import Broadcast, Copy, Order
+from fsqueue.broadcast.broadcast import Broadcast, BroadcastRequest, Copy
 from fsqueue.handler import Handler
 from fsqueue.pool.inbox import Inbox
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import directories
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 
 
-def joined(pool: Pool, **handlers: Handler) -> Worker:
+def joined(pool: PoolDirectory, **handlers: Handler) -> Worker:
     """Return a worker that lives, and has these handlers already."""
-    worker = Worker(pool, Habits(capabilities=frozenset({"embeddings"})))
-    worker.outfit.handlers |= handlers
+    worker = Worker(pool, WorkerSettings(capabilities=frozenset({"embeddings"})))
+    worker.handler_cache.handlers |= handlers
     worker.lease.enlist()
     directories.make(pool.workshop(worker.id))
     worker.beat.flush()
     return worker
 
 
-def send(pool: Pool, data: Mapping[str, Any], **how: Any) -> Broadcast:
+def send(pool: PoolDirectory, data: Mapping[str, Any], **how: Any) -> Broadcast:
     """Broadcast documents."""
-    return broadcast.broadcast(pool, Order("rag_ingestion", dict(data), "embeddings", **how))
+    return broadcast.broadcast(
+        pool, BroadcastRequest("rag_ingestion", dict(data), "embeddings", **how)
+    )
 
 
 def work_off(worker: Worker) -> None:
@@ -36,7 +38,7 @@ def work_off(worker: Worker) -> None:
         worker._run_addressed(name)
 
 
-def told(pool: Pool, data: Mapping[str, Any], **handlers: Handler) -> Copy:
+def told(pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler) -> Copy:
     """Let a new worker do a broadcast; return its copy."""
     worker = joined(pool, **handlers)
     made = send(pool, data)

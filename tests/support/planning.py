@@ -10,7 +10,7 @@ from fsqueue.handler import Handler, load_handler
 from fsqueue.pool.claims import owned, waiting
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, create_pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, Spool, create_pool, spool_names
 from fsqueue.scheduling.planner import Outcome, Request, plan_into
 
 FOREVER = ("sh", "-c", "exec sleep 1000", "sh", "{input}")
@@ -36,7 +36,7 @@ def plan(
     model: str = "cpu",
     lease_s: float = 30.0,
     attempts: int = 3,
-) -> tuple[Pool, Outcome]:
+) -> tuple[PoolDirectory, Outcome]:
     """Plan `inputs` into the pool at `root`, which is made if need be."""
     pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
     asked = [Spool(name, model, 1.0) for name in spools]
@@ -53,7 +53,7 @@ def plan_command(
     grace: float = 10.0,
     timeout: float = 0.0,
     **how: Any,
-) -> Pool:
+) -> PoolDirectory:
     """Plan a program over `inputs`; `how` is handed on to `plan`."""
     options = {"argv": list(argv), "grace": grace, "timeout": timeout}
     pool, outcome = plan(root, load_handler("command"), inputs, options, **how)
@@ -61,19 +61,19 @@ def plan_command(
     return pool
 
 
-def ids(pool: Pool, state: State) -> list[str]:
+def ids(pool: PoolDirectory, state: State) -> list[str]:
     """Return the ids of the claims in a state, sorted; one that is there twice comes twice."""
     return sorted(name.id for name in names_in(pool, state))
 
 
-def names_in(pool: Pool, state: State) -> list[ClaimName]:
+def names_in(pool: PoolDirectory, state: State) -> list[ClaimName]:
     """Return the names of the claims in a state."""
     if state is State.WAITING:
         return [name for spool in spool_names(pool) for name in waiting(pool, spool)]
     return list(owned(pool, state))
 
 
-def counts(pool: Pool) -> dict[str, int]:
+def counts(pool: PoolDirectory) -> dict[str, int]:
     """Return how many claims are in each state, those without any left out."""
     found = {state.name.lower(): len(ids(pool, state)) for state in State}
     return {state: count for state, count in found.items() if count}

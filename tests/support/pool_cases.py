@@ -15,7 +15,7 @@ from fsqueue.pool.inbox import bounce, inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
 from fsqueue.worker.attempt import Ending
 from tests.support.cases import Reads, Writes, settle, settles
@@ -33,7 +33,7 @@ class Unlucky(Trivial):
         raise ClaimFailed("no luck")
 
 
-def pool_of(site: Path) -> Pool:
+def pool_of(site: Path) -> PoolDirectory:
     return open_pool(f"{site}/pool")
 
 
@@ -123,7 +123,7 @@ def addressed(site: Path, shared: Path) -> None:
     """A broadcast to two workers who died before they looked."""
     listening(site, shared)
     pool = pool_of(site)
-    broadcast.broadcast(pool, broadcast.Order("evict", {}))
+    broadcast.broadcast(pool, broadcast.BroadcastRequest("evict", {}))
     for name in lease_names(pool):
         os.rename(pool.lease(name), f"{pool.directory('workers')}/{name.worker}.left")
 

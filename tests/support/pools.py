@@ -17,13 +17,13 @@ from typing import Any
 
 from fsqueue.errors import BadInput
 from fsqueue.handler import Handler, Item, Source, Work
-from fsqueue.maintenance.audit import check_pool
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims
 from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
-from fsqueue.pool.settings import Pool, Spool, create_pool, spool_names
+from fsqueue.pool.settings import PoolDirectory, Spool, create_pool, spool_names
 from fsqueue.pool.status import Status
 from fsqueue.scheduling.planner import Outcome, Request, plan_into
 from fsqueue.storage import directories
@@ -102,14 +102,14 @@ def make_pool(
     weights: Sequence[float] = (1.0,),
     lease_s: float = 30.0,
     attempts: int = 3,
-) -> Pool:
+) -> PoolDirectory:
     """Make a pool at `root` in which these inputs wait."""
     pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
     plan(pool, *inputs, weights=weights)
     return pool
 
 
-def plan(pool: Pool, *inputs: str, weights: Sequence[float] = (1.0,)) -> Outcome:
+def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -> Outcome:
     """Plan more inputs into a pool."""
     return plan_into(pool, request(*inputs, weights=weights))
 
@@ -119,7 +119,7 @@ class Hand:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: PoolDirectory,
         spool: str | None = None,
         *,
         handler: Handler | None = None,
@@ -183,7 +183,7 @@ class Hand:
         self.lease.retire()
 
 
-def work_off(pool: Pool, **how: Any) -> None:
+def work_off(pool: PoolDirectory, **how: Any) -> None:
     """Take, run and recover with a fresh worker until nothing waits or runs."""
     hand = Hand(pool, **how)
     for _ in range(STEPS_MAX):
@@ -198,7 +198,7 @@ def work_off(pool: Pool, **how: Any) -> None:
 # ---- looking ----
 
 
-def names_in(pool: Pool, *states: State) -> list[ClaimName]:
+def names_in(pool: PoolDirectory, *states: State) -> list[ClaimName]:
     """Return the names of the claims in these states, by id."""
     found: list[ClaimName] = []
     for state in states:
@@ -209,25 +209,25 @@ def names_in(pool: Pool, *states: State) -> list[ClaimName]:
     return sorted(found, key=lambda name: name.id)
 
 
-def only(pool: Pool, state: State) -> ClaimName:
+def only(pool: PoolDirectory, state: State) -> ClaimName:
     """Return the one claim that is in a state."""
     (name,) = names_in(pool, state)
     return name
 
 
-def places(pool: Pool) -> dict[str, int]:
+def places(pool: PoolDirectory) -> dict[str, int]:
     """Return how many claims are in each state, those without any left out."""
     return dict(Counter(state.value for state in State for _ in names_in(pool, state)))
 
 
-def stems(pool: Pool, *states: State) -> list[str]:
+def stems(pool: PoolDirectory, *states: State) -> list[str]:
     """Return the stems of the inputs whose claims are in these states, sorted."""
     return [name.id.partition("-")[0] for name in names_in(pool, *states)]
 
 
-def problems(pool: Pool) -> list[str]:
+def problems(pool: PoolDirectory) -> list[str]:
     """Return what `fsqueue check` has against a pool."""
-    return check_pool(pool).problems
+    return audit_pool(pool).problems
 
 
 def contents(root: str | Path) -> dict[str, bytes | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 
 DEADLINE_S = 30.0
 POLL_S = 0.01
@@ -85,7 +85,7 @@ class Running:
         """What it has written to stdout so far."""
         return Path(f"{self._log}.stdout").read_text(errors="surrogateescape")
 
-    def worker_in(self, pool: Pool) -> str:
+    def worker_in(self, pool: PoolDirectory) -> str:
         """Return its identity as a worker, once its lease is to be seen."""
 
         def enlisted() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from embed.export import lancedb_table
-from embed.export.export import Asked, Exported, export
+from embed.export.export import Exported, ExportRequest, export
 from tests.support.processes import wait_for
 
 NAME = "default"
@@ -40,7 +40,7 @@ Found = dict[str, Row]
 
 def exported(to: str, root: Path, target: Path | str, **asked: Any) -> Exported:
     """Export with nobody looking on."""
-    return export(to, str(target), Asked(str(root), **asked), lambda _done, _total: None)
+    return export(to, str(target), ExportRequest(str(root), **asked), lambda _done, _total: None)
 
 
 def by_id(rows: list[tuple[str, Any, dict[str, Any]]]) -> Found:
@@ -176,7 +176,7 @@ def main() -> None:
         if told == int(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    print(export(to, target, Asked(root), progress).added)
+    print(export(to, target, ExportRequest(root), progress).added)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from pathlib import Path
 from fsqueue.pool.layout import FORMAT, State
 from fsqueue.pool.leases import Lease
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
 from fsqueue.pool.status import Status
 
 JOURNAL_LINES = 300
 COST = 8_000
 
 
-def seasoned_pool(root: Path, *, done: int, waiting: int, workers: int) -> Pool:
+def seasoned_pool(root: Path, *, done: int, waiting: int, workers: int) -> PoolDirectory:
     """Return a pool in which so many claims are done and wait; each worker runs one more.
 
     Its files are as the planner and the workers leave them, but empty where nobody who watches
@@ -48,7 +48,7 @@ def seasoned_pool(root: Path, *, done: int, waiting: int, workers: int) -> Pool:
     return pool
 
 
-def report(pool: Pool, worker: str, spool: str) -> None:
+def report(pool: PoolDirectory, worker: str, spool: str) -> None:
     """Write a worker's status as it is while it works."""
     now = time.time()
     status = Status(
@@ -68,7 +68,7 @@ def report(pool: Pool, worker: str, spool: str) -> None:
     os.replace(f"{path}.new", path)
 
 
-def _write_head(pool: Pool, spools: list[str], planned: int) -> None:
+def _write_head(pool: PoolDirectory, spools: list[str], planned: int) -> None:
     shares = {spool: planned // len(spools) for spool in spools}
     shares[spools[0]] += planned - sum(shares.values())
     head = {
@@ -91,7 +91,7 @@ def _share(claims: int) -> dict[str, object]:
     return {"claims": claims, "cost": COST * claims, "measures": measures}
 
 
-def _write_journal(pool: Pool, worker: str) -> None:
+def _write_journal(pool: PoolDirectory, worker: str) -> None:
     begin = time.time() - 2.5 * JOURNAL_LINES
     with open(pool.events(worker), "w", encoding="utf-8") as file:
         for line in range(JOURNAL_LINES):

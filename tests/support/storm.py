@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fsqueue.pool.journal import read_events
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import ids, names_in, plan_command
 from tests.support.processes import Running, fsqueue
 
@@ -100,7 +100,7 @@ class Storm:
         self._started = 0
         self._next_kill = 0.0
         self.pool = self._plan(weather.claims)
-        self.witness = Witness(self.pool, self.tally)
+        self.witness = JobFates(self.pool, self.tally)
 
     def run(self) -> Tally:
         """Rage, calm down, and count."""
@@ -114,7 +114,7 @@ class Storm:
         self.tally.seconds = time.monotonic() - begun
         return self.witness.count()
 
-    def _plan(self, count: int) -> Pool:
+    def _plan(self, count: int) -> PoolDirectory:
         """Plan more claims, while workers run."""
         inputs = self._directory / "inputs"
         inputs.mkdir(exist_ok=True)
@@ -188,10 +188,10 @@ class Storm:
         self.witness.look()
 
 
-class Witness:
+class JobFates:
     """Who looks at a pool's outputs while a storm rages, and counts when it is over."""
 
-    def __init__(self, pool: Pool, tally: Tally) -> None:
+    def __init__(self, pool: PoolDirectory, tally: Tally) -> None:
         self.pool = pool
         self.tally = tally
         self._seen: dict[str, tuple[int, bytes]] = {}
@@ -259,7 +259,7 @@ class Witness:
         self.tally.problems += status_problems(self.pool, self.tally)
 
 
-def status_problems(pool: Pool, tally: Tally) -> list[str]:
+def status_problems(pool: PoolDirectory, tally: Tally) -> list[str]:
     """Return what `fsqueue status --json` says otherwise than what was counted."""
     run = fsqueue("status", pool.root, "--json")
     expected = 3 if tally.failed else 0

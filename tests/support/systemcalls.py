@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
 from tests.support.handlers import handler_environment, install_handler
 from tests.support.processes import FSQUEUE, environment
 
@@ -38,7 +38,7 @@ class Made(Handler):
 """
 
 
-def fill(root: Path, count: int) -> Pool:
+def fill(root: Path, count: int) -> PoolDirectory:
     """Make a pool where `count` claims wait in cpu0 for a handler that does nothing.
 
     By hand, for the planner syncs every claim, which nobody needs here.
@@ -53,7 +53,7 @@ def fill(root: Path, count: int) -> Pool:
     return pool
 
 
-def operations_per_claim(directory: Path, pool: Pool, spool: str) -> dict[str, float]:
+def operations_per_claim(directory: Path, pool: PoolDirectory, spool: str) -> dict[str, float]:
     """Return the operations by name for one claim of cpu0, taken by a worker of `spool`.
 
     Takes FEW + MORE of the claims that wait.
@@ -65,7 +65,9 @@ def operations_per_claim(directory: Path, pool: Pool, spool: str) -> dict[str, f
     return {call: round(count / (MORE - FEW), 2) for call, count in sorted(counts.items())}
 
 
-def _count(log: Path, pool: Pool, spool: str, number: int, env: Mapping[str, str]) -> Counter[str]:
+def _count(
+    log: Path, pool: PoolDirectory, spool: str, number: int, env: Mapping[str, str]
+) -> Counter[str]:
     """Run a worker that takes so many claims; return its calls on paths inside the pool."""
     words = ["work", pool.root, "--spool", spool, "--max-claims", str(number)]
     calls = calls_of([*FSQUEUE, *words], pool, log, status=75, env=env)
@@ -79,7 +81,7 @@ def _strace(log: Path, *options: str) -> list[str | Path]:
 
 def calls_of(
     argv: Sequence[str | Path],
-    pool: Pool,
+    pool: PoolDirectory,
     log: Path,
     *,
     status: int = 0,
@@ -105,7 +107,7 @@ def calls_of(
 class Idler:
     """An idle worker under strace, whose calls on its pool are known with their times."""
 
-    def __init__(self, pool: Pool, log: Path, *words: str) -> None:
+    def __init__(self, pool: PoolDirectory, log: Path, *words: str) -> None:
         self._pool, self._log = pool, log
         argv = [*_strace(log, "-ttt"), *FSQUEUE, "work", pool.root, *words]
         self._process = subprocess.Popen(

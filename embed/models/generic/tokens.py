@@ -26,7 +26,7 @@ PROBE: Final = "ACGTACGTACGT"
 """Bases, and residues too: whoever reads either knows these letters."""
 
 
-class AutoTokens:
+class GenericTokens:
     """A loaded tokenizer."""
 
     def __init__(self, folder: str) -> None:

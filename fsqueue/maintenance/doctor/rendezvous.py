@@ -32,7 +32,7 @@ POLL_S_MAX: Final = 0.05
 BEAT_S: Final = 0.2
 
 
-class Meeting:
+class Rendezvous:
     """One host's side of it. `meet` first; `close` removes what it left."""
 
     def __init__(self, directory: str, me: str, *, patience_s: float) -> None:

@@ -24,7 +24,7 @@ from fsqueue.maintenance.doctor.one_host import (
     fine,
     note,
 )
-from fsqueue.maintenance.doctor.rendezvous import Meeting
+from fsqueue.maintenance.doctor.rendezvous import Rendezvous
 from fsqueue.pool.leases import proof_of_life
 from fsqueue.pool.names import new_worker_id
 from fsqueue.storage import atomic, directories
@@ -38,7 +38,7 @@ QUICK_S: Final = 0.5
 
 
 @dataclass(slots=True)
-class Consultation:
+class TwoHostTrial:
     """Both hosts' findings, and how long a change took to be seen and answered."""
 
     directory: str
@@ -55,7 +55,7 @@ class Consultation:
 
     def run(self) -> Iterator[Finding]:
         """Meet, and yield each finding as it is made. Raises PoolError if the other is silent."""
-        meeting = Meeting(self.directory, new_worker_id(), patience_s=PATIENCE_S)
+        meeting = Rendezvous(self.directory, new_worker_id(), patience_s=PATIENCE_S)
         try:
             yield from self._meet(meeting)
             self._act_and_look(meeting)
@@ -65,7 +65,7 @@ class Consultation:
         finally:
             meeting.close()
 
-    def _meet(self, meeting: Meeting) -> Iterator[Finding]:
+    def _meet(self, meeting: Rendezvous) -> Iterator[Finding]:
         directories.make(meeting.directory)
         for part in ("old", "grown"):
             atomic.publish(_mine(meeting, part), b"first\n")
@@ -77,7 +77,7 @@ class Consultation:
         yield _same(here, there, self.other)
         yield _clocks(skew_s, float(there.get("skew_s", 0.0)), self.other)
 
-    def _act_and_look(self, meeting: Meeting) -> None:
+    def _act_and_look(self, meeting: Rendezvous) -> None:
         """Fill this host's caches, change something, and see when the other's changes arrive."""
         theirs = f"{meeting.directory}/{meeting.other}"
         paths = {part: f"{theirs}-{part}" for part in ("old", "new", "grown")}
@@ -116,7 +116,7 @@ class Consultation:
                 return
             time.sleep(0.005)
 
-    def _ping(self, meeting: Meeting) -> None:
+    def _ping(self, meeting: Rendezvous) -> None:
         """Measure how long it takes until the other has seen a name, and we have his answer."""
         for number in range(PINGS):
             begun = time.monotonic()
@@ -127,7 +127,7 @@ class Consultation:
                 break
         meeting.say("pinged", {"echo_s": self.echo_s})
 
-    def _answer(self, meeting: Meeting) -> None:
+    def _answer(self, meeting: Rendezvous) -> None:
         """Answer each ping until there are no more."""
         number = 0
 
@@ -155,7 +155,7 @@ class Consultation:
             else:
                 yield fine(name, f"right {delay_s:.2f} s after the listing is")
 
-    def _contest(self, meeting: Meeting) -> Iterator[Finding]:
+    def _contest(self, meeting: Rendezvous) -> Iterator[Finding]:
         """Reach for the same names at the same moments; then one holds a lock, the other tries."""
         arena = f"{self.directory}/.fsqueue-doctor-{min(meeting.me, meeting.other)}"
         lock = f"{meeting.directory}/{min(meeting.me, meeting.other)}-lock"
@@ -188,7 +188,7 @@ class Consultation:
             yield fine("hosts flock", "excludes the other host")
 
 
-def _mine(meeting: Meeting, part: str) -> str:
+def _mine(meeting: Rendezvous, part: str) -> str:
     return f"{meeting.directory}/{meeting.me}-{part}"
 
 

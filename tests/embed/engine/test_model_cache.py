@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embed.engine import model_cache
-from embed.engine.model_cache import ROOM_BYTES, Residents
+from embed.engine.model_cache import ROOM_BYTES, ModelCache
 from embed.handlers.embed import Embed
 from embed.models.cost import Shape
 from embed.options import OPTIONS
@@ -30,12 +30,12 @@ def plans(tiny_model: Path, tmp_path: Path) -> list[dict[str, Any]]:
     return [Embed().prepare(defaults | each) for each in asked]
 
 
-def kinds(residents: Residents) -> list[str]:
-    return [each.kind for each in residents]
+def kinds(model_cache: ModelCache) -> list[str]:
+    return [each.kind for each in model_cache]
 
 
-def held(free: int | None = None) -> Residents:
-    return Residents(torch.device("cpu"), lambda: free)
+def held(free: int | None = None) -> ModelCache:
+    return ModelCache(torch.device("cpu"), lambda: free)
 
 
 def test_models_stay_and_the_least_recently_used_goes_first(plans: list[dict[str, Any]]) -> None:

@@ -16,9 +16,9 @@ from embed.store import Store
 from embed.store.folders import spaces
 from fsqueue import UsageError
 from fsqueue.broadcast import broadcast
-from fsqueue.broadcast.broadcast import Order
+from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.auto import TEXTS, write_model
 from tests.support.ingesting import joined, send, told, work_off
 
@@ -32,7 +32,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -65,7 +65,7 @@ def stored(root: str) -> int:
 
 
 def test_replicas_converge_and_the_second_computes_nothing(
-    pool: Pool, data: dict[str, Any], computed: list[int]
+    pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
     workers = [joined(pool), joined(pool)]
     made = send(pool, data)
@@ -87,7 +87,7 @@ def test_replicas_converge_and_the_second_computes_nothing(
 
 
 def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
-    pool: Pool, data: dict[str, Any], computed: list[int]
+    pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
     assert told(pool, data).outcome == "done" and computed
     computed.clear()
@@ -99,7 +99,7 @@ def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
     assert made.copies[-1].result["computed"] == 0
 
 
-def test_with_scatter_each_has_its_part(pool: Pool, data: dict[str, Any]) -> None:
+def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any]) -> None:
     workers = [joined(pool) for _ in range(3)]
     made = send(pool, data, scatter=True)
     for worker in workers:
@@ -110,7 +110,7 @@ def test_with_scatter_each_has_its_part(pool: Pool, data: dict[str, Any]) -> Non
     assert stored(data["store"]) == made.totals()["computed"]
 
 
-def test_hits_say_document_chunk_and_place(pool: Pool, data: dict[str, Any]) -> None:
+def test_hits_say_document_chunk_and_place(pool: PoolDirectory, data: dict[str, Any]) -> None:
     told(pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]})
     store = Store(data["store"], "manuals")
     view = store.view
@@ -127,7 +127,7 @@ def test_hits_say_document_chunk_and_place(pool: Pool, data: dict[str, Any]) -> 
 
 
 def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
-    pool: Pool, data: dict[str, Any], tmp_path: Path
+    pool: PoolDirectory, data: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\0")
     bad = [str(tmp_path / "photo.jpg"), str(tmp_path / "gone.md"), {"name": "n", "text": "a\0"}]
@@ -143,7 +143,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
     ("missing", "words"), [("model", "FSQUEUE_TEXT_MODEL"), ("store", "FSQUEUE_STORE")]
 )
 def test_what_is_not_named_anywhere_is_said(
-    pool: Pool, data: dict[str, Any], missing: str, words: str
+    pool: PoolDirectory, data: dict[str, Any], missing: str, words: str
 ) -> None:
     copy = told(pool, {name: value for name, value in data.items() if name != missing})
     assert copy.outcome == "failed"
@@ -151,18 +151,18 @@ def test_what_is_not_named_anywhere_is_said(
 
 
 def test_a_model_that_reads_no_text_is_refused(
-    pool: Pool, data: dict[str, Any], tiny_model: Path
+    pool: PoolDirectory, data: dict[str, Any], tiny_model: Path
 ) -> None:
     copy = told(pool, {**data, "model": str(tiny_model)})
     assert copy.outcome == "failed" and "reads residues or bases" in copy.error
 
 
 def test_a_worker_takes_the_text_model_that_it_has_loaded(
-    pool: Pool, data: dict[str, Any], bert: Path, computed: list[int]
+    pool: PoolDirectory, data: dict[str, Any], bert: Path, computed: list[int]
 ) -> None:
     worker = joined(pool)
     warm = {"handler": "embed", "options": {"model": str(bert)}}
-    made = broadcast.broadcast(pool, Order("warmup", warm))
+    made = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
     work_off(worker)
     nameless = {name: value for name, value in data.items() if name != "model"}
     made = send(pool, nameless)
@@ -174,7 +174,7 @@ def test_a_worker_takes_the_text_model_that_it_has_loaded(
 
 @pytest.mark.parametrize("where", ["sender", "worker"])
 def test_the_environment_may_name_model_and_store(
-    pool: Pool, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
+    pool: PoolDirectory, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     plain = {"documents": data["documents"][:1], "collection": "manuals"}
     worker = joined(pool)
@@ -194,13 +194,13 @@ def test_the_environment_may_name_model_and_store(
 
 
 def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
-    pool: Pool, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = joined(pool)
     made = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
-        patched.setattr(type(worker.leaving), "at_once", lambda _: next(looks) == 5)
+        patched.setattr(type(worker.shutdown), "at_once", lambda _: next(looks) == 5)
         name = Inbox(pool, worker.id).next()
         assert name is not None
         worker._run_addressed(name)
@@ -214,7 +214,7 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     assert sum(computed) == stored(data["store"])
 
 
-def test_planning_it_says_what_it_is_for(pool: Pool, tmp_path: Path) -> None:
+def test_planning_it_says_what_it_is_for(pool: PoolDirectory, tmp_path: Path) -> None:
     from fsqueue import BadInput
     from fsqueue.handler import load_handler
 

@@ -11,11 +11,11 @@ import pytest
 from embed.handlers.embed import Embed
 from embed.options import OPTIONS
 from fsqueue.broadcast import broadcast
-from fsqueue.broadcast.broadcast import Order
+from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.dnabert import write_model
 from tests.support.planning import plan
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def pool(tiny_model: Path, tmp_path: Path) -> Pool:
+def pool(tiny_model: Path, tmp_path: Path) -> PoolDirectory:
     """A pool in which a claim of the tiny ESM-2 waits."""
     path = tmp_path / "x.faa"
     path.write_text(">a\nMKVLAAGIVGLC\n")
@@ -36,8 +36,8 @@ def pool(tiny_model: Path, tmp_path: Path) -> Pool:
 
 
 @pytest.fixture
-def worker(pool: Pool) -> Worker:
-    worker = Worker(pool, Habits(spool="cpu0"))
+def worker(pool: PoolDirectory) -> Worker:
+    worker = Worker(pool, WorkerSettings(spool="cpu0"))
     worker.lease.enlist()
     directories.make(pool.workshop(worker.id))
     worker.beat.flush()
@@ -46,7 +46,7 @@ def worker(pool: Pool) -> Worker:
 
 def told(worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
     """Broadcast a job, let the worker do it, and return what became of it."""
-    made = broadcast.broadcast(worker.pool, Order(job, data))
+    made = broadcast.broadcast(worker.pool, BroadcastRequest(job, data))
     name = Inbox(worker.pool, worker.id).next()
     assert name is not None
     worker._run_addressed(name)
@@ -59,7 +59,7 @@ def test_warmup_loads_the_planned_model_and_evict_lets_it_go(worker: Worker) -> 
     assert worker.status.loaded == ["tiny_esm2"]
     assert told(worker, "evict", {}).outcome == "done"
     assert worker.status.loaded == []
-    found = worker.stock.next()
+    found = worker.claim_source.next()
     assert found is not None and worker._run(*found) is None
     assert places(worker.pool) == {"done": 1}, "what was let go is loaded again when needed"
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed.inputs.chunks import MARK, Span, spans
-from embed.models.generic.tokens import AutoTokens
+from embed.models.generic.tokens import GenericTokens
 from tests.support.auto import TEXTS, byte_level, unigram, wordpiece
 
 PROSE = "\n\n".join(" ".join(TEXTS) for _ in range(20))
@@ -15,16 +15,16 @@ KINDS = [wordpiece, byte_level, unigram]
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AutoTokens]:
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GenericTokens]:
     found = {}
     for write in KINDS:
         folder = tmp_path_factory.mktemp(write.__name__)
         write(folder)
-        found[write.__name__] = AutoTokens(str(folder))
+        found[write.__name__] = GenericTokens(str(folder))
     return found
 
 
-def check(text: str, tokens: AutoTokens, size: int, overlap: int) -> list[Span]:
+def check(text: str, tokens: GenericTokens, size: int, overlap: int) -> list[Span]:
     """Cut a text, and hold the chunks to what is promised of all."""
     found = list(spans(text, tokens.places, size, overlap))
     reached = 0
@@ -42,7 +42,7 @@ def check(text: str, tokens: AutoTokens, size: int, overlap: int) -> list[Span]:
 @pytest.mark.parametrize("kind", [write.__name__ for write in KINDS])
 @pytest.mark.parametrize(("size", "overlap"), [(16, 0), (16, 8), (62, 10), (200, 32), (9999, 32)])
 def test_every_word_is_in_a_chunk_and_every_chunk_fits(
-    tokenizers: dict[str, AutoTokens], kind: str, size: int, overlap: int
+    tokenizers: dict[str, GenericTokens], kind: str, size: int, overlap: int
 ) -> None:
     found = check(PROSE, tokenizers[kind], size, overlap)
     for one in found:
@@ -54,7 +54,7 @@ def test_every_word_is_in_a_chunk_and_every_chunk_fits(
 
 
 def test_a_chunk_repeats_about_as_many_tokens_as_were_asked(
-    tokenizers: dict[str, AutoTokens],
+    tokenizers: dict[str, GenericTokens],
 ) -> None:
     tokens = tokenizers["wordpiece"]
     found = check(PROSE, tokens, 62, 20)
@@ -64,7 +64,9 @@ def test_a_chunk_repeats_about_as_many_tokens_as_were_asked(
     assert all(two.begin > one.end for one, two in zip(plain, plain[1:], strict=False))
 
 
-def test_what_has_no_white_space_is_cut_between_tokens(tokenizers: dict[str, AutoTokens]) -> None:
+def test_what_has_no_white_space_is_cut_between_tokens(
+    tokenizers: dict[str, GenericTokens],
+) -> None:
     text = "of each the " + "theclaimsofaqueue" * 200 + " and so on"
     found = check(text, tokenizers["byte_level"], 32, 8)
     assert len(found) > 20
@@ -72,7 +74,7 @@ def test_what_has_no_white_space_is_cut_between_tokens(tokenizers: dict[str, Aut
 
 
 def test_what_was_said_already_makes_no_chunk_of_its_own(
-    tokenizers: dict[str, AutoTokens],
+    tokenizers: dict[str, GenericTokens],
 ) -> None:
     """Before a word that fills a chunk, the repeated words stand alone with nothing new."""
     tokens = tokenizers["byte_level"]
@@ -81,12 +83,12 @@ def test_what_was_said_already_makes_no_chunk_of_its_own(
 
 
 @pytest.mark.parametrize("text", ["", " \n\t ", MARK, f"{MARK}\n"])
-def test_a_text_without_text_has_no_chunks(tokenizers: dict[str, AutoTokens], text: str) -> None:
+def test_a_text_without_text_has_no_chunks(tokenizers: dict[str, GenericTokens], text: str) -> None:
     assert list(spans(text, tokenizers["wordpiece"].places, 16, 4)) == []
 
 
 def test_a_short_text_is_one_chunk_without_the_blanks_around_it(
-    tokenizers: dict[str, AutoTokens],
+    tokenizers: dict[str, GenericTokens],
 ) -> None:
     (one,) = spans(f"{MARK}  a claim \n", tokenizers["wordpiece"].places, 16, 4)
     assert (one.begin, one.end) == (3, 10)
@@ -103,12 +105,12 @@ LETTERS = st.sampled_from("abc, .\n\t ééä漢字🙂\u200b\u0007\ufeffﬁ½")
     part=st.integers(0, 100),
 )
 def test_any_text_at_all_is_cut_whole(
-    tokenizers: dict[str, AutoTokens], text: str, kind: str, size: int, part: int
+    tokenizers: dict[str, GenericTokens], text: str, kind: str, size: int, part: int
 ) -> None:
     check(text, tokenizers[kind], size, size * part // 200)
 
 
-def test_all_is_read_about_twice_and_no_more(tokenizers: dict[str, AutoTokens]) -> None:
+def test_all_is_read_about_twice_and_no_more(tokenizers: dict[str, GenericTokens]) -> None:
     """Looking for where chunks end costs by the text's length, not by its square."""
     tokens = tokenizers["wordpiece"]
     read = 0

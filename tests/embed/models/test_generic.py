@@ -17,7 +17,7 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 from embed import Encoder
 from embed.models import hub
 from embed.models.generic.network import EVEN, even, load
-from embed.models.generic.tokens import AutoTokens
+from embed.models.generic.tokens import GenericTokens
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
 from tests.support.auto import MODELS, TEXTS, write_model
@@ -45,7 +45,7 @@ def alone(folder: Path, ids: Sequence[int]) -> np.ndarray:
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
-    tokens = AutoTokens(str(folder))
+    tokens = GenericTokens(str(folder))
     ids, _ = tokens.read(text.encode())
     return [*tokens.frame[0], *ids, *tokens.frame[1]]
 
@@ -75,7 +75,7 @@ def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path],
             assert not row.any()
             continue
         ids = ids_of(folder, text)
-        tail = len(AutoTokens(str(folder)).frame[1])
+        tail = len(GenericTokens(str(folder)).frame[1])
         if len(ids) > limit:
             ids = [*ids[: limit - tail], *ids[len(ids) - tail :]]
         np.testing.assert_allclose(row, alone(folder, ids).mean(0), atol=2e-5)
@@ -96,7 +96,7 @@ def test_a_tokenizer_s_padding_is_undone_and_its_edges_are_known(
     from tokenizers import Tokenizer
 
     careless = Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
-    tokens = AutoTokens(str(folders[name]))
+    tokens = GenericTokens(str(folders[name]))
     assert tokens.edges == edges
     assert length is None or len(careless.encode("short").ids) == length
     careless.no_padding()
@@ -258,7 +258,7 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(
     name = "bert.encoder.layer.1.output.dense.weight"
     holed = spoilt(folders["bert"], tmp_path / "holed", lambda weights: weights.pop(name))
     with pytest.raises(ClaimImpossible, match=r"encoder.layer.1.output.dense.weight first"):
-        load(str(holed), "float32", CPU, AutoTokens(str(holed)).frame)
+        load(str(holed), "float32", CPU, GenericTokens(str(holed)).frame)
 
 
 def test_a_pooler_that_nobody_trained_is_not_missed(folders: dict[str, Path]) -> None:

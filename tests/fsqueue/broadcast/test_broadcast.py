@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from fsqueue.broadcast import broadcast
-from fsqueue.broadcast.broadcast import Order
+from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.errors import NotSupportedError, UsageError
 from fsqueue.handler import Handler, Option, Work
 from fsqueue.pool.inbox import Inbox, bounce_strays, inbox_of, spool_of
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
-from fsqueue.worker.claim_source import Stock
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.claim_source import ClaimSource
+from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.planning import counts, make_inputs, plan_command
 from tests.support.pools import Hand, make_pool, problems
@@ -29,7 +29,7 @@ INGEST = {"documents": ["a", "b"], "collection": "manuals", "chunk_size": 512}
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.30")
 
 
@@ -56,10 +56,10 @@ class Ingest(Handler):
         work.output.write_text(json.dumps(dict(work.payload)))
 
 
-def joined(pool: Pool, tier: int = 1, *capabilities: str) -> Worker:
+def joined(pool: PoolDirectory, tier: int = 1, *capabilities: str) -> Worker:
     """Return a worker that has joined and reports, and whose loop has not begun."""
-    habits = Habits(spool="gpu0", tier=tier, capabilities=frozenset(capabilities))
-    worker = Worker(pool, habits)
+    settings = WorkerSettings(spool="gpu0", tier=tier, capabilities=frozenset(capabilities))
+    worker = Worker(pool, settings)
     worker.lease.enlist()
     worker.beat.flush()
     return worker
@@ -74,16 +74,16 @@ def work_inbox(worker: Worker) -> int:
     return count
 
 
-def send(pool: Pool, capability: str | None = None, **how: Any) -> broadcast.Broadcast:
-    return broadcast.broadcast(pool, Order("rag_ingestion", INGEST, capability, **how))
+def send(pool: PoolDirectory, capability: str | None = None, **how: Any) -> broadcast.Broadcast:
+    return broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST, capability, **how))
 
 
-def outcomes(pool: Pool, made: broadcast.Broadcast) -> list[str]:
+def outcomes(pool: PoolDirectory, made: broadcast.Broadcast) -> list[str]:
     broadcast.look(pool, made.copies)
     return [copy.outcome for copy in made.copies]
 
 
-def test_b1_three_capable_workers_answer_as_the_guide_has_it(pool: Pool) -> None:
+def test_b1_three_capable_workers_answer_as_the_guide_has_it(pool: PoolDirectory) -> None:
     workers = [joined(pool, tier, "embeddings") for tier in (1, 1, 2)]
     rows = [
         {"worker_id": id, "status": "accepted", "status_code": 200}
@@ -100,18 +100,18 @@ def test_b1_three_capable_workers_answer_as_the_guide_has_it(pool: Pool) -> None
     assert list(answer) == ["job_type", "broadcasted_to", "successful", "failed", "workers"]
 
 
-def test_b2_a_storage_worker_never_receives_one(pool: Pool) -> None:
+def test_b2_a_storage_worker_never_receives_one(pool: PoolDirectory) -> None:
     gpu, _ = joined(pool, 1), joined(pool, 3)
     assert [copy.worker for copy in send(pool).copies] == [gpu.id]
 
 
-def test_b3_whoever_lacks_the_capability_is_left_out(pool: Pool) -> None:
+def test_b3_whoever_lacks_the_capability_is_left_out(pool: PoolDirectory) -> None:
     able = {joined(pool, tier, "embeddings").id for tier in (1, 2)}
     joined(pool, 1, "ocr")
     assert {copy.worker for copy in send(pool, "embeddings").copies} == able
 
 
-def test_b4_where_nobody_is_capable_the_error_names_what_was_asked_for(pool: Pool) -> None:
+def test_b4_where_nobody_is_capable_the_error_names_what_was_asked_for(pool: PoolDirectory) -> None:
     joined(pool, 1, "ocr")
     with pytest.raises(NotSupportedError, match="'rag_ingestion'.*'embeddings'"):
         send(pool, "embeddings")
@@ -121,13 +121,13 @@ def test_b4_where_nobody_is_capable_the_error_names_what_was_asked_for(pool: Poo
 @pytest.mark.parametrize(
     "words", [("--job-type", "warmup"), ("--job-data", "{}"), ()], ids="type data neither".split()
 )
-def test_b5_what_is_missing_is_named(pool: Pool, words: tuple[str, ...]) -> None:
+def test_b5_what_is_missing_is_named(pool: PoolDirectory, words: tuple[str, ...]) -> None:
     done = fsqueue("broadcast", pool.root, *words)
     assert done.returncode == 2
     assert "job_type" in done.stderr and "job_data" in done.stderr
 
 
-def test_b6_an_inbox_that_cannot_be_written_is_one_that_failed(pool: Pool) -> None:
+def test_b6_an_inbox_that_cannot_be_written_is_one_that_failed(pool: PoolDirectory) -> None:
     first, *_ = sorted((joined(pool, 1) for _ in range(3)), key=lambda worker: worker.id)
     send(pool)  # makes the inbox
     work_inbox(first)
@@ -140,20 +140,20 @@ def test_b6_an_inbox_that_cannot_be_written_is_one_that_failed(pool: Pool) -> No
     assert "status_code" not in answer["workers"][0]
 
 
-def test_b7_nobody_but_the_addressee_takes_a_copy(pool: Pool) -> None:
+def test_b7_nobody_but_the_addressee_takes_a_copy(pool: PoolDirectory) -> None:
     one, two = joined(pool), joined(pool)
-    made = broadcast.broadcast(pool, Order("rag_ingestion", INGEST))
+    made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
     thief = Hand(pool, "gpu0")
-    stock = Stock(pool, thief.beat, thief.journal, spool="gpu0", stealing=True)
-    taken = stock.next()
-    assert taken is not None and taken[0].id.startswith("a-") and stock.next() is None
+    claim_source = ClaimSource(pool, thief.beat, thief.journal, spool="gpu0", stealing=True)
+    taken = claim_source.next()
+    assert taken is not None and taken[0].id.startswith("a-") and claim_source.next() is None
     assert work_inbox(one) == 1 and work_inbox(one) == 0
     by_worker = dict(zip([c.worker for c in made.copies], outcomes(pool, made), strict=True))
     assert by_worker == {one.id: "done", two.id: "waiting"}
 
 
 def test_b8_a_worker_not_heard_of_for_long_is_not_addressed(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joined(pool)
     later = time.time() + broadcast.LOST_S
@@ -162,7 +162,7 @@ def test_b8_a_worker_not_heard_of_for_long_is_not_addressed(
         send(pool)
 
 
-def test_a_worker_that_left_is_not_addressed(pool: Pool) -> None:
+def test_a_worker_that_left_is_not_addressed(pool: PoolDirectory) -> None:
     worker, other = joined(pool), joined(pool)
     worker.lease.retire()
     assert [copy.worker for copy in send(pool).copies] == [other.id]
@@ -176,7 +176,7 @@ def output(copy: broadcast.Copy) -> Mapping[str, Any]:
     return facts
 
 
-def test_every_worker_runs_its_own_copy_of_all_the_data(pool: Pool) -> None:
+def test_every_worker_runs_its_own_copy_of_all_the_data(pool: PoolDirectory) -> None:
     workers = [joined(pool) for _ in range(2)]
     made = send(pool)
     assert [work_inbox(worker) for worker in workers] == [1, 1]
@@ -187,7 +187,7 @@ def test_every_worker_runs_its_own_copy_of_all_the_data(pool: Pool) -> None:
     assert [row["outcome"] for row in rows] == ["done", "done"]
 
 
-def test_scattered_copies_say_which_part_they_are(pool: Pool) -> None:
+def test_scattered_copies_say_which_part_they_are(pool: PoolDirectory) -> None:
     workers = [joined(pool) for _ in range(3)]
     made = send(pool, scatter=True)
     for worker in workers:
@@ -198,7 +198,7 @@ def test_scattered_copies_say_which_part_they_are(pool: Pool) -> None:
 
 
 def test_what_copies_report_as_json_is_shown_and_added_up(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def report(self: Ingest, work: Work) -> None:
         chunks = 3 + work.payload["copy"]
@@ -218,7 +218,7 @@ def test_what_copies_report_as_json_is_shown_and_added_up(
 
 
 def test_a_job_s_handler_completes_the_data_once(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ordered(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
         return {**data, "documents": [f"/data/{name}" for name in data["documents"]]}
@@ -232,7 +232,7 @@ def test_a_job_s_handler_completes_the_data_once(
     assert [output(copy)["documents"] for copy in made.copies] == [["/data/a", "/data/b"]] * 2
 
 
-def test_planned_claims_are_counted_as_if_nothing_were_addressed(pool: Pool) -> None:
+def test_planned_claims_are_counted_as_if_nothing_were_addressed(pool: PoolDirectory) -> None:
     worker = joined(pool)
     send(pool)
     work_inbox(worker)
@@ -242,7 +242,7 @@ def test_planned_claims_are_counted_as_if_nothing_were_addressed(pool: Pool) -> 
 
 
 def test_a_copy_that_fails_is_not_tried_again_and_says_why(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Ingest, work: Work) -> None:
         raise RuntimeError("no such collection")
@@ -257,7 +257,7 @@ def test_a_copy_that_fails_is_not_tried_again_and_says_why(
 
 
 def test_a_copy_that_its_worker_cannot_run_is_put_back_once_and_then_fails(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = joined(pool)
     made = send(pool)
@@ -271,7 +271,7 @@ def test_a_copy_that_its_worker_cannot_run_is_put_back_once_and_then_fails(
     assert "could not run" in made.copies[0].error
 
 
-def test_what_a_worker_did_not_run_before_it_left_fails_with_a_record(pool: Pool) -> None:
+def test_what_a_worker_did_not_run_before_it_left_fails_with_a_record(pool: PoolDirectory) -> None:
     worker = joined(pool)
     made = send(pool)
     worker._leave()
@@ -281,7 +281,9 @@ def test_what_a_worker_did_not_run_before_it_left_fails_with_a_record(pool: Pool
 
 
 @pytest.mark.parametrize("taken", [False, True])
-def test_the_copies_of_the_dead_fail_whether_they_ran_or_not(pool: Pool, taken: bool) -> None:
+def test_the_copies_of_the_dead_fail_whether_they_ran_or_not(
+    pool: PoolDirectory, taken: bool
+) -> None:
     dead = joined(pool)
     made = send(pool)
     if taken:
@@ -293,23 +295,23 @@ def test_the_copies_of_the_dead_fail_whether_they_ran_or_not(pool: Pool, taken: 
     assert "died" in made.copies[0].error
 
 
-def test_an_idle_worker_ends_the_copies_of_the_dead(pool: Pool) -> None:
+def test_an_idle_worker_ends_the_copies_of_the_dead(pool: PoolDirectory) -> None:
     dead, judge = joined(pool), Hand(pool, "gpu0")
-    made = broadcast.broadcast(pool, Order("rag_ingestion", INGEST))
+    made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
     facts = json.loads(Path(pool.lease(dead.lease.name)).read_bytes())
     Path(pool.lease(dead.lease.name)).write_text(json.dumps(facts | {"pid": 2**22 + 1}))
     judge.sweep()
     assert outcomes(pool, made) == ["failed"]
 
 
-def test_a_broadcast_is_kept_with_its_answer(pool: Pool) -> None:
+def test_a_broadcast_is_kept_with_its_answer(pool: PoolDirectory) -> None:
     joined(pool)
     made = send(pool)
     kept = json.loads(Path(f"{inbox_of(pool).root}/{made.id}.json").read_bytes())
     assert kept["successful"] == 1 and kept["order"]["job_data"] == INGEST
 
 
-def test_a_broadcast_can_be_looked_at_later(pool: Pool) -> None:
+def test_a_broadcast_can_be_looked_at_later(pool: PoolDirectory) -> None:
     workers = [joined(pool), joined(pool)]
     made = send(pool)
     assert [c.outcome for c in broadcast.made_before(pool, made.id).copies] == ["waiting"] * 2
@@ -323,12 +325,12 @@ def test_a_broadcast_can_be_looked_at_later(pool: Pool) -> None:
         broadcast.made_before(pool, "never")
 
 
-def test_a_pool_without_broadcasts_says_so(pool: Pool) -> None:
+def test_a_pool_without_broadcasts_says_so(pool: PoolDirectory) -> None:
     with pytest.raises(UsageError, match="it has: none"):
         broadcast.made_before(pool, "last")
 
 
-def test_long_worker_ids_have_an_inbox_of_their_own(pool: Pool) -> None:
+def test_long_worker_ids_have_an_inbox_of_their_own(pool: PoolDirectory) -> None:
     ids = [f"{'host' * 12}-{pid}-a3f9b2" for pid in (1, 2)]
     assert len({spool_of(id) for id in ids}) == 2
     assert all(len(spool_of(id)) <= 40 for id in ids)
@@ -337,8 +339,8 @@ def test_long_worker_ids_have_an_inbox_of_their_own(pool: Pool) -> None:
 # ---- the jobs that every worker knows ----
 
 
-def run_job(pool: Pool, worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
-    made = broadcast.broadcast(pool, Order(job, data))
+def run_job(pool: PoolDirectory, worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
+    made = broadcast.broadcast(pool, BroadcastRequest(job, data))
     assert work_inbox(worker) == 1
     broadcast.look(pool, made.copies)
     return made.copies[0]
@@ -370,7 +372,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     return handler
 
 
-def test_warmup_loads_what_the_plans_need_or_what_it_is_told(pool: Pool, loads: Loads) -> None:
+def test_warmup_loads_what_the_plans_need_or_what_it_is_told(
+    pool: PoolDirectory, loads: Loads
+) -> None:
     worker = joined(pool)
     assert run_job(pool, worker, "warmup", {}).outcome == "done"
     assert loads.has == ["default"]
@@ -379,7 +383,9 @@ def test_warmup_loads_what_the_plans_need_or_what_it_is_told(pool: Pool, loads: 
     assert worker.status.loaded == ["default", "m"]
 
 
-def test_what_a_job_is_told_is_completed_as_a_plan_would_have_it(pool: Pool, loads: Loads) -> None:
+def test_what_a_job_is_told_is_completed_as_a_plan_would_have_it(
+    pool: PoolDirectory, loads: Loads
+) -> None:
     loads.options = (Option("model", None, "which", required=True), Option("size", 3, "how large"))
     worker = joined(pool)
     given = {"handler": "other", "options": {"size": 4}}
@@ -387,7 +393,7 @@ def test_what_a_job_is_told_is_completed_as_a_plan_would_have_it(pool: Pool, loa
     assert copy.outcome == "failed" and "lack 'model'" in copy.error
 
 
-def test_evict_lets_go_of_everything(pool: Pool, loads: Loads) -> None:
+def test_evict_lets_go_of_everything(pool: PoolDirectory, loads: Loads) -> None:
     worker = joined(pool)
     run_job(pool, worker, "warmup", {})
     run_job(pool, worker, "evict", {})
@@ -395,7 +401,7 @@ def test_evict_lets_go_of_everything(pool: Pool, loads: Loads) -> None:
 
 
 def test_selftest_writes_what_the_handlers_say_and_fails_where_they_have_none(
-    pool: Pool, loads: Loads, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = joined(pool)
     copy = run_job(pool, worker, "selftest", {})
@@ -405,11 +411,11 @@ def test_selftest_writes_what_the_handlers_say_and_fails_where_they_have_none(
     assert copy.outcome == "failed" and "no test of itself" in copy.error
 
 
-def test_drain_lets_the_addressee_leave_and_nobody_else(pool: Pool) -> None:
+def test_drain_lets_the_addressee_leave_and_nobody_else(pool: PoolDirectory) -> None:
     worker = joined(pool)
     run_job(pool, worker, "drain", {})
     assert atomic.names(pool.directory("control")) == [f"drain@{worker.id}"]
-    assert worker.leaving.why(0) is not None
+    assert worker.shutdown.why(0) is not None
 
 
 # ---- the command, with real workers ----
@@ -441,6 +447,6 @@ def test_real_workers_run_a_broadcast_and_the_command_waits_for_them(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["nonsense", "[1]", "@/nowhere"])
-def test_data_that_is_no_json_object_is_refused(pool: Pool, data: str) -> None:
+def test_data_that_is_no_json_object_is_refused(pool: PoolDirectory, data: str) -> None:
     done = fsqueue("broadcast", pool.root, "--job-type", "evict", "--job-data", data)
     assert done.returncode == 2 and "job-data" in done.stderr

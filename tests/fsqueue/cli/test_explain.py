@@ -8,28 +8,28 @@ from typing import Any
 
 import pytest
 
-from fsqueue.monitor.locate import Whereabouts, find
+from fsqueue.monitor.locate import Location, find
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, write_status
 from fsqueue.storage import atomic
-from fsqueue.worker.claim_source import Stock
+from fsqueue.worker.claim_source import ClaimSource
 from tests.support.pools import Hand, make_pool, names_in
 from tests.support.processes import fsqueue
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """Claims a.30, b.20 and c.10 wait in gpu0."""
     return make_pool(tmp_path / "pool", "a.30", "b.20", "c.10", weights=(1.0,))
 
 
-def id_of(pool: Pool, stem: str) -> str:
+def id_of(pool: PoolDirectory, stem: str) -> str:
     return next(n.id for n in names_in(pool, *State) if n.id.startswith(f"{stem}-"))
 
 
-def look(pool: Pool, stem: str) -> Whereabouts:
+def look(pool: PoolDirectory, stem: str) -> Location:
     return find(pool, id_of(pool, stem))
 
 
@@ -39,7 +39,9 @@ def report(hand: Hand, **facts: Any) -> None:
     write_status(hand.pool, hand.status)
 
 
-def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(pool: Pool) -> None:
+def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(
+    pool: PoolDirectory,
+) -> None:
     found = look(pool, "c")
     assert [place.state for place in found.places] == ["waiting"]
     assert found.places[0].path.startswith("spools/gpu0/c-")
@@ -47,7 +49,7 @@ def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(pool
     assert found.since is not None
 
 
-def test_an_idle_worker_is_said_to_take_it_soon(pool: Pool) -> None:
+def test_an_idle_worker_is_said_to_take_it_soon(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     report(hand, state="idle")
     found = look(pool, "a")
@@ -56,7 +58,7 @@ def test_an_idle_worker_is_said_to_take_it_soon(pool: Pool) -> None:
     assert hand.id in found.forecast
 
 
-def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: Pool) -> None:
+def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     name = hand.take()
     current = Current(name.id, name.kind, name.cost, 0, "gpu0", started=0.0, done=1, total=2)
@@ -75,7 +77,7 @@ def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: Pool) -> None:
     ],
 )
 def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
-    pool: Pool, facts: dict[str, Any], why: str
+    pool: PoolDirectory, facts: dict[str, Any], why: str
 ) -> None:
     hand = Hand(pool, "gpu0")
     report(hand, **facts)
@@ -85,26 +87,26 @@ def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
 
 
 @pytest.mark.parametrize("everybody", [True, False])
-def test_orders_are_told(pool: Pool, everybody: bool) -> None:
+def test_orders_are_told(pool: PoolDirectory, everybody: bool) -> None:
     hand = Hand(pool, "gpu0")
     report(hand, state="idle")
     atomic.publish(pool.order("pause", None if everybody else hand.id), b"")
     assert look(pool, "a").takers[0].why == "told to pause"
 
 
-def test_without_any_status_the_workers_are_still_named(pool: Pool) -> None:
+def test_without_any_status_the_workers_are_still_named(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     taker = look(pool, "a").takers[0]
     assert (taker.worker, taker.may) == (hand.id, True)
     assert "reports nothing" in taker.why
 
 
-def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: Pool) -> None:
+def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
-    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
-    name, _ = stock.next() or pytest.fail("nothing to take")
+    claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    name, _ = claim_source.next() or pytest.fail("nothing to take")
     claims.charge(pool, name, "gpu0", {"error": "out of memory"})
-    again, _ = stock.next() or pytest.fail("nothing to take")
+    again, _ = claim_source.next() or pytest.fail("nothing to take")
     claims.charge(pool, again, "gpu0", {"error": "still out of memory"}, final=True)
     found = find(pool, name.id)
     assert [place.state for place in found.places] == ["failed"]
@@ -114,7 +116,7 @@ def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: Pool) -> None
 
 
 @pytest.mark.slow
-def test_the_command_prints_it_for_people_and_for_programs(pool: Pool) -> None:
+def test_the_command_prints_it_for_people_and_for_programs(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     report(hand, state="idle")
     id = id_of(pool, "b")
@@ -130,7 +132,7 @@ def test_the_command_prints_it_for_people_and_for_programs(pool: Pool) -> None:
 
 
 @pytest.mark.slow
-def test_the_workers_of_a_pool_are_scored_for_a_need(pool: Pool) -> None:
+def test_the_workers_of_a_pool_are_scored_for_a_need(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     report(hand, state="idle", tier=1, loaded=["esm2"], capabilities=["embed"])
     need = json.dumps({"service": "embed", "model": "esm2", "required_capability": "embed"})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Running, Start, fsqueue, wait_for
 
@@ -21,7 +21,7 @@ LEASE_S = 2.0
 
 
 @pytest.fixture
-def failed(tmp_path: Path) -> Pool:
+def failed(tmp_path: Path) -> PoolDirectory:
     """Two claims that failed their only attempt, because what they need was not there."""
     script = f"test -e {tmp_path}/needed && echo fine"
     argv = ("sh", "-c", script, "sh", "{input}")
@@ -31,7 +31,7 @@ def failed(tmp_path: Path) -> Pool:
     return pool
 
 
-def one_running(start: Start, pool: Pool) -> Running:
+def one_running(start: Start, pool: PoolDirectory) -> Running:
     """Start a worker and wait until it runs a claim."""
     worker = start("work", pool.root, *QUICK)
     wait_for(lambda: ids(pool, State.RUNNING), "a claim to run")
@@ -42,7 +42,7 @@ def one_running(start: Start, pool: Pool) -> Running:
 
 
 def test_retry_puts_all_failed_claims_back_with_their_history_kept(
-    failed: Pool, tmp_path: Path
+    failed: PoolDirectory, tmp_path: Path
 ) -> None:
     run = fsqueue("retry", failed.root)
     assert run.returncode == 0
@@ -57,7 +57,7 @@ def test_retry_puts_all_failed_claims_back_with_their_history_kept(
     assert fsqueue("check", failed.root).returncode == 0
 
 
-def test_retry_of_one_claim_leaves_the_others_failed(failed: Pool) -> None:
+def test_retry_of_one_claim_leaves_the_others_failed(failed: PoolDirectory) -> None:
     first, second = ids(failed, State.FAILED)
     run = fsqueue("retry", failed.root, second, "--json")
     assert [claim["id"] for claim in json.loads(run.stdout)["claims"]] == [second]
@@ -65,7 +65,9 @@ def test_retry_of_one_claim_leaves_the_others_failed(failed: Pool) -> None:
     assert ids(failed, State.WAITING) == [second]
 
 
-def test_a_retried_claim_that_fails_again_has_a_record_for_each_attempt(failed: Pool) -> None:
+def test_a_retried_claim_that_fails_again_has_a_record_for_each_attempt(
+    failed: PoolDirectory,
+) -> None:
     for _ in range(2):
         assert fsqueue("retry", failed.root).returncode == 0
         assert fsqueue("work", failed.root).returncode == 3
@@ -74,7 +76,7 @@ def test_a_retried_claim_that_fails_again_has_a_record_for_each_attempt(failed: 
     ]
 
 
-def test_a_dry_run_of_retry_moves_nothing(failed: Pool) -> None:
+def test_a_dry_run_of_retry_moves_nothing(failed: PoolDirectory) -> None:
     run = fsqueue("retry", failed.root, "--dry-run")
     assert "2 claims would be put back" in run.stdout
     assert counts(failed) == {"failed": 2}
@@ -83,7 +85,7 @@ def test_a_dry_run_of_retry_moves_nothing(failed: Pool) -> None:
 @pytest.mark.parametrize("command", ["retry", "cancel"])
 @pytest.mark.parametrize("id", ["no-such-claim", "../../etc/passwd", "a b"])
 def test_a_claim_that_is_not_there_can_be_neither_retried_nor_cancelled(
-    failed: Pool, command: str, id: str
+    failed: PoolDirectory, command: str, id: str
 ) -> None:
     run = fsqueue(command, failed.root, ids(failed, State.FAILED)[0], id)
     assert run.returncode == 2

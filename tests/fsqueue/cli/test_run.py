@@ -10,7 +10,7 @@ import pytest
 
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Start, alive, fsqueue, wait_for
 
@@ -20,7 +20,7 @@ QUICK = ("--steal-interval", "0.2", "--interval", "0.2")
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """Six claims in two spools."""
     inputs = make_inputs(tmp_path / "in", 6)
     return plan_command(tmp_path / "pool", inputs, ("cat", "{input}"), spools=("cpu0", "cpu1"))
@@ -31,7 +31,7 @@ def pid_of(worker: str) -> int:
     return int(worker.split("-")[-2])
 
 
-def test_a_pool_that_is_done_at_the_end_is_status_0(pool: Pool) -> None:
+def test_a_pool_that_is_done_at_the_end_is_status_0(pool: PoolDirectory) -> None:
     run = fsqueue("run", pool.root, "--workers", "2", *QUICK)
     assert run.returncode == 0, run.stderr
     assert counts(pool) == {"done": 6}
@@ -39,14 +39,14 @@ def test_a_pool_that_is_done_at_the_end_is_status_0(pool: Pool) -> None:
     assert fsqueue("run", pool.root, *QUICK).returncode == 0
 
 
-def test_a_run_keeps_the_metrics_log(pool: Pool) -> None:
+def test_a_run_keeps_the_metrics_log(pool: PoolDirectory) -> None:
     assert fsqueue("run", pool.root, "--workers", "2", *QUICK).returncode == 0
     header, *lines = Path(pool.root, "gpu_metrics.log").read_text().splitlines()
     assert header == "timestamp,gpu_id,sequences_per_sec,compute_percent,memory_percent"
     assert {line.split(",")[1] for line in lines} == {"cpu0", "cpu1"}
 
 
-def test_each_worker_gets_a_spool_in_turn(pool: Pool) -> None:
+def test_each_worker_gets_a_spool_in_turn(pool: PoolDirectory) -> None:
     run = fsqueue("run", pool.root, "--workers", "3", *QUICK)
     assert [run.stderr.count(f"spool {name} (as told)") for name in ("cpu0", "cpu1")] == [2, 1]
 
@@ -66,7 +66,7 @@ def test_a_pool_without_spools_is_status_2(tmp_path: Path) -> None:
     assert "has no spools" in run.stderr
 
 
-def test_without_a_terminal_it_prints_lines_and_no_control_codes(pool: Pool) -> None:
+def test_without_a_terminal_it_prints_lines_and_no_control_codes(pool: PoolDirectory) -> None:
     run = fsqueue("run", pool.root, "--workers", "2", *QUICK)
     assert run.stdout.strip(), "not a word about what was going on"
     assert "\x1b" not in run.stdout + run.stderr
@@ -124,13 +124,13 @@ def test_a_drained_run_is_status_75(start: Start, tmp_path: Path) -> None:
     assert counts(pool) == {"waiting": 2}
 
 
-def test_no_work_stealing_is_handed_on(pool: Pool) -> None:
+def test_no_work_stealing_is_handed_on(pool: PoolDirectory) -> None:
     run = fsqueue("run", pool.root, "--workers", "1", "--no-work-stealing", *QUICK)
     assert run.returncode == 5, run.stderr
     assert counts(pool) == {"done": 3, "waiting": 3}
     assert "work stealing disabled" in run.stderr
 
 
-def test_nothing_but_usage_is_wrong_with_zero_workers(pool: Pool) -> None:
+def test_nothing_but_usage_is_wrong_with_zero_workers(pool: PoolDirectory) -> None:
     assert fsqueue("run", pool.root, "--workers", "0").returncode == 2
     assert counts(pool) == {"waiting": 6}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, read_status, write_status
 from tests.support.planning import make_inputs, plan_command
 from tests.support.pools import Hand, make_pool
@@ -19,11 +19,11 @@ SEVEN = "id tier specialization loaded_models active_requests cpu_load gpu_util"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.30", "b.20")
 
 
-def joined(pool: Pool, **facts: Any) -> Hand:
+def joined(pool: PoolDirectory, **facts: Any) -> Hand:
     hand = Hand(pool, "gpu0")
     for name, value in facts.items():
         setattr(hand.status, name, value)
@@ -32,7 +32,7 @@ def joined(pool: Pool, **facts: Any) -> Hand:
 
 
 @pytest.mark.slow
-def test_workers_come_with_the_seven_keys_first(pool: Pool) -> None:
+def test_workers_come_with_the_seven_keys_first(pool: PoolDirectory) -> None:
     hand = joined(
         pool,
         tier=1,
@@ -51,7 +51,7 @@ def test_workers_come_with_the_seven_keys_first(pool: Pool) -> None:
 
 
 @pytest.mark.slow
-def test_services_count_the_workers_that_offer_them(pool: Pool) -> None:
+def test_services_count_the_workers_that_offer_them(pool: PoolDirectory) -> None:
     one = joined(pool, capabilities=["embed", "embeddings"])
     two = joined(pool, capabilities=["embed"])
     gone = joined(pool, capabilities=["embed", "rare"])
@@ -66,7 +66,7 @@ def test_services_count_the_workers_that_offer_them(pool: Pool) -> None:
     assert "embeddings" in fsqueue("services", pool.root).stdout
 
 
-def test_a_status_file_is_a_heartbeat_of_the_guide_too(pool: Pool) -> None:
+def test_a_status_file_is_a_heartbeat_of_the_guide_too(pool: PoolDirectory) -> None:
     hand = joined(pool, tier=1, gpu={"compute_percent": 65.3}, loaded=["m"], specialization="a")
     hand.status.current = Current("x", "k", 1, 0, "gpu0", 0.0)
     hand.status.services_status = {"embed": "healthy"}
@@ -81,7 +81,7 @@ def test_a_status_file_is_a_heartbeat_of_the_guide_too(pool: Pool) -> None:
     assert facts["services_status"] == {"embed": "healthy"}
 
 
-def test_whose_service_failed_last_is_degraded(pool: Pool) -> None:
+def test_whose_service_failed_last_is_degraded(pool: PoolDirectory) -> None:
     hand = joined(pool, services_status={"embed": "unhealthy", "command": "healthy"})
     facts = json.loads(Path(pool.status(hand.id)).read_bytes())
     assert facts["status"] == "degraded"

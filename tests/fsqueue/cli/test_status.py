@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from fsqueue.cli import cli
 from fsqueue.pool import claims
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.pools import contents, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
 from tests.support.watching import enlist, fail, finish, report, take, tell
@@ -24,19 +24,19 @@ A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.40", "b.30", "c.20", "d.10")
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> Pool:
+def done(tmp_path: Path) -> PoolDirectory:
     pool = make_pool(tmp_path / "done", "a.40")
     finish(pool, A)
     return pool
 
 
 @pytest.fixture
-def ended(tmp_path: Path) -> Pool:
+def ended(tmp_path: Path) -> PoolDirectory:
     pool = make_pool(tmp_path / "ended", "a.40", "b.30")
     finish(pool, A)
     fail(pool, A, "CUDA error: out of memory")
@@ -58,7 +58,7 @@ def facts(*words: str, status: int = 0) -> dict[str, Any]:
 # ---- status ----
 
 
-def test_status_says_how_far_the_pool_is(pool: Pool) -> None:
+def test_status_says_how_far_the_pool_is(pool: PoolDirectory) -> None:
     finish(pool, A)
     take(pool, A)
     out = run("status", pool.root, status=5).stdout
@@ -70,7 +70,9 @@ def test_status_says_how_far_the_pool_is(pool: Pool) -> None:
     assert rows["gpu0"][:3] == ["RTX", "3090", "no"]
 
 
-def test_status_exits_as_the_pool_stands(pool: Pool, done: Pool, ended: Pool) -> None:
+def test_status_exits_as_the_pool_stands(
+    pool: PoolDirectory, done: PoolDirectory, ended: PoolDirectory
+) -> None:
     run("status", pool.root, status=5)
     run("status", done.root, status=0)
     assert f"fsqueue failed {ended.root}" in run("status", ended.root, status=3).stdout
@@ -82,11 +84,11 @@ def test_status_of_an_empty_pool_is_done(tmp_path: Path) -> None:
     assert facts("status", pool.root)["spools"] == []
 
 
-def test_status_takes_the_pool_from_the_environment(done: Pool) -> None:
+def test_status_takes_the_pool_from_the_environment(done: PoolDirectory) -> None:
     run("status", env={"FSQUEUE_POOL": done.root})
 
 
-def test_status_json_has_its_keys_and_adds_up(pool: Pool) -> None:
+def test_status_json_has_its_keys_and_adds_up(pool: PoolDirectory) -> None:
     finish(pool, A)
     take(pool, A)
     fail(pool, B)
@@ -113,12 +115,12 @@ def test_status_json_has_its_keys_and_adds_up(pool: Pool) -> None:
     assert (spool["name"], spool["planned"], spool["waiting"]) == ("gpu0", 4, 1)
 
 
-def test_status_says_what_is_wrong_with_a_damaged_pool(pool: Pool) -> None:
+def test_status_says_what_is_wrong_with_a_damaged_pool(pool: PoolDirectory) -> None:
     Path(pool.plan(1)).write_text("garbage\n")
     assert pool.plan(1) in run("status", pool.root, status=5).stdout
 
 
-def test_status_tells_of_claims_that_a_dead_planner_left(pool: Pool) -> None:
+def test_status_tells_of_claims_that_a_dead_planner_left(pool: PoolDirectory) -> None:
     from fsqueue.pool import plans
 
     uid, name = plans.read_plan(pool, 1).uid, claims.waiting(pool, "gpu0")[0]
@@ -138,7 +140,7 @@ def test_what_is_no_pool_is_a_usage_error(tmp_path: Path) -> None:
 # ---- workers ----
 
 
-def test_workers_are_listed_with_what_they_hold(pool: Pool) -> None:
+def test_workers_are_listed_with_what_they_hold(pool: PoolDirectory) -> None:
     enlist(pool, A, B)
     name = take(pool, A)
     current = {"id": name.id, "cost": 40, "done": 1, "total": 4, "started": 4990.0}
@@ -150,7 +152,7 @@ def test_workers_are_listed_with_what_they_hold(pool: Pool) -> None:
     assert B in out
 
 
-def test_workers_json_is_a_list_under_workers(pool: Pool) -> None:
+def test_workers_json_is_a_list_under_workers(pool: PoolDirectory) -> None:
     enlist(pool, A)
     report(pool, A, gpu={"compute_percent": 93.0}, loaded=["k"], slurm={"slurm_job_id": "17"})
     (worker,) = facts("workers", pool.root)["workers"]
@@ -159,7 +161,7 @@ def test_workers_json_is_a_list_under_workers(pool: Pool) -> None:
     assert worker["loaded"] == ["k"] and worker["slurm"] == {"slurm_job_id": "17"}
 
 
-def test_workers_that_left_are_shown_on_demand(pool: Pool) -> None:
+def test_workers_that_left_are_shown_on_demand(pool: PoolDirectory) -> None:
     enlist(pool, A)[A].retire()
     assert "1 more left or died" in run("workers", pool.root).stdout
     assert A in run("workers", "--all", pool.root).stdout
@@ -168,7 +170,7 @@ def test_workers_that_left_are_shown_on_demand(pool: Pool) -> None:
 # ---- failed ----
 
 
-def test_failed_lists_each_attempt_and_says_how_to_retry(pool: Pool) -> None:
+def test_failed_lists_each_attempt_and_says_how_to_retry(pool: PoolDirectory) -> None:
     name = take(pool, A)
     again = claims.charge(pool, name, "gpu0", {"error": "first"})
     taken = claims.take(pool, "gpu0", again, B)
@@ -182,14 +184,14 @@ def test_failed_lists_each_attempt_and_says_how_to_retry(pool: Pool) -> None:
     assert "Put them back" not in run("failed", make_pool(Path(pool.root + "2"), "a.1").root).stdout
 
 
-def test_failed_json_holds_every_record(ended: Pool) -> None:
+def test_failed_json_holds_every_record(ended: PoolDirectory) -> None:
     (failure,) = facts("failed", ended.root)["failed"]
     assert (failure["attempts"], failure["worker"]) == (1, A)
     (error,) = failure["errors"]
     assert (error["error"], error["detail"]) == ("CUDA error: out of memory", "all of it")
 
 
-def test_failed_log_shows_all_that_was_kept(ended: Pool) -> None:
+def test_failed_log_shows_all_that_was_kept(ended: PoolDirectory) -> None:
     id = facts("failed", ended.root)["failed"][0]["id"]
     assert "all of it" not in run("failed", ended.root).stdout
     assert "all of it" in run("failed", ended.root, "--log", id).stdout
@@ -200,7 +202,7 @@ def test_failed_log_shows_all_that_was_kept(ended: Pool) -> None:
         assert result.returncode == 2 and why in result.stderr
 
 
-def test_failed_log_is_of_any_claim_an_attempt_of_which_failed(pool: Pool) -> None:
+def test_failed_log_is_of_any_claim_an_attempt_of_which_failed(pool: PoolDirectory) -> None:
     """The claim waits again; one attempt is shown whole, all of them by their last lines."""
     long = "".join(f"line {n}\n" for n in range(100))
     name = take(pool, A)
@@ -218,7 +220,9 @@ def test_failed_log_is_of_any_claim_an_attempt_of_which_failed(pool: Pool) -> No
     assert other.returncode == 2 and "there are a0, a1" in other.stderr
 
 
-def test_failed_log_of_a_worker_that_was_killed_shows_the_end_of_its_slurm_log(pool: Pool) -> None:
+def test_failed_log_of_a_worker_that_was_killed_shows_the_end_of_its_slurm_log(
+    pool: PoolDirectory,
+) -> None:
     name = take(pool, A)
     report(pool, A, slurm={"slurm_array_job_id": "17", "slurm_array_task_id": "4"})
     log = Path(pool.directory("events"), "slurm-17_4.log")
@@ -228,7 +232,7 @@ def test_failed_log_of_a_worker_that_was_killed_shows_the_end_of_its_slurm_log(p
     assert "oom_kill event\\x1b[2J" in out and str(log) in out
 
 
-def test_failed_shows_hostile_records_escaped(pool: Pool) -> None:
+def test_failed_shows_hostile_records_escaped(pool: PoolDirectory) -> None:
     name = fail(pool, A)
     record = {
         "error": "\x1b]0;x\x07\n[red]",
@@ -243,7 +247,7 @@ def test_failed_shows_hostile_records_escaped(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"at": 1e300}', b'{"at": NaN}'])
-def test_failed_survives_a_damaged_record(pool: Pool, data: bytes) -> None:
+def test_failed_survives_a_damaged_record(pool: PoolDirectory, data: bytes) -> None:
     name = fail(pool, A)
     Path(pool.error(name.id, 0)).write_bytes(data)
     assert name.id in run("failed", pool.root).stdout
@@ -253,18 +257,20 @@ def test_failed_survives_a_damaged_record(pool: Pool, data: bytes) -> None:
 # ---- wait ----
 
 
-def test_wait_ends_with_the_pool_and_its_exit_status(done: Pool, ended: Pool) -> None:
+def test_wait_ends_with_the_pool_and_its_exit_status(
+    done: PoolDirectory, ended: PoolDirectory
+) -> None:
     assert run("wait", done.root).stdout == "1 of 1 done\n"
     assert run("wait", ended.root, status=3).stdout == "1 of 2 done, 1 failed\n"
 
 
-def test_wait_gives_up_after_its_timeout(pool: Pool) -> None:
+def test_wait_gives_up_after_its_timeout(pool: PoolDirectory) -> None:
     result = run("wait", pool.root, "--timeout", "0.1s", "--interval", "0.05", status=5)
     assert result.stdout.startswith("0 of 4 done, 4 waiting")
 
 
 @pytest.mark.slow
-def test_watch_stays_until_the_last_claim_is_done(pool: Pool, start: Start) -> None:
+def test_watch_stays_until_the_last_claim_is_done(pool: PoolDirectory, start: Start) -> None:
     while len(claims.waiting(pool, "gpu0")) > 1:
         finish(pool, A)
     name = take(pool, A)
@@ -275,7 +281,9 @@ def test_watch_stays_until_the_last_claim_is_done(pool: Pool, start: Start) -> N
     assert waiter.reap() == 0 and "4 of 4 done" in waiter.stdout
 
 
-def test_wait_goes_on_until_nothing_runs(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_goes_on_until_nothing_runs(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     while len(claims.waiting(pool, "gpu0")) > 1:
         finish(pool, A)
     name, looks = take(pool, A), []
@@ -292,24 +300,24 @@ def test_wait_goes_on_until_nothing_runs(pool: Pool, monkeypatch: pytest.MonkeyP
 # ---- watch, without a terminal ----
 
 
-def test_watch_once_prints_one_frame(pool: Pool) -> None:
+def test_watch_once_prints_one_frame(pool: PoolDirectory) -> None:
     out = run("watch", pool.root, "--once", status=5).stdout
     assert "gpu0" in out and "0 of 4 done" in out and "\x1b" not in out
 
 
-def test_watch_once_by_worker_shows_workers(pool: Pool) -> None:
+def test_watch_once_by_worker_shows_workers(pool: PoolDirectory) -> None:
     enlist(pool, A)
     report(pool, A, spool="gpu0")
     assert A in run("watch", pool.root, "--once", "--by", "worker", status=5).stdout
 
 
-def test_watch_writes_lines_to_a_pipe_and_ends_with_the_pool(ended: Pool) -> None:
+def test_watch_writes_lines_to_a_pipe_and_ends_with_the_pool(ended: PoolDirectory) -> None:
     tell(ended, A, {"t": 1, "event": "joined", "host": "node7", "spool": "gpu0"})
     out = run("watch", ended.root, status=3).stdout
     assert "joined node7" in out and out.rstrip().endswith("all: 1 of 2 done, 1 failed")
 
 
-def test_watch_json_once_holds_what_is_shown(pool: Pool) -> None:
+def test_watch_json_once_holds_what_is_shown(pool: PoolDirectory) -> None:
     facts_of_steal = {"event": "stole", "id": "x", "cost": 5, "from": "gpu1", "to": "gpu0"}
     tell(pool, A, {"t": 0} | facts_of_steal)
     fail(pool, B)
@@ -319,12 +327,12 @@ def test_watch_json_once_holds_what_is_shown(pool: Pool) -> None:
     assert [row["worker_id"] for row in found["worker_rows"]] == []
 
 
-def test_watch_json_is_a_line_a_look_until_the_end(done: Pool) -> None:
+def test_watch_json_is_a_line_a_look_until_the_end(done: PoolDirectory) -> None:
     (line,) = run("watch", done.root, "--json").stdout.splitlines()
     assert json.loads(line)["finished"] is True
 
 
-def test_the_stall_threshold_is_obeyed(pool: Pool) -> None:
+def test_the_stall_threshold_is_obeyed(pool: PoolDirectory) -> None:
     enlist(pool, A)
     take(pool, A)
     report(pool, A, spool="gpu0", last_activity=1000, written_at=1100)
@@ -336,7 +344,7 @@ def test_the_stall_threshold_is_obeyed(pool: Pool) -> None:
 # ---- all of them ----
 
 
-def test_looking_changes_nothing(pool: Pool) -> None:
+def test_looking_changes_nothing(pool: PoolDirectory) -> None:
     enlist(pool, A)
     take(pool, A)
     fail(pool, B)
@@ -352,7 +360,7 @@ def test_looking_changes_nothing(pool: Pool) -> None:
 @pytest.mark.parametrize(
     "words", [("status",), ("workers",), ("failed",), ("wait", "--timeout", "0")]
 )
-def test_looking_needs_no_rich(pool: Pool, words: tuple[str, ...]) -> None:
+def test_looking_needs_no_rich(pool: PoolDirectory, words: tuple[str, ...]) -> None:
     code = (
         "import sys\n"
         "from fsqueue.cli import cli\n"

@@ -28,13 +28,13 @@ from fsqueue.cli.watch import watch as command
 from fsqueue.dashboard import LoadBalancingDashboard, View, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
 from fsqueue.gpu.utilization import GPUMonitor
-from fsqueue.monitor.alerts import Notice
+from fsqueue.monitor.alerts import Alert
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.counts import Amount
 from fsqueue.monitor.snapshot import Failure, Reader, Snapshot
 from fsqueue.monitor.workers import Use
 from fsqueue.pool.journal import Steal
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.pools import make_pool
 from tests.support.processes import wait_for
 from tests.support.watching import fail, finish, snapshot, spool_row, tell, worker_row
@@ -83,8 +83,8 @@ def busy() -> Snapshot:
         ),
         failures=(Failure("output_3-9f", 3, "node7-2-bbbbbb", "CUDA error: out of memory"),),
         warnings=(
-            Notice("suspect", "w", "node8-3-cccccc: suspect: no beat for 15 s"),
-            Notice("stalled", "w", "GPU gpu1 stalled - no activity for 312s"),
+            Alert("suspect", "w", "node8-3-cccccc: suspect: no beat for 15 s"),
+            Alert("stalled", "w", "GPU gpu1 stalled - no activity for 312s"),
         ),
     )
 
@@ -308,12 +308,12 @@ class Terminal:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.40", "b.30")
 
 
 @pytest.fixture
-def watch(pool: Pool) -> Iterator[Terminal]:
+def watch(pool: PoolDirectory) -> Iterator[Terminal]:
     words = ("watch", pool.root, "--interval", "0.1")
     terminal = Terminal(sys.executable, "-m", "fsqueue", *words)
     yield terminal
@@ -321,7 +321,7 @@ def watch(pool: Pool) -> Iterator[Terminal]:
 
 
 @pytest.mark.slow
-def test_watch_draws_follows_and_ends_by_itself(pool: Pool, watch: Terminal) -> None:
+def test_watch_draws_follows_and_ends_by_itself(pool: PoolDirectory, watch: Terminal) -> None:
     watch.wait_for("0 of 2 done")
     finish(pool, "node7-1-aaaaaa")
     watch.wait_for("1 of 2 done")
@@ -334,7 +334,7 @@ def test_watch_draws_follows_and_ends_by_itself(pool: Pool, watch: Terminal) -> 
 
 
 @pytest.mark.slow
-def test_keys_change_the_view_and_q_quits(pool: Pool, watch: Terminal) -> None:
+def test_keys_change_the_view_and_q_quits(pool: PoolDirectory, watch: Terminal) -> None:
     watch.wait_for("queue")
     watch.type("w")
     watch.wait_for("holds")
@@ -346,7 +346,7 @@ def test_keys_change_the_view_and_q_quits(pool: Pool, watch: Terminal) -> None:
 
 
 @pytest.mark.slow
-def test_each_key_does_what_the_help_says(pool: Pool) -> None:
+def test_each_key_does_what_the_help_says(pool: PoolDirectory) -> None:
     """One look only: what changes on the screen is the key's doing."""
     tell(pool, "w-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"})
     fail(pool, "w-1-aaaaaa", "boom")
@@ -389,7 +389,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(
 
 
 @pytest.mark.slow
-def test_a_new_size_is_followed_at_once(pool: Pool) -> None:
+def test_a_new_size_is_followed_at_once(pool: PoolDirectory) -> None:
     words = ("watch", pool.root, "--interval", "60")
     terminal = Terminal(sys.executable, "-m", "fsqueue", *words, size=(24, 120))
     try:
@@ -403,7 +403,7 @@ def test_a_new_size_is_followed_at_once(pool: Pool) -> None:
 
 
 @pytest.mark.slow
-def test_watch_in_the_background_does_not_stop_for_the_terminal(pool: Pool) -> None:
+def test_watch_in_the_background_does_not_stop_for_the_terminal(pool: PoolDirectory) -> None:
     """Setting the terminal from a background job would stop it (SIGTTOU)."""
     words = (
         f"set -m; {sys.executable} -m fsqueue watch '{pool.root}' --interval 0.1 & wait; echo over"
@@ -419,7 +419,7 @@ def test_watch_in_the_background_does_not_stop_for_the_terminal(pool: Pool) -> N
 
 
 def test_show_without_a_terminal_writes_lines(
-    pool: Pool, capsys: pytest.CaptureFixture[str]
+    pool: PoolDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(pool, "node7-1-aaaaaa")
     looks: list[int] = []
@@ -452,7 +452,7 @@ def test_the_dashboard_and_the_coordinator_have_the_agreed_names_and_defaults() 
 
 
 def test_the_background_dashboard_logs_and_keeps_the_metrics(
-    pool: Pool, caplog: pytest.LogCaptureFixture
+    pool: PoolDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     tell(
         pool, "node7-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"}
@@ -470,14 +470,14 @@ def test_the_background_dashboard_logs_and_keeps_the_metrics(
     assert "stole x from gpu1" in caplog.text and "GPU gpu0" not in caplog.text
 
 
-def test_the_background_dashboard_survives_its_pool(pool: Pool, tmp_path: Path) -> None:
+def test_the_background_dashboard_survives_its_pool(pool: PoolDirectory, tmp_path: Path) -> None:
     dashboard = LoadBalancingDashboard(WorkStealingCoordinator(pool), None, 0.01)
     os.rename(pool.root, tmp_path / "elsewhere")
     dashboard._log_metrics(dashboard._collect_metrics())
     dashboard._generate_table(dashboard._collect_metrics())
 
 
-def test_the_monitor_fills_only_gaps(pool: Pool) -> None:
+def test_the_monitor_fills_only_gaps(pool: PoolDirectory) -> None:
     class Monitor(GPUMonitor):
         def get_gpu_utilization(self, device_id: int | str) -> dict[str, float | None]:
             assert device_id == "GPU-1"
@@ -493,5 +493,5 @@ def test_the_monitor_fills_only_gaps(pool: Pool) -> None:
     assert _fill_gaps(nameless, Monitor()) is nameless
 
 
-def test_a_reader_can_be_shared_with_the_frame(pool: Pool) -> None:
+def test_a_reader_can_be_shared_with_the_frame(pool: PoolDirectory) -> None:
     assert "0 of 2 done" in frame(Reader(pool).snapshot())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.maintenance.audit import check_pool
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import DIRECTORIES, State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
 from tests.support.crash import copies, every_crash, interrupted, looking
 from tests.support.pools import (
@@ -35,7 +35,7 @@ needs_root = pytest.mark.skipif(
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """A pool with a claim in every state: a waits, b runs, c is done, d failed."""
     pool = make_pool(tmp_path / "pool", "d.4", "c.3", "b.2", "a.1", weights=(1.0, 1.0))
     hand = Hand(pool)
@@ -47,11 +47,11 @@ def pool(tmp_path: Path) -> Pool:
     return pool
 
 
-def stem_of(pool: Pool, state: State) -> str:
+def stem_of(pool: PoolDirectory, state: State) -> str:
     return only(pool, state).id[0]
 
 
-def path_of(pool: Pool, state: State) -> str:
+def path_of(pool: PoolDirectory, state: State) -> str:
     """Return where the one claim in a state lies."""
     name = only(pool, state)
     if state is not State.WAITING:
@@ -64,34 +64,36 @@ def path_of(pool: Pool, state: State) -> str:
 
 
 def test_a_new_pool_is_clean(tmp_path: Path) -> None:
-    report = check_pool(create_pool(str(tmp_path / "pool")))
+    report = audit_pool(create_pool(str(tmp_path / "pool")))
     assert (report.problems, report.notes, report.planned) == ([], [], 0)
 
 
-def test_a_pool_with_claims_in_every_state_is_clean_and_counted(pool: Pool) -> None:
-    report = check_pool(pool)
+def test_a_pool_with_claims_in_every_state_is_clean_and_counted(pool: PoolDirectory) -> None:
+    report = audit_pool(pool)
     assert report.problems == []
     assert report.planned == 4
     assert report.counts == {"spools": 1, "running": 1, "done": 1, "failed": 1}
 
 
-def test_checking_changes_nothing(pool: Pool) -> None:
+def test_checking_changes_nothing(pool: PoolDirectory) -> None:
     before = contents(pool.root)
-    check_pool(pool)
+    audit_pool(pool)
     assert contents(pool.root) == before
 
 
 # ---- I1 ----
 
 
-def test_i1_a_claim_that_is_nowhere_is_found(pool: Pool) -> None:
+def test_i1_a_claim_that_is_nowhere_is_found(pool: PoolDirectory) -> None:
     id = only(pool, State.WAITING).id
     os.unlink(path_of(pool, State.WAITING))
     assert problems(pool) == [f"I1: {id} is planned but nowhere: somebody removed its file"]
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_i1_a_claim_in_two_places_is_found_and_both_are_named(pool: Pool, state: State) -> None:
+def test_i1_a_claim_in_two_places_is_found_and_both_are_named(
+    pool: PoolDirectory, state: State
+) -> None:
     name = only(pool, state)
     copy = ClaimName(name.id, name.kind, name.cost, name.attempt, 9, "you-2-bbbbbb")
     shutil.copy(path_of(pool, state), pool.owned(State.FAILED, copy))
@@ -100,13 +102,13 @@ def test_i1_a_claim_in_two_places_is_found_and_both_are_named(pool: Pool, state:
     assert f"failed/{copy}" in problem and str(name) in problem
 
 
-def test_i1_a_claim_that_no_plan_holds_is_found(pool: Pool) -> None:
+def test_i1_a_claim_that_no_plan_holds_is_found(pool: PoolDirectory) -> None:
     name = ClaimName("ghost", "trivial", 1)
     atomic.stage(pool.waiting("gpu0", name), [b'{"id": "ghost"}'])
     assert problems(pool) == [f"I1: ghost is in spools/gpu0/{name}, and no plan holds it"]
 
 
-def test_i1_a_claim_that_two_plans_hold_is_found(pool: Pool) -> None:
+def test_i1_a_claim_that_two_plans_hold_is_found(pool: PoolDirectory) -> None:
     shutil.copy(pool.plan(1), pool.plan(2))
     found = problems(pool)
     assert len(found) == 4
@@ -117,7 +119,7 @@ def test_i1_a_claim_that_two_plans_hold_is_found(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5])
-def test_a_plan_that_was_cut_is_found_by_name(pool: Pool, cut: int) -> None:
+def test_a_plan_that_was_cut_is_found_by_name(pool: PoolDirectory, cut: int) -> None:
     lines = Path(pool.plan(1)).read_bytes().splitlines(keepends=True)
     Path(pool.plan(1)).write_bytes(b"".join(lines[:cut]))
     assert any(pool.plan(1) in problem for problem in problems(pool))
@@ -138,12 +140,12 @@ def test_a_plan_that_was_cut_is_found_by_name(pool: Pool, cut: int) -> None:
         ("done", "a\nb.k.c1.a0.r0@w"),
     ],
 )
-def test_what_is_no_claims_name_is_found(pool: Pool, place: str, text: str) -> None:
+def test_what_is_no_claims_name_is_found(pool: PoolDirectory, place: str, text: str) -> None:
     Path(pool.root, place, text).touch()
     assert f"{pool.root}/{place}/{text!r} is no claim's name; remove it" in problems(pool)
 
 
-def test_private_names_are_nobodys_business(pool: Pool) -> None:
+def test_private_names_are_nobodys_business(pool: PoolDirectory) -> None:
     for place in ("spools/gpu0", "running", "done", "plans", "workers"):
         Path(pool.root, place, ".nfs0001").touch()
     assert problems(pool) == []
@@ -153,27 +155,27 @@ def test_private_names_are_nobodys_business(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)
-def test_a_directory_that_is_gone_is_found(pool: Pool, name: str) -> None:
+def test_a_directory_that_is_gone_is_found(pool: PoolDirectory, name: str) -> None:
     shutil.rmtree(pool.directory(name))
     (problem,) = problems(pool)
     assert problem.startswith(f"{pool.directory(name)} is not a directory")
 
 
-def test_a_spool_that_is_a_symbolic_link_is_found(pool: Pool, tmp_path: Path) -> None:
+def test_a_spool_that_is_a_symbolic_link_is_found(pool: PoolDirectory, tmp_path: Path) -> None:
     shutil.move(pool.spool("gpu0"), tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", pool.spool("gpu0"))
     assert any(problem.startswith(f"{pool.spool('gpu0')} is not a") for problem in problems(pool))
 
 
 @needs_root
-def test_a_spool_that_another_user_could_fill_is_found(pool: Pool) -> None:
+def test_a_spool_that_another_user_could_fill_is_found(pool: PoolDirectory) -> None:
     os.chown(pool.spool("gpu0"), STRANGER, STRANGER)
     found = problems(pool)
     assert any(f"{pool.spool('gpu0')} belongs to user {STRANGER}" in p for p in found)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"model": "x", "weight": 0}'])
-def test_a_damaged_spool_file_is_found(pool: Pool, data: bytes) -> None:
+def test_a_damaged_spool_file_is_found(pool: PoolDirectory, data: bytes) -> None:
     Path(pool.spool_file("gpu1")).write_bytes(data)
     (problem,) = problems(pool)
     assert problem.startswith(pool.spool_file("gpu1"))
@@ -184,14 +186,16 @@ def test_a_damaged_spool_file_is_found(pool: Pool, data: bytes) -> None:
 
 @pytest.mark.parametrize("state", [State.WAITING, State.RUNNING])
 @pytest.mark.parametrize("data", [b"", b'{"id": "a', b"[]", b'{"id": "other"}', b"\xff"], ids=repr)
-def test_i4_a_claim_that_is_not_whole_is_found(pool: Pool, state: State, data: bytes) -> None:
+def test_i4_a_claim_that_is_not_whole_is_found(
+    pool: PoolDirectory, state: State, data: bytes
+) -> None:
     path = path_of(pool, state)
     Path(path).write_bytes(data)
     (problem,) = problems(pool)
     assert problem.startswith("I4: ") and path in problem
 
 
-def test_i4_a_claim_that_is_a_symbolic_link_is_found(pool: Pool, tmp_path: Path) -> None:
+def test_i4_a_claim_that_is_a_symbolic_link_is_found(pool: PoolDirectory, tmp_path: Path) -> None:
     path = path_of(pool, State.WAITING)
     shutil.move(path, tmp_path / "claim")
     os.symlink(tmp_path / "claim", path)
@@ -202,13 +206,13 @@ def test_i4_a_claim_that_is_a_symbolic_link_is_found(pool: Pool, tmp_path: Path)
 # ---- I6 ----
 
 
-def test_i6_a_done_claim_without_its_output_is_found(pool: Pool) -> None:
+def test_i6_a_done_claim_without_its_output_is_found(pool: PoolDirectory) -> None:
     id = only(pool, State.DONE).id
     os.unlink(pool.output(id, ".txt"))
     assert problems(pool) == [f"I6: {id} is done, and outputs/{id}.txt is missing"]
 
 
-def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: Pool) -> None:
+def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: PoolDirectory) -> None:
     Path(pool.output(only(pool, State.RUNNING).id, ".txt")).touch()
     assert problems(pool) == []
 
@@ -216,11 +220,11 @@ def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: Pool)
 # ---- no problems, but worth a word ----
 
 
-def test_what_is_left_over_is_a_note(pool: Pool) -> None:
+def test_what_is_left_over_is_a_note(pool: PoolDirectory) -> None:
     held = only(pool, State.RUNNING)
     (lease,) = Path(pool.directory("workers")).iterdir()
     lease.rename(lease.with_name(f"{held.owner}.dead@you-2-bbbbbb"))
-    report = check_pool(pool)
+    report = audit_pool(pool)
     assert report.problems == []
     assert any(f"{held.id} is in running/ under {held.owner}" in note for note in report.notes)
     assert any(f"outputs/.{held.owner} was left" in note for note in report.notes)
@@ -231,7 +235,7 @@ def test_a_plan_that_is_not_all_in_its_spools_yet_is_a_note(tmp_path: Path) -> N
     template = make_pool(tmp_path / "pool", "a.3")
     noted = False
     for _, pool in every_crash(copies(template), lambda pool: plan(pool, "b.2", "c.1")):
-        report = check_pool(pool)
+        report = audit_pool(pool)
         assert report.problems == []
         noted |= any("claims of a plan are not yet in their spools" in n for n in report.notes)
     assert noted
@@ -261,7 +265,7 @@ def between_listings(
 
 
 def test_a_claim_taken_between_two_listings_is_not_in_two_places(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand = Hand(pool)
     spool = "spools/gpu0" if claims.waiting(pool, "gpu0") else "spools/gpu1"
@@ -271,7 +275,7 @@ def test_a_claim_taken_between_two_listings_is_not_in_two_places(
 
 
 def test_a_claim_released_between_two_listings_is_not_missing(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = only(pool, State.RUNNING)
     acted = between_listings(
@@ -308,7 +312,7 @@ def test_a_claim_that_is_on_its_way_at_every_look_raises_no_alarm(
 
 
 def test_a_claim_finished_while_outputs_are_checked_has_its_output(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand = Hand(pool)
     name = hand.take()
@@ -324,7 +328,7 @@ def finish_once(hand: Hand, name: ClaimName) -> None:
 
 
 def test_a_plan_made_while_the_pool_is_checked_holds_its_claims(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acted = between_listings(
         monkeypatch, "spools/gpu0", lambda: plan(pool, "e.5", "f.6", weights=(1.0, 1.0)), times=1
@@ -349,7 +353,7 @@ def test_whatever_happens_between_two_operations_of_a_worker_the_pool_is_clean(
     """A whole check is done at every operation of plan, take, run, finish, fail and retry."""
     pool = make_pool(tmp_path / "pool", "a.3", "b.2", weights=(1.0, 1.0))
 
-    def act(pool: Pool) -> None:
+    def act(pool: PoolDirectory) -> None:
         plan(pool, "c.1", weights=(1.0, 1.0))
         hand = Hand(pool)
         hand.run(hand.take())

@@ -10,13 +10,13 @@ import pytest
 
 from fsqueue.errors import ClaimFailed, PoolError
 from fsqueue.handler import Work
-from fsqueue.maintenance.audit import check_pool
-from fsqueue.maintenance.cleanup import Cleaner, Litter, remove
+from fsqueue.maintenance.audit import audit_pool
+from fsqueue.maintenance.cleanup import Cleaner, Leftover, remove
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import new_worker_id
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import read_status
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import atomic
@@ -49,16 +49,16 @@ class Saving(Trivial):
         raise ClaimFailed("no luck")
 
 
-class Crew:
+class LocalWorkers:
     """A cleaner with a clock of ours, and a worker that lives while we let it beat."""
 
-    def __init__(self, pool: Pool, **how: float) -> None:
+    def __init__(self, pool: PoolDirectory, **how: float) -> None:
         self.pool = pool
         self.clock = Clock()
         self.cleaner = Cleaner(pool, clock=self.clock, **how)  # type: ignore[arg-type]
         self.living = Hand(pool, "gpu0")
 
-    def looks(self, seconds: float = LEASE_S) -> list[Litter]:
+    def looks(self, seconds: float = LEASE_S) -> list[Leftover]:
         """Let time pass in steps in which the living worker beats; return what is litter then."""
         found = self.cleaner.look()
         for _ in range(8):
@@ -73,11 +73,11 @@ class Crew:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.3", "b.2", weights=(1.0, 1.0))
 
 
-def half_written(pool: Pool, directory: str, pid: int, name: str = "x.json") -> Path:
+def half_written(pool: PoolDirectory, directory: str, pid: int, name: str = "x.json") -> Path:
     """Leave a private file, as `atomic.publish` does when it is killed."""
     path = Path(pool.root, directory, f".{name}.{pid}-0123456789ab")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +92,9 @@ def half_written(pool: Pool, directory: str, pid: int, name: str = "x.json") -> 
     "directory",
     ". errors status workers spools plans control spools/gpu0 partial/a inbox inbox/spools".split(),
 )
-def test_a_half_written_file_goes_after_a_lease(pool: Pool, directory: str) -> None:
+def test_a_half_written_file_goes_after_a_lease(pool: PoolDirectory, directory: str) -> None:
     path = half_written(pool, directory, 999_999)
-    crew = Crew(pool)
+    crew = LocalWorkers(pool)
     assert crew.clean(LEASE_S / 2) == []
     assert path.exists() and crew.cleaner.doubtful
     assert crew.clean(LEASE_S / 2) == ["unfinished"]
@@ -102,10 +102,10 @@ def test_a_half_written_file_goes_after_a_lease(pool: Pool, directory: str) -> N
     assert crew.clean() == []
 
 
-def test_what_a_living_worker_is_writing_stays(pool: Pool) -> None:
+def test_what_a_living_worker_is_writing_stays(pool: PoolDirectory) -> None:
     """A worker may be stopped in the middle of a write for longer than a lease, and live."""
     path = half_written(pool, "errors", os.getpid())
-    crew = Crew(pool)
+    crew = LocalWorkers(pool)
     assert crew.clean(10 * LEASE_S) == []
     assert path.exists()
     crew.living.leave()
@@ -122,8 +122,8 @@ def test_what_a_living_worker_is_writing_stays(pool: Pool) -> None:
     assert [each.path for each in found] == [str(path)]
 
 
-def test_a_file_that_came_and_went_meanwhile_is_nobody_s_litter(pool: Pool) -> None:
-    crew = Crew(pool)
+def test_a_file_that_came_and_went_meanwhile_is_nobody_s_litter(pool: PoolDirectory) -> None:
+    crew = LocalWorkers(pool)
     first = half_written(pool, "errors", 999_999, "one")
     crew.looks(LEASE_S * 0.9)
     first.unlink()
@@ -135,8 +135,10 @@ def test_a_file_that_came_and_went_meanwhile_is_nobody_s_litter(pool: Pool) -> N
 # ---- workers that are gone ----
 
 
-def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(pool: Pool) -> None:
-    crew, lost = Crew(pool), Hand(pool)
+def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(
+    pool: PoolDirectory,
+) -> None:
+    crew, lost = LocalWorkers(pool), Hand(pool)
     workshop = Path(pool.workshop(lost.id))
     (workshop / "half.txt").write_text("half")
     Path(pool.workshop(crew.living.id), "half.txt").write_text("half")
@@ -146,8 +148,8 @@ def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(pool:
     assert os.listdir(pool.workshop(crew.living.id)) == ["half.txt"]
 
 
-def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: Pool) -> None:
-    crew, lost = Crew(pool), Hand(pool)
+def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: PoolDirectory) -> None:
+    crew, lost = LocalWorkers(pool), Hand(pool)
     workshop = Path(pool.workshop(lost.id))
     (workshop / "half.txt").write_text("half")
     workshop.rename(f"{workshop}.dead")
@@ -158,9 +160,9 @@ def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: Pool) -> N
 
 @pytest.mark.parametrize("directory", ["running", "spools/gpu0"])
 def test_what_an_idle_worker_makes_to_list_anew_goes_if_it_was_killed_at_it(
-    pool: Pool, directory: str
+    pool: PoolDirectory, directory: str
 ) -> None:
-    crew = Crew(pool)
+    crew = LocalWorkers(pool)
     left = Path(pool.root, directory, ".renew.vm-1-abcdef")
     left.mkdir()
     kept = Path(pool.root, directory, f".renew.{crew.living.id}")
@@ -170,9 +172,9 @@ def test_what_an_idle_worker_makes_to_list_anew_goes_if_it_was_killed_at_it(
     assert kept.exists() and not left.exists()
 
 
-def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Pool) -> None:
+def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: PoolDirectory) -> None:
     """RACE: a renewal can hide a lease from a listing."""
-    crew, hidden = Crew(pool), Hand(pool)
+    crew, hidden = LocalWorkers(pool), Hand(pool)
     atomic.publish(pool.order("drain", hidden.id), b"")
     path = pool.lease(hidden.lease.name)
     for _ in range(3):
@@ -184,14 +186,16 @@ def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Poo
     assert crew.clean(LEASE_S * 1.2) == ["order", "workshop"]
 
 
-def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: Pool) -> None:
-    crew, suspended = Crew(pool, older_than_s=0.0), Hand(pool)
+def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: PoolDirectory) -> None:
+    crew, suspended = LocalWorkers(pool, older_than_s=0.0), Hand(pool)
     half_written(pool, "errors", os.getpid())
     assert crew.clean(10 * LEASE_S) == []
     assert os.path.isdir(pool.workshop(suspended.id))
 
 
-def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(pool: Pool) -> None:
+def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(
+    pool: PoolDirectory,
+) -> None:
     gone, recent = Hand(pool), Hand(pool)
     for hand in (gone, recent):
         hand.beat.flush()
@@ -199,20 +203,20 @@ def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(pool
         hand.leave()
     (lease,) = (name for name in lease_names(pool) if name.worker == gone.id)
     os.utime(pool.lease(lease), (1.0, 1.0))
-    assert Crew(pool).clean(0.0) == []
-    assert Crew(pool, older_than_s=3600.0).clean(0.0) == ["journal", "lease", "status"]
+    assert LocalWorkers(pool).clean(0.0) == []
+    assert LocalWorkers(pool, older_than_s=3600.0).clean(0.0) == ["journal", "lease", "status"]
     assert read_status(pool, gone.id) is None and read_status(pool, recent.id) is not None
-    assert Crew(pool, older_than_s=0.0).clean(0.0) == ["journal", "lease", "status"]
+    assert LocalWorkers(pool, older_than_s=0.0).clean(0.0) == ["journal", "lease", "status"]
     assert problems(pool) == []
 
 
-def test_who_holds_a_claim_is_not_forgotten(pool: Pool) -> None:
+def test_who_holds_a_claim_is_not_forgotten(pool: PoolDirectory) -> None:
     """Its lease was ended, and whoever ended it died before the claim was put back."""
     hand = Hand(pool)
     name = hand.take()
     hand.beat.flush()
     hand.lease.retire()
-    assert Crew(pool, older_than_s=0.0).clean() == []
+    assert LocalWorkers(pool, older_than_s=0.0).clean() == []
     work_off(pool)
     assert places(pool) == {"done": 2}
     assert name.id in {each.id for each in names_in(pool, State.DONE)}
@@ -221,18 +225,18 @@ def test_who_holds_a_claim_is_not_forgotten(pool: Pool) -> None:
 # ---- claims ----
 
 
-def test_checkpoints_go_when_their_claim_is_done_and_not_before(pool: Pool) -> None:
+def test_checkpoints_go_when_their_claim_is_done_and_not_before(pool: PoolDirectory) -> None:
     hand = Hand(pool, handler=Saving())
     name = hand.take()
     hand.run(name)
     kept = Path(pool.partial(name.id))
     assert os.listdir(kept) == ["part1"]
-    assert Crew(pool).clean() == []
+    assert LocalWorkers(pool).clean() == []
     work_off(pool)
     kept.mkdir(exist_ok=True)
     (kept / "part1").write_bytes(b"of a zombie")
-    assert any(str(kept) in note for note in check_pool(pool).notes)
-    crew = Crew(pool)
+    assert any(str(kept) in note for note in audit_pool(pool).notes)
+    crew = LocalWorkers(pool)
     assert [(each.kind, each.size) for each in crew.looks(0.0)] == [("checkpoints", 11)]
     assert crew.clean(0.0) == ["checkpoints"]
     assert problems(pool) == [] and not kept.exists()
@@ -241,7 +245,7 @@ def test_checkpoints_go_when_their_claim_is_done_and_not_before(pool: Pool) -> N
 # ---- plans ----
 
 
-def abandoned(pool: Pool, at: int) -> str:
+def abandoned(pool: PoolDirectory, at: int) -> str:
     """Let a planner of two more inputs die at a change; return its plan's id."""
     assert crash(lambda: plan(pool, "c.4", "d.5"), at)
     texts = atomic.names(pool.directory("plans"))
@@ -249,9 +253,9 @@ def abandoned(pool: Pool, at: int) -> str:
     return uid
 
 
-def test_an_abandoned_plan_goes_and_its_inputs_can_be_planned_again(pool: Pool) -> None:
+def test_an_abandoned_plan_goes_and_its_inputs_can_be_planned_again(pool: PoolDirectory) -> None:
     uid = abandoned(pool, 12)
-    crew = Crew(pool)
+    crew = LocalWorkers(pool)
     assert crew.clean(LEASE_S / 2) == []
     assert os.path.isdir(pool.staged(uid))
     assert crew.clean(LEASE_S / 2) == ["plan"]
@@ -263,9 +267,9 @@ def test_an_abandoned_plan_goes_and_its_inputs_can_be_planned_again(pool: Pool) 
     assert places(pool) == {"done": 4} and problems(pool) == []
 
 
-def test_a_plan_that_still_grows_stays(pool: Pool) -> None:
+def test_a_plan_that_still_grows_stays(pool: PoolDirectory) -> None:
     uid = abandoned(pool, 12)
-    crew = Crew(pool)
+    crew = LocalWorkers(pool)
     for number in range(4):
         crew.looks(LEASE_S * 0.8)
         Path(pool.staged(uid), "gpu0", f"e{number}").touch()
@@ -279,13 +283,13 @@ def test_a_planner_that_was_only_slow_cannot_leave_a_plan_without_its_claims(
     template = make_pool(tmp_path / "pool", "a.3")
     outcomes = set()
 
-    def clean(pool: Pool) -> None:
+    def clean(pool: PoolDirectory) -> None:
         for text in atomic.names(pool.directory("plans")):
             if text.endswith(".staged"):
                 uid = text.removesuffix(".staged")
-                remove(pool, Litter("plan", pool.staged(uid), uid))
+                remove(pool, Leftover("plan", pool.staged(uid), uid))
 
-    def action(pool: Pool) -> str:
+    def action(pool: PoolDirectory) -> str:
         try:
             plan_into(pool, request("b.2", "c.1"))
             return "planned"
@@ -306,7 +310,7 @@ def test_a_planner_that_was_only_slow_cannot_leave_a_plan_without_its_claims(
 # ---- killed, and beside others ----
 
 
-def littered(root: Path) -> Pool:
+def littered(root: Path) -> PoolDirectory:
     """Return a pool with litter of every kind."""
     pool = make_pool(root, "a.3", "b.2")
     work_off(pool)
@@ -331,7 +335,7 @@ def test_a_cleaner_may_be_killed_at_any_operation_and_the_next_one_ends_its_work
     template = littered(tmp_path / "pool")
     kinds = ["checkpoints", "journal", "lease", "order", "plan", "status", "unfinished", "workshop"]
 
-    def clean(pool: Pool) -> set[str]:
+    def clean(pool: PoolDirectory) -> set[str]:
         clock = Clock()
         cleaner = Cleaner(pool, older_than_s=0.0, clock=clock)
         cleaner.look()
@@ -345,7 +349,7 @@ def test_a_cleaner_may_be_killed_at_any_operation_and_the_next_one_ends_its_work
         kept = contents(pool.directory("done")), contents(pool.directory("outputs"))
         clean(pool)
         assert clean(pool) == set(), n
-        assert problems(pool) == [] and check_pool(pool).notes == []
+        assert problems(pool) == [] and audit_pool(pool).notes == []
         assert contents(pool.directory("done")) == kept[0]
         plan(pool, "c.4", "d.5")
         work_off(pool)
@@ -374,7 +378,7 @@ def test_cleaning_beside_a_running_worker_disturbs_nothing(start: Start, tmp_pat
     assert again.stdout == "0 pieces of litter removed, 0 bytes.\n"
 
 
-def test_a_plan_that_has_a_number_is_never_abandoned(pool: Pool) -> None:
+def test_a_plan_that_has_a_number_is_never_abandoned(pool: PoolDirectory) -> None:
     """Its planner died before its claims were in their spools."""
     n = 0
     while crash(lambda: plan(pool, "c.4", "d.5"), n):
@@ -384,6 +388,6 @@ def test_a_plan_that_has_a_number_is_never_abandoned(pool: Pool) -> None:
             break
         n += 1
     (uid,) = uids & {each.uid for each in plans.read_plans(pool)}
-    assert not remove(pool, Litter("plan", pool.staged(uid), uid))
+    assert not remove(pool, Leftover("plan", pool.staged(uid), uid))
     work_off(pool)
     assert places(pool) == {"done": 4} and problems(pool) == []

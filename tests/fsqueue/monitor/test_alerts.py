@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from fsqueue.monitor.alerts import imbalanced, weighted_depths
-from fsqueue.monitor.counts import Amount, Census
+from fsqueue.monitor.counts import Amount, ClaimCounter
 from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool import claims
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.pools import Clock, make_pool
 from tests.support.watching import enlist, finish, report, take
 
@@ -20,12 +20,12 @@ A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", *(f"i{n}.10" for n in range(12)), weights=[2.0, 1.0])
 
 
 def kinds(reader: Reader) -> list[str]:
-    return [notice.kind for notice in reader.snapshot().warnings]
+    return [alert.kind for alert in reader.snapshot().warnings]
 
 
 @pytest.mark.parametrize(
@@ -46,22 +46,22 @@ def test_imbalance_is_judged_as_agreed(depths: list[float], expected: bool) -> N
     assert imbalanced(depths) is expected
 
 
-def test_depths_are_weighted(pool: Pool) -> None:
-    count = Census(pool).take()
+def test_depths_are_weighted(pool: PoolDirectory) -> None:
+    count = ClaimCounter(pool).take()
     assert count.spools["gpu0"][1] == Amount(8, 80)
     depths = weighted_depths(count, {"gpu0": 2.0, "gpu1": 1.0})
     assert depths == {"gpu0": pytest.approx(4.0), "gpu1": pytest.approx(4.0)}
 
 
-def test_work_that_nobody_does_is_said_with_what_to_type(pool: Pool) -> None:
+def test_work_that_nobody_does_is_said_with_what_to_type(pool: PoolDirectory) -> None:
     reader = Reader(pool)
-    (notice,) = reader.snapshot().warnings
-    assert notice.kind == "deserted" and f"fsqueue work {pool.root}" in notice.text
+    (alert,) = reader.snapshot().warnings
+    assert alert.kind == "deserted" and f"fsqueue work {pool.root}" in alert.text
     enlist(pool, A)
     assert kinds(reader) == []
 
 
-def test_a_finished_pool_has_no_trouble_with_workers(pool: Pool) -> None:
+def test_a_finished_pool_has_no_trouble_with_workers(pool: PoolDirectory) -> None:
     report(pool, A, state="stopped", message="this worker stops: 3 different claims failed")
     for spool in ("gpu0", "gpu1"):
         while claims.waiting(pool, spool):
@@ -69,32 +69,32 @@ def test_a_finished_pool_has_no_trouble_with_workers(pool: Pool) -> None:
     assert kinds(Reader(pool)) == []
 
 
-def test_a_worker_that_stopped_itself_is_said_with_its_reason(pool: Pool) -> None:
+def test_a_worker_that_stopped_itself_is_said_with_its_reason(pool: PoolDirectory) -> None:
     lease = enlist(pool, A, B)[A]
     report(pool, A, state="stopped", message="this worker stops: 3 different claims failed")
     lease.retire()
-    (notice,) = Reader(pool).snapshot().warnings
-    assert notice.kind == "broken" and "3 different claims failed" in notice.text
+    (alert,) = Reader(pool).snapshot().warnings
+    assert alert.kind == "broken" and "3 different claims failed" in alert.text
 
 
-def test_a_stalled_worker_is_named_by_its_gpu(pool: Pool) -> None:
+def test_a_stalled_worker_is_named_by_its_gpu(pool: PoolDirectory) -> None:
     enlist(pool, A)
     take(pool, A)
     report(pool, A, spool="gpu0", last_activity=1000, written_at=1312)
-    (notice,) = Reader(pool).snapshot().warnings
-    assert (notice.kind, notice.subject) == ("stalled", A)
-    assert notice.text == "GPU gpu0 stalled - no activity for 312s"
+    (alert,) = Reader(pool).snapshot().warnings
+    assert (alert.kind, alert.subject) == ("stalled", A)
+    assert alert.text == "GPU gpu0 stalled - no activity for 312s"
 
 
 @pytest.mark.parametrize("order", ["pause", "drain", "stop"])
-def test_an_order_that_holds_is_said(pool: Pool, order: str) -> None:
+def test_an_order_that_holds_is_said(pool: PoolDirectory, order: str) -> None:
     enlist(pool, A)
     Path(pool.order(order)).touch()
-    (notice,) = Reader(pool).snapshot().warnings
-    assert notice.kind == "order" and f"control/{order}" in notice.text
+    (alert,) = Reader(pool).snapshot().warnings
+    assert alert.kind == "order" and f"control/{order}" in alert.text
 
 
-def test_idle_workers_beside_a_full_spool_are_said_after_a_while(pool: Pool) -> None:
+def test_idle_workers_beside_a_full_spool_are_said_after_a_while(pool: PoolDirectory) -> None:
     clock = Clock()
     reader = Reader(pool, clock=clock)
     leases = enlist(pool, A, B)
@@ -117,7 +117,7 @@ def test_a_nearly_full_disk_is_said_even_when_all_is_done(
     finish(pool, A)
     facts = {"f_bavail": 1000, "f_frsize": 4096, "f_blocks": 10**9, "f_files": 100, "f_favail": 1}
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**facts))
-    texts = [notice.text for notice in Reader(pool).snapshot().warnings]
+    texts = [alert.text for alert in Reader(pool).snapshot().warnings]
     assert "0.0 GiB left" in texts[0] and "inodes: 1 left" in texts[1]
 
 
@@ -132,8 +132,8 @@ def test_a_disk_that_does_not_tell_its_size_is_not_called_full(
     assert not Reader(pool).snapshot().warnings
 
 
-def test_a_damaged_pool_is_said_first(pool: Pool) -> None:
+def test_a_damaged_pool_is_said_first(pool: PoolDirectory) -> None:
     Path(pool.plan(1)).write_text("garbage\n")
     first, *rest = Reader(pool).snapshot().warnings
     assert first.kind == "damage" and pool.plan(1) in first.text
-    assert [notice.kind for notice in rest] == ["deserted"]
+    assert [alert.kind for alert in rest] == ["deserted"]

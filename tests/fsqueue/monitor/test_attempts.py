@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fsqueue.handler import Work
 from fsqueue.monitor import attempts as module
 from fsqueue.monitor.attempts import Attempted, attempts
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.planning import FOREVER, make_inputs, plan_command
 from tests.support.pools import Hand, Trivial, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
@@ -25,7 +25,7 @@ A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -41,14 +41,14 @@ def ends(event: str, t: float, id: str = "x-1", **facts: Any) -> dict[str, Any]:
     return {"t": t, "event": event, "id": id} | facts
 
 
-def endings(pool: Pool) -> list[tuple[str, str]]:
+def endings(pool: PoolDirectory) -> list[tuple[str, str]]:
     return [(attempt.id, attempt.ending) for attempt in attempts(pool)]
 
 
 # ---- how an attempt ends ----
 
 
-def test_an_attempt_has_its_claim_worker_host_times_and_spool(pool: Pool) -> None:
+def test_an_attempt_has_its_claim_worker_host_times_and_spool(pool: PoolDirectory) -> None:
     tell(pool, A, {"t": 1, "event": "joined", "host": "node7.cluster"}, took(10, kind="esm2"))
     tell(pool, A, ends("finished", 14.5, seconds=4.25, attempt=0, kind="esm2", cost=5))
     assert list(attempts(pool)) == [
@@ -62,7 +62,7 @@ def test_an_attempt_has_its_claim_worker_host_times_and_spool(pool: Pool) -> Non
     ("event", "ending"), [("failed", "failed"), ("released", "released"), ("lost", "lost")]
 )
 def test_an_attempt_that_ends_otherwise_lasted_until_then(
-    pool: Pool, event: str, ending: str
+    pool: PoolDirectory, event: str, ending: str
 ) -> None:
     tell(pool, A, stole(10, attempt=2), ends(event, 13, error="boom", returncode=-9))
     (attempt,) = attempts(pool)
@@ -71,14 +71,16 @@ def test_an_attempt_that_ends_otherwise_lasted_until_then(
     assert (attempt.error, attempt.returncode) == ("boom", -9)
 
 
-def test_an_attempt_of_a_killed_worker_lasts_until_somebody_took_its_claim_back(pool: Pool) -> None:
+def test_an_attempt_of_a_killed_worker_lasts_until_somebody_took_its_claim_back(
+    pool: PoolDirectory,
+) -> None:
     tell(pool, A, took(10))
     tell(pool, B, ends("recovered", 40, of=A))
     (attempt,) = attempts(pool)
     assert (attempt.worker, attempt.ending, attempt.seconds) == (A, "killed", 30)
 
 
-def test_what_a_living_worker_has_begun_still_runs(pool: Pool) -> None:
+def test_what_a_living_worker_has_begun_still_runs(pool: PoolDirectory) -> None:
     enlist(pool, A)
     tell(pool, A, took(10))
     tell(pool, B, took(11))
@@ -91,7 +93,7 @@ def test_what_a_dead_worker_holds_still_runs_until_it_is_taken_back(tmp_path: Pa
     assert [attempt.ending for attempt in attempts(pool)] == ["running"]
 
 
-def test_a_missing_line_costs_that_attempt_its_end_only(pool: Pool) -> None:
+def test_a_missing_line_costs_that_attempt_its_end_only(pool: PoolDirectory) -> None:
     """The disk was full: an end is missing, then a beginning."""
     tell(pool, A, took(10, "a"), took(20, "b"), ends("finished", 25, "b", seconds=5))
     tell(pool, A, ends("finished", 35, "c", seconds=4), took(40, "d"), ends("failed", 50, "e"))
@@ -106,7 +108,7 @@ def test_a_missing_line_costs_that_attempt_its_end_only(pool: Pool) -> None:
     assert found["c"].started == 31 and found["e"].started is None and found["a"].seconds is None
 
 
-def test_attempts_of_all_workers_come_in_the_order_in_which_they_ended(pool: Pool) -> None:
+def test_attempts_of_all_workers_come_in_the_order_in_which_they_ended(pool: PoolDirectory) -> None:
     for n in range(0, 40, 2):
         tell(pool, A, took(n, f"a{n}"), ends("finished", n + 2, f"a{n}", seconds=2))
         tell(pool, B, took(n + 1, f"b{n}"), ends("finished", n + 3, f"b{n}", seconds=2))
@@ -155,7 +157,7 @@ def test_a_real_claim_is_told_through_failure_release_and_end(tmp_path: Path) ->
         b"\xff\xfe",
     ],
 )
-def test_junk_between_two_events_changes_neither(pool: Pool, junk: bytes) -> None:
+def test_junk_between_two_events_changes_neither(pool: PoolDirectory, junk: bytes) -> None:
     tell(pool, A, took(10))
     with open(pool.events(A), "ab") as file:
         file.write(junk + b"\n")
@@ -200,7 +202,7 @@ def test_no_journal_whatever_its_fields_breaks_the_joblog_or_the_trace(
             json.loads(done.output, parse_constant=lambda text: pytest.fail(text))
 
 
-def test_what_is_no_journal_is_left_alone(pool: Pool, tmp_path: Path) -> None:
+def test_what_is_no_journal_is_left_alone(pool: PoolDirectory, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(json.dumps(took(1, "secret")) + "\n")
     os.symlink(secret, pool.events(A))
@@ -209,13 +211,13 @@ def test_what_is_no_journal_is_left_alone(pool: Pool, tmp_path: Path) -> None:
     assert endings(pool) == []
 
 
-def test_a_pool_without_journals_has_no_attempts(pool: Pool) -> None:
+def test_a_pool_without_journals_has_no_attempts(pool: PoolDirectory) -> None:
     os.rmdir(pool.directory("events"))
     assert endings(pool) == []
 
 
 @pytest.mark.slow
-def test_more_attempts_need_no_more_memory(pool: Pool) -> None:
+def test_more_attempts_need_no_more_memory(pool: PoolDirectory) -> None:
     lines = [
         json.dumps(took(2 * n, f"a{n}")) + "\n" + json.dumps(ends("finished", 2 * n + 1, f"a{n}"))
         for n in range(10_000)
@@ -230,7 +232,9 @@ def test_more_attempts_need_no_more_memory(pool: Pool) -> None:
     assert peaks[1] < 1.2 * peaks[0], peaks
 
 
-def test_only_one_journal_is_open_at_a_time(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_journal_is_open_at_a_time(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(50):
         tell(pool, f"w-{n}-aaaaaa", took(n), ends("finished", n + 1, seconds=1))
     before, most = len(os.listdir("/proc/self/fd")), 0

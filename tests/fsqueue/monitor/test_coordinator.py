@@ -9,7 +9,7 @@ import pytest
 
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.pool import claims
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.pools import Clock, make_pool
 from tests.support.watching import enlist, finish, report, take, tell
 
@@ -17,11 +17,11 @@ A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", *(f"i{n}.10" for n in range(6)), weights=[2.0, 1.0])
 
 
-def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: Pool) -> None:
+def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: PoolDirectory) -> None:
     enlist(pool, A, B)
     report(pool, A, spool="gpu0", claims_done=7, steals_in=2, stolen_from={"gpu1": 2})
     report(pool, B, spool="gpu1", last_activity=4000.5)
@@ -39,7 +39,7 @@ def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: Pool) -> None:
     assert time.time() - 60 < gpu0["timestamp"] <= time.time()
 
 
-def test_recent_steals_have_the_agreed_names(pool: Pool) -> None:
+def test_recent_steals_have_the_agreed_names(pool: PoolDirectory) -> None:
     facts = {"event": "stole", "cost": 10, "from": "gpu0", "to": "gpu1"}
     tell(pool, B, *({"t": 100 + n, "id": f"x{n}"} | facts for n in range(60)))
     coordinator = WorkStealingCoordinator(pool)
@@ -57,7 +57,7 @@ def test_recent_steals_have_the_agreed_names(pool: Pool) -> None:
 
 
 def test_a_stalled_gpu_is_warned_of_once_and_so_is_its_recovery(
-    pool: Pool, caplog: pytest.LogCaptureFixture
+    pool: PoolDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     coordinator = WorkStealingCoordinator(pool, clock=Clock())
     enlist(pool, A)
@@ -71,7 +71,7 @@ def test_a_stalled_gpu_is_warned_of_once_and_so_is_its_recovery(
     ]
 
 
-def test_the_threshold_of_a_stall_can_be_chosen(pool: Pool) -> None:
+def test_the_threshold_of_a_stall_can_be_chosen(pool: PoolDirectory) -> None:
     coordinator = WorkStealingCoordinator(pool)
     enlist(pool, A)
     take(pool, A)
@@ -80,7 +80,7 @@ def test_the_threshold_of_a_stall_can_be_chosen(pool: Pool) -> None:
     assert coordinator.detect_stalled_workers(stall_threshold=30) == ["gpu0"]
 
 
-def test_imbalance_is_by_the_weights_of_the_spools(pool: Pool) -> None:
+def test_imbalance_is_by_the_weights_of_the_spools(pool: PoolDirectory) -> None:
     coordinator = WorkStealingCoordinator(pool)
     assert not coordinator.detect_imbalance()
     while claims.waiting(pool, "gpu1"):

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue.monitor.counts import Amount, Census, Count, Listing
+from fsqueue.monitor.counts import Amount, ClaimCounter, Count, Listing
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
 from tests.support.pools import make_pool, plan
 from tests.support.sequence import interpose
@@ -25,7 +25,7 @@ A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.40", "b.30", "c.20", "d.10", weights=[1.0, 1.0])
 
 
@@ -35,37 +35,37 @@ def adds_up(count: Count) -> bool:
     return parts == count.planned and in_spools == count.waiting
 
 
-def spool_with_work(pool: Pool) -> str:
+def spool_with_work(pool: PoolDirectory) -> str:
     return next(name for name in ("gpu0", "gpu1") if claims.waiting(pool, name))
 
 
-def test_every_claim_is_counted_where_it_is(pool: Pool) -> None:
+def test_every_claim_is_counted_where_it_is(pool: PoolDirectory) -> None:
     finish(pool, A, spool_with_work(pool))
     take(pool, A, spool_with_work(pool))
     fail(pool, B, spool=spool_with_work(pool))
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert (count.planned, count.waiting.claims) == (Amount(4, 100), 1)
     assert (count.running.claims, count.done.claims, count.failed.claims) == (1, 1, 1)
     assert adds_up(count) and count.exit_status == 5
 
 
 def test_an_empty_pool_is_finished(tmp_path: Path) -> None:
-    count = Census(create_pool(str(tmp_path / "empty"))).take()
+    count = ClaimCounter(create_pool(str(tmp_path / "empty"))).take()
     assert count.finished and count.exit_status == 0 and count.planned == Amount()
 
 
-def test_a_finished_pool_tells_whether_claims_failed(pool: Pool) -> None:
+def test_a_finished_pool_tells_whether_claims_failed(pool: PoolDirectory) -> None:
     for spool in ("gpu0", "gpu1"):
         while claims.waiting(pool, spool):
             finish(pool, A, spool)
-    assert Census(pool).take().exit_status == 0
+    assert ClaimCounter(pool).take().exit_status == 0
     plan(pool, "e.5", weights=[1.0, 1.0])
     fail(pool, A, spool=spool_with_work(pool))
-    assert Census(pool).take().exit_status == 3
+    assert ClaimCounter(pool).take().exit_status == 3
 
 
 def test_neither_done_nor_outputs_is_ever_listed(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(pool, A, spool_with_work(pool))
     listed: list[str] = []
@@ -75,7 +75,7 @@ def test_neither_done_nor_outputs_is_ever_listed(
         return real(fd)
 
     interpose(monkeypatch, listdir=listdir)
-    assert Census(pool).take().done.claims == 1
+    assert ClaimCounter(pool).take().done.claims == 1
     assert {Path(path).name for path in listed} == {
         "plans",
         "spools",
@@ -89,7 +89,7 @@ def test_neither_done_nor_outputs_is_ever_listed(
 @pytest.mark.parametrize("moment", ["spool", "running", "failed"])
 @pytest.mark.parametrize("verb", ["take", "fail", "cancel"])
 def test_a_claim_that_moves_between_two_listings_counts_once(
-    pool: Pool, moment: str, verb: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, moment: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Just before `moment` is listed, a claim leaves the place where it was, seen or not."""
     spool = spool_with_work(pool)
@@ -109,7 +109,7 @@ def test_a_claim_that_moves_between_two_listings_counts_once(
         return real(listed, into)
 
     monkeypatch.setattr(atomic, "gather", gather)
-    census = Census(pool)
+    census = ClaimCounter(pool)
     count = census.take()
     assert moved and adds_up(count)
     assert (count.done.claims, count.waiting.claims + count.running.claims) in ((0, 3), (0, 4))
@@ -132,12 +132,12 @@ def test_nothing_left_is_said_only_after_a_second_look(
         return real(directory, into)
 
     monkeypatch.setattr(atomic, "gather", gather)
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert moved and count.waiting.claims == 1 and not count.finished
 
 
 def test_a_plan_that_appears_during_a_look_is_counted_with_its_claims(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, added = atomic.gather, []
 
@@ -148,42 +148,42 @@ def test_a_plan_that_appears_during_a_look_is_counted_with_its_claims(
         return real(directory, into)
 
     monkeypatch.setattr(atomic, "gather", gather)
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert count.planned == count.waiting == Amount(5, 150)
 
 
-def test_claims_of_a_planner_that_died_half_way_wait(pool: Pool) -> None:
+def test_claims_of_a_planner_that_died_half_way_wait(pool: PoolDirectory) -> None:
     uid = plans.read_plan(pool, 1).uid
     spool = spool_with_work(pool)
     name = claims.waiting(pool, spool)[0]
     os.makedirs(pool.staged(uid, spool))
     os.rename(pool.waiting(spool, name), f"{pool.staged(uid, spool)}/{name}")
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert (count.staged.claims, count.waiting.claims, count.done.claims) == (1, 4, 0)
     assert adds_up(count)
 
 
-def test_staged_claims_of_no_plan_are_no_claims(pool: Pool) -> None:
+def test_staged_claims_of_no_plan_are_no_claims(pool: PoolDirectory) -> None:
     os.makedirs(pool.staged("dead1", "gpu0"))
     Path(pool.staged("dead1", "gpu0"), "x-1.trivial.c5.a0.r0").write_text("{}")
-    assert Census(pool).take().planned.claims == 4
+    assert ClaimCounter(pool).take().planned.claims == 4
 
 
 # ---- damage ----
 
 
-def test_a_spool_that_cannot_be_listed_counts_as_waiting(pool: Pool) -> None:
+def test_a_spool_that_cannot_be_listed_counts_as_waiting(pool: PoolDirectory) -> None:
     spool = spool_with_work(pool)
     share = len(claims.waiting(pool, spool))
     shutil.rmtree(pool.spool(spool))
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert not count.certain and count.spools[spool][1].claims == share
     assert count.exit_status == 5 and adds_up(count)
     assert pool.spool(spool) in count.damage[0]
 
 
-def test_a_spool_that_vanishes_keeps_its_last_count(pool: Pool) -> None:
-    census, spool = Census(pool), spool_with_work(pool)
+def test_a_spool_that_vanishes_keeps_its_last_count(pool: PoolDirectory) -> None:
+    census, spool = ClaimCounter(pool), spool_with_work(pool)
     finish(pool, A, spool)
     before = census.take()
     os.rename(pool.spool(spool), f"{pool.root}/elsewhere")
@@ -191,17 +191,17 @@ def test_a_spool_that_vanishes_keeps_its_last_count(pool: Pool) -> None:
     assert after.waiting == before.waiting and not after.certain
 
 
-def test_a_symbolic_link_is_no_spool(pool: Pool, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_no_spool(pool: PoolDirectory, tmp_path: Path) -> None:
     spool = spool_with_work(pool)
     os.rename(pool.spool(spool), tmp_path / "real")
     os.symlink(tmp_path / "real", pool.spool(spool))
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert not count.certain and not count.finished and adds_up(count)
 
 
-def test_a_spool_without_its_file_still_counts(pool: Pool) -> None:
+def test_a_spool_without_its_file_still_counts(pool: PoolDirectory) -> None:
     os.unlink(pool.spool_file(spool_with_work(pool)))
-    assert Census(pool).take().waiting.claims == 4
+    assert ClaimCounter(pool).take().waiting.claims == 4
 
 
 @pytest.mark.parametrize(
@@ -218,16 +218,16 @@ def test_a_spool_without_its_file_still_counts(pool: Pool) -> None:
         b'"total":{"claims":4,"cost":-1},"spools":{},"options":{},\n',
     ],
 )
-def test_a_damaged_plan_is_named_and_the_rest_is_counted(pool: Pool, head: bytes) -> None:
+def test_a_damaged_plan_is_named_and_the_rest_is_counted(pool: PoolDirectory, head: bytes) -> None:
     take(pool, A, spool_with_work(pool))
     Path(pool.plan(1)).write_bytes(head)
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert (count.waiting.claims, count.running.claims, count.done.claims) == (3, 1, 0)
     assert not count.certain and len(count.damage) == 1 and adds_up(count)
 
 
-def test_a_plan_that_is_restored_is_read_again(pool: Pool) -> None:
-    census, path = Census(pool), Path(pool.plan(1))
+def test_a_plan_that_is_restored_is_read_again(pool: PoolDirectory) -> None:
+    census, path = ClaimCounter(pool), Path(pool.plan(1))
     sound = path.read_bytes()
     path.write_bytes(b"")
     assert not census.take().certain
@@ -235,21 +235,21 @@ def test_a_plan_that_is_restored_is_read_again(pool: Pool) -> None:
     assert census.take().certain
 
 
-def test_names_that_are_no_claims_are_left_out(pool: Pool) -> None:
+def test_names_that_are_no_claims_are_left_out(pool: PoolDirectory) -> None:
     for name in ("README", "x.y", "a b.k.c1.a0.r0", "x-1.trivial.c5.a0.r0@" + A, "é.k.c1.a0.r0"):
         Path(pool.spool("gpu0"), name).touch()
     Path(pool.state(State.RUNNING), "x-1.trivial.c5.a0.r0").touch()
     Path(pool.state(State.FAILED), "core.1234").touch()
-    assert Census(pool).take().waiting == Amount(4, 100)
+    assert ClaimCounter(pool).take().waiting == Amount(4, 100)
 
 
 @pytest.mark.parametrize("directory", ["spools", "running", "failed", "plans"])
-def test_a_missing_directory_never_looks_finished(pool: Pool, directory: str) -> None:
+def test_a_missing_directory_never_looks_finished(pool: PoolDirectory, directory: str) -> None:
     for spool in ("gpu0", "gpu1"):
         while claims.waiting(pool, spool):
             finish(pool, A, spool)
     shutil.rmtree(pool.directory(directory))
-    count = Census(pool).take()
+    count = ClaimCounter(pool).take()
     assert not count.certain and count.exit_status == 5
 
 
@@ -266,7 +266,7 @@ def test_a_listing_equals_the_last_one_it_saw(looks: list[set[int]]) -> None:
 
 def test_the_counts_equal_the_disk_while_claims_move(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"i{n}.{n + 1}" for n in range(12)))
-    census = Census(pool)
+    census = ClaimCounter(pool)
     for step in range(12):
         (finish, take, fail)[step % 3](pool, A)
         count, disk = census.take(), on_disk(pool)
@@ -289,7 +289,7 @@ def test_done_is_never_more_than_what_is_done_while_claims_move(tmp_path: Path) 
                 (fail if n % 10 == 0 else finish)(pool, A)
         finally:
             os._exit(0)
-    census, looks = Census(pool), 0
+    census, looks = ClaimCounter(pool), 0
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         before = on_disk(pool)["done"]
         count = census.take()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.monitor.alerts import Notice
+from fsqueue.monitor.alerts import Alert
 from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, follow, spool_line
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.workers import Use
@@ -18,7 +18,7 @@ from tests.support.watching import finish, report, snapshot, spool_row
 pytestmark = pytest.mark.usefixtures("utc")
 
 
-def seen(*serials: int, warnings: tuple[Notice, ...] = ()) -> Snapshot:
+def seen(*serials: int, warnings: tuple[Alert, ...] = ()) -> Snapshot:
     events = tuple(Event(n, 43_000.0 + n, "w", "stole", f"event {n}") for n in serials)
     last = max(serials, default=0)
     whole = snapshot([spool_row("gpu0"), spool_row("gpu1")], events=events, events_seen=last)
@@ -48,8 +48,8 @@ def test_events_that_were_missed_are_counted() -> None:
 def test_a_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
     lines = Lines()
     list(lines.news(seen(), 0.0))
-    first = Notice("stalled", "w", "GPU gpu0 stalled - no activity for 301s")
-    later = Notice("stalled", "w", "GPU gpu0 stalled - no activity for 303s")
+    first = Alert("stalled", "w", "GPU gpu0 stalled - no activity for 301s")
+    later = Alert("stalled", "w", "GPU gpu0 stalled - no activity for 303s")
     assert list(lines.news(seen(warnings=(first,)), 1.0)) == [f"12:00:00 warning: {first.text}"]
     assert list(lines.news(seen(warnings=(later,)), 2.0)) == []
     assert list(lines.news(seen(), 3.0)) == [f"12:00:00 recovered: {first.text}"]
@@ -59,11 +59,11 @@ def test_a_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
 def test_workers_get_a_while_to_start_before_they_are_missed() -> None:
     lines = Lines()
     list(lines.news(seen(), 0.0))
-    nobody = Notice("deserted", "", "nobody works")
+    nobody = Alert("deserted", "", "nobody works")
     assert list(lines.news(seen(warnings=(nobody,)), 1.0)) == []
     assert list(lines.news(seen(), 2.0)) == []
     assert list(lines.news(seen(warnings=(nobody,)), 3.0)) == []
-    (line,) = lines.notices(seen(warnings=(nobody,)), 3.0 + PATIENCE_S)
+    (line,) = lines.alerts(seen(warnings=(nobody,)), 3.0 + PATIENCE_S)
     assert line.endswith("warning: nobody works")
 
 

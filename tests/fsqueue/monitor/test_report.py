@@ -13,9 +13,9 @@ import pytest
 
 from fsqueue.monitor import history
 from fsqueue.monitor.attempts import Attempted
-from fsqueue.monitor.history import SLOTS_MAX, Story
+from fsqueue.monitor.history import SLOTS_MAX, History
 from fsqueue.monitor.report import page
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.pools import make_pool
 from tests.support.processes import fsqueue
 from tests.support.watching import enlist, fail, finish, take, tell
@@ -63,12 +63,12 @@ class Page(HTMLParser):
         return sum(tag == "rect" and facts["class"] == style for tag, facts in self.elements)
 
 
-def report(pool: Pool) -> Page:
+def report(pool: PoolDirectory) -> Page:
     return Page("".join(page(pool)))
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Pool:
+def told(tmp_path: Path) -> PoolDirectory:
     """Six claims: two done (one of them stolen), one failed, one that runs, two that wait."""
     pool = make_pool(tmp_path / "pool", *(f"input{n}.{n + 1}" for n in range(6)))
     enlist(pool, WORKER, OTHER)
@@ -86,7 +86,7 @@ def told_of(id: str, t: float, *, begin: str = "took", end: str = "finished") ->
 
 
 @pytest.mark.slow
-def test_its_totals_are_those_of_status(told: Pool, tmp_path: Path) -> None:
+def test_its_totals_are_those_of_status(told: PoolDirectory, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     written = fsqueue("report", told.root, "-o", out)
     assert (written.returncode, written.stdout) == (0, ""), written.stderr
@@ -101,7 +101,7 @@ def test_its_totals_are_those_of_status(told: Pool, tmp_path: Path) -> None:
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
 
 
-def test_every_attempt_is_drawn_by_how_it_ended(told: Pool) -> None:
+def test_every_attempt_is_drawn_by_how_it_ended(told: PoolDirectory) -> None:
     found = report(told)
     assert found.tiles["attempts"] == "4"
     assert found.tiles["stolen"] == "1"
@@ -110,7 +110,7 @@ def test_every_attempt_is_drawn_by_how_it_ended(told: Pool) -> None:
     assert WORKER in found.texts["td"] and OTHER in found.texts["td"]
 
 
-def test_nothing_of_a_pool_is_obeyed_and_nothing_is_loaded(told: Pool) -> None:
+def test_nothing_of_a_pool_is_obeyed_and_nothing_is_loaded(told: PoolDirectory) -> None:
     text = "".join(page(told))
     found = Page(text)
     assert not {"script", "link", "img", "iframe", "a"} & {tag for tag, _ in found.elements}
@@ -142,7 +142,7 @@ def test_many_attempts_are_added_up_in_bounded_memory_and_none_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(history, "DRAWN_MAX", 100)
-    found = Story(now=0.0).tell(attempts(5000))
+    found = History(now=0.0).tell(attempts(5000))
     assert found.drawn is None
     assert found.attempts == 5000
     assert sum(found.done.values()) == found.endings["done"] == 4950
@@ -155,11 +155,11 @@ def test_many_attempts_are_added_up_in_bounded_memory_and_none_is_lost(
 
 def test_a_clock_that_is_far_off_takes_no_more_memory() -> None:
     far = Attempted("c", "node-1-aaaaaa", "node", "done", 253402300000.0, 1.0)
-    found = Story(now=0.0).tell([*attempts(10), far])
+    found = History(now=0.0).tell([*attempts(10), far])
     assert sum(map(len, (found.done, *(lane.slots for lane in found.lanes.values())))) < 50
 
 
 def test_when_a_worker_died_is_not_taken_for_work() -> None:
     killed = Attempted("c", "node-1-aaaaaa", "node", "killed", 10.0, 60.0)
-    found = Story(now=0.0).tell([killed])
+    found = History(now=0.0).tell([killed])
     assert found.lanes["node-1-aaaaaa"].busy_s == 0.0

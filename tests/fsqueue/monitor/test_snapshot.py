@@ -17,7 +17,7 @@ from fsqueue.dashboard import View, render
 from fsqueue.handler import Work
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import Status, parse_status, write_status
 from fsqueue.pool.untrusted import printable
 from tests.support.pools import Hand, Trivial, contents, make_pool
@@ -27,7 +27,7 @@ A, B, C = "node7-1-aaaaaa", "node8-2-bbbbbb", "node9-3-cccccc"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", *(f"i{n}.10" for n in range(12)), weights=[2.0, 1.0])
 
 
@@ -92,7 +92,7 @@ def test_what_was_stolen_is_shown_at_both_ends(tmp_path: Path) -> None:
     assert (rows[victim].stolen_in, rows[victim].stolen_out) == (0, 2)
 
 
-def test_workers_without_a_spool_have_a_row_of_their_own(pool: Pool) -> None:
+def test_workers_without_a_spool_have_a_row_of_their_own(pool: PoolDirectory) -> None:
     enlist(pool, A)
     report(pool, A, spool=None, claims_done=3)
     report(pool, B, spool="gpu9")
@@ -100,7 +100,7 @@ def test_workers_without_a_spool_have_a_row_of_their_own(pool: Pool) -> None:
     assert (last.name, last.workers, last.done) == ("", 1, 3)
 
 
-def test_the_worst_state_of_its_workers_is_that_of_a_spool(pool: Pool) -> None:
+def test_the_worst_state_of_its_workers_is_that_of_a_spool(pool: PoolDirectory) -> None:
     enlist(pool, A, B, C)
     report(pool, A, spool="gpu0", state="idle")
     report(pool, B, spool="gpu0", state="running")
@@ -110,7 +110,7 @@ def test_the_worst_state_of_its_workers_is_that_of_a_spool(pool: Pool) -> None:
     assert gpu1.state == "no worker"
 
 
-def test_the_gpu_use_of_a_spool_is_the_mean_of_what_is_known(pool: Pool) -> None:
+def test_the_gpu_use_of_a_spool_is_the_mean_of_what_is_known(pool: PoolDirectory) -> None:
     enlist(pool, A, B, C)
     report(pool, A, spool="gpu0", gpu={"compute_percent": 90, "uuid": "GPU-1"})
     report(pool, B, spool="gpu0", gpu={"compute_percent": 70})
@@ -123,7 +123,7 @@ def test_the_gpu_use_of_a_spool_is_the_mean_of_what_is_known(pool: Pool) -> None
 # ---- ETA ----
 
 
-def work(pool: Pool, worker: str, cost_per_s: float, *, weight: float = 1.0) -> None:
+def work(pool: PoolDirectory, worker: str, cost_per_s: float, *, weight: float = 1.0) -> None:
     """Let a worker have finished claims at this pace, and be busy."""
     enlist(pool, worker)
     facts = {"event": "finished", "cost": cost_per_s, "seconds": 1}
@@ -131,7 +131,7 @@ def work(pool: Pool, worker: str, cost_per_s: float, *, weight: float = 1.0) -> 
     report(pool, worker, spool="gpu0", weight=weight)
 
 
-def test_the_eta_is_by_the_cost_that_is_left(pool: Pool) -> None:
+def test_the_eta_is_by_the_cost_that_is_left(pool: PoolDirectory) -> None:
     finish(pool, A)
     work(pool, A, 2.0)
     work(pool, B, 3.0)
@@ -139,7 +139,7 @@ def test_the_eta_is_by_the_cost_that_is_left(pool: Pool) -> None:
     assert snapshot.cost_per_s == pytest.approx(5.0) and snapshot.eta_s == pytest.approx(110 / 5)
 
 
-def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: Pool) -> None:
+def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: PoolDirectory) -> None:
     work(pool, A, 2.0, weight=1.0)
     enlist(pool, B)
     report(pool, B, spool="gpu1", weight=1.5, state="loading")
@@ -147,18 +147,18 @@ def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: Pool) -> None:
     assert snapshot.eta_s == pytest.approx(120 / 5.0)
 
 
-def test_nothing_ends_before_the_slowest_claim_that_runs(pool: Pool) -> None:
+def test_nothing_ends_before_the_slowest_claim_that_runs(pool: PoolDirectory) -> None:
     work(pool, A, 100.0)
     work(pool, B, 0.5)
     take(pool, B)
     assert Reader(pool).snapshot().eta_s == pytest.approx(20.0)
 
 
-def test_without_anybody_at_work_there_is_no_eta(pool: Pool) -> None:
+def test_without_anybody_at_work_there_is_no_eta(pool: PoolDirectory) -> None:
     assert Reader(pool).snapshot().eta_s is None
 
 
-def test_an_eta_of_a_century_is_none(pool: Pool) -> None:
+def test_an_eta_of_a_century_is_none(pool: PoolDirectory) -> None:
     work(pool, A, 1e-12)
     assert Reader(pool).snapshot().eta_s is None
 
@@ -166,7 +166,7 @@ def test_an_eta_of_a_century_is_none(pool: Pool) -> None:
 # ---- failures ----
 
 
-def test_the_last_failures_carry_their_errors(pool: Pool) -> None:
+def test_the_last_failures_carry_their_errors(pool: PoolDirectory) -> None:
     for n in range(7):
         fail(pool, A, f"boom {n}")
     reader = Reader(pool)
@@ -177,14 +177,14 @@ def test_the_last_failures_carry_their_errors(pool: Pool) -> None:
     assert reader.snapshot().failures[-1].id == newest.id
 
 
-def test_a_failure_without_a_record_is_still_one(pool: Pool) -> None:
+def test_a_failure_without_a_record_is_still_one(pool: PoolDirectory) -> None:
     name = fail(pool, A)
     os.unlink(pool.error(name.id, 0))
     (failure,) = Reader(pool).snapshot().failures
     assert failure.id == name.id and failure.error == "no record in errors/"
 
 
-def test_a_hostile_record_is_shown_escaped(pool: Pool) -> None:
+def test_a_hostile_record_is_shown_escaped(pool: PoolDirectory) -> None:
     name = fail(pool, A)
     Path(pool.error(name.id, 0)).write_text(json.dumps({"error": "\x1b[2J[red]\nx"}))
     (failure,) = Reader(pool).snapshot().failures
@@ -202,7 +202,7 @@ def truth(snapshot: Snapshot) -> tuple[Any, ...]:
     return snapshot.count, snapshot.failures, [row for row in spools if row[0]], workers
 
 
-def test_i8_deleting_status_and_events_changes_only_what_is_reported(pool: Pool) -> None:
+def test_i8_deleting_status_and_events_changes_only_what_is_reported(pool: PoolDirectory) -> None:
     work(pool, A, 2.0)
     finish(pool, A)
     take(pool, A)
@@ -216,7 +216,7 @@ def test_i8_deleting_status_and_events_changes_only_what_is_reported(pool: Pool)
     assert before.spools[0].stolen_in == 0 and before.cost_per_s
 
 
-def test_looking_changes_nothing(pool: Pool) -> None:
+def test_looking_changes_nothing(pool: PoolDirectory) -> None:
     work(pool, A, 2.0)
     fail(pool, B)
     before = contents(pool.root)
@@ -226,7 +226,7 @@ def test_looking_changes_nothing(pool: Pool) -> None:
     assert contents(pool.root) == before
 
 
-def test_counts_equal_the_disk_after_each_step(pool: Pool) -> None:
+def test_counts_equal_the_disk_after_each_step(pool: PoolDirectory) -> None:
     reader = Reader(pool)
     for step in range(12):
         spool = "gpu0" if claims.waiting(pool, "gpu0") else "gpu1"
@@ -244,7 +244,7 @@ def test_counts_equal_the_disk_after_each_step(pool: Pool) -> None:
 @pytest.mark.parametrize(
     "directory", ["status", "events", "workers", "control", "errors", "spools"]
 )
-def test_a_missing_directory_stops_no_watcher(pool: Pool, directory: str) -> None:
+def test_a_missing_directory_stops_no_watcher(pool: PoolDirectory, directory: str) -> None:
     work(pool, A, 2.0)
     fail(pool, B)
     reader = Reader(pool)
@@ -254,7 +254,7 @@ def test_a_missing_directory_stops_no_watcher(pool: Pool, directory: str) -> Non
     draw(Reader(pool).snapshot())
 
 
-def test_a_pool_that_vanishes_stops_no_watcher(pool: Pool) -> None:
+def test_a_pool_that_vanishes_stops_no_watcher(pool: PoolDirectory) -> None:
     reader = Reader(pool)
     reader.snapshot()
     shutil.rmtree(pool.root)
@@ -302,7 +302,7 @@ def draw(snapshot: Snapshot) -> str:
         b'{"worker_id": "node7-1-aaaaaa", "current": {"total": 0, "done": 5, "started": 1e23}}',
     ],
 )
-def test_a_hostile_status_does_no_harm(pool: Pool, data: bytes) -> None:
+def test_a_hostile_status_does_no_harm(pool: PoolDirectory, data: bytes) -> None:
     enlist(pool, A)
     take(pool, A)
     Path(pool.status(A)).write_bytes(data)

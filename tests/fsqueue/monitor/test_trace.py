@@ -11,7 +11,7 @@ import pytest
 
 from fsqueue.monitor.attempts import Attempted
 from fsqueue.monitor.trace import records
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.processes import fsqueue
 from tests.support.watching import tell
 
@@ -105,7 +105,7 @@ def test_a_lane_is_named_before_anything_is_on_it(drawn: list[dict[str, Any]]) -
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     pool = create_pool(str(tmp_path / "pool"))
     facts = {"id": "x-1", "from": "gpu1", "cost": 5, "attempt": 0}
     tell(pool, A, {"t": 10, "event": "stole"} | facts, {"t": 12, "event": "finished", "id": "x-1"})
@@ -113,7 +113,7 @@ def pool(tmp_path: Path) -> Pool:
 
 
 @pytest.mark.slow
-def test_the_trace_is_one_json_document_written_whole(pool: Pool, tmp_path: Path) -> None:
+def test_the_trace_is_one_json_document_written_whole(pool: PoolDirectory, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     assert fsqueue("trace", pool.root, "-o", path).returncode == 0
     printed = fsqueue("trace", pool.root).stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.processes import FSQUEUE
 from tests.support.seasoned import seasoned_pool
 from tests.support.systemcalls import calls_of
@@ -33,11 +33,11 @@ print(count.done.claims)
 """
 
 
-def pool_of(directory: Path, done: int, waiting: int) -> Pool:
+def pool_of(directory: Path, done: int, waiting: int) -> PoolDirectory:
     return seasoned_pool(directory / "pool", done=done, waiting=waiting, workers=WORKERS)
 
 
-def per_look(directory: Path, pool: Pool) -> dict[str, float]:
+def per_look(directory: Path, pool: PoolDirectory) -> dict[str, float]:
     """Return the calls of one look, when the first is over: the difference of few and more."""
     few, more = (
         Counter(

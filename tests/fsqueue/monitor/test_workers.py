@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from fsqueue.monitor.counts import Census
-from fsqueue.monitor.workers import LOADING_STALL_S, Roster, WorkerRow
+from fsqueue.monitor.counts import ClaimCounter
+from fsqueue.monitor.workers import LOADING_STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool import claims, leases
 from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import Lease, LeaseName, proof_of_life
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 from tests.support.pools import Clock, make_pool
 from tests.support.processes import wait_for
@@ -27,7 +27,7 @@ A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.40", "b.30", "c.20", lease_s=30.0)
 
 
@@ -37,18 +37,20 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def roster(pool: Pool, clock: Clock) -> Roster:
-    return Roster(pool, clock=clock)
+def roster(pool: PoolDirectory, clock: Clock) -> WorkerReader:
+    return WorkerReader(pool, clock=clock)
 
 
-def rows(pool: Pool, roster: Roster, *, paused: bool = False) -> dict[str, WorkerRow]:
-    count, journals = Census(pool).take(), Journals(pool)
+def rows(
+    pool: PoolDirectory, roster: WorkerReader, *, paused: bool = False
+) -> dict[str, WorkerRow]:
+    count, journals = ClaimCounter(pool).take(), Journals(pool)
     roster.look(count.held)
     journals.look(roster.ended)
     return {row.id: row for row in roster.rows(count, journals, paused=paused)}
 
 
-def watch_for_a_lease(pool: Pool, roster: Roster, clock: Clock) -> WorkerRow:
+def watch_for_a_lease(pool: PoolDirectory, roster: WorkerReader, clock: Clock) -> WorkerRow:
     """Look often enough, for longer than a lease; return how A looks then."""
     for _ in range(3):
         clock.forward(pool.lease_s / 2)
@@ -59,7 +61,9 @@ def watch_for_a_lease(pool: Pool, roster: Roster, clock: Clock) -> WorkerRow:
 # ---- who lives ----
 
 
-def test_a_worker_lives_by_its_lease_without_any_status(pool: Pool, roster: Roster) -> None:
+def test_a_worker_lives_by_its_lease_without_any_status(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     name = take(pool, A)
     row = rows(pool, roster)[A]
@@ -67,7 +71,7 @@ def test_a_worker_lives_by_its_lease_without_any_status(pool: Pool, roster: Rost
 
 
 def test_a_worker_is_suspect_after_half_a_lease_and_lost_after_a_whole_one(
-    pool: Pool, roster: Roster, clock: Clock
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     lease = enlist(pool, A)[A]
     report(pool, A)
@@ -80,7 +84,7 @@ def test_a_worker_is_suspect_after_half_a_lease_and_lost_after_a_whole_one(
     assert rows(pool, roster)[A].health == "healthy"
 
 
-def test_a_worker_that_left_is_not_one_that_died(pool: Pool, roster: Roster) -> None:
+def test_a_worker_that_left_is_not_one_that_died(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)[A].retire()
     enlist(pool, B)
     os.rename(pool.lease(LeaseName(B, beat=0)), pool.lease(LeaseName(B, ended_by=A)))
@@ -90,7 +94,7 @@ def test_a_worker_that_left_is_not_one_that_died(pool: Pool, roster: Roster) -> 
 
 
 def test_a_claim_whose_owner_has_no_lease_is_held_by_a_suspect_then_by_a_lost_worker(
-    pool: Pool, roster: Roster, clock: Clock
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     take(pool, A)
     assert rows(pool, roster)[A].state == "suspect"
@@ -98,7 +102,7 @@ def test_a_claim_whose_owner_has_no_lease_is_held_by_a_suspect_then_by_a_lost_wo
 
 
 def test_a_worker_of_this_host_is_lost_as_soon_as_its_process_is_gone(
-    pool: Pool, roster: Roster
+    pool: PoolDirectory, roster: WorkerReader
 ) -> None:
     child = subprocess.Popen(["true"])
     child.wait()
@@ -117,7 +121,7 @@ def sleeper() -> Iterator[int]:
 
 
 def test_a_stopped_process_is_said_to_be_stopped(
-    pool: Pool, roster: Roster, clock: Clock, sleeper: int
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock, sleeper: int
 ) -> None:
     facts = proof_of_life() | {"pid": sleeper, "started": leases._stat(sleeper)[1]}
     atomic.publish(pool.lease(LeaseName(A, beat=3)), json.dumps(facts).encode())
@@ -128,14 +132,18 @@ def test_a_stopped_process_is_said_to_be_stopped(
     assert watch_for_a_lease(pool, roster, clock).health == "lost"
 
 
-def test_a_process_of_another_host_is_not_looked_for_here(pool: Pool, roster: Roster) -> None:
+def test_a_process_of_another_host_is_not_looked_for_here(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     facts = proof_of_life() | {"pid": 2**22 + 1, "started": "1"}
     atomic.publish(pool.lease(LeaseName(A, beat=3)), json.dumps(facts).encode())
     report(pool, A, host="elsewhere")
     assert rows(pool, roster)[A].health == "healthy"
 
 
-def test_ended_workers_are_remembered_not_read_again(pool: Pool, roster: Roster) -> None:
+def test_ended_workers_are_remembered_not_read_again(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     report(pool, A, claims_done=7)
     enlist(pool, A)[A].retire()
     assert rows(pool, roster)[A].status.claims_done == 7
@@ -144,7 +152,9 @@ def test_ended_workers_are_remembered_not_read_again(pool: Pool, roster: Roster)
     assert rows(pool, roster)[A].status.claims_done == 7
 
 
-def test_a_dead_worker_that_still_holds_a_claim_shows_it(pool: Pool, roster: Roster) -> None:
+def test_a_dead_worker_that_still_holds_a_claim_shows_it(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     report(pool, A)
     enlist(pool, A)
     name = take(pool, A)
@@ -156,14 +166,14 @@ def test_a_dead_worker_that_still_holds_a_claim_shows_it(pool: Pool, roster: Ros
 
 
 def test_a_status_without_a_lease_or_a_claim_is_of_nobody_who_lives(
-    pool: Pool, roster: Roster
+    pool: PoolDirectory, roster: WorkerReader
 ) -> None:
     report(pool, A)
     assert not rows(pool, roster)[A].living
 
 
 def test_a_lease_that_a_renewal_hides_for_a_moment_is_not_missed(
-    pool: Pool, roster: Roster, clock: Clock
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     enlist(pool, A)
     assert rows(pool, roster)[A].living
@@ -174,7 +184,7 @@ def test_a_lease_that_a_renewal_hides_for_a_moment_is_not_missed(
     assert A not in rows(pool, roster)
 
 
-def test_without_workers_the_damage_is_said(pool: Pool, roster: Roster) -> None:
+def test_without_workers_the_damage_is_said(pool: PoolDirectory, roster: WorkerReader) -> None:
     os.rmdir(pool.directory("workers"))
     assert pool.directory("workers") in roster.look(())
 
@@ -182,24 +192,32 @@ def test_without_workers_the_damage_is_said(pool: Pool, roster: Roster) -> None:
 # ---- stalled (T2) ----
 
 
-def stalled(pool: Pool, roster: Roster, last: float, now: float, **facts: Any) -> bool:
+def stalled(
+    pool: PoolDirectory, roster: WorkerReader, last: float, now: float, **facts: Any
+) -> bool:
     report(pool, A, last_activity=last, written_at=now, **facts)
     return rows(pool, roster)[A].stalled
 
 
-def test_a_worker_is_stalled_after_more_than_the_threshold(pool: Pool, roster: Roster) -> None:
+def test_a_worker_is_stalled_after_more_than_the_threshold(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     take(pool, A)
     assert not stalled(pool, roster, 1000, 1300)
     assert stalled(pool, roster, 1000, 1301)
 
 
-def test_a_worker_with_a_queue_and_no_progress_is_stalled(pool: Pool, roster: Roster) -> None:
+def test_a_worker_with_a_queue_and_no_progress_is_stalled(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     assert stalled(pool, roster, 1000, 1301, spool="gpu0")
 
 
-def test_a_worker_with_nothing_to_do_is_not_stalled(pool: Pool, roster: Roster) -> None:
+def test_a_worker_with_nothing_to_do_is_not_stalled(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     while claims.waiting(pool, "gpu0"):
         finish(pool, A)
@@ -207,7 +225,7 @@ def test_a_worker_with_nothing_to_do_is_not_stalled(pool: Pool, roster: Roster) 
 
 
 def test_an_empty_queue_does_not_excuse_a_worker_that_holds_a_claim(
-    pool: Pool, roster: Roster
+    pool: PoolDirectory, roster: WorkerReader
 ) -> None:
     enlist(pool, A)
     while len(claims.waiting(pool, "gpu0")) > 1:
@@ -216,7 +234,7 @@ def test_an_empty_queue_does_not_excuse_a_worker_that_holds_a_claim(
     assert stalled(pool, roster, 1000, 1301, spool="gpu0")
 
 
-def test_loading_a_model_may_take_longer(pool: Pool, roster: Roster) -> None:
+def test_loading_a_model_may_take_longer(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)
     take(pool, A)
     assert not stalled(pool, roster, 1000, 1000 + LOADING_STALL_S, state="loading")
@@ -224,7 +242,7 @@ def test_loading_a_model_may_take_longer(pool: Pool, roster: Roster) -> None:
 
 
 def test_an_idle_worker_is_not_stalled_by_a_plan_that_came_a_moment_ago(
-    pool: Pool, roster: Roster, clock: Clock
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     enlist(pool, A)
     assert not stalled(pool, roster, 1000, 9000, spool="gpu0", state="idle")
@@ -237,14 +255,16 @@ def test_an_idle_worker_is_not_stalled_by_a_plan_that_came_a_moment_ago(
     assert stalled(pool, roster, 1000, 9002, spool="gpu0", state="idle")
 
 
-def test_nobody_is_stalled_by_a_queue_while_the_pool_is_paused(pool: Pool, roster: Roster) -> None:
+def test_nobody_is_stalled_by_a_queue_while_the_pool_is_paused(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     report(pool, A, last_activity=1000, written_at=9000, spool="gpu0")
     assert not rows(pool, roster, paused=True)[A].stalled
 
 
 def test_the_clock_of_the_worker_and_ours_are_never_compared(
-    pool: Pool, roster: Roster, clock: Clock
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     """Its wall clock is years off; only differences of its own times, and of ours, are used."""
     enlist(pool, A)
@@ -258,7 +278,7 @@ def test_the_clock_of_the_worker_and_ours_are_never_compared(
 
 
 def test_speed_falls_back_to_all_its_claims_then_to_the_progress_of_its_first(
-    pool: Pool, roster: Roster
+    pool: PoolDirectory, roster: WorkerReader
 ) -> None:
     enlist(pool, A)
     take(pool, A)
@@ -274,14 +294,14 @@ def test_speed_falls_back_to_all_its_claims_then_to_the_progress_of_its_first(
     assert rows(pool, roster)[A].cost_per_s == pytest.approx(3.0)
 
 
-def test_an_idle_worker_has_no_speed(pool: Pool, roster: Roster) -> None:
+def test_an_idle_worker_has_no_speed(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)
     tell(pool, A, {"t": 4999, "event": "finished", "cost": 30, "seconds": 10})
     report(pool, A, state="idle", claims_done=1, busy_s=1.0)
     assert rows(pool, roster)[A].items_per_s is None
 
 
-def test_a_speed_of_long_ago_is_none(pool: Pool, roster: Roster) -> None:
+def test_a_speed_of_long_ago_is_none(pool: PoolDirectory, roster: WorkerReader) -> None:
     """No claim finished for twice as long as the longest of the last took."""
     enlist(pool, A)
     tell(pool, A, {"t": 4970, "event": "finished", "cost": 30, "seconds": 10})
@@ -291,7 +311,9 @@ def test_a_speed_of_long_ago_is_none(pool: Pool, roster: Roster) -> None:
     assert rows(pool, roster)[A].cost_per_s is None
 
 
-def test_what_the_gpu_did_is_believed_only_where_it_can_be(pool: Pool, roster: Roster) -> None:
+def test_what_the_gpu_did_is_believed_only_where_it_can_be(
+    pool: PoolDirectory, roster: WorkerReader
+) -> None:
     enlist(pool, A)
     gpu = {"compute_percent": 93, "memory_percent": 4294967295, "temperature": "hot"}
     report(pool, A, gpu=gpu | {"power_watts": 250.0})
@@ -300,7 +322,7 @@ def test_what_the_gpu_did_is_believed_only_where_it_can_be(pool: Pool, roster: R
     assert (use.temperature, use.power_watts) == (None, 250.0)
 
 
-def test_hostile_texts_are_made_fit_to_be_shown(pool: Pool, roster: Roster) -> None:
+def test_hostile_texts_are_made_fit_to_be_shown(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)
     bad = "\x1b]0;pwned\x07\x1b[2J\n\u202e\ud800"
     report(pool, A, model=bad, spool=bad, message=bad, host=bad, loaded=[bad], slurm={bad: bad})

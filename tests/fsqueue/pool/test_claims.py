@@ -17,7 +17,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import RETURNS_MAX, ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 from tests.support.pools import contents, make_pool, only, places, problems
 from tests.support.sequence import interpose, refused, reply_lost
@@ -26,18 +26,18 @@ ME, OTHER = "me-1-aaaaaa", "other-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """A pool in which one claim of cost 3 waits in gpu0; gpu1 is empty."""
     return make_pool(tmp_path / "pool", "a.3", weights=(2.0, 1.0))
 
 
 @pytest.fixture
-def waiting(pool: Pool) -> ClaimName:
+def waiting(pool: PoolDirectory) -> ClaimName:
     return only(pool, State.WAITING)
 
 
 @pytest.fixture
-def mine(pool: Pool, waiting: ClaimName) -> ClaimName:
+def mine(pool: PoolDirectory, waiting: ClaimName) -> ClaimName:
     """The claim, taken by me."""
     taken = claims.take(pool, "gpu0", waiting, ME)
     assert taken is not None
@@ -57,7 +57,7 @@ def renames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return done
 
 
-def errors_of(pool: Pool) -> dict[str, dict[str, Any]]:
+def errors_of(pool: PoolDirectory) -> dict[str, dict[str, Any]]:
     found = Path(pool.directory("errors")).iterdir()
     return {path.name.partition(".")[2]: json.loads(path.read_bytes()) for path in sorted(found)}
 
@@ -66,7 +66,7 @@ def errors_of(pool: Pool) -> dict[str, dict[str, Any]]:
 
 
 def test_taking_records_the_owner_in_the_same_rename(
-    pool: Pool, waiting: ClaimName, renames: list[tuple[str, str]]
+    pool: PoolDirectory, waiting: ClaimName, renames: list[tuple[str, str]]
 ) -> None:
     mine = claims.take(pool, "gpu0", waiting, ME)
     assert mine == waiting.owned_by(ME)
@@ -93,10 +93,10 @@ def test_taking_records_the_owner_in_the_same_rename(
     ids=["finish", "fail", "release", "requeue"],
 )
 def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
-    pool: Pool,
+    pool: PoolDirectory,
     mine: ClaimName,
     renames: list[tuple[str, str]],
-    move: Callable[[Pool, ClaimName], object],
+    move: Callable[[PoolDirectory, ClaimName], object],
     becomes: Callable[[ClaimName], ClaimName],
     place: State,
 ) -> None:
@@ -109,7 +109,7 @@ def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
 
 
 def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
-    pool: Pool, mine: ClaimName
+    pool: PoolDirectory, mine: ClaimName
 ) -> None:
     claims.fail(pool, mine)
     back = claims.retry(pool, mine, "gpu0")
@@ -120,13 +120,15 @@ def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
     assert claims.retry(pool, mine, "gpu0") is None, "somebody else did, and it went on"
 
 
-def test_a_waiting_claim_is_cancelled_into_failed(pool: Pool, waiting: ClaimName) -> None:
+def test_a_waiting_claim_is_cancelled_into_failed(pool: PoolDirectory, waiting: ClaimName) -> None:
     ended = claims.cancel(pool, "gpu0", waiting, ME)
     assert ended == waiting.owned_by(ME)
     assert only(pool, State.FAILED) == ended
 
 
-def test_a_claim_that_was_taken_first_is_not_cancelled(pool: Pool, mine: ClaimName) -> None:
+def test_a_claim_that_was_taken_first_is_not_cancelled(
+    pool: PoolDirectory, mine: ClaimName
+) -> None:
     waiting = ClaimName(mine.id, mine.kind, mine.cost)
     assert claims.cancel(pool, "gpu0", waiting, OTHER) is None
     assert only(pool, State.RUNNING) == mine
@@ -136,7 +138,7 @@ def test_a_claim_that_was_taken_first_is_not_cancelled(pool: Pool, mine: ClaimNa
 
 
 def test_of_two_takers_one_owns_the_claim_and_the_other_is_told(
-    pool: Pool, waiting: ClaimName
+    pool: PoolDirectory, waiting: ClaimName
 ) -> None:
     assert claims.take(pool, "gpu0", waiting, ME) is not None
     assert claims.take(pool, "gpu0", waiting, OTHER) is None
@@ -154,7 +156,7 @@ def test_of_two_takers_one_owns_the_claim_and_the_other_is_told(
     ids=["finish", "fail", "release", "charge"],
 )
 def test_whoever_comes_late_is_told_and_changes_nothing(
-    pool: Pool, mine: ClaimName, late: Callable[[Pool, ClaimName], object]
+    pool: PoolDirectory, mine: ClaimName, late: Callable[[PoolDirectory, ClaimName], object]
 ) -> None:
     """The owner's lease was ended, and the claim is another's by now."""
     claims.record_error(pool, mine, {"error": "worker lost"})
@@ -168,7 +170,7 @@ def test_whoever_comes_late_is_told_and_changes_nothing(
 
 
 def test_a_late_finish_changes_nothing_even_when_the_claim_is_done_by_another(
-    pool: Pool, mine: ClaimName
+    pool: PoolDirectory, mine: ClaimName
 ) -> None:
     back = claims.requeue(pool, mine, "gpu0")
     theirs = claims.take(pool, "gpu0", back, OTHER)
@@ -180,7 +182,7 @@ def test_a_late_finish_changes_nothing_even_when_the_claim_is_done_by_another(
 
 
 def test_a_claim_may_come_back_to_its_own_worker_which_then_cannot_confuse_the_two_runs(
-    pool: Pool, mine: ClaimName
+    pool: PoolDirectory, mine: ClaimName
 ) -> None:
     again = claims.take(pool, "gpu0", claims.requeue(pool, mine, "gpu0"), ME)
     assert again is not None and again != mine
@@ -194,7 +196,7 @@ def test_a_claim_may_come_back_to_its_own_worker_which_then_cannot_confuse_the_t
 
 @pytest.mark.parametrize("number", sorted(atomic.GONE))
 def test_a_take_that_was_done_is_won_whatever_the_file_system_answered(
-    pool: Pool, waiting: ClaimName, number: int, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, waiting: ClaimName, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(number))
     assert claims.take(pool, "gpu0", waiting, ME) == waiting.owned_by(ME)
@@ -212,10 +214,10 @@ def test_a_take_that_was_done_is_won_whatever_the_file_system_answered(
     ids=["finish", "fail", "release", "requeue"],
 )
 def test_a_move_that_was_done_is_recognised_though_its_reply_was_lost(
-    pool: Pool,
+    pool: PoolDirectory,
     mine: ClaimName,
     number: int,
-    move: Callable[[Pool, ClaimName], object],
+    move: Callable[[PoolDirectory, ClaimName], object],
     place: State,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -225,7 +227,7 @@ def test_a_move_that_was_done_is_recognised_though_its_reply_was_lost(
 
 
 def test_a_lost_reply_is_settled_by_listing_and_by_nothing_else(
-    pool: Pool, waiting: ClaimName, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, waiting: ClaimName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rename that failed may have left a cached "no such name" for its target."""
     interpose(
@@ -240,7 +242,7 @@ def test_a_lost_reply_is_settled_by_listing_and_by_nothing_else(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
 def test_an_error_that_says_nothing_about_the_claim_is_passed_on(
-    pool: Pool, waiting: ClaimName, number: int, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, waiting: ClaimName, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(number))
     with pytest.raises(OSError) as caught:
@@ -249,7 +251,9 @@ def test_an_error_that_says_nothing_about_the_claim_is_passed_on(
     assert only(pool, State.WAITING) == waiting
 
 
-def test_a_rename_delivered_late_finds_nothing_to_act_on(pool: Pool, waiting: ClaimName) -> None:
+def test_a_rename_delivered_late_finds_nothing_to_act_on(
+    pool: PoolDirectory, waiting: ClaimName
+) -> None:
     """A network file system may deliver an old take after the claim came back and went on."""
     mine = claims.take(pool, "gpu0", waiting, ME)
     assert mine is not None
@@ -260,7 +264,7 @@ def test_a_rename_delivered_late_finds_nothing_to_act_on(pool: Pool, waiting: Cl
     assert only(pool, State.RUNNING) == theirs
 
 
-def test_no_waiting_name_is_ever_used_twice(pool: Pool, waiting: ClaimName) -> None:
+def test_no_waiting_name_is_ever_used_twice(pool: PoolDirectory, waiting: ClaimName) -> None:
     used = [waiting]
     ways: list[Callable[[ClaimName], ClaimName | None]] = [
         lambda name: claims.release(pool, name, "gpu0"),
@@ -285,7 +289,7 @@ def test_no_waiting_name_is_ever_used_twice(pool: Pool, waiting: ClaimName) -> N
 
 
 def test_a_charge_keeps_the_record_and_puts_the_claim_back_until_its_last_attempt(
-    pool: Pool, waiting: ClaimName
+    pool: PoolDirectory, waiting: ClaimName
 ) -> None:
     name = waiting
     for attempt in range(3):
@@ -299,14 +303,16 @@ def test_a_charge_keeps_the_record_and_puts_the_claim_back_until_its_last_attemp
     assert {record["worker"] for record in records.values()} == {ME}
 
 
-def test_a_final_charge_fails_the_claim_at_its_first_attempt(pool: Pool, mine: ClaimName) -> None:
+def test_a_final_charge_fails_the_claim_at_its_first_attempt(
+    pool: PoolDirectory, mine: ClaimName
+) -> None:
     assert claims.charge(pool, mine, "gpu0", {"error": "impossible"}, final=True) == mine
     assert only(pool, State.FAILED) == mine
     assert list(errors_of(pool)) == ["a0.json"]
 
 
 def test_a_retry_opens_another_round_and_overwrites_no_record(
-    pool: Pool, waiting: ClaimName
+    pool: PoolDirectory, waiting: ClaimName
 ) -> None:
     name = waiting
     for attempt in range(6):
@@ -322,7 +328,7 @@ def test_a_retry_opens_another_round_and_overwrites_no_record(
 
 
 def test_a_retry_opens_a_full_round_also_when_the_claim_failed_before_its_last_attempt(
-    pool: Pool, mine: ClaimName
+    pool: PoolDirectory, mine: ClaimName
 ) -> None:
     """It was impossible, or cancelled; then a person mended the cause."""
     claims.charge(pool, mine, "gpu0", {"error": "impossible"}, final=True)
@@ -336,7 +342,7 @@ def test_a_retry_opens_a_full_round_also_when_the_claim_failed_before_its_last_a
 
 
 def test_the_record_of_an_attempt_is_written_before_the_claim_moves(
-    pool: Pool, mine: ClaimName, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, mine: ClaimName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(errno.EIO))
     with pytest.raises(OSError):
@@ -345,13 +351,13 @@ def test_the_record_of_an_attempt_is_written_before_the_claim_moves(
     assert only(pool, State.RUNNING) == mine
 
 
-def test_the_first_record_of_an_attempt_stands(pool: Pool, mine: ClaimName) -> None:
+def test_the_first_record_of_an_attempt_stands(pool: PoolDirectory, mine: ClaimName) -> None:
     claims.record_error(pool, mine, {"error": "first"})
     claims.record_error(pool, mine, {"error": "second"})
     assert errors_of(pool)["a0.json"]["error"] == "first"
 
 
-def test_a_record_holds_whatever_a_handler_raised(pool: Pool, mine: ClaimName) -> None:
+def test_a_record_holds_whatever_a_handler_raised(pool: PoolDirectory, mine: ClaimName) -> None:
     claims.record_error(pool, mine, {"error": "\ud800\x1b[31m", "detail": Path("/x")})
     assert errors_of(pool)["a0.json"]["detail"] == "/x"
 
@@ -359,7 +365,7 @@ def test_a_record_holds_whatever_a_handler_raised(pool: Pool, mine: ClaimName) -
 # ---- what is listed, what is read ----
 
 
-def test_what_is_no_claims_name_is_neither_listed_nor_touched(pool: Pool) -> None:
+def test_what_is_no_claims_name_is_neither_listed_nor_touched(pool: PoolDirectory) -> None:
     strange = ["README", "x.k.c1.a0.r0@w", ".half", "x" * 200, "a\nb.k.c1.a0.r0"]
     for text in strange:
         Path(pool.spool("gpu0"), text).touch()
@@ -368,14 +374,16 @@ def test_what_is_no_claims_name_is_neither_listed_nor_touched(pool: Pool) -> Non
     assert list(claims.owned(pool, State.DONE)) == []
 
 
-def test_a_running_claim_says_what_was_planned(pool: Pool, mine: ClaimName) -> None:
+def test_a_running_claim_says_what_was_planned(pool: PoolDirectory, mine: ClaimName) -> None:
     claim = claims.read_claim(pool, mine)
     assert (claim.handler, claim.spool) == ("trivial", "gpu0")
     assert claim.payload == {"input": "a.3"}
     assert claim.measures == {"inputs": 1}
 
 
-def test_a_claim_that_is_gone_when_it_is_read_was_lost(pool: Pool, mine: ClaimName) -> None:
+def test_a_claim_that_is_gone_when_it_is_read_was_lost(
+    pool: PoolDirectory, mine: ClaimName
+) -> None:
     claims.release(pool, mine, "gpu0")
     with pytest.raises(ClaimLost, match="is gone"):
         claims.read_claim(pool, mine, patience_s=0.0)
@@ -400,7 +408,7 @@ DAMAGE: dict[str, Callable[[ClaimName], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_claim_is_refused_by_name(
-    pool: Pool, mine: ClaimName, damage: Callable[[ClaimName], bytes]
+    pool: PoolDirectory, mine: ClaimName, damage: Callable[[ClaimName], bytes]
 ) -> None:
     path = pool.owned(State.RUNNING, mine)
     Path(path).write_bytes(damage(mine))
@@ -409,7 +417,7 @@ def test_a_damaged_claim_is_refused_by_name(
     assert path in str(caught.value)
 
 
-def test_measures_that_make_no_sense_are_left_out(pool: Pool, mine: ClaimName) -> None:
+def test_measures_that_make_no_sense_are_left_out(pool: PoolDirectory, mine: ClaimName) -> None:
     Path(pool.owned(State.RUNNING, mine)).write_text(json.dumps(whole(mine) | {"measures": 7}))
     assert claims.read_claim(pool, mine).measures == {}
 
@@ -425,7 +433,7 @@ def test_a_handler_that_makes_a_bad_name_is_told(bad: tuple[str, str, int]) -> N
 # ---- publishing ----
 
 
-def test_a_staged_claim_is_published_once_whoever_does_it(pool: Pool) -> None:
+def test_a_staged_claim_is_published_once_whoever_does_it(pool: PoolDirectory) -> None:
     name = claims.waiting_name("b-1", "k", 1)
     directories.make(pool.staged("uid"))
     directories.make(pool.staged("uid", "gpu0"))

@@ -7,13 +7,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fsqueue.pool.name_sets import Marks, mark, repeated, sets
+from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 
 texts = some.lists(some.text("abc", max_size=3), max_size=40)
 
 
-def marks_of(names: list[str]) -> Marks:
-    marks = Marks()
+def marks_of(names: list[str]) -> Fingerprints:
+    marks = Fingerprints()
     for name in names:
         marks.add(name)
     return marks
@@ -30,7 +30,7 @@ def test_what_is_there_more_than_once_is_found(some_names: list[str], others: li
 @given(texts, texts)
 def test_parts_together_are_the_whole(some_names: list[str], others: list[str]) -> None:
     missing: set[int] = set()
-    for mine, its in sets(marks_of(some_names), Marks(map(mark, others))):
+    for mine, its in sets(marks_of(some_names), Fingerprints(map(mark, others))):
         missing |= mine - its
     assert missing == set(map(mark, some_names)) - set(map(mark, others))
     assert (marks_of(some_names) <= marks_of(others)) == (set(some_names) <= set(others))

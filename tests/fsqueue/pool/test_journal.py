@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsqueue.pool.journal import EVENTS_KEPT, STEALS_KEPT, TAIL, Journal, Journals
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.watching import tell
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -35,7 +35,7 @@ def stole(t: float, id: str = "x") -> dict[str, Any]:
 # ---- speed (T1) ----
 
 
-def test_speed_is_over_the_last_ten_claims_where_a_minute_holds_fewer(pool: Pool) -> None:
+def test_speed_is_over_the_last_ten_claims_where_a_minute_holds_fewer(pool: PoolDirectory) -> None:
     tell(pool, A, *(finished(1000 + 31 * n, 31) for n in range(10)))
     journals = Journals(pool)
     journals.look()
@@ -43,7 +43,7 @@ def test_speed_is_over_the_last_ten_claims_where_a_minute_holds_fewer(pool: Pool
     assert speed is not None and speed.measures["sequences"] == pytest.approx(322.6, abs=0.1)
 
 
-def test_speed_is_over_the_last_minute_where_that_holds_more_claims(pool: Pool) -> None:
+def test_speed_is_over_the_last_minute_where_that_holds_more_claims(pool: PoolDirectory) -> None:
     slow = [finished(100 + 10 * n, 10, sequences=10) for n in range(5)]
     fast = [finished(1000 + 2 * n, 2, sequences=10) for n in range(40)]
     tell(pool, A, *slow, *fast)
@@ -54,7 +54,7 @@ def test_speed_is_over_the_last_minute_where_that_holds_more_claims(pool: Pool) 
     assert speed.longest_s == 2
 
 
-def test_waiting_for_work_does_not_lower_the_speed_but_overhead_does(pool: Pool) -> None:
+def test_waiting_for_work_does_not_lower_the_speed_but_overhead_does(pool: PoolDirectory) -> None:
     tell(pool, A, finished(100, 10, 100), finished(1000, 10, 100))
     tell(pool, B, finished(100, 1, 100), finished(101.5, 1, 100))
     journals = Journals(pool)
@@ -64,7 +64,7 @@ def test_waiting_for_work_does_not_lower_the_speed_but_overhead_does(pool: Pool)
     assert busy is not None and busy.measures["sequences"] == pytest.approx(200 / 2.5)
 
 
-def test_speed_of_claims_without_sequences_is_in_claims(pool: Pool) -> None:
+def test_speed_of_claims_without_sequences_is_in_claims(pool: PoolDirectory) -> None:
     tell(pool, A, *({"t": 100 + n, "event": "finished", "cost": 7, "seconds": 1} for n in range(4)))
     journals = Journals(pool)
     journals.look()
@@ -73,13 +73,13 @@ def test_speed_of_claims_without_sequences_is_in_claims(pool: Pool) -> None:
     assert speed.cost == pytest.approx(7.0) and speed.measures == {}
 
 
-def test_nobody_has_a_speed_before_finishing_a_claim(pool: Pool) -> None:
+def test_nobody_has_a_speed_before_finishing_a_claim(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     journals.look()
     assert journals.speed(A) is None
 
 
-def test_speed_follows_what_is_appended(pool: Pool) -> None:
+def test_speed_follows_what_is_appended(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     tell(pool, A, finished(100, 10, 100))
     journals.look()
@@ -94,7 +94,7 @@ def test_speed_follows_what_is_appended(pool: Pool) -> None:
 # ---- steals (T4) and events ----
 
 
-def test_the_last_fifty_steals_are_kept_the_newest_last(pool: Pool) -> None:
+def test_the_last_fifty_steals_are_kept_the_newest_last(pool: PoolDirectory) -> None:
     tell(pool, A, *(stole(100 + n, f"s{n}") for n in range(60)))
     journals = Journals(pool)
     journals.look()
@@ -102,7 +102,9 @@ def test_the_last_fifty_steals_are_kept_the_newest_last(pool: Pool) -> None:
     assert len(journals.steals) == STEALS_KEPT
 
 
-def test_events_of_several_workers_are_told_in_the_order_of_their_times(pool: Pool) -> None:
+def test_events_of_several_workers_are_told_in_the_order_of_their_times(
+    pool: PoolDirectory,
+) -> None:
     tell(pool, A, stole(100, "first"), stole(300, "third"))
     tell(pool, B, stole(200, "second"))
     journals = Journals(pool)
@@ -110,7 +112,7 @@ def test_events_of_several_workers_are_told_in_the_order_of_their_times(pool: Po
     assert [steal.id for steal in journals.steals] == ["first", "second", "third"]
 
 
-def test_each_event_is_told_once(pool: Pool) -> None:
+def test_each_event_is_told_once(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     tell(pool, A, stole(100))
     journals.look()
@@ -120,7 +122,7 @@ def test_each_event_is_told_once(pool: Pool) -> None:
     assert [event.serial for event in journals.events] == [1, 2]
 
 
-def test_what_is_routine_is_no_event(pool: Pool) -> None:
+def test_what_is_routine_is_no_event(pool: PoolDirectory) -> None:
     tell(
         pool, A, {"t": 1, "event": "took", "id": "x"}, finished(2, 1), {"t": 3, "event": "unheard"}
     )
@@ -129,7 +131,7 @@ def test_what_is_routine_is_no_event(pool: Pool) -> None:
     assert not journals.events
 
 
-def test_a_flood_of_events_keeps_the_last_and_counts_all(pool: Pool) -> None:
+def test_a_flood_of_events_keeps_the_last_and_counts_all(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     journals.look()
     tell(pool, A, *(stole(n) for n in range(EVENTS_KEPT + 50)))
@@ -137,7 +139,7 @@ def test_a_flood_of_events_keeps_the_last_and_counts_all(pool: Pool) -> None:
     assert len(journals.events) == EVENTS_KEPT and journals.count == EVENTS_KEPT + 50
 
 
-def test_the_journal_that_a_worker_writes_is_told_in_words(pool: Pool) -> None:
+def test_the_journal_that_a_worker_writes_is_told_in_words(pool: PoolDirectory) -> None:
     journal = Journal(pool, A)
     journal.write("joined", spool="gpu0", host="node7")
     journal.write("stole", id="x-1", cost=5, to="gpu0", **{"from": "gpu1"})
@@ -157,7 +159,7 @@ def test_the_journal_that_a_worker_writes_is_told_in_words(pool: Pool) -> None:
 # ---- files as they are ----
 
 
-def test_a_line_that_is_being_written_is_read_when_it_is_whole(pool: Pool) -> None:
+def test_a_line_that_is_being_written_is_read_when_it_is_whole(pool: PoolDirectory) -> None:
     journals, path = Journals(pool), Path(pool.events(A))
     line = json.dumps(stole(100)).encode()
     path.write_bytes(line[:20])
@@ -168,7 +170,7 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(pool: Pool) -> No
     assert len(journals.steals) == 1
 
 
-def test_a_long_journal_is_read_from_near_its_end(pool: Pool) -> None:
+def test_a_long_journal_is_read_from_near_its_end(pool: PoolDirectory) -> None:
     tell(pool, A, *(stole(n, f"s{n}") for n in range(5000)))
     assert os.path.getsize(pool.events(A)) > 2 * TAIL
     journals = Journals(pool)
@@ -176,7 +178,7 @@ def test_a_long_journal_is_read_from_near_its_end(pool: Pool) -> None:
     assert journals.steals[-1].id == "s4999" and journals.count < 1000
 
 
-def test_a_journal_that_was_replaced_by_a_shorter_one_is_read_afresh(pool: Pool) -> None:
+def test_a_journal_that_was_replaced_by_a_shorter_one_is_read_afresh(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     tell(pool, A, *(stole(n) for n in range(9)))
     journals.look()
@@ -186,7 +188,7 @@ def test_a_journal_that_was_replaced_by_a_shorter_one_is_read_afresh(pool: Pool)
     assert journals.steals[-1].id == "new"
 
 
-def test_the_journal_of_an_ended_worker_is_read_for_the_last_time(pool: Pool) -> None:
+def test_the_journal_of_an_ended_worker_is_read_for_the_last_time(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     tell(pool, A, stole(1))
     journals.look({A})
@@ -196,7 +198,7 @@ def test_the_journal_of_an_ended_worker_is_read_for_the_last_time(pool: Pool) ->
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "directory", "unreadable", "nothing"])
-def test_what_is_no_journal_is_passed_over(pool: Pool, what: str) -> None:
+def test_what_is_no_journal_is_passed_over(pool: PoolDirectory, what: str) -> None:
     path = pool.events(A)
     if what == "fifo":
         os.mkfifo(path)
@@ -214,7 +216,7 @@ def test_what_is_no_journal_is_passed_over(pool: Pool, what: str) -> None:
     assert len(journals.steals) == 1
 
 
-def test_without_events_nothing_is_told(pool: Pool) -> None:
+def test_without_events_nothing_is_told(pool: PoolDirectory) -> None:
     os.rmdir(pool.directory("events"))
     journals = Journals(pool)
     journals.look()
@@ -244,7 +246,7 @@ def test_without_events_nothing_is_told(pool: Pool) -> None:
         b"\x00" * 100 + b'{"event": "stole"}',
     ],
 )
-def test_a_hostile_line_does_no_harm(pool: Pool, line: bytes) -> None:
+def test_a_hostile_line_does_no_harm(pool: PoolDirectory, line: bytes) -> None:
     Path(pool.events(A)).write_bytes(line + b"\n" + json.dumps(stole(9, "sound")).encode() + b"\n")
     journals = Journals(pool)
     journals.look()

@@ -28,7 +28,7 @@ from fsqueue.pool.leases import (
     proof_of_life,
 )
 from fsqueue.pool.names import LeaseName
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
 from tests.support.pools import Clock
 from tests.support.processes import state_of, wait_for
@@ -40,12 +40,12 @@ BEAT_S = LEASE_S / BEATS_PER_LEASE
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"), lease_s=LEASE_S)
 
 
 @pytest.fixture
-def lease(pool: Pool) -> Lease:
+def lease(pool: PoolDirectory) -> Lease:
     """My lease, at its first beat; of a process that nobody here can prove dead."""
     lease = Lease(pool, ME)
     lease.enlist()
@@ -58,11 +58,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def observer(pool: Pool, clock: Clock) -> Observer:
+def observer(pool: PoolDirectory, clock: Clock) -> Observer:
     return Observer(pool, clock)
 
 
-def listed(pool: Pool) -> list[str]:
+def listed(pool: PoolDirectory) -> list[str]:
     return sorted(atomic.names(pool.directory("workers")))
 
 
@@ -89,7 +89,9 @@ def hide(patch: pytest.MonkeyPatch, *words: str, times: int = 10**9) -> None:
 # ---- the worker's side ----
 
 
-def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(pool: Pool) -> None:
+def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(
+    pool: PoolDirectory,
+) -> None:
     lease = Lease(pool, ME)
     lease.enlist({"worker": ME})
     (first,) = Path(pool.directory("workers")).iterdir()
@@ -102,19 +104,19 @@ def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(pool:
     assert json.loads(data) == {"worker": ME} | proof_of_life()
 
 
-def test_two_workers_of_one_identity_are_an_error(pool: Pool, lease: Lease) -> None:
+def test_two_workers_of_one_identity_are_an_error(pool: PoolDirectory, lease: Lease) -> None:
     with pytest.raises(PoolError, match="two workers have one identity"):
         Lease(pool, ME).enlist()
 
 
-def test_each_renewal_moves_to_the_next_beat(pool: Pool, lease: Lease) -> None:
+def test_each_renewal_moves_to_the_next_beat(pool: PoolDirectory, lease: Lease) -> None:
     for beat in (1, 2, 3):
         lease.renew()
         assert listed(pool) == [f"{ME}.b{beat:06d}"]
 
 
 def test_a_renewal_whose_reply_was_lost_is_recognised(
-    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(errno.ENOENT))
     lease.renew()
@@ -123,7 +125,7 @@ def test_a_renewal_whose_reply_was_lost_is_recognised(
 
 
 def test_a_renewal_that_was_done_and_reported_as_an_io_error_is_found_at_the_next_beat(
-    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(errno.EIO))
     with pytest.raises(OSError):
@@ -134,7 +136,7 @@ def test_a_renewal_that_was_done_and_reported_as_an_io_error_is_found_at_the_nex
 
 
 def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_has_left(
-    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(errno.EIO))
     with pytest.raises(OSError):
@@ -144,7 +146,7 @@ def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_ha
 
 
 def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
-    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(errno.ENOENT, times=1))
     with pytest.raises(FileNotFoundError):
@@ -154,7 +156,7 @@ def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
 
 
 def test_a_worker_whose_lease_was_ended_is_told_by_whom(
-    pool: Pool, lease: Lease, observer: Observer
+    pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     observer.look()
     assert observer.end(ME, "judge-2-bbbbbb")
@@ -165,14 +167,14 @@ def test_a_worker_whose_lease_was_ended_is_told_by_whom(
     assert listed(pool) == [f"{ME}.dead@judge-2-bbbbbb"]
 
 
-def test_a_worker_whose_lease_file_vanished_is_told_so(pool: Pool, lease: Lease) -> None:
+def test_a_worker_whose_lease_file_vanished_is_told_so(pool: PoolDirectory, lease: Lease) -> None:
     os.unlink(pool.lease(lease.name))
     with pytest.raises(LeaseLost, match="vanished from workers/: somebody removed the file"):
         lease.renew()
 
 
 def test_retiring_a_lease_that_was_ended_is_no_error(
-    pool: Pool, lease: Lease, observer: Observer
+    pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     observer.look()
     observer.end(ME, "judge-2-bbbbbb")
@@ -184,7 +186,7 @@ def test_retiring_a_lease_that_was_ended_is_no_error(
 
 
 def test_a_worker_cut_off_for_longer_than_a_lease_goes_on_if_nobody_ended_it(
-    pool: Pool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(errno.EIO, times=3 * BEATS_PER_LEASE))
     for _ in range(3 * BEATS_PER_LEASE):
@@ -195,7 +197,7 @@ def test_a_worker_cut_off_for_longer_than_a_lease_goes_on_if_nobody_ended_it(
 
 
 def test_a_worker_cut_off_for_longer_than_a_lease_is_lost_if_somebody_ended_it(
-    pool: Pool,
+    pool: PoolDirectory,
     lease: Lease,
     observer: Observer,
     clock: Clock,
@@ -263,7 +265,7 @@ def test_a_paused_worker_that_wakes_before_anybody_ended_it_lives_on(
 
 
 def test_an_end_from_a_stale_beat_ends_nothing(
-    pool: Pool, lease: Lease, observer: Observer
+    pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     observer.look()
     lease.renew()
@@ -273,7 +275,11 @@ def test_an_end_from_a_stale_beat_ends_nothing(
 
 
 def test_of_two_enders_one_renames_and_both_know_that_it_is_dead(
-    pool: Pool, lease: Lease, observer: Observer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory,
+    lease: Lease,
+    observer: Observer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = Observer(pool, clock)
     observer.look()
@@ -293,7 +299,7 @@ def test_of_two_enders_one_renames_and_both_know_that_it_is_dead(
 
 
 def test_of_an_ender_and_a_renewal_that_meet_exactly_one_succeeds(
-    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for winner in ("renewal", "ender"):
         observer.look()
@@ -324,7 +330,7 @@ def test_of_an_ender_and_a_renewal_that_meet_exactly_one_succeeds(
 
 
 def test_an_end_whose_reply_was_lost_is_recognised(
-    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observer.look()
     interpose(monkeypatch, rename=reply_lost(errno.ENOENT))
@@ -341,7 +347,7 @@ def test_an_end_that_the_mount_refuses_is_an_error_and_not_a_death(
 
 
 def test_a_worker_listed_as_left_or_dead_is_ended(
-    pool: Pool, lease: Lease, observer: Observer
+    pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     lease.retire()
     Path(pool.directory("workers"), "you-2-bbbbbb.dead@me-1-aaaaaa").touch()
@@ -352,7 +358,7 @@ def test_a_worker_listed_as_left_or_dead_is_ended(
 
 
 def test_of_two_beats_that_one_listing_shows_the_later_counts(
-    pool: Pool, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listing that runs while a lease is renewed may show both names."""
     lease.renew()
@@ -368,7 +374,7 @@ def test_of_two_beats_that_one_listing_shows_the_later_counts(
 
 
 def test_a_lease_that_vanished_expires_only_after_a_whole_lease_of_absence(
-    pool: Pool, lease: Lease, observer: Observer, clock: Clock
+    pool: PoolDirectory, lease: Lease, observer: Observer, clock: Clock
 ) -> None:
     watch(observer, clock, LEASE_S / 2, (ME,))
     os.unlink(pool.lease(lease.name))
@@ -487,7 +493,7 @@ def test_a_beat_that_moved_before_or_while_an_observer_was_away_is_no_sign_of_li
 
 
 def test_a_listing_that_takes_longer_than_a_lease_is_not_held_against_anybody(
-    pool: Pool, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The beat may have been listed first, and have moved while the listing went on."""
 
@@ -603,7 +609,7 @@ def test_an_observer_that_cannot_look_at_a_process_does_not_call_it_gone(
 
 
 def test_an_observer_proves_a_death_from_the_lease_even_after_the_lease_is_gone(
-    pool: Pool, observer: Observer, child: subprocess.Popen[bytes]
+    pool: PoolDirectory, observer: Observer, child: subprocess.Popen[bytes]
 ) -> None:
     path = pool.lease(LeaseName(ME, 3))
     Path(path).write_text(json.dumps(facts_of(child.pid)))
@@ -618,7 +624,7 @@ def test_an_observer_proves_a_death_from_the_lease_even_after_the_lease_is_gone(
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"], ids=repr)
 def test_a_damaged_lease_proves_nothing_and_expires_by_time_alone(
-    pool: Pool, observer: Observer, clock: Clock, data: bytes
+    pool: PoolDirectory, observer: Observer, clock: Clock, data: bytes
 ) -> None:
     Path(pool.lease(LeaseName(ME, 0))).write_bytes(data)
     watch(observer, clock, LEASE_S)
@@ -634,7 +640,7 @@ def test_nothing_is_known_of_a_worker_that_was_never_seen(observer: Observer) ->
     assert observer.end("nobody", "judge-2-bbbbbb")
 
 
-def test_what_is_no_leases_name_is_left_out(pool: Pool, lease: Lease) -> None:
+def test_what_is_no_leases_name_is_left_out(pool: PoolDirectory, lease: Lease) -> None:
     for text in ("README", f"{ME}.b1", ".hidden.b000001", "x.json"):
         Path(pool.directory("workers"), text).touch()
     assert lease_names(pool) == [lease.name]

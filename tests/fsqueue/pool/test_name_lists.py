@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from fsqueue.pool import name_sets
-from fsqueue.pool.name_sets import Roll
+from fsqueue.pool.name_sets import NameList
 
 names = some.lists(some.text("abé", min_size=1, max_size=3), max_size=20, unique=True).map(sorted)
 
@@ -21,7 +21,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_roll_is_read_in_both_directions_and_taken_from_the_end(
     texts: list[str], taken: int
 ) -> None:
-    roll, left = Roll(texts), texts.copy()
+    roll, left = NameList(texts), texts.copy()
     for _ in range(min(taken, len(texts))):
         assert (roll.last, roll.pop()) == (left[-1], left.pop())
     assert (list(roll), list(reversed(roll)), len(roll)) == (left, left[::-1], len(left))
@@ -29,7 +29,7 @@ def test_a_roll_is_read_in_both_directions_and_taken_from_the_end(
 
 @given(names, some.lists(some.text("abé", min_size=1, max_size=3), max_size=5))
 def test_a_name_is_removed_wherever_it_is(texts: list[str], gone: list[str]) -> None:
-    roll, left = Roll(texts), texts.copy()
+    roll, left = NameList(texts), texts.copy()
     for text in gone:
         assert roll.remove(text, str) == (text in left)
         left = [each for each in left if each != text]
@@ -38,7 +38,7 @@ def test_a_name_is_removed_wherever_it_is(texts: list[str], gone: list[str]) -> 
 
 @given(names, some.text("abé", max_size=3), some.integers(0, 3))
 def test_what_is_above_a_limit_is_counted(texts: list[str], limit: str, taken: int) -> None:
-    roll, left = Roll(texts), texts.copy()
+    roll, left = NameList(texts), texts.copy()
     for _ in range(min(taken, len(texts))):
         roll.pop(), left.pop()
     assert roll.above(limit, str) == sum(text > limit for text in left)
@@ -46,6 +46,6 @@ def test_what_is_above_a_limit_is_counted(texts: list[str], limit: str, taken: i
 
 def test_nothing_can_be_taken_from_an_empty_roll() -> None:
     with pytest.raises(IndexError):
-        Roll().pop()
+        NameList().pop()
     with pytest.raises(IndexError):
-        _ = Roll(["a"]).pop() and Roll().last
+        _ = NameList(["a"]).pop() and NameList().last

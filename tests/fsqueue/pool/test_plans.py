@@ -16,18 +16,18 @@ from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic, directories
 from tests.support.pools import make_pool, names_in, plan, problems, stems
 from tests.support.sequence import Sequencer, interpose, reply_lost, together
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
-def write(pool: Pool, uid: str, *ids: str) -> str:
+def write(pool: PoolDirectory, uid: str, *ids: str) -> str:
     """Write a plan of these ids under its private name."""
     names = [(str(ClaimName(id, "k", 1)), "gpu0") for id in ids]
     head = Plan(uid, "2026-01-01", "trivial", ("k",), ".txt", Share(), {"gpu0": Share()}, {})
@@ -45,13 +45,13 @@ def test_plans_are_numbered_from_one_and_listed_in_their_order(tmp_path: Path) -
     assert [p.total.claims for p in plans.read_plans(pool)] == [1] * 11
 
 
-def test_what_is_no_plans_name_has_no_number(pool: Pool) -> None:
+def test_what_is_no_plans_name_has_no_number(pool: PoolDirectory) -> None:
     for text in ("1.json", "000001.json.bak", ".000001.json", "٠٠٠٠٠١.json", "000001.txt"):
         Path(pool.directory("plans"), text).touch()
     assert plans.numbers(pool) == []
 
 
-def test_of_two_plans_one_gets_the_number_and_the_other_stays_private(pool: Pool) -> None:
+def test_of_two_plans_one_gets_the_number_and_the_other_stays_private(pool: PoolDirectory) -> None:
     first, second = write(pool, "aaa", "x"), write(pool, "bbb", "y")
     assert plans.number_plan(pool, "aaa", first, 1)
     assert not plans.number_plan(pool, "bbb", second, 1)
@@ -62,7 +62,7 @@ def test_of_two_plans_one_gets_the_number_and_the_other_stays_private(pool: Pool
 
 @pytest.mark.parametrize("links_counted", [True, False])
 def test_a_number_that_was_won_is_recognised_though_the_reply_was_lost(
-    pool: Pool, links_counted: bool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, links_counted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = write(pool, "aaa", "x")
     mount = interpose(monkeypatch, link=reply_lost(errno.EEXIST))
@@ -81,7 +81,7 @@ def test_a_number_that_was_won_is_recognised_though_the_reply_was_lost(
 # ---- the file ----
 
 
-def test_a_plan_is_read_as_it_was_written(pool: Pool) -> None:
+def test_a_plan_is_read_as_it_was_written(pool: PoolDirectory) -> None:
     private = write(pool, "aaa", "x", "y")
     plans.number_plan(pool, "aaa", private, 1)
     head = plans.read_plan(pool, 1)
@@ -93,20 +93,20 @@ def test_a_plan_is_read_as_it_was_written(pool: Pool) -> None:
     ]
 
 
-def test_a_plan_is_one_json_document_with_a_claim_to_a_line(pool: Pool) -> None:
+def test_a_plan_is_one_json_document_with_a_claim_to_a_line(pool: PoolDirectory) -> None:
     text = Path(write(pool, "aaa", *(f"x{n}" for n in range(2500)))).read_text()
     assert len(json.loads(text)["claims"]) == len(json.loads(text)["sources"]) == 2500
     assert sum(line.startswith('["x') for line in text.splitlines()) == 2500
 
 
-def test_an_empty_plan_is_a_document_too(pool: Pool) -> None:
+def test_an_empty_plan_is_a_document_too(pool: PoolDirectory) -> None:
     private = write(pool, "aaa")
     assert json.loads(Path(private).read_text())["claims"] == []
     plans.number_plan(pool, "aaa", private, 1)
     assert list(plans.read_claims(pool, 1)) == []
 
 
-def test_an_input_with_any_name_can_be_planned(pool: Pool) -> None:
+def test_an_input_with_any_name_can_be_planned(pool: PoolDirectory) -> None:
     path = os.fsdecode(b'/in/\xff "quoted"\n],\n"claims":[')
     head = Plan("aaa", "", "trivial", (), None, Share(), {}, {})
     private = plans.write_plan(pool, head, [("key", path)], [("x.k.c1.a0.r0", "gpu0")])
@@ -115,7 +115,9 @@ def test_an_input_with_any_name_can_be_planned(pool: Pool) -> None:
     assert len(list(plans.read_claims(pool, 1))) == 1
 
 
-def test_a_full_disk_leaves_no_half_a_plan(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_a_plan(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write_(real: Callable[[int, bytes], int], fd: int, data: bytes) -> int:
         real(fd, data[:10])
         raise OSError(errno.ENOSPC, "full")
@@ -142,7 +144,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("data", HEADS.values(), ids=HEADS.keys())
-def test_a_damaged_head_is_refused_by_name(pool: Pool, data: bytes) -> None:
+def test_a_damaged_head_is_refused_by_name(pool: PoolDirectory, data: bytes) -> None:
     Path(pool.plan(1)).write_bytes(data)
     with pytest.raises(PoolError, match=r"is not a plan.*it was edited or damaged") as caught:
         plans.read_plan(pool, 1)
@@ -150,7 +152,7 @@ def test_a_damaged_head_is_refused_by_name(pool: Pool, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
-def test_a_plan_cut_after_any_line_is_refused_by_name(pool: Pool, cut: int) -> None:
+def test_a_plan_cut_after_any_line_is_refused_by_name(pool: PoolDirectory, cut: int) -> None:
     lines = Path(write(pool, "aaa", "x", "y")).read_bytes().splitlines(keepends=True)
     assert len(lines) == 9
     Path(pool.plan(1)).write_bytes(b"".join(lines[:cut]))
@@ -166,7 +168,7 @@ def test_a_plan_cut_after_any_line_is_refused_by_name(pool: Pool, cut: int) -> N
      '["x.k.c1.a0.r0", "gpu0", "more"]', "[", '[["x"], ["y"]]', "[]", "[" * 100_000],
     ids=range(9),
 )  # fmt: skip
-def test_a_damaged_row_is_refused_by_name(pool: Pool, row: str) -> None:
+def test_a_damaged_row_is_refused_by_name(pool: PoolDirectory, row: str) -> None:
     text = Path(write(pool, "aaa", "x")).read_text()
     Path(pool.plan(1)).write_text(text.replace('["x.k.c1.a0.r0", "gpu0"]', row))
     with pytest.raises(PoolError) as caught:
@@ -177,7 +179,7 @@ def test_a_damaged_row_is_refused_by_name(pool: Pool, row: str) -> None:
 # ---- completing ----
 
 
-def stage(pool: Pool, uid: str, *ids: str, number: int | None = 1) -> None:
+def stage(pool: PoolDirectory, uid: str, *ids: str, number: int | None = 1) -> None:
     """Leave what a planner leaves that dies just before, or just after, it numbers its plan."""
     private = write(pool, uid, *ids)
     directories.make(pool.staged(uid))
@@ -191,14 +193,16 @@ def stage(pool: Pool, uid: str, *ids: str, number: int | None = 1) -> None:
 
 
 @pytest.fixture
-def spooled(tmp_path: Path) -> Pool:
+def spooled(tmp_path: Path) -> PoolDirectory:
     """A pool that has its spool, and one claim done with."""
     pool = make_pool(tmp_path / "spooled")
     plan(pool, "zero.1")
     return pool
 
 
-def test_a_numbered_plan_is_completed_by_anybody_and_leaves_no_staging(spooled: Pool) -> None:
+def test_a_numbered_plan_is_completed_by_anybody_and_leaves_no_staging(
+    spooled: PoolDirectory,
+) -> None:
     stage(spooled, "aaa", "x", "y", number=2)
     assert plans.complete(spooled) == 2
     assert plans.complete(spooled) == 0
@@ -207,7 +211,7 @@ def test_a_numbered_plan_is_completed_by_anybody_and_leaves_no_staging(spooled: 
     assert problems(spooled) == []
 
 
-def test_a_plan_without_a_number_is_nobodys_work(spooled: Pool) -> None:
+def test_a_plan_without_a_number_is_nobodys_work(spooled: PoolDirectory) -> None:
     stage(spooled, "aaa", "x", number=None)
     assert plans.complete(spooled) == 0
     assert stems(spooled, State.WAITING) == ["zero"]
@@ -215,7 +219,7 @@ def test_a_plan_without_a_number_is_nobodys_work(spooled: Pool) -> None:
 
 
 def test_two_who_complete_one_plan_move_each_claim_once(
-    spooled: Pool, monkeypatch: pytest.MonkeyPatch
+    spooled: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take turns at every rename, and a claim that a worker takes meanwhile stays taken."""
     stage(spooled, "aaa", *"pqrstu", number=2)
@@ -241,7 +245,7 @@ def test_two_who_complete_one_plan_move_each_claim_once(
 
 
 def test_a_listing_that_misses_names_loses_no_claim(
-    spooled: Pool, monkeypatch: pytest.MonkeyPatch
+    spooled: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some servers skip names while a directory changes."""
     stage(spooled, "aaa", "x", "y", "z", number=2)
@@ -263,7 +267,9 @@ def test_a_listing_that_misses_names_loses_no_claim(
     assert problems(spooled) == []
 
 
-def test_completing_a_plan_whose_spool_is_gone_says_so_and_loses_nothing(spooled: Pool) -> None:
+def test_completing_a_plan_whose_spool_is_gone_says_so_and_loses_nothing(
+    spooled: PoolDirectory,
+) -> None:
     stage(spooled, "aaa", "x", number=2)
     os.rename(spooled.spool("gpu0"), f"{spooled.root}/moved away")
     with pytest.raises(PoolError, match="gpu0 is not a directory"):
@@ -273,7 +279,7 @@ def test_completing_a_plan_whose_spool_is_gone_says_so_and_loses_nothing(spooled
     assert problems(spooled) == []
 
 
-def test_what_is_no_claims_name_in_staging_is_left_where_it_is(spooled: Pool) -> None:
+def test_what_is_no_claims_name_in_staging_is_left_where_it_is(spooled: PoolDirectory) -> None:
     stage(spooled, "aaa", "x", number=2)
     Path(spooled.staged("aaa", "gpu0"), "README").touch()
     assert plans.complete(spooled) == 1

@@ -11,9 +11,9 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import Tier, base_of, compose, conditions, lacks
 from fsqueue.pool.settings import create_pool
-from fsqueue.scheduling.choose import Peer, Taste, choose, in_order
+from fsqueue.scheduling.choose import Peer, Preferences, choose, in_order
 from fsqueue.scheduling.planner import plan_into
-from fsqueue.worker.claim_source import Stock
+from fsqueue.worker.claim_source import ClaimSource
 from tests.support.pools import Hand, Trivial, names_in, request
 
 
@@ -58,20 +58,20 @@ def test_a_missing_capability_is_named() -> None:
 
 def test_what_a_worker_may_not_do_is_not_offered_to_it() -> None:
     names = [ClaimName("a", "k--t1", 9), ClaimName("b", "k", 1)]
-    assert [name.id for name in in_order(names, Taste(tier=Tier.CPU))] == ["b"]
-    assert [name.id for name in in_order(names, Taste(tier=Tier.GPU))] == ["b", "a"]
+    assert [name.id for name in in_order(names, Preferences(tier=Tier.CPU))] == ["b"]
+    assert [name.id for name in in_order(names, Preferences(tier=Tier.GPU))] == ["b", "a"]
 
 
 def test_conditions_do_not_hide_that_a_model_is_loaded() -> None:
-    assert Taste(loaded=frozenset({"esm2"})).affinity("esm2--t1") == 100
+    assert Preferences(loaded=frozenset({"esm2"})).affinity("esm2--t1") == 100
 
 
 def test_nothing_is_left_to_a_fast_worker_that_may_not_have_it() -> None:
     me = Peer("me", 1.0, spool="gpu0", capabilities={"big"})
     fast = Peer("fast", 9.0, spool="gpu1")
-    taste = Taste(capabilities=frozenset({"big"}))
-    assert choose({"gpu0": [ClaimName("a", "k--big", 9)]}, [fast], me, taste) is not None
-    assert choose({"gpu0": [ClaimName("a", "k", 9)]}, [fast], me, taste) is None
+    preferences = Preferences(capabilities=frozenset({"big"}))
+    assert choose({"gpu0": [ClaimName("a", "k--big", 9)]}, [fast], me, preferences) is not None
+    assert choose({"gpu0": [ClaimName("a", "k", 9)]}, [fast], me, preferences) is None
 
 
 def test_a_handler_says_what_its_claims_take_and_a_storage_worker_takes_no_others(
@@ -87,9 +87,9 @@ def test_a_handler_says_what_its_claims_take_and_a_storage_worker_takes_no_other
     kinds = {name.kind for name in names_in(pool, State.WAITING)}
     assert kinds == {"trivial--t3-disk", "trivial"}
     hand = Hand(pool, "gpu0")
-    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
-    stock.taste_changed(Taste(tier=Tier.STORAGE, capabilities=frozenset({"disk"})))
-    found = stock.next()
+    claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    claim_source.set_preferences(Preferences(tier=Tier.STORAGE, capabilities=frozenset({"disk"})))
+    found = claim_source.next()
     assert found is not None and found[0].id.startswith("a-")
-    assert stock.next() is None
-    assert stock.count_waiting().could_take == 0
+    assert claim_source.next() is None
+    assert claim_source.count_waiting().could_take == 0

@@ -14,7 +14,7 @@ from fsqueue.errors import PoolError, UsageError
 from fsqueue.pool.layout import DIRECTORIES, FORMAT
 from fsqueue.pool.names import natural
 from fsqueue.pool.settings import (
-    Pool,
+    PoolDirectory,
     Spool,
     add_spool,
     create_pool,
@@ -46,7 +46,7 @@ HOSTILE = {
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -66,7 +66,7 @@ def test_a_new_pool_has_every_directory_and_its_settings(tmp_path: Path) -> None
     assert open_pool(pool.root) == pool
 
 
-def test_making_a_pool_that_is_there_opens_it_with_the_settings_it_has(pool: Pool) -> None:
+def test_making_a_pool_that_is_there_opens_it_with_the_settings_it_has(pool: PoolDirectory) -> None:
     before = contents(pool.root)
     assert create_pool(pool.root, lease_s=1.0, attempts_max=1) == pool
     assert contents(pool.root) == before
@@ -126,7 +126,7 @@ def test_what_is_no_pool_is_refused_with_what_to_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_damaged_pool_json_is_refused_by_name(pool: Pool, data: bytes) -> None:
+def test_a_damaged_pool_json_is_refused_by_name(pool: PoolDirectory, data: bytes) -> None:
     Path(pool.settings).write_bytes(data)
     with pytest.raises(PoolError) as caught:
         open_pool(pool.root)
@@ -152,20 +152,24 @@ def test_a_damaged_pool_json_is_refused_by_name(pool: Pool, data: bytes) -> None
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(pool: Pool, facts: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense_are_refused(
+    pool: PoolDirectory, facts: dict[str, Any]
+) -> None:
     rewrite(pool.settings, **facts)
     with pytest.raises(PoolError, match="lacks a usable id, lease_s or attempts_max"):
         open_pool(pool.root)
 
 
 @pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None, [FORMAT]])
-def test_a_pool_of_another_format_is_refused(pool: Pool, format: object) -> None:
+def test_a_pool_of_another_format_is_refused(pool: PoolDirectory, format: object) -> None:
     rewrite(pool.settings, format=format)
     with pytest.raises(PoolError, match="Use the version of fsqueue that made the pool"):
         open_pool(pool.root)
 
 
-def test_a_pool_json_that_is_a_symbolic_link_is_refused(pool: Pool, tmp_path: Path) -> None:
+def test_a_pool_json_that_is_a_symbolic_link_is_refused(
+    pool: PoolDirectory, tmp_path: Path
+) -> None:
     os.rename(pool.settings, tmp_path / "elsewhere.json")
     os.symlink(tmp_path / "elsewhere.json", pool.settings)
     with pytest.raises(PoolError, match="is a symbolic link"):
@@ -173,14 +177,14 @@ def test_a_pool_json_that_is_a_symbolic_link_is_refused(pool: Pool, tmp_path: Pa
 
 
 @needs_root
-def test_a_pool_of_another_user_is_refused(pool: Pool) -> None:
+def test_a_pool_of_another_user_is_refused(pool: PoolDirectory) -> None:
     os.chown(pool.root, STRANGER, STRANGER)
     with pytest.raises(PoolError, match=f"belongs to user {STRANGER}"):
         open_pool(pool.root)
 
 
 @needs_root
-def test_a_pool_that_may_not_be_read_is_refused_with_the_reason(pool: Pool) -> None:
+def test_a_pool_that_may_not_be_read_is_refused_with_the_reason(pool: PoolDirectory) -> None:
     os.chmod(pool.root, 0o700)
     child = os.fork()
     if child == 0:
@@ -210,14 +214,16 @@ def test_json_that_is_no_object_is_a_pool_error_that_names_the_file(
 # ---- spools ----
 
 
-def test_the_first_weight_of_a_spool_stands(pool: Pool) -> None:
+def test_the_first_weight_of_a_spool_stands(pool: PoolDirectory) -> None:
     assert add_spool(pool, Spool("gpu0", "RTX 3090", 1.0, "as told")).weight == 1.0
     assert add_spool(pool, Spool("gpu0", "RTX 4090", 1.5)) == Spool(
         "gpu0", "RTX 3090", 1.0, "as told"
     )
 
 
-def test_spools_are_listed_in_natural_order_and_strange_names_are_left_out(pool: Pool) -> None:
+def test_spools_are_listed_in_natural_order_and_strange_names_are_left_out(
+    pool: PoolDirectory,
+) -> None:
     for name in ("gpu10", "gpu2", "cpu0"):
         add_spool(pool, Spool(name, "cpu", 1.0))
     for strange in ("gpu 3.json", "gpu4", ".gpu5.json", "../x.json".replace("/", "_") + "\n.json"):
@@ -241,7 +247,7 @@ def test_spools_are_listed_in_natural_order_and_strange_names_are_left_out(pool:
     ids=str,
 )
 def test_a_spool_without_a_sensible_weight_is_refused_with_what_to_write(
-    pool: Pool, facts: dict[str, Any]
+    pool: PoolDirectory, facts: dict[str, Any]
 ) -> None:
     add_spool(pool, Spool("gpu0", "RTX 3090", 1.0))
     rewrite(pool.spool_file("gpu0"), **facts)
@@ -250,7 +256,7 @@ def test_a_spool_without_a_sensible_weight_is_refused_with_what_to_write(
 
 
 def test_a_spool_whose_planner_died_half_way_is_completed(tmp_path: Path) -> None:
-    def prepare(n: int) -> Pool:
+    def prepare(n: int) -> PoolDirectory:
         return create_pool(f"{tmp_path}/{n}")
 
     spool = Spool("gpu0", "RTX 3090", 1.0)

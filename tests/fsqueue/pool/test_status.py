@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fsqueue.pool.journal import Journal, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import (
     STATES,
     Current,
@@ -62,7 +62,7 @@ DAMAGE = {
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -75,7 +75,7 @@ def hostile(**facts: Any) -> Status:
 # ---- status ----
 
 
-def test_a_status_is_read_as_it_was_written(pool: Pool) -> None:
+def test_a_status_is_read_as_it_was_written(pool: PoolDirectory) -> None:
     status = Status(ME, host="node7", pid=7, spool="gpu0", rates={"k": 2.5}, loaded=["k"])
     status.current = Current("x", "k", 3, 0, "gpu0", 1e9, done=1, total=2, measures={"units": 5})
     write_status(pool, status)
@@ -85,19 +85,19 @@ def test_a_status_is_read_as_it_was_written(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_status_is_as_good_as_none(pool: Pool, data: bytes) -> None:
+def test_a_damaged_status_is_as_good_as_none(pool: PoolDirectory, data: bytes) -> None:
     Path(pool.status(ME)).write_bytes(data)
     assert read_status(pool, ME) is None
     assert read_statuses(pool) == {}
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/hosts", path)])
-def test_what_is_no_file_is_no_status(pool: Pool, make: Callable[[str], object]) -> None:
+def test_what_is_no_file_is_no_status(pool: PoolDirectory, make: Callable[[str], object]) -> None:
     make(pool.status(ME))
     assert read_status(pool, ME) is None
 
 
-def test_no_status_is_read_for_a_name_that_is_no_workers(pool: Pool) -> None:
+def test_no_status_is_read_for_a_name_that_is_no_workers(pool: PoolDirectory) -> None:
     for text in ("x y.json", "README", ".me.json", "a\nb.json"):
         Path(pool.directory("status"), text).write_bytes(b"{}")
     assert read_statuses(pool) == {}
@@ -184,7 +184,7 @@ def test_an_escape_sequence_is_shown_and_not_obeyed() -> None:
 # ---- the journal ----
 
 
-def test_a_journal_is_one_object_a_line_and_is_read_back(pool: Pool) -> None:
+def test_a_journal_is_one_object_a_line_and_is_read_back(pool: PoolDirectory) -> None:
     journal = Journal(pool, ME)
     journal.write("took", id="x\n", cost=3)
     journal.write("finished", id="x", where=Path("/somewhere"))
@@ -195,12 +195,12 @@ def test_a_journal_is_one_object_a_line_and_is_read_back(pool: Pool) -> None:
     assert read[0]["id"] == "x\n"
 
 
-def test_a_journal_that_was_never_written_to_has_no_file(pool: Pool) -> None:
+def test_a_journal_that_was_never_written_to_has_no_file(pool: PoolDirectory) -> None:
     Journal(pool, ME).close()
     assert os.listdir(pool.directory("events")) == []
 
 
-def test_events_are_read_on_from_where_the_last_look_stopped(pool: Pool) -> None:
+def test_events_are_read_on_from_where_the_last_look_stopped(pool: PoolDirectory) -> None:
     journal = Journal(pool, ME)
     journal.write("took")
     ((offset, _),) = read_events(pool.events(ME))
@@ -208,7 +208,9 @@ def test_events_are_read_on_from_where_the_last_look_stopped(pool: Pool) -> None
     assert [event["event"] for _, event in read_events(pool.events(ME), offset)] == ["finished"]
 
 
-def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(pool: Pool) -> None:
+def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
+    pool: PoolDirectory,
+) -> None:
     good = b'{"event": "took"}\n'
     lines = [b"\n", b"{\n", b"[]\n", b"7\n", b'{"event": 7}\n', b"\xff\xfe\n", b"\0\0\0" + good]
     lines += [b'{"event":' * 20_000 + b"\n", b"9" * 5000 + b"\n", good, b'{"event": "half']
@@ -216,7 +218,7 @@ def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(pool: Po
     assert [event for _, event in read_events(pool.events(ME))] == [{"event": "took"}] * 2
 
 
-def test_events_of_nobody_are_none(pool: Pool) -> None:
+def test_events_of_nobody_are_none(pool: PoolDirectory) -> None:
     assert list(read_events(pool.events(ME))) == []
     os.mkdir(pool.events(ME))
     assert list(read_events(pool.events(ME))) == []
@@ -227,7 +229,7 @@ def test_events_of_nobody_are_none(pool: Pool) -> None:
 
 @pytest.mark.parametrize("where", ["open", "write", "close"])
 def test_a_journal_on_a_full_disk_costs_a_line_and_nothing_else(
-    pool: Pool, where: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(pool, ME)
     with pytest.MonkeyPatch.context() as patch:
@@ -240,7 +242,7 @@ def test_a_journal_on_a_full_disk_costs_a_line_and_nothing_else(
 
 
 def test_a_journal_that_cannot_be_written_leaves_no_descriptor_open(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(pool, ME)
     before = len(os.listdir("/proc/self/fd"))
@@ -308,13 +310,13 @@ def test_a_line_of_the_journal_is_json_whatever_it_tells(facts: dict[str, Any]) 
     lines: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "Appender", lambda path: SimpleNamespace(line=lines.append))
-        Journal(Pool("/p", "id", 30.0, 3), ME).write("warning", **facts)
+        Journal(PoolDirectory("/p", "id", 30.0, 3), ME).write("warning", **facts)
     told = json.loads(lines[0])
     assert {key: told[key] for key in told if key not in ("t", "event", "worker")} == facts
 
 
 def test_a_claims_line_is_written_without_an_encoder(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of them a claim: an encoder for each was a fifth of what a claim cost."""
     monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("an encoder was made"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import write_status
 from fsqueue.scheduling.backlog import NEVER, Wanted, loads
 from fsqueue.scheduling.choose import LOAD_S
@@ -19,12 +19,12 @@ WANTED = Wanted("embed", "esm2_t6", 100.0)
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """An empty pool with two spools, gpu1 twice as fast."""
     return make_pool(tmp_path / "pool", weights=(1.0, 2.0))
 
 
-def worker(pool: Pool, spool: str, **facts: Any) -> Hand:
+def worker(pool: PoolDirectory, spool: str, **facts: Any) -> Hand:
     """Let a worker live, and report these facts."""
     hand = Hand(pool, spool)
     for name, value in facts.items():
@@ -33,7 +33,7 @@ def worker(pool: Pool, spool: str, **facts: Any) -> Hand:
     return hand
 
 
-def before(pool: Pool, wanted: Wanted = WANTED) -> list[float]:
+def before(pool: PoolDirectory, wanted: Wanted = WANTED) -> list[float]:
     return loads(pool, spools(1.0, 2.0), wanted)
 
 
@@ -48,7 +48,7 @@ def test_what_a_spool_s_workers_still_have_to_run_counts_too(tmp_path: Path) -> 
     assert before(pool)[0] == 30
 
 
-def test_a_load_is_worth_the_time_that_it_takes(pool: Pool) -> None:
+def test_a_load_is_worth_the_time_that_it_takes(pool: PoolDirectory) -> None:
     worker(pool, "gpu0", loaded=["esm2_t6"])
     worker(pool, "gpu1")
     ready, cold = before(pool)
@@ -56,14 +56,14 @@ def test_a_load_is_worth_the_time_that_it_takes(pool: Pool) -> None:
     assert cold == pytest.approx(LOAD_S * 100.0 * 2.0, rel=1e-3)
 
 
-def test_a_specialist_comes_before_others(pool: Pool) -> None:
+def test_a_specialist_comes_before_others(pool: PoolDirectory) -> None:
     worker(pool, "gpu0")
     worker(pool, "gpu1", specialization="esm2")
     other, special = before(pool)
     assert special == 0 and other == pytest.approx(LOAD_S / 2 * 100.0, rel=1e-3)
 
 
-def test_workers_that_may_not_do_it_get_it_only_if_nobody_may(pool: Pool) -> None:
+def test_workers_that_may_not_do_it_get_it_only_if_nobody_may(pool: PoolDirectory) -> None:
     storage = worker(pool, "gpu0", tier=3)
     assert before(pool) == [0, 0], "nobody may: what waits decides"
     worker(pool, "gpu1", tier=1)
@@ -73,7 +73,7 @@ def test_workers_that_may_not_do_it_get_it_only_if_nobody_may(pool: Pool) -> Non
     assert before(pool)[0] < NEVER
 
 
-def test_without_a_unit_scores_decide_among_equals(pool: Pool) -> None:
+def test_without_a_unit_scores_decide_among_equals(pool: PoolDirectory) -> None:
     worker(pool, "gpu0", loaded=["trivial"])
     worker(pool, "gpu1")
     first, second = before(pool, Wanted("trivial", "trivial"))
@@ -100,7 +100,7 @@ def test_claims_added_to_a_live_pool_go_where_least_is_left(tmp_path: Path) -> N
 
 
 def test_the_terms_of_a_routing_are_in_the_log(
-    pool: Pool, caplog: pytest.LogCaptureFixture
+    pool: PoolDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker(pool, "gpu0", loaded=["esm2_t6"])
     with caplog.at_level(logging.DEBUG, "fsqueue.scheduling.backlog"):

@@ -15,7 +15,7 @@ from fsqueue.scheduling import choose as module
 from fsqueue.scheduling.choose import (
     Patience,
     Peer,
-    Taste,
+    Preferences,
     choose,
     in_order,
     polls_for,
@@ -23,7 +23,7 @@ from fsqueue.scheduling.choose import (
     takes_too_long,
 )
 
-NO_TASTE = Taste()
+NO_TASTE = Preferences()
 
 
 def claim(text: str) -> ClaimName:
@@ -32,8 +32,8 @@ def claim(text: str) -> ClaimName:
     return ClaimName(id, kind[0] if kind else "k", int(cost))
 
 
-def listing(*texts: str, taste: Taste = NO_TASTE) -> list[ClaimName]:
-    return in_order(map(claim, texts), taste)
+def listing(*texts: str, preferences: Preferences = NO_TASTE) -> list[ClaimName]:
+    return in_order(map(claim, texts), preferences)
 
 
 def ids(names: Iterable[ClaimName]) -> list[str]:
@@ -49,11 +49,11 @@ def pick(
     listings: dict[str, list[ClaimName]],
     *crew: Peer,
     me: Peer | None = None,
-    taste: Taste = NO_TASTE,
+    preferences: Preferences = NO_TASTE,
     **how: Any,
 ) -> str | None:
     """Return the id of the claim that I would take."""
-    found = choose(listings, crew, me or Peer("me", spool="mine"), taste, **how)
+    found = choose(listings, crew, me or Peer("me", spool="mine"), preferences, **how)
     return found[1].id if found else None
 
 
@@ -61,26 +61,26 @@ def pick(
 
 
 @pytest.mark.parametrize(
-    ("texts", "taste", "order"),
+    ("texts", "preferences", "order"),
     [
         (("a:1", "b:3", "c:2"), NO_TASTE, "b c a"),
         (("a:1", "b:1", "c:1"), NO_TASTE, "c b a"),
-        (("a:1:x", "b:3:y"), Taste(unable=frozenset({"y"})), "a"),
-        (("a:1:x", "b:3:y"), Taste(loaded=frozenset({"x"})), "a b"),
-        (("a:9", "b:3", "c:2"), Taste(failed_here=frozenset({"a"})), "b c a"),
-        (("a:9", "b:1"), Taste(failed_here=frozenset({"a", "b"})), "a b"),
-        (("a:1:x", "b:3:y"), Taste(frozenset({"x"}), failed_here=frozenset({"a"})), "b a"),
-        (("a:1:esm2_t6", "b:3:y"), Taste(special=frozenset({"esm2"})), "a b"),
-        (("a:1:x", "b:2:z"), Taste(frozenset({"x"}), special=frozenset({"z"})), "a b"),
+        (("a:1:x", "b:3:y"), Preferences(unable=frozenset({"y"})), "a"),
+        (("a:1:x", "b:3:y"), Preferences(loaded=frozenset({"x"})), "a b"),
+        (("a:9", "b:3", "c:2"), Preferences(failed_here=frozenset({"a"})), "b c a"),
+        (("a:9", "b:1"), Preferences(failed_here=frozenset({"a", "b"})), "a b"),
+        (("a:1:x", "b:3:y"), Preferences(frozenset({"x"}), failed_here=frozenset({"a"})), "b a"),
+        (("a:1:esm2_t6", "b:3:y"), Preferences(special=frozenset({"esm2"})), "a b"),
+        (("a:1:x", "b:2:z"), Preferences(frozenset({"x"}), special=frozenset({"z"})), "a b"),
         ((), NO_TASTE, ""),
     ],
     ids="largest equal unable loaded failed all-failed failed-beats-loaded special "
     "loaded-beats-special none".split(),
 )
 def test_a_worker_takes_in_the_order_of_its_taste(
-    texts: Sequence[str], taste: Taste, order: str
+    texts: Sequence[str], preferences: Preferences, order: str
 ) -> None:
-    assert ids(listing(*texts, taste=taste)) == order.split()
+    assert ids(listing(*texts, preferences=preferences)) == order.split()
 
 
 # ---- alone ----
@@ -269,36 +269,46 @@ def test_patience_ends_after_so_many_rounds_and_begins_anew_when_a_claim_was_not
 def test_a_claim_is_left_for_two_polls_to_an_idle_worker_that_has_its_model(
     holder: Peer, loaded: Sequence[str], polls: int
 ) -> None:
-    taste = Taste(loaded=frozenset(loaded))
-    assert polls_for(claim("x:1:k"), [holder], taste) == polls
+    preferences = Preferences(loaded=frozenset(loaded))
+    assert polls_for(claim("x:1:k"), [holder], preferences) == polls
 
 
 # ---- models ----
 
 
 def test_among_kinds_that_must_be_loaded_what_nobody_else_has_comes_first() -> None:
-    taste = Taste(held=frozenset({"big"}))
-    assert ids(listing("a:9:big", "b:1:new", "c:8:big--t1", taste=taste)) == ["b", "a", "c"]
-    loaded = Taste(loaded=frozenset({"big"}), held=frozenset({"big"}))
-    assert ids(listing("a:9:big", "b:1:new", taste=loaded)) == ["a", "b"]
+    preferences = Preferences(held=frozenset({"big"}))
+    assert ids(listing("a:9:big", "b:1:new", "c:8:big--t1", preferences=preferences)) == [
+        "b",
+        "a",
+        "c",
+    ]
+    loaded = Preferences(loaded=frozenset({"big"}), held=frozenset({"big"}))
+    assert ids(listing("a:9:big", "b:1:new", preferences=loaded)) == ["a", "b"]
 
 
 def test_points_are_those_of_the_guide() -> None:
-    taste = Taste(
+    preferences = Preferences(
         loaded=frozenset({"esm2_t6"}), special=frozenset({"esm2"}), healthy=frozenset({"esm2_t6"})
     )
-    assert taste.affinity("esm2_t6--t1") == 100 + 50 + 10
-    assert taste.affinity("esm2_t33") == 50
-    assert taste.affinity("dnabert") == 0
-    assert ids(listing("a:1:x", "b:9:y", taste=Taste(healthy=frozenset({"x"})))) == ["a", "b"]
+    assert preferences.affinity("esm2_t6--t1") == 100 + 50 + 10
+    assert preferences.affinity("esm2_t33") == 50
+    assert preferences.affinity("dnabert") == 0
+    assert ids(listing("a:1:x", "b:9:y", preferences=Preferences(healthy=frozenset({"x"})))) == [
+        "a",
+        "b",
+    ]
 
 
 def test_another_s_claim_comes_before_our_own_if_it_saves_a_load_and_not_if_it_is_larger() -> None:
-    taste = Taste(loaded=frozenset({"k"}))
-    listings = {"mine": listing("a:5:j"), "theirs": listing("x:1:k", "y:90:j", taste=taste)}
-    assert pick(listings, taste=taste) == "x"
+    preferences = Preferences(loaded=frozenset({"k"}))
+    listings = {
+        "mine": listing("a:5:j"),
+        "theirs": listing("x:1:k", "y:90:j", preferences=preferences),
+    }
+    assert pick(listings, preferences=preferences) == "x"
     listings = {"mine": listing("a:5:j"), "theirs": listing("y:90:j")}
-    assert pick(listings, taste=taste) == "a"
+    assert pick(listings, preferences=preferences) == "a"
 
 
 def test_what_somebody_runs_he_has_loaded_or_is_loading() -> None:

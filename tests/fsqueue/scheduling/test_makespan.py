@@ -18,7 +18,7 @@ COUNT = 6
 
 @cache
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "bench" / "makespan.py"
+    path = Path(__file__).parents[3] / "scripts" / "bench" / "makespan.py"
     spec = importlib.util.spec_from_file_location("makespan", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from fsqueue.errors import PoolError, UsageError
 from fsqueue.handler import Item, Source
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.scheduling.inputs import expand_inputs
 from fsqueue.scheduling.planner import CLAIMS_PER_SPOOL, plan_into, pool_spools, preview
 from tests.support.crash import CHANGES, copies, every_crash, interrupted
@@ -36,7 +36,7 @@ from tests.support.sequence import Sequencer, Turns, interpose, refused, reply_l
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -108,7 +108,7 @@ def test_every_spool_gets_eight_claims_where_the_inputs_can_be_divided(
     assert max(ends) - min(ends) <= outcome.cost_max / min(weights)
 
 
-def test_what_waits_already_is_part_of_a_spools_load(pool: Pool) -> None:
+def test_what_waits_already_is_part_of_a_spools_load(pool: PoolDirectory) -> None:
     plan(pool, "big.100", weights=(2.0, 1.0))
     outcome = plan(pool, "a.40", weights=(2.0, 1.0))
     assert [share.claims for share in outcome.shares.values()] == [0, 1]
@@ -117,7 +117,7 @@ def test_what_waits_already_is_part_of_a_spools_load(pool: Pool) -> None:
 # ---- every input once ----
 
 
-def test_planning_again_adds_nothing(pool: Pool) -> None:
+def test_planning_again_adds_nothing(pool: PoolDirectory) -> None:
     assert plan(pool, "a.3", "b.2").total.claims == 2
     before = contents(pool.root)
     again = plan(pool, "a.3", "b.2")
@@ -125,24 +125,24 @@ def test_planning_again_adds_nothing(pool: Pool) -> None:
     assert contents(pool.root) == before
 
 
-def test_planning_again_for_other_gpus_adds_nothing(pool: Pool) -> None:
+def test_planning_again_for_other_gpus_adds_nothing(pool: PoolDirectory) -> None:
     plan(pool, "a.3", "b.2")
     assert plan(pool, "a.3", "b.2", weights=(1.0, 4.0)).total.claims == 0
     assert places(pool) == {"spools": 2}
 
 
-def test_an_input_named_twice_is_planned_once(pool: Pool) -> None:
+def test_an_input_named_twice_is_planned_once(pool: PoolDirectory) -> None:
     assert plan(pool, "a.3", "a.3").total.claims == 1
 
 
-def test_planning_again_adds_nothing_when_all_is_done(pool: Pool) -> None:
+def test_planning_again_adds_nothing_when_all_is_done(pool: PoolDirectory) -> None:
     plan(pool, "a.3")
     work_off(pool)
     assert plan(pool, "a.3").already == 1
     assert places(pool) == {"done": 1}
 
 
-def test_new_inputs_go_into_a_pool_at_work(pool: Pool) -> None:
+def test_new_inputs_go_into_a_pool_at_work(pool: PoolDirectory) -> None:
     plan(pool, "a.3", "b.2")
     hand = Hand(pool)
     running = hand.take()
@@ -154,20 +154,20 @@ def test_new_inputs_go_into_a_pool_at_work(pool: Pool) -> None:
     assert problems(pool) == []
 
 
-def test_a_bad_input_is_reported_and_the_others_are_planned(pool: Pool) -> None:
+def test_a_bad_input_is_reported_and_the_others_are_planned(pool: PoolDirectory) -> None:
     outcome = plan(pool, "a.3", "nonsense", "b.2")
     assert outcome.bad == ["nonsense has no cost. Name it nonsense.10."]
     assert stems(pool, State.WAITING) == ["a", "b"]
 
 
-def test_nothing_to_plan_leaves_no_plan(pool: Pool) -> None:
+def test_nothing_to_plan_leaves_no_plan(pool: PoolDirectory) -> None:
     assert plan(pool).number is None
     assert plan(pool, "nonsense").number is None
     assert plans.numbers(pool) == []
     assert problems(pool) == []
 
 
-def test_the_table_of_a_plan_is_what_the_plan_file_says(pool: Pool) -> None:
+def test_the_table_of_a_plan_is_what_the_plan_file_says(pool: PoolDirectory) -> None:
     outcome = plan(pool, *inputs(5, 4, 3, 2), weights=(1.0, 1.5))
     head = plans.read_plan(pool, 1)
     assert head.total == outcome.total
@@ -176,7 +176,7 @@ def test_the_table_of_a_plan_is_what_the_plan_file_says(pool: Pool) -> None:
     assert counts == {name: share.claims for name, share in outcome.shares.items()}
 
 
-def test_the_weights_of_the_first_plan_stand(pool: Pool) -> None:
+def test_the_weights_of_the_first_plan_stand(pool: PoolDirectory) -> None:
     plan(pool, "a.3", weights=(1.0, 1.5))
     outcome = plan(pool, "b.3", weights=(9.0, 1.0))
     assert [spool.weight for spool in outcome.spools] == [1.0, 1.5]
@@ -185,7 +185,9 @@ def test_the_weights_of_the_first_plan_stand(pool: Pool) -> None:
 # ---- a preview touches nothing ----
 
 
-def test_a_preview_of_a_pool_touches_nothing_and_says_what_planning_would_do(pool: Pool) -> None:
+def test_a_preview_of_a_pool_touches_nothing_and_says_what_planning_would_do(
+    pool: PoolDirectory,
+) -> None:
     plan(pool, "a.3", "b.2", weights=(1.0, 1.5))
     asked = request("b.2", "c.5", "d.4", weights=(1.0, 1.5, 2.0))
     before = contents(pool.root)
@@ -208,7 +210,7 @@ def test_a_preview_completes_nobodys_plan(tmp_path: Path) -> None:
 # ---- planners that die ----
 
 
-def check_planned_once(pool: Pool, *expected: str) -> None:
+def check_planned_once(pool: PoolDirectory, *expected: str) -> None:
     """Every input's claim waits, once; no plan holds an input twice; nothing is left staged."""
     assert stems(pool, State.WAITING) == sorted(expected)
     keys = [key for number in plans.numbers(pool) for key in plans.read_sources(pool, number)]
@@ -238,13 +240,13 @@ def test_a_planner_that_dies_at_any_operation_breaks_nothing_and_the_next_plan_c
 def test_what_a_planner_left_that_died_without_a_number_is_a_note_and_no_problem(
     tmp_path: Path,
 ) -> None:
-    from fsqueue.maintenance.audit import check_pool
+    from fsqueue.maintenance.audit import audit_pool
 
     template = make_pool(tmp_path / "pool", "a.5")
     noted = 0
     for _, pool in every_crash(copies(template), lambda pool: plan(pool, "b.3")):
         plan(pool, "b.3")
-        report = check_pool(pool)
+        report = audit_pool(pool)
         assert report.problems == []
         noted += any("staged" in note for note in report.notes)
     assert noted > 5
@@ -252,7 +254,7 @@ def test_what_a_planner_left_that_died_without_a_number_is_a_note_and_no_problem
 
 @pytest.mark.parametrize("where", ["mkdir", "open", "write", "fsync", "close"])
 def test_a_planner_whose_disk_is_full_takes_back_what_it_staged(
-    pool: Pool, where: str, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(pool, "a.5")
     before = contents(pool.root)
@@ -275,7 +277,7 @@ def full_at_close(real: Callable[[int], None], fd: int) -> None:
 
 @pytest.mark.parametrize("hook", [refused, reply_lost])
 def test_a_planner_that_cannot_tell_whether_it_got_its_number_takes_nothing_back(
-    pool: Pool, hook: Callable[..., Callable[..., Any]]
+    pool: PoolDirectory, hook: Callable[..., Callable[..., Any]]
 ) -> None:
     """Were it numbered, and its claims removed, they would be planned and nowhere."""
     with pytest.MonkeyPatch.context() as patch:
@@ -297,7 +299,7 @@ class Twins(Trivial):
 
 
 def test_a_handler_that_gives_two_claims_one_identity_is_told_and_nothing_is_planned(
-    pool: Pool,
+    pool: PoolDirectory,
 ) -> None:
     plan(pool, "a.5")
     before = contents(pool.root)
@@ -309,7 +311,7 @@ def test_a_handler_that_gives_two_claims_one_identity_is_told_and_nothing_is_pla
 # ---- two planners ----
 
 
-def staged(pool: Pool) -> list[str]:
+def staged(pool: PoolDirectory) -> list[str]:
     return [name for name in os.listdir(pool.directory("plans")) if not name[:6].isdecimal()]
 
 
@@ -332,7 +334,7 @@ def test_a_whole_plan_may_happen_between_any_two_operations_of_another(tmp_path:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_two_planners_that_take_turns_at_every_operation_plan_every_input_once(
-    pool: Pool, seed: int, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turns are drawn by a seed: each operation of each planner waits for one of its own."""
     plan(pool, "a.5", weights=(1.0, 1.5))
@@ -358,7 +360,7 @@ def test_two_planners_that_take_turns_at_every_operation_plan_every_input_once(
 
 
 def test_the_loser_of_a_number_plans_only_what_the_winner_did_not(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Sequencer()
     first: list[str] = []
@@ -422,7 +424,7 @@ def test_progress_is_told_of_every_input() -> None:
     assert told == [(0, 2, "a.1"), (1, 2, "b.2")]
 
 
-def test_claims_wait_with_the_names_that_the_plan_holds(pool: Pool) -> None:
+def test_claims_wait_with_the_names_that_the_plan_holds(pool: PoolDirectory) -> None:
     plan(pool, *inputs(5, 4, 3), weights=(1.0, 1.0))
     held = sorted((name for name, _ in plans.read_claims(pool, 1)), key=str)
     assert held == names_in(pool, State.WAITING)

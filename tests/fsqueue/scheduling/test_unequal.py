@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "bench" / "unequal.py"
+    path = Path(__file__).parents[3] / "scripts" / "bench" / "unequal.py"
     spec = importlib.util.spec_from_file_location("unequal", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

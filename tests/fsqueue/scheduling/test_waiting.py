@@ -15,8 +15,8 @@ from fsqueue.pool.name_sets import BLOCK
 from fsqueue.pool.names import ClaimName
 from fsqueue.scheduling import choose
 from fsqueue.scheduling import waiting as waitlists
-from fsqueue.scheduling.choose import Taste, in_order
-from fsqueue.scheduling.waiting import RUN, Waitlist
+from fsqueue.scheduling.choose import Preferences, in_order
+from fsqueue.scheduling.waiting import RUN, WaitingClaims
 
 KINDS = ("esm2", "esm2--t1", "dna", "merge--t3")
 
@@ -25,8 +25,8 @@ names = some.builds(
     some.integers(0, 5),
 )  # fmt: skip
 some_kinds = some.frozensets(some.sampled_from(KINDS))
-tastes = some.builds(
-    Taste, loaded=some_kinds, healthy=some_kinds, held=some_kinds, unable=some_kinds,
+preferences = some.builds(
+    Preferences, loaded=some_kinds, healthy=some_kinds, held=some_kinds, unable=some_kinds,
     tier=some.sampled_from([1, 2]),
 )  # fmt: skip
 listings = some.lists(names, unique_by=lambda name: name.id)
@@ -39,42 +39,42 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(name_sets, "BLOCK", request.param[1])
 
 
-def drained(waitlist: Waitlist) -> Iterator[ClaimName]:
+def drained(waitlist: WaitingClaims) -> Iterator[ClaimName]:
     while waitlist:
         yield waitlist.pop()
 
 
-@given(listings, tastes, some.frozensets(some.sampled_from(["a", "b", "ab"])))
+@given(listings, preferences, some.frozensets(some.sampled_from(["a", "b", "ab"])))
 def test_a_waitlist_has_the_order_of_the_policy(
-    listing: list[ClaimName], taste: Taste, failed: frozenset[str]
+    listing: list[ClaimName], preferences: Preferences, failed: frozenset[str]
 ) -> None:
-    taste = replace(taste, failed_here=failed)
-    wanted = in_order(listing, taste)
-    waitlist = Waitlist(map(str, listing), taste)
+    preferences = replace(preferences, failed_here=failed)
+    wanted = in_order(listing, preferences)
+    waitlist = WaitingClaims(map(str, listing), preferences)
     assert list(waitlist) == wanted
     assert list(reversed(waitlist)) == wanted[::-1]
     assert (len(waitlist), waitlist.all) == (len(wanted), len(listing))
     assert list(drained(waitlist)) == wanted[::-1]
 
 
-@given(listings, tastes, tastes)
+@given(listings, preferences, preferences)
 def test_another_taste_is_another_order_of_the_same(
-    listing: list[ClaimName], before: Taste, after: Taste
+    listing: list[ClaimName], before: Preferences, after: Preferences
 ) -> None:
-    waitlist = Waitlist(map(str, listing), before)
+    waitlist = WaitingClaims(map(str, listing), before)
     waitlist.suit(after)
     assert list(waitlist) == in_order(listing, after)
 
 
 def test_what_failed_here_is_the_last_to_be_taken() -> None:
-    taste = Taste(failed_here=frozenset({"b"}))
-    waitlist = Waitlist(["a.k.c1.a0.r0", "b.k.c9.a1.r1", "c.k.c5.a0.r0"], taste)
+    preferences = Preferences(failed_here=frozenset({"b"}))
+    waitlist = WaitingClaims(["a.k.c1.a0.r0", "b.k.c9.a1.r1", "c.k.c5.a0.r0"], preferences)
     assert [name.id for name in drained(waitlist)] == ["c", "a", "b"]
 
 
 def test_what_is_no_waiting_claims_name_is_left_out() -> None:
     owned, wrong = "a.k.c1.a0.r0@w-1-a", "a.k.c01.a0.r0"
-    assert Waitlist([owned, wrong, "a.k.c1", "gpu0.json", ""]).all == 0
+    assert WaitingClaims([owned, wrong, "a.k.c1", "gpu0.json", ""]).all == 0
 
 
 @given(listings, some.data())
@@ -83,16 +83,16 @@ def test_a_name_that_was_struck_is_not_taken(
 ) -> None:
     if listing:
         name = data.draw(some.sampled_from(listing))
-        waitlist = Waitlist(map(str, listing))
+        waitlist = WaitingClaims(map(str, listing))
         waitlist.strike(name)
         waitlist.strike(name)  # once more does nothing
-        assert list(waitlist) == in_order((each for each in listing if each != name), Taste())
+        assert list(waitlist) == in_order((each for each in listing if each != name), Preferences())
         assert len(waitlist) == len(list(waitlist))
 
 
 def test_the_best_of_nothing_is_an_error() -> None:
     with pytest.raises(IndexError):
-        Waitlist().best()
+        WaitingClaims().best()
 
 
 @given(listings, some.floats(0.1, 10.0))
@@ -101,7 +101,7 @@ def test_claims_that_take_too_long_are_counted_by_their_kinds_rate(
 ) -> None:
     rates = {"esm2": 1.0, "dna": 0.5}
     late = [name for name in listing if choose.takes_too_long(name, rates, left_s)]
-    assert Waitlist(map(str, listing)).count_too_long(rates, left_s) == len(late)
+    assert WaitingClaims(map(str, listing)).count_too_long(rates, left_s) == len(late)
 
 
 def test_no_name_is_taken_apart_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +109,8 @@ def test_no_name_is_taken_apart_before_it_is_looked_at(monkeypatch: pytest.Monke
     parsed: list[str] = []
     parse = ClaimName.parse
     monkeypatch.setattr(ClaimName, "parse", lambda text: (parsed.append(text), parse(text))[1])
-    waitlist = Waitlist(f"x{number}.k.c{number}.a0.r0" for number in range(10_000))
-    waitlist.suit(Taste(loaded=frozenset({"k"})))
+    waitlist = WaitingClaims(f"x{number}.k.c{number}.a0.r0" for number in range(10_000))
+    waitlist.suit(Preferences(loaded=frozenset({"k"})))
     assert not parsed
     assert waitlist.pop().cost == 9_999
     assert len(parsed) == 1
@@ -126,7 +126,7 @@ def test_a_claim_that_waits_takes_its_name_of_memory_and_little_more(
         f"output_12-5c1f09ab{number:06d}.esm2_t6_8m.c{number}.a0.r0" for number in range(20_000)
     )
     tracemalloc.start()
-    waitlist = Waitlist(texts)
+    waitlist = WaitingClaims(texts)
     held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(waitlist) == 20_000

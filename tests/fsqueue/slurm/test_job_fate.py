@@ -8,8 +8,8 @@ import pytest
 
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease, Observer
-from fsqueue.pool.settings import Pool
-from fsqueue.slurm.job_fate import DOUBT_LEASES, Fate, Witness
+from fsqueue.pool.settings import PoolDirectory
+from fsqueue.slurm.job_fate import DOUBT_LEASES, JobFate, JobFates
 from tests.support.pools import Clock, Hand, make_pool, only
 from tests.support.processes import wait_for
 from tests.support.squeue import Squeue
@@ -27,61 +27,61 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
 class Court:
     """A worker of job 17_3 in its second run, somebody who doubts it, and a clock."""
 
-    def __init__(self, pool: Pool, *, facts: dict[str, str] | None = None) -> None:
+    def __init__(self, pool: PoolDirectory, *, facts: dict[str, str] | None = None) -> None:
         self.clock = Clock()
         self.worker = "n4-31-abc123"
         Lease(pool, self.worker).enlist(FACTS if facts is None else facts)
         self.observer = Observer(pool, self.clock)
         self.observer.look()
-        self.witness = Witness(pool, self.observer, clock=self.clock)
+        self.job_fates = JobFates(pool, self.observer, clock=self.clock)
 
-    def doubt(self, *workers: str) -> Fate:
+    def doubt(self, *workers: str) -> JobFate:
         """Come into doubt, or stay there, and wait until what was asked is answered."""
         named = workers or (self.worker,)
-        self.witness.look(named)
-        question = self.witness._question
+        self.job_fates.look(named)
+        question = self.job_fates._question
         if question is not None:
             wait_for(lambda: question.over, "squeue's answer")
-            self.witness.look(named)
-        return self.witness.fate(self.worker)
+            self.job_fates.look(named)
+        return self.job_fates.fate(self.worker)
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.30", lease_s=LEASE_S)
 
 
 @pytest.fixture
-def court(pool: Pool) -> Court:
+def court(pool: PoolDirectory) -> Court:
     return Court(pool)
 
 
 @pytest.mark.parametrize(
     "row, fate",
     [
-        ("17_3 RUNNING 1", Fate.RUNNING),
-        ("17_3 COMPLETING 1", Fate.OPEN),
-        ("17_3 COMPLETING 2", Fate.BLAMELESS),
-        ("17_3 PENDING 2", Fate.BLAMELESS),
-        ("17_3 RUNNING 2", Fate.BLAMELESS),
-        ("17_3 PREEMPTED 1", Fate.BLAMELESS),
-        ("17_3 TIMEOUT 1", Fate.BLAMELESS),
-        ("17_3 NODE_FAIL 1", Fate.BLAMELESS),
-        ("17_3 CANCELLED 1", Fate.BLAMELESS),
-        ("17_3 FAILED 1", Fate.UNKNOWN),
-        ("17_3 OUT_OF_MEMORY 1", Fate.UNKNOWN),
-        ("17_3 COMPLETED 1", Fate.UNKNOWN),
-        ("17_3 RUNNING 0", Fate.UNKNOWN),
-        ("17_4 RUNNING 1", Fate.UNKNOWN),
-        ("17_3 SOMETHING_NEW 1", Fate.UNKNOWN),
+        ("17_3 RUNNING 1", JobFate.RUNNING),
+        ("17_3 COMPLETING 1", JobFate.OPEN),
+        ("17_3 COMPLETING 2", JobFate.BLAMELESS),
+        ("17_3 PENDING 2", JobFate.BLAMELESS),
+        ("17_3 RUNNING 2", JobFate.BLAMELESS),
+        ("17_3 PREEMPTED 1", JobFate.BLAMELESS),
+        ("17_3 TIMEOUT 1", JobFate.BLAMELESS),
+        ("17_3 NODE_FAIL 1", JobFate.BLAMELESS),
+        ("17_3 CANCELLED 1", JobFate.BLAMELESS),
+        ("17_3 FAILED 1", JobFate.UNKNOWN),
+        ("17_3 OUT_OF_MEMORY 1", JobFate.UNKNOWN),
+        ("17_3 COMPLETED 1", JobFate.UNKNOWN),
+        ("17_3 RUNNING 0", JobFate.UNKNOWN),
+        ("17_4 RUNNING 1", JobFate.UNKNOWN),
+        ("17_3 SOMETHING_NEW 1", JobFate.UNKNOWN),
     ],
 )
 def test_a_jobs_state_and_restarts_tell_its_workers_fate(
-    court: Court, squeue: Squeue, row: str, fate: Fate
+    court: Court, squeue: Squeue, row: str, fate: JobFate
 ) -> None:
     squeue.prints(row)
     assert court.doubt() is fate
-    assert court.witness.excuses(court.worker) == (fate is Fate.BLAMELESS)
+    assert court.job_fates.excuses(court.worker) == (fate is JobFate.BLAMELESS)
 
 
 def test_a_running_job_vouches_for_a_silent_worker_but_not_for_a_dead_process(
@@ -89,8 +89,8 @@ def test_a_running_job_vouches_for_a_silent_worker_but_not_for_a_dead_process(
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
     court.doubt()
-    assert court.witness.defers(court.worker, gone=False)
-    assert not court.witness.defers(court.worker, gone=True)
+    assert court.job_fates.defers(court.worker, gone=False)
+    assert not court.job_fates.defers(court.worker, gone=True)
 
 
 @pytest.mark.parametrize("row", ["17_3 RUNNING 1", "17_3 COMPLETING 1"])
@@ -101,14 +101,14 @@ def test_no_worker_is_vouched_for_beyond_three_leases(
     court.doubt()
     court.clock.forward(DOUBT_LEASES * LEASE_S - 0.1)
     court.doubt()
-    assert court.witness.defers(court.worker, gone=False)
+    assert court.job_fates.defers(court.worker, gone=False)
     court.clock.forward(0.1)
     court.doubt()
-    assert not court.witness.defers(court.worker, gone=False)
+    assert not court.job_fates.defers(court.worker, gone=False)
 
 
 def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
-    pool: Pool, court: Court, squeue: Squeue
+    pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
     Lease(pool, "other").enlist(FACTS | {"slurm_array_task_id": "5"})
@@ -124,51 +124,53 @@ def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
 
 
 def test_an_answer_from_before_a_worker_came_into_doubt_says_nothing_of_it(
-    pool: Pool, court: Court, squeue: Squeue
+    pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1", "17_5 RUNNING 1")
     Lease(pool, "other").enlist(FACTS | {"slurm_array_task_id": "5"})
     court.observer.look()
     court.doubt("other")
     court.clock.forward(1)
-    assert court.doubt("other", court.worker) is Fate.OPEN
-    assert court.witness.defers(court.worker, gone=True)
+    assert court.doubt("other", court.worker) is JobFate.OPEN
+    assert court.job_fates.defers(court.worker, gone=True)
     court.clock.forward(LEASE_S)
-    assert court.doubt("other", court.worker) is Fate.RUNNING
+    assert court.doubt("other", court.worker) is JobFate.RUNNING
 
 
 def test_a_worker_that_beats_again_is_doubted_afresh(court: Court, squeue: Squeue) -> None:
     squeue.prints("17_3 RUNNING 1")
     court.doubt()
-    court.witness.look(())
-    assert court.witness.fate(court.worker) is Fate.UNKNOWN
+    court.job_fates.look(())
+    assert court.job_fates.fate(court.worker) is JobFate.UNKNOWN
     court.clock.forward(1)
-    assert court.doubt() is Fate.OPEN
+    assert court.doubt() is JobFate.OPEN
 
 
 @pytest.mark.parametrize("facts", [{}, {"slurm_job_id": "x"}])
-def test_without_a_job_nobody_is_asked(pool: Pool, squeue: Squeue, facts: dict[str, str]) -> None:
+def test_without_a_job_nobody_is_asked(
+    pool: PoolDirectory, squeue: Squeue, facts: dict[str, str]
+) -> None:
     court = Court(pool, facts=facts)
-    assert court.doubt() is Fate.UNKNOWN
-    assert not court.witness.defers(court.worker, gone=False)
+    assert court.doubt() is JobFate.UNKNOWN
+    assert not court.job_fates.defers(court.worker, gone=False)
     assert squeue.asked == []
 
 
 def test_a_job_of_another_cluster_is_not_asked_about_here(
-    pool: Pool, squeue: Squeue, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, squeue: Squeue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "another")
-    assert Court(pool).doubt() is Fate.UNKNOWN
+    assert Court(pool).doubt() is JobFate.UNKNOWN
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "lab")
     (Path(pool.directory("workers")) / "n4-31-abc123.b000000").unlink()
-    assert Court(pool).doubt() is Fate.RUNNING
+    assert Court(pool).doubt() is JobFate.RUNNING
 
 
 def test_slurm_being_down_defers_nothing(court: Court, squeue: Squeue) -> None:
-    assert court.doubt() is Fate.UNKNOWN
-    assert not court.witness.defers(court.worker, gone=False)
-    assert not court.witness.excuses(court.worker)
+    assert court.doubt() is JobFate.UNKNOWN
+    assert not court.job_fates.defers(court.worker, gone=False)
+    assert not court.job_fates.excuses(court.worker)
     assert len(squeue.asked) == 1
 
 
@@ -176,7 +178,7 @@ def test_where_there_is_no_squeue_nothing_is_deferred(
     court: Court, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert court.doubt() is Fate.UNKNOWN
+    assert court.doubt() is JobFate.UNKNOWN
 
 
 # ---- with a recoverer ----
@@ -185,7 +187,7 @@ def test_where_there_is_no_squeue_nothing_is_deferred(
 class Case:
     """A worker that took a claim in job 17_3 and fell silent, and another that recovers."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: PoolDirectory) -> None:
         self.pool = pool
         self.clock = Clock()
         self.lost = Hand(pool, "gpu0", enlist=False)
@@ -193,8 +195,8 @@ class Case:
         self._be_elsewhere()
         self.name = self.lost.take()
         self.other = Hand(pool, "gpu0", clock=self.clock)
-        self.witness = self.other.recovery._witness
-        self.witness._clock = self.clock
+        self.job_fates = self.other.recovery._witness
+        self.job_fates._clock = self.clock
 
     def _be_elsewhere(self) -> None:
         """Let nothing be provable of the lost worker's process."""
@@ -207,13 +209,13 @@ class Case:
         for _ in range(int(seconds) or 1):
             self.clock.forward(1.0)
             came += len(self.other.sweep())
-            if (question := self.witness._question) is not None:
+            if (question := self.job_fates._question) is not None:
                 wait_for(lambda question=question: question.over, "squeue's answer")
         return came
 
 
 @pytest.fixture
-def case(pool: Pool) -> Case:
+def case(pool: PoolDirectory) -> Case:
     return Case(pool)
 
 

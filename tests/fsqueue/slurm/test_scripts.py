@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from fsqueue.errors import FsqueueError, NotSupportedError, UsageError
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.slurm.arrays import Array
-from fsqueue.slurm.scripts import Manner, merge_script, parse_limit, submit, worker_script
+from fsqueue.slurm.scripts import ScriptOptions, merge_script, parse_limit, submit, worker_script
 
 ARRAY = Array("RTX 4090", "gpu:rtx4090:1", (0, 2, 4))
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return create_pool(str(tmp_path / "pool"))
 
 
@@ -26,8 +26,8 @@ def directives(script: str) -> list[str]:
     return [line[8:] for line in script.splitlines() if line.startswith("#SBATCH ")]
 
 
-def test_a_worker_is_executed_and_its_job_may_come_back(pool: Pool) -> None:
-    script = worker_script(pool, ARRAY, Manner(throttle=2, start_delay_s=0.3))
+def test_a_worker_is_executed_and_its_job_may_come_back(pool: PoolDirectory) -> None:
+    script = worker_script(pool, ARRAY, ScriptOptions(throttle=2, start_delay_s=0.3))
     assert directives(script) == [
         "--job-name=fsqueue-pool",
         f"--output={pool.root}/events/slurm-%A_%a.log",
@@ -44,15 +44,15 @@ def test_a_worker_is_executed_and_its_job_may_come_back(pool: Pool) -> None:
     assert "trap '' USR1" in script
 
 
-def test_what_the_user_says_comes_last_and_so_is_obeyed(pool: Pool) -> None:
+def test_what_the_user_says_comes_last_and_so_is_obeyed(pool: PoolDirectory) -> None:
     options = ["-p", "gpu", "--time=1:00:00", "--comment", 'a "b" #c']
-    script = worker_script(pool, ARRAY, Manner(options, output="mine-%a.log"))
+    script = worker_script(pool, ARRAY, ScriptOptions(options, output="mine-%a.log"))
     assert directives(script)[-1] == '-p gpu --time=1:00:00 --comment "a \\"b\\" #c"'
     assert "--output=mine-%a.log" in directives(script)
 
 
-def test_a_worker_without_a_gpu_asks_for_none_and_sees_none(pool: Pool) -> None:
-    script = worker_script(pool, Array("cpu", "", (0,)), Manner())
+def test_a_worker_without_a_gpu_asks_for_none_and_sees_none(pool: PoolDirectory) -> None:
+    script = worker_script(pool, Array("cpu", "", (0,)), ScriptOptions())
     assert "--gres" not in script
     assert "export CUDA_VISIBLE_DEVICES=  #" in script
 
@@ -72,9 +72,9 @@ def test_a_worker_without_a_gpu_asks_for_none_and_sees_none(pool: Pool) -> None:
     ],
 )
 def test_the_warning_and_half_a_minute_fit_into_the_time_limit(
-    pool: Pool, options: list[str], lead_s: int
+    pool: PoolDirectory, options: list[str], lead_s: int
 ) -> None:
-    script = worker_script(pool, ARRAY, Manner(options))
+    script = worker_script(pool, ARRAY, ScriptOptions(options))
     assert f"--signal=B:USR1@{lead_s}" in directives(script)
     assert f"--grace {lead_s + 30} " in script
 
@@ -99,7 +99,7 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(text: str, seconds: int | None)
 
 def test_a_percent_sign_in_the_pools_path_is_no_pattern(tmp_path: Path) -> None:
     pool = create_pool(str(tmp_path / "50%j pool"))
-    script = worker_script(pool, ARRAY, Manner())
+    script = worker_script(pool, ARRAY, ScriptOptions())
     assert f'--output="{tmp_path}/50%%j pool/events/slurm-%A_%a.log"' in directives(script)
     assert "--job-name=fsqueue-50_j_pool" in directives(script)
 
@@ -108,13 +108,15 @@ def test_a_percent_sign_in_the_pools_path_is_no_pattern(tmp_path: Path) -> None:
 def test_a_path_that_sbatch_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
     pool = create_pool(str(tmp_path / name))
     with pytest.raises(UsageError, match="sbatch cannot read"):
-        worker_script(pool, ARRAY, Manner())
+        worker_script(pool, ARRAY, ScriptOptions())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status, merged", [(0, "merged\n"), (5, ""), (3, "")])
-def test_the_merge_runs_only_if_everything_is_done(pool: Pool, status: int, merged: str) -> None:
-    script = merge_script(pool, ["17", "18"], "echo merged", Manner(["-p", "cpu"]))
+def test_the_merge_runs_only_if_everything_is_done(
+    pool: PoolDirectory, status: int, merged: str
+) -> None:
+    script = merge_script(pool, ["17", "18"], "echo merged", ScriptOptions(["-p", "cpu"]))
     assert "--dependency=afterany:17:18" in directives(script)
     assert directives(script)[-1] == "-p cpu"
     check = shlex.join([sys.executable, "-m", "fsqueue", "status", pool.root])

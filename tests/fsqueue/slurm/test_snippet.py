@@ -21,7 +21,7 @@ TEXTS = {"one.txt": "a word or\ntwo more\n", "two.txt": "", "three.txt": "three\
 @pytest.fixture(scope="module")
 def section() -> str:
     """What the README says under that heading."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     parts = re.split(r"^## +(.*)$", readme, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert HEADING in sections, f"README.md has no section {HEADING!r}"

@@ -17,7 +17,7 @@ import pytest
 from fsqueue.errors import PoolError
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import directories, permissions
 from tests.support.handlers import install_handler
 from tests.support.planning import make_inputs
@@ -81,10 +81,10 @@ def planned(users: Users, root: Path, inputs: list[Path], *how: str, umask: int 
     return str(root)
 
 
-def seen(root: str) -> Pool:
+def seen(root: str) -> PoolDirectory:
     """Return a pool as its paths; the test itself is root, and trusts nobody."""
     facts = json.loads(Path(root, "pool.json").read_text())
-    return Pool(root, facts["id"], facts["lease_s"], facts["attempts_max"])
+    return PoolDirectory(root, facts["id"], facts["lease_s"], facts["attempts_max"])
 
 
 def waiting(root: str) -> list[str]:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from fsqueue.handler import Handler, Item, Source, Work
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.scheduling.planner import plan_into
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.pools import places, request
 
@@ -51,7 +51,7 @@ class Models(Handler):
         return self.has
 
 
-def pool_of(root: Path, count: int = 12, sizes: Sequence[int] = (50, 40)) -> Pool:
+def pool_of(root: Path, count: int = 12, sizes: Sequence[int] = (50, 40)) -> PoolDirectory:
     """Plan `count` claims of each of two models into two spools, so that both have both."""
     pool = create_pool(str(root))
     for kind, size in zip("xy", sizes, strict=True):
@@ -63,14 +63,16 @@ def pool_of(root: Path, count: int = 12, sizes: Sequence[int] = (50, 40)) -> Poo
     return pool
 
 
-def join(pool: Pool, *specials: str, models_max: int | None = None) -> list[Worker]:
+def join(pool: PoolDirectory, *specials: str, models_max: int | None = None) -> list[Worker]:
     """Return two workers that have joined, one on each spool."""
     workers = []
     for index in range(2):
         special = frozenset(specials[index : index + 1])
-        habits = Habits(spool=f"gpu{index}", specialization=special, models_max=models_max)
-        worker = Worker(pool, habits)
-        worker.outfit.handlers["models"] = handler = Models()
+        settings = WorkerSettings(
+            spool=f"gpu{index}", specialization=special, models_max=models_max
+        )
+        worker = Worker(pool, settings)
+        worker.handler_cache.handlers["models"] = handler = Models()
         handler.models_max = models_max
         worker.lease.enlist()
         Path(pool.workshop(worker.id)).mkdir()
@@ -79,28 +81,28 @@ def join(pool: Pool, *specials: str, models_max: int | None = None) -> list[Work
     return workers
 
 
-def work_off(pool: Pool, workers: list[Worker]) -> list[int]:
+def work_off(pool: PoolDirectory, workers: list[Worker]) -> list[int]:
     """Let the workers take turns, as equals do; return how often each loaded a model."""
     rounds = 0
     while places(pool).keys() - {"done"}:
         rounds += 1
         assert rounds < 400, places(pool)
         for worker in workers:
-            found = worker.stock.next()
+            found = worker.claim_source.next()
             if found is not None:
                 assert worker._run(*found) is None
             worker.beat.flush()
-            worker.stock._viewed = -1e9  # as if a poll had passed
+            worker.claim_source._viewed = -1e9  # as if a poll had passed
     return [_models(worker).loads for worker in workers]
 
 
 def _models(worker: Worker) -> Models:
-    handler = worker.outfit.handlers["models"]
+    handler = worker.handler_cache.handlers["models"]
     assert isinstance(handler, Models)
     return handler
 
 
-def events(pool: Pool, event: str) -> list[dict[str, Any]]:
+def events(pool: PoolDirectory, event: str) -> list[dict[str, Any]]:
     found = []
     for path in Path(pool.directory("events")).glob("*.jsonl"):
         found += [json.loads(line) for line in path.read_text().splitlines()]
@@ -143,7 +145,7 @@ def test_a_claim_is_not_left_undone_for_an_idle_worker_that_never_comes(tmp_path
     while "spools" in places(pool):
         rounds += 1
         assert rounds < 60, places(pool)
-        if (found := mine.stock.next()) is not None:
+        if (found := mine.claim_source.next()) is not None:
             assert mine._run(*found) is None
-        mine.stock._viewed = -1e9
+        mine.claim_source._viewed = -1e9
     assert places(pool) == {"done": 6}

@@ -9,45 +9,45 @@ import pytest
 from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool, create_pool
+from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage.atomic import tally
-from fsqueue.worker.backoff import GLANCES, WAITS, Budget, Pace
+from fsqueue.worker.backoff import GLANCES, WAITS, Backoff, RateLimit
 from tests.support.pools import Clock, Hand, make_pool, only, plan
 from tests.support.watching import enlist, report
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """Two spools, and a claim in gpu0."""
     return make_pool(tmp_path / "pool", "a.30", weights=(1.0, 1.0))
 
 
-def quiet(pool: Pool, spool: str | None = "gpu1", *, stealing: bool = True) -> Pace:
+def quiet(pool: PoolDirectory, spool: str | None = "gpu1", *, stealing: bool = True) -> Backoff:
     """Return the pace of a worker that has seen the same for so long that it only glances."""
-    pace = Pace(pool, 3.0, spool, stealing=stealing)
+    backoff = Backoff(pool, 3.0, spool, stealing=stealing)
     for _ in range(len(WAITS)):
-        assert pace.is_due_everywhere()
-        pace.saw("the same")
-    assert pace.quiet
-    return pace
+        assert backoff.is_due_everywhere()
+        backoff.saw("the same")
+    assert backoff.quiet
+    return backoff
 
 
 # ---- the pace ----
 
 
 def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_does(
-    pool: Pool,
+    pool: PoolDirectory,
 ) -> None:
-    pace = Pace(pool, 3.0, "gpu0", stealing=True)
+    backoff = Backoff(pool, 3.0, "gpu0", stealing=True)
     waits = []
     for _ in range(1100):
-        pace.saw("the same")
-        waits.append(pace.wait_s)
+        backoff.saw("the same")
+        waits.append(backoff.wait_s)
     assert waits[:6] == [3.0, 3.0, 6.0, 12.0, 21.0, 21.0]
     assert set(waits[6:]) == {21.0}
-    pace.saw("something else")
-    assert pace.wait_s == 3.0
-    assert pace.is_due_everywhere()
+    backoff.saw("something else")
+    assert backoff.wait_s == 3.0
+    assert backoff.is_due_everywhere()
 
 
 @pytest.mark.parametrize("lease_s, longest_s", [(30.0, 21.0), (10.0, 7.0), (3.0, 3.0)])
@@ -55,60 +55,62 @@ def test_no_wait_is_longer_than_most_of_a_lease(
     tmp_path: Path, lease_s: float, longest_s: float
 ) -> None:
     """Or the dead would be noticed leases after they died."""
-    pace = Pace(create_pool(str(tmp_path / "pool"), lease_s=lease_s), 3.0, None, stealing=True)
+    backoff = Backoff(
+        create_pool(str(tmp_path / "pool"), lease_s=lease_s), 3.0, None, stealing=True
+    )
     for _ in range(20):
-        pace.saw("the same")
-    assert pace.wait_s == pytest.approx(longest_s)
+        backoff.saw("the same")
+    assert backoff.wait_s == pytest.approx(longest_s)
 
 
 def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=[1.0] * 64)
-    pace = quiet(pool, "gpu5")
+    backoff = quiet(pool, "gpu5")
     before, listed = tally.operations, []
     for _ in range(2 * 63):
-        pace._glances = 0
-        assert not pace.is_due_everywhere()
-        listed.append(set(pace._seen))
+        backoff._glances = 0
+        assert not backoff.is_due_everywhere()
+        listed.append(set(backoff._seen))
     assert set.union(*listed) == {f"gpu{n}" for n in range(64)}
     assert tally.operations - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
 
 
-def test_what_comes_back_by_hand_is_found_by_a_glance(pool: Pool) -> None:
+def test_what_comes_back_by_hand_is_found_by_a_glance(pool: PoolDirectory) -> None:
     """In another's spool, where neither plans/ nor running/ tells of it."""
     hand = Hand(pool)
     claims.fail(pool, hand.take())
-    pace = quiet(pool)
-    assert not any(pace.is_due_everywhere() for _ in range(4))
+    backoff = quiet(pool)
+    assert not any(backoff.is_due_everywhere() for _ in range(4))
     assert claims.retry(pool, only(pool, State.FAILED), "gpu0")
-    assert any(pace.is_due_everywhere() for _ in range(2))
-    assert pace.wait_s == 3.0 and not pace.quiet
+    assert any(backoff.is_due_everywhere() for _ in range(2))
+    assert backoff.wait_s == 3.0 and not backoff.quiet
 
 
-def test_what_waits_and_stays_is_no_news(pool: Pool) -> None:
-    pace = quiet(pool)
-    assert any(pace.is_due_everywhere() for _ in range(2)), "seen for the first time"
+def test_what_waits_and_stays_is_no_news(pool: PoolDirectory) -> None:
+    backoff = quiet(pool)
+    assert any(backoff.is_due_everywhere() for _ in range(2)), "seen for the first time"
     for _ in range(len(WAITS)):
-        pace.saw("the same")
-    assert not any(pace.is_due_everywhere() for _ in range(4))
+        backoff.saw("the same")
+    assert not any(backoff.is_due_everywhere() for _ in range(4))
 
 
-def test_who_may_not_steal_glances_at_its_own_spool_alone(pool: Pool) -> None:
-    pace = quiet(pool, "gpu1", stealing=False)
-    assert not any(pace.is_due_everywhere() for _ in range(GLANCES))
+def test_who_may_not_steal_glances_at_its_own_spool_alone(pool: PoolDirectory) -> None:
+    backoff = quiet(pool, "gpu1", stealing=False)
+    assert not any(backoff.is_due_everywhere() for _ in range(GLANCES))
     plan(pool, "b.10", "c.10", weights=(1.0, 1.0))
-    assert set(pace._seen) == {"gpu1"}
+    assert set(backoff._seen) == {"gpu1"}
 
 
 def test_now_and_then_a_quiet_worker_looks_everywhere_all_the_same(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=(1.0, 1.0))
-    pace = quiet(pool)
-    looks = [pace.is_due_everywhere() for _ in range(3 * (GLANCES + 3))]
+    backoff = quiet(pool)
+    looks = [backoff.is_due_everywhere() for _ in range(3 * (GLANCES + 3))]
     assert looks.count(True) == 3
 
 
 def test_a_pool_without_spools_is_looked_at_everywhere(tmp_path: Path) -> None:
-    pace = quiet(create_pool(str(tmp_path / "pool")), None)
-    assert pace.is_due_everywhere()
+    backoff = quiet(create_pool(str(tmp_path / "pool")), None)
+    assert backoff.is_due_everywhere()
 
 
 # ---- the budget ----
@@ -119,14 +121,14 @@ class Spender:
 
     def __init__(self, per_s: float) -> None:
         self.clock = Clock()
-        self.budget = Budget(per_s, clock=self.clock, sleep=self.clock.forward)
+        self.rate_limit = RateLimit(per_s, clock=self.clock, sleep=self.clock.forward)
         self.begun = self.clock.now
 
     def spend(self, operations: int, *, asking: bool = True) -> float:
         """Do so many operations, asking before them or not; return how long it had to wait."""
         before = self.clock.now
         if asking:
-            self.budget.wait()
+            self.rate_limit.wait()
         tally.operations += operations
         return self.clock.now - before
 
@@ -136,7 +138,7 @@ def test_a_budget_is_kept_over_time_and_allows_a_second_s_worth_at_once() -> Non
     waits = [spender.spend(5) for _ in range(42)]
     assert waits[:3] == [0.0, 0.0, 0.0]
     assert 10.0 * (spender.clock.now - spender.begun) + 10 + 5 >= 42 * 5
-    assert spender.budget.held_s == spender.clock.now - spender.begun
+    assert spender.rate_limit.held_s == spender.clock.now - spender.begun
 
 
 def test_what_may_not_wait_is_paid_by_what_may() -> None:
@@ -158,10 +160,10 @@ def test_who_spends_less_never_waits_and_saves_no_more_than_a_second_s_worth() -
 # ---- what is shown ----
 
 
-def test_who_is_held_back_by_its_budget_is_said(pool: Pool) -> None:
+def test_who_is_held_back_by_its_budget_is_said(pool: PoolDirectory) -> None:
     worker = "node7-1-aaaaaa"
     enlist(pool, worker)
     report(pool, worker, metadata_ops_max=5.0, metadata_ops_per_s=5.2, held_back=0.62)
-    (notice,) = Reader(pool).snapshot().warnings
-    assert (notice.kind, notice.subject) == ("budget", worker)
-    assert "62% of its time is spent waiting because of --max-metadata-ops 5" in notice.text
+    (alert,) = Reader(pool).snapshot().warnings
+    assert (alert.kind, alert.subject) == ("budget", worker)
+    assert "62% of its time is spent waiting because of --max-metadata-ops 5" in alert.text

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import write_status
-from fsqueue.scheduling.choose import PLENTY, Taste
-from fsqueue.worker import claim_source
-from fsqueue.worker.claim_source import LISTINGS_MAX, MISSES_MAX, Stock, Waiting
+from fsqueue.scheduling.choose import PLENTY, Preferences
+from fsqueue.worker import claim_source as claim_source_module
+from fsqueue.worker.claim_source import LISTINGS_MAX, MISSES_MAX, ClaimSource, Waiting
 from tests.support.pools import (
     Hand,
     held_elsewhere,
@@ -39,18 +39,20 @@ from tests.support.systemcalls import fill
 ME = "me-1-aaaaaa"
 
 
-def stock_of(hand: Hand, *, stealing: bool = True) -> Stock:
-    return Stock(hand.pool, hand.beat, hand.journal, spool=hand.status.spool, stealing=stealing)
+def source_of(hand: Hand, *, stealing: bool = True) -> ClaimSource:
+    return ClaimSource(
+        hand.pool, hand.beat, hand.journal, spool=hand.status.spool, stealing=stealing
+    )
 
 
-def take_all(stock: Stock) -> Iterator[tuple[str, str]]:
+def take_all(claim_source: ClaimSource) -> Iterator[tuple[str, str]]:
     """Take until there is nothing to take; yield each claim's stem and where it came from."""
-    while (found := stock.next()) is not None:
+    while (found := claim_source.next()) is not None:
         yield found[0].id.partition("-")[0], found[1]
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """A pool in which a.8, c.6 and e.4 wait in gpu0, b.7 and d.5 in gpu1."""
     pool = make_pool(tmp_path / "pool", "a.8", "b.7", "c.6", "d.5", "e.4", weights=(1.0, 1.0))
     for stem, spool in zip("abcde", ("gpu0", "gpu1", "gpu0", "gpu1", "gpu0"), strict=True):
@@ -58,7 +60,7 @@ def pool(tmp_path: Path) -> Pool:
     return pool
 
 
-def move(pool: Pool, stem: str, spool: str) -> None:
+def move(pool: PoolDirectory, stem: str, spool: str) -> None:
     """Put a waiting claim where the test wants it."""
     for other in ("gpu0", "gpu1"):
         for name in claims.waiting(pool, other):
@@ -86,42 +88,44 @@ def watched(**more: Callable[..., Any]) -> Iterator[dict[str, int]]:
 # ---- one's own spool, and others' ----
 
 
-def test_a_worker_takes_its_own_largest_first_and_then_steals_the_largest(pool: Pool) -> None:
+def test_a_worker_takes_its_own_largest_first_and_then_steals_the_largest(
+    pool: PoolDirectory,
+) -> None:
     hand = Hand(pool, "gpu0")
-    taken = list(take_all(stock_of(hand)))
+    taken = list(take_all(source_of(hand)))
     assert taken == [("a", "gpu0"), ("c", "gpu0"), ("e", "gpu0"), ("b", "gpu1"), ("d", "gpu1")]
     assert hand.status.steals_in == 2
     assert hand.status.stolen_from == {"gpu1": 2}
     assert {name.owner for name in names_in(pool, State.RUNNING)} == {hand.id}
 
 
-def test_a_worker_without_a_spool_of_its_own_is_a_pure_thief(pool: Pool) -> None:
-    taken = [stem for stem, _ in take_all(stock_of(Hand(pool)))]
+def test_a_worker_without_a_spool_of_its_own_is_a_pure_thief(pool: PoolDirectory) -> None:
+    taken = [stem for stem, _ in take_all(source_of(Hand(pool)))]
     assert taken == ["a", "b", "c", "d", "e"]
 
 
-def test_a_worker_that_does_not_steal_leaves_others_alone(pool: Pool) -> None:
+def test_a_worker_that_does_not_steal_leaves_others_alone(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
-    stock = stock_of(hand, stealing=False)
-    assert [stem for stem, _ in take_all(stock)] == ["a", "c", "e"]
+    claim_source = source_of(hand, stealing=False)
+    assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
     assert stems(pool, State.WAITING) == ["b", "d"]
-    assert stock.count_waiting() == Waiting(2, 0)
+    assert claim_source.count_waiting() == Waiting(2, 0)
 
 
-def test_what_a_worker_is_unable_to_do_it_neither_takes_nor_counts_on(pool: Pool) -> None:
-    stock = stock_of(Hand(pool, "gpu0"))
-    stock.taste_changed(Taste(unable=frozenset({"trivial"})))
-    assert stock.next() is None
-    assert stock.count_waiting() == Waiting(5, 0)
+def test_what_a_worker_is_unable_to_do_it_neither_takes_nor_counts_on(pool: PoolDirectory) -> None:
+    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source.set_preferences(Preferences(unable=frozenset({"trivial"})))
+    assert claim_source.next() is None
+    assert claim_source.count_waiting() == Waiting(5, 0)
 
 
 def test_what_failed_here_and_came_back_is_taken_last(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 9)))
-    stock = stock_of(Hand(pool, "gpu0"))
-    failed, spool = stock.next() or pytest.fail("nothing to take")
+    claim_source = source_of(Hand(pool, "gpu0"))
+    failed, spool = claim_source.next() or pytest.fail("nothing to take")
     claims.requeue(pool, failed, spool)
-    stock.taste_changed(Taste(failed_here=frozenset({failed.id})))
-    assert [stem for stem, _ in take_all(stock)] == "x7 x6 x5 x4 x3 x2 x1 x8".split()
+    claim_source.set_preferences(Preferences(failed_here=frozenset({failed.id})))
+    assert [stem for stem, _ in take_all(claim_source)] == "x7 x6 x5 x4 x3 x2 x1 x8".split()
 
 
 def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
@@ -131,22 +135,22 @@ def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
     hand, fast = Hand(pool), Hand(pool, "gpu0")
     fast.status.weight = 4.0
     write_status(pool, fast.status)
-    stock = stock_of(hand)
+    claim_source = source_of(hand)
     rounds = 0
-    while stock.next() is None:
+    while claim_source.next() is None:
         rounds += 1
         assert rounds < 100
     assert 10 < rounds < 40
     assert only(pool, State.RUNNING).owner == hand.id
 
 
-def test_the_wish_to_end_in_time_is_known_and_counted(pool: Pool) -> None:
+def test_the_wish_to_end_in_time_is_known_and_counted(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     hand.status.rates = {"trivial": 1.0}
-    stock = stock_of(hand)
-    stock.time_left_s = lambda: 5.5
-    assert stock.count_waiting() == Waiting(5, 2, 3)
-    assert sorted(stem for stem, _ in take_all(stock)) == ["d", "e"]
+    claim_source = source_of(hand)
+    claim_source.time_left_s = lambda: 5.5
+    assert claim_source.count_waiting() == Waiting(5, 2, 3)
+    assert sorted(stem for stem, _ in take_all(claim_source)) == ["d", "e"]
 
 
 # ---- listings are read once ----
@@ -154,23 +158,23 @@ def test_the_wish_to_end_in_time_is_known_and_counted(pool: Pool) -> None:
 
 def test_the_cost_of_a_claim_does_not_grow_with_the_claims_that_wait(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 61)))
-    stock = stock_of(Hand(pool, "gpu0"))
-    stock.next()
+    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source.next()
     with watched() as counts:
         for _ in range(60 - PLENTY - 1):
-            assert stock.next() is not None
+            assert claim_source.next() is not None
     assert counts == {"rename": 60 - PLENTY - 1, "listdir": 0}
 
 
 def test_a_listing_used_up_by_others_is_made_anew_after_a_few_misses(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 61)))
-    stock = stock_of(Hand(pool, "gpu0"))
-    assert stock.next() is not None
+    claim_source = source_of(Hand(pool, "gpu0"))
+    assert claim_source.next() is not None
     quick = sorted(claims.waiting(pool, "gpu0"), key=lambda name: name.cost)[-40:]
     for name in quick:
         claims.take(pool, "gpu0", name, ME)
     with watched() as counts:
-        found = stock.next()
+        found = claim_source.next()
     assert found is not None and found[0].cost == 19
     assert counts["rename"] == MISSES_MAX + 1
 
@@ -178,13 +182,13 @@ def test_a_listing_used_up_by_others_is_made_anew_after_a_few_misses(tmp_path: P
 def test_a_long_listing_is_not_made_anew_for_a_few_misses(tmp_path: Path) -> None:
     """While a million names are listed, others take thousands: who lists again never catches up."""
     pool = fill(tmp_path / "pool", 1_000)
-    stock = stock_of(Hand(pool, "cpu0"))
-    assert stock.next() is not None
+    claim_source = source_of(Hand(pool, "cpu0"))
+    assert claim_source.next() is not None
     gone = sorted(claims.waiting(pool, "cpu0"), key=lambda name: (name.cost, name.id))[-14:]
     for name in gone:
         claims.take(pool, "cpu0", name, ME)
     with watched() as counts:
-        assert stock.next() is not None
+        assert claim_source.next() is not None
     assert counts["rename"] == len(gone) + 1
 
 
@@ -197,17 +201,17 @@ def test_a_listing_that_lags_is_asked_a_few_times_and_then_given_a_rest(tmp_path
     gone = [str(name) for name in claims.waiting(pool, "gpu0")]
     for name in claims.waiting(pool, "gpu0"):
         claims.take(pool, "gpu0", name, ME)
-    stock = stock_of(Hand(pool, "gpu0"))
+    claim_source = source_of(Hand(pool, "gpu0"))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         spool = os.readlink(f"/proc/self/fd/{fd}").endswith("/gpu0")
         return gone if spool else real(fd)
 
     with watched(listdir=listdir) as counts:
-        assert stock.next() is None
+        assert claim_source.next() is None
     assert MISSES_MAX < counts["rename"] <= (LISTINGS_MAX + 1) * MISSES_MAX
     with watched(listdir=listdir) as again:
-        assert stock.next() is None
+        assert claim_source.next() is None
     assert again["rename"] <= (LISTINGS_MAX + 1) * MISSES_MAX
     assert len(names_in(pool, State.RUNNING)) == 30
 
@@ -217,54 +221,54 @@ def test_a_thief_gives_a_listing_that_lags_a_rest_too(tmp_path: Path) -> None:
     gone = [str(name) for name in claims.waiting(pool, "gpu0")]
     for name in claims.waiting(pool, "gpu0"):
         claims.take(pool, "gpu0", name, ME)
-    stock = stock_of(Hand(pool))
+    claim_source = source_of(Hand(pool))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         spool = os.readlink(f"/proc/self/fd/{fd}").endswith("/gpu0")
         return gone if spool else real(fd)
 
     with watched(listdir=listdir) as counts:
-        assert stock.next() is None
+        assert claim_source.next() is None
     assert counts["rename"] <= MISSES_MAX
 
 
-def test_a_claim_that_a_listing_hides_is_found_by_the_next(pool: Pool) -> None:
-    stock = stock_of(Hand(pool, "gpu0"))
+def test_a_claim_that_a_listing_hides_is_found_by_the_next(pool: PoolDirectory) -> None:
+    claim_source = source_of(Hand(pool, "gpu0"))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         return [text for text in real(fd) if not text.startswith("a-")]
 
     with watched(listdir=listdir):
-        found = stock.next()
+        found = claim_source.next()
     assert found is not None and found[0].id.startswith("c-")
-    assert sorted(stem for stem, _ in take_all(stock_of(Hand(pool, "gpu0")))) == list("abde")
+    assert sorted(stem for stem, _ in take_all(source_of(Hand(pool, "gpu0")))) == list("abde")
 
 
 # ---- locks ----
 
 
-def test_a_thief_skips_a_spool_someone_is_scanning(pool: Pool) -> None:
+def test_a_thief_skips_a_spool_someone_is_scanning(pool: PoolDirectory) -> None:
     hand = Hand(pool)
-    stock = stock_of(hand)
+    claim_source = source_of(hand)
     with held_elsewhere(pool.spool_lock("gpu0")):
-        assert [stem for stem, _ in take_all(stock)] == ["b", "d"]
+        assert [stem for stem, _ in take_all(claim_source)] == ["b", "d"]
         assert hand.status.lock_skips > 0
-    assert [stem for stem, _ in take_all(stock)] == ["a", "c", "e"]
+    assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
 
 
 def test_a_thief_does_not_wait_for_the_only_spool_there_is(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
-    stock = stock_of(Hand(pool))
+    claim_source = source_of(Hand(pool))
     with held_elsewhere(pool.spool_lock("gpu0")), pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.sleep", lambda seconds: pytest.fail("it waited"))
-        assert stock.next() is None
-    assert stock.next() is not None
+        assert claim_source.next() is None
+    assert claim_source.next() is not None
 
 
-def test_an_owner_never_asks_for_the_lock_of_its_own_spool(pool: Pool) -> None:
+def test_an_owner_never_asks_for_the_lock_of_its_own_spool(pool: PoolDirectory) -> None:
     with held_elsewhere(pool.spool_lock("gpu0")):
-        stock = stock_of(Hand(pool, "gpu0"), stealing=False)
-        assert [stem for stem, _ in take_all(stock)] == ["a", "c", "e"]
+        claim_source = source_of(Hand(pool, "gpu0"), stealing=False)
+        assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
 
 
 @contextmanager
@@ -279,14 +283,14 @@ def every_lock_granted(path: str) -> Iterator[bool]:
 
 @pytest.mark.parametrize("lock", [no_lock_granted, every_lock_granted])
 def test_i5_without_locks_that_lock_every_claim_is_still_taken_by_one(
-    pool: Pool, lock: Any, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, lock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_source, "try_lock", lock)
+    monkeypatch.setattr(claim_source_module, "try_lock", lock)
     hands = [Hand(pool, "gpu0"), Hand(pool, "gpu1"), Hand(pool)]
-    stocks = [stock_of(hand) for hand in hands]
+    sources = [source_of(hand) for hand in hands]
     taken: list[ClaimName] = []
     for _ in range(10):
-        taken += [found[0] for each in stocks if (found := each.next()) is not None]
+        taken += [found[0] for each in sources if (found := each.next()) is not None]
     assert sorted(taken, key=str) == sorted(names_in(pool, State.RUNNING), key=str)
     assert len({name.id for name in taken}) == 5
     assert places(pool) == {"running": 5}
@@ -296,27 +300,27 @@ def test_i5_without_locks_that_lock_every_claim_is_still_taken_by_one(
 # ---- spools that are not fit to be worked ----
 
 
-def make_link(pool: Pool, spool: str) -> None:
+def make_link(pool: PoolDirectory, spool: str) -> None:
     shutil.move(pool.spool(spool), f"{pool.root}/elsewhere")
     os.symlink(f"{pool.root}/elsewhere", pool.spool(spool))
 
 
-def remove(pool: Pool, spool: str) -> None:
+def remove(pool: PoolDirectory, spool: str) -> None:
     shutil.rmtree(pool.spool(spool))
 
 
 @pytest.mark.parametrize("spoil", [make_link, remove])
 @pytest.mark.parametrize("own", ["gpu0", "gpu1"])
 def test_a_spool_that_is_no_directory_is_left_alone_and_the_rest_goes_on(
-    pool: Pool,
-    spoil: Callable[[Pool, str], None],
+    pool: PoolDirectory,
+    spoil: Callable[[PoolDirectory, str], None],
     own: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spoil(pool, "gpu1")
-    stock = stock_of(Hand(pool, own))
-    assert sorted(stem for stem, _ in take_all(stock)) == ["a", "c", "e"]
-    assert stock.count_waiting() == Waiting(1, 0), "something waits that we may not take"
+    claim_source = source_of(Hand(pool, own))
+    assert sorted(stem for stem, _ in take_all(claim_source)) == ["a", "c", "e"]
+    assert claim_source.count_waiting() == Waiting(1, 0), "something waits that we may not take"
     assert sum(pool.spool("gpu1") in record.message for record in caplog.records) == 1
 
 
@@ -324,7 +328,7 @@ def test_names_that_are_no_claims_are_not_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
     for text in ("README", "x.k.c1.a0.r0@w", "a\nb.k.c1.a0.r0", "x" * 250, "..k.c1.a0.r0"):
         Path(pool.spool("gpu0"), text).touch()
-    assert [stem for stem, _ in take_all(stock_of(Hand(pool, "gpu0")))] == ["a"]
+    assert [stem for stem, _ in take_all(source_of(Hand(pool, "gpu0")))] == ["a"]
 
 
 # ---- statuses are hints ----
@@ -349,7 +353,7 @@ FACTS = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, list[Hand]]:
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list[Hand]]:
     """A pool in which b.7 waits, a.8 runs, and two workers live beside me."""
     root = tmp_path_factory.mktemp("crowd") / "pool"
     pool = make_pool(root, "a.8", "b.7", weights=(1.0, 1.0))
@@ -362,7 +366,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, list[Hand]]:
 @settings(max_examples=50)
 @given(first=FACTS, second=FACTS)
 def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(
-    crowd: tuple[Pool, list[Hand]], first: dict[str, Any], second: dict[str, Any]
+    crowd: tuple[PoolDirectory, list[Hand]], first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     pool, others = crowd
     held = next(name for name in names_in(pool, State.RUNNING) if name.owner == others[0].id)
@@ -370,8 +374,8 @@ def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(
         if "id" in facts.get("current", {}):
             facts["current"]["id"] = held.id
         Path(pool.status(other.id)).write_text(json.dumps({"worker_id": other.id} | facts))
-    stock = stock_of(Hand(pool, enlist=False))
-    found = next(filter(None, (stock.next() for _ in range(60))), None)
+    claim_source = source_of(Hand(pool, enlist=False))
+    found = next(filter(None, (claim_source.next() for _ in range(60))), None)
     assert found is not None, "it waits for others for ever"
     claims.release(pool, found[0], "gpu0")
 
@@ -380,26 +384,30 @@ def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(
 
 
 def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_there(
-    pool: Pool,
+    pool: PoolDirectory,
 ) -> None:
     hand, owner = Hand(pool), Hand(pool, "gpu1")
     write_status(pool, owner.status)
-    stock = Stock(pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3)
-    taken = [stem for stem, _ in take_all(stock)]
+    claim_source = ClaimSource(
+        pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3
+    )
+    taken = [stem for stem, _ in take_all(claim_source)]
     assert taken == ["a", "c", "e"], "nobody lives at gpu0; of the two in gpu1 none is stolen"
-    assert stock.count_waiting(since=time.monotonic()) == Waiting(2, 2), (
+    assert claim_source.count_waiting(since=time.monotonic()) == Waiting(2, 2), (
         "they are waited for: their owner may die"
     )
     owner.lease.retire()
-    stock._viewed = -1e9
-    assert [stem for stem, _ in take_all(stock)] == ["b", "d"]
+    claim_source._viewed = -1e9
+    assert [stem for stem, _ in take_all(claim_source)] == ["b", "d"]
 
 
-def test_a_spool_is_stolen_from_down_to_the_threshold(pool: Pool) -> None:
+def test_a_spool_is_stolen_from_down_to_the_threshold(pool: PoolDirectory) -> None:
     hand, owner = Hand(pool), Hand(pool, "gpu0")
     write_status(pool, owner.status)
     move(pool, "b", "gpu0")
     move(pool, "d", "gpu0")
-    stock = Stock(pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3)
-    assert len(list(take_all(stock))) == 3
+    claim_source = ClaimSource(
+        pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3
+    )
+    assert len(list(take_all(claim_source))) == 3
     assert len(names_in(pool, State.WAITING)) == 2

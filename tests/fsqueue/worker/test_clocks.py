@@ -15,7 +15,7 @@ from fsqueue.pool import plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Process, lease_names, look_at_process, proof_of_life
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool, open_pool
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.status import Status, read_statuses
 from tests.support.clocks.hosts import Host, unshare
 from tests.support.planning import counts, make_inputs, names_in, plan_command
@@ -37,7 +37,7 @@ class Sites:
         self.gate = root / "gate"
         argv = ["sh", "-c", PROGRAM, "sh", "{input}", str(self.gate)]
         inputs = make_inputs(root / "in", 8)
-        self.pool: Pool = plan_command(root / "pool", inputs, argv, lease_s=LEASE_S)
+        self.pool: PoolDirectory = plan_command(root / "pool", inputs, argv, lease_s=LEASE_S)
         self.started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, host: Host) -> None:
@@ -156,7 +156,7 @@ def test_plans_of_hosts_whose_clocks_differ_follow_each_other_and_are_worked_any
     assert json.loads(BEHIND.run("status", root, "--json"))["finished"] is True
 
 
-def beat_of(pool: Pool, worker: str | None) -> int:
+def beat_of(pool: PoolDirectory, worker: str | None) -> int:
     """Return a worker's beat, or 0: a renewal can hide it from one listing."""
     return max((name.beat or 0 for name in lease_names(pool) if name.worker == worker), default=0)
 

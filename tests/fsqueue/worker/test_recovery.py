@@ -16,7 +16,7 @@ from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import directories
 from fsqueue.worker.attempt import Ending
@@ -42,7 +42,7 @@ BEAT_S = LEASE_S / BEATS_PER_LEASE
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.3", "b.2", lease_s=LEASE_S)
 
 
@@ -52,7 +52,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def judge(pool: Pool, clock: Clock) -> Hand:
+def judge(pool: PoolDirectory, clock: Clock) -> Hand:
     """A worker that looks at others by a clock that the test moves."""
     return Hand(pool, clock=clock)
 
@@ -65,7 +65,7 @@ def stay_away(worker: Hand) -> None:
 
 
 @pytest.fixture
-def holder(pool: Pool) -> Hand:
+def holder(pool: PoolDirectory) -> Hand:
     """A worker of another host that holds the claim of a.3."""
     holder = Hand(pool)
     stay_away(holder)
@@ -82,11 +82,11 @@ def expire(judge: Hand, clock: Clock) -> list[Recovered]:
     return found
 
 
-def record(pool: Pool, name: ClaimName) -> dict[str, Any]:
+def record(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
     return json.loads(Path(pool.error(name.id, name.attempt)).read_bytes())  # type: ignore[no-any-return]
 
 
-def die_with(pool: Pool, *, claims_held: int = 1) -> None:
+def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
     """Let a child process take claims and die with them in its hands."""
 
     def action() -> None:
@@ -101,7 +101,7 @@ def die_with(pool: Pool, *, claims_held: int = 1) -> None:
 
 
 def test_a_claim_whose_owner_was_not_seen_to_beat_for_a_lease_goes_back_with_one_attempt_more(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
 ) -> None:
     held = only(pool, State.RUNNING)
     (recovered,) = expire(judge, clock)
@@ -140,14 +140,14 @@ def test_a_claim_whose_output_its_dead_owner_published_is_not_charged_and_ends_d
     assert problems(pool) == []
 
 
-def fingerprint(pool: Pool, name: ClaimName) -> tuple[int, int]:
+def fingerprint(pool: PoolDirectory, name: ClaimName) -> tuple[int, int]:
     """Return what tells a claim's output from any other file."""
     facts = os.stat(pool.output(name.id, ".txt"))
     return facts.st_ino, facts.st_mtime_ns
 
 
 def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_published(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch, judge: Hand, clock: Clock
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, judge: Hand, clock: Clock
 ) -> None:
     """Its program wrote on by name, between the removal of its file and of the directory."""
     zombie = Hand(pool)
@@ -174,7 +174,7 @@ def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_publi
 
 
 def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
 ) -> None:
     for _ in range(5 * BEATS_PER_LEASE):
         assert judge.sweep() == []
@@ -184,7 +184,7 @@ def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
 
 
 def test_a_dead_process_of_this_host_is_recovered_at_the_first_look(
-    pool: Pool, judge: Hand
+    pool: PoolDirectory, judge: Hand
 ) -> None:
     die_with(pool, claims_held=2)
     assert sorted(r.name.id[0] for r in judge.sweep()) == ["a", "b"]
@@ -192,14 +192,14 @@ def test_a_dead_process_of_this_host_is_recovered_at_the_first_look(
     assert problems(pool) == []
 
 
-def test_a_worker_that_died_idle_has_its_lease_ended_too(pool: Pool, judge: Hand) -> None:
+def test_a_worker_that_died_idle_has_its_lease_ended_too(pool: PoolDirectory, judge: Hand) -> None:
     die_with(pool, claims_held=0)
     assert judge.sweep() == []
     ended = [name for name in lease_names(pool) if name.ended_by == judge.id]
     assert len(ended) == 1
 
 
-def test_what_a_dead_worker_was_writing_is_removed(pool: Pool, judge: Hand) -> None:
+def test_what_a_dead_worker_was_writing_is_removed(pool: PoolDirectory, judge: Hand) -> None:
     die_with(pool)
     (workshop,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
     Path(pool.directory("outputs"), workshop, "half").write_bytes(b"...")
@@ -208,7 +208,7 @@ def test_what_a_dead_worker_was_writing_is_removed(pool: Pool, judge: Hand) -> N
 
 
 def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
-    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
     interpose(
@@ -218,21 +218,21 @@ def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
 
 
 def test_a_worker_that_left_with_a_claim_in_its_hands_is_not_waited_for(
-    pool: Pool, holder: Hand, judge: Hand
+    pool: PoolDirectory, holder: Hand, judge: Hand
 ) -> None:
     """It must not: but if it was made to, by a full disk say, the claim is not stranded."""
     holder.leave()
     assert [r.name.owner for r in judge.sweep()] == [holder.id]
 
 
-def test_a_recoverer_never_judges_itself(pool: Pool, judge: Hand, clock: Clock) -> None:
+def test_a_recoverer_never_judges_itself(pool: PoolDirectory, judge: Hand, clock: Clock) -> None:
     judge.take()
     assert expire(judge, clock) == []
     judge.lease.renew()
 
 
 def test_a_claim_without_any_lease_goes_back_only_after_a_whole_lease(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
 ) -> None:
     judge.sweep()
     os.unlink(pool.lease(holder.lease.name))
@@ -247,7 +247,7 @@ def test_a_claim_without_any_lease_goes_back_only_after_a_whole_lease(
 
 
 def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
 ) -> None:
     theirs: list[ClaimName | None] = []
 
@@ -268,7 +268,7 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
 
 
 def test_a_zombie_that_takes_one_more_claim_after_its_lease_was_ended_strands_nothing(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
 ) -> None:
     """It was paused between choosing and taking."""
     expire(judge, clock)
@@ -281,7 +281,7 @@ def test_a_zombie_that_takes_one_more_claim_after_its_lease_was_ended_strands_no
 
 
 def test_a_zombie_that_can_still_put_its_claim_back_costs_no_attempt(
-    pool: Pool, holder: Hand, judge: Hand
+    pool: PoolDirectory, holder: Hand, judge: Hand
 ) -> None:
     held = only(pool, State.RUNNING)
     judge.sweep()
@@ -311,7 +311,7 @@ def test_a_recoverer_that_dies_half_way_is_finished_by_another(tmp_path: Path) -
 
 
 def test_two_recoverers_of_one_claim_charge_it_once(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = only(pool, State.RUNNING)
     other = Hand(pool, clock=clock)
@@ -334,7 +334,7 @@ def test_two_recoverers_of_one_claim_charge_it_once(
 
 
 def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
-    pool: Pool, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner finishes and leaves while a sweep is between its two listings."""
     held = only(pool, State.RUNNING)
@@ -356,7 +356,7 @@ def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
 
 
 def test_a_requeue_whose_reply_was_lost_is_recognised(
-    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
     interpose(monkeypatch, rename=reply_lost(errno.ENOENT, only="/running/"))
@@ -451,7 +451,7 @@ def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path)
 
 
 def test_directories_are_listed_anew_once_since_a_worker_became_idle(
-    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
@@ -462,7 +462,7 @@ def test_directories_are_listed_anew_once_since_a_worker_became_idle(
 
 
 def test_a_full_disk_keeps_nobody_from_leaving(
-    pool: Pool, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", path)

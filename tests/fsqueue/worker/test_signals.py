@@ -11,7 +11,7 @@ import pytest
 
 from fsqueue.handler import Handler
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.handlers import install_handler
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan, plan_command
 from tests.support.processes import Running, Start, fsqueue, wait_for, wait_until_gone
@@ -28,13 +28,13 @@ def gated(gate: Path) -> list[str]:
             str(gate)]  # fmt: skip
 
 
-def running(pool: Pool, count: int = 1) -> list[str]:
+def running(pool: PoolDirectory, count: int = 1) -> list[str]:
     """Wait until so many claims run; return their ids."""
     what = f"{count} claims in {pool.root}/running"
     return wait_for(lambda: (found := ids(pool, State.RUNNING))[count - 1 :] and found, what)
 
 
-def state_of_worker(pool: Pool, worker: str) -> str:
+def state_of_worker(pool: PoolDirectory, worker: str) -> str:
     """Return the state that a worker's status file shows."""
     path = Path(pool.status(worker))
     return str(json.loads(path.read_text())["state"]) if path.exists() else ""
@@ -216,7 +216,7 @@ def test_drain_lets_every_worker_finish_its_claim_and_leave(start: Start, tmp_pa
     assert counts(pool) == {"done": 5}
 
 
-def wait_for_orders(pool: Pool, workers: list[Running]) -> None:
+def wait_for_orders(pool: PoolDirectory, workers: list[Running]) -> None:
     """Wait until every worker has renewed its lease twice: it reads its orders when it does."""
 
     def beats() -> list[str]:

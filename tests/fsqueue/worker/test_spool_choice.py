@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import Pool, Spool, add_spool, create_pool
-from fsqueue.worker.spool_choice import Match, find_spool
+from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
+from fsqueue.worker.spool_choice import SpoolChoice, choose_spool
 from tests.support.nvml.standin import Driver, install
 from tests.support.pools import Hand
 
@@ -21,7 +21,7 @@ SPOOLS = (
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """A pool planned for two 4090, a 3090 and a CPU."""
     pool = create_pool(str(tmp_path / "pool"))
     for spool in SPOOLS:
@@ -39,22 +39,24 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return driver
 
 
-def find(pool: Pool, devices: str | None = None, **environ: str) -> Match:
+def find(pool: PoolDirectory, devices: str | None = None, **environ: str) -> SpoolChoice:
     if devices is not None:
         environ["CUDA_VISIBLE_DEVICES"] = devices
-    return find_spool(pool, None, environ)
+    return choose_spool(pool, None, environ)
 
 
 @pytest.mark.parametrize("devices", ["0", "GPU-0", "0,1"])
 def test_the_model_of_the_gpu_decides_however_it_is_named(
-    pool: Pool, driver: Driver, devices: str
+    pool: PoolDirectory, driver: Driver, devices: str
 ) -> None:
     found = find(pool, devices)
     assert (found.spool, found.model, found.weight) == ("gpu2", "RTX 3090", 1.0)
     assert found.gpu == {"index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 3090"}
 
 
-def test_workers_on_gpus_of_one_model_spread_over_its_spools(pool: Pool, driver: Driver) -> None:
+def test_workers_on_gpus_of_one_model_spread_over_its_spools(
+    pool: PoolDirectory, driver: Driver
+) -> None:
     """Several workers on one GPU too: what counts is how many work a spool already."""
     found = []
     for devices in ("1", "2", "1", "1"):
@@ -66,20 +68,22 @@ def test_workers_on_gpus_of_one_model_spread_over_its_spools(pool: Pool, driver:
 
 
 def test_gpus_that_start_together_do_not_all_begin_with_one_spool(
-    pool: Pool, driver: Driver
+    pool: PoolDirectory, driver: Driver
 ) -> None:
     """Nobody has a status yet, so only the index tells them apart."""
     assert {find(pool, "1").spool, find(pool, "2").spool} == {"gpu0", "gpu1"}
 
 
-def test_a_gpu_that_nobody_planned_for_joins_as_a_thief(pool: Pool, driver: Driver) -> None:
+def test_a_gpu_that_nobody_planned_for_joins_as_a_thief(
+    pool: PoolDirectory, driver: Driver
+) -> None:
     found = find(pool, "3")
     assert (found.spool, found.model, found.weight) == (None, "H100", 2.5)
 
 
 @pytest.mark.parametrize("devices", ["", "-1"])
 def test_a_worker_that_sees_no_gpu_works_a_cpus_spool(
-    pool: Pool, driver: Driver, devices: str
+    pool: PoolDirectory, driver: Driver, devices: str
 ) -> None:
     found = find(pool, devices)
     assert (found.spool, found.model, found.gpu) == ("cpu0", "cpu", {})
@@ -91,10 +95,10 @@ def test_where_no_cpu_was_planned_a_cpu_joins_as_a_thief(tmp_path: Path, driver:
     assert find(pool, "").spool is None
 
 
-def test_a_spool_can_be_named(pool: Pool, driver: Driver) -> None:
-    assert find_spool(pool, "gpu0", {"CUDA_VISIBLE_DEVICES": "0"}).spool == "gpu0"
+def test_a_spool_can_be_named(pool: PoolDirectory, driver: Driver) -> None:
+    assert choose_spool(pool, "gpu0", {"CUDA_VISIBLE_DEVICES": "0"}).spool == "gpu0"
     with pytest.raises(UsageError, match="has no spool 'gpu9'; it has: cpu0, gpu0, gpu1, gpu2"):
-        find_spool(pool, "gpu9", {})
+        choose_spool(pool, "gpu9", {})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_a_spool_can_be_named(pool: Pool, driver: Driver) -> None:
     [("1", "gpu0"), ("2", "gpu1"), ("6", "gpu1"), ("3", None), ("x", None), ("-1", None)],
 )
 def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
-    pool: Pool, driver: Driver, index: str, spool: str | None
+    pool: PoolDirectory, driver: Driver, index: str, spool: str | None
 ) -> None:
     """By place: cpu0, gpu0, gpu1, gpu2. An index that means another model's spool says nothing."""
     for wanted in ("gpu0", "gpu1"):
@@ -114,7 +118,7 @@ def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
 
 
 def test_in_an_array_a_model_that_nobody_planned_for_begins_where_its_index_says(
-    pool: Pool, driver: Driver
+    pool: PoolDirectory, driver: Driver
 ) -> None:
     found = find(pool, "3", SLURM_ARRAY_TASK_ID="7")
     assert (found.spool, found.model) == ("gpu2", "H100")

@@ -16,11 +16,11 @@ import pytest
 
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
 from fsqueue.slurm.allocation import Allocation
-from fsqueue.worker.claim_source import Stock
-from fsqueue.worker.settings import Habits
+from fsqueue.worker.claim_source import ClaimSource
+from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
 from tests.support.pools import Clock, Hand, make_pool
@@ -38,34 +38,36 @@ def job(seconds: float = 3600, **more: str) -> dict[str, str]:
 # ---- what is still taken ----
 
 
-def stock_of(pool: Pool, left_s: float, *, rate: float = 0.0, model: str = "RTX 3090") -> Stock:
+def source_of(
+    pool: PoolDirectory, left_s: float, *, rate: float = 0.0, model: str = "RTX 3090"
+) -> ClaimSource:
     """Return what a worker sees that has so much time left, and has measured a rate, if any."""
     hand = Hand(pool, "gpu0")
     hand.status.model = model
     if rate:
         hand.status.rates[KIND] = rate
-    stock = Stock(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
-    stock.time_left_s = lambda: left_s
-    return stock
+    claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    claim_source.time_left_s = lambda: left_s
+    return claim_source
 
 
-def taken(stock: Stock) -> int | None:
+def taken(claim_source: ClaimSource) -> int | None:
     """Take a claim; return its cost, or None if none is taken."""
-    found = stock.next()
+    found = claim_source.next()
     return found[0].cost if found else None
 
 
 def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50", "c.10", "d.9", "e.8")
-    stock = stock_of(pool, left_s=30, rate=1.0)
-    assert [taken(stock) for _ in range(4)] == [10, 9, 8, None]
-    waiting = stock.count_waiting()
+    claim_source = source_of(pool, left_s=30, rate=1.0)
+    assert [taken(claim_source) for _ in range(4)] == [10, 9, 8, None]
+    waiting = claim_source.count_waiting()
     assert (waiting.all, waiting.could_take, waiting.too_long) == (2, 0, 2)
 
 
 def test_what_takes_an_unknown_time_is_tried(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50")
-    assert taken(stock_of(pool, left_s=1)) == 100
+    assert taken(source_of(pool, left_s=1)) == 100
 
 
 @pytest.mark.parametrize("model, cost", [("RTX 3090", 10), ("H100", 100)])
@@ -76,17 +78,17 @@ def test_a_rate_is_learned_from_others_on_the_same_gpu(
     pool = make_pool(tmp_path / "pool", "a.100", "b.10")
     other = Hand(pool, "gpu0")
     write_status(pool, Status(other.id, model=model, rates={KIND: 1.0}))
-    assert taken(stock_of(pool, left_s=30)) == cost
+    assert taken(source_of(pool, left_s=30)) == cost
 
 
 def test_a_fresh_worker_refuses_no_claim_for_no_other_would_have_more_time(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100")
-    worker = Worker(pool, Habits(spool="gpu0", allocation=Allocation(job(90), grace_s=60)))
+    worker = Worker(pool, WorkerSettings(spool="gpu0", allocation=Allocation(job(90), grace_s=60)))
     worker.status.rates[KIND] = 1.0
-    assert worker.stock.time_left_s() == float("inf")
+    assert worker.claim_source.time_left_s() == float("inf")
     worker.taken = 1
-    assert worker.stock.time_left_s() < 31
-    assert worker.stock.count_waiting().too_long == 1
+    assert worker.claim_source.time_left_s() < 31
+    assert worker.claim_source.count_waiting().too_long == 1
 
 
 # ---- whether it comes back ----
@@ -95,7 +97,9 @@ def test_a_fresh_worker_refuses_no_claim_for_no_other_would_have_more_time(tmp_p
 def ended_worker(tmp_path: Path, left_s: float, *, inputs: tuple[str, ...] = ("a.1",)) -> Worker:
     """Return a worker that has left its job with so much time left."""
     pool = make_pool(tmp_path / "pool", *inputs)
-    worker = Worker(pool, Habits(spool="gpu0", allocation=Allocation(job(left_s), grace_s=0)))
+    worker = Worker(
+        pool, WorkerSettings(spool="gpu0", allocation=Allocation(job(left_s), grace_s=0))
+    )
     worker.progressed = True
     return worker
 
@@ -107,14 +111,14 @@ def test_only_a_warning_is_a_reason_to_come_back(
     tmp_path: Path, number: signal.Signals, comes: bool
 ) -> None:
     worker = ended_worker(tmp_path, 1000)
-    worker.leaving.signal = number
+    worker.shutdown.signal = number
     assert worker.comes_back() is comes
 
 
 def test_the_end_of_the_allocation_is_a_reason_to_come_back(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1.5)
-    wait_for(lambda: worker.leaving.why(1), "the allocation to end")
-    assert worker.leaving.why(1) == (75, "its allocation ends")
+    wait_for(lambda: worker.shutdown.why(1), "the allocation to end")
+    assert worker.shutdown.why(1) == (75, "its allocation ends")
     assert worker.comes_back()
 
 
@@ -128,20 +132,20 @@ def test_claims_that_need_more_time_than_is_left_are_a_reason_to_come_back(tmp_p
 def test_an_order_to_drain_is_no_reason_to_come_back(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     worker.beat.orders = frozenset({"drain"})
-    assert worker.leaving.why(1)
+    assert worker.shutdown.why(1)
     assert not worker.comes_back()
 
 
 def test_nobody_comes_back_to_a_pool_where_nothing_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000, inputs=())
-    worker.leaving.signal = signal.SIGUSR1
+    worker.shutdown.signal = signal.SIGUSR1
     assert not worker.comes_back()
 
 
 def test_what_others_still_run_is_work_that_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     Hand(worker.pool, "gpu0").take()
-    worker.leaving.signal = signal.SIGUSR1
+    worker.shutdown.signal = signal.SIGUSR1
     assert worker.comes_back()
 
 
@@ -151,7 +155,7 @@ def test_a_whole_allocation_without_any_progress_is_not_repeated(
 ) -> None:
     worker = ended_worker(tmp_path, left_s)
     worker.progressed = False
-    worker.leaving.signal = signal.SIGUSR1
+    worker.shutdown.signal = signal.SIGUSR1
     assert worker.comes_back() is comes
     assert ("longer --time" in caplog.text) is not comes
 
@@ -159,7 +163,7 @@ def test_a_whole_allocation_without_any_progress_is_not_repeated(
 # ---- signals: real processes ----
 
 
-def waiting_name(pool: Pool) -> ClaimName:
+def waiting_name(pool: PoolDirectory) -> ClaimName:
     (name,) = names_in(pool, State.WAITING)
     return name
 

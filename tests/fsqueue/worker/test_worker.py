@@ -12,7 +12,7 @@ import pytest
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import Pool
+from fsqueue.pool.settings import PoolDirectory
 from tests.support.handlers import install_handler
 from tests.support.planning import (
     FOREVER,
@@ -33,12 +33,12 @@ CAT = ("cat", "{input}")
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+def pool(tmp_path: Path) -> PoolDirectory:
     """Five claims that succeed, in one spool."""
     return plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 5), CAT)
 
 
-def pool_of(tmp_path: Path, verdicts: str, *, attempts: int = 1) -> Pool:
+def pool_of(tmp_path: Path, verdicts: str, *, attempts: int = 1) -> PoolDirectory:
     """Plan one claim per letter, run in this order: `.` succeeds, `F` fails."""
     paths = make_inputs(tmp_path / "in", len(verdicts))
     for index, (path, verdict) in enumerate(zip(paths, verdicts, strict=True)):
@@ -48,7 +48,7 @@ def pool_of(tmp_path: Path, verdicts: str, *, attempts: int = 1) -> Pool:
     return plan_command(tmp_path / "pool", paths, argv, attempts=attempts)
 
 
-def events(pool: Pool) -> list[dict[str, object]]:
+def events(pool: PoolDirectory) -> list[dict[str, object]]:
     """Return what all workers wrote into their journals."""
     paths = Path(pool.directory("events")).glob("*.jsonl")
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
@@ -56,7 +56,7 @@ def events(pool: Pool) -> list[dict[str, object]]:
 
 def plan_made(
     tmp_path: Path, name: str, source: str, count: int = 1
-) -> tuple[Pool, dict[str, str]]:
+) -> tuple[PoolDirectory, dict[str, str]]:
     """Plan `count` claims for a handler of our own; return the environment that has it."""
     env = install_handler(tmp_path / "site", name, source)
     handler = Handler()
@@ -69,7 +69,7 @@ def plan_made(
 # ---- exit status ----
 
 
-def test_a_worker_that_did_everything_leaves_with_0(pool: Pool) -> None:
+def test_a_worker_that_did_everything_leaves_with_0(pool: PoolDirectory) -> None:
     run = fsqueue("work", pool.root)
     assert run.returncode == 0, run.stderr
     assert counts(pool) == {"done": 5}
@@ -77,7 +77,7 @@ def test_a_worker_that_did_everything_leaves_with_0(pool: Pool) -> None:
     assert fsqueue("work", pool.root).returncode == 0
 
 
-def test_a_worker_leaves_nothing_behind_but_outputs_and_records(pool: Pool) -> None:
+def test_a_worker_leaves_nothing_behind_but_outputs_and_records(pool: PoolDirectory) -> None:
     assert fsqueue("work", pool.root).returncode == 0
     assert sorted(os.listdir(pool.directory("outputs"))) == [
         f"{id}.out" for id in ids(pool, State.DONE)
@@ -138,7 +138,7 @@ def test_a_worker_takes_what_it_can_beside_what_it_cannot(tmp_path: Path) -> Non
     ],
 )
 def test_what_makes_no_sense_on_the_command_line_is_status_2(
-    pool: Pool, words: list[str], complaint: str
+    pool: PoolDirectory, words: list[str], complaint: str
 ) -> None:
     run = fsqueue("work", pool.root, *words)
     assert run.returncode == 2
@@ -153,7 +153,7 @@ def test_what_is_not_a_pool_is_status_2(tmp_path: Path) -> None:
     assert f"{tmp_path} is not a pool" in run.stderr
 
 
-def test_the_environment_stands_in_for_pool_and_options(pool: Pool) -> None:
+def test_the_environment_stands_in_for_pool_and_options(pool: PoolDirectory) -> None:
     options = {"SPOOL": "cpu0", "STEAL_INTERVAL": "2.5", "MAX_CLAIMS": "2", "POOL": pool.root}
     run = fsqueue("work", env={f"FSQUEUE_{name}": value for name, value in options.items()})
     assert run.returncode == 75
@@ -165,12 +165,14 @@ def test_the_environment_stands_in_for_pool_and_options(pool: Pool) -> None:
 # ---- limits ----
 
 
-def test_max_claims_is_kept(pool: Pool) -> None:
+def test_max_claims_is_kept(pool: PoolDirectory) -> None:
     assert fsqueue("work", pool.root, "--max-claims", "2").returncode == 75
     assert counts(pool) == {"done": 2, "waiting": 3}
 
 
-def test_the_last_claim_may_be_the_last_that_it_may_take(tmp_path: Path, pool: Pool) -> None:
+def test_the_last_claim_may_be_the_last_that_it_may_take(
+    tmp_path: Path, pool: PoolDirectory
+) -> None:
     """75 says that something is left, and makes a batch system start another worker for it."""
     assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
@@ -178,7 +180,7 @@ def test_the_last_claim_may_be_the_last_that_it_may_take(tmp_path: Path, pool: P
     assert fsqueue("work", failing.root, "--max-claims", "2").returncode == 3
 
 
-def test_a_claim_that_another_runs_is_left(pool: Pool) -> None:
+def test_a_claim_that_another_runs_is_left(pool: PoolDirectory) -> None:
     other = Hand(pool)
     held = other.take()
     assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
@@ -187,7 +189,7 @@ def test_a_claim_that_another_runs_is_left(pool: Pool) -> None:
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
 
 
-def test_who_is_drained_when_all_is_done_leaves_as_if_by_itself(pool: Pool) -> None:
+def test_who_is_drained_when_all_is_done_leaves_as_if_by_itself(pool: PoolDirectory) -> None:
     assert fsqueue("drain", pool.root).returncode == 0
     assert fsqueue("work", pool.root, "--keep-alive").returncode == 75
     assert fsqueue("drain", pool.root, "--undo").returncode == 0
@@ -204,7 +206,7 @@ def test_a_time_limit_puts_the_claim_back_at_the_same_attempt(tmp_path: Path) ->
 
 
 def test_a_lingering_worker_takes_what_is_planned_meanwhile(
-    start: Start, tmp_path: Path, pool: Pool
+    start: Start, tmp_path: Path, pool: PoolDirectory
 ) -> None:
     worker = start("work", pool.root, "--linger", "3", *QUICK)
     wait_for(lambda: counts(pool) == {"done": 5}, "the first claims to be done")
@@ -214,7 +216,9 @@ def test_a_lingering_worker_takes_what_is_planned_meanwhile(
     assert worker.reap() == 0
 
 
-def test_a_worker_kept_alive_waits_for_more(start: Start, tmp_path: Path, pool: Pool) -> None:
+def test_a_worker_kept_alive_waits_for_more(
+    start: Start, tmp_path: Path, pool: PoolDirectory
+) -> None:
     worker = start("work", pool.root, "--keep-alive", *QUICK)
     for batch in range(2):
         wait_for(lambda: set(counts(pool)) == {"done"}, "everything planned so far to be done")
@@ -228,12 +232,12 @@ def test_a_worker_kept_alive_waits_for_more(start: Start, tmp_path: Path, pool: 
 
 
 @pytest.fixture
-def two_spools(tmp_path: Path) -> Pool:
+def two_spools(tmp_path: Path) -> PoolDirectory:
     inputs = make_inputs(tmp_path / "in", 6)
     return plan_command(tmp_path / "pool", inputs, CAT, spools=("cpu0", "cpu1"))
 
 
-def test_a_worker_steals_when_its_own_spool_is_dry(two_spools: Pool) -> None:
+def test_a_worker_steals_when_its_own_spool_is_dry(two_spools: PoolDirectory) -> None:
     run = fsqueue("work", two_spools.root, "--spool", "cpu1")
     assert run.returncode == 0
     assert counts(two_spools) == {"done": 6}
@@ -242,7 +246,7 @@ def test_a_worker_steals_when_its_own_spool_is_dry(two_spools: Pool) -> None:
     assert run.stderr.count("stole work from cpu0") == 3
 
 
-def test_without_work_stealing_others_spools_are_left_alone(two_spools: Pool) -> None:
+def test_without_work_stealing_others_spools_are_left_alone(two_spools: PoolDirectory) -> None:
     run = fsqueue("work", two_spools.root, "--spool", "cpu1", "--no-work-stealing", *QUICK)
     assert run.returncode == 5
     assert [name.id for name in claims.waiting(two_spools, "cpu1")] == []
