@@ -45,7 +45,7 @@ class TrustGroup(click.Option):
             is_flag=True,
             is_eager=True,
             expose_value=False,
-            envvar=permissions.TOLD,
+            envvar=permissions.TRUST_GROUP_VARIABLE,
             callback=_tell,
             help="Take work from all members of the group of the pool's directory.",
             **how,
@@ -55,7 +55,7 @@ class TrustGroup(click.Option):
 def _tell(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Tell this process, and by its environment those that it starts."""
     if value:
-        os.environ[permissions.TOLD] = "1"
+        os.environ[permissions.TRUST_GROUP_VARIABLE] = "1"
 
 
 def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> PoolDirectory | None:

@@ -189,7 +189,7 @@ def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
     from fsqueue.worker.settings import offered
 
     said = frozenset(word.lower() for word in given)
-    return said | set(registered()) | offered() | {permissions.capability()}
+    return said | set(registered()) | offered() | {permissions.user_capability()}
 
 
 def _log_by_default() -> None:

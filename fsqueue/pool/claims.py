@@ -219,9 +219,9 @@ class Claim:
     """What the file system says of it; None for one that is not read from a file."""
 
     @property
-    def by_us(self) -> bool:
+    def written_by_this_user(self) -> bool:
         """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
-        return self.file is None or permissions.is_by_us(self.file, os.geteuid())
+        return self.file is None or permissions.is_written_by(self.file, os.geteuid())
 
     def encode(self, name: ClaimName) -> bytes:
         """Return the bytes of the claim's file."""

@@ -73,7 +73,7 @@ def _claim_directory(root: str) -> None:
     try:
         os.makedirs(root, mode=0o755, exist_ok=True)
         present = {name for name in os.listdir(root) if not name.startswith(".")}
-        if permissions.told() and os.stat(root).st_uid == os.geteuid():
+        if permissions.trusts_groups() and os.stat(root).st_uid == os.geteuid():
             os.chmod(root, 0o3770)
         facts = os.stat(root)
     except (FileExistsError, NotADirectoryError) as error:
@@ -90,8 +90,8 @@ def _claim_directory(root: str) -> None:
             f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
             f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
         )
-    permissions.trust(facts)
-    permissions.refuse(root, facts, os.geteuid())
+    permissions.trust_group_of(facts)
+    permissions.require_trusted(root, facts, os.geteuid())
 
 
 def open_pool(root: str) -> PoolDirectory:
@@ -100,7 +100,7 @@ def open_pool(root: str) -> PoolDirectory:
     layout = Layout(root)
     try:
         facts = os.stat(root)
-        permissions.trust(facts)
+        permissions.trust_group_of(facts)
         settings = read_json(layout.settings, patience_s=0.0, limit=FACTS_MAX)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
@@ -136,14 +136,14 @@ def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
 
     Those that are missing, or no directories, are met by whoever lists them.
     """
-    permissions.refuse(layout.root, root, os.geteuid())
+    permissions.require_trusted(layout.root, root, os.geteuid())
     for name in DIRECTORIES:
         try:
             facts = os.lstat(layout.directory(name))
         except FileNotFoundError:
             continue  # RACE: a network mount may not show yet what the planner has just made.
         if stat.S_ISDIR(facts.st_mode):
-            permissions.refuse(layout.directory(name), facts, os.geteuid())
+            permissions.require_trusted(layout.directory(name), facts, os.geteuid())
 
 
 # ---- spools ----

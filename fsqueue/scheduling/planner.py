@@ -74,8 +74,8 @@ class Request:
         """Return the kind of this request's claims, with what it asks of workers."""
         tier = self.handler.tier if self.tier is None else self.tier
         requires = [*self.handler.requires, *self.requires]
-        if self.handler.personal and permissions.shared():
-            requires.append(permissions.capability())
+        if self.handler.personal and permissions.is_shared():
+            requires.append(permissions.user_capability())
         return compose(base, tier, requires)
 
 

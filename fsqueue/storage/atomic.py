@@ -87,7 +87,7 @@ def _gather_once(directory: str, into: Callable[[Iterator[str]], T]) -> T:
             first = list(islice(entries, 1))
             if first:  # what is empty holds nothing of a stranger's, and one call less counts
                 tally.operations += 1
-                permissions.refuse(directory, os.fstat(fd), os.geteuid())
+                permissions.require_trusted(directory, os.fstat(fd), os.geteuid())
             found = (entry.name for entry in chain(first, entries))
             return into(name for name in found if not name.startswith("."))
     finally:
@@ -169,7 +169,7 @@ def opened(path: str) -> tuple[int, os.stat_result]:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise PoolError(f"{path} is not a regular file; a pool holds no such thing. Remove it.")
-        permissions.refuse(path, facts, os.geteuid())
+        permissions.require_trusted(path, facts, os.geteuid())
         return fd, facts
     except BaseException:
         os.close(fd)
@@ -297,8 +297,8 @@ def _sync(path: str, flags: int = os.O_NOFOLLOW) -> None:
     try:
         if flags != os.O_DIRECTORY:
             mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            if mode != permissions.narrowed(mode):  # a handler made it, with an umask of its own
-                os.fchmod(fd, permissions.narrowed(mode))
+            if mode != permissions.output_mode(mode):  # a handler made it, with an umask of its own
+                os.fchmod(fd, permissions.output_mode(mode))
         os.fsync(fd)
     except OSError as error:
         if flags != os.O_DIRECTORY or error.errno not in (errno.EINVAL, errno.ENOTSUP):
@@ -331,7 +331,7 @@ def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool =
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
-            if permissions.shared():
+            if permissions.is_shared():
                 os.fchmod(fd, mode)
             for part in parts:
                 _write_all(fd, part)
@@ -359,7 +359,7 @@ class Appender:
         tally.operations += 1
         mode = permissions.lock_mode() if in_turn else permissions.file_mode()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
-        if permissions.shared() and os.fstat(self._fd).st_uid == os.geteuid():
+        if permissions.is_shared() and os.fstat(self._fd).st_uid == os.geteuid():
             os.fchmod(self._fd, mode)
 
     def line(self, data: bytes) -> None:

@@ -29,7 +29,7 @@ def make(path: str, *, sticky: bool = False) -> None:
         return  # RACE: somebody else made it, which is as good.
     except (FileNotFoundError, NotADirectoryError) as error:
         raise atomic.no_directory(os.path.dirname(path), error) from error
-    if permissions.shared():
+    if permissions.is_shared():
         atomic.os.chmod(path, mode)
 
 

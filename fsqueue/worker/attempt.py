@@ -160,7 +160,7 @@ class Attempt:
             self.spool = claim.spool
         self._service = claim.handler
         handler = self.handler_for(claim.handler)
-        if handler.personal and not claim.by_us:
+        if handler.personal and not claim.written_by_this_user:
             raise UsageError(
                 f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or not "
                 f"put there by its planner; the handler {claim.handler!r} runs what a claim says, "
