@@ -195,7 +195,7 @@ def _lines(path: str, size: int, having: bytes) -> Iterator[bytes]:
 
 def _read(path: str, offset: int, length: int) -> bytes:
     try:
-        fd, _ = atomic.opened(path)
+        fd, _ = atomic.open_for_reading(path)
         try:
             return os.pread(fd, length, offset)
         finally:

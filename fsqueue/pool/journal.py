@@ -218,7 +218,7 @@ def _read_on(path: str, offset: int | None) -> tuple[int, bytes]:
     None: this is the first look. A file that shrank was replaced, and is read afresh.
     """
     try:
-        fd, facts = atomic.opened(path)
+        fd, facts = atomic.open_for_reading(path)
         try:
             if offset is None or offset > facts.st_size:
                 offset = max(0, facts.st_size - TAIL)
@@ -296,7 +296,7 @@ def read_events(path: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any
 def _lines(path: str, offset: int) -> Iterator[tuple[int, bytes]]:
     """Yield each complete line after `offset`, with the offset that follows it."""
     try:
-        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+        with os.fdopen(atomic.open_for_reading(path)[0], "rb") as file:
             file.seek(offset)
             while (line := file.readline(LINE_MAX)).endswith(b"\n"):  # else it is being written
                 offset += len(line)

@@ -79,7 +79,7 @@ def read_plan(pool: PoolDirectory, number: int) -> Plan:
     """Return the head of a plan; PoolError if the file was damaged."""
     path = pool.plan(number)
     try:
-        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+        with os.fdopen(atomic.open_for_reading(path)[0], "rb") as file:
             facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
         return _head(facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,7 +156,7 @@ def read_names(pool: PoolDirectory, number: int) -> Iterator[list[str]]:
 
 def _entries(pool: PoolDirectory, number: int, wanted: str) -> Iterator[list[str]]:
     path, section, text = pool.plan(number), "", b""
-    with os.fdopen(atomic.opened(path)[0], "rb") as file:
+    with os.fdopen(atomic.open_for_reading(path)[0], "rb") as file:
         file.readline(HEAD_MAX)
         while line := file.readline(ROW_MAX):
             text = line.strip().rstrip(b",")

@@ -69,7 +69,7 @@ class Status:
     """How many claims this worker stole, by the spool that lost them."""
     lock_skips: int = 0
     metadata_ops: int = 0
-    """Operations on names and directories of the pool, as `atomic.tally` counts them."""
+    """Operations on names and directories of the pool, as `storage.operation_count` counts them."""
     metadata_ops_per_s: float = 0.0
     """Since the report before this one."""
     metadata_ops_max: float = 0.0

@@ -7,8 +7,8 @@ also come back by hand or by `fsqueue retry`, it lists one a look, its own every
 
 The budget is a bucket of operations that fills at so many a second. What may wait, waits until it
 is no longer empty: looking around, sweeping, taking. Nothing else asks, for a lease must be renewed
-and an output published whatever was spent; but it is counted (`atomic.tally`), so that the next
-look waits longer.
+and an output published whatever was spent; but it is counted (see
+`storage.operation_count`), so that the next look waits longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsqueue.pool.name_sets import Fingerprints, mark
 from fsqueue.pool.names import is_waiting
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.storage import atomic
-from fsqueue.storage.atomic import tally
+from fsqueue.storage.operation_count import operations
 
 WAITS: Final = (1.0, 1.0, 2.0, 4.0, 7.0)
 """How many intervals pass between two looks, by how often nothing was new in a row. The last are 21
@@ -140,7 +140,7 @@ class RateLimit:
         self._sleep = sleep
         self._at = clock()
         self._left = per_s
-        self._counted = tally.operations
+        self._counted = operations.total
 
     def wait(self) -> None:
         """Return at once if anything is left to spend, else once enough time has passed.
@@ -148,7 +148,7 @@ class RateLimit:
         What was spent since the last call counts as spent evenly: a claim that took a minute, and a
         hundred checkpoints in it, is no burst.
         """
-        now, count = self._clock(), tally.operations
+        now, count = self._clock(), operations.total
         left = self._left + (now - self._at) * self.per_s - (count - self._counted)
         self._left, self._at, self._counted = min(self.per_s, left), now, count
         if left < -NAP_S * self.per_s:

@@ -18,7 +18,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
 from fsqueue.storage import atomic
-from fsqueue.storage.atomic import tally
+from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import RateLimit
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Heartbeat(threading.Thread):
         self._changed = False
         self._missed = 0
         self._deaf = False
-        self._counted = tally.operations, time.monotonic(), 0.0
+        self._counted = operations.total, time.monotonic(), 0.0
         self._finished = threading.Event()
 
     def change(self, **facts: Any) -> None:
@@ -127,7 +127,7 @@ class Heartbeat(threading.Thread):
     def _count_operations(self) -> None:
         count, since, held_s = self._counted
         now_held_s = self.rate_limit.held_s if self.rate_limit is not None else 0.0
-        self._counted = now_count, now, _ = tally.operations, time.monotonic(), now_held_s
+        self._counted = now_count, now, _ = operations.total, time.monotonic(), now_held_s
         passed_s = max(now - since, 0.1)
         self.status.metadata_ops += now_count - count
         self.status.metadata_ops_per_s = round((now_count - count) / passed_s, 3)

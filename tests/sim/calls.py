@@ -520,7 +520,7 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
                 if isinstance(value, type) and value.__module__ == module.__name__:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
-            fsqueue.storage.atomic: {"open": sim_open, "unpromised": lambda directory: 0},
+            fsqueue.storage.atomic: {"open": sim_open, "no_delegation_flag": lambda directory: 0},
             fsqueue.pool.leases: {"open": proc_open},
             fsqueue.pool.plans: {"open": sim_open},
             fsqueue.worker.claim_source: {"try_lock": sim_try_lock},

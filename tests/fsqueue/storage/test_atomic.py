@@ -367,7 +367,7 @@ def test_read_asks_no_promise_of_a_server_that_makes_them(
     """NFS 4 has others wait with their renames for whoever has read a file, alive or dead."""
     atomic.publish(path, b"what a later rename moves")
     flags = {os.path.dirname(path): os.O_DIRECT}
-    monkeypatch.setattr(atomic, "unpromised", flags.__getitem__)
+    monkeypatch.setattr(atomic, "no_delegation_flag", flags.__getitem__)
     opened, real = [], os.open
 
     def unaligned(path: str, flags: int, *mode: int) -> int:

@@ -530,7 +530,7 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
     for harm in (lambda path: give(make(path), "bob"), lambda path: path.symlink_to(mine)):
         planted = tmp_path / f".other-{len(os.listdir(tmp_path))}"
         harm(planted)
-        with pytest.raises(PoolError, match="was put there by somebody else"):
+        with pytest.raises(PoolError, match="was made by another user"):
             directories.make_private(str(planted))
 
 

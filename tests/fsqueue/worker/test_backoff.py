@@ -10,7 +10,7 @@ from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.storage.atomic import tally
+from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import GLANCES, WAITS, Backoff, RateLimit
 from tests.support.pools import Clock, Hand, make_pool, only, plan
 from tests.support.watching import enlist, report
@@ -66,13 +66,13 @@ def test_no_wait_is_longer_than_most_of_a_lease(
 def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=[1.0] * 64)
     backoff = quiet(pool, "gpu5")
-    before, listed = tally.operations, []
+    before, listed = operations.total, []
     for _ in range(2 * 63):
         backoff._glances = 0
         assert not backoff.is_due_everywhere()
         listed.append(set(backoff._seen))
     assert set.union(*listed) == {f"gpu{n}" for n in range(64)}
-    assert tally.operations - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
+    assert operations.total - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
 
 
 def test_what_comes_back_by_hand_is_found_by_a_glance(pool: PoolDirectory) -> None:
@@ -124,12 +124,12 @@ class Spender:
         self.rate_limit = RateLimit(per_s, clock=self.clock, sleep=self.clock.forward)
         self.begun = self.clock.now
 
-    def spend(self, operations: int, *, asking: bool = True) -> float:
+    def spend(self, count: int, *, asking: bool = True) -> float:
         """Do so many operations, asking before them or not; return how long it had to wait."""
         before = self.clock.now
         if asking:
             self.rate_limit.wait()
-        tally.operations += operations
+        operations.total += count
         return self.clock.now - before
 
 
