@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.settings import PoolDirectory
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def broadcast(pool: PoolDirectory, **given: Any) -> None:
         answer = made.response()
         print_json(answer)
         click.echo(f"what becomes of it: fsqueue broadcast {pool.root} --show {made.id}", err=True)
-        sys.exit(3 if answer["failed"] else 0)
+        sys.exit(ExitStatus.SOME_FAILED if answer["failed"] else ExitStatus.DONE)
     _tell(pool, made, given)
 
 
@@ -89,7 +89,8 @@ def _tell(pool: PoolDirectory, made: Broadcast, given: dict[str, Any]) -> NoRetu
     print_json(made.outcome())
     outcomes = {copy.outcome for copy in made.copies}
     unfit = {"failed", "refused"} | ({"waiting", "running"} if given["wait"] else set())
-    sys.exit(3 if outcomes & unfit or made.totals().get("failed") else 0)
+    failed = outcomes & unfit or made.totals().get("failed")
+    sys.exit(ExitStatus.SOME_FAILED if failed else ExitStatus.DONE)
 
 
 def _data(text: str) -> dict[str, Any]:

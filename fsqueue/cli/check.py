@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
+from fsqueue.errors import ExitStatus
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable
 
@@ -36,4 +37,4 @@ def check(pool: PoolDirectory, as_json: bool) -> None:
         click.echo(
             f"{pool.root}: {verdict}. {report.planned:,} claims planned: {counts or 'none'}."
         )
-    sys.exit(1 if report.problems else 0)
+    sys.exit(ExitStatus.ERROR if report.problems else ExitStatus.DONE)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
-from fsqueue.errors import NotSupportedError, UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.maintenance.doctor.one_host import Finding, fit, thorough
 from fsqueue.maintenance.doctor.two_hosts import TwoHostTrial, recommend
 from fsqueue.pool.untrusted import printable
@@ -80,7 +80,7 @@ def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bo
         )
     else:
         click.echo("A pool would not be right here: see BAD above. Use another file system.")
-    sys.exit(0 if well else NotSupportedError.exit_status)
+    sys.exit(ExitStatus.DONE if well else ExitStatus.NOT_SUPPORTED)
 
 
 def _show(findings: Iterable[Finding], *, quiet: bool) -> list[Finding]:

@@ -19,7 +19,7 @@ from fsqueue.cli.options import (
     split_pool,
     trust_option,
 )
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.names import ID
 from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.untrusted import printable
@@ -91,7 +91,7 @@ def _explain_need(candidates: list[Candidate], need: Need, as_json: bool) -> Non
             print_table(("  term", "points", "why"), [("  " + t, p, w) for t, p, w in shown])
         for entry in out:
             click.echo(f"{printable(entry['worker_id'])}: left out, for {entry['why']}")
-    sys.exit(0 if rows else 5)
+    sys.exit(ExitStatus.DONE if rows else ExitStatus.WORK_REMAINS)
 
 
 def _need(text: str) -> Need:
@@ -142,7 +142,7 @@ def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
     found = find(pool, id)
     if as_json:
         print_json(asdict(found) | {"pool": pool.root})
-        sys.exit(0 if found.places else 1)
+        sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
     if not found.places:
         click.echo(f"{id} is nowhere in {pool.root}: not planned, or still being planned.")
     for place in found.places:
@@ -165,7 +165,7 @@ def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
         click.echo()
         rows = [(_local(e["t"]), e["event"], str(e.get("worker"))) for e in found.events]
         print_table(("when", "what", "worker"), rows, left=3)
-    sys.exit(0 if found.places else 1)
+    sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
 
 
 def _local(t: float) -> str:

@@ -12,7 +12,7 @@ from typing import IO, Final
 import click
 
 from fsqueue.cli.options import SETTINGS, json_option, output_option, pool_argument
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.monitor.attempts import Attempted, attempts
 from fsqueue.pool.settings import PoolDirectory
 
@@ -21,7 +21,13 @@ COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "
     "Worker Attempt Ending StolenFrom Kind Cost"
 ).split()
-EXIT_VALUES: Final = {"done": 0, "failed": 1, "released": 75, "killed": -1, "lost": -1}
+EXIT_VALUES: Final = {
+    "done": 0,
+    "failed": 1,
+    "released": int(ExitStatus.DRAINED),
+    "killed": -1,
+    "lost": -1,
+}
 
 JOBLOG_EPILOG = """\b
 The first nine columns are those of GNU parallel's --joblog; Command is the

@@ -20,7 +20,7 @@ from fsqueue.cli.options import (
     print_table,
     split_pool,
 )
-from fsqueue.errors import FsqueueError, UsageError
+from fsqueue.errors import ExitStatus, FsqueueError, UsageError
 from fsqueue.handler import Handler, Option, load_handler, registered
 from fsqueue.maintenance.doctor.one_host import refuse_unfit
 from fsqueue.pool.requirements import Tier
@@ -155,7 +155,7 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         outcome = plan_into(pool, request, progress=progress)
     _show(outcome, root, dry_run=given["dry_run"], as_json=given["as_json"])
     if outcome.bad:
-        sys.exit(1)
+        sys.exit(ExitStatus.ERROR)
 
 
 def _request(

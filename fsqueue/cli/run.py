@@ -9,13 +9,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError, exit_status_of_signal
 from fsqueue.pool.settings import PoolDirectory, spool_names
+
+ORDERLY: Final = frozenset(
+    {ExitStatus.DONE, ExitStatus.SOME_FAILED, ExitStatus.WORK_REMAINS, ExitStatus.DRAINED}
+)
+"""How a worker exits that ended as it should."""
 
 EPILOG = """\b
 Examples:
@@ -156,7 +161,7 @@ class LocalWorkers:
         """Wait for the workers, and report those that did not leave well."""
         for index, worker in enumerate(self._workers):
             status = worker.wait()
-            if status not in (0, 3, 5, 75, 130, 143):
+            if status not in (*ORDERLY, 130, 143):
                 how = (
                     f"was ended by signal {-status}" if status < 0 else f"left with status {status}"
                 )
@@ -169,9 +174,11 @@ class LocalWorkers:
 
         statuses = [worker.returncode for worker in self._workers]
         pool_status = Reader(self._pool).snapshot().exit_status
-        if pool_status in (0, 3):
+        if pool_status in (ExitStatus.DONE, ExitStatus.SOME_FAILED):
             return pool_status
         if self._signal:
-            return 75 if self._signal == signal.SIGUSR1 else 128 + self._signal
-        broken = [status for status in statuses if status not in (0, 3, 5, 75)]
-        return 1 if broken else max(statuses, key=lambda status: status == 75)
+            return exit_status_of_signal(self._signal)
+        broken = [status for status in statuses if status not in ORDERLY]
+        if broken:
+            return ExitStatus.ERROR
+        return max(statuses, key=lambda status: status == ExitStatus.DRAINED)

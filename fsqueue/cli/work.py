@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
@@ -104,7 +104,6 @@ def work(pool: PoolDirectory, **given: Any) -> None:
     from fsqueue.gpu.nvml import use_pci_order
     from fsqueue.slurm.allocation import Allocation
     from fsqueue.worker.settings import WorkerSettings
-    from fsqueue.worker.shutdown import DRAINED
     from fsqueue.worker.spool_choice import choose_spool
     from fsqueue.worker.worker import Worker
 
@@ -144,7 +143,7 @@ def work(pool: PoolDirectory, **given: Any) -> None:
     stealing = every if settings.stealing else "disabled"
     log.info("spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing)
     status = worker.run()
-    if status == DRAINED and worker.comes_back() and allocation.requeue():
+    if status == ExitStatus.DRAINED and worker.comes_back() and allocation.requeue():
         log.info("work remains: this job is requeued")
     _exit(status)
 
