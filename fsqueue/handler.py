@@ -107,11 +107,17 @@ class Handler:
     then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
 
     models_max: int | None = None
-    """How many models it may keep loaded (`work --max-models`); set by the worker."""
+    """How many models it may keep loaded (`work --max-models`); None: as many as fit."""
+    _others: Callable[[str], Handler] | None = None
+
+    def attach(self, others: Callable[[str], Handler], *, models_max: int | None) -> None:
+        """Make this one of a worker's handlers; `others` returns the others by name."""
+        self._others = others
+        self.models_max = models_max
 
     def beside(self, name: str) -> Handler:
-        """Return another handler; in a worker it is the only one, so that models load once."""
-        return load_handler(name)
+        """Return another handler; in a worker it is the worker's own, so that models load once."""
+        return self._others(name) if self._others is not None else load_handler(name)
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""

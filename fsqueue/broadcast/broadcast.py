@@ -23,7 +23,7 @@ from fsqueue.pool.claims import Claim
 from fsqueue.pool.inbox import address, bounce_strays, inbox_of, spool_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process
-from fsqueue.pool.names import ClaimName, new_worker_id, slug
+from fsqueue.pool.names import ClaimName, Role, new_worker_id, slug
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import heartbeat, read_status
@@ -154,7 +154,7 @@ def follow(
 
     Copies of workers that left or died are ended here too: perhaps nobody else is left to do it.
     """
-    me = new_worker_id("broadcast-")
+    me = new_worker_id(Role.BROADCAST)
     while True:
         bounce_strays(pool, me)
         open_copies = [copy for copy in made.copies if copy.outcome in ("waiting", "running")]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from fsqueue.errors import ClaimImpossible, NotSupportedError, UsageError
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import plans
+from fsqueue.pool.layout import Order
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 
@@ -98,7 +99,7 @@ class Drain(Job):
 
     def run(self, work: Work) -> None:
         """Order this worker, and no other, to leave."""
-        atomic.publish(self.pool.order("drain", self.worker), b"")
+        atomic.publish(self.pool.order(Order.DRAIN, self.worker), b"")
 
 
 JOBS: Final[dict[str, type[Job]]] = {

@@ -15,7 +15,7 @@ from fsqueue.errors import PoolError, UsageError
 from fsqueue.monitor import format
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.names import ID, WORKER, ClaimName
+from fsqueue.pool.names import ID, WORKER, ClaimName, Role, role_of
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import read_status
 from fsqueue.pool.untrusted import printable, read_json
@@ -87,9 +87,9 @@ def _history(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
     attempt might begin whose own record could then not be written.
     """
     found = list(_records(pool, name.id, range(name.attempt + 1)))
-    owner = name.owner or ""
-    if owner.startswith("cancel-") and not any(each["attempt"] == name.attempt for each in found):
-        found.append({"attempt": name.attempt, "worker": owner, **claims.CANCELLED})
+    is_cancelled = role_of(name.owner or "") is Role.CANCEL
+    if is_cancelled and not any(each["attempt"] == name.attempt for each in found):
+        found.append({"attempt": name.attempt, "worker": name.owner, **claims.CANCELLED_WAITING})
     return found
 
 

@@ -19,10 +19,10 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import UsageError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
-from fsqueue.pool.layout import State
+from fsqueue.pool.journal import EventKind, Journal
+from fsqueue.pool.layout import Order, State
 from fsqueue.pool.leases import Observer, lease_names
-from fsqueue.pool.names import ID, WORKER, ClaimName, new_worker_id
+from fsqueue.pool.names import ID, WORKER, ClaimName, Role, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, open_pool, spool_names
 from fsqueue.storage import atomic
 
@@ -39,17 +39,17 @@ def retry(words: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     pool, ids = _pool_and_ids(words)
     failed = {name.id: name for name in claims.owned(pool, State.FAILED)}
     _refuse_unknown(ids, failed.keys(), "failed", f"fsqueue failed {pool.root}")
-    journal = Journal(pool, new_worker_id("retry-"))
+    journal = Journal(pool, new_worker_id(Role.RETRY))
     done = []
     for id in ids or sorted(failed):
         name = failed[id]
         spool = _home(pool, State.FAILED, name)
         if not dry_run:
-            atomic.discard(pool.order("cancel", id))  # before the claim can be taken again
+            atomic.discard(pool.order(Order.CANCEL, id))  # before the claim can be taken again
         if dry_run or claims.retry(pool, name, spool) is not None:
             done.append({"id": id, "spool": spool})
             if not dry_run:
-                journal.write("retried", id=id, to=spool)
+                journal.write(EventKind.RETRIED, id=id, to=spool)
     journal.close()
     _report(done, as_json, "would be put back" if dry_run else "put back")
 
@@ -68,7 +68,7 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
     pool, ids = _pool_and_ids(words)
     if bool(ids) == everything:
         raise UsageError("name the claims to cancel by ID, or say --all. See: fsqueue status POOL")
-    me = new_worker_id("cancel-")
+    me = new_worker_id(Role.CANCEL)
     waiting = {n.id: (s, n) for s in spool_names(pool) for n in claims.waiting(pool, s)}
     running = {name.id: name for name in claims.owned(pool, State.RUNNING)}
     _refuse_unknown(ids, {**waiting, **running}.keys(), "waiting or running", "fsqueue status POOL")
@@ -81,11 +81,11 @@ def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: boo
                 if ended is None:
                     click.echo(f"fsqueue: {id} was taken first; cancel it again.", err=True)
                     continue
-                claims.record_error(pool, ended, claims.CANCELLED)
+                claims.record_error(pool, ended, claims.CANCELLED_WAITING)
             done.append({"id": id, "was": "waiting"})
         else:
             if not dry_run:
-                atomic.publish(pool.order("cancel", id), b"")
+                atomic.publish(pool.order(Order.CANCEL, id), b"")
             done.append({"id": id, "was": "running"})
     _report(done, as_json, "would be cancelled" if dry_run else "cancelled")
 
@@ -111,12 +111,12 @@ def drain(words: tuple[str, ...], now: bool, pause: bool, undo: bool) -> None:
             raise UsageError(f"{worker} does not work this pool. See: fsqueue workers {pool.root}")
     targets: list[str | None] = [*workers] or [None]
     if undo:
-        for order in ("drain", "stop", "pause"):
+        for order in (Order.DRAIN, Order.STOP, Order.PAUSE):
             for target in targets:
                 atomic.discard(pool.order(order, target))
         click.echo("Taken back. Workers that left do not come back by themselves.")
         return
-    order = "pause" if pause else "stop" if now else "drain"
+    order = Order.PAUSE if pause else Order.STOP if now else Order.DRAIN
     for target in targets:
         atomic.publish(pool.order(order, target), b"")
     click.echo(f"Told {', '.join(workers) or 'every worker'} to {order}. Undo: drain --undo.")
@@ -133,7 +133,7 @@ def recover(pool: PoolDirectory, as_json: bool) -> None:
     """
     from fsqueue.worker.recovery import Recovery
 
-    me = new_worker_id("recover-")
+    me = new_worker_id(Role.RECOVER)
     journal = Journal(pool, me)
     observer = Observer(pool)
     recovery = Recovery(pool, me, observer, journal)

@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -133,9 +134,7 @@ def work(pool: PoolDirectory, **given: Any) -> None:
         gpu=match.gpu,
         allocation=allocation if allocation.job else None,
     )
-    worker = Worker(pool, settings)
-    if match.gpu:
-        _sample_gpu(worker, match.gpu)
+    worker = Worker(pool, settings, sample_gpu=_gpu_sampler(match.gpu) if match.gpu else None)
     log, every = (
         logging.getLogger("fsqueue"),
         f"enabled (interval {settings.steal_interval_s:.1f}s)",
@@ -143,7 +142,7 @@ def work(pool: PoolDirectory, **given: Any) -> None:
     stealing = every if settings.stealing else "disabled"
     log.info("spool %s (%s); work stealing %s", match.spool or "none", match.why, stealing)
     status = worker.run()
-    if status == ExitStatus.DRAINED and worker.comes_back() and allocation.requeue():
+    if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():
         log.info("work remains: this job is requeued")
     _exit(status)
 
@@ -185,10 +184,10 @@ def _words(text: str | None) -> frozenset[str]:
 def _capabilities(given: tuple[str, ...]) -> frozenset[str]:
     """Return what was said, every handler installed, what their packages offer, and who we are."""
     from fsqueue.handler import registered
-    from fsqueue.worker.settings import offered
+    from fsqueue.worker.settings import installed_capabilities
 
     said = frozenset(word.lower() for word in given)
-    return said | set(registered()) | offered() | {permissions.user_capability()}
+    return said | set(registered()) | installed_capabilities() | {permissions.user_capability()}
 
 
 def _log_by_default() -> None:
@@ -198,9 +197,10 @@ def _log_by_default() -> None:
         root.setLevel(logging.INFO)
 
 
-def _sample_gpu(worker: Any, gpu: dict[str, Any]) -> None:
+def _gpu_sampler(gpu: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Start sampling a GPU; return what reads its last known use."""
     from fsqueue.gpu.utilization import Sampler
 
     sampler = Sampler(gpu["uuid"])
     sampler.start()
-    worker.beat.sample = lambda: gpu | sampler.latest
+    return lambda: gpu | sampler.latest

@@ -310,7 +310,7 @@ def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
     hand.handler = Obedient()
     held = hand.take()
     atomic.publish(pool.order("cancel", held.id), b"")
-    hand.beat.look_for_orders()
+    hand.beat.read_orders()
     if taken_back:
         atomic.discard(pool.order("cancel", held.id))
     ending = hand.run(held)

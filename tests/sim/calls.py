@@ -414,8 +414,8 @@ class SimEvent:
 class SimHeartbeat(Heartbeat):
     """The real heartbeat, in a simulated thread."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **parts: Any) -> None:
+        super().__init__(*args, **parts)
         self.lock = SimLock()  # type: ignore[assignment]
         self._finished = SimEvent()  # type: ignore[assignment]
         self._ended = True

@@ -200,7 +200,7 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     made = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
-        patched.setattr(type(worker.shutdown), "at_once", lambda _: next(looks) == 5)
+        patched.setattr(type(worker.shutdown), "interrupts_claim", lambda _: next(looks) == 5)
         name = Inbox(pool, worker.id).next()
         assert name is not None
         worker._run_addressed(name)

@@ -415,7 +415,7 @@ def test_drain_lets_the_addressee_leave_and_nobody_else(pool: PoolDirectory) -> 
     worker = joined(pool)
     run_job(pool, worker, "drain", {})
     assert atomic.names(pool.directory("control")) == [f"drain@{worker.id}"]
-    assert worker.shutdown.why(0) is not None
+    assert worker.shutdown.departure(0) is not None
 
 
 # ---- the command, with real workers ----

@@ -16,6 +16,7 @@ from fsqueue.pool.names import (
     WORKER,
     ClaimName,
     LeaseName,
+    Role,
     new_worker_id,
     slug,
 )
@@ -193,7 +194,7 @@ def test_a_slug_keeps_what_is_legible() -> None:
 
 
 def test_worker_ids_are_all_different_and_fit_the_grammar() -> None:
-    made = {new_worker_id("recover-") for _ in range(100)}
+    made = {new_worker_id(Role.RECOVER) for _ in range(100)}
     assert len(made) == 100
     assert all(WORKER.fullmatch(id) for id in made)
 

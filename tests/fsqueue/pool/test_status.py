@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue.pool.journal import Journal, read_events
+from fsqueue.pool.journal import Journal, JournalReader, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import (
-    STATES,
     Current,
     Status,
+    WorkerState,
     parse_status,
     read_status,
     read_statuses,
@@ -32,6 +32,7 @@ from fsqueue.pool.status import (
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 from fsqueue.worker import heartbeat
+from fsqueue.worker.heartbeat import Heartbeat
 from tests.support.pools import Hand, make_pool, places, problems
 from tests.support.processes import wait_for
 from tests.support.sequence import interpose, refused
@@ -117,7 +118,7 @@ def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[
             assert isinstance(default, float) or value % 1 == 0, name
         elif name not in ("spool", "current"):
             assert isinstance(value, type(default)), name
-    assert status.state in STATES
+    assert status.state in set(WorkerState)
     assert status.spool is None or isinstance(status.spool, str)
 
 
@@ -189,7 +190,7 @@ def test_a_journal_is_one_object_a_line_and_is_read_back(pool: PoolDirectory) ->
     journal.write("took", id="x\n", cost=3)
     journal.write("finished", id="x", where=Path("/somewhere"))
     journal.close()
-    read = [event for _, event in read_events(pool.events(ME))]
+    read = list(read_events(pool.events(ME)))
     assert [event["event"] for event in read] == ["took", "finished"]
     assert read[0]["worker"] == ME
     assert read[0]["id"] == "x\n"
@@ -203,9 +204,11 @@ def test_a_journal_that_was_never_written_to_has_no_file(pool: PoolDirectory) ->
 def test_events_are_read_on_from_where_the_last_look_stopped(pool: PoolDirectory) -> None:
     journal = Journal(pool, ME)
     journal.write("took")
-    ((offset, _),) = read_events(pool.events(ME))
+    reader = JournalReader(pool.events(ME))
+    assert [event["event"] for event in reader.events()] == ["took"]
     journal.write("finished")
-    assert [event["event"] for _, event in read_events(pool.events(ME), offset)] == ["finished"]
+    assert [event["event"] for event in reader.events()] == ["finished"]
+    assert list(reader.events()) == []
 
 
 def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
@@ -215,7 +218,7 @@ def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
     lines = [b"\n", b"{\n", b"[]\n", b"7\n", b'{"event": 7}\n', b"\xff\xfe\n", b"\0\0\0" + good]
     lines += [b'{"event":' * 20_000 + b"\n", b"9" * 5000 + b"\n", good, b'{"event": "half']
     Path(pool.events(ME)).write_bytes(b"".join(lines))
-    assert [event for _, event in read_events(pool.events(ME))] == [{"event": "took"}] * 2
+    assert list(read_events(pool.events(ME))) == [{"event": "took"}] * 2
 
 
 def test_events_of_nobody_are_none(pool: PoolDirectory) -> None:
@@ -238,7 +241,7 @@ def test_a_journal_on_a_full_disk_costs_a_line_and_nothing_else(
         journal.close()
     journal.write("kept")
     journal.close()
-    assert [event["event"] for _, event in read_events(pool.events(ME))][-1] == "kept"
+    assert [event["event"] for event in read_events(pool.events(ME))][-1] == "kept"
 
 
 def test_a_journal_that_cannot_be_written_leaves_no_descriptor_open(
@@ -270,11 +273,11 @@ def test_a_status_that_cannot_be_made_does_not_end_the_heartbeat(
             raise sample
         return dict(sample)
 
-    hand.beat.sample = ask
+    hand.beat = Heartbeat(pool, hand.lease, hand.status, sample_gpu=ask)
     hand.beat.start()
     wait_for(lambda: len({*sampled}) > 2, "the lease to be renewed after a status failed")
     hand.beat.stop()
-    assert not hand.beat.lost
+    assert hand.beat.lost is None
     hand.leave()
 
 
@@ -325,7 +328,7 @@ def test_a_claims_line_is_written_without_an_encoder(
     journal.claim("took", name, spool="gpu0")
     journal.claim("finished", name, seconds=0.25, sequences=3)
     journal.close()
-    took, finished = (event for _, event in read_events(pool.events(ME)))
+    took, finished = read_events(pool.events(ME))
     assert {key: took[key] for key in ("event", "worker", "id", "kind", "cost", "attempt")} == {
         "event": "took", "worker": ME, "id": "a", "kind": "k", "cost": 7, "attempt": 1
     }  # fmt: skip

@@ -195,7 +195,7 @@ class Case:
         self._be_elsewhere()
         self.name = self.lost.take()
         self.other = Hand(pool, "gpu0", clock=self.clock)
-        self.job_fates = self.other.recovery._witness
+        self.job_fates = self.other.recovery._job_fates
         self.job_fates._clock = self.clock
 
     def _be_elsewhere(self) -> None:

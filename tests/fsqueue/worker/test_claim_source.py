@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -39,9 +40,14 @@ from tests.support.systemcalls import fill
 ME = "me-1-aaaaaa"
 
 
-def source_of(hand: Hand, *, stealing: bool = True) -> ClaimSource:
+def source_of(hand: Hand, *, stealing: bool = True, time_left_s: float = math.inf) -> ClaimSource:
     return ClaimSource(
-        hand.pool, hand.beat, hand.journal, spool=hand.status.spool, stealing=stealing
+        hand.pool,
+        hand.beat,
+        hand.journal,
+        spool=hand.status.spool,
+        stealing=stealing,
+        time_left_s=lambda: time_left_s,
     )
 
 
@@ -147,8 +153,7 @@ def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
 def test_the_wish_to_end_in_time_is_known_and_counted(pool: PoolDirectory) -> None:
     hand = Hand(pool, "gpu0")
     hand.status.rates = {"trivial": 1.0}
-    claim_source = source_of(hand)
-    claim_source.time_left_s = lambda: 5.5
+    claim_source = source_of(hand, time_left_s=5.5)
     assert claim_source.count_waiting() == Waiting(5, 2, 3)
     assert sorted(stem for stem, _ in take_all(claim_source)) == ["d", "e"]
 
@@ -397,7 +402,7 @@ def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_t
         "they are waited for: their owner may die"
     )
     owner.lease.retire()
-    claim_source._viewed = -1e9
+    claim_source._others_listed_at = -1e9
     assert [stem for stem, _ in take_all(claim_source)] == ["b", "d"]
 
 

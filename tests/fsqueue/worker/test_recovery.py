@@ -455,10 +455,10 @@ def test_directories_are_listed_anew_once_since_a_worker_became_idle(
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
-    assert judge.recovery.renews(idle_s=0.5)
+    assert judge.recovery.refresh_listings(idle_s=0.5)
     assert changed == ["running", "gpu0"]
-    assert not judge.recovery.renews(idle_s=60.0), "it did so since it became idle"
-    assert judge.recovery.renews(idle_s=0.0)
+    assert not judge.recovery.refresh_listings(idle_s=60.0), "it did so since it became idle"
+    assert judge.recovery.refresh_listings(idle_s=0.0)
 
 
 def test_a_full_disk_keeps_nobody_from_leaving(
@@ -468,5 +468,5 @@ def test_a_full_disk_keeps_nobody_from_leaving(
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
     monkeypatch.setattr(directories, "make", full)
-    assert judge.recovery.renews(idle_s=0.5)
-    assert not judge.recovery.renews(idle_s=60.0)
+    assert judge.recovery.refresh_listings(idle_s=0.5)
+    assert not judge.recovery.refresh_listings(idle_s=60.0)
