@@ -154,6 +154,10 @@ class Handler:
         """
         raise NotImplementedError
 
+    def inputs(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the paths that a claim with this payload reads."""
+        return [payload["input"]] if isinstance(payload.get("input"), str) else []
+
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
 

@@ -29,6 +29,8 @@ from fsqueue.storage import atomic
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5
+INPUTS: Final = "inputs"
+"""The measure of handlers that count nothing: one input a claim, so claims tell as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,12 @@ class Count:
     damage: tuple[str, ...]
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
-    """What the plans say they hold, beside claims and cost: sequences, residues."""
+    """What the handlers counted in what was planned, beside claims and cost."""
+
+    @property
+    def item(self) -> str | None:
+        """The measure that speeds are shown in: the handlers' first one; None: claims."""
+        return next((name for name in self.measures if name != INPUTS), None)
 
     @property
     def finished(self) -> bool:

@@ -56,15 +56,19 @@ class State(StrEnum):
 
 
 class Order(StrEnum):
-    """What a file in control/ orders. The values are file names."""
+    """What workers can be ordered to do. The values are file names in control/."""
 
     DRAIN = "drain"
-    PAUSE = "pause"
+    """Finish the current claim, then leave."""
     STOP = "stop"
-    CANCEL = "cancel"
+    """Put the current claim back, then leave."""
+    PAUSE = "pause"
+    """Stay, but take nothing more."""
 
 
-ORDER: Final = re.compile(rf"({'|'.join(Order)})(?:@({ID.pattern}))?", re.ASCII)
+CANCEL: Final = "cancel"
+"""control/cancel@ID orders the worker that runs the claim ID to give it up."""
+ORDER: Final = re.compile(rf"({'|'.join((*Order, CANCEL))})(?:@({ID.pattern}))?", re.ASCII)
 
 _WAITING: Final = State.WAITING  # looking it up in the enum costs as much as building a path
 

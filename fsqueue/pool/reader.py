@@ -64,14 +64,14 @@ class PoolReader:
     def root(self) -> str:
         return self._pool.root
 
-    def plans(self, handler: str) -> list[PlanView]:
-        """Return the plans of one handler, oldest first."""
+    def plans(self, handler: str | None = None) -> list[PlanView]:
+        """Return the plans of one handler, or of all, oldest first."""
         found = []
         for number in plans.numbers(self._pool):
             plan = plans.read_plan(self._pool, number)
-            if plan.handler == handler:
+            if handler in (None, plan.handler):
                 inputs = tuple(plans.read_inputs(self._pool, number))
-                found.append(PlanView(number, handler, plan.options, inputs, plan.suffix))
+                found.append(PlanView(number, plan.handler, plan.options, inputs, plan.suffix))
         return found
 
     def claims(self, plan: PlanView) -> Iterator[ClaimView]:

@@ -51,6 +51,11 @@ class Array:
     """What to ask for, such as gpu:rtx4090:1; "" for workers without a GPU."""
     indices: tuple[int, ...]
 
+    @property
+    def index_text(self) -> str:
+        """The indices in sbatch's notation."""
+        return index_text(self.indices)
+
 
 # ---- the cluster ----
 

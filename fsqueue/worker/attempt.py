@@ -33,7 +33,7 @@ from fsqueue.errors import (
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
 from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
-from fsqueue.pool.layout import Order, State, order_name
+from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
@@ -240,11 +240,11 @@ class Attempt:
     def _forget_cancel(self) -> None:
         """Remove an order that was obeyed, or came too late, so that it does not hit a retry."""
         if self.beat.orders and self._cancel_order in self.beat.orders:
-            atomic.discard(self.pool.order(Order.CANCEL, self.name.id))
+            atomic.discard(self.pool.order(CANCEL, self.name.id))
 
     @property
     def _cancel_order(self) -> str:
-        return order_name(Order.CANCEL, self.name.id)
+        return order_name(CANCEL, self.name.id)
 
     def _put_back(self) -> None:
         claims.release(self.pool, self.name, self.spool)

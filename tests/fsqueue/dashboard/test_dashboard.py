@@ -104,8 +104,8 @@ def test_a_frame_looks_as_it_did(busy: Snapshot, width: int) -> None:
     ("name", "width", "view"),
     [
         ("worker", 120, View(by_worker=True)),
-        ("worker-60", 60, View(by_worker=True, tokens=True, help=True)),
-        ("tokens", 80, View(tokens=True, help=True, sort="speed")),
+        ("worker-60", 60, View(by_worker=True, rates=True, help=True)),
+        ("tokens", 80, View(rates=True, help=True, sort="speed")),
     ],
 )
 def test_a_frame_of_another_view_looks_as_it_did(
@@ -119,8 +119,8 @@ def test_a_frame_of_another_view_looks_as_it_did(
 
 def test_tokens_are_shown_on_demand_and_then_kept_longer_than_temperatures(busy: Snapshot) -> None:
     assert "tok/s" not in frame(busy, 200)
-    assert "80,650" in frame(busy, 80, view=View(tokens=True))
-    shown = [c.title for c in board(busy, View(tokens=True), 80, 9).columns]
+    assert "80,650" in frame(busy, 80, view=View(rates=True))
+    shown = [c.title for c in board(busy, View(rates=True), 80, 9).columns]
     assert "tok/s" in shown and "temp" not in shown
 
 
