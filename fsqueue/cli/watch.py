@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EPILOG = """\b
 Keys: q quit, s sort, w by worker or by spool, f failed claims, e steals,
-t token rates, m memory, ? help.
+t rates of counters, m memory, ? help.
 
 \b
 It ends when everything is done, with the exit status of `fsqueue status`:

@@ -18,7 +18,7 @@ FIXED_LINES: Final = 7
 ROWS_MIN: Final = 4
 WARNINGS_MAX: Final = 6
 FAILURES_MAX: Final = 3
-HELP: Final = "f failed", "e steals", "t token rates", "m memory", "? help"
+HELP: Final = "f failed", "e steals", "t rates", "m memory", "? help"
 
 
 def render(

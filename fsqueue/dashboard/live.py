@@ -98,7 +98,7 @@ class _Screen:
         while (left := deadline - time.monotonic()) > 0 and not self.quit:
             key = self._key(min(left, POLL_S))
             self.quit = key in ("q", "Q", "\x04")
-            before, self._view = self._view, _obey(self._view, key)
+            before, self._view = self._view, view_after(self._view, key)
             if self._view != before or self._live.console.size != self._size:
                 self.draw(self._snapshot)
             if until is not None and until():
@@ -111,8 +111,8 @@ class _Screen:
         return ""
 
 
-def _obey(view: View, key: str) -> View:
-    """Return the view after a key."""
+def view_after(view: View, key: str) -> View:
+    """Return the view after a key was typed."""
     if key == "s":
         return replace(view, sort=SORTS[(SORTS.index(view.sort) + 1) % len(SORTS)])
     if key == "w":

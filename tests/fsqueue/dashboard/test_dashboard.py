@@ -25,7 +25,7 @@ import pytest
 from rich.console import Console
 
 from fsqueue.cli.watch import watch as command
-from fsqueue.dashboard import LoadBalancingDashboard, View, print_once, render, show
+from fsqueue.dashboard import LoadBalancingDashboard, View, live, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
 from fsqueue.gpu.utilization import GPUMonitor
 from fsqueue.monitor.alerts import Alert
@@ -367,13 +367,18 @@ def test_each_key_does_what_the_help_says(pool: PoolDirectory) -> None:
         assert "sort (by queue)" in redrawn("s")
         assert "boom" not in redrawn("f") and "boom" in redrawn("f")
         assert "gpu1 → gpu0" not in redrawn("e") and "gpu1 → gpu0" in redrawn("e")
-        assert "tok/s" in redrawn("t") and "tok/s" not in redrawn("t")
         terminal.type("\x1b[A")  # an arrow key is none of ours
         assert "holds" in redrawn("w") and "holds" not in redrawn("w")
         terminal.type("q")
         assert terminal.process.wait(timeout=30) == 5
     finally:
         terminal.close()
+
+
+def test_t_shows_the_rates_of_counters_and_hides_them_again(busy: Snapshot) -> None:
+    shown = live.view_after(View(), "t")
+    assert "tok/s" in frame(busy, view=shown)
+    assert "tok/s" not in frame(busy, view=live.view_after(shown, "t"))
 
 
 @pytest.mark.slow
