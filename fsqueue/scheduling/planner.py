@@ -212,7 +212,7 @@ def _publish(
             private = _write(pool, uid, request, fresh, result)
         except BaseException:
             directories.discard(pool.staged(uid))
-            atomic.discard(plans.private(pool, uid))
+            atomic.discard(plans.private_path(pool, uid))
             raise
         # From here on an error tidies nothing up: the number may be ours, and what is staged then.
         numbered = plans.number_plan(pool, uid, private, number)

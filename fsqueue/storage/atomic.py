@@ -216,7 +216,7 @@ def commit(
     or a whole file under it.
     """
     if durable and not synced:
-        _sync_file(private)
+        _sync(private)
     won = _link(private, path)
     if won or not keep:
         discard(private)
@@ -310,7 +310,7 @@ def sync_directory(directory: str) -> None:
     """Make the directory's entries survive a power loss."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _sync(fd)
+        _fsync(fd)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise _with_path(error, directory) from None  # some FUSE mounts cannot sync a directory
@@ -319,14 +319,14 @@ def sync_directory(directory: str) -> None:
 
 
 @costs(2)
-def _sync_file(path: str) -> None:
+def _sync(path: str) -> None:
     """Sync a handler's finished file, after correcting the mode that its umask gave it."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         if mode != permissions.output_mode(mode):
             os.fchmod(fd, permissions.output_mode(mode))
-        _sync(fd)
+        _fsync(fd)
     except OSError as error:
         raise _with_path(error, path) from None
     finally:
@@ -334,7 +334,7 @@ def _sync_file(path: str) -> None:
 
 
 @costs(1)
-def _sync(fd: int) -> None:
+def _fsync(fd: int) -> None:
     os.fsync(fd)
 
 
@@ -368,7 +368,7 @@ def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool =
             for part in parts:
                 _write_all(fd, part)
             if durable:
-                _sync(fd)
+                _fsync(fd)
         finally:
             os.close(fd)  # quota and I/O errors may come only here, and count
     except OSError as error:

@@ -214,7 +214,7 @@ def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: PoolDirectory, 
     plan_file.write_text(plan_file.read_text().replace(first, name))
     check = fsqueue("check", pool.root)
     assert check.returncode == 1
-    assert [line for line in check.stdout.splitlines() if "which is no claim" in line]
+    assert [line for line in check.stdout.splitlines() if "which is not a claim" in line]
     assert fsqueue("work", pool.root).returncode == 0
     assert counts(pool) == {"done": 3}
 

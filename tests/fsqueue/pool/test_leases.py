@@ -105,7 +105,7 @@ def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(
 
 
 def test_two_workers_of_one_identity_are_an_error(pool: PoolDirectory, lease: Lease) -> None:
-    with pytest.raises(PoolError, match="two workers have one identity"):
+    with pytest.raises(PoolError, match="two workers have the same id"):
         Lease(pool, ME).enlist()
 
 
@@ -169,7 +169,7 @@ def test_a_worker_whose_lease_was_ended_is_told_by_whom(
 
 def test_a_worker_whose_lease_file_vanished_is_told_so(pool: PoolDirectory, lease: Lease) -> None:
     os.unlink(pool.lease(lease.name))
-    with pytest.raises(LeaseLost, match="vanished from workers/: somebody removed the file"):
+    with pytest.raises(LeaseLost, match="is gone from workers/"):
         lease.renew()
 
 

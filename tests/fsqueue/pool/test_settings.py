@@ -156,14 +156,14 @@ def test_settings_that_make_no_sense_are_refused(
     pool: PoolDirectory, facts: dict[str, Any]
 ) -> None:
     rewrite(pool.settings, **facts)
-    with pytest.raises(PoolError, match="lacks a usable id, lease_s or attempts_max"):
+    with pytest.raises(PoolError, match="lacks a valid id, lease_s or attempts_max"):
         open_pool(pool.root)
 
 
 @pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None, [FORMAT]])
 def test_a_pool_of_another_format_is_refused(pool: PoolDirectory, format: object) -> None:
     rewrite(pool.settings, format=format)
-    with pytest.raises(PoolError, match="Use the version of fsqueue that made the pool"):
+    with pytest.raises(PoolError, match="Use the version of fsqueue"):
         open_pool(pool.root)
 
 

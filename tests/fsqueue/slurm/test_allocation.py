@@ -16,7 +16,7 @@ from fsqueue.slurm import allocation
 from fsqueue.slurm.allocation import (
     Allocation,
     Job,
-    Question,
+    Query,
     Row,
     facts_of,
     left_by_environ,
@@ -138,43 +138,43 @@ def test_an_end_in_the_past_says_that_the_clock_is_wrong(
 # ---- asking ----
 
 
-def answer(question: Question) -> str | None:
-    wait_for(lambda: question.over, "an answer")
-    return question.answer()
+def answer(query: Query) -> str | None:
+    wait_for(lambda: query.finished, "an answer")
+    return query.answer()
 
 
 def test_a_question_is_not_waited_for(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    question = Question(["sh", "-c", f"until [ -e '{gate}' ]; do sleep 0.01; done; echo yes"])
-    assert not question.over
+    query = Query(["sh", "-c", f"until [ -e '{gate}' ]; do sleep 0.01; done; echo yes"])
+    assert not query.finished
     gate.touch()
-    assert answer(question) == "yes\n"
+    assert answer(query) == "yes\n"
 
 
 def test_an_answer_longer_than_a_pipe_comes_whole() -> None:
-    assert answer(Question([sys.executable, "-c", "print('x' * 300_000)"])) == "x" * 300_000 + "\n"
+    assert answer(Query([sys.executable, "-c", "print('x' * 300_000)"])) == "x" * 300_000 + "\n"
 
 
 def test_a_command_that_fails_or_is_not_there_has_no_answer() -> None:
-    assert answer(Question(["sh", "-c", "echo no; exit 1"])) is None
-    assert answer(Question(["there-is-no-such-program"])) is None
+    assert answer(Query(["sh", "-c", "echo no; exit 1"])) is None
+    assert answer(Query(["there-is-no-such-program"])) is None
 
 
 def test_a_command_that_hangs_is_given_up() -> None:
     clock = Clock()
-    question = Question(["sleep", "1000"], clock=clock)
+    query = Query(["sleep", "1000"], clock=clock)
     clock.forward(19)
-    assert not question.over
+    assert not query.finished
     clock.forward(2)
-    assert question.over
-    assert question.answer() is None
+    assert query.finished
+    assert query.answer() is None
 
 
 def test_a_users_own_choice_of_columns_does_not_reach_squeue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "main")
-    assert answer(Question(["sh", "-c", "echo ${SQUEUE_PARTITION-unset}"])) == "unset\n"
+    assert answer(Query(["sh", "-c", "echo ${SQUEUE_PARTITION-unset}"])) == "unset\n"
 
 
 # ---- an allocation ----
@@ -182,9 +182,9 @@ def test_a_users_own_choice_of_columns_does_not_reach_squeue(
 
 def settled(allocation: Allocation) -> float:
     """Return the time left once squeue has answered, or failed to."""
-    question = allocation._question
-    if question is not None:
-        wait_for(lambda: question.over, "squeue's answer")
+    query = allocation._query
+    if query is not None:
+        wait_for(lambda: query.finished, "squeue's answer")
     return allocation.left_s()
 
 

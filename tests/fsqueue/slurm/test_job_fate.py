@@ -39,9 +39,9 @@ class Court:
         """Come into doubt, or stay there, and wait until what was asked is answered."""
         named = workers or (self.worker,)
         self.job_fates.look(named)
-        question = self.job_fates._question
-        if question is not None:
-            wait_for(lambda: question.over, "squeue's answer")
+        query = self.job_fates._query
+        if query is not None:
+            wait_for(lambda: query.finished, "squeue's answer")
             self.job_fates.look(named)
         return self.job_fates.fate(self.worker)
 
@@ -60,7 +60,7 @@ def court(pool: PoolDirectory) -> Court:
     "row, fate",
     [
         ("17_3 RUNNING 1", JobFate.RUNNING),
-        ("17_3 COMPLETING 1", JobFate.OPEN),
+        ("17_3 COMPLETING 1", JobFate.PENDING),
         ("17_3 COMPLETING 2", JobFate.BLAMELESS),
         ("17_3 PENDING 2", JobFate.BLAMELESS),
         ("17_3 RUNNING 2", JobFate.BLAMELESS),
@@ -131,7 +131,7 @@ def test_an_answer_from_before_a_worker_came_into_doubt_says_nothing_of_it(
     court.observer.look()
     court.doubt("other")
     court.clock.forward(1)
-    assert court.doubt("other", court.worker) is JobFate.OPEN
+    assert court.doubt("other", court.worker) is JobFate.PENDING
     assert court.job_fates.defers(court.worker, gone=True)
     court.clock.forward(LEASE_S)
     assert court.doubt("other", court.worker) is JobFate.RUNNING
@@ -143,7 +143,7 @@ def test_a_worker_that_beats_again_is_doubted_afresh(court: Court, squeue: Squeu
     court.job_fates.look(())
     assert court.job_fates.fate(court.worker) is JobFate.UNKNOWN
     court.clock.forward(1)
-    assert court.doubt() is JobFate.OPEN
+    assert court.doubt() is JobFate.PENDING
 
 
 @pytest.mark.parametrize("facts", [{}, {"slurm_job_id": "x"}])
@@ -209,8 +209,8 @@ class Case:
         for _ in range(int(seconds) or 1):
             self.clock.forward(1.0)
             came += len(self.other.sweep())
-            if (question := self.job_fates._question) is not None:
-                wait_for(lambda question=question: question.over, "squeue's answer")
+            if (query := self.job_fates._query) is not None:
+                wait_for(lambda query=query: query.finished, "squeue's answer")
         return came
 
 
