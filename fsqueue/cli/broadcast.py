@@ -73,13 +73,13 @@ def broadcast(
 
     A worker runs its copy after its current claim; copies are never stolen.
     """
-    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, made_before
+    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, find_broadcast
 
     timeout_s = timeout if wait else None
     if show is not None:
         if job_type or job_data:
             raise UsageError("--show ID prints an earlier broadcast, and sends nothing.")
-        _print_outcome(pool, made_before(pool, show), timeout_s)
+        _print_outcome(pool, find_broadcast(pool, show), timeout_s)
     if job_type is None or job_data is None:
         raise UsageError("a broadcast needs both --job-type (job_type) and --job-data (job_data).")
     request = BroadcastRequest(job_type, _parse_data(job_data), required_capability, scatter)

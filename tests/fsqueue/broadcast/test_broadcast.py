@@ -79,7 +79,7 @@ def send(pool: PoolDirectory, capability: str | None = None, **how: Any) -> broa
 
 
 def outcomes(pool: PoolDirectory, made: broadcast.Broadcast) -> list[str]:
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     return [copy.outcome for copy in made.copies]
 
 
@@ -192,7 +192,7 @@ def test_scattered_copies_say_which_part_they_are(pool: PoolDirectory) -> None:
     made = send(pool, scatter=True)
     for worker in workers:
         work_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     parts = [(output(copy)["shard"], output(copy)["shards"]) for copy in made.copies]
     assert parts == [(0, 3), (1, 3), (2, 3)]
 
@@ -214,7 +214,7 @@ def test_what_copies_report_as_json_is_shown_and_added_up(
     facts = made.outcome()
     assert [row["result"]["chunks"] for row in facts["workers"]] == [3, 4]
     assert facts["totals"] == {"chunks": 7, "failed": 0}
-    assert broadcast.made_before(pool, made.id).totals() == facts["totals"]
+    assert broadcast.find_broadcast(pool, made.id).totals() == facts["totals"]
 
 
 def test_a_job_s_handler_completes_the_data_once(
@@ -228,7 +228,7 @@ def test_a_job_s_handler_completes_the_data_once(
     made = send(pool)
     for worker in workers:
         work_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert [output(copy)["documents"] for copy in made.copies] == [["/data/a", "/data/b"]] * 2
 
 
@@ -314,20 +314,20 @@ def test_a_broadcast_is_kept_with_its_answer(pool: PoolDirectory) -> None:
 def test_a_broadcast_can_be_looked_at_later(pool: PoolDirectory) -> None:
     workers = [joined(pool), joined(pool)]
     made = send(pool)
-    assert [c.outcome for c in broadcast.made_before(pool, made.id).copies] == ["waiting"] * 2
+    assert [c.outcome for c in broadcast.find_broadcast(pool, made.id).copies] == ["waiting"] * 2
     first = next(worker for worker in workers if worker.id == made.copies[0].worker)
     assert work_inbox(first) == 1
-    seen = broadcast.made_before(pool, "last")
+    seen = broadcast.find_broadcast(pool, "last")
     assert seen.id == made.id
     assert [copy.outcome for copy in seen.copies] == ["done", "waiting"]
     assert seen.outcome()["workers"][0]["output"] == seen.copies[0].output != ""
     with pytest.raises(UsageError, match=f"no broadcast 'never'.*{made.id}"):
-        broadcast.made_before(pool, "never")
+        broadcast.find_broadcast(pool, "never")
 
 
 def test_a_pool_without_broadcasts_says_so(pool: PoolDirectory) -> None:
     with pytest.raises(UsageError, match="it has: none"):
-        broadcast.made_before(pool, "last")
+        broadcast.find_broadcast(pool, "last")
 
 
 def test_long_worker_ids_have_an_inbox_of_their_own(pool: PoolDirectory) -> None:
@@ -342,7 +342,7 @@ def test_long_worker_ids_have_an_inbox_of_their_own(pool: PoolDirectory) -> None
 def run_job(pool: PoolDirectory, worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
     made = broadcast.broadcast(pool, BroadcastRequest(job, data))
     assert work_inbox(worker) == 1
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     return made.copies[0]
 
 
