@@ -267,7 +267,7 @@ def _prepared(request: BroadcastRequest) -> tuple[dict[str, Any], dict[str, Any]
     if not isinstance(given, dict):
         raise UsageError('"options" in --job-data is not a JSON object.')
     payload = {key: value for key, value in request.job_data.items() if key != "options"}
-    return handler.prepare(options | given), handler.ordered(payload), handler.personal
+    return handler.prepare(options | given), handler.prepare_payload(payload), handler.personal
 
 
 def _record(pool: PoolDirectory, id: str, facts: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ def test_what_it_prints_is_not_the_output_if_an_argument_says_output(
 
 
 def test_a_program_that_exits_0_without_an_output_has_failed(run: Callable[..., Path]) -> None:
-    with pytest.raises(ClaimFailed, match="exited 0 but wrote no {output}"):
+    with pytest.raises(ClaimFailed, match="exited 0 but did not write {output}"):
         run(["true", "{input}", "{output}"])
 
 
@@ -140,7 +140,7 @@ def test_a_failure_says_how_it_ended_and_keeps_the_end_of_stderr(run: Callable[.
 def test_a_program_ended_by_a_signal_has_failed_and_the_signal_is_named(
     run: Callable[..., Path],
 ) -> None:
-    with pytest.raises(ClaimFailed, match="was ended by SIGSEGV"):
+    with pytest.raises(ClaimFailed, match="was killed by SIGSEGV"):
         run(shell("echo half; kill -SEGV $$"))
 
 
@@ -332,7 +332,7 @@ def test_it_can_run_a_program_over_an_awkwardly_named_input_end_to_end(tmp_path:
     "argv, complaint",
     [
         ([], "no program was given"),
-        (["cat"], "does not say where the input goes"),
+        (["cat"], "has no {input} among its arguments"),
         (["no-such-program-anywhere", "{input}"], "not on PATH"),
     ],
 )

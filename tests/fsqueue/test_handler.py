@@ -43,7 +43,7 @@ class Words(Handler):
 class Picky(Words):
     """One option decides the result, the other does not."""
 
-    def decisive(self, options: Any) -> Any:
+    def result_options(self, options: Any) -> Any:
         return {"model": options["model"]}
 
 

@@ -220,10 +220,10 @@ def test_what_copies_report_as_json_is_shown_and_added_up(
 def test_a_job_s_handler_completes_the_data_once(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ordered(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare_payload(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
         return {**data, "documents": [f"/data/{name}" for name in data["documents"]]}
 
-    monkeypatch.setattr(Ingest, "ordered", ordered)
+    monkeypatch.setattr(Ingest, "prepare_payload", prepare_payload)
     workers = [joined(pool) for _ in range(2)]
     made = send(pool)
     for worker in workers:
@@ -408,7 +408,7 @@ def test_selftest_writes_what_the_handlers_say_and_fails_where_they_have_none(
     assert output(copy)["handlers"] == {"rag_ingestion": {"distance": 0.0}}
     monkeypatch.setattr(Loads, "selftest", Handler.selftest)
     copy = run_job(pool, worker, "selftest", {})
-    assert copy.outcome == "failed" and "no test of itself" in copy.error
+    assert copy.outcome == "failed" and "no self-test" in copy.error
 
 
 def test_drain_lets_the_addressee_leave_and_nobody_else(pool: PoolDirectory) -> None:
