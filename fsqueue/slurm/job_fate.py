@@ -105,7 +105,7 @@ class JobFates:
         return self.fate(worker) is JobFate.BLAMELESS
 
     def fate(self, worker: str) -> JobFate:
-        """Return what SLURM has shown about a worker since it is in doubt."""
+        """Return what SLURM has shown about a worker since it came into doubt."""
         job, since = self._job(worker), self._since.get(worker)
         if job is None or since is None:
             return JobFate.UNKNOWN

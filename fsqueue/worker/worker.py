@@ -148,8 +148,8 @@ class Worker:
         while True:
             if (departure := self.shutdown.departure(self.taken)) is not None:
                 return self._report_departure(departure)
-            if not self.shutdown.paused and (job := self.inbox.next()) is not None:
-                self._run_addressed(job)
+            if not self.shutdown.paused and (addressed := self.inbox.next()) is not None:
+                self._run_addressed(addressed)
                 continue
             found = self._next()
             if found is not None:
@@ -195,7 +195,7 @@ class Worker:
         """Run a claim from the inbox. Its ending does not count for the planned claims."""
         pool = self.inbox.pool
         directories.make_private(pool.workshop(self.id))
-        attempt = self._attempt(pool, name, self.inbox.spool, self._job)
+        attempt = self._attempt(pool, name, self.inbox.spool, self._job_handler)
         if attempt.run() is Ending.BROKEN:
             self._report(f"a job addressed to this worker ended badly: {attempt.reason}")
         self.claim_source.set_preferences(self.handler_cache.preferences())
@@ -208,7 +208,7 @@ class Worker:
         is_stopping = self.shutdown.interrupts_claim
         return Attempt(pool, name, spool, self.beat, self.journal, handler, is_stopping)
 
-    def _job(self, name: str) -> Handler:
+    def _job_handler(self, name: str) -> Handler:
         if name in JOBS:
             return JOBS[name](
                 self.pool, self.id, self.handler_cache.handlers, self.handler_cache.handler
