@@ -154,7 +154,7 @@ def test_doctor_says_what_is_bad_and_ends_with_status_4(
     done = doctor(tmp_path)
     assert done.exit_code == 4
     assert "BAD   link               hard links do not work" in done.output
-    assert done.output.splitlines()[-1].startswith("A pool would not be right here")
+    assert done.output.splitlines()[-1].startswith("This directory is not suitable")
 
 
 @pytest.mark.slow
