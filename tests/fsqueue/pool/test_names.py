@@ -125,7 +125,7 @@ def test_the_longest_name_that_the_grammar_allows_is_a_legal_file_name() -> None
     "pattern", [ID, KIND, SPOOL, WORKER], ids=["id", "kind", "spool", "worker"]
 )
 @pytest.mark.parametrize("text", ["", ".", "..", "../x", "a/b", "a\n", "\0", ".a", "-a", "_a", "é"])
-def test_no_word_of_the_grammar_can_leave_a_directory(pattern: object, text: str) -> None:
+def test_no_valid_name_can_leave_its_directory(pattern: object, text: str) -> None:
     assert pattern.fullmatch(text) is None  # type: ignore[attr-defined]
 
 

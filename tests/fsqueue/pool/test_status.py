@@ -93,12 +93,14 @@ def test_a_damaged_status_is_as_good_as_none(pool: PoolDirectory, data: bytes) -
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/hosts", path)])
-def test_what_is_no_file_is_no_status(pool: PoolDirectory, make: Callable[[str], object]) -> None:
+def test_special_files_are_not_read_as_a_status(
+    pool: PoolDirectory, make: Callable[[str], object]
+) -> None:
     make(pool.status(ME))
     assert read_status(pool, ME) is None
 
 
-def test_no_status_is_read_for_a_name_that_is_no_workers(pool: PoolDirectory) -> None:
+def test_no_status_is_read_for_an_invalid_worker_name(pool: PoolDirectory) -> None:
     for text in ("x y.json", "README", ".me.json", "a\nb.json"):
         Path(pool.directory("status"), text).write_bytes(b"{}")
     assert read_statuses(pool) == {}
@@ -106,7 +108,9 @@ def test_no_status_is_read_for_a_name_that_is_no_workers(pool: PoolDirectory) ->
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
-def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[str, Any]) -> None:
+def test_every_field_of_a_status_has_its_type_whatever_the_file_holds(
+    facts: dict[str, Any],
+) -> None:
     status = parse_status(ME, facts | {"worker_id": ME})
     assert status is not None
     for name, default in asdict(Status(ME)).items():
@@ -124,7 +128,7 @@ def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(CURRENT_FIELDS), JSON))
-def test_no_field_of_the_current_claim_can_be_anything_but_what_it_should_be(
+def test_every_field_of_the_current_claim_has_its_type_whatever_the_file_holds(
     facts: dict[str, Any],
 ) -> None:
     current = hostile(current=facts).current
@@ -145,7 +149,7 @@ def test_a_number_that_cannot_be_reckoned_with_keeps_its_default(value: Any) -> 
 
 
 @pytest.mark.parametrize("value", [float("inf"), ["x"], {"x": 1}, None, 7])
-def test_what_is_no_text_is_in_no_list_and_no_table_of_texts(value: Any) -> None:
+def test_lists_and_tables_of_texts_hold_only_texts(value: Any) -> None:
     status = hostile(
         loaded=["k", value], capabilities=[value], slurm={"k": value}, services_status={"k": value}
     )
@@ -154,7 +158,7 @@ def test_what_is_no_text_is_in_no_list_and_no_table_of_texts(value: Any) -> None
 
 
 @pytest.mark.parametrize("current", ["x", 7, [], None, True])
-def test_a_current_claim_that_is_no_object_is_none(current: Any) -> None:
+def test_a_current_claim_must_be_an_object(current: Any) -> None:
     assert hostile(current=current).current is None
 
 
@@ -211,7 +215,7 @@ def test_events_are_read_on_from_where_the_last_look_stopped(pool: PoolDirectory
     assert list(reader.events()) == []
 
 
-def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
+def test_invalid_lines_are_skipped_and_the_others_are_read(
     pool: PoolDirectory,
 ) -> None:
     good = b'{"event": "took"}\n'
@@ -221,7 +225,7 @@ def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
     assert list(read_events(pool.events(ME))) == [{"event": "took"}] * 2
 
 
-def test_events_of_nobody_are_none(pool: PoolDirectory) -> None:
+def test_a_missing_journal_has_no_events(pool: PoolDirectory) -> None:
     assert list(read_events(pool.events(ME))) == []
     os.mkdir(pool.events(ME))
     assert list(read_events(pool.events(ME))) == []
@@ -309,7 +313,7 @@ anything = st.recursive(
 
 
 @given(st.dictionaries(st.text().filter(lambda key: key not in ("t", "event", "worker")), anything))
-def test_a_line_of_the_journal_is_json_whatever_it_tells(facts: dict[str, Any]) -> None:
+def test_every_line_of_a_journal_is_json(facts: dict[str, Any]) -> None:
     lines: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "Appender", lambda path: SimpleNamespace(line=lines.append))

@@ -76,7 +76,7 @@ def court(pool: PoolDirectory) -> Court:
         ("17_3 SOMETHING_NEW 1", JobFate.UNKNOWN),
     ],
 )
-def test_a_jobs_state_and_restarts_tell_its_workers_fate(
+def test_a_jobs_state_and_restarts_decide_its_workers_fate(
     court: Court, squeue: Squeue, row: str, fate: JobFate
 ) -> None:
     squeue.prints(row)
@@ -94,9 +94,7 @@ def test_a_running_job_vouches_for_a_silent_worker_but_not_for_a_dead_process(
 
 
 @pytest.mark.parametrize("row", ["17_3 RUNNING 1", "17_3 COMPLETING 1"])
-def test_no_worker_is_vouched_for_beyond_three_leases(
-    court: Court, squeue: Squeue, row: str
-) -> None:
+def test_no_death_is_deferred_beyond_three_leases(court: Court, squeue: Squeue, row: str) -> None:
     squeue.prints(row)
     court.doubt()
     court.clock.forward(DOUBT_LEASES * LEASE_S - 0.1)
@@ -107,7 +105,7 @@ def test_no_worker_is_vouched_for_beyond_three_leases(
     assert not court.job_fates.defers(court.worker, gone=False)
 
 
-def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
+def test_squeue_is_asked_once_a_lease_about_all_workers_in_doubt(
     pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
@@ -123,7 +121,7 @@ def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
     assert len(squeue.asked) == 2
 
 
-def test_an_answer_from_before_a_worker_came_into_doubt_says_nothing_of_it(
+def test_an_answer_from_before_a_worker_came_into_doubt_does_not_count(
     pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1", "17_5 RUNNING 1")
@@ -147,7 +145,7 @@ def test_a_worker_that_beats_again_is_doubted_afresh(court: Court, squeue: Squeu
 
 
 @pytest.mark.parametrize("facts", [{}, {"slurm_job_id": "x"}])
-def test_without_a_job_nobody_is_asked(
+def test_without_a_job_squeue_is_not_asked(
     pool: PoolDirectory, squeue: Squeue, facts: dict[str, str]
 ) -> None:
     court = Court(pool, facts=facts)

@@ -198,7 +198,7 @@ def test_a_claim_that_another_user_planted_fails_by_name_and_is_not_run(
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
-def test_what_a_private_pool_holds_nobody_else_may_write(
+def test_nothing_in_a_private_pool_is_writable_by_others(
     users: Users, tmp_path: Path, inputs: list[Path], words: dict[str, str], umask: int
 ) -> None:
     root = give(make(tmp_path / "alice"), "alice") / "pool"
@@ -240,7 +240,7 @@ def test_a_groups_pool_is_made_for_the_group_whatever_the_umask(
     assert found["personal"] == 3
 
 
-def test_members_work_each_others_claims_when_told_to(
+def test_members_work_each_others_claims_with_trust_group(
     users: Users, shared: str, words: dict[str, str], inputs: list[Path]
 ) -> None:
     """Planned by alice, worked by bob, looked at and merged by both."""
@@ -260,14 +260,14 @@ def test_members_work_each_others_claims_when_told_to(
         assert users.fsqueue(user, "status", GROUP, shared).returncode == 0
 
 
-def test_a_member_who_was_not_told_refuses_the_groups_pool(users: Users, shared: str) -> None:
+def test_without_trust_group_a_member_refuses_the_groups_pool(users: Users, shared: str) -> None:
     for user in ("alice", "bob"):
         line = message(users.fsqueue(user, "work", shared))
         assert "--trust-group" in line
     assert len(waiting(shared)) == 3
 
 
-def test_who_is_no_member_can_do_nothing_in_a_groups_pool(users: Users, shared: str) -> None:
+def test_a_non_member_can_do_nothing_in_a_groups_pool(users: Users, shared: str) -> None:
     before = waiting(shared)
     run = users.fsqueue("mallory", *WORK, GROUP, shared)
     assert run.returncode == 1
@@ -280,9 +280,7 @@ def test_a_group_that_everybody_may_write_beside_is_not_trusted(users: Users, sh
     assert "can be written by everybody" in message(users.fsqueue("bob", *WORK, GROUP, shared))
 
 
-def test_what_somebody_left_who_is_no_member_any_more_is_refused(
-    users: Users, shared: str, tmp_path: Path
-) -> None:
+def test_files_of_a_former_member_are_refused(users: Users, shared: str, tmp_path: Path) -> None:
     planted = Path(shared, "spools", "cpu0", "forged.command.c9.a0.r0")
     planted.write_bytes(forged(tmp_path / "lab" / "marker"))
     give(planted, "mallory", group=LAB)
@@ -458,7 +456,7 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
     assert len(users.python("bob", code, shared).stdout.split()) == 6
 
 
-def test_a_member_cannot_swap_a_workshop_that_somebody_works_in(users: Users, shared: str) -> None:
+def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: str) -> None:
     made = f"{shared}/outputs/.w-1-a"
     code = "from fsqueue import directories; directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
@@ -485,7 +483,7 @@ def test_tidying_up_does_not_follow_a_link_out_of_the_pool(
 
 
 @pytest.mark.parametrize("what", ["os.mkfifo", "os.mkdir"])
-def test_what_is_no_file_holds_nobody_up(
+def test_special_files_block_no_command(
     users: Users, shared: str, tmp_path: Path, what: str
 ) -> None:
     odd = ["status/x-1-a.json", "events/x-1-a.jsonl", "errors/x.a0.json"]
@@ -534,7 +532,7 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
             directories.make_private(str(planted))
 
 
-def test_a_checkpoint_that_is_a_pickle_is_no_checkpoint() -> None:
+def test_a_pickle_is_refused_as_a_checkpoint() -> None:
     import pickle
 
     from embed.outputs.claim_file import unpack

@@ -75,7 +75,7 @@ def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path
     assert operations.total - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
 
 
-def test_what_comes_back_by_hand_is_found_by_a_glance(pool: PoolDirectory) -> None:
+def test_a_claim_put_back_by_hand_is_found_by_looking_at_one_spool(pool: PoolDirectory) -> None:
     """In another's spool, where neither plans/ nor running/ tells of it."""
     hand = Hand(pool)
     claims.fail(pool, hand.take())
@@ -86,7 +86,7 @@ def test_what_comes_back_by_hand_is_found_by_a_glance(pool: PoolDirectory) -> No
     assert backoff.wait_s == 3.0 and not backoff.quiet
 
 
-def test_what_waits_and_stays_is_no_news(pool: PoolDirectory) -> None:
+def test_a_claim_that_keeps_waiting_is_not_news(pool: PoolDirectory) -> None:
     backoff = quiet(pool)
     assert any(backoff.should_look_everywhere() for _ in range(2)), "seen for the first time"
     for _ in range(len(WAIT_INTERVALS)):
@@ -94,14 +94,14 @@ def test_what_waits_and_stays_is_no_news(pool: PoolDirectory) -> None:
     assert not any(backoff.should_look_everywhere() for _ in range(4))
 
 
-def test_who_may_not_steal_single_looks_at_its_own_spool_alone(pool: PoolDirectory) -> None:
+def test_a_worker_that_does_not_steal_looks_only_at_its_own_spool(pool: PoolDirectory) -> None:
     backoff = quiet(pool, "gpu1", stealing=False)
     assert not any(backoff.should_look_everywhere() for _ in range(SINGLE_LOOKS))
     plan(pool, "b.10", "c.10", weights=(1.0, 1.0))
     assert set(backoff._seen) == {"gpu1"}
 
 
-def test_now_and_then_a_quiet_worker_looks_everywhere_all_the_same(tmp_path: Path) -> None:
+def test_a_quiet_worker_still_looks_everywhere_now_and_then(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=(1.0, 1.0))
     backoff = quiet(pool)
     looks = [backoff.should_look_everywhere() for _ in range(3 * (SINGLE_LOOKS + 3))]
@@ -133,7 +133,7 @@ class Spender:
         return self.clock.now - before
 
 
-def test_a_budget_is_kept_over_time_and_allows_a_second_s_worth_at_once() -> None:
+def test_the_limit_holds_over_time_and_allows_a_seconds_worth_at_once() -> None:
     spender = Spender(10.0)
     waits = [spender.spend(5) for _ in range(42)]
     assert waits[:3] == [0.0, 0.0, 0.0]
@@ -141,13 +141,13 @@ def test_a_budget_is_kept_over_time_and_allows_a_second_s_worth_at_once() -> Non
     assert spender.rate_limit.waited_s == spender.clock.now - spender.begun
 
 
-def test_what_may_not_wait_is_paid_by_what_may() -> None:
+def test_operations_that_cannot_wait_delay_those_that_can() -> None:
     spender = Spender(10.0)
     assert [spender.spend(25, asking=False) for _ in range(2)] == [0.0, 0.0]
     assert spender.spend(1) == pytest.approx(4.0)
 
 
-def test_who_spends_less_never_waits_and_saves_no_more_than_a_second_s_worth() -> None:
+def test_spending_less_never_waits_and_saves_at_most_a_seconds_allowance() -> None:
     spender = Spender(10.0)
     for _ in range(20):
         spender.clock.forward(1.0)
@@ -160,7 +160,7 @@ def test_who_spends_less_never_waits_and_saves_no_more_than_a_second_s_worth() -
 # ---- what is shown ----
 
 
-def test_who_is_held_back_by_its_budget_is_said(pool: PoolDirectory) -> None:
+def test_a_worker_held_back_by_its_limit_raises_an_alert(pool: PoolDirectory) -> None:
     worker = "node7-1-aaaaaa"
     enlist(pool, worker)
     report(pool, worker, metadata_ops_max=5.0, metadata_ops_per_s=5.2, held_back=0.62)

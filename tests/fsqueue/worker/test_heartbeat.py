@@ -88,7 +88,7 @@ def beats(hand: Hand, count: int) -> None:
         hand.beat._beat()
 
 
-def test_a_lease_that_could_not_be_renewed_is_said_once_in_a_long_outage(
+def test_a_failed_renewal_is_logged_once_in_a_long_outage(
     hand: Hand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A missed beat alone is nothing; each further one of the same outage is the same news."""

@@ -63,7 +63,7 @@ def taken(claim_source: ClaimSource) -> int | None:
     return found[0].cost if found else None
 
 
-def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_path: Path) -> None:
+def test_claims_too_long_for_the_time_left_are_left_and_smaller_ones_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50", "c.10", "d.9", "e.8")
     claim_source = source_of(pool, left_s=30, rate=1.0)
     assert [taken(claim_source) for _ in range(4)] == [10, 9, 8, None]
@@ -71,7 +71,7 @@ def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_pat
     assert (waiting.all, waiting.could_take, waiting.too_long) == (2, 0, 2)
 
 
-def test_what_takes_an_unknown_time_is_tried(tmp_path: Path) -> None:
+def test_a_claim_of_unknown_duration_is_tried(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50")
     assert taken(source_of(pool, left_s=1)) == 100
 
@@ -87,7 +87,7 @@ def test_a_rate_is_learned_from_others_on_the_same_gpu(
     assert taken(source_of(pool, left_s=30)) == cost
 
 
-def test_a_fresh_worker_refuses_no_claim_for_no_other_would_have_more_time(tmp_path: Path) -> None:
+def test_a_fresh_worker_refuses_no_claim_as_too_long(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100")
     worker = Worker(pool, WorkerSettings(spool="gpu0", allocation=Allocation(job(90), grace_s=60)))
     worker.status.rates[KIND] = 1.0
@@ -121,7 +121,7 @@ def test_only_a_warning_is_a_reason_to_come_back(
     assert worker.should_requeue() is comes
 
 
-def test_the_end_of_the_allocation_is_a_reason_to_come_back(tmp_path: Path) -> None:
+def test_the_end_of_the_allocation_is_a_reason_to_requeue(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1.5)
     wait_for(lambda: worker.shutdown.departure(1), "the allocation to end")
     departure = worker.shutdown.departure(1)
@@ -130,27 +130,27 @@ def test_the_end_of_the_allocation_is_a_reason_to_come_back(tmp_path: Path) -> N
     assert worker.should_requeue()
 
 
-def test_claims_that_need_more_time_than_is_left_are_a_reason_to_come_back(tmp_path: Path) -> None:
+def test_claims_that_need_more_time_than_is_left_are_a_reason_to_requeue(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     assert not worker.should_requeue()
     worker.ran_out_of_time = True
     assert worker.should_requeue()
 
 
-def test_an_order_to_drain_is_no_reason_to_come_back(tmp_path: Path) -> None:
+def test_a_drained_worker_is_not_requeued(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     worker.beat.orders = frozenset({"drain"})
     assert worker.shutdown.departure(1)
     assert not worker.should_requeue()
 
 
-def test_nobody_comes_back_to_a_pool_where_nothing_remains(tmp_path: Path) -> None:
+def test_no_worker_is_requeued_when_nothing_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000, inputs=())
     worker.shutdown.signal = signal.SIGUSR1
     assert not worker.should_requeue()
 
 
-def test_what_others_still_run_is_work_that_remains(tmp_path: Path) -> None:
+def test_claims_that_other_workers_run_are_work_that_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     Hand(worker.pool, "gpu0").take()
     worker.shutdown.signal = signal.SIGUSR1

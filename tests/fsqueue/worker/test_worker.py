@@ -137,9 +137,7 @@ def test_a_worker_takes_what_it_can_beside_what_it_cannot(tmp_path: Path) -> Non
         (["--no-such-option"], "--no-such-option"),
     ],
 )
-def test_what_makes_no_sense_on_the_command_line_is_status_2(
-    pool: PoolDirectory, words: list[str], complaint: str
-) -> None:
+def test_invalid_options_exit_with_2(pool: PoolDirectory, words: list[str], complaint: str) -> None:
     run = fsqueue("work", pool.root, *words)
     assert run.returncode == 2
     assert complaint in run.stderr
@@ -189,7 +187,7 @@ def test_a_claim_that_another_runs_is_left(pool: PoolDirectory) -> None:
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
 
 
-def test_who_is_drained_when_all_is_done_leaves_as_if_by_itself(pool: PoolDirectory) -> None:
+def test_a_worker_drained_when_all_is_done_exits_with_0(pool: PoolDirectory) -> None:
     assert fsqueue("drain", pool.root).returncode == 0
     assert fsqueue("work", pool.root, "--keep-alive").returncode == 75
     assert fsqueue("drain", pool.root, "--undo").returncode == 0
@@ -412,7 +410,7 @@ class Made(Handler):
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_whoever_takes_an_interrupted_claim_goes_on_from_its_checkpoints(
+def test_an_interrupted_claim_resumes_from_its_checkpoints(
     start: Start, tmp_path: Path, end: str
 ) -> None:
     pool, env = plan_made(tmp_path, "steps", STEPS)
