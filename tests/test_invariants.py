@@ -1,6 +1,6 @@
 """I1 to I9, as numbered at the head of fsqueue/pool/claims.py: one test each, or a few.
 
-Each is held against every operation of those who could break it, not against one lucky run.
+Each is checked at every operation that could break it, not in one lucky run.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_i2_every_transition_is_one_rename_and_nothing_else_ever_touches_a_claim
     assert moves == [("staged", "waiting")]
 
 
-# ---- I3: whoever's rename into running/ took effect owns the claim ----
+# ---- I3: the worker whose rename into running/ took effect owns the claim ----
 
 
 def test_i3_two_workers_take_one_claim_and_one_owns_it(pool: PoolDirectory) -> None:

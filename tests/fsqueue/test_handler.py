@@ -170,17 +170,17 @@ def test_a_file_that_changed_has_another_key(tmp_path: Path) -> None:
 
 
 def test_progress_warnings_and_the_wish_to_stop_reach_the_worker(tmp_path: Path) -> None:
-    told: list[Any] = []
+    reports: list[Any] = []
     work = make_work(
         tmp_path,
-        report=lambda done, total, measures: told.append((done, total, dict(measures))),
-        warn=told.append,
-        is_stopping=lambda: bool(told),
+        report=lambda done, total, measures: reports.append((done, total, dict(measures))),
+        warn=reports.append,
+        is_stopping=lambda: bool(reports),
     )
     assert not work.stopping
     work.progress(1, 2, residues=5)
     work.warn("odd")
-    assert told == [(1, 2, {"residues": 5}), "odd"]
+    assert reports == [(1, 2, {"residues": 5}), "odd"]
     assert work.stopping
 
 

@@ -54,7 +54,7 @@ def warnings(run: subprocess.CompletedProcess[str], about: str) -> list[str]:
 
 
 def plant(
-    pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", says: str = "cpu0"
+    pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", spool_inside: str = "cpu0"
 ) -> Path:
     """Return the path of a claim that no plan knows; it holds a program that fails."""
     name = ClaimName(id, "command", 999)
@@ -62,7 +62,7 @@ def plant(
     facts = os.stat("/dev/null")
     payload = {"input": "/dev/null", "facts": {"bytes": 0, "mtime_ns": facts.st_mtime_ns}}
     path = Path(pool.waiting(spool, name))
-    path.write_bytes(Claim("command", says, options, payload, {}).encode(name))
+    path.write_bytes(Claim("command", spool_inside, options, payload, {}).encode(name))
     return path
 
 
@@ -231,7 +231,7 @@ def test_a_claim_with_another_id_than_its_name_fails(pool: PoolDirectory) -> Non
 
 @pytest.mark.parametrize("spool", ["ghost", "../../../tmp"])
 def test_a_claim_of_a_missing_spool_harms_no_other(pool: PoolDirectory, spool: str) -> None:
-    plant(pool, says=spool)
+    plant(pool, spool_inside=spool)
     run = fsqueue("work", pool.root, *QUICK)
     assert run.returncode == 3, run.stderr
     assert len(warnings(run, "planted failed")) == 3
@@ -312,7 +312,7 @@ NONSENSE = (
 def test_nonsense_in_status_files_hinders_neither_thieves_nor_eyes(
     pool: PoolDirectory, tmp_path: Path
 ) -> None:
-    """I8: some who live and work in cpu0 tell nonsense about it."""
+    """I8: workers of cpu0 write invalid statuses."""
     for number, text in enumerate(NONSENSE):
         liar = f"liar-{number}-abcdef"
         lease = Path(pool.directory("workers"), f"{liar}.b000000")
@@ -527,7 +527,7 @@ def test_standard_input_cannot_be_planned(tmp_path: Path) -> None:
 def test_a_mount_that_shuts_this_host_out_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an evicted client of CephFS is told, which Python calls a BrokenPipeError."""
+    """The error that an evicted client of CephFS gets, which Python calls a BrokenPipeError."""
 
     def shut_out(**_: object) -> None:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN), "/pool/workers")

@@ -105,7 +105,7 @@ def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
     assert len(renames) == 1
     assert only(pool, place) == becomes(mine)
     assert Path(renames[0][1]).read_bytes() == before
-    assert problems(pool) == [] or place is State.DONE  # nobody made its output
+    assert problems(pool) == [] or place is State.DONE  # it has no output
 
 
 def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
@@ -117,7 +117,7 @@ def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
     assert only(pool, State.WAITING) == back
     assert claims.retry(pool, mine, "gpu0") == back, "it is there: as good as if we had moved it"
     claims.take(pool, "gpu0", back, OTHER)
-    assert claims.retry(pool, mine, "gpu0") is None, "somebody else did, and it went on"
+    assert claims.retry(pool, mine, "gpu0") is None, "another process did, and it moved on"
 
 
 def test_a_waiting_claim_is_cancelled_into_failed(pool: PoolDirectory, waiting: ClaimName) -> None:

@@ -46,7 +46,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 @pytest.fixture
 def lease(pool: PoolDirectory) -> Lease:
-    """My lease, at its first beat; of a process that nobody here can prove dead."""
+    """A lease at its first beat, of a process that cannot be proved dead here."""
     lease = Lease(pool, ME)
     lease.enlist()
     return lease
@@ -426,7 +426,7 @@ def test_a_lease_that_every_other_listing_hides_never_expires(
 def test_an_observer_does_not_count_time_in_which_it_did_not_look(
     lease: Lease, observer: Observer, clock: Clock, away_s: float
 ) -> None:
-    """It may have been suspended together with those whom it watches: they wake when it wakes."""
+    """It may have been suspended together with the workers it watches: all wake at once."""
     watch(observer, clock, LEASE_S / 4)
     clock.forward(away_s)
     observer.look()
@@ -450,7 +450,7 @@ def test_two_looks_far_apart_that_both_miss_a_lease_do_not_make_it_absent_in_bet
 def test_a_beat_that_moved_between_rare_looks_is_not_a_sign_of_life(
     observer: Observer, lease: Lease, clock: Clock
 ) -> None:
-    """It moved at some time in between; whoever goes by that leaves a claim to a dead worker."""
+    """It moved at some time in between; believing it would leave a claim to a dead worker."""
     observer.look()
     lease.renew()
     clock.forward(3 * LEASE_S)
@@ -475,7 +475,7 @@ def test_an_observer_that_was_away_still_finds_the_dead(
 def test_a_beat_that_moved_while_an_observer_was_stopped_is_not_a_sign_of_life(
     lease: Lease, observer: Observer, clock: Clock, beats: int
 ) -> None:
-    """Its worker may have died at once; whoever leaves on the strength of it strands a claim."""
+    """Its worker may have died at once; leaving because of it would strand a claim."""
     observer.look()
     clock.forward(BEAT_S)
     lease.renew()
@@ -634,10 +634,10 @@ def test_a_damaged_lease_proves_nothing_and_expires_by_time_alone(
 
 def test_nothing_is_known_of_a_worker_that_was_never_seen(observer: Observer) -> None:
     observer.look()
-    assert observer.process("nobody") is Process.UNKNOWN
-    assert observer.standing("nobody") is Standing.LIVING
-    assert not observer.beating("nobody")
-    assert observer.end("nobody", "judge-2-bbbbbb")
+    assert observer.process("unknown") is Process.UNKNOWN
+    assert observer.standing("unknown") is Standing.LIVING
+    assert not observer.beating("unknown")
+    assert observer.end("unknown", "judge-2-bbbbbb")
 
 
 def test_other_names_among_the_leases_are_skipped(pool: PoolDirectory, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""Plan files: numbered by one link, completed by anybody, refused when damaged."""
+"""Plan files: numbered by one link, completed by any process, refused when damaged."""
 
 from __future__ import annotations
 

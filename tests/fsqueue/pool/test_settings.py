@@ -211,9 +211,9 @@ def test_json_other_than_an_object_raises_and_names_the_file(tmp_path: Path, dat
 
 
 def test_the_first_weight_of_a_spool_stands(pool: PoolDirectory) -> None:
-    assert add_spool(pool, Spool("gpu0", "RTX 3090", 1.0, "as told")).weight == 1.0
+    assert add_spool(pool, Spool("gpu0", "RTX 3090", 1.0, "as requested")).weight == 1.0
     assert add_spool(pool, Spool("gpu0", "RTX 4090", 1.5)) == Spool(
-        "gpu0", "RTX 3090", 1.0, "as told"
+        "gpu0", "RTX 3090", 1.0, "as requested"
     )
 
 

@@ -318,8 +318,8 @@ def test_every_line_of_a_journal_is_json(facts: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "Appender", lambda path: SimpleNamespace(line=lines.append))
         Journal(PoolDirectory("/p", "id", 30.0, 3), ME).write("warning", **facts)
-    told = json.loads(lines[0])
-    assert {key: told[key] for key in told if key not in ("t", "event", "worker")} == facts
+    event = json.loads(lines[0])
+    assert {key: event[key] for key in event if key not in ("t", "event", "worker")} == facts
 
 
 def test_a_claims_line_is_written_without_an_encoder(

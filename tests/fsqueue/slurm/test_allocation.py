@@ -208,14 +208,14 @@ def test_squeue_is_not_asked_if_the_environment_has_the_end(squeue: Squeue) -> N
 def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
     squeue: Squeue, off_s: int
 ) -> None:
-    """It is as old as its job, by a clock that nobody sets."""
+    """It is as old as its job, by a clock that cannot be set."""
     batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
     age_s = allocation._age_s()
     assert age_s is not None and 0 < age_s < 3 * 3600  # that of these tests
     begun = int(time.time() - age_s) + off_s
     times = {"SLURM_JOB_START_TIME": str(begun), "SLURM_JOB_END_TIME": str(begun + 14400)}
-    told = Allocation(batch | times, grace_s=0).left_s()
-    assert told == pytest.approx(14400 - age_s, abs=5)
+    left_s = Allocation(batch | times, grace_s=0).left_s()
+    assert left_s == pytest.approx(14400 - age_s, abs=5)
     assert squeue.asked == []
     by_clock = 14400 + off_s - age_s
     hours, seconds = divmod(int(by_clock), 3600)
@@ -242,9 +242,9 @@ def test_a_short_allocation_is_left_a_quarter_before_its_end(squeue: Squeue) -> 
     assert settled(Allocation(TASK, clock=Clock())) == 45
 
 
-@pytest.mark.parametrize("says", ["UNLIMITED", "INVALID", ""])
-def test_without_a_known_end_there_is_no_limit(squeue: Squeue, says: str) -> None:
-    squeue.prints(says)
+@pytest.mark.parametrize("output", ["UNLIMITED", "INVALID", ""])
+def test_without_a_known_end_there_is_no_limit(squeue: Squeue, output: str) -> None:
+    squeue.prints(output)
     assert settled(Allocation(TASK)) == math.inf
 
 

@@ -25,7 +25,7 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
 
 
 class Court:
-    """A worker of job 17_3 in its second run, somebody who doubts it, and a clock."""
+    """A worker of job 17_3 in its second run, a recoverer that doubts it, and a clock."""
 
     def __init__(self, pool: PoolDirectory, *, facts: dict[str, str] | None = None) -> None:
         self.clock = Clock()
@@ -267,7 +267,7 @@ def test_slurm_being_down_changes_nothing_for_a_lost_worker(case: Case, squeue: 
 def test_a_claim_found_after_its_owners_lease_was_ended_is_excused_too(
     case: Case, squeue: Squeue
 ) -> None:
-    """Whoever ended the lease died before he put the claim back."""
+    """The recoverer that ended the lease died before it put the claim back."""
     squeue.prints("17_3 NODE_FAIL 1")
     first = Hand(case.pool, "gpu0", clock=case.clock)
     first.observer.look()

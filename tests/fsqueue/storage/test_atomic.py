@@ -364,7 +364,7 @@ def test_read_tries_again_when_the_handle_of_a_replaced_file_is_stale(
 def test_read_avoids_delegations_where_the_server_grants_them(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS 4 has others wait with their renames for whoever has read a file, alive or dead."""
+    """With a delegation, an NFS 4 server makes renames wait for a reader, even a dead one."""
     atomic.publish(path, b"what a later rename moves")
     flags = {os.path.dirname(path): os.O_DIRECT}
     monkeypatch.setattr(atomic, "no_delegation_flag", flags.__getitem__)
@@ -475,7 +475,7 @@ def test_names_refuses_what_is_not_a_directory(path: str, make: Callable[[str], 
 def test_names_refuses_a_directory_that_another_user_could_fill(path: str) -> None:
     os.mkdir(path)
     os.chown(path, STRANGER, STRANGER)
-    assert atomic.names(path) == [], "nothing of anybody's to be refused"
+    assert atomic.names(path) == [], "an empty directory holds nothing to refuse"
     Path(path, "a").touch()
     with pytest.raises(PoolError, match=f"belongs to user {STRANGER}"):
         atomic.names(path)

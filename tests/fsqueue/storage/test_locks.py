@@ -70,7 +70,7 @@ def test_without_locks_a_thief_continues_and_leaves_no_soft_lock(
         assert free(path), "a lock by existence would outlive a killed holder"
     assert set(os.listdir(os.path.dirname(path))) <= {"gpu0.lock"}
     monkeypatch.undo()
-    assert free(path), "what was left behind excludes nobody"
+    assert free(path), "the file left behind excludes no process"
 
 
 def test_other_errors_than_missing_locks_are_raised(

@@ -1,4 +1,4 @@
-"""Who may give work to whom: other users really attack here. SECURITY.md has what each test is for.
+"""Which users may give work to which: other users really attack here. See SECURITY.md.
 
 `private` is alice's own pool, `shared` one that she made for her group, which bob is in.
 """
@@ -82,7 +82,7 @@ def planned(users: Users, root: Path, inputs: list[Path], *how: str, umask: int 
 
 
 def seen(root: str) -> PoolDirectory:
-    """Return a pool as its paths; the test itself is root, and trusts nobody."""
+    """Return a pool without opening it: the test itself is root, and trusts no other user."""
     facts = json.loads(Path(root, "pool.json").read_text())
     return PoolDirectory(root, facts["id"], facts["lease_s"], facts["attempts_max"])
 
@@ -138,7 +138,7 @@ def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: s
 
 
 @pytest.mark.parametrize(
-    ("place", "mode", "who"),
+    ("place", "mode", "writers"),
     [
         (".", 0o777, "everybody"),
         (".", 0o775, "its group"),
@@ -147,11 +147,11 @@ def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: s
     ],
 )
 def test_a_pool_that_others_may_write_to_is_refused(
-    users: Users, private: str, place: str, mode: int, who: str
+    users: Users, private: str, place: str, mode: int, writers: str
 ) -> None:
     os.chmod(Path(private, place), mode)
     line = message(users.fsqueue("alice", "work", private))
-    assert f"can be written by {who}" in line and "chmod -R go-w" in line
+    assert f"can be written by {writers}" in line and "chmod -R go-w" in line
     assert len(waiting(private)) == 3
 
 
@@ -247,8 +247,8 @@ def test_members_work_each_others_claims_with_trust_group(
     assert (
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
-    told = words | {"FSQUEUE_TRUST_GROUP": "1"}
-    run = users.fsqueue("bob", *WORK, shared, env=told)
+    trusting = words | {"FSQUEUE_TRUST_GROUP": "1"}
+    run = users.fsqueue("bob", *WORK, shared, env=trusting)
     assert run.returncode == 5, run.stderr  # alice's own remain
     assert "claims wait that this worker cannot or may not take" in run.stderr
     outputs = sorted(Path(shared, "outputs").glob("*.txt"))
@@ -297,7 +297,7 @@ def test_a_dead_members_claims_are_put_back_by_another(
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
     take = "p, n = sys.argv[1:]; os.rename(f'{p}/spools/cpu0/{n}', f'{p}/running/{n}@gone-1-a')"
-    for kind in (".words", ".command"):  # what that one says, bob cannot even read
+    for kind in (".words", ".command"):  # bob cannot even read the latter
         name = next(n for n in waiting(shared) if kind in n)
         assert users.python("alice", take, shared, name).returncode == 0
     lease = "open(sys.argv[1] + '/workers/gone-1-a.left', 'w')"
@@ -365,7 +365,7 @@ def test_an_output_that_a_member_moves_among_the_claims_is_not_run(
     target = Path(shared, "spools", "cpu0", f"forged.command--uid{IDS['alice']}.c9.a0.r0")
     moved = users.python("bob", "os.rename(*sys.argv[1:])", output, target)
     assert "PermissionError" in moved.stderr, "outputs/ is sticky"
-    output.rename(target)  # as the pool's owner might, or anybody where there is nothing sticky
+    output.rename(target)  # as the pool's owner might, or any member if outputs/ is not sticky
     attack(users, shared, tmp_path, "pass")
     assert target.with_name(target.name[:-1] + "1").exists(), "it is left alone"
 
@@ -468,7 +468,7 @@ def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: 
 def test_tidying_up_does_not_follow_a_link_out_of_the_pool(
     users: Users, shared: str, tmp_path: Path
 ) -> None:
-    """A claim that was put back is done: its checkpoints go, where bob says they are."""
+    """When a claim that was put back is done, its checkpoints go, from where bob put them."""
     precious = give(make(tmp_path / "precious"), "alice", mode=0o700)
     (precious / "file").write_text("precious")
     give(precious / "file", "alice")

@@ -1,4 +1,4 @@
-"""An idle worker looks ever more seldom while nothing changes; nobody spends beyond a budget."""
+"""An idle worker looks ever less often while nothing changes; no worker exceeds its limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 
 def quiet(pool: PoolDirectory, spool: str | None = "gpu1", *, stealing: bool = True) -> Backoff:
-    """Return the pace of a worker that has seen the same for so long that it only glances."""
+    """Return the backoff of a worker that has seen no change for long."""
     backoff = Backoff(pool, 3.0, spool, stealing=stealing)
     for _ in range(len(WAIT_INTERVALS)):
         assert backoff.should_look_everywhere()
@@ -32,7 +32,7 @@ def quiet(pool: PoolDirectory, spool: str | None = "gpu1", *, stealing: bool = T
     return backoff
 
 
-# ---- the pace ----
+# ---- when an idle worker looks ----
 
 
 def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_does(
@@ -113,11 +113,11 @@ def test_a_pool_without_spools_is_looked_at_everywhere(tmp_path: Path) -> None:
     assert backoff.should_look_everywhere()
 
 
-# ---- the budget ----
+# ---- the rate limit ----
 
 
 class Spender:
-    """Somebody with a budget on a clock of ours, which sleeping moves."""
+    """A process with a rate limit, on a clock that its sleeping moves."""
 
     def __init__(self, per_s: float) -> None:
         self.clock = Clock()

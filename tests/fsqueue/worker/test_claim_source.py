@@ -185,7 +185,7 @@ def test_a_spool_is_listed_again_after_a_few_misses(tmp_path: Path) -> None:
 
 
 def test_a_long_spool_is_not_listed_again_for_a_few_misses(tmp_path: Path) -> None:
-    """While a million names are listed, others take thousands: who lists again never catches up."""
+    """While a million names are listed, others take thousands: listing again never catches up."""
     pool = fill(tmp_path / "pool", 1_000)
     claim_source = source_of(Hand(pool, "cpu0"))
     assert claim_source.next() is not None
@@ -397,7 +397,7 @@ def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_t
         pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3
     )
     taken = [stem for stem, _ in take_all(claim_source)]
-    assert taken == ["a", "c", "e"], "nobody lives at gpu0; of the two in gpu1 none is stolen"
+    assert taken == ["a", "c", "e"], "gpu0 has no living worker; of the two in gpu1 none is stolen"
     assert claim_source.count_waiting(since=time.monotonic()) == Waiting(2, 2), (
         "they are waited for: their owner may die"
     )

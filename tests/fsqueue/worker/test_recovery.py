@@ -58,7 +58,7 @@ def judge(pool: PoolDirectory, clock: Clock) -> Hand:
 
 
 def stay_away(worker: Hand) -> None:
-    """Make a worker one of another host: nobody here can prove it dead or alive."""
+    """Make a worker one of another host, so that it cannot be proved dead or alive here."""
     path = worker.pool.lease(worker.lease.name)
     facts = json.loads(Path(path).read_bytes())
     Path(path).write_text(json.dumps(facts | {"boot": "another"}))
@@ -97,7 +97,7 @@ def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
     die_after(action)
 
 
-# ---- who is dead ----
+# ---- which workers are dead ----
 
 
 def test_a_claim_whose_owner_did_not_renew_for_a_lease_goes_back_one_attempt_later(
@@ -220,7 +220,7 @@ def test_files_of_a_dead_worker_that_cannot_be_removed_stop_no_recovery(
 def test_a_worker_that_left_with_a_claim_in_its_hands_is_not_waited_for(
     pool: PoolDirectory, holder: Hand, judge: Hand
 ) -> None:
-    """It must not: but if it was made to, by a full disk say, the claim is not stranded."""
+    """It must not, but if it has to, for example by a full disk, the claim is not stranded."""
     holder.leave()
     assert [r.name.owner for r in judge.sweep()] == [holder.id]
 

@@ -106,7 +106,7 @@ def test_a_spool_can_be_named(pool: PoolDirectory, driver: Driver) -> None:
 def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
     pool: PoolDirectory, driver: Driver, index: str, spool: str | None
 ) -> None:
-    """By place: cpu0, gpu0, gpu1, gpu2. An index that means another model's spool says nothing."""
+    """By place: cpu0, gpu0, gpu1, gpu2. The index of another model's spool does not count."""
     for wanted in ("gpu0", "gpu1"):
         if spool is None:
             Hand(pool, wanted).beat.flush()

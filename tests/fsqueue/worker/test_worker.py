@@ -157,7 +157,7 @@ def test_the_environment_stands_in_for_pool_and_options(pool: PoolDirectory) -> 
     assert run.returncode == 75
     assert counts(pool) == {"done": 2, "waiting": 3}
     assert "interval 2.5s" in run.stderr
-    assert "spool cpu0 (as told)" in run.stderr
+    assert "spool cpu0 (as requested)" in run.stderr
 
 
 # ---- limits ----
@@ -171,7 +171,7 @@ def test_max_claims_is_kept(pool: PoolDirectory) -> None:
 def test_the_last_claim_may_be_the_last_that_it_may_take(
     tmp_path: Path, pool: PoolDirectory
 ) -> None:
-    """75 says that something is left, and makes a batch system start another worker for it."""
+    """75 means that work remains, and makes a batch system start another worker for it."""
     assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
     failing = pool_of(tmp_path / "failing", ".F")
@@ -372,12 +372,12 @@ def test_a_busy_worker_puts_back_what_the_dead_held_before_its_own_work_ends(
     wait_for(lambda: ids(pool, State.RUNNING), "the first claim to run")
     dead.kill()
     (lease,) = Path(pool.directory("workers")).iterdir()
-    lease.write_text("{}")  # nobody can prove that its process is gone
+    lease.write_text("{}")  # it cannot be proved that its process is gone
     (tmp_path / "gate").touch()
     run = fsqueue("work", pool.root, "--spool", "cpu0", *QUICK)
     assert run.returncode == 0, run.stderr
-    told = [event["event"] for event in events(pool) if event["worker"] != worker]
-    after = told[told.index("recovered") :]
+    kinds = [event["event"] for event in events(pool) if event["worker"] != worker]
+    after = kinds[kinds.index("recovered") :]
     assert after.count("took") > 1, "it was put back when all else was done"
     assert counts(pool) == {"done": 40}
 
