@@ -150,6 +150,10 @@ class Embed(Handler):
             self._tokens[options["weights"]] = families.reader(options["family"], folder)
         return self._tokens[options["weights"]]
 
+    def inputs(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the files that a claim reads, each once."""
+        return list(dict.fromkeys(part.path for part in parts_of(payload)))
+
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""
         self.engine(options, log.warning)
