@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.storage import directories
-from tests.support.sequence import interpose, refused
+from tests.support.interleave import interpose, refused
 
 
 def test_discarding_a_directory_that_is_gone_is_no_error(tmp_path: Path) -> None:
