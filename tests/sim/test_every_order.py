@@ -90,6 +90,7 @@ def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_in_every_order_of_two_workers_and_a_recoverer_too() -> None:
     found = explored(two_workers_and_a_recoverer, "a.5.ok")
     TALLY.explored["two workers, a recoverer"] = found
