@@ -5,9 +5,10 @@ waits, largest first, each claim to the worker that would end it first after wha
 before; what falls to us we may take, our own spool's before others'.
 
 What the parts are worth is in docs/benchmarks.md, simulated with these very functions. In order:
-claims so small that every spool has eight or more; stealing at all; largest first; leaving a claim, one of
-our own last ones too, to whoever ends it sooner; speeds as measured instead of by weight. Second
-copies of claims that still run at the end gain nothing once claims are small, so there are none.
+claims so small that every spool has eight or more; stealing at all; largest first; leaving a claim,
+one of our own last ones too, to whoever ends it sooner; speeds as measured instead of by weight.
+Second copies of claims that still run at the end gain nothing once claims are small, so there are
+none.
 """
 
 from __future__ import annotations
