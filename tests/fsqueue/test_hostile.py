@@ -436,7 +436,7 @@ class Made(Handler):
         run = fsqueue("work", disk / "pool", *QUICK, env=env)
         assert run.returncode == 1
         (message,) = warnings(run, "No space left on device")
-        assert "The claim is put back; free some space" in message
+        assert "The claim was put back; free some space" in message
         pool = open_pool(str(disk / "pool"))
         assert counts(pool) == {"waiting": 4}
         assert {name.attempt for name in names_in(pool, State.WAITING)} == {0}
@@ -537,4 +537,4 @@ def test_a_mount_that_shuts_this_host_out_is_named(
         main()
     assert left.value.code == 1
     said = capsys.readouterr().err
-    assert "/pool/workers" in said and "let go of this host" in said and "Mount it again" in said
+    assert "/pool/workers" in said and "disconnected this host" in said and "Mount it again" in said

@@ -458,7 +458,7 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
 
 def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: str) -> None:
     made = f"{shared}/outputs/.w-1-a"
-    code = "from fsqueue import directories; directories.make_private(sys.argv[1])"
+    code = "from fsqueue.storage import directories; directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
     for attempt in ("os.rename(p, p + 'x')", "os.rmdir(p)", "open(p + '/x', 'w')"):
         refused = users.python("bob", f"p = sys.argv[1]; {attempt}", made)

@@ -187,7 +187,7 @@ def test_a_worker_whose_lease_file_is_removed_puts_back_its_claim_and_logs_why(
         for lease in Path(pool.directory("workers")).iterdir():
             lease.unlink(missing_ok=True)
     assert worker.reap() == 1
-    assert "vanished" in worker.log
+    assert "is gone from workers/" in worker.log
     assert counts(pool) == {"waiting": 1}
     assert names_in(pool, State.WAITING)[0].attempt == 0
 

@@ -354,7 +354,7 @@ class Made(fsqueue.Handler):
     pool, env = plan_made(tmp_path, "idle", source)
     run = fsqueue("work", pool.root, env=env)
     assert run.returncode == 3
-    assert "returned without an output" in run.stderr
+    assert "returned without writing its output" in run.stderr
 
 
 # ---- others ----
