@@ -101,7 +101,7 @@ class ClaimSource:
         if preferences != self._taste:
             self._taste = preferences
             for waitlist in (self._own, *self._others.values()):
-                waitlist.suit(preferences)
+                waitlist.apply(preferences)
 
     def next(self) -> tuple[ClaimName, str] | None:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
@@ -124,7 +124,7 @@ class ClaimSource:
                     self._others[spool] = names  # one listing in memory is enough
             total += names.all if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                names.suit(self._taste)
+                names.apply(self._taste)
                 late = self._count_too_long(names)
                 could, too_long = could + len(names) - late, too_long + late
         return Waiting(total, could, too_long)
@@ -198,7 +198,7 @@ class ClaimSource:
         while misses < bearable and (pick := self._choose(offered)) is not None:
             spool, name = pick
             if spool == self._spool or spool in self._admitted:
-                offered[spool].strike(name)
+                offered[spool].remove(name)
                 taken = self._take(spool, name)
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
@@ -207,7 +207,7 @@ class ClaimSource:
                         del offered[spool]
                         continue
                     self._admitted.add(spool)
-                    offered[spool].strike(name)
+                    offered[spool].remove(name)
                     taken = self._take(spool, name)
             if taken is not None:
                 return taken, spool
