@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
-    from fsqueue.maintenance.repair import Order as Order
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
+    from fsqueue.pool.layout import Order as Order
     from fsqueue.pool.reader import ClaimView as ClaimView
     from fsqueue.pool.reader import PlanView as PlanView
     from fsqueue.pool.reader import PoolReader as PoolReader
@@ -56,7 +56,7 @@ _HOMES = {
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
-    "Order": "fsqueue.maintenance.repair",
+    "Order": "fsqueue.pool.layout",
     "Snapshot": "fsqueue.monitor.snapshot",
     "ClaimView": "fsqueue.pool.reader",
     "PlanView": "fsqueue.pool.reader",

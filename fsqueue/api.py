@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Final
 from fsqueue.errors import UsageError
 from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import settings
-from fsqueue.pool.layout import State
+from fsqueue.pool.layout import Order, State
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
-    from fsqueue.maintenance.repair import Cancellation, Order, Retried
+    from fsqueue.maintenance.repair import Cancellation, Retried
     from fsqueue.monitor.failures import FailedClaim
     from fsqueue.monitor.snapshot import Snapshot
     from fsqueue.scheduling.planner import PlanResult, Progress
@@ -282,14 +282,14 @@ class Pool(PoolDirectory):
 
         return repair.cancel(self, dry_run=dry_run)
 
-    def drain(self, workers: Sequence[str] = (), *, order: Order | None = None) -> None:
+    def drain(self, workers: Sequence[str] = (), *, order: Order = Order.DRAIN) -> None:
         """Order workers to finish their claim and leave: those named, or all, new ones included.
 
         `order` may be Order.STOP (put the claim back at once) or Order.PAUSE (take nothing more).
         """
         from fsqueue.maintenance import repair
 
-        repair.drain(self, workers, order=order or repair.Order.DRAIN)
+        repair.drain(self, workers, order=order)
 
     def undo_drain(self, workers: Sequence[str] = ()) -> None:
         """Withdraw the orders given by `drain`."""

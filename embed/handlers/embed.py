@@ -87,7 +87,7 @@ class Embed(Handler):
         }
         return options | (document_plan.prepared(options, self.tokens(options)) if is_text else {})
 
-    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what decides no byte of the outputs."""
         plain = ("store_dtype", "float32")  # what is stored as computed is as if it were not
         return {k: v for k, v in options.items() if k not in NOT_DECISIVE and (k, v) != plain}

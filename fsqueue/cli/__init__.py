@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from fsqueue import __version__
-from fsqueue.errors import FsqueueError
+from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.pool.untrusted import printable
 
 SHOWN_MAX: Final = 4000
@@ -137,7 +137,7 @@ def main() -> NoReturn:
             sys.stderr.close()  # the reader of a pipe has left
             sys.exit(141)
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. {_advice(error)}", 1)
+        _fail(f"{where}{error.strerror or error}. {_advice(error)}", ExitStatus.ERROR)
 
 
 def _fail(message: str, status: int) -> NoReturn:

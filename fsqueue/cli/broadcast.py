@@ -12,7 +12,7 @@ import click
 
 from fsqueue.api import Pool
 from fsqueue.cli.options import SETTINGS, Duration, note, pool_argument, print_json
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 
 if TYPE_CHECKING:
     from fsqueue.broadcast.broadcast import Broadcast
@@ -73,13 +73,13 @@ def broadcast(
 
     A worker runs its copy after its current claim; copies are never stolen.
     """
-    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, made_before
+    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, find_broadcast
 
     timeout_s = timeout if wait else None
     if show is not None:
         if job_type or job_data:
             raise UsageError("--show ID prints an earlier broadcast, and sends nothing.")
-        _print_outcome(pool, made_before(pool, show), timeout_s)
+        _print_outcome(pool, find_broadcast(pool, show), timeout_s)
     if job_type is None or job_data is None:
         raise UsageError("a broadcast needs both --job-type (job_type) and --job-data (job_data).")
     request = BroadcastRequest(job_type, _parse_data(job_data), required_capability, scatter)
@@ -89,7 +89,7 @@ def broadcast(
     answer = made.response()
     print_json(answer)
     note(f"to see its outcome: fsqueue broadcast {pool.root} --show {made.id}")
-    sys.exit(3 if answer["failed"] else 0)
+    sys.exit(ExitStatus.SOME_FAILED if answer["failed"] else ExitStatus.DONE)
 
 
 def _print_outcome(pool: Pool, made: Broadcast, timeout_s: float | None) -> NoReturn:
@@ -103,7 +103,8 @@ def _print_outcome(pool: Pool, made: Broadcast, timeout_s: float | None) -> NoRe
         unfit |= {"waiting", "running"}
     print_json(made.outcome())
     outcomes = {copy.outcome for copy in made.copies}
-    sys.exit(3 if outcomes & unfit or made.totals().get("failed") else 0)
+    failed = outcomes & unfit or made.totals().get("failed")
+    sys.exit(ExitStatus.SOME_FAILED if failed else ExitStatus.DONE)
 
 
 def _parse_data(text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 
 from fsqueue.api import Pool
 from fsqueue.cli.options import SETTINGS, json_option, plural, pool_argument, print_json
+from fsqueue.errors import ExitStatus
 from fsqueue.pool.untrusted import printable
 
 
@@ -35,4 +36,4 @@ def check(pool: Pool, as_json: bool) -> None:
         verdict = plural(len(report.problems), "problem") if report.problems else "clean"
         planned = plural(report.planned, "claim")
         click.echo(f"{pool.root}: {verdict}. {planned} planned: {counts or 'none'}.")
-    sys.exit(1 if report.problems else 0)
+    sys.exit(ExitStatus.ERROR if report.problems else ExitStatus.DONE)

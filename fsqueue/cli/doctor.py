@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
-from fsqueue.errors import NotSupportedError
+from fsqueue.errors import ExitStatus
 from fsqueue.maintenance.doctor import Finding, examine
 from fsqueue.pool.untrusted import printable
 
@@ -81,4 +81,4 @@ def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bo
         )
     else:
         click.echo("This directory is not suitable for a pool: see BAD above. Use another one.")
-    sys.exit(0 if verdict.suitable else NotSupportedError.exit_status)
+    sys.exit(ExitStatus.DONE if verdict.suitable else ExitStatus.NOT_SUPPORTED)

@@ -6,7 +6,7 @@ import click
 
 from fsqueue.api import open_pool
 from fsqueue.cli.options import SETTINGS, split_pool, trust_option
-from fsqueue.maintenance.repair import Order
+from fsqueue.pool.layout import Order
 
 
 @click.command("drain", context_settings=SETTINGS)

@@ -21,7 +21,7 @@ from fsqueue.cli.options import (
     split_pool,
     trust_option,
 )
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.names import ID
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.peers import candidates
@@ -92,14 +92,14 @@ def _explain_need(workers: list[Candidate], need: Need, as_json: bool) -> NoRetu
         out = [{"worker_id": worker, "why": why} for worker, why in reasons.items()]
         best = rows[0]["worker_id"] if rows else None
         print_json({"need": asdict(need), "best": best, "workers": rows, "left_out": out})
-        sys.exit(0 if rows else 5)
+        sys.exit(ExitStatus.DONE if rows else ExitStatus.WORK_REMAINS)
     for row in rows:
         click.echo(f"{printable(row['worker_id'])}: {row['score']:g}")
         shown = [(f"  {t['term']}", f"{t['points']:+.2f}", t["why"]) for t in row["terms"]]
         print_table(("  term", "points", "why"), shown)
     for worker, why in reasons.items():
         click.echo(f"{printable(worker)}: does not qualify: {why}")
-    sys.exit(0 if rows else 5)
+    sys.exit(ExitStatus.DONE if rows else ExitStatus.WORK_REMAINS)
 
 
 def _parse_need(text: str) -> Need:
@@ -138,7 +138,7 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
     found = find(pool, id)
     if as_json:
         print_json(asdict(found) | {"pool": pool.root})
-        sys.exit(0 if found.places else 1)
+        sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
     if not found.places:
         click.echo(f"{id} is nowhere in {pool.root}: not planned, or still being planned.")
     for place in found.places:
@@ -162,7 +162,7 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
         click.echo()
         rows = [(_local(e["t"]), e["event"], str(e.get("worker"))) for e in found.events]
         print_table(("when", "event", "worker"), rows, left=3)
-    sys.exit(0 if found.places else 1)
+    sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
 
 
 def _local(t: float) -> str:

@@ -11,13 +11,20 @@ import click
 from fsqueue.api import Pool
 from fsqueue.cli.documents import json_list, print_lines
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument
+from fsqueue.errors import ExitStatus
 from fsqueue.monitor.attempts import Attempted, attempts
 
 COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "
     "Worker Attempt Ending StolenFrom Kind Cost"
 ).split()
-EXIT_VALUES: Final = {"done": 0, "failed": 1, "released": 75, "killed": -1, "lost": -1}
+EXIT_VALUES: Final = {
+    "done": 0,
+    "failed": 1,
+    "released": int(ExitStatus.DRAINED),
+    "killed": -1,
+    "lost": -1,
+}
 
 EPILOG = """\b
 The first nine columns are those of GNU parallel's --joblog; Command is the

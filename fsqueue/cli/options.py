@@ -51,7 +51,7 @@ class TrustGroup(click.Option):
             is_flag=True,
             is_eager=True,
             expose_value=False,
-            envvar=permissions.TOLD,
+            envvar=permissions.TRUST_GROUP_VARIABLE,
             callback=_trust_group,
             help="Trust all members of the group of the pool's directory.",
             **how,
@@ -61,7 +61,7 @@ class TrustGroup(click.Option):
 def _trust_group(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Trust the group in this process and, through the environment, in those that it starts."""
     if value:
-        os.environ[permissions.TOLD] = "1"
+        os.environ[permissions.TRUST_GROUP_VARIABLE] = "1"
 
 
 def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:

@@ -22,7 +22,7 @@ from fsqueue.cli.options import (
     print_table,
     split_pool,
 )
-from fsqueue.errors import FsqueueError
+from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.handler import Handler, Option, load_handler, registered
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
 from fsqueue.pool.untrusted import printable
@@ -157,7 +157,7 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
     )
     _show(result, root, dry_run=given["dry_run"], as_json=given["as_json"])
     if result.bad:
-        sys.exit(1)
+        sys.exit(ExitStatus.ERROR)
 
 
 def _show(result: PlanResult, root: str, *, dry_run: bool, as_json: bool) -> None:

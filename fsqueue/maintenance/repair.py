@@ -12,15 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
-from fsqueue.pool.layout import State
+from fsqueue.pool.journal import EventKind, Journal
+from fsqueue.pool.layout import CANCEL, Order, State
 from fsqueue.pool.leases import Observer, lease_names
-from fsqueue.pool.names import ID, WORKER, ClaimName, new_worker_id
+from fsqueue.pool.names import ID, WORKER, ClaimName, Role, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic
@@ -28,17 +27,6 @@ from fsqueue.worker.recovery import Recovered, Recovery
 
 RECOVERY_MARGIN: Final = 1.25
 """A lease is watched for this many times its length before its holder is believed to be alive."""
-
-
-class Order(StrEnum):
-    """What workers can be ordered to do; the value is the file's name in control/."""
-
-    DRAIN = "drain"
-    """Finish the current claim, then leave."""
-    STOP = "stop"
-    """Put the current claim back, then leave."""
-    PAUSE = "pause"
-    """Stay, but take nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +60,17 @@ def retry(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = False
     """
     failed = {name.id: name for name in claims.owned(pool, State.FAILED)}
     _refuse_unknown(ids, failed, "failed", f"fsqueue failed {pool.root}")
-    journal = Journal(pool, new_worker_id("retry-"))
+    journal = Journal(pool, new_worker_id(Role.RETRY))
     retried = []
     for id in ids or sorted(failed):
         name = failed[id]
         spool = _planned_spool(pool, name)
         if not dry_run:
             # Before the claim can be taken: an order that is left would cancel it again.
-            atomic.discard(pool.order(_CANCEL, id))
+            atomic.discard(pool.order(CANCEL, id))
             if claims.retry(pool, name, spool) is None:
                 continue  # RACE: another operator put it back first
-            journal.write("retried", id=id, to=spool)
+            journal.write(EventKind.RETRIED, id=id, to=spool)
         retried.append(Retried(id, spool))
     journal.close()
     return retried
@@ -94,7 +82,7 @@ def cancel(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = Fals
     Cancelled claims end in failed/, and `retry` brings them back. Raises UsageError if a named
     claim neither waits nor runs; then none is cancelled.
     """
-    me = new_worker_id("cancel-")
+    me = new_worker_id(Role.CANCEL)
     # Waiting before running: a claim that is taken between the two listings is seen in both.
     waiting = {
         name.id: (spool, name)
@@ -107,14 +95,14 @@ def cancel(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = Fals
     for id in ids or sorted({*waiting, *running}):
         was = State.WAITING if id in waiting else State.RUNNING
         if not dry_run and was is State.RUNNING:
-            atomic.publish(pool.order(_CANCEL, id), b"")
+            atomic.publish(pool.order(CANCEL, id), b"")
         elif not dry_run:
             ended = claims.cancel(pool, *waiting[id], me)
             if ended is None:
                 taken.append(id)  # RACE: a worker took it first
                 continue
             # After the move: whoever loses the claim must not find an error it did not make.
-            claims.record_error(pool, ended, claims.CANCELLED)
+            claims.record_error(pool, ended, claims.CANCELLED_WAITING)
         cancelled.append(Cancelled(id, was))
     return Cancellation(tuple(cancelled), tuple(taken))
 
@@ -153,7 +141,7 @@ def recover(
     not changed for a whole lease, which this function waits for. `on_wait` is called once per look
     with the number of workers that are still watched, and the seconds left.
     """
-    me = new_worker_id("recover-")
+    me = new_worker_id(Role.RECOVER)
     journal = Journal(pool, me)
     observer = Observer(pool)
     recovery = Recovery(pool, me, observer, journal)
@@ -176,8 +164,6 @@ def recover(
 
 
 # ---- parts ----
-
-_CANCEL: Final = "cancel"
 
 
 def _targets(workers: Sequence[str]) -> Sequence[str | None]:

@@ -18,7 +18,7 @@ from heapq import nlargest
 from itertools import chain, compress
 from typing import Final
 
-from fsqueue.errors import PoolError
+from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
@@ -72,8 +72,8 @@ class Count:
     def exit_status(self) -> int:
         """Return the exit status that says how the pool stands."""
         if not self.finished:
-            return 5
-        return 3 if self.failed.claims else 0
+            return ExitStatus.WORK_REMAINS
+        return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
 
 
 class ClaimCounter:

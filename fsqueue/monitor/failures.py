@@ -15,7 +15,7 @@ from typing import Any, Final
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.names import WORKER, ClaimName
+from fsqueue.pool.names import WORKER, ClaimName, Role, role_of
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import read_status
 from fsqueue.pool.untrusted import printable, read_json
@@ -100,12 +100,13 @@ def tail(path: str) -> list[str]:
 def _history(pool: PoolDirectory, name: ClaimName) -> Iterator[FailedAttempt]:
     found = list(_records(pool, name.id, range(name.attempt + 1)))
     yield from found
-    owner = name.owner or ""
     # `cancel` may be killed between moving the claim and recording why. It cannot record first: an
     # attempt might begin in between, whose own record could then not be written.
-    if owner.startswith("cancel-") and not any(each.attempt == name.attempt for each in found):
+    is_cancelled = role_of(name.owner or "") is Role.CANCEL
+    if is_cancelled and not any(each.attempt == name.attempt for each in found):
         yield FailedAttempt(
-            name.attempt, {**claims.CANCELLED, "attempt": name.attempt, "worker": owner}
+            name.attempt,
+            {**claims.CANCELLED_WAITING, "attempt": name.attempt, "worker": name.owner},
         )
 
 

@@ -80,8 +80,8 @@ class PlanRequest:
         """Return the kind of this request's claims, with what it asks of workers."""
         tier = self.handler.tier if self.tier is None else self.tier
         requires = [*self.handler.requires, *self.requires]
-        if self.handler.personal and permissions.shared():
-            requires.append(permissions.capability())
+        if self.handler.personal and permissions.is_shared():
+            requires.append(permissions.user_capability())
         return compose(base, tier, requires)
 
 
@@ -212,7 +212,7 @@ def _publish(
             private = _write(pool, uid, request, fresh, result)
         except BaseException:
             directories.discard(pool.staged(uid))
-            atomic.discard(plans.private(pool, uid))
+            atomic.discard(plans.private_path(pool, uid))
             raise
         # From here on an error tidies nothing up: the number may be ours, and what is staged then.
         numbered = plans.number_plan(pool, uid, private, number)

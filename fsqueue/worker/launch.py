@@ -10,11 +10,11 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.gpu.nvml import use_pci_order
 from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
@@ -23,8 +23,7 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
-from fsqueue.worker.settings import WorkerSettings, offered
-from fsqueue.worker.shutdown import DRAINED
+from fsqueue.worker.settings import WorkerSettings, installed_capabilities
 from fsqueue.worker.spool_choice import choose_spool
 from fsqueue.worker.worker import Worker
 
@@ -79,13 +78,9 @@ def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
     use_pci_order()
     allocation = Allocation(os.environ, grace_s=options.grace_s)
     settings = settings_for(pool, options, allocation, os.environ)
-    worker = Worker(pool, settings)
-    if uuid := settings.gpu.get("uuid"):
-        sampler = Sampler(str(uuid))
-        sampler.start()
-        worker.beat.sample = lambda: {**settings.gpu, **sampler.latest}
+    worker = Worker(pool, settings, sample_gpu=_gpu_sampler(settings.gpu))
     status = worker.run()
-    if status == DRAINED and worker.comes_back() and allocation.requeue():
+    if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():
         log.info("work remains: this job was requeued")
     return status
 
@@ -110,8 +105,8 @@ def settings_for(
         specialization=options.specialization,
         capabilities=options.capabilities
         | set(registered())
-        | offered()
-        | {permissions.capability()},
+        | installed_capabilities()
+        | {permissions.user_capability()},
         stealing=options.work_stealing,
         steal_interval_s=options.steal_interval_s,
         steal_threshold=options.steal_threshold,
@@ -124,6 +119,15 @@ def settings_for(
         gpu=choice.gpu,
         allocation=allocation if allocation.job else None,
     )
+
+
+def _gpu_sampler(gpu: Mapping[str, Any]) -> Callable[[], dict[str, Any]] | None:
+    """Start sampling this process's GPU, if it has one; return what reads its last known use."""
+    if "uuid" not in gpu:
+        return None
+    sampler = Sampler(str(gpu["uuid"]))
+    sampler.start()
+    return lambda: {**gpu, **sampler.latest}
 
 
 def _check_interval(interval_s: float) -> None:

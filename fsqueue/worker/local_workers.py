@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError, exit_status_of_signal
 from fsqueue.gpu.nvml import cuda_environ, visible_gpus
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.worker.shutdown import DRAINED, SIGNALS
+from fsqueue.worker.shutdown import SIGNALS
 
-EXPECTED: Final = frozenset({0, 3, 5, DRAINED, 130, 143})
-"""Exit statuses of a worker that left in good order."""
+ORDERLY: Final = frozenset(
+    {ExitStatus.DONE, ExitStatus.SOME_FAILED, ExitStatus.WORK_REMAINS, ExitStatus.DRAINED}
+)
+"""Exit statuses of a worker that left in good order, without a signal."""
+BY_SIGNAL: Final = frozenset({130, 143})
 POLL_S: Final = 0.1
 
 
@@ -132,16 +135,16 @@ class LocalWorkers:
         return [
             WorkerExit(index, process.returncode, self._logs[index] if self._logs else None)
             for index, process in enumerate(self._processes)
-            if process.returncode not in EXPECTED
+            if process.returncode not in ORDERLY | BY_SIGNAL
         ]
 
     def exit_status(self, pool_status: int) -> int:
         """Return the exit status of the whole run, given the pool's own."""
-        if pool_status in (0, 3):
+        if pool_status in (ExitStatus.DONE, ExitStatus.SOME_FAILED):
             return pool_status
         if self._signal:
-            return DRAINED if self._signal == signal.SIGUSR1 else 128 + self._signal
+            return exit_status_of_signal(self._signal)
         statuses = [process.returncode for process in self._processes]
-        if any(status not in (0, 3, 5, DRAINED) for status in statuses):
-            return 1
-        return max(statuses, key=lambda status: status == DRAINED)
+        if any(status not in ORDERLY for status in statuses):
+            return ExitStatus.ERROR
+        return max(statuses, key=lambda status: status == ExitStatus.DRAINED)

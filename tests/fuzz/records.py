@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 
-from fsqueue.broadcast.broadcast import made_before
+from fsqueue.broadcast.broadcast import find_broadcast
 from fsqueue.monitor.failures import failed_attempts, worker_log
 from fsqueue.monitor.locate import find
 from fsqueue.pool import claims
@@ -78,7 +78,7 @@ def _broadcast(data: bytes) -> None:
     root = inbox_of(pool()).root
     os.makedirs(root, exist_ok=True)
     put(f"{root}/x-1.json", data)
-    made_before(pool(), "last").outcome()
+    find_broadcast(pool(), "last").outcome()
 
 
 def _error(data: bytes) -> None:

@@ -16,6 +16,8 @@ from fsqueue.handler import Work
 from fsqueue.pool import claims
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import open_pool
+from fsqueue.pool.status import LeaveReason
+from fsqueue.worker.shutdown import Departure
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.calls import STAGE, Fault
 from tests.sim.cast import ROOT, Simulated
@@ -32,7 +34,7 @@ ERRORS: Final[dict[str, Exception]] = {
     "stop": Interrupted("asked to stop"),
 }
 
-BroadcastRequest = Callable[["Driven"], int | None]
+BroadcastRequest = Callable[["Driven"], Departure | None]
 
 
 class Driven(Worker):
@@ -40,15 +42,15 @@ class Driven(Worker):
 
     puppet: Puppet
 
-    def _loop(self) -> int:
+    def _loop(self) -> Departure:
         while True:
             order: BroadcastRequest = self.puppet.asked()
-            if (status := order(self)) is not None:
-                return status
+            if (departure := order(self)) is not None:
+                return departure
 
     def hear(self) -> None:
         """Beat, which also reads the orders."""
-        if not self.beat.lost:
+        if self.beat.lost is None:
             self.beat._beat()
 
 
@@ -230,7 +232,7 @@ class Table(History):
 def taking(puppet: Puppet, spool: str, name: ClaimName) -> BroadcastRequest:
     """Take a claim, and begin it."""
 
-    def order(me: Driven) -> int | None:
+    def order(me: Driven) -> Departure | None:
         puppet.name = claims.take(me.pool, spool, name, me.id)
         return me._run(puppet.name, spool) if puppet.name is not None else None
 
@@ -240,7 +242,7 @@ def taking(puppet: Puppet, spool: str, name: ClaimName) -> BroadcastRequest:
 def choosing(puppet: Puppet) -> BroadcastRequest:
     """Take what it likes best, its own or another's."""
 
-    def order(me: Driven) -> int | None:
+    def order(me: Driven) -> Departure | None:
         found = me.claim_source.next()
         if found is None:
             return None
@@ -265,11 +267,11 @@ def saving(puppet: Puppet, part: str) -> BroadcastRequest:
     return order
 
 
-def hearing(me: Driven) -> int | None:
+def hearing(me: Driven) -> Departure | None:
     """Beat; leave if there is a reason, and no claim to end before."""
     me.hear()
-    why = me.shutdown.why(me.taken)
-    return why[0] if why is not None and me.puppet.work is None else None
+    departure = me.shutdown.departure(me.taken)
+    return departure if me.puppet.work is None else None
 
 
 def sweeping(me: Driven) -> None:
@@ -277,11 +279,11 @@ def sweeping(me: Driven) -> None:
     me.recovery.sweep()
 
 
-def idling(me: Driven) -> int | None:
+def idling(me: Driven) -> Departure | None:
     """Do what an idle worker does; leave if nothing is left."""
     return me._idle(100.0)
 
 
-def shutdown(me: Driven) -> int:
+def shutdown(me: Driven) -> Departure:
     """Leave."""
-    return 0
+    return Departure(LeaveReason.ALL_DONE)

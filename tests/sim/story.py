@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from fsqueue.errors import UsageError
 from fsqueue.maintenance.audit import audit_pool
+from fsqueue.pool.names import Role, role_of
 from fsqueue.pool.settings import open_pool
 from fsqueue.worker.worker import WorkerSettings
 from tests.sim.ambush import SCENES, Ambush
@@ -359,7 +360,7 @@ class History:
         for id, known in laws.claims.items():
             (place,) = [p for p in known.places if p.area != "staged"]
             record = f"{ROOT}/errors/{id}.a{place.name.attempt}.json"
-            cancelled = (place.name.owner or "").startswith("cancel-")
+            cancelled = role_of(place.name.owner or "") is Role.CANCEL
             if place.area == "failed" and not cancelled and not self.world.disk.find(record):
                 raise Violation(f"{place.text}: what went wrong is not kept")
         self._check()

@@ -43,6 +43,6 @@ def told(pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler) -> C
     worker = joined(pool, **handlers)
     made = send(pool, data)
     work_off(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     worker._leave()
     return next(copy for copy in made.copies if copy.worker == worker.id)
