@@ -1,12 +1,13 @@
-"""Fixtures for every test, and an environment that is the same on every machine."""
+"""Fixtures for all tests, and how tests are shared out to several processes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,9 +16,18 @@ from tests.support.processes import Running, Start
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A shared machine may pause any example; a hung test is ended by pytest-timeout instead.
+# A busy machine may pause any example; pytest-timeout ends a test that hangs.
 settings.register_profile("fsqueue", deadline=None)
 settings.load_profile("fsqueue")
+
+
+TOGETHER = ("slurm", "sharedfs")
+"""Directories whose tests share daemons or kernels of their own: one process runs all of them."""
+LONGEST_FIRST = ("slurm", "sharedfs", "stress", "sim", "crash", "embed")
+"""The order in which directories are given to processes, so that all end at about the same time."""
+
+REPORT = pytest.StashKey[dict[str, list[str]]]()
+"""Lines to print below the results, by section."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,20 +35,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, too")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked nightly, with a reason, unless it was asked for."""
-    if config.getoption("--nightly"):
-        return
+    """Skip nightly tests unless asked for; keep each file's tests in one process, longest first."""
     for item in items:
-        if item.get_closest_marker("nightly"):
+        if item.get_closest_marker("nightly") and not config.getoption("--nightly"):
             item.add_marker(pytest.mark.skip(reason="nightly: scripts/test --nightly runs it"))
+        directory, _, file = str(item.path.relative_to(ROOT / "tests")).partition("/")
+        group = directory if directory in TOGETHER else f"{directory}/{file}"
+        item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_place_in_line)
 
 
-def pytest_configure() -> None:
-    """Forget what the caller's shell or cluster job says of pools; keep tests off the network.
+def _place_in_line(item: pytest.Item) -> int:
+    directory = item.path.relative_to(ROOT / "tests").parts[0]
+    return (*LONGEST_FIRST, directory).index(directory)
 
-    A job in the background of a script ignores SIGINT, and its children would, too: not ours.
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Print a line below the results, also when the test passes: report(section, line)."""
+    sections = request.config.stash[REPORT]
+    return lambda section, line: sections.setdefault(section, []).append(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the report of a pytest-xdist worker on to the process that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["report"] = session.config.stash[REPORT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the report of a pytest-xdist worker that has ended."""
+    for section, lines in getattr(node, "workeroutput", {}).get("report", {}).items():
+        node.config.stash[REPORT].setdefault(section, []).extend(lines)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the report."""
+    for section, lines in terminalreporter.config.stash[REPORT].items():
+        terminalreporter.section(section)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clear fsqueue's and Slurm's variables from the environment; keep tests off the network.
+
+    A background job of a script ignores SIGINT, and so would the processes that tests start.
     """
+    config.stash[REPORT] = {}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith(("FSQUEUE_", "SLURM_")):
@@ -55,14 +104,14 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def proteins() -> list[Path]:
-    """The demonstration's sequences, smallest file last; real, and described beside them."""
+    """The demo's real sequences, largest file first; scripts/data/README.md describes them."""
     data = ROOT / "scripts" / "data"
     return sorted(data.glob("*.faa*"), key=lambda path: path.stat().st_size, reverse=True)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `fsqueue WORD...` as a process; whatever still runs at the end is killed."""
+    """Start `fsqueue WORD...` as a process, and kill it at the end of the test."""
     started: list[Running] = []
 
     def begin(*words: str | bytes | Path, env: Mapping[str, str] | None = None) -> Running:
@@ -77,7 +126,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let it be the same time of day on every machine."""
+    """Set the time zone to UTC."""
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield

@@ -27,19 +27,19 @@ from fsqueue.worker import claim_source
 from fsqueue.worker.attempt import Ending
 from fsqueue.worker.claim_source import ClaimSource
 from tests.support.crash import CHANGES, copies, interrupted, looking
+from tests.support.interleave import RandomTurns, interpose, run_in_threads
 from tests.support.pools import (
     Clock,
-    Hand,
+    ManualWorker,
     Trivial,
     contents,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     plan,
-    work_off,
+    state_counts,
+    work_until_done,
 )
-from tests.support.sequence import Turns, interpose, together
 
 ME, OTHER = "me-1-aaaaaa", "other-2-bbbbbb"
 
@@ -56,17 +56,17 @@ class Unlucky(Trivial):
 def life_of_a_pool(pool: PoolDirectory) -> None:
     """Plan, take, fail, requeue, put back, finish, cancel and retry: every transition there is."""
     plan(pool, "a.5", "b.4", "c.3")
-    hand = Hand(pool, handler=Unlucky())
+    hand = ManualWorker(pool, handler=Unlucky())
     hand.run(hand.take())  # fails, and is requeued
     hand.run(hand.take())  # finishes
     claims.release(pool, hand.take(), "gpu0")
     claims.fail(pool, hand.take())
-    claims.retry(pool, only(pool, State.FAILED), "gpu0")
+    claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
     last = names_in(pool, State.WAITING)[-1]
     claims.cancel(pool, "gpu0", last, ME)
-    claims.retry(pool, only(pool, State.FAILED), "gpu0")
+    claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
     hand.leave()
-    work_off(pool)
+    work_until_done(pool)
 
 
 @pytest.fixture
@@ -163,14 +163,14 @@ def test_i3_no_other_process_moves_a_claim_while_its_owners_lease_holds(
     pool: PoolDirectory,
 ) -> None:
     clock = Clock()
-    owner, others = Hand(pool), [Hand(pool, clock=clock) for _ in range(3)]
+    owner, others = ManualWorker(pool), [ManualWorker(pool, clock=clock) for _ in range(3)]
     held = owner.take()
     for _ in range(10 * BEATS_PER_LEASE):
         assert [other.sweep() for other in others] == [[], [], []]
         clock.forward(pool.lease_s / BEATS_PER_LEASE)
         for hand in (owner, *others):
             hand.lease.renew()
-    assert only(pool, State.RUNNING) == held
+    assert only_claim(pool, State.RUNNING) == held
 
 
 # ---- I4: a claim is complete before it is visible, and its bytes never change ----
@@ -212,8 +212,8 @@ def test_i5_with_every_lock_removed_each_claim_has_one_owner(
             yield free if granted == "as it comes" else granted == "always"
 
     monkeypatch.setattr(claim_source, "try_lock", lock)
-    turns = Turns(4, seed)
-    hands = [Hand(pool, spool) for spool in ("gpu0", "gpu1", None, None)]
+    turns = RandomTurns(4, seed)
+    hands = [ManualWorker(pool, spool) for spool in ("gpu0", "gpu1", None, None)]
     stocks = [
         ClaimSource(pool, h.beat, h.journal, spool=h.status.spool, stealing=True) for h in hands
     ]
@@ -231,7 +231,7 @@ def test_i5_with_every_lock_removed_each_claim_has_one_owner(
             return real(*args)
 
     interpose(monkeypatch, rename=change, listdir=change)
-    taken = [name for names in together(*map(take_all, range(4))) for name in names]
+    taken = [name for names in run_in_threads(*map(take_all, range(4))) for name in names]
     monkeypatch.undo()
     assert sorted(map(str, taken)) == sorted(map(str, names_in(pool, State.RUNNING)))
     assert len({name.id for name in taken}) == len(taken) == len(inputs)
@@ -258,7 +258,7 @@ def test_i6_at_every_operation_a_done_claim_has_its_whole_output(tmp_path: Path)
 def test_i6_a_worker_killed_before_finish_leaves_the_claim_running(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     name = hand.take()
 
     def rename(real: Callable[..., None], source: str, target: str) -> None:
@@ -269,7 +269,7 @@ def test_i6_a_worker_killed_before_finish_leaves_the_claim_running(
     interpose(monkeypatch, rename=rename)
     with pytest.raises(KeyboardInterrupt):
         hand.run(name)
-    assert only(pool, State.RUNNING) == name
+    assert only_claim(pool, State.RUNNING) == name
     assert Path(pool.output(name.id, ".txt")).read_text() == name.id
 
 
@@ -277,7 +277,7 @@ def test_i6_a_worker_killed_before_finish_leaves_the_claim_running(
 
 
 def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: PoolDirectory) -> None:
-    first, second = Hand(pool), Hand(pool)
+    first, second = ManualWorker(pool), ManualWorker(pool)
     name = first.take()
     output = Path(pool.output(name.id, ".txt"))
     output.write_text("made by the first attempt")
@@ -285,11 +285,11 @@ def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: PoolDirectory
     back = claims.requeue(pool, name, "gpu0")
     assert second.run(second.take()) is Ending.DONE
     assert (output.read_text(), output.stat().st_ino) == ("made by the first attempt", inode)
-    assert only(pool, State.DONE).returns == back.returns == 1
+    assert only_claim(pool, State.DONE).returns == back.returns == 1
 
 
 def test_i7_an_output_that_appears_while_its_claim_runs_stands(pool: PoolDirectory) -> None:
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     name = hand.take()
     output = Path(pool.output(name.id, ".txt"))
 
@@ -317,18 +317,18 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
             shutil.rmtree(pool.directory(name))
 
     def live(pool: PoolDirectory) -> None:
-        hand = Hand(pool, "gpu0", handler=Unlucky())
+        hand = ManualWorker(pool, "gpu0", handler=Unlucky())
         hand.beat.flush()
         hand.run(hand.take())
         hand.run(hand.take())
         hand.beat.flush()
         claims.release(pool, hand.take(), "gpu0")
         hand.leave()
-        work_off(pool)
+        work_until_done(pool)
 
     outcomes = []
     for n, pool, _ in interrupted(copies(template), live, delete):
-        assert places(pool) == {"done": 2}, n
+        assert state_counts(pool) == {"done": 2}, n
         visible = contents(pool.directory("outputs"))
         outcomes.append((visible, [(m.id, m.attempt) for m in every_claim(pool)]))
     assert all(outcome == outcomes[-1] for outcome in outcomes)
@@ -340,7 +340,7 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
 def test_i9_a_worker_that_loses_the_race_for_its_lease_has_lost_it(pool: PoolDirectory) -> None:
     """For every number of beats that pass between an observer's look and its attempt to end."""
     for beats in range(3):
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         observer = Observer(pool)
         observer.look()
         for _ in range(beats):
@@ -359,7 +359,7 @@ def test_i9_at_every_operation_a_worker_has_at_most_one_lease_and_no_beat_repeat
     ended = 0
 
     def live(pool: PoolDirectory) -> list[int]:
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         beats = []
         for _ in range(3):
             hand.lease.renew()
@@ -394,6 +394,6 @@ def test_i9_no_lock_file_is_ever_unlinked(pool: PoolDirectory) -> None:
         assert free
         inode = os.stat(path).st_ino
     life_of_a_pool(pool)
-    thief = Hand(pool)
+    thief = ManualWorker(pool)
     ClaimSource(pool, thief.beat, thief.journal, spool=None, stealing=True).next()
     assert os.stat(path).st_ino == inode

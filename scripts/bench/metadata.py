@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support.idling import Scene, all_who_wait
-from tests.support.systemcalls import fill, operations_per_claim
+from tests.support.idle_workers import IdleWorkers, start_idle_workers
+from tests.support.strace import fill, operations_per_claim
 
 
 def main() -> int:
@@ -37,9 +37,9 @@ def main() -> int:
 def count_idle() -> int:
     """Count what idle workers of every kind cost; return the exit status."""
     with tempfile.TemporaryDirectory(prefix="metadata-") as name:
-        scene = Scene(Path(name))
+        scene = IdleWorkers(Path(name))
         try:
-            all_who_wait(scene)
+            start_idle_workers(scene)
             counted = scene.count()
         finally:
             scene.end()

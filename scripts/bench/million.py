@@ -25,8 +25,8 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.settings import Spool, add_spool, create_pool
 from scripts.bench.tables import parser, place, table, write_json
-from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
+from tests.support.memory_use import MeasuredCommand
 
 HANDLER = """
 from fsqueue import ClaimImpossible, Handler, Item, Option
@@ -47,7 +47,7 @@ class Made(Handler):
 
 def once(words: list[str], env: dict[str, str], processes: int) -> tuple[float, float]:
     """Run a command, in so many processes; return its CPU seconds and its peak memory in MiB."""
-    started = [Measured(words, env) for _ in range(processes)]
+    started = [MeasuredCommand(words, env) for _ in range(processes)]
     ended = [each.end() for each in started]
     assert {used.status for used in ended} <= {0, 3, 5}, (words, ended)
     return sum(used.cpu_s for used in ended), max(used.peak_kib for used in ended) / 1024

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support.harsh import harsh_storm, harsh_weather
-from tests.support.storm import Storm, Tally, Weather
+from tests.support.storm import Storm, StormResult, StormSettings
+from tests.support.storm_with_faults import faulty_settings, faulty_storm
 
 HEADER = (
     "seed seconds claims outputs kills hits recovered adopted doubled lost torn errors problems"
@@ -75,15 +75,15 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def rage(directory: Path, seed: int, *, lasts_s: float, harsh: bool) -> Tally:
+def rage(directory: Path, seed: int, *, lasts_s: float, harsh: bool) -> StormResult:
     """Raise one storm."""
     if not harsh:
-        return Storm(directory, Weather(seed, lasts_s=lasts_s)).run()
-    with harsh_storm(directory, harsh_weather(seed, lasts_s=lasts_s)) as storm:
+        return Storm(directory, StormSettings(seed, lasts_s=lasts_s)).run()
+    with faulty_storm(directory, faulty_settings(seed, lasts_s=lasts_s)) as storm:
         return storm.run()
 
 
-def cells(seed: int, tally: Tally, *, harsh: bool) -> list[float]:
+def cells(seed: int, tally: StormResult, *, harsh: bool) -> list[float]:
     """Return the numbers of one line of the table."""
     found = [
         seed, round(tally.seconds, 1), tally.planned, tally.done, tally.kills, tally.hits,

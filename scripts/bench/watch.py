@@ -34,9 +34,9 @@ from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 from scripts.bench.tables import parser, place, write_json
+from tests.support.large_pool import make_large_pool, put_status
 from tests.support.planning import counts, make_inputs, plan_command
 from tests.support.processes import FSQUEUE, environment
-from tests.support.seasoned import report, seasoned_pool
 
 GOAL_MS = 100.0
 LOOKS = 20
@@ -80,7 +80,7 @@ def main() -> int:
 
 def measure_refresh(directory: Path, given: argparse.Namespace) -> int:
     """Look at a pool that changes a little between looks, as it does while 64 GPUs work."""
-    pool = seasoned_pool(
+    pool = make_large_pool(
         directory / "pool", done=given.done, waiting=given.waiting, workers=given.workers
     )
     listed: list[str] = []
@@ -109,7 +109,7 @@ def one_refresh(pool: PoolDirectory, reader: Reader) -> float:
     """Let every worker report anew, and return the CPU of the look and its frame, in ms."""
     for worker in sorted(os.listdir(pool.directory("status"))):
         name = worker.removesuffix(".json")
-        report(pool, name, f"gpu{name.partition('-')[0].removeprefix('node')}")
+        put_status(pool, name, f"gpu{name.partition('-')[0].removeprefix('node')}")
     begun = time.process_time()
     frame = render(reader.snapshot(), View(), 120, 40)
     Console(file=io.StringIO(), width=120, force_terminal=True).print(frame)

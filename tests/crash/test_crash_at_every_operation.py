@@ -24,15 +24,15 @@ from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
-    Hand,
+    ManualWorker,
     Trivial,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     plan,
     problems,
-    work_off,
+    state_counts,
+    work_until_done,
 )
 
 pytestmark = pytest.mark.slow
@@ -69,9 +69,9 @@ def records(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
 
 def settle(pool: PoolDirectory, expected: int) -> None:
     """Let a fresh worker finish everything, and look at what it leaves."""
-    work_off(pool)
+    work_until_done(pool)
     done, failed = names_in(pool, State.DONE), names_in(pool, State.FAILED)
-    assert places(pool).keys() <= {"done", "failed"}
+    assert state_counts(pool).keys() <= {"done", "failed"}
     assert len({name.id for name in done + failed}) == len(done + failed) == expected
     for name in done:
         assert Path(pool.output(name.id, ".txt")).read_text() == name.id
@@ -101,7 +101,7 @@ def test_a_planner(tmp_path: Path) -> None:
 
 def test_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
-    hand = Hand(template)
+    hand = ManualWorker(template)
     hand.run(hand.take())
     hand.leave()
     for _, pool in every_crash(copies(template), lambda pool: plan(pool, "b.2", "c.1")):
@@ -114,7 +114,7 @@ def test_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
 
 def live(pool: PoolDirectory, **how: Any) -> None:
     """Live a short worker's life: enlist, take, run, leave."""
-    hand = Hand(pool, **how)
+    hand = ManualWorker(pool, **how)
     hand.beat.flush()
     name = hand.take()
     hand.lease.renew()
@@ -149,19 +149,19 @@ def test_a_worker_that_takes_up_what_a_dead_one_left(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
     def publish_and_die() -> None:
-        id = Hand(template, handler=Saving()).take().id
+        id = ManualWorker(template, handler=Saving()).take().id
         os.mkdir(template.partial(id))
         Path(template.partial(id), "1").write_bytes(b"1" * 10)
         Path(template.output(id, ".txt")).write_text(id)
 
     die_after(publish_and_die)
-    judge = Hand(template)
+    judge = ManualWorker(template)
     assert len(judge.sweep()) == 1
     judge.leave()
-    published = os.stat(template.output(only(template, State.WAITING).id, ".txt")).st_mtime_ns
+    published = os.stat(template.output(only_claim(template, State.WAITING).id, ".txt")).st_mtime_ns
     for _, pool in every_crash(copies(template), lambda pool: live(pool, handler=Saving())):
         settle(pool, 1)
-        output = pool.output(only(pool, State.DONE).id, ".txt")
+        output = pool.output(only_claim(pool, State.DONE).id, ".txt")
         assert os.stat(output).st_mtime_ns == published, "I7: adopted, not made again"
 
 
@@ -169,7 +169,7 @@ def test_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
     def action(pool: PoolDirectory) -> None:
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         claims.release(pool, hand.take(), "gpu0")
         hand.leave()
 
@@ -183,11 +183,11 @@ def test_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
 def failed_pool(root: Path) -> PoolDirectory:
     """Return a pool in which one claim failed at its last attempt, and one waits."""
     pool = make_pool(root, "a.3", "b.2", attempts=2)
-    hand = Hand(pool, handler=Failing(ClaimFailed("no luck")))
+    hand = ManualWorker(pool, handler=Failing(ClaimFailed("no luck")))
     for _ in range(2):
         assert hand.run(hand.take()) is Ending.FAILED
     hand.leave()
-    assert only(pool, State.FAILED).id.startswith("a-")
+    assert only_claim(pool, State.FAILED).id.startswith("a-")
     return pool
 
 
@@ -195,25 +195,25 @@ def test_a_person_who_retries(tmp_path: Path) -> None:
     template = failed_pool(tmp_path / "pool")
 
     def retry(pool: PoolDirectory) -> None:
-        claims.retry(pool, only(pool, State.FAILED), "gpu0")
+        claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
 
     for _, pool in every_crash(copies(template), retry):
         for name in names_in(pool, State.FAILED):
             claims.retry(pool, name, "gpu0")
         settle(pool, 2)
-        assert places(pool) == {"done": 2}
+        assert state_counts(pool) == {"done": 2}
 
 
 def test_a_person_who_cancels(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
     def cancel(pool: PoolDirectory) -> None:
-        name = only(pool, State.WAITING)
+        name = only_claim(pool, State.WAITING)
         claims.record_error(pool, name.owned_by("cancel-1-aaaaaa"), {"error": "cancelled"})
         claims.cancel(pool, "gpu0", name, "cancel-1-aaaaaa")
 
     seen = set()
     for _, pool in every_crash(copies(template), cancel):
         settle(pool, 1)
-        seen |= places(pool).keys()
+        seen |= state_counts(pool).keys()
     assert seen == {"done", "failed"}

@@ -1,7 +1,7 @@
 """Whatever command is killed, at whichever of its changes, typing it again makes all well.
 
 Each command lives once under a tracer, which knows every state that SIGKILL could leave behind (see
-`support/instants.py`); the same command is then typed again in each of them, and a fresh worker
+`support/disk_states.py`); the same command is then typed again in each of them, and a fresh worker
 does what is left. Every command is in a table: of those that write, or of those that only read.
 """
 
@@ -20,30 +20,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import embed_cases, pool_cases
-from tests.support.cases import (
+from tests.support import embed_crash_cases, pool_crash_cases
+from tests.support.crash_cases import (
     Reads,
     Writes,
+    command_line,
     commands,
-    line,
     nothing,
-    strange,
+    unknown_leftovers,
     visible,
 )
-from tests.support.instants import (
+from tests.support.disk_states import (
+    CrashPoint,
     Disk,
-    Instant,
     command,
     disk_of,
-    lived,
     program,
-    put_back,
-    typed,
+    record_run,
+    restore_disk,
+    run_command,
 )
 from tests.support.ptrace import is_possible
 
-WRITES = pool_cases.WRITES | embed_cases.WRITES
-READS = pool_cases.READS | embed_cases.READS
+WRITES = pool_crash_cases.WRITES | embed_crash_cases.WRITES
+READS = pool_crash_cases.READS | embed_crash_cases.READS
 
 pytestmark = [
     pytest.mark.slow,
@@ -78,19 +78,19 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_is_in_a_table() -> None:
     tried = {name.partition(" (")[0] for name in (*WRITES, *READS)}
-    typed = {" ".join(words) for words in commands()}
-    assert typed - tried == set(), (
+    run_command = {" ".join(words) for words in commands()}
+    assert run_command - tried == set(), (
         "new commands: add to tests/support/*_cases.py what each is tried on; in WRITES, with what "
         "must hold when it was killed and typed again, or in READS, if it changes nothing"
     )
-    assert tried - typed == set(), "there are no such commands any more"
+    assert tried - run_command == set(), "there are no such commands any more"
 
 
 @pytest.mark.parametrize("case", READS.values(), ids=READS.keys())
 def test_a_command_that_only_looks_changes_nothing(case: Reads, site: Path, shared: Path) -> None:
     case.prepare(site, shared)
     before, disk = facts(site), disk_of(site)
-    life = lived(command(line(case.words, site, shared)), site)
+    life = record_run(command(command_line(case.words, site, shared)), site)
     assert life.status == case.status, life.said
     assert [each.change for each in life.instants] == []
     assert facts(site) == before and life.left == disk
@@ -108,7 +108,9 @@ def test_a_command_that_is_killed_is_typed_again(
 ) -> None:
     case.prepare(site, shared)
     before = visible(disk_of(site), case.rough)
-    life = lived((program if case.alone else command)(line(case.words, site, shared)), site)
+    life = record_run(
+        (program if case.alone else command)(command_line(case.words, site, shared)), site
+    )
     assert life.status == case.status, life.said
     after = visible(life.left, case.rough)
     assert life.instants, "it changes nothing: put it into READS"
@@ -125,19 +127,19 @@ def test_a_command_that_is_killed_is_typed_again(
             raise AssertionError(f"killed at {each.number}: {each.change}") from error
 
 
-def _type_again(case: Writes, each: Instant, site: Path, shared: Path, after: Disk) -> None:
+def _type_again(case: Writes, each: CrashPoint, site: Path, shared: Path, after: Disk) -> None:
     words = case.words if case.again is None else case.again
     if not words and case.settled is nothing:
         return
-    put_back(site, each.disk)
+    restore_disk(site, each.disk)
     if (site / "pool" / "pool.json").exists():
         _look(site / "pool")
     if words:
-        status, said = typed(line(words, site, shared))
+        status, said = run_command(command_line(words, site, shared))
         assert status in case.again_status, said
         left = disk_of(site)
-        assert visible(left, case.rough) == after and not strange(left, case.rough), strange(
-            left, ()
+        assert visible(left, case.rough) == after and not unknown_leftovers(left, case.rough), (
+            unknown_leftovers(left, ())
         )
     case.settled(site)
     shutil.rmtree(site)
@@ -146,7 +148,7 @@ def _type_again(case: Writes, each: Instant, site: Path, shared: Path, after: Di
 def _look(pool: Path) -> None:
     """Assert that commands that only read show nothing wrong before anything is repaired."""
     for word in ("check", "status"):
-        status, said = typed([word, str(pool)])
+        status, said = run_command([word, str(pool)])
         assert status in ((0, 3, 5) if word == "status" else (0,)), said
 
 
@@ -158,12 +160,12 @@ def test_the_disk_predicted_from_one_run_is_what_real_kills_leave(
     case = WRITES[name]
     case.prepare(site, shared)
     begin = disk_of(site)
-    action = command(line(case.words, site, shared))
-    predicted = lived(action, site).instants
+    action = command(command_line(case.words, site, shared))
+    predicted = record_run(action, site).instants
     assert predicted
     for each in predicted:
-        put_back(site, begin)
-        killed = lived(action, site, killed_at=each.number)
+        restore_disk(site, begin)
+        killed = record_run(action, site, killed_at=each.number)
         assert killed.status == -signal.SIGKILL
         assert nameless(killed.left) == nameless(each.disk), each.change
 

@@ -18,11 +18,11 @@ from embed.store.verify import info, verify
 from fsqueue.pool.inbox import inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from tests.support.auto import TEXTS, write_model
-from tests.support.cases import settle
-from tests.support.ingesting import joined, send, told, work_off
-from tests.support.instants import disk_of, lived, put_back, spread
-from tests.support.pools import names_in, places
+from tests.support.crash_cases import settle
+from tests.support.disk_states import disk_of, record_run, restore_disk, spread_evenly
+from tests.support.generic_models import TEXTS, write_model
+from tests.support.ingest_broadcasts import empty_inbox, enlisted_worker, ingest_and_leave, send
+from tests.support.pools import names_in, state_counts
 from tests.support.ptrace import is_possible
 
 pytestmark = [
@@ -56,25 +56,25 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
     embed.name = "embed"
     pool = create_pool(f"{site}/pool")
     begin = disk_of(site)
-    chunks = told(pool, data, embed=embed).result["chunks"]
+    chunks = ingest_and_leave(pool, data, embed=embed).result["chunks"]
     ids = stored(site)
     assert len(ids) == chunks > 6
-    put_back(site, begin)
+    restore_disk(site, begin)
 
     def ingest() -> None:
-        worker = joined(pool)
+        worker = enlisted_worker(pool)
         send(pool, data)
-        work_off(worker)
+        empty_inbox(worker)
         worker._leave()
 
-    life = lived(ingest, site)
+    life = record_run(ingest, site)
     assert life.status == 0, life.said
     nightly = request.config.getoption("--nightly")
-    for each in spread(life.instants, len(life.instants) if nightly else MOST):
-        put_back(site, each.disk)
+    for each in spread_evenly(life.instants, len(life.instants) if nightly else MOST):
+        restore_disk(site, each.disk)
         embed._store = None  # it would keep open what was put back since
         what = f"killed at {each.number}: {each.change}"
-        result = told(pool, data, embed=embed).result
+        result = ingest_and_leave(pool, data, embed=embed).result
         assert result["chunks"] == chunks and result["failed"] == 0, what
         assert result["computed"] + result["store_hits"] + result["repeats"] == chunks, what
         assert stored(site) == ids, what
@@ -96,7 +96,7 @@ def stored(site: Path) -> list[str]:
 def ended_once(pool: PoolDirectory) -> None:
     """Assert that each copy is done, with a whole report, or failed, with a reason."""
     inbox = inbox_of(pool)
-    assert places(inbox).keys() <= {"done", "failed"}
+    assert state_counts(inbox).keys() <= {"done", "failed"}
     done, failed = names_in(inbox, State.DONE), names_in(inbox, State.FAILED)
     assert len({name.id for name in done + failed}) == len(done + failed)
     for name in done:

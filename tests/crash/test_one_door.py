@@ -16,7 +16,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.worker.attempt import Ending
 from tests.support.crash import CHANGES
-from tests.support.pools import Hand, make_pool, only, work_off
+from tests.support.pools import ManualWorker, make_pool, only_claim, work_until_done
 from tests.support.processes import wait_for
 
 PACKAGE = str(Path(fsqueue.__file__).parent)
@@ -44,17 +44,17 @@ def test_every_change_on_the_shared_file_system_goes_through_one_door(
     monkeypatch.setattr(builtins, "open", note("builtin open", builtins.open))
 
     pool = make_pool(tmp_path / "pool", "a.3", "b.2", lease_s=0.1)
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     hand.beat.start()
     wait_for(lambda: hand.lease.name.beat, "a beat of the thread")
     hand.journal.write("joined")
     hand.beat.flush()
     assert hand.run(hand.take()) is Ending.DONE
     claims.charge(pool, hand.take(), "gpu0", {"error": "x"}, final=True)
-    claims.retry(pool, only(pool, State.FAILED), "gpu0")
+    claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
     hand.beat.stop()
     hand.leave()
-    work_off(pool)
+    work_until_done(pool)
     expected = {*CHANGES, "open", "write"}
     assert set().union(*map(callers.pop, DOOR)) == expected
     root = callers.pop(f"{PACKAGE}/pool/settings.py")

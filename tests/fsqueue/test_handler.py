@@ -26,7 +26,7 @@ from fsqueue.handler import (
 )
 from fsqueue.pool.names import ID
 from tests.support.crash import every_crash
-from tests.support.sequence import interpose
+from tests.support.interleave import interpose
 
 
 class Words(Handler):

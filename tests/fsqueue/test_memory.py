@@ -17,8 +17,8 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
-from tests.support.footprint import Measured
 from tests.support.handlers import install_handler
+from tests.support.memory_use import MeasuredCommand
 
 FEW, MANY = 10_000, 30_000
 """What is held for a moment, whatever the number, is there with the few already."""
@@ -70,7 +70,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def peak(words: Iterable[str], pool: PoolDirectory, env: dict[str, str]) -> int:
     command, *options = words
-    used = Measured([command, pool.root, *options], env).end()
+    used = MeasuredCommand([command, pool.root, *options], env).end()
     assert used.status in (0, 5, 75), used
     return used.peak_kib << 10
 
@@ -112,7 +112,9 @@ def test_a_plan_for_a_pool_with_many_claims_holds_nothing_of_them(
 ) -> None:
     (tmp_path / "input").write_text("one\n")
     few, many = (
-        Measured(["plan", "noop", pool.root, str(tmp_path / "input"), "--gpus", "cpu"], env).end()
+        MeasuredCommand(
+            ["plan", "noop", pool.root, str(tmp_path / "input"), "--gpus", "cpu"], env
+        ).end()
         for pool in pools
     )
     assert (few.status, many.status) == (0, 0)

@@ -25,18 +25,18 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.attempt import Ending
 from tests.support.crash import copies, interrupted
+from tests.support.interleave import Sequencer, interpose, run_in_threads
 from tests.support.pools import (
     Clock,
-    Hand,
+    ManualWorker,
     Trivial,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     problems,
-    work_off,
+    state_counts,
+    work_until_done,
 )
-from tests.support.sequence import Sequencer, interpose, together
 
 ME, OTHER = "me-1-aaaaaa", "other-2-bbbbbb"
 
@@ -70,38 +70,38 @@ def ordered_by(
 def test_of_two_who_take_one_claim_the_first_rename_owns_it(
     pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = only(pool, State.WAITING)
+    name = only_claim(pool, State.WAITING)
     ordered_by(monkeypatch, lambda source, target: target.endswith(first))
-    taken = together(
+    taken = run_in_threads(
         lambda: claims.take(pool, "gpu0", name, ME), lambda: claims.take(pool, "gpu0", name, OTHER)
     )
     assert [claim is not None for claim in taken] == [first == ME, first == OTHER]
-    assert only(pool, State.RUNNING).owner == first
+    assert only_claim(pool, State.RUNNING).owner == first
 
 
 @pytest.mark.parametrize("first", ["take", "cancel"])
 def test_a_claim_is_taken_or_cancelled_and_not_both(
     pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = only(pool, State.WAITING)
+    name = only_claim(pool, State.WAITING)
     ordered_by(monkeypatch, lambda source, target: ("/running/" in target) == (first == "take"))
-    taken, cancelled = together(
+    taken, cancelled = run_in_threads(
         lambda: claims.take(pool, "gpu0", name, ME),
         lambda: claims.cancel(pool, "gpu0", name, OTHER),
     )
     assert (taken is not None, cancelled is not None) == (first == "take", first == "cancel")
-    assert places(pool) == {"running" if first == "take" else "failed": 1}
+    assert state_counts(pool) == {"running" if first == "take" else "failed": 1}
 
 
 def test_two_who_retry_one_claim_put_it_back_once(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = Hand(pool).take()
+    failed = ManualWorker(pool).take()
     claims.fail(pool, failed)
     turn = iter((True, False))
     ordered_by(monkeypatch, lambda source, target: next(turn))
-    backs = together(*[lambda: claims.retry(pool, failed, "gpu0")] * 2)
-    assert backs[0] == backs[1] == only(pool, State.WAITING)
+    backs = run_in_threads(*[lambda: claims.retry(pool, failed, "gpu0")] * 2)
+    assert backs[0] == backs[1] == only_claim(pool, State.WAITING)
 
 
 # ---- the owner and a recoverer ----
@@ -111,7 +111,7 @@ def test_two_who_retry_one_claim_put_it_back_once(
 def test_a_claim_is_finished_or_given_to_another_and_not_both(
     pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Hand(pool).take()
+    held = ManualWorker(pool).take()
     ordered_by(monkeypatch, lambda source, target: ("/done/" in target) == (first == "finish"))
 
     def succeeds(move: Callable[[], object]) -> Callable[[], bool]:
@@ -124,12 +124,12 @@ def test_a_claim_is_finished_or_given_to_another_and_not_both(
 
         return act
 
-    finished, requeued = together(
+    finished, requeued = run_in_threads(
         succeeds(lambda: claims.finish(pool, held)),
         succeeds(lambda: claims.requeue(pool, held, "gpu0")),
     )
     assert (finished, requeued) == (first == "finish", first == "requeue")
-    assert places(pool) == {"done" if first == "finish" else "spools": 1}
+    assert state_counts(pool) == {"done" if first == "finish" else "spools": 1}
 
 
 @dataclass
@@ -137,14 +137,16 @@ class World:
     """A worker of another host, and an observer that will declare it dead."""
 
     pool: PoolDirectory
-    worker: Hand
-    judge: Hand
+    worker: ManualWorker
+    judge: ManualWorker
     clock: Clock
 
     @classmethod
     def make(cls, pool: PoolDirectory) -> World:
         clock = Clock()
-        world = cls(pool, Hand(pool, handler=Numbered()), Hand(pool, clock=clock), clock)
+        world = cls(
+            pool, ManualWorker(pool, handler=Numbered()), ManualWorker(pool, clock=clock), clock
+        )
         path = pool.lease(world.worker.lease.name)
         facts = json.loads(Path(path).read_bytes())
         Path(path).write_text(json.dumps(facts | {"boot": "another host's"}))
@@ -212,9 +214,9 @@ def test_a_worker_declared_dead_at_any_operation_damages_nothing(
         assert problems(pool) == [], n
         world.judge.sweep()  # what the zombie took after its lease was ended
         world.judge.leave()
-        work_off(pool)
-        assert places(pool) == {"done": 1}, n
-        done = only(pool, State.DONE)
+        work_until_done(pool)
+        assert state_counts(pool) == {"done": 1}, n
+        done = only_claim(pool, State.DONE)
         text = Path(pool.output(done.id, ".txt")).read_text()
         assert text == outputs.get(pool.root, text), "an output that was visible never changes"
         assert problems(pool) == []
@@ -239,7 +241,7 @@ def test_a_worker_that_leaves_on_purpose_at_any_moment_of_a_sweep_costs_no_attem
         return world
 
     def leave(world: World) -> None:
-        claims.release(world.pool, only(world.pool, State.RUNNING), "gpu0")
+        claims.release(world.pool, only_claim(world.pool, State.RUNNING), "gpu0")
         world.worker.leave()
 
     def sweep(world: World) -> int:
@@ -247,7 +249,7 @@ def test_a_worker_that_leaves_on_purpose_at_any_moment_of_a_sweep_costs_no_attem
 
     for _, world, recovered in interrupted(prepare, sweep, leave):
         assert recovered == 0
-        assert only(world.pool, State.WAITING).attempt == 0
+        assert only_claim(world.pool, State.WAITING).attempt == 0
         assert os.listdir(world.pool.directory("errors")) == []
 
 
@@ -284,12 +286,12 @@ def test_the_first_output_stands_and_the_other_is_adopted(
 
     world.worker.handler, world.judge.handler = Unaware(), Numbered()
     interpose(monkeypatch, link=link)
-    zombies, (theirs, ending) = together(lambda: world.worker.run(held), succeed)
+    zombies, (theirs, ending) = run_in_threads(lambda: world.worker.run(held), succeed)
     assert (zombies, ending) == (Ending.LOST, Ending.DONE)
     attempt = 0 if first == "zombie" else 1
     output = Path(pool.output(theirs.id, ".txt"))
     assert output.read_text() == f"{theirs.id} by attempt {attempt}"
-    assert only(pool, State.DONE) == theirs
+    assert only_claim(pool, State.DONE) == theirs
     assert problems(pool) == []
 
 
@@ -301,7 +303,7 @@ def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
     pool: PoolDirectory, taken_back: bool
 ) -> None:
     """The worker heard the order with its last beat, before the retry removed it."""
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
 
     class Obedient(Trivial):
         def run(self, work: Work) -> None:
@@ -315,7 +317,7 @@ def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
         atomic.discard(pool.order("cancel", held.id))
     ending = hand.run(held)
     assert ending is (Ending.RELEASED if taken_back else Ending.FAILED)
-    assert places(pool) == {"spools" if taken_back else "failed": 1}
+    assert state_counts(pool) == {"spools" if taken_back else "failed": 1}
     assert len(os.listdir(pool.directory("errors"))) == (0 if taken_back else 1)
 
 

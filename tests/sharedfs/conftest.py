@@ -13,22 +13,11 @@ import pytest
 
 from tests.sharedfs.nfs import Lan, nfs
 
-_told: list[str] = []
-
 
 @pytest.fixture
-def tell() -> Callable[[str], None]:
-    """Say something that is shown under the results, also when the test passes."""
-    return _told.append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show it."""
-    if _told:
-        terminalreporter.section("shared file systems")
-        for line in _told:
-            terminalreporter.write_line(line)
-        _told.clear()
+def tell(report: Callable[[str, str], None]) -> Callable[[str], None]:
+    """Print a line below the results, also when the test passes."""
+    return lambda line: report("shared file systems", line)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from fsqueue.storage.locks import try_lock
 from tests.sharedfs import mounted
 from tests.sharedfs.hosts import local_host
 from tests.sharedfs.storm import Storm
-from tests.support.pools import Hand, make_pool, only
+from tests.support.pools import ManualWorker, make_pool, only_claim
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.slow
@@ -95,12 +95,12 @@ LOST = [
 
 @pytest.mark.parametrize(("where", "act", "state"), LOST)
 def test_a_claims_move_that_was_done_counts_though_the_mount_says_enoent(
-    share: Share, where: str, act: Callable[[Hand], object], state: State
+    share: Share, where: str, act: Callable[[ManualWorker], object], state: State
 ) -> None:
-    hand = Hand(pool_on(share, "a.1"))
+    hand = ManualWorker(pool_on(share, "a.1"))
     share.rules({"op": "rename", "only": where, "error": "ENOENT", "done": True, "times": 1})
     act(hand)
-    assert only(hand.pool, state).owner == hand.id
+    assert only_claim(hand.pool, state).owner == hand.id
 
 
 @pytest.mark.parametrize("error", ["ENOENT", "ESTALE"])
@@ -200,9 +200,9 @@ def test_names_that_a_host_believes_in_for_half_a_minute_mislead_nobody(share: S
     assert mine is not None
     assert os.path.exists(here.waiting("gpu0", waiting)), "the mount is not stale"
     assert claims.take(here, "gpu0", waiting, "node1-1-aaaaaa") is None
-    assert only(here, State.RUNNING) == mine
+    assert only_claim(here, State.RUNNING) == mine
     claims.finish(there, mine)
-    assert only(here, State.DONE) == mine
+    assert only_claim(here, State.DONE) == mine
 
 
 def test_a_lease_that_a_host_lists_late_is_not_ended_from_an_old_beat(share: Share) -> None:
@@ -230,11 +230,11 @@ def test_a_file_that_is_open_when_it_is_removed_leaves_a_name_that_is_nobodys(sh
 
 
 def test_a_mount_whose_clock_is_an_hour_ahead_changes_nothing(share: Share) -> None:
-    hand = Hand(pool_on(share, "a.1"))
+    hand = ManualWorker(pool_on(share, "a.1"))
     share.rules({"op": "stat", "skew_s": 3600.0})
     assert os.stat(hand.pool.root).st_mtime > time.time() + 3000.0
     assert hand.run(hand.take()) is not None
-    assert only(hand.pool, State.DONE).owner == hand.id
+    assert only_claim(hand.pool, State.DONE).owner == hand.id
 
 
 def _settings(pool: PoolDirectory) -> Sequence[Any]:

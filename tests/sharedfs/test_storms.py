@@ -20,7 +20,9 @@ Tell = Callable[[str], None]
 
 
 @pytest.mark.parametrize(
-    "name", ["glusterfs", "juicefs", "moosefs", pytest.param("cephfs", marks=pytest.mark.nightly)]
+    "name",
+    ["glusterfs"]
+    + [pytest.param(name, marks=pytest.mark.nightly) for name in ("juicefs", "moosefs", "cephfs")],
 )
 def test_every_output_is_there_once_on_a_cluster_file_system(
     name: str, scratch: Path, seed: int, tell: Tell

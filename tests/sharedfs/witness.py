@@ -13,7 +13,7 @@ import threading
 from dataclasses import asdict
 
 from fsqueue.pool.settings import open_pool
-from tests.support.storm import JobFates, Tally
+from tests.support.storm import OutputWatcher, StormResult
 
 LOOK_S = 0.05
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Look until SIGTERM."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    witness = JobFates(open_pool(sys.argv[1]), Tally(planned=int(sys.argv[2])))
+    witness = OutputWatcher(open_pool(sys.argv[1]), StormResult(planned=int(sys.argv[2])))
     while not told.wait(LOOK_S):
         witness.look()
     witness.look()

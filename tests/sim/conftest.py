@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
+from tests.conftest import REPORT
 from tests.sim.story import theatre
 from tests.sim.tally import TALLY
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how much was played, and what happened in it."""
-    lines = TALLY.lines()
-    if lines:
-        terminalreporter.section("simulation")
-        for line in lines:
-            terminalreporter.write_line(line)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Report how much was simulated, and what happened in it."""
+    if lines := TALLY.lines():
+        session.config.stash[REPORT]["simulation"] = lines
 
 
 @pytest.fixture(autouse=True)

@@ -179,12 +179,16 @@ class Model:
     def take(self, worker: str, spool: str, id: str, at: At) -> Foresight:
         """Foresee that a worker takes a claim that waits, or waited, at `at`, and begins it."""
         seen = self._disturbed(worker, id)
+        mine = replace(at, area="running", where=worker)
+        adopts = at.returns > 0 and ("output", id) in self.facts
         if self.claim(id) == at and at.where == spool:
-            mine = replace(at, area="running", where=worker)
-            adopts = at.returns > 0 and ("output", id) in self.facts
             seen.sure["claim", id] = {replace(mine, area="done")} if adopts else {mine}
-            if adopts:
-                self._forgets(seen, worker, id)
+        elif self.claim(id) == mine and adopts:  # it was stopped between the take and the finish
+            seen.sure["claim", id] = {replace(mine, area="done")}
+        else:
+            return seen
+        if adopts:
+            self._forgets(seen, worker, id)
         return seen
 
     def finish(self, worker: str, id: str, at: At) -> Foresight:
@@ -213,7 +217,7 @@ class Model:
         if self.claim(id) == at:
             seen.sure["claim", id] = {self.charged(id, final=final)}
             seen.sure["record", id, at.attempt] = {True}
-        self._leaves(seen, worker, surely=leaves)
+        self._leaves(seen, worker, surely=leaves, ended=id)
         return seen
 
     def stop(self, worker: str, id: str, at: At) -> Foresight:
@@ -354,10 +358,16 @@ class Model:
         if f"cancel@{id}" in self.seen.get(worker, ()):
             seen.sure["order", f"cancel@{id}"] = {None}
 
-    def _leaves(self, seen: Foresight, worker: str, *, surely: bool) -> None:
+    def _leaves(self, seen: Foresight, worker: str, *, surely: bool, ended: str = "") -> None:
+        """A worker that leaves puts back whatever it holds, but for the claim that has `ended`."""
         beat = self.facts.get(("lease", worker))
         if isinstance(beat, int):
             seen.sure["lease", worker] = {"left"} if surely else {beat, "left"}
+        for id in self.held(worker):
+            if id != ended:
+                back = {self.released(id, spool) for spool in SPOOLS}
+                stays = set() if surely else {self.facts["claim", id]}
+                seen.sure.setdefault(("claim", id), back | stays)
 
     def _disturbed(self, worker: str, *ids: str) -> Foresight:
         """Return all that may become of a worker and of what it holds when something goes wrong."""

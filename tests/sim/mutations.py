@@ -1,433 +1,532 @@
 """Deliberate mistakes in the protocol, each of which the simulation must notice.
 
-A mutation is a few words of a module and what stands there instead. It is applied by giving the
-functions of the loaded module the code that the changed source compiles to, so that whoever has
-already imported them has the mistake as well.
+A mutation replaces one named function of fsqueue by a wrong one that is written here. The wrong
+function gets the right one as its first argument, so that it can call it.
+
+What this module does not know: how the functions it replaces are written.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import marshal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+import json
+import os.path
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, Final
+from unittest.mock import patch
+
+from fsqueue.errors import LeaseLost
+from fsqueue.pool import claims, leases, plans
+from fsqueue.pool.layout import Layout, State
+from fsqueue.pool.leases import Lease, Observer, Standing
+from fsqueue.pool.names import ClaimName
+from fsqueue.pool.settings import PoolDirectory, add_spool
+from fsqueue.scheduling import planner
+from fsqueue.storage import atomic, directories
+from fsqueue.worker.attempt import Attempt
+from fsqueue.worker.recovery import Recovery
+from fsqueue.worker.worker import Worker
+
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One mistake: in which module, instead of which words, and the scene that shows it if most
-    stories do not.
-    """
+    """One mistake: which function of which module or class is wrong, and how."""
 
     name: str
-    module: str
-    old: str
-    new: str
+    owner: ModuleType | type
+    function: str
+    wrong: Function
     scene: str = ""
+    """The scene that shows it, if most scenarios do not."""
 
 
-def _m(name: str, module: str, old: str, new: str, scene: str = "") -> Mutation:
-    return Mutation(name, module, old, new, scene)
+MUTATIONS: Final[dict[str, Mutation]] = {}
 
 
-MUTATIONS: Final = (
-    # ---- claims: one rename, to a name of one's own ----
-    _m(
-        "no look after a rename that reported failure",
-        "pool.claims",
-        "return name in atomic.names(directory)",
-        "return False",
-        "the reply of a finish is lost",
-    ),
-    _m(
-        "a rename that reported failure counts as done",
-        "pool.claims",
-        "return name in atomic.names(directory)",
-        "return True",
-        "a zombie finishes",
-    ),
-    _m(
-        "take to a target that others choose, too",
-        "pool.claims",
-        "mine = name.owned_by(worker)",
-        "mine = name.owned_by('somebody')",
-    ),
-    _m(
-        "take by link and unlink",
-        "pool.claims",
-        "        atomic.rename(source, target)  # I2\n",
-        "        atomic._link(source, target)\n        atomic.discard(source)\n",
-    ),
-    _m(
-        "take by copying the bytes",
-        "pool.claims",
-        "        atomic.rename(source, target)  # I2\n",
-        "        atomic.publish(target, atomic.read(source))\n        atomic.discard(source)\n",
-    ),
-    _m(
-        "a claim that was lost is finished all the same",
-        "pool.claims",
-        "        raise _lost(name, verb)\n\n\ndef _lost",
-        "        pass\n\n\ndef _lost",
-        "a zombie finishes",
-    ),
-    _m(
-        "release reuses the waiting name",
-        "pool.names",
-        "returns=self.returns + 1",
-        "returns=self.returns + failed",
-    ),
-    _m(
-        "every return reuses the waiting name",
-        "pool.names",
-        "attempt=self.attempt + failed, returns=self.returns + 1",
-        "returns=self.returns",
-    ),
-    _m(
-        "a failure costs two attempts",
-        "pool.names",
-        "self.attempt + failed",
-        "self.attempt + 2 * failed",
-    ),
-    _m(
-        "release charges an attempt",
-        "pool.claims",
-        "    back = name.returned(failed=False)\n    _leave_running(",
-        "    back = name.returned(failed=True)\n    _leave_running(",
-    ),
-    _m(
-        "requeue charges nothing",
-        "pool.claims",
-        "    back = name.returned(failed=True)\n    _leave_running(",
-        "    back = name.returned(failed=False)\n    _leave_running(",
-    ),
-    _m(
-        "retry does not count on",
-        "pool.claims",
-        "attempt=fresh)",
-        "attempt=name.attempt)",
-    ),
-    _m(
-        "one attempt too few",
-        "pool.claims",
-        "(name.attempt + 1) % pool.attempts_max == 0",
-        "(name.attempt + 2) % pool.attempts_max == 0",
-    ),
-    _m(
-        "the error is recorded for the next attempt",
-        "pool.claims",
-        "atomic.publish(pool.error(name.id, name.attempt), data)",
-        "atomic.publish(pool.error(name.id, name.attempt + 1), data)",
-    ),
-    _m(
-        "the claim moves before its error is recorded",
-        "pool.claims",
-        "    record_error(pool, name, record)\n    if final",
-        "    if not final and (name.attempt + 1) % pool.attempts_max:\n"
-        "        back = requeue(pool, name, spool)\n"
-        "        record_error(pool, name, record)\n"
-        "        return back\n"
-        "    record_error(pool, name, record)\n    if final",
-    ),
-    _m(
-        "cancel removes the claim",
-        "pool.claims",
-        "    ended = name.owned_by(by)\n",
-        "    ended = name.owned_by(by)\n    atomic.discard(pool.waiting(spool, name))\n",
-    ),
-    # ---- atomic: whole, never replacing, synced ----
-    _m(
-        "publish by rename, which replaces",
-        "storage.atomic",
-        "        os.link(private, path)\n        return True\n",
-        "        os.rename(private, path)\n        return True\n",
-    ),
-    _m(
-        "publish by exists, then rename",
-        "storage.atomic",
-        "        os.link(private, path)\n        return True\n",
-        "        if os.path.exists(path):\n            return False\n"
-        "        os.rename(private, path)\n        return True\n",
-    ),
-    _m(
-        "write under the final name",
-        "storage.atomic",
-        '    private = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"\n',
-        '    private = f"{directory}/{name}"\n',
-    ),
-    _m(
-        "remove the private name before the link",
-        "storage.atomic",
-        "    won = _link(private, path)\n",
-        "    discard(private)\n    won = _link(private, path)\n",
-    ),
-    _m(
-        "no fsync of what is written",
-        "storage.atomic",
-        "            if durable:\n                os.fsync(fd)\n",
-        "",
-    ),
-    _m(
-        "no fsync of an output",
-        "storage.atomic",
-        "    if durable and not synced:\n        _sync(private)\n",
-        "",
-    ),
-    _m(
-        "no fsync of the directory a file appears in",
-        "storage.atomic",
-        "    if durable:\n        sync_directory(os.path.dirname(path))\n    return won",
-        "    return won",
-    ),
-    _m(
-        "no fsync of what was staged",
-        "scheduling.planner",
-        "        atomic.sync_directory(pool.staged(uid, spool.name))\n",
-        "        pass\n",
-        "the power fails when a plan has its number",
-    ),
-    # ---- leases: a compare-and-swap ----
-    _m(
-        "renew without the compare",
-        "pool.leases",
-        "            atomic.rename(self._pool.lease(self.name), self._pool.lease(following))\n",
-        "            atomic.publish(self._pool.lease(following), b'{}')\n"
-        "            atomic.discard(self._pool.lease(self.name))\n",
-    ),
-    _m(
-        "a lost lease is made anew",
-        "pool.leases",
-        "                raise LeaseLost(_obituary(self.name.worker, mine)) from error\n",
-        "                atomic.publish(self._pool.lease(following), b'{}')\n",
-    ),
-    _m(
-        "recover before winning the lease",
-        "pool.leases",
-        "        dead = LeaseName(worker, ended_by=ender)\n",
-        "        return True\n        dead = LeaseName(worker, ended_by=ender)\n",
-    ),
-    _m(
-        "whoever lost the race for a lease recovers all the same",
-        "pool.leases",
-        "            return any(not name.living for name in mine)\n",
-        "            return True\n",
-        "a zombie in a long claim wakes while it is declared dead",
-    ),
-    _m(
-        "end the newest beat, not the one last seen",
-        "pool.leases",
-        "        dead = LeaseName(worker, ended_by=ender)\n",
-        "        dead = LeaseName(worker, ended_by=ender)\n"
-        "        for name in lease_names(self._pool):\n"
-        "            if name.worker == worker and name.living:\n"
-        "                sighting.name = name\n",
-        "a zombie wakes before it is declared dead",
-    ),
-    _m(
-        "a quarter of a lease is enough",
-        "pool.leases",
-        "        if age_s >= self._pool.lease_s:\n",
-        "        if age_s >= self._pool.lease_s / 4:\n",
-    ),
-    _m(
-        "a first sight counts from the beginning of time",
-        "pool.leases",
-        "seen[worker] = _Sighting(current, after, moved)",
-        "seen[worker] = _Sighting(current, 0.0, moved)",
-    ),
-    _m(
-        "another host's process counts as gone",
-        "pool.leases",
-        'facts.get("boot") == boot',
-        "facts",
-    ),
-    _m(
-        "two identical ids share a lease",
-        "pool.leases",
-        "        if not atomic.publish(self._pool.lease(self.name), data):\n",
-        "        if atomic.replace(self._pool.lease(self.name), data):\n",
-    ),
-    # ---- plans: the number is the compare-and-swap ----
-    _m(
-        "complete what has no number",
-        "pool.plans",
-        "ready = sorted(staged & {plan.uid for plan in read_plans(pool)})",
-        "ready = sorted(staged)",
-    ),
-    _m(
-        "whoever lost a plan's number goes on",
-        "pool.plans",
-        "    if read_plan(pool, number).uid != uid:\n        return False\n",
-        "",
-    ),
-    _m(
-        "do not read again what was planned meanwhile",
-        "scheduling.planner",
-        "    while True:\n        numbers = plans.numbers(pool)\n",
-        "    numbers = plans.numbers(pool)\n    while True:\n",
-    ),
-    _m(
-        "tidy up a plan that has its number",
-        "scheduling.planner",
-        "    if numbered:\n",
-        "    if numbered:\n        directories.discard(pool.staged(uid))\n",
-    ),
-    _m(
-        "stage straight into the spool",
-        "scheduling.planner",
-        'path, data = f"{pool.staged(uid, home)}/{name}"',
-        'path, data = f"{pool.spool(home)}/{name}"',
-    ),
-    _m(
-        "move the claims before the plan has its number",
-        "scheduling.planner",
-        "        numbered = plans.number_plan(pool, uid, private, number)\n",
-        "        plans.complete_one(pool, uid)\n"
-        "        numbered = plans.number_plan(pool, uid, private, number)\n",
-    ),
-    # ---- attempt, worker, recovery: in this order ----
-    _m(
-        "finish before publishing",
-        "worker.attempt",
-        "        if final:\n            if not os.path.isfile(private):\n",
-        "        claims.finish(self.pool, self.name)\n"
-        "        if final:\n            if not os.path.isfile(private):\n",
-    ),
-    _m(
-        "finish without publishing",
-        "worker.attempt",
-        "            if not atomic.commit(str(private), final):\n",
-        "            if not final and not atomic.commit(str(private), final):\n",
-    ),
-    _m(
-        "write the output under its final name",
-        "worker.attempt",
-        "private = Path(self.pool.unpublished(worker, id, run, handler.suffix))",
-        "private = Path(final)",
-    ),
-    _m(
-        "retire before putting back",
-        "worker.worker",
-        "        for name in claims.owned(self.pool, State.RUNNING):\n"
-        "            if name.owner == self.id:\n"
-        "                self._put_back(name)\n",
-        "        self.lease.retire()\n"
-        "        for name in claims.owned(self.pool, State.RUNNING):\n"
-        "            if name.owner == self.id:\n"
-        "                self._put_back(name)\n",
-        "two signals come while a claim is taken",
-    ),
-    _m(
-        "leave without putting back",
-        "worker.worker",
-        "            if name.owner == self.id:\n                self._put_back(name)\n",
-        "            pass\n",
-        "two signals come while a claim is taken",
-    ),
-    _m(
-        "work without a lease",
-        "worker.worker",
-        '        self.lease.enlist({"worker": self.id',
-        '        dict({"worker": self.id',
-    ),
-    _m(
-        "leave while somebody may be dead",
-        "worker.worker",
-        'if name.owner != self.id and not self.observer.sees_alive(name.owner or ""):',
-        "if False:",
-    ),
-    _m(
-        "never recover",
-        "worker.worker",
-        "        if self.recovery.sweep(quiet=self.pace.quiet):\n"
-        "            self.pace.hurry()\n            return None\n",
-        "        self.recovery.running = list(claims.owned(self.pool, State.RUNNING))\n",
-    ),
-    _m(
-        "a claim won without knowing is left alone",
-        "worker.worker",
-        "            if name.owner == self.id:\n                # RACE",
-        "            if False:\n                # RACE",
-        "a take succeeds and nobody knows",
-    ),
-    _m(
-        "recover whoever is not seen living",
-        "worker.recovery",
-        "        ended = self.observer.end(worker, self._me)\n",
-        "        ended = True\n",
-    ),
-    _m(
-        "tidy up after the living",
-        "worker.recovery",
-        "        ended = self.observer.end(worker, self._me)\n",
-        "        directories.discard(self._pool.workshop(worker))\n"
-        "        ended = self.observer.end(worker, self._me)\n",
-        "a zombie wakes while it is declared dead",
-    ),
-    _m(
-        "a suspect is as good as dead",
-        "worker.recovery",
-        "        if standing is Standing.SUSPECT and not gone:\n            return False\n",
-        "",
-    ),
-    _m(
-        "plans of dead planners are left half published",
-        "worker.recovery",
-        "            plans.complete(self._pool, planned)\n",
-        "            pass\n",
-        "a planner dies between number and spools",
-    ),
-)
+def mutation(
+    name: str, owner: ModuleType | type, function: str, *, scene: str = ""
+) -> Callable[[Function], Function]:
+    """Register the decorated function as what `owner.function` wrongly is."""
+    assert callable(vars(owner)[function]), f"{owner.__name__}.{function} is not a function"
+
+    def register(wrong: Function) -> Function:
+        assert name not in MUTATIONS, name
+        MUTATIONS[name] = Mutation(name, owner, function, wrong, scene)
+        return wrong
+
+    return register
 
 
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """Make the mistake, for as long as the context lasts."""
-    module = importlib.import_module(f"fsqueue.{mutation.module}")
-    source = inspect.getsource(module)
-    found = source.count(mutation.old)
-    assert found == 1, (
-        f"{mutation.name!r}: {mutation.module}.py has its words {found} times; it was rewritten, "
-        f"so write the mistake anew"
-    )
-    mutant = ModuleType(module.__name__)
-    code = compile(source.replace(mutation.old, mutation.new), str(module.__file__), "exec")
-    exec(code, mutant.__dict__)
-    changed: list[tuple[FunctionType, CodeType]] = []
-    theirs = dict(_functions(mutant))
-    for name, function in _functions(module):
-        new = theirs[name].__code__
-        if marshal.dumps(new) != marshal.dumps(function.__code__):
-            changed.append((function, function.__code__))
-            function.__code__ = new
-    assert changed, f"{mutation.name!r} changes nothing"
-    try:
+    """Make the mistake until the block ends, also where the function was imported by name."""
+    right = getattr(mutation.owner, mutation.function)
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        return mutation.wrong(right, *args, **options)
+
+    owners: list[Any] = [mutation.owner]
+    if isinstance(mutation.owner, ModuleType):
+        owners = [m for name, m in sys.modules.items() if name.startswith(("fsqueue.", "tests."))]
+    with ExitStack() as stack:
+        for owner in owners:
+            for name in [name for name, value in vars(owner).items() if value is right]:
+                stack.enter_context(patch.object(owner, name, wrong))
         yield
-    finally:
-        for function, old in changed:
-            function.__code__ = old
 
 
-def _functions(module: ModuleType) -> Iterator[tuple[str, FunctionType]]:
-    """Yield every function and method that a module defines, by qualified name."""
-    for thing in list(vars(module).values()):
-        if getattr(thing, "__module__", None) != module.__name__:
-            continue
-        if isinstance(thing, type):
-            for inner in vars(thing).values():
-                if (
-                    function := _plain(inner)
-                ) is not None and function.__module__ == thing.__module__:
-                    yield function.__qualname__, function
-        elif (function := _plain(thing)) is not None:
-            yield function.__qualname__, function
+# ---- moving claims ----
 
 
-def _plain(thing: Any) -> FunctionType | None:
-    thing = getattr(thing, "fget", None) or getattr(thing, "__func__", thing)
-    thing = inspect.unwrap(thing) if callable(thing) else thing
-    return thing if isinstance(thing, FunctionType) else None
+def _move_and_believe(source: str, target: str, *, failed: bool) -> bool:
+    try:
+        atomic.rename(source, target)
+        return True
+    except OSError as error:
+        if error.errno not in atomic.GONE:
+            raise
+        return failed
+
+
+@mutation(
+    "no look after a rename that reported failure",
+    claims,
+    "move",
+    scene="the reply of a finish is lost",
+)
+def _(right: Function, source: str, target: str) -> bool:
+    return _move_and_believe(source, target, failed=False)
+
+
+@mutation(
+    "a rename that reported failure counts as done", claims, "move", scene="a zombie finishes"
+)
+def _(right: Function, source: str, target: str) -> bool:
+    return _move_and_believe(source, target, failed=True)
+
+
+@mutation("take by link and unlink", claims, "move")
+def _(right: Function, source: str, target: str) -> bool:
+    try:
+        atomic.os.link(source, target)
+        atomic.discard(source)
+        return True
+    except OSError:
+        return os.path.basename(target) in atomic.names(os.path.dirname(target))
+
+
+@mutation("take by copying the bytes", claims, "move")
+def _(right: Function, source: str, target: str) -> bool:
+    try:
+        atomic.publish(target, atomic.read(source, patience_s=0.0))
+        atomic.discard(source)
+        return True
+    except OSError:
+        return os.path.basename(target) in atomic.names(os.path.dirname(target))
+
+
+@mutation("take to a target that others choose, too", claims, "take")
+def _(
+    right: Function, pool: PoolDirectory, spool: str, name: ClaimName, worker: str
+) -> ClaimName | None:
+    taken: ClaimName | None = right(pool, spool, name, "somebody")
+    return taken
+
+
+@mutation(
+    "a claim that was lost is finished all the same", claims, "finish", scene="a zombie finishes"
+)
+def _(right: Function, pool: PoolDirectory, name: ClaimName) -> None:
+    claims.move(pool.owned(State.RUNNING, name), pool.owned(State.DONE, name))
+
+
+@mutation("release reuses the waiting name", ClaimName, "returned")
+def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
+    return replace(right(self, failed=failed), returns=self.returns + failed)
+
+
+@mutation("every return reuses the waiting name", ClaimName, "returned")
+def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
+    return replace(self, owner=None)
+
+
+@mutation("a failure costs two attempts", ClaimName, "returned")
+def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
+    return replace(right(self, failed=failed), attempt=self.attempt + 2 * failed)
+
+
+@mutation("release charges an attempt", claims, "release")
+def _(right: Function, pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
+    return claims.requeue(pool, name, spool)
+
+
+@mutation("requeue charges nothing", claims, "requeue")
+def _(right: Function, pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
+    return claims.release(pool, name, spool)
+
+
+@mutation("retry does not count on", claims, "retry")
+def _(right: Function, pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName | None:
+    back = replace(name.returned(failed=False), attempt=name.attempt)
+    moved = claims.move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
+    return back if moved else None
+
+
+@mutation("one attempt too few", claims, "charge")
+def _(
+    right: Function,
+    pool: PoolDirectory,
+    name: ClaimName,
+    spool: str,
+    record: dict[str, Any],
+    *,
+    final: bool = False,
+) -> ClaimName:
+    final = final or (name.attempt + 2) % pool.attempts_max == 0
+    ended: ClaimName = right(pool, name, spool, record, final=final)
+    return ended
+
+
+@mutation("the claim moves before its error is recorded", claims, "charge")
+def _(
+    right: Function,
+    pool: PoolDirectory,
+    name: ClaimName,
+    spool: str,
+    record: dict[str, Any],
+    *,
+    final: bool = False,
+) -> ClaimName:
+    if final or (name.attempt + 1) % pool.attempts_max == 0:
+        ended: ClaimName = right(pool, name, spool, record, final=final)
+        return ended
+    back = claims.requeue(pool, name, spool)
+    claims.record_error(pool, name, record)
+    return back
+
+
+@mutation("the error is recorded for the next attempt", claims, "record_error")
+def _(right: Function, pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -> None:
+    right(pool, replace(name, attempt=name.attempt + 1), record)
+
+
+@mutation("cancel removes the claim", claims, "cancel")
+def _(
+    right: Function, pool: PoolDirectory, spool: str, name: ClaimName, by: str
+) -> ClaimName | None:
+    atomic.discard(pool.waiting(spool, name))
+    ended: ClaimName | None = right(pool, spool, name, by)
+    return ended
+
+
+# ---- atomic files: whole, never replacing, synced ----
+
+
+@mutation("publish by rename, which replaces", atomic, "_link")
+def _(right: Function, private: str, path: str) -> bool:
+    atomic.os.rename(private, path)
+    return True
+
+
+@mutation("publish by exists, then rename", atomic, "_link")
+def _(right: Function, private: str, path: str) -> bool:
+    if atomic.os.path.exists(path):
+        return False
+    atomic.os.rename(private, path)
+    return True
+
+
+@mutation("remove the private name before the link", atomic, "_link")
+def _(right: Function, private: str, path: str) -> bool:
+    atomic.discard(private)
+    won: bool = right(private, path)
+    return won
+
+
+@mutation("write under the final name", atomic, "publish")
+def _(
+    right: Function, path: str, data: bytes, *, durable: bool = True, personal: bool = False
+) -> bool:
+    atomic.stage(path, (data,), personal=personal)
+    return True
+
+
+@mutation("no fsync of what is written", atomic, "_write")
+def _(right: Function, path: str, parts: Any, *, durable: bool, personal: bool = False) -> None:
+    right(path, parts, durable=False, personal=personal)
+
+
+@mutation("no fsync of an output", atomic, "commit")
+def _(right: Function, private: str, path: str, **how: Any) -> bool:
+    won: bool = right(private, path, **how | {"synced": True})
+    return won
+
+
+@mutation("no fsync of the directory a file appears in", atomic, "commit")
+def _(
+    right: Function,
+    private: str,
+    path: str,
+    *,
+    durable: bool = True,
+    synced: bool = False,
+    keep: bool = False,
+) -> bool:
+    if durable and not synced:
+        atomic._sync(private)
+    won: bool = right(private, path, durable=False, keep=keep)
+    return won
+
+
+@mutation(
+    "no fsync of what was staged",
+    atomic,
+    "sync_directory",
+    scene="the power fails when a plan has its number",
+)
+def _(right: Function, directory: str) -> None:
+    if ".staged/" not in directory:
+        right(directory)
+
+
+# ---- leases: a compare-and-swap ----
+
+
+def _next_beat(lease: Lease) -> Any:
+    return replace(lease.name, beat=(lease.name.beat or 0) + 1)
+
+
+@mutation("renew without the compare", Lease, "renew")
+def _(right: Function, self: Lease) -> None:
+    following = _next_beat(self)
+    atomic.publish(self._pool.lease(following), b"{}")
+    atomic.discard(self._pool.lease(self.name))
+    self.name = following
+
+
+@mutation("a lost lease is made anew", Lease, "renew")
+def _(right: Function, self: Lease) -> None:
+    try:
+        right(self)
+    except LeaseLost:
+        following = _next_beat(self)
+        atomic.publish(self._pool.lease(following), b"{}")
+        self.name = following
+
+
+@mutation("two identical ids share a lease", Lease, "enlist")
+def _(right: Function, self: Lease, facts: dict[str, Any] | None = None) -> None:
+    data = json.dumps((facts or {}) | leases.proof_of_life()).encode() + b"\n"
+    atomic.replace(self._pool.lease(self.name), data)
+
+
+@mutation("work without a lease", Lease, "enlist")
+def _(right: Function, self: Lease, facts: dict[str, Any] | None = None) -> None:
+    return
+
+
+@mutation("recover before winning the lease", Observer, "end")
+def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
+    return True
+
+
+@mutation(
+    "whoever lost the race for a lease recovers all the same",
+    Observer,
+    "end",
+    scene="a zombie in a long claim wakes while it is declared dead",
+)
+def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
+    right(self, worker, ender)
+    return True
+
+
+@mutation(
+    "end the newest beat, not the one last seen",
+    Observer,
+    "end",
+    scene="a zombie wakes before it is declared dead",
+)
+def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
+    for name in leases.lease_names(self._pool):
+        if name.worker == worker and name.living:
+            self._seen[worker].name = name
+    ended: bool = right(self, worker, ender)
+    return ended
+
+
+@mutation(
+    "tidy up after the living",
+    Observer,
+    "end",
+    scene="a zombie wakes while it is declared dead",
+)
+def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
+    directories.discard(self._pool.workshop(worker))
+    ended: bool = right(self, worker, ender)
+    return ended
+
+
+@mutation("a quarter of a lease is enough", Observer, "standing")
+def _(right: Function, self: Observer, worker: str) -> Standing:
+    standing: Standing = right(self, worker)
+    if standing is Standing.ENDED or worker not in self._seen:
+        return standing
+    age_s = self._looked - self._seen[worker].since
+    return Standing.EXPIRED if age_s >= self._pool.lease_s / 4 else standing
+
+
+@mutation("a suspect is as good as dead", Observer, "standing")
+def _(right: Function, self: Observer, worker: str) -> Standing:
+    standing: Standing = right(self, worker)
+    return Standing.EXPIRED if standing is Standing.SUSPECT else standing
+
+
+@mutation("a first sight counts from the beginning of time", Observer, "look")
+def _(right: Function, self: Observer, owners: Any = ()) -> None:
+    before = dict(self._seen)
+    right(self, owners)
+    for worker, sighting in self._seen.items():
+        if worker not in before or before[worker].name != sighting.name:
+            sighting.since = 0.0
+
+
+@mutation("another host's process counts as gone", leases, "look_at_process")
+def _(right: Function, facts: Mapping[str, Any]) -> Any:
+    return right({**facts, "boot": leases.proof_of_life()["boot"]} if facts else facts)
+
+
+@mutation("leave while somebody may be dead", Observer, "sees_alive")
+def _(right: Function, self: Observer, worker: str) -> bool:
+    return True
+
+
+# ---- plans: the number is the compare-and-swap ----
+
+
+@mutation("complete what has no number", plans, "complete")
+def _(right: Function, pool: PoolDirectory, listed: Any = None) -> int:
+    staged = [n for n in atomic.names(pool.directory("plans")) if n.endswith(".staged")]
+    return sum(plans.complete_one(pool, name.removesuffix(".staged")) for name in staged)
+
+
+@mutation(
+    "plans of dead planners are left half published",
+    plans,
+    "complete",
+    scene="a planner dies between number and spools",
+)
+def _(right: Function, pool: PoolDirectory, listed: Any = None) -> int:
+    return 0
+
+
+@mutation("whoever lost a plan's number goes on", plans, "number_plan")
+def _(right: Function, pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
+    if not right(pool, uid, path, number):
+        atomic.discard(path)
+    return True
+
+
+@mutation("tidy up a plan that has its number", plans, "number_plan")
+def _(right: Function, pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
+    numbered: bool = right(pool, uid, path, number)
+    if numbered:
+        directories.discard(pool.staged(uid))
+    return numbered
+
+
+@mutation("move the claims before the plan has its number", plans, "number_plan")
+def _(right: Function, pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
+    plans.complete_one(pool, uid)
+    numbered: bool = right(pool, uid, path, number)
+    return numbered
+
+
+@mutation("do not read again what was planned meanwhile", planner, "plan_into")
+def _(right: Function, pool: PoolDirectory, request: planner.Request, **how: Any) -> Any:
+    plans.complete(pool)
+    outcome = planner.Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
+    sources = planner._survey(request, outcome, None)
+    fresh = planner._fresh(pool, plans.numbers(pool), request, sources, outcome)
+    planner._weigh(pool, request, fresh, outcome)
+    while outcome.total.claims and outcome.number is None:
+        number = max(plans.numbers(pool), default=0) + 1
+        if planner._publish(pool, request, fresh, outcome, number):
+            outcome.number = number
+    return outcome
+
+
+@mutation("stage straight into the spool", Layout, "staged")
+def _(right: Function, self: Layout, plan: str, spool: str | None = None) -> str:
+    return self.spool(spool) if spool else right(self, plan)
+
+
+# ---- one attempt, one worker, recovery: in this order ----
+
+
+@mutation("finish before publishing", Attempt, "_work")
+def _(right: Function, self: Attempt) -> Any:
+    claims.finish(self.pool, self.name)
+    return right(self)
+
+
+@mutation("finish without publishing", atomic, "commit")
+def _(right: Function, private: str, path: str, **how: Any) -> bool:
+    if "/outputs/" in path:
+        return True
+    won: bool = right(private, path, **how)
+    return won
+
+
+@mutation("write the output under its final name", Layout, "unpublished")
+def _(right: Function, self: Layout, worker: str, id: str, returns: int, suffix: str) -> str:
+    return self.output(id, suffix)
+
+
+@mutation(
+    "retire before putting back",
+    Worker,
+    "_put_back",
+    scene="two signals come while a claim is taken",
+)
+def _(right: Function, self: Worker, name: ClaimName) -> None:
+    self.lease.retire()
+    right(self, name)
+
+
+@mutation(
+    "leave without putting back",
+    Worker,
+    "_put_back",
+    scene="two signals come while a claim is taken",
+)
+def _(right: Function, self: Worker, name: ClaimName) -> None:
+    return
+
+
+@mutation("never recover", Recovery, "sweep")
+def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
+    self.running = list(claims.owned(self._pool, State.RUNNING))
+    return []
+
+
+@mutation(
+    "a claim won without knowing is left alone",
+    Recovery,
+    "sweep",
+    scene="a take succeeds and nobody knows",
+)
+def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
+    recovered: list[Any] = right(self, quiet=quiet)
+    self.running = [name for name in self.running if name.owner != self._me]
+    return recovered
+
+
+@mutation("recover whoever is not seen living", Recovery, "_dead")
+def _(right: Function, self: Recovery, worker: str, *, gone: bool) -> bool:
+    return gone or self.observer.standing(worker) in (Standing.EXPIRED, Standing.ENDED)

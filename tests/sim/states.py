@@ -55,7 +55,8 @@ BUSY = "finish renew checkpoint finish fail sweep release give_up break".split()
 BEFALLING = "enlist lie_in_wait pass_time kill wake lose_power".split()
 MEDDLING = "plan retry cancel move_by_hand recover undo_drain drain".split()
 STEPS = {*IDLE, *BUSY, *BEFALLING, *MEDDLING}
-Ahead = tuple[Process, Puppet | None, Callable[[], Foresight], Foresight]
+Ahead = tuple[Process, Puppet | None, Callable[[], Foresight], Foresight, bool]
+"""Who stopped in the middle of a step, what was foreseen, and whether more than that went wrong."""
 
 
 def id_of(text: str) -> str:
@@ -296,11 +297,11 @@ class PoolDirectory(RuleBasedStateMachine):
 
     def _wake(self, which: int) -> None:
         """Let somebody go on who was stopped in the middle of something, however long ago."""
-        process, puppet, foresee, old = self.middle.pop(which % len(self.middle))
+        process, puppet, foresee, old, harmed = self.middle.pop(which % len(self.middle))
         if process.alive:
             process.until = self.world.now
             again = lambda: self.model.still(foresee(), old, command=puppet is None)  # noqa: E731
-            self._go(process, again, puppet)
+            self._go(process, again, puppet, harmed=harmed)
 
     def _kill(self, which: int) -> None:
         process = self._pick(self._alive(), which).process
@@ -409,9 +410,17 @@ class PoolDirectory(RuleBasedStateMachine):
         return self._go(puppet.process, foresee, puppet)
 
     def _go(
-        self, process: Process, foresee: Callable[[], Foresight], puppet: Puppet | None = None
+        self,
+        process: Process,
+        foresee: Callable[[], Foresight],
+        puppet: Puppet | None = None,
+        *,
+        harmed: bool = False,
     ) -> bool:
-        """Let somebody go on, and judge what came of it; say whether nothing went wrong."""
+        """Let a process go on, and judge what came of it; return whether nothing went wrong.
+
+        `harmed`: something has gone wrong in the part of this step that is done already.
+        """
         table, world = self.table, self.world
         for each in self._alive():
             if hasattr(each, "worker"):
@@ -421,11 +430,12 @@ class PoolDirectory(RuleBasedStateMachine):
             table.go(process, puppet)
             amid = process.alive and not (puppet is not None and puppet.idles)
             if amid:
-                self.middle.append((process, puppet, foresee, seen))
+                harmed |= table.sprung() - sprung > 1
+                self.middle.append((process, puppet, foresee, seen, harmed))
             if table.cuts > cuts:
                 self._after_power_loss(seen)
                 return False
-            calm = table.sprung() == sprung and not amid and world.traits is LOCAL
+            calm = table.sprung() == sprung and not (amid or harmed) and world.traits is LOCAL
             self._judge(seen, calm=calm)
             return calm
         except Violation as error:

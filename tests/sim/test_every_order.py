@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 
 from tests.sim.explore import Body, Explorer, Found, exploring
-from tests.sim.mutations import MUTATIONS, applied
 from tests.sim.plays import a_planner, a_pool, completer, recoverer, settle, worker
 from tests.sim.tally import TALLY
-from tests.sim.world import Violation
 
 STILL = ("plans", "control", "spools")
 """Where nothing changes once everything is planned."""
@@ -92,38 +90,7 @@ def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_in_every_order_of_two_workers_and_a_recoverer_too() -> None:
     found = explored(two_workers_and_a_recoverer, "a.5.ok")
     TALLY.explored["two workers, a recoverer"] = found
-
-
-FOUND_BY = {
-    "take to a target that others choose, too": "two workers, two claims",
-    "take by copying the bytes": "two workers, two claims",
-    "no look after a rename that reported failure": "two workers, one claim, a lost reply",
-    "a rename that reported failure counts as done": "a worker, a recoverer, a lost reply",
-    "publish by exists, then rename": "two workers, one claim, a lost reply",
-    "finish before publishing": "two workers, two claims",
-    "renew without the compare": "a worker that beats, a recoverer",
-    "whoever lost the race for a lease recovers all the same": "a worker that beats, a recoverer",
-    "recover before winning the lease": "a worker that beats, a recoverer",
-    "recover whoever is not seen living": "a worker that beats, a recoverer",
-    "a claim that was lost is finished all the same": "a worker, a recoverer, a lost reply",
-    "the error is recorded for the next attempt": "a worker, a recoverer, a lost reply",
-    "tidy up after the living": "a worker that beats, a recoverer",
-    "whoever lost a plan's number goes on": "two planners",
-    "complete what has no number": "a planner, a completer",
-    "move the claims before the plan has its number": "two planners",
-}
-"""Which exploration finds a mistake: also those that random stories hardly ever meet. What lies in
-a length of time is not found here, for no time passes.
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FOUND_BY)
-def test_a_mistake_is_found_in_some_order(name: str) -> None:
-    (mutation,) = (m for m in MUTATIONS if m.name == name)
-    cast, inputs, how = PLAYS[FOUND_BY[name]]
-    with applied(mutation), pytest.raises((Violation, OSError)):
-        explored(cast, *inputs, **how)

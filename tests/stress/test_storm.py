@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from tests.support.harsh import harsh_storm, harsh_weather
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Start, fsqueue
-from tests.support.storm import Storm, Tally, Weather
+from tests.support.storm import Storm, StormResult, StormSettings
+from tests.support.storm_with_faults import faulty_settings, faulty_storm
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +29,14 @@ def seed() -> int:
     return seed
 
 
-def assert_nothing_was_lost_doubled_or_torn(tally: Tally) -> None:
+def assert_nothing_was_lost_doubled_or_torn(tally: StormResult) -> None:
     assert not tally.problems, "\n".join(tally.problems)
     assert (tally.lost, tally.doubled, tally.torn, tally.strangers) == (0, 0, 0, 0)
     assert tally.done + tally.failed == tally.planned
 
 
 def test_every_output_is_there_once_and_whole_after_a_storm(tmp_path: Path, seed: int) -> None:
-    storm = Storm(tmp_path, Weather(seed, claims=160, lasts_s=20.0))
+    storm = Storm(tmp_path, StormSettings(seed, claims=160, lasts_s=20.0))
     tally = storm.run()
     print(tally)
     assert_nothing_was_lost_doubled_or_torn(tally)
@@ -49,7 +49,7 @@ def test_every_output_is_there_once_and_whole_after_a_storm(tmp_path: Path, seed
 def test_claims_that_are_hit_too_often_fail_with_their_whole_history(
     tmp_path: Path, seed: int
 ) -> None:
-    weather = Weather(
+    weather = StormSettings(
         seed,
         claims=6,
         workers=3,
@@ -94,7 +94,7 @@ def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_eve
     tmp_path: Path, seed: int, lasts_s: float
 ) -> None:
     """Twenty of them: scripts/bench/storm.py --harsh --runs 20 --lasts 40"""
-    with harsh_storm(tmp_path, harsh_weather(seed, lasts_s=lasts_s)) as storm:
+    with faulty_storm(tmp_path, faulty_settings(seed, lasts_s=lasts_s)) as storm:
         tally = storm.run()
     print(tally)
     assert_nothing_was_lost_doubled_or_torn(tally)
@@ -106,7 +106,7 @@ def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_eve
 
 def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
     """Or the tests above could not fail: what they look for is done to a pool by hand."""
-    storm = Storm(tmp_path, Weather(seed=1, claims=5, pause_max_s=0.01))
+    storm = Storm(tmp_path, StormSettings(seed=1, claims=5, pause_max_s=0.01))
     pool = storm.pool
     assert fsqueue("work", pool.root).returncode == 0
     outputs = sorted(Path(pool.directory("outputs")).iterdir())

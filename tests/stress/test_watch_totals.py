@@ -18,7 +18,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import names_in
 from tests.support.processes import fsqueue, wait_for
-from tests.support.storm import JobFates, Storm, Tally, Weather
+from tests.support.storm import OutputWatcher, Storm, StormResult, StormSettings
 
 pytestmark = pytest.mark.slow
 
@@ -26,10 +26,10 @@ Totals = dict[str, int]
 STATES = ("waiting", "running", "done", "failed")
 
 
-class Watching(JobFates):
+class Watching(OutputWatcher):
     """A witness who also looks as a watcher does: whatever moves meanwhile, the numbers add up."""
 
-    def __init__(self, pool: PoolDirectory, tally: Tally) -> None:
+    def __init__(self, pool: PoolDirectory, tally: StormResult) -> None:
         super().__init__(pool, tally)
         self.reader = Reader(pool)
         self.looks = 0
@@ -46,7 +46,7 @@ class Watching(JobFates):
 class WatchedStorm(Storm):
     """A storm that somebody watches all the time; at its end every worker is killed at once."""
 
-    def __init__(self, directory: Path, weather: Weather) -> None:
+    def __init__(self, directory: Path, weather: StormSettings) -> None:
         super().__init__(directory, weather)
         self.witness: Watching = Watching(self.pool, self.tally)
 
@@ -108,7 +108,7 @@ def seed() -> int:
 def test_after_a_storm_of_kills_every_view_of_the_totals_is_what_is_on_disk(
     tmp_path: Path, seed: int
 ) -> None:
-    weather = Weather(seed, claims=300, lasts_s=10.0, pause_max_s=0.3, attempts=2)
+    weather = StormSettings(seed, claims=300, lasts_s=10.0, pause_max_s=0.3, attempts=2)
     storm = WatchedStorm(tmp_path, weather)
     storm.rage_and_kill_all()
     pool, true = storm.pool, on_disk(storm.pool)

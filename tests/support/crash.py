@@ -20,7 +20,7 @@ import pytest
 
 from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
-from tests.support.sequence import Os
+from tests.support.interleave import Os
 
 CHANGES = ("fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir")
 CRASHED = 99

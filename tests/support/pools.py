@@ -58,7 +58,7 @@ class Trivial(Handler):
         work.output.write_text(work.id)
 
 
-class Meanwhile(Trivial):
+class HookHandler(Trivial):
     """Let something happen in the middle of a claim, between its work and its end."""
 
     def __init__(self, happens: Callable[[], object]) -> None:
@@ -114,7 +114,7 @@ def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -
     return plan_into(pool, request(*inputs, weights=weights))
 
 
-class Hand:
+class ManualWorker:
     """A worker's parts without its loop and its thread: each step is taken when the test says."""
 
     def __init__(
@@ -183,16 +183,16 @@ class Hand:
         self.lease.retire()
 
 
-def work_off(pool: PoolDirectory, **how: Any) -> None:
+def work_until_done(pool: PoolDirectory, **how: Any) -> None:
     """Take, run and recover with a fresh worker until nothing waits or runs."""
-    hand = Hand(pool, **how)
+    hand = ManualWorker(pool, **how)
     for _ in range(STEPS_MAX):
         hand.sweep()
         if names_in(pool, State.WAITING):
             hand.run(hand.take())
         elif not names_in(pool, State.RUNNING):
             return hand.leave()
-    raise AssertionError(f"still there after {STEPS_MAX} steps: {places(pool)}")
+    raise AssertionError(f"still there after {STEPS_MAX} steps: {state_counts(pool)}")
 
 
 # ---- looking ----
@@ -209,13 +209,13 @@ def names_in(pool: PoolDirectory, *states: State) -> list[ClaimName]:
     return sorted(found, key=lambda name: name.id)
 
 
-def only(pool: PoolDirectory, state: State) -> ClaimName:
+def only_claim(pool: PoolDirectory, state: State) -> ClaimName:
     """Return the one claim that is in a state."""
     (name,) = names_in(pool, state)
     return name
 
 
-def places(pool: PoolDirectory) -> dict[str, int]:
+def state_counts(pool: PoolDirectory) -> dict[str, int]:
     """Return how many claims are in each state, those without any left out."""
     return dict(Counter(state.value for state in State for _ in names_in(pool, state)))
 
@@ -239,7 +239,7 @@ def contents(root: str | Path) -> dict[str, bytes | None]:
 
 
 @contextmanager
-def held_elsewhere(path: str) -> Iterator[int]:
+def held_by_another_process(path: str) -> Iterator[int]:
     """Let another process hold a lock until the block ends; yield its pid."""
     reader, writer = os.pipe()
     child = os.fork()

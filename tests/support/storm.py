@@ -34,7 +34,7 @@ PROGRAM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class StormSettings:
     """What a storm is like."""
 
     seed: int
@@ -53,7 +53,7 @@ class Weather:
 
 
 @dataclass(slots=True)
-class Tally:
+class StormResult:
     """What a storm did."""
 
     seconds: float = 0.0
@@ -90,9 +90,11 @@ class Tally:
 class Storm:
     """One pool, its workers, and who kills them."""
 
-    def __init__(self, directory: Path, weather: Weather, *, root: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, weather: StormSettings, *, root: Path | None = None
+    ) -> None:
         self.weather = weather
-        self.tally = Tally()
+        self.tally = StormResult()
         self._directory = directory
         self._root = root or directory / "pool"
         self._chance = random.Random(weather.seed)
@@ -100,9 +102,9 @@ class Storm:
         self._started = 0
         self._next_kill = 0.0
         self.pool = self._plan(weather.claims)
-        self.witness = JobFates(self.pool, self.tally)
+        self.witness = OutputWatcher(self.pool, self.tally)
 
-    def run(self) -> Tally:
+    def run(self) -> StormResult:
         """Rage, calm down, and count."""
         begun = time.monotonic()
         try:
@@ -188,10 +190,10 @@ class Storm:
         self.witness.look()
 
 
-class JobFates:
+class OutputWatcher:
     """Who looks at a pool's outputs while a storm rages, and counts when it is over."""
 
-    def __init__(self, pool: PoolDirectory, tally: Tally) -> None:
+    def __init__(self, pool: PoolDirectory, tally: StormResult) -> None:
         self.pool = pool
         self.tally = tally
         self._seen: dict[str, tuple[int, bytes]] = {}
@@ -211,7 +213,7 @@ class JobFates:
         there = set(os.listdir(self.pool.directory("outputs")))
         self._seen = {name: seen for name, seen in self._seen.items() if name in there}
 
-    def count(self) -> Tally:
+    def count(self) -> StormResult:
         """Look at everything the storm left behind."""
         pool, tally = self.pool, self.tally
         done, failed = ids(pool, State.DONE), ids(pool, State.FAILED)
@@ -259,7 +261,7 @@ class JobFates:
         self.tally.problems += status_problems(self.pool, self.tally)
 
 
-def status_problems(pool: PoolDirectory, tally: Tally) -> list[str]:
+def status_problems(pool: PoolDirectory, tally: StormResult) -> list[str]:
     """Return what `fsqueue status --json` says otherwise than what was counted."""
     run = fsqueue("status", pool.root, "--json")
     expected = 3 if tally.failed else 0

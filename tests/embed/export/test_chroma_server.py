@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from embed.store import Store
+from tests.support.export_readers import chroma_client, chroma_server, of_chroma
 from tests.support.processes import fsqueue
-from tests.support.roads import chroma_client, chroma_server, of_chroma
 from tests.support.stores import open_view, put, vectors_of
 
 pytestmark = pytest.mark.slow

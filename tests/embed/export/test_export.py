@@ -21,8 +21,8 @@ from embed.store.shards import StoreError
 from fsqueue import NotSupportedError, UsageError
 from fsqueue.storage import atomic
 from tests.support.crash import CHANGES
+from tests.support.export_readers import READERS, chroma_client, exported
 from tests.support.processes import environment
-from tests.support.roads import READERS, chroma_client, exported
 from tests.support.stores import columns_of, keys_of, open_view, put, vectors_of
 
 pytestmark = pytest.mark.slow
@@ -300,7 +300,7 @@ def test_an_export_that_was_killed_is_completed_by_the_next(
 ) -> None:
     root, target = tmp_path / "store", tmp_path / "target"
     filled(root)
-    command = [sys.executable, "-m", "tests.support.roads", to, root, target]
+    command = [sys.executable, "-m", "tests.support.export_readers", to, root, target]
     killed = subprocess.run([*command, str(at)], env=environment(), capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     rest = exported(to, root, target).added

@@ -19,8 +19,8 @@ from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from tests.support.auto import TEXTS, write_model
-from tests.support.ingesting import joined, send, told, work_off
+from tests.support.generic_models import TEXTS, write_model
+from tests.support.ingest_broadcasts import empty_inbox, enlisted_worker, ingest_and_leave, send
 
 SENTENCES = [text for text in TEXTS if text]
 WORDS = " ".join(SENTENCES).split()
@@ -67,10 +67,10 @@ def stored(root: str) -> int:
 def test_replicas_converge_and_the_second_computes_nothing(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    workers = [joined(pool), joined(pool)]
+    workers = [enlisted_worker(pool), enlisted_worker(pool)]
     made = send(pool, data)
     for worker in workers:
-        work_off(worker)
+        empty_inbox(worker)
     broadcast.update_outcomes(pool, made.copies)
     results = {copy.worker: copy.result for copy in made.copies}
     one, two = (results[worker.id] for worker in workers)
@@ -89,21 +89,21 @@ def test_replicas_converge_and_the_second_computes_nothing(
 def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    assert told(pool, data).outcome == "done" and computed
+    assert ingest_and_leave(pool, data).outcome == "done" and computed
     computed.clear()
-    worker = joined(pool)
+    worker = enlisted_worker(pool)
     made = send(pool, data)
-    work_off(worker)
+    empty_inbox(worker)
     assert computed == [] and worker.status.loaded == []
     broadcast.update_outcomes(pool, made.copies)
     assert made.copies[-1].result["computed"] == 0
 
 
 def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    workers = [joined(pool) for _ in range(3)]
+    workers = [enlisted_worker(pool) for _ in range(3)]
     made = send(pool, data, scatter=True)
     for worker in workers:
-        work_off(worker)
+        empty_inbox(worker)
     broadcast.update_outcomes(pool, made.copies)
     assert sorted(copy.result["documents"] for copy in made.copies) == [3, 3, 4]
     assert made.totals()["computed"] + made.totals()["repeats"] == made.totals()["chunks"]
@@ -111,7 +111,9 @@ def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any
 
 
 def test_hits_say_document_chunk_and_place(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    told(pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]})
+    ingest_and_leave(
+        pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]}
+    )
     store = Store(data["store"], "manuals")
     view = store.view
     view.refresh()
@@ -131,7 +133,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\0")
     bad = [str(tmp_path / "photo.jpg"), str(tmp_path / "gone.md"), {"name": "n", "text": "a\0"}]
-    copy = told(pool, {**data, "documents": [*bad, *data["documents"]]})
+    copy = ingest_and_leave(pool, {**data, "documents": [*bad, *data["documents"]]})
     assert copy.outcome == "done"
     assert copy.result["documents"] == 10 and copy.result["failed"] == 3
     named = {one["document"]: one["error"] for one in copy.result["errors"]}
@@ -145,7 +147,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 def test_what_is_not_named_anywhere_is_said(
     pool: PoolDirectory, data: dict[str, Any], missing: str, words: str
 ) -> None:
-    copy = told(pool, {name: value for name, value in data.items() if name != missing})
+    copy = ingest_and_leave(pool, {name: value for name, value in data.items() if name != missing})
     assert copy.outcome == "failed"
     assert f"no {missing} is named" in copy.error and words in copy.error
 
@@ -153,20 +155,20 @@ def test_what_is_not_named_anywhere_is_said(
 def test_a_model_that_reads_no_text_is_refused(
     pool: PoolDirectory, data: dict[str, Any], tiny_model: Path
 ) -> None:
-    copy = told(pool, {**data, "model": str(tiny_model)})
+    copy = ingest_and_leave(pool, {**data, "model": str(tiny_model)})
     assert copy.outcome == "failed" and "reads residues or bases" in copy.error
 
 
 def test_a_worker_takes_the_text_model_that_it_has_loaded(
     pool: PoolDirectory, data: dict[str, Any], bert: Path, computed: list[int]
 ) -> None:
-    worker = joined(pool)
+    worker = enlisted_worker(pool)
     warm = {"handler": "embed", "options": {"model": str(bert)}}
     made = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
-    work_off(worker)
+    empty_inbox(worker)
     nameless = {name: value for name, value in data.items() if name != "model"}
     made = send(pool, nameless)
-    work_off(worker)
+    empty_inbox(worker)
     broadcast.update_outcomes(pool, made.copies)
     assert made.copies[0].result["computed"] == sum(computed) > 0
     assert worker.status.loaded == ["bert"], "one copy of the model serves both handlers"
@@ -177,7 +179,7 @@ def test_the_environment_may_name_model_and_store(
     pool: PoolDirectory, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     plain = {"documents": data["documents"][:1], "collection": "manuals"}
-    worker = joined(pool)
+    worker = enlisted_worker(pool)
     with monkeypatch.context() as patched:
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             patched.setenv(f"FSQUEUE_{name}", value)
@@ -187,7 +189,7 @@ def test_the_environment_may_name_model_and_store(
         made = send(pool, plain)
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             monkeypatch.setenv(f"FSQUEUE_{name}", value)
-    work_off(worker)
+    empty_inbox(worker)
     broadcast.update_outcomes(pool, made.copies)
     assert made.copies[0].outcome == "done", made.copies[0].error
     assert stored(data["store"]) > 0
@@ -196,7 +198,7 @@ def test_the_environment_may_name_model_and_store(
 def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = joined(pool)
+    worker = enlisted_worker(pool)
     made = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
@@ -209,7 +211,7 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     assert made.copies[0].outcome == "failed" and "left before" in made.copies[0].error
     done = sum(computed)
     assert 0 < done == stored(data["store"])
-    copy = told(pool, data)
+    copy = ingest_and_leave(pool, data)
     assert copy.result["computed"] == stored(data["store"]) - done > 0
     assert sum(computed) == stored(data["store"])
 

@@ -19,7 +19,7 @@ from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.dnabert import write_model
 from tests.support.planning import plan
-from tests.support.pools import places
+from tests.support.pools import state_counts
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def test_warmup_loads_the_planned_model_and_evict_lets_it_go(worker: Worker) -> 
     assert worker.status.loaded == []
     found = worker.claim_source.next()
     assert found is not None and worker._run(*found) is None
-    assert places(worker.pool) == {"done": 1}, "what was let go is loaded again when needed"
+    assert state_counts(worker.pool) == {"done": 1}, "what was let go is loaded again when needed"
 
 
 def test_warmup_takes_a_model_that_nobody_planned(worker: Worker, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from embed.outputs.claim_file import read
 from embed.store import Store
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.auto import TEXTS, write_model
+from tests.support.generic_models import TEXTS, write_model
 from tests.support.processes import fsqueue
 
 MakeBench = Callable[..., Bench]

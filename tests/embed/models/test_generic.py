@@ -20,8 +20,8 @@ from embed.models.generic.network import EVEN, even, load
 from embed.models.generic.tokens import GenericTokens
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.auto import MODELS, TEXTS, write_model
 from tests.support.dnabert import write_model as write_dnabert
+from tests.support.generic_models import MODELS, TEXTS, write_model
 
 CPU = torch.device("cpu")
 TEXT_MODELS = ["bert", "roberta", "modernbert", "nomic", "t5", "gpt2"]

@@ -17,7 +17,7 @@ from embed.outputs.merge import merge
 from fsqueue import FsqueueError, NotSupportedError, PoolReader, UsageError
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from tests.support.embedded import (
+from tests.support.embedding_pools import (
     MadeUp,
     embed_all,
     fasta,
@@ -27,7 +27,7 @@ from tests.support.embedded import (
     rows_of,
     token_rows,
 )
-from tests.support.pools import Hand, names_in, work_off
+from tests.support.pools import ManualWorker, names_in, work_until_done
 
 
 def read_merged(path: Path, name: str = "embeddings") -> tuple[list[str], np.ndarray]:
@@ -115,7 +115,7 @@ def test_merging_again_replaces_the_file_whole(tmp_path: Path) -> None:
 
 def test_a_pool_that_is_not_done_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    hand = Hand(pool, handler=MadeUp())
+    hand = ManualWorker(pool, handler=MadeUp())
     hand.run(hand.take())
     waiting = len(names_in(pool, State.WAITING))
     with pytest.raises(Unfinished, match=rf"{waiting} claims are not done.*--partial") as caught:
@@ -127,7 +127,7 @@ def test_a_pool_that_is_not_done_is_refused_and_nothing_is_written(tmp_path: Pat
 def test_where_only_failed_claims_are_left_the_exit_status_says_so(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     fail_one(pool)
-    work_off(pool, handler=MadeUp())
+    work_until_done(pool, handler=MadeUp())
     with pytest.raises(Unfinished, match=r"\(1 of them failed\)") as caught:
         merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     assert caught.value.exit_status == 3
@@ -151,7 +151,7 @@ def test_partial_merges_what_is_there_and_says_what_is_not(tmp_path: Path) -> No
     files = [fasta(tmp_path / "a.faa", first), fasta(tmp_path / "b.faa", second)]
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
-    work_off(pool, handler=MadeUp())
+    work_until_done(pool, handler=MadeUp())
     result = merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"), partial=True)
     ids, rows = read_merged(tmp_path / "out.safetensors")
     kept = [id for id in [*first, *second] if id in set(ids)]
@@ -401,7 +401,7 @@ def test_an_input_that_is_not_done_gets_no_file_and_no_marker(tmp_path: Path) ->
     files = [fasta(tmp_path / f"{n}.faa", proteins(40, seed)) for seed, n in enumerate("ab")]
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
-    work_off(pool, handler=MadeUp())
+    work_until_done(pool, handler=MadeUp())
     merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro", partial=True)
     assert sorted(os.listdir(tmp_path / "out")) == ["a_ESM.pt", "a_ESM.pt.done"]
 
@@ -436,7 +436,7 @@ def test_a_file_too_large_for_this_format_is_refused_with_what_to_do(
 
 def test_a_reader_sees_every_claim_where_it_stands(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    hand = Hand(pool, handler=MadeUp())
+    hand = ManualWorker(pool, handler=MadeUp())
     hand.run(hand.take())
     taken = hand.take()
     lost = fail_one(pool)
@@ -462,7 +462,7 @@ def test_a_claim_that_moves_while_the_pool_is_read_is_said_to_be_on_its_way(
 
     def claims(reader: PoolReader, plan: Any) -> Any:
         found = list(whole(reader, plan))
-        work_off(pool, handler=MadeUp())
+        work_until_done(pool, handler=MadeUp())
         return iter(found)
 
     monkeypatch.setattr(PoolReader, "claims", claims)

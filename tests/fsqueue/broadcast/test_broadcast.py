@@ -22,7 +22,7 @@ from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 from tests.support.planning import counts, make_inputs, plan_command
-from tests.support.pools import Hand, make_pool, problems
+from tests.support.pools import ManualWorker, make_pool, problems
 from tests.support.processes import Start, fsqueue, wait_for
 
 INGEST = {"documents": ["a", "b"], "collection": "manuals", "chunk_size": 512}
@@ -143,7 +143,7 @@ def test_b6_an_inbox_that_cannot_be_written_is_one_that_failed(pool: PoolDirecto
 def test_b7_only_the_addressee_takes_a_copy(pool: PoolDirectory) -> None:
     one, two = joined(pool), joined(pool)
     made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
-    thief = Hand(pool, "gpu0")
+    thief = ManualWorker(pool, "gpu0")
     claim_source = ClaimSource(pool, thief.beat, thief.journal, spool="gpu0", stealing=True)
     taken = claim_source.next()
     assert taken is not None and taken[0].id.startswith("a-") and claim_source.next() is None
@@ -296,7 +296,7 @@ def test_the_copies_of_the_dead_fail_whether_they_ran_or_not(
 
 
 def test_an_idle_worker_ends_the_copies_of_the_dead(pool: PoolDirectory) -> None:
-    dead, judge = joined(pool), Hand(pool, "gpu0")
+    dead, judge = joined(pool), ManualWorker(pool, "gpu0")
     made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
     facts = json.loads(Path(pool.lease(dead.lease.name)).read_bytes())
     Path(pool.lease(dead.lease.name)).write_text(json.dumps(facts | {"pid": 2**22 + 1}))

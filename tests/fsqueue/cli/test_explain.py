@@ -15,7 +15,7 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, write_status
 from fsqueue.storage import atomic
 from fsqueue.worker.claim_source import ClaimSource
-from tests.support.pools import Hand, make_pool, names_in
+from tests.support.pools import ManualWorker, make_pool, names_in
 from tests.support.processes import fsqueue
 
 
@@ -33,7 +33,7 @@ def look(pool: PoolDirectory, stem: str) -> Location:
     return find(pool, id_of(pool, stem))
 
 
-def report(hand: Hand, **facts: Any) -> None:
+def report(hand: ManualWorker, **facts: Any) -> None:
     for name, value in facts.items():
         setattr(hand.status, name, value)
     write_status(hand.pool, hand.status)
@@ -50,7 +50,7 @@ def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(
 
 
 def test_an_idle_worker_is_said_to_take_it_soon(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     report(hand, state="idle")
     found = look(pool, "a")
     assert [taker.may for taker in found.takers] == [True]
@@ -59,7 +59,7 @@ def test_an_idle_worker_is_said_to_take_it_soon(pool: PoolDirectory) -> None:
 
 
 def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     name = hand.take()
     current = Current(name.id, name.kind, name.cost, 0, "gpu0", started=0.0, done=1, total=2)
     report(hand, state="running", current=current, rates={name.kind: 3.0})
@@ -79,7 +79,7 @@ def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: PoolDirectory) 
 def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
     pool: PoolDirectory, facts: dict[str, Any], why: str
 ) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     report(hand, **facts)
     found = look(pool, "a")
     assert why in found.takers[0].why and not found.takers[0].may
@@ -88,21 +88,21 @@ def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
 
 @pytest.mark.parametrize("everybody", [True, False])
 def test_orders_are_told(pool: PoolDirectory, everybody: bool) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     report(hand, state="idle")
     atomic.publish(pool.order("pause", None if everybody else hand.id), b"")
     assert look(pool, "a").takers[0].why == "told to pause"
 
 
 def test_without_any_status_the_workers_are_still_named(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     taker = look(pool, "a").takers[0]
     assert (taker.worker, taker.may) == (hand.id, True)
     assert "reports nothing" in taker.why
 
 
 def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
     name, _ = claim_source.next() or pytest.fail("nothing to take")
     claims.charge(pool, name, "gpu0", {"error": "out of memory"})
@@ -117,7 +117,7 @@ def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: PoolDirectory
 
 @pytest.mark.slow
 def test_the_command_prints_it_for_people_and_for_programs(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     report(hand, state="idle")
     id = id_of(pool, "b")
     shown = fsqueue("explain", pool.root, id)
@@ -133,7 +133,7 @@ def test_the_command_prints_it_for_people_and_for_programs(pool: PoolDirectory) 
 
 @pytest.mark.slow
 def test_the_workers_of_a_pool_are_scored_for_a_need(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     report(hand, state="idle", tier=1, loaded=["esm2"], capabilities=["embed"])
     need = json.dumps({"service": "embed", "model": "esm2", "required_capability": "embed"})
     done = fsqueue("explain", pool.root, "--need", need, "--json")

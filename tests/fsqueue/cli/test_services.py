@@ -12,7 +12,7 @@ import pytest
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, read_status, write_status
 from tests.support.planning import make_inputs, plan_command
-from tests.support.pools import Hand, make_pool
+from tests.support.pools import ManualWorker, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
 
 SEVEN = "id tier specialization loaded_models active_requests cpu_load gpu_util".split()
@@ -23,8 +23,8 @@ def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", "a.30", "b.20")
 
 
-def joined(pool: PoolDirectory, **facts: Any) -> Hand:
-    hand = Hand(pool, "gpu0")
+def joined(pool: PoolDirectory, **facts: Any) -> ManualWorker:
+    hand = ManualWorker(pool, "gpu0")
     for name, value in facts.items():
         setattr(hand.status, name, value)
     write_status(pool, hand.status)

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from fsqueue.cli import cli
 from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from tests.support.monitor_data import enlist, fail, finish, put_status, take, write_events
 from tests.support.pools import contents, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
-from tests.support.watching import enlist, fail, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
@@ -141,8 +141,8 @@ def test_workers_are_listed_with_what_they_hold(pool: PoolDirectory) -> None:
     enlist(pool, A, B)
     name = take(pool, A)
     current = {"id": name.id, "cost": 40, "done": 1, "total": 4, "started": 4990.0}
-    report(pool, A, spool="gpu0", current=current, claims_done=3)
-    report(pool, B, state="idle", spool="gpu0")
+    put_status(pool, A, spool="gpu0", current=current, claims_done=3)
+    put_status(pool, B, state="idle", spool="gpu0")
     out = run("workers", pool.root).stdout
     line = next(line for line in out.splitlines() if line.startswith(A)).split()
     assert line[:7] == [A, "gpu0", "running", name.id, "25%", "3", "0"]
@@ -151,7 +151,7 @@ def test_workers_are_listed_with_what_they_hold(pool: PoolDirectory) -> None:
 
 def test_workers_json_is_a_list_under_workers(pool: PoolDirectory) -> None:
     enlist(pool, A)
-    report(pool, A, gpu={"compute_percent": 93.0}, loaded=["k"], slurm={"slurm_job_id": "17"})
+    put_status(pool, A, gpu={"compute_percent": 93.0}, loaded=["k"], slurm={"slurm_job_id": "17"})
     (worker,) = facts("workers", pool.root)["workers"]
     assert (worker["worker_id"], worker["health"], worker["state"]) == (A, "healthy", "running")
     assert worker["compute_percent"] == 93.0 and worker["memory_percent"] is None
@@ -224,7 +224,7 @@ def test_failed_log_of_a_worker_that_was_killed_shows_the_end_of_its_slurm_log(
     pool: PoolDirectory,
 ) -> None:
     name = take(pool, A)
-    report(pool, A, slurm={"slurm_array_job_id": "17", "slurm_array_task_id": "4"})
+    put_status(pool, A, slurm={"slurm_array_job_id": "17", "slurm_array_task_id": "4"})
     log = Path(pool.directory("events"), "slurm-17_4.log")
     log.write_text("began\nslurmstepd: error: Detected 1 oom_kill event\x1b[2J\n")
     claims.charge(pool, name, "gpu0", {"error": "worker lost"})
@@ -307,19 +307,19 @@ def test_watch_once_prints_one_frame(pool: PoolDirectory) -> None:
 
 def test_watch_once_by_worker_shows_workers(pool: PoolDirectory) -> None:
     enlist(pool, A)
-    report(pool, A, spool="gpu0")
+    put_status(pool, A, spool="gpu0")
     assert A in run("watch", pool.root, "--once", "--by", "worker", status=5).stdout
 
 
 def test_watch_writes_lines_to_a_pipe_and_ends_with_the_pool(ended: PoolDirectory) -> None:
-    tell(ended, A, {"t": 1, "event": "joined", "host": "node7", "spool": "gpu0"})
+    write_events(ended, A, {"t": 1, "event": "joined", "host": "node7", "spool": "gpu0"})
     out = run("watch", ended.root, status=3).stdout
     assert "joined node7" in out and out.rstrip().endswith("all: 1 of 2 done, 1 failed")
 
 
 def test_watch_json_once_holds_what_is_shown(pool: PoolDirectory) -> None:
     facts_of_steal = {"event": "stole", "id": "x", "cost": 5, "from": "gpu1", "to": "gpu0"}
-    tell(pool, A, {"t": 0} | facts_of_steal)
+    write_events(pool, A, {"t": 0} | facts_of_steal)
     fail(pool, B)
     found = json.loads(run("watch", pool.root, "--once", "--json", status=5).stdout)
     assert found["steals"][0]["time"] == "1970-01-01T00:00:00Z"
@@ -335,7 +335,7 @@ def test_watch_json_is_a_line_a_look_until_the_end(done: PoolDirectory) -> None:
 def test_the_stall_threshold_is_obeyed(pool: PoolDirectory) -> None:
     enlist(pool, A)
     take(pool, A)
-    report(pool, A, spool="gpu0", last_activity=1000, written_at=1100)
+    put_status(pool, A, spool="gpu0", last_activity=1000, written_at=1100)
     quiet = run("watch", pool.root, "--once", status=5).stdout
     loud = run("watch", pool.root, "--once", "--stall-threshold", "90", status=5).stdout
     assert "stalled" not in quiet and "GPU gpu0 stalled - no activity for 100s" in loud

@@ -35,9 +35,9 @@ from fsqueue.monitor.snapshot import Failure, Reader, Snapshot
 from fsqueue.monitor.workers import Use
 from fsqueue.pool.journal import Steal
 from fsqueue.pool.settings import PoolDirectory
+from tests.support.monitor_data import fail, finish, snapshot, spool_row, worker_row, write_events
 from tests.support.pools import make_pool
 from tests.support.processes import wait_for
-from tests.support.watching import fail, finish, snapshot, spool_row, tell, worker_row
 
 pytestmark = pytest.mark.usefixtures("utc")
 
@@ -348,7 +348,9 @@ def test_keys_change_the_view_and_q_quits(pool: PoolDirectory, watch: Terminal) 
 @pytest.mark.slow
 def test_each_key_does_what_the_help_says(pool: PoolDirectory) -> None:
     """One look only: what changes on the screen is the key's doing."""
-    tell(pool, "w-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"})
+    write_events(
+        pool, "w-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"}
+    )
     fail(pool, "w-1-aaaaaa", "boom")
     words = ("watch", pool.root, "--interval", "600")
     terminal = Terminal(sys.executable, "-m", "fsqueue", *words, size=(30, 120))
@@ -459,7 +461,7 @@ def test_the_dashboard_and_the_coordinator_have_the_agreed_names_and_defaults() 
 def test_the_background_dashboard_logs_and_keeps_the_metrics(
     pool: PoolDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tell(
+    write_events(
         pool, "node7-1-aaaaaa", {"t": 1, "event": "stole", "id": "x", "from": "gpu1", "to": "gpu0"}
     )
     dashboard = LoadBalancingDashboard(WorkStealingCoordinator(pool), GPUMonitor(), 0.01)

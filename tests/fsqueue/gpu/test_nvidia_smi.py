@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.gpu import nvidia_smi
-from tests.support.nvml.standin import unplug
+from tests.support.nvml.fake_driver import unplug
 
 ASKED = '[ "$*" = "--query-gpu=index,name --format=csv,noheader,nounits" ] || exit 2\n'
 

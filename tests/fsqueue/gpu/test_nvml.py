@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fsqueue.gpu import nvml
 from fsqueue.gpu.nvml import Gpu, all_gpus, cuda_environ, use_pci_order, visible_gpus
-from tests.support.nvml.standin import (
+from tests.support.nvml.fake_driver import (
     GIB,
     GPU_IS_LOST,
     NO_PERMISSION,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fsqueue.gpu.utilization import GPUMonitor, _number, _of_this_process, get_gpu_utilization
-from tests.support.nvml.standin import GIB, GPU_IS_LOST, NOT_SUPPORTED, Driver, install, unplug
+from tests.support.nvml.fake_driver import GIB, GPU_IS_LOST, NOT_SUPPORTED, Driver, install, unplug
 
 UNKNOWN = dict.fromkeys(
     ["compute_percent", "memory_percent", "temperature", "power_watts"],

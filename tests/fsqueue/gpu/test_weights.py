@@ -18,7 +18,7 @@ from fsqueue.gpu.weights import (
     assign_files_weighted,
     get_gpu_weight,
 )
-from tests.support.nvml.standin import Driver, install, unplug
+from tests.support.nvml.fake_driver import Driver, install, unplug
 
 NINE = [0.90, 1.0, 1.35, 1.5, 1.1, 1.2, 2.5, 0.75, 0.80]
 

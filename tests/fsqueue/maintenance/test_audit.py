@@ -16,16 +16,16 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
 from tests.support.crash import copies, every_crash, interrupted, looking
+from tests.support.interleave import interpose
 from tests.support.pools import (
-    Hand,
+    ManualWorker,
     contents,
     make_pool,
     names_in,
-    only,
+    only_claim,
     plan,
     problems,
 )
-from tests.support.sequence import interpose
 
 STRANGER = 65534
 
@@ -38,7 +38,7 @@ needs_root = pytest.mark.skipif(
 def pool(tmp_path: Path) -> PoolDirectory:
     """A pool with a claim in every state: a waits, b runs, c is done, d failed."""
     pool = make_pool(tmp_path / "pool", "d.4", "c.3", "b.2", "a.1", weights=(1.0, 1.0))
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     claims.fail(pool, hand.take())
     hand.run(hand.take())
     hand.take()
@@ -48,12 +48,12 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 
 def stem_of(pool: PoolDirectory, state: State) -> str:
-    return only(pool, state).id[0]
+    return only_claim(pool, state).id[0]
 
 
 def path_of(pool: PoolDirectory, state: State) -> str:
     """Return where the one claim in a state lies."""
-    name = only(pool, state)
+    name = only_claim(pool, state)
     if state is not State.WAITING:
         return pool.owned(state, name)
     (spool,) = (s for s in ("gpu0", "gpu1") if name in claims.waiting(pool, s))
@@ -85,7 +85,7 @@ def test_checking_changes_nothing(pool: PoolDirectory) -> None:
 
 
 def test_i1_a_claim_that_is_nowhere_is_found(pool: PoolDirectory) -> None:
-    id = only(pool, State.WAITING).id
+    id = only_claim(pool, State.WAITING).id
     os.unlink(path_of(pool, State.WAITING))
     assert problems(pool) == [f"I1: {id} is planned but nowhere: somebody removed its file"]
 
@@ -94,7 +94,7 @@ def test_i1_a_claim_that_is_nowhere_is_found(pool: PoolDirectory) -> None:
 def test_i1_a_claim_in_two_places_is_found_and_both_are_named(
     pool: PoolDirectory, state: State
 ) -> None:
-    name = only(pool, state)
+    name = only_claim(pool, state)
     copy = ClaimName(name.id, name.kind, name.cost, name.attempt, 9, "you-2-bbbbbb")
     shutil.copy(path_of(pool, state), pool.owned(State.FAILED, copy))
     (problem,) = problems(pool)
@@ -207,13 +207,13 @@ def test_i4_a_claim_that_is_a_symbolic_link_is_found(pool: PoolDirectory, tmp_pa
 
 
 def test_i6_a_done_claim_without_its_output_is_found(pool: PoolDirectory) -> None:
-    id = only(pool, State.DONE).id
+    id = only_claim(pool, State.DONE).id
     os.unlink(pool.output(id, ".txt"))
     assert problems(pool) == [f"I6: {id} is done, and outputs/{id}.txt is missing"]
 
 
 def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: PoolDirectory) -> None:
-    Path(pool.output(only(pool, State.RUNNING).id, ".txt")).touch()
+    Path(pool.output(only_claim(pool, State.RUNNING).id, ".txt")).touch()
     assert problems(pool) == []
 
 
@@ -221,7 +221,7 @@ def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: PoolD
 
 
 def test_what_is_left_over_is_a_note(pool: PoolDirectory) -> None:
-    held = only(pool, State.RUNNING)
+    held = only_claim(pool, State.RUNNING)
     (lease,) = Path(pool.directory("workers")).iterdir()
     lease.rename(lease.with_name(f"{held.owner}.dead@you-2-bbbbbb"))
     report = audit_pool(pool)
@@ -267,7 +267,7 @@ def between_listings(
 def test_a_claim_taken_between_two_listings_is_not_in_two_places(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     spool = "spools/gpu0" if claims.waiting(pool, "gpu0") else "spools/gpu1"
     acted = between_listings(monkeypatch, spool, hand.take, times=1)
     assert problems(pool) == []
@@ -277,7 +277,7 @@ def test_a_claim_taken_between_two_listings_is_not_in_two_places(
 def test_a_claim_released_between_two_listings_is_not_missing(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = only(pool, State.RUNNING)
+    held = only_claim(pool, State.RUNNING)
     acted = between_listings(
         monkeypatch, "spools/gpu1", lambda: claims.release(pool, held, "gpu0"), times=1
     )
@@ -314,7 +314,7 @@ def test_a_claim_that_is_on_its_way_at_every_look_raises_no_alarm(
 def test_a_claim_finished_while_outputs_are_checked_has_its_output(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     name = hand.take()
     acted = between_listings(monkeypatch, "/done", lambda: finish_once(hand, name))
     assert problems(pool) == []
@@ -322,7 +322,7 @@ def test_a_claim_finished_while_outputs_are_checked_has_its_output(
     assert name in names_in(pool, State.DONE)
 
 
-def finish_once(hand: Hand, name: ClaimName) -> None:
+def finish_once(hand: ManualWorker, name: ClaimName) -> None:
     if name in names_in(hand.pool, State.RUNNING):
         hand.run(name)
 
@@ -355,7 +355,7 @@ def test_whatever_happens_between_two_operations_of_a_worker_the_pool_is_clean(
 
     def act(pool: PoolDirectory) -> None:
         plan(pool, "c.1", weights=(1.0, 1.0))
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         hand.run(hand.take())
         name = claims.charge(pool, hand.take(), "gpu1", {"error": "x"}, final=True)
         claims.retry(pool, name, "gpu1")

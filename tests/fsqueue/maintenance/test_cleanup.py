@@ -24,17 +24,17 @@ from tests.support.crash import copies, crash, every_crash, interrupted
 from tests.support.planning import FOREVER, make_inputs, plan_command
 from tests.support.pools import (
     Clock,
-    Hand,
+    ManualWorker,
     Trivial,
     contents,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     plan,
     problems,
     request,
-    work_off,
+    state_counts,
+    work_until_done,
 )
 from tests.support.processes import Start, fsqueue, wait_for
 
@@ -56,7 +56,7 @@ class LocalWorkers:
         self.pool = pool
         self.clock = Clock()
         self.cleaner = Cleaner(pool, clock=self.clock, **how)  # type: ignore[arg-type]
-        self.living = Hand(pool, "gpu0")
+        self.living = ManualWorker(pool, "gpu0")
 
     def looks(self, seconds: float = LEASE_S) -> list[Leftover]:
         """Let time pass in steps in which the living worker beats; return what is litter then."""
@@ -109,7 +109,7 @@ def test_what_a_living_worker_is_writing_stays(pool: PoolDirectory) -> None:
     assert crew.clean(10 * LEASE_S) == []
     assert path.exists()
     crew.living.leave()
-    crew.living = Hand(pool, enlist=False)
+    crew.living = ManualWorker(pool, enlist=False)
     crew.living.id = new_worker_id()
     crew.living.lease.enlist({})
     (name,) = (n for n in lease_names(pool) if n.living)
@@ -138,7 +138,7 @@ def test_a_file_that_came_and_went_meanwhile_is_nobody_s_litter(pool: PoolDirect
 def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(
     pool: PoolDirectory,
 ) -> None:
-    crew, lost = LocalWorkers(pool), Hand(pool)
+    crew, lost = LocalWorkers(pool), ManualWorker(pool)
     workshop = Path(pool.workshop(lost.id))
     (workshop / "half.txt").write_text("half")
     Path(pool.workshop(crew.living.id), "half.txt").write_text("half")
@@ -149,7 +149,7 @@ def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(
 
 
 def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: PoolDirectory) -> None:
-    crew, lost = LocalWorkers(pool), Hand(pool)
+    crew, lost = LocalWorkers(pool), ManualWorker(pool)
     workshop = Path(pool.workshop(lost.id))
     (workshop / "half.txt").write_text("half")
     workshop.rename(f"{workshop}.dead")
@@ -174,7 +174,7 @@ def test_what_an_idle_worker_makes_to_list_anew_goes_if_it_was_killed_at_it(
 
 def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: PoolDirectory) -> None:
     """RACE: a renewal can hide a lease from a listing."""
-    crew, hidden = LocalWorkers(pool), Hand(pool)
+    crew, hidden = LocalWorkers(pool), ManualWorker(pool)
     atomic.publish(pool.order("drain", hidden.id), b"")
     path = pool.lease(hidden.lease.name)
     for _ in range(3):
@@ -187,7 +187,7 @@ def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Poo
 
 
 def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: PoolDirectory) -> None:
-    crew, suspended = LocalWorkers(pool, older_than_s=0.0), Hand(pool)
+    crew, suspended = LocalWorkers(pool, older_than_s=0.0), ManualWorker(pool)
     half_written(pool, "errors", os.getpid())
     assert crew.clean(10 * LEASE_S) == []
     assert os.path.isdir(pool.workshop(suspended.id))
@@ -196,7 +196,7 @@ def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: PoolD
 def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(
     pool: PoolDirectory,
 ) -> None:
-    gone, recent = Hand(pool), Hand(pool)
+    gone, recent = ManualWorker(pool), ManualWorker(pool)
     for hand in (gone, recent):
         hand.beat.flush()
         hand.journal.write("joined")
@@ -212,13 +212,13 @@ def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(
 
 def test_who_holds_a_claim_is_not_forgotten(pool: PoolDirectory) -> None:
     """Its lease was ended, and whoever ended it died before the claim was put back."""
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     name = hand.take()
     hand.beat.flush()
     hand.lease.retire()
     assert LocalWorkers(pool, older_than_s=0.0).clean() == []
-    work_off(pool)
-    assert places(pool) == {"done": 2}
+    work_until_done(pool)
+    assert state_counts(pool) == {"done": 2}
     assert name.id in {each.id for each in names_in(pool, State.DONE)}
 
 
@@ -226,13 +226,13 @@ def test_who_holds_a_claim_is_not_forgotten(pool: PoolDirectory) -> None:
 
 
 def test_checkpoints_go_when_their_claim_is_done_and_not_before(pool: PoolDirectory) -> None:
-    hand = Hand(pool, handler=Saving())
+    hand = ManualWorker(pool, handler=Saving())
     name = hand.take()
     hand.run(name)
     kept = Path(pool.partial(name.id))
     assert os.listdir(kept) == ["part1"]
     assert LocalWorkers(pool).clean() == []
-    work_off(pool)
+    work_until_done(pool)
     kept.mkdir(exist_ok=True)
     (kept / "part1").write_bytes(b"of a zombie")
     assert any(str(kept) in note for note in audit_pool(pool).notes)
@@ -263,8 +263,8 @@ def test_an_abandoned_plan_goes_and_its_inputs_can_be_planned_again(pool: PoolDi
     assert crew.clean() == []
     plan(pool, "c.4", "d.5")
     crew.living.leave()
-    work_off(pool)
-    assert places(pool) == {"done": 4} and problems(pool) == []
+    work_until_done(pool)
+    assert state_counts(pool) == {"done": 4} and problems(pool) == []
 
 
 def test_a_plan_that_still_grows_stays(pool: PoolDirectory) -> None:
@@ -302,8 +302,8 @@ def test_a_planner_that_was_only_slow_cannot_leave_a_plan_without_its_claims(
         assert problems(pool) == []
         if outcome == "refused":
             plan(pool, "b.2", "c.1")
-        work_off(pool)
-        assert places(pool) == {"done": 3} and problems(pool) == []
+        work_until_done(pool)
+        assert state_counts(pool) == {"done": 3} and problems(pool) == []
     assert outcomes == {"planned", "refused"}
 
 
@@ -313,9 +313,9 @@ def test_a_planner_that_was_only_slow_cannot_leave_a_plan_without_its_claims(
 def littered(root: Path) -> PoolDirectory:
     """Return a pool with litter of every kind."""
     pool = make_pool(root, "a.3", "b.2")
-    work_off(pool)
+    work_until_done(pool)
     abandoned(pool, 12)
-    lost = Hand(pool)
+    lost = ManualWorker(pool)
     Path(pool.workshop(lost.id), "half").write_text("half")
     lost.beat.flush()
     lost.journal.write("joined")
@@ -352,8 +352,8 @@ def test_a_cleaner_may_be_killed_at_any_operation_and_the_next_one_ends_its_work
         assert problems(pool) == [] and audit_pool(pool).notes == []
         assert contents(pool.directory("done")) == kept[0]
         plan(pool, "c.4", "d.5")
-        work_off(pool)
-        assert places(pool) == {"done": 4} and problems(pool) == []
+        work_until_done(pool)
+        assert state_counts(pool) == {"done": 4} and problems(pool) == []
     assert n > 10
     assert sorted(clean(template)) == kinds
 
@@ -363,7 +363,7 @@ def test_cleaning_beside_a_running_worker_disturbs_nothing(start: Start, tmp_pat
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), FOREVER, lease_s=2.0)
     worker = start("work", pool.root)
     wait_for(lambda: names_in(pool, State.RUNNING), "the claim to run")
-    name = only(pool, State.RUNNING)
+    name = only_claim(pool, State.RUNNING)
     half_written(pool, "errors", worker.pid)
     litter = half_written(pool, "errors", 999_999)
     dry = fsqueue("clean", pool.root, "--dry-run", "--all", "--json")
@@ -372,7 +372,7 @@ def test_cleaning_beside_a_running_worker_disturbs_nothing(start: Start, tmp_pat
     done = fsqueue("clean", pool.root, "--all")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 leftover removed, 4 bytes."
-    assert only(pool, State.RUNNING) == name and not litter.exists()
+    assert only_claim(pool, State.RUNNING) == name and not litter.exists()
     assert os.path.isdir(pool.workshop(name.owner or ""))
     again = fsqueue("clean", pool.root, "--all")
     assert again.stdout == "0 leftovers removed, 0 bytes.\n"
@@ -389,5 +389,5 @@ def test_a_plan_that_has_a_number_is_never_abandoned(pool: PoolDirectory) -> Non
         n += 1
     (uid,) = uids & {each.uid for each in plans.read_plans(pool)}
     assert not remove(pool, Leftover("plan", pool.staged(uid), uid))
-    work_off(pool)
-    assert places(pool) == {"done": 4} and problems(pool) == []
+    work_until_done(pool)
+    assert state_counts(pool) == {"done": 4} and problems(pool) == []

@@ -13,10 +13,11 @@ from fsqueue.monitor.counts import Amount, ClaimCounter
 from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory
+from tests.support.monitor_data import enlist, finish, put_status, take
 from tests.support.pools import Clock, make_pool
-from tests.support.watching import enlist, finish, report, take
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
+BROKE = {"left_because": "failures", "message": "3 different claims failed"}
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_work_that_nobody_does_is_said_with_what_to_type(pool: PoolDirectory) ->
 
 
 def test_a_finished_pool_has_no_trouble_with_workers(pool: PoolDirectory) -> None:
-    report(pool, A, state="stopped", left_because="failures", message="3 different claims failed")
+    put_status(
+        pool, A, state="stopped", left_because="failures", message="3 different claims failed"
+    )
     for spool in ("gpu0", "gpu1"):
         while claims.waiting(pool, spool):
             finish(pool, A, spool)
@@ -71,7 +74,9 @@ def test_a_finished_pool_has_no_trouble_with_workers(pool: PoolDirectory) -> Non
 
 def test_a_worker_that_stopped_itself_is_said_with_its_reason(pool: PoolDirectory) -> None:
     lease = enlist(pool, A, B)[A]
-    report(pool, A, state="stopped", left_because="failures", message="3 different claims failed")
+    put_status(
+        pool, A, state="stopped", left_because="failures", message="3 different claims failed"
+    )
     lease.retire()
     (alert,) = Reader(pool).snapshot().warnings
     assert alert.kind == "broken" and "3 different claims failed" in alert.text
@@ -80,7 +85,7 @@ def test_a_worker_that_stopped_itself_is_said_with_its_reason(pool: PoolDirector
 def test_a_stalled_worker_is_named_by_its_gpu(pool: PoolDirectory) -> None:
     enlist(pool, A)
     take(pool, A)
-    report(pool, A, spool="gpu0", last_activity=1000, written_at=1312)
+    put_status(pool, A, spool="gpu0", last_activity=1000, written_at=1312)
     (alert,) = Reader(pool).snapshot().warnings
     assert (alert.kind, alert.subject) == ("stalled", A)
     assert alert.text == "GPU gpu0 stalled - no activity for 312s"
@@ -100,13 +105,13 @@ def test_idle_workers_beside_a_full_spool_are_said_after_a_while(pool: PoolDirec
     leases = enlist(pool, A, B)
     while claims.waiting(pool, "gpu1"):
         finish(pool, B, "gpu1")
-    report(pool, A, spool="gpu0", last_activity=4999)
-    report(pool, B, spool="gpu1", state="idle", last_activity=4999)
+    put_status(pool, A, spool="gpu0", last_activity=4999)
+    put_status(pool, B, spool="gpu1", state="idle", last_activity=4999)
     assert kinds(reader) == []
     for lease in leases.values():
         lease.renew()
-    report(pool, A, spool="gpu0", last_activity=5034, written_at=5035.0)
-    report(pool, B, spool="gpu1", state="idle", last_activity=4999, written_at=5035.0)
+    put_status(pool, A, spool="gpu0", last_activity=5034, written_at=5035.0)
+    put_status(pool, B, spool="gpu1", state="idle", last_activity=4999, written_at=5035.0)
     assert kinds(reader) == ["imbalance"]
 
 

@@ -16,10 +16,10 @@ from fsqueue.handler import Work
 from fsqueue.monitor import attempts as module
 from fsqueue.monitor.attempts import Attempted, attempts
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from tests.support.monitor_data import enlist, take, write_events
 from tests.support.planning import FOREVER, make_inputs, plan_command
-from tests.support.pools import Hand, Trivial, make_pool
+from tests.support.pools import ManualWorker, Trivial, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
-from tests.support.watching import enlist, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
@@ -49,8 +49,10 @@ def endings(pool: PoolDirectory) -> list[tuple[str, str]]:
 
 
 def test_an_attempt_has_its_claim_worker_host_times_and_spool(pool: PoolDirectory) -> None:
-    tell(pool, A, {"t": 1, "event": "joined", "host": "node7.cluster"}, took(10, kind="esm2"))
-    tell(pool, A, ends("finished", 14.5, seconds=4.25, attempt=0, kind="esm2", cost=5))
+    write_events(
+        pool, A, {"t": 1, "event": "joined", "host": "node7.cluster"}, took(10, kind="esm2")
+    )
+    write_events(pool, A, ends("finished", 14.5, seconds=4.25, attempt=0, kind="esm2", cost=5))
     assert list(attempts(pool)) == [
         Attempted(
             "x-1", A, "node7.cluster", "done", 10, 4.25, 0, "esm2", 5, "gpu0", False, None, ""
@@ -64,7 +66,7 @@ def test_an_attempt_has_its_claim_worker_host_times_and_spool(pool: PoolDirector
 def test_an_attempt_that_ends_otherwise_lasted_until_then(
     pool: PoolDirectory, event: str, ending: str
 ) -> None:
-    tell(pool, A, stole(10, attempt=2), ends(event, 13, error="boom", returncode=-9))
+    write_events(pool, A, stole(10, attempt=2), ends(event, 13, error="boom", returncode=-9))
     (attempt,) = attempts(pool)
     assert (attempt.ending, attempt.seconds, attempt.attempt) == (ending, 3, 2)
     assert (attempt.stolen, attempt.spool) == (True, "gpu1")
@@ -74,29 +76,31 @@ def test_an_attempt_that_ends_otherwise_lasted_until_then(
 def test_an_attempt_of_a_killed_worker_lasts_until_somebody_took_its_claim_back(
     pool: PoolDirectory,
 ) -> None:
-    tell(pool, A, took(10))
-    tell(pool, B, ends("recovered", 40, of=A))
+    write_events(pool, A, took(10))
+    write_events(pool, B, ends("recovered", 40, of=A))
     (attempt,) = attempts(pool)
     assert (attempt.worker, attempt.ending, attempt.seconds) == (A, "killed", 30)
 
 
 def test_what_a_living_worker_has_begun_still_runs(pool: PoolDirectory) -> None:
     enlist(pool, A)
-    tell(pool, A, took(10))
-    tell(pool, B, took(11))
+    write_events(pool, A, took(10))
+    write_events(pool, B, took(11))
     assert endings(pool) == [("x-1", "running"), ("x-1", "unknown")]
 
 
 def test_what_a_dead_worker_holds_still_runs_until_it_is_taken_back(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "p", "a.10")
-    tell(pool, A, took(10, take(pool, A).id))
+    write_events(pool, A, took(10, take(pool, A).id))
     assert [attempt.ending for attempt in attempts(pool)] == ["running"]
 
 
 def test_a_missing_line_costs_that_attempt_its_end_only(pool: PoolDirectory) -> None:
     """The disk was full: an end is missing, then a beginning."""
-    tell(pool, A, took(10, "a"), took(20, "b"), ends("finished", 25, "b", seconds=5))
-    tell(pool, A, ends("finished", 35, "c", seconds=4), took(40, "d"), ends("failed", 50, "e"))
+    write_events(pool, A, took(10, "a"), took(20, "b"), ends("finished", 25, "b", seconds=5))
+    write_events(
+        pool, A, ends("finished", 35, "c", seconds=4), took(40, "d"), ends("failed", 50, "e")
+    )
     found = {attempt.id: attempt for attempt in attempts(pool)}
     assert {id: attempt.ending for id, attempt in found.items()} == {
         "a": "unknown",
@@ -110,8 +114,8 @@ def test_a_missing_line_costs_that_attempt_its_end_only(pool: PoolDirectory) -> 
 
 def test_attempts_of_all_workers_come_in_the_order_in_which_they_ended(pool: PoolDirectory) -> None:
     for n in range(0, 40, 2):
-        tell(pool, A, took(n, f"a{n}"), ends("finished", n + 2, f"a{n}", seconds=2))
-        tell(pool, B, took(n + 1, f"b{n}"), ends("finished", n + 3, f"b{n}", seconds=2))
+        write_events(pool, A, took(n, f"a{n}"), ends("finished", n + 2, f"a{n}", seconds=2))
+        write_events(pool, B, took(n + 1, f"b{n}"), ends("finished", n + 3, f"b{n}", seconds=2))
     found = [attempt.ended for attempt in attempts(pool)]
     assert len(found) == 40 and found == sorted(found)
 
@@ -126,7 +130,7 @@ def test_a_real_claim_is_told_through_failure_release_and_end(tmp_path: Path) ->
             super().run(work)
 
     pool = make_pool(tmp_path / "p", "a.10")
-    hand = Hand(pool, "gpu0", handler=Fails())
+    hand = ManualWorker(pool, "gpu0", handler=Fails())
     for _ in range(2):
         name = hand.take()
         hand.journal.write("took", id=name.id, attempt=name.attempt, spool="gpu0")
@@ -158,10 +162,10 @@ def test_a_real_claim_is_told_through_failure_release_and_end(tmp_path: Path) ->
     ],
 )
 def test_junk_between_two_events_changes_neither(pool: PoolDirectory, junk: bytes) -> None:
-    tell(pool, A, took(10))
+    write_events(pool, A, took(10))
     with open(pool.events(A), "ab") as file:
         file.write(junk + b"\n")
-    tell(pool, A, ends("finished", 12, seconds=2), took(20, "y"))
+    write_events(pool, A, ends("finished", 12, seconds=2), took(20, "y"))
     with open(pool.events(A), "ab") as file:
         file.write(b'{"t": 21, "event": "finished", "id": "y"')  # torn
     assert endings(pool) == [("x-1", "done"), ("y", "unknown")]
@@ -192,7 +196,7 @@ def test_no_journal_whatever_its_fields_breaks_the_joblog_or_the_trace(
     from fsqueue.cli import cli
 
     pool = create_pool(str(tmp_path_factory.mktemp("p") / "pool"))
-    tell(pool, A, *events)
+    write_events(pool, A, *events)
     for words in (["joblog", pool.root], ["joblog", pool.root, "--json"], ["trace", pool.root]):
         done = CliRunner().invoke(cli, words)
         assert done.exit_code == 0, done.exception
@@ -236,7 +240,7 @@ def test_only_one_journal_is_open_at_a_time(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n in range(50):
-        tell(pool, f"w-{n}-aaaaaa", took(n), ends("finished", n + 1, seconds=1))
+        write_events(pool, f"w-{n}-aaaaaa", took(n), ends("finished", n + 1, seconds=1))
     before, most = len(os.listdir("/proc/self/fd")), 0
     pread = os.pread
 

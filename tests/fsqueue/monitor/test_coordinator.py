@@ -10,8 +10,8 @@ import pytest
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory
+from tests.support.monitor_data import enlist, finish, put_status, take, write_events
 from tests.support.pools import Clock, make_pool
-from tests.support.watching import enlist, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
@@ -23,9 +23,9 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: PoolDirectory) -> None:
     enlist(pool, A, B)
-    report(pool, A, spool="gpu0", claims_done=7, steals_in=2, stolen_from={"gpu1": 2})
-    report(pool, B, spool="gpu1", last_activity=4000.5)
-    tell(pool, A, {"t": 4999, "event": "finished", "cost": 10, "seconds": 2})
+    put_status(pool, A, spool="gpu0", claims_done=7, steals_in=2, stolen_from={"gpu1": 2})
+    put_status(pool, B, spool="gpu1", last_activity=4000.5)
+    write_events(pool, A, {"t": 4999, "event": "finished", "cost": 10, "seconds": 2})
     metrics = WorkStealingCoordinator(pool).get_gpu_metrics()
     assert set(metrics) == {"gpu0", "gpu1"}
     gpu0, gpu1 = metrics["gpu0"], metrics["gpu1"]
@@ -41,7 +41,7 @@ def test_the_metrics_of_a_gpu_have_the_agreed_names(pool: PoolDirectory) -> None
 
 def test_recent_steals_have_the_agreed_names(pool: PoolDirectory) -> None:
     facts = {"event": "stole", "cost": 10, "from": "gpu0", "to": "gpu1"}
-    tell(pool, B, *({"t": 100 + n, "id": f"x{n}"} | facts for n in range(60)))
+    write_events(pool, B, *({"t": 100 + n, "id": f"x{n}"} | facts for n in range(60)))
     coordinator = WorkStealingCoordinator(pool)
     events = coordinator.get_recent_steal_events()
     assert len(events) == 50
@@ -63,7 +63,7 @@ def test_a_stalled_gpu_is_warned_of_once_and_so_is_its_recovery(
     enlist(pool, A)
     take(pool, A)
     for last, now in ((1000, 1300), (1000, 1301), (1000, 1400), (1401, 1402)):
-        report(pool, A, spool="gpu0", last_activity=last, written_at=now)
+        put_status(pool, A, spool="gpu0", last_activity=last, written_at=now)
         coordinator.detect_stalled_workers()
     assert [record.getMessage() for record in caplog.records] == [
         "GPU gpu0 stalled - no activity for 301s",
@@ -75,7 +75,7 @@ def test_the_threshold_of_a_stall_can_be_chosen(pool: PoolDirectory) -> None:
     coordinator = WorkStealingCoordinator(pool)
     enlist(pool, A)
     take(pool, A)
-    report(pool, A, spool="gpu0", last_activity=1000, written_at=1050)
+    put_status(pool, A, spool="gpu0", last_activity=1000, written_at=1050)
     assert coordinator.detect_stalled_workers() == []
     assert coordinator.detect_stalled_workers(stall_threshold=30) == ["gpu0"]
 

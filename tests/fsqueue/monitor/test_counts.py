@@ -17,9 +17,9 @@ from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
+from tests.support.interleave import interpose
+from tests.support.monitor_data import fail, finish, on_disk, take
 from tests.support.pools import make_pool, plan
-from tests.support.sequence import interpose
-from tests.support.watching import fail, finish, on_disk, take
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 

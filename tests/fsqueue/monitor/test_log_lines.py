@@ -12,8 +12,8 @@ from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, follow, spool_
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.workers import Use
 from fsqueue.pool.journal import Event
+from tests.support.monitor_data import finish, put_status, snapshot, spool_row
 from tests.support.pools import make_pool
-from tests.support.watching import finish, report, snapshot, spool_row
 
 pytestmark = pytest.mark.usefixtures("utc")
 
@@ -78,7 +78,7 @@ def test_a_spool_has_a_line_with_all_that_is_known() -> None:
 
 def test_follow_ends_with_what_became_of_all(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.40")
-    report(pool, "node7-1-aaaaaa", model="\x1b[2J", spool="gpu0")
+    put_status(pool, "node7-1-aaaaaa", model="\x1b[2J", spool="gpu0")
     finish(pool, "node7-1-aaaaaa")
     said: list[str] = []
     follow(pool, interval_s=0.01, echo=said.append)

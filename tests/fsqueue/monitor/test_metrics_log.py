@@ -11,9 +11,9 @@ import pytest
 from fsqueue.monitor import metrics_log
 from fsqueue.monitor.metrics_log import HEADER, MetricsLog, metric_lines
 from fsqueue.monitor.workers import Use
+from tests.support.monitor_data import finish, spool_row
 from tests.support.pools import contents, make_pool
 from tests.support.processes import Start, fsqueue, wait_for
-from tests.support.watching import finish, spool_row
 
 
 def test_a_line_has_the_five_fields_in_their_order() -> None:

@@ -13,9 +13,9 @@ from fsqueue.monitor.alerts import Alert
 from fsqueue.monitor.prometheus import TextFile, exposition
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.workers import Use
+from tests.support.monitor_data import fail, finish, snapshot, spool_row, take, worker_row
 from tests.support.pools import contents, make_pool
 from tests.support.processes import fsqueue
-from tests.support.watching import fail, finish, snapshot, spool_row, take, worker_row
 
 A = "node7-1-aaaaaa"
 UNITS = ("seconds", "ratio", "celsius", "watts", "total", "second")

@@ -16,9 +16,9 @@ from fsqueue.monitor.attempts import Attempted
 from fsqueue.monitor.history import SLOTS_MAX, History
 from fsqueue.monitor.report import page
 from fsqueue.pool.settings import PoolDirectory
+from tests.support.monitor_data import enlist, fail, finish, take, write_events
 from tests.support.pools import make_pool
 from tests.support.processes import fsqueue
-from tests.support.watching import enlist, fail, finish, take, tell
 
 WORKER, OTHER = "node7-1-aaaaaa", "node7-2-bbbbbb"
 HOSTILE = "<script>alert('x')</script>\"&\x1b[31m\udcff"
@@ -74,9 +74,11 @@ def told(tmp_path: Path) -> PoolDirectory:
     enlist(pool, WORKER, OTHER)
     done = [finish(pool, WORKER), finish(pool, OTHER)]
     failed, runs = fail(pool, WORKER, f"boom {HOSTILE}"), take(pool, OTHER)
-    tell(pool, WORKER, *told_of(done[0].id, 100.0), *told_of(failed.id, 103.0, end="failed"))
-    tell(pool, OTHER, *told_of(done[1].id, 101.0, begin="stole"))
-    tell(pool, OTHER, {"t": 104.0, "event": "took", "id": runs.id})
+    write_events(
+        pool, WORKER, *told_of(done[0].id, 100.0), *told_of(failed.id, 103.0, end="failed")
+    )
+    write_events(pool, OTHER, *told_of(done[1].id, 101.0, begin="stole"))
+    write_events(pool, OTHER, {"t": 104.0, "event": "took", "id": runs.id})
     return pool
 
 

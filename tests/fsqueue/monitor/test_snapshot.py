@@ -20,8 +20,8 @@ from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import Status, parse_status, write_status
 from fsqueue.pool.untrusted import printable
-from tests.support.pools import Hand, Trivial, contents, make_pool
-from tests.support.watching import enlist, fail, finish, on_disk, report, take, tell
+from tests.support.monitor_data import enlist, fail, finish, on_disk, put_status, take, write_events
+from tests.support.pools import ManualWorker, Trivial, contents, make_pool
 
 A, B, C = "node7-1-aaaaaa", "node8-2-bbbbbb", "node9-3-cccccc"
 
@@ -44,7 +44,7 @@ def test_a_snapshot_of_an_empty_pool_has_nothing_in_it(tmp_path: Path) -> None:
 
 def test_a_real_worker_is_seen_at_work(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.40", "b.30", "c.20")
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     hand.run(hand.take())
     hand.take()
     hand.beat.flush()
@@ -58,7 +58,7 @@ def test_a_real_worker_is_seen_at_work(tmp_path: Path) -> None:
 
 def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: Path) -> None:
     """Tokens, say: of no claim is it known beforehand how many there are."""
-    hand = Hand(make_pool(tmp_path / "pool", "a.40"), "gpu0")
+    hand = ManualWorker(make_pool(tmp_path / "pool", "a.40"), "gpu0")
     reader, seen = Reader(hand.pool), []
 
     class Counts(Trivial):
@@ -90,7 +90,7 @@ def test_what_was_stolen_is_shown_at_both_ends(tmp_path: Path) -> None:
     victim = next(spool for spool in ("gpu0", "gpu1") if claims.waiting(pool, spool))
     thief = "gpu1" if victim == "gpu0" else "gpu0"
     enlist(pool, A)
-    report(pool, A, spool=thief, steals_in=2, stolen_from={victim: 2, "gone": 1})
+    put_status(pool, A, spool=thief, steals_in=2, stolen_from={victim: 2, "gone": 1})
     rows = {row.name: row for row in Reader(pool).snapshot().spools}
     assert (rows[thief].stolen_in, rows[thief].stolen_out) == (2, 0)
     assert (rows[victim].stolen_in, rows[victim].stolen_out) == (0, 2)
@@ -98,17 +98,17 @@ def test_what_was_stolen_is_shown_at_both_ends(tmp_path: Path) -> None:
 
 def test_workers_without_a_spool_have_a_row_of_their_own(pool: PoolDirectory) -> None:
     enlist(pool, A)
-    report(pool, A, spool=None, claims_done=3)
-    report(pool, B, spool="gpu9")
+    put_status(pool, A, spool=None, claims_done=3)
+    put_status(pool, B, spool="gpu9")
     last = Reader(pool).snapshot().spools[-1]
     assert (last.name, last.workers, last.done) == ("", 1, 3)
 
 
 def test_the_worst_state_of_its_workers_is_that_of_a_spool(pool: PoolDirectory) -> None:
     enlist(pool, A, B, C)
-    report(pool, A, spool="gpu0", state="idle")
-    report(pool, B, spool="gpu0", state="running")
-    report(pool, C, spool="gpu0", state="loading")
+    put_status(pool, A, spool="gpu0", state="idle")
+    put_status(pool, B, spool="gpu0", state="running")
+    put_status(pool, C, spool="gpu0", state="loading")
     gpu0, gpu1 = Reader(pool).snapshot().spools
     assert (gpu0.state, gpu0.workers) == ("running", 3)
     assert gpu1.state == "no worker"
@@ -116,9 +116,9 @@ def test_the_worst_state_of_its_workers_is_that_of_a_spool(pool: PoolDirectory) 
 
 def test_the_gpu_use_of_a_spool_is_the_mean_of_what_is_known(pool: PoolDirectory) -> None:
     enlist(pool, A, B, C)
-    report(pool, A, spool="gpu0", gpu={"compute_percent": 90, "uuid": "GPU-1"})
-    report(pool, B, spool="gpu0", gpu={"compute_percent": 70})
-    report(pool, C, spool="gpu0", gpu={})
+    put_status(pool, A, spool="gpu0", gpu={"compute_percent": 90, "uuid": "GPU-1"})
+    put_status(pool, B, spool="gpu0", gpu={"compute_percent": 70})
+    put_status(pool, C, spool="gpu0", gpu={})
     gpu0 = Reader(pool).snapshot().spools[0]
     assert gpu0.use.compute_percent == 80.0 and gpu0.use.memory_percent is None
     assert gpu0.gpu == "GPU-1"
@@ -131,8 +131,8 @@ def work(pool: PoolDirectory, worker: str, cost_per_s: float, *, weight: float =
     """Let a worker have finished claims at this pace, and be busy."""
     enlist(pool, worker)
     facts = {"event": "finished", "cost": cost_per_s, "seconds": 1}
-    tell(pool, worker, *(facts | {"t": 4990 + n} for n in range(10)))
-    report(pool, worker, spool="gpu0", weight=weight)
+    write_events(pool, worker, *(facts | {"t": 4990 + n} for n in range(10)))
+    put_status(pool, worker, spool="gpu0", weight=weight)
 
 
 def test_the_eta_is_by_the_cost_that_is_left(pool: PoolDirectory) -> None:
@@ -146,7 +146,7 @@ def test_the_eta_is_by_the_cost_that_is_left(pool: PoolDirectory) -> None:
 def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: PoolDirectory) -> None:
     work(pool, A, 2.0, weight=1.0)
     enlist(pool, B)
-    report(pool, B, spool="gpu1", weight=1.5, state="loading")
+    put_status(pool, B, spool="gpu1", weight=1.5, state="loading")
     snapshot = Reader(pool).snapshot()
     assert snapshot.eta_s == pytest.approx(120 / 5.0)
 

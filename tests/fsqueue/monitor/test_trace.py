@@ -12,8 +12,8 @@ import pytest
 from fsqueue.monitor.attempts import Attempted
 from fsqueue.monitor.trace import records
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from tests.support.monitor_data import write_events
 from tests.support.processes import fsqueue
-from tests.support.watching import tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
@@ -108,7 +108,9 @@ def test_a_lane_is_named_before_anything_is_on_it(drawn: list[dict[str, Any]]) -
 def pool(tmp_path: Path) -> PoolDirectory:
     pool = create_pool(str(tmp_path / "pool"))
     facts = {"id": "x-1", "from": "gpu1", "cost": 5, "attempt": 0}
-    tell(pool, A, {"t": 10, "event": "stole"} | facts, {"t": 12, "event": "finished", "id": "x-1"})
+    write_events(
+        pool, A, {"t": 10, "event": "stole"} | facts, {"t": 12, "event": "finished", "id": "x-1"}
+    )
     return pool
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.settings import PoolDirectory
+from tests.support.large_pool import make_large_pool
 from tests.support.processes import FSQUEUE
-from tests.support.seasoned import seasoned_pool
-from tests.support.systemcalls import calls_of
+from tests.support.strace import calls_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +34,7 @@ print(count.done.claims)
 
 
 def pool_of(directory: Path, done: int, waiting: int) -> PoolDirectory:
-    return seasoned_pool(directory / "pool", done=done, waiting=waiting, workers=WORKERS)
+    return make_large_pool(directory / "pool", done=done, waiting=waiting, workers=WORKERS)
 
 
 def per_look(directory: Path, pool: PoolDirectory) -> dict[str, float]:

@@ -19,9 +19,9 @@ from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import Lease, LeaseName, proof_of_life
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
+from tests.support.monitor_data import enlist, finish, put_status, take, write_events
 from tests.support.pools import Clock, make_pool
 from tests.support.processes import wait_for
-from tests.support.watching import enlist, finish, report, take, tell
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
 
@@ -74,7 +74,7 @@ def test_a_worker_is_suspect_after_half_a_lease_and_lost_after_a_whole_one(
     pool: PoolDirectory, roster: WorkerReader, clock: Clock
 ) -> None:
     lease = enlist(pool, A)[A]
-    report(pool, A)
+    put_status(pool, A)
     seen = []
     for seconds in (0, 14, 2, 15):
         clock.forward(seconds)
@@ -137,25 +137,25 @@ def test_a_process_of_another_host_is_not_looked_for_here(
 ) -> None:
     facts = proof_of_life() | {"pid": 2**22 + 1, "started": "1"}
     atomic.publish(pool.lease(LeaseName(A, beat=3)), json.dumps(facts).encode())
-    report(pool, A, host="elsewhere")
+    put_status(pool, A, host="elsewhere")
     assert rows(pool, roster)[A].health == "healthy"
 
 
 def test_ended_workers_are_remembered_not_read_again(
     pool: PoolDirectory, roster: WorkerReader
 ) -> None:
-    report(pool, A, claims_done=7)
+    put_status(pool, A, claims_done=7)
     enlist(pool, A)[A].retire()
     assert rows(pool, roster)[A].status.claims_done == 7
     assert rows(pool, roster)[A].status.claims_done == 7
-    report(pool, A, claims_done=8)
+    put_status(pool, A, claims_done=8)
     assert rows(pool, roster)[A].status.claims_done == 7
 
 
 def test_a_dead_worker_that_still_holds_a_claim_shows_it(
     pool: PoolDirectory, roster: WorkerReader
 ) -> None:
-    report(pool, A)
+    put_status(pool, A)
     enlist(pool, A)
     name = take(pool, A)
     os.rename(pool.lease(LeaseName(A, beat=0)), pool.lease(LeaseName(A, ended_by=B)))
@@ -168,7 +168,7 @@ def test_a_dead_worker_that_still_holds_a_claim_shows_it(
 def test_a_status_without_a_lease_or_a_claim_is_of_nobody_who_lives(
     pool: PoolDirectory, roster: WorkerReader
 ) -> None:
-    report(pool, A)
+    put_status(pool, A)
     assert not rows(pool, roster)[A].living
 
 
@@ -195,7 +195,7 @@ def test_without_workers_the_damage_is_said(pool: PoolDirectory, roster: WorkerR
 def stalled(
     pool: PoolDirectory, roster: WorkerReader, last: float, now: float, **facts: Any
 ) -> bool:
-    report(pool, A, last_activity=last, written_at=now, **facts)
+    put_status(pool, A, last_activity=last, written_at=now, **facts)
     return rows(pool, roster)[A].stalled
 
 
@@ -259,7 +259,7 @@ def test_nobody_is_stalled_by_a_queue_while_the_pool_is_paused(
     pool: PoolDirectory, roster: WorkerReader
 ) -> None:
     enlist(pool, A)
-    report(pool, A, last_activity=1000, written_at=9000, spool="gpu0")
+    put_status(pool, A, last_activity=1000, written_at=9000, spool="gpu0")
     assert not rows(pool, roster, paused=True)[A].stalled
 
 
@@ -283,31 +283,33 @@ def test_speed_falls_back_to_all_its_claims_then_to_the_progress_of_its_first(
     enlist(pool, A)
     take(pool, A)
     current = {"id": "x", "cost": 40, "started": 4990.0, "done": 25, "total": 100}
-    report(pool, A, current=current)
+    put_status(pool, A, current=current)
     row = rows(pool, roster)[A]
     assert row.progress == 0.25 and row.cost_left == 30
     assert row.cost_per_s == pytest.approx(1.0)
-    report(pool, A, current=current, claims_done=4, busy_s=2.0, cost_done=100, written_at=5001.0)
+    put_status(
+        pool, A, current=current, claims_done=4, busy_s=2.0, cost_done=100, written_at=5001.0
+    )
     row = rows(pool, roster)[A]
     assert (row.items_per_s, row.cost_per_s) == (2.0, 50.0)
-    tell(pool, A, {"t": 4999, "event": "finished", "cost": 30, "seconds": 10})
+    write_events(pool, A, {"t": 4999, "event": "finished", "cost": 30, "seconds": 10})
     assert rows(pool, roster)[A].cost_per_s == pytest.approx(3.0)
 
 
 def test_an_idle_worker_has_no_speed(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)
-    tell(pool, A, {"t": 4999, "event": "finished", "cost": 30, "seconds": 10})
-    report(pool, A, state="idle", claims_done=1, busy_s=1.0)
+    write_events(pool, A, {"t": 4999, "event": "finished", "cost": 30, "seconds": 10})
+    put_status(pool, A, state="idle", claims_done=1, busy_s=1.0)
     assert rows(pool, roster)[A].items_per_s is None
 
 
 def test_a_speed_of_long_ago_is_none(pool: PoolDirectory, roster: WorkerReader) -> None:
     """No claim finished for twice as long as the longest of the last took."""
     enlist(pool, A)
-    tell(pool, A, {"t": 4970, "event": "finished", "cost": 30, "seconds": 10})
-    report(pool, A, written_at=4990.0)
+    write_events(pool, A, {"t": 4970, "event": "finished", "cost": 30, "seconds": 10})
+    put_status(pool, A, written_at=4990.0)
     assert rows(pool, roster)[A].cost_per_s == 3.0
-    report(pool, A, written_at=4991.0)
+    put_status(pool, A, written_at=4991.0)
     assert rows(pool, roster)[A].cost_per_s is None
 
 
@@ -316,7 +318,7 @@ def test_what_the_gpu_did_is_believed_only_where_it_can_be(
 ) -> None:
     enlist(pool, A)
     gpu = {"compute_percent": 93, "memory_percent": 4294967295, "temperature": "hot"}
-    report(pool, A, gpu=gpu | {"power_watts": 250.0})
+    put_status(pool, A, gpu=gpu | {"power_watts": 250.0})
     use = rows(pool, roster)[A].use
     assert (use.compute_percent, use.memory_percent) == (93.0, None)
     assert (use.temperature, use.power_watts) == (None, 250.0)
@@ -325,7 +327,7 @@ def test_what_the_gpu_did_is_believed_only_where_it_can_be(
 def test_hostile_texts_are_made_fit_to_be_shown(pool: PoolDirectory, roster: WorkerReader) -> None:
     enlist(pool, A)
     bad = "\x1b]0;pwned\x07\x1b[2J\n\u202e\ud800"
-    report(pool, A, model=bad, spool=bad, message=bad, host=bad, loaded=[bad], slurm={bad: bad})
+    put_status(pool, A, model=bad, spool=bad, message=bad, host=bad, loaded=[bad], slurm={bad: bad})
     status = rows(pool, roster)[A].status
     for text in (status.model, status.spool, status.message, status.host, *status.loaded):
         assert text is not None and text.isprintable()

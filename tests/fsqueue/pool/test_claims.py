@@ -19,8 +19,8 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import RETURNS_MAX, ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
-from tests.support.pools import contents, make_pool, only, places, problems
-from tests.support.sequence import interpose, refused, reply_lost
+from tests.support.interleave import interpose, refused, reply_lost
+from tests.support.pools import contents, make_pool, only_claim, problems, state_counts
 
 ME, OTHER = "me-1-aaaaaa", "other-2-bbbbbb"
 
@@ -33,7 +33,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 @pytest.fixture
 def waiting(pool: PoolDirectory) -> ClaimName:
-    return only(pool, State.WAITING)
+    return only_claim(pool, State.WAITING)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_taking_records_the_owner_in_the_same_rename(
     mine = claims.take(pool, "gpu0", waiting, ME)
     assert mine == waiting.owned_by(ME)
     assert renames == [(pool.waiting("gpu0", waiting), pool.owned(State.RUNNING, mine))]
-    assert places(pool) == {"running": 1}
+    assert state_counts(pool) == {"running": 1}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
     before = Path(pool.owned(State.RUNNING, mine)).read_bytes()
     move(pool, mine)
     assert len(renames) == 1
-    assert only(pool, place) == becomes(mine)
+    assert only_claim(pool, place) == becomes(mine)
     assert Path(renames[0][1]).read_bytes() == before
     assert problems(pool) == [] or place is State.DONE  # it has no output
 
@@ -114,7 +114,7 @@ def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
     claims.fail(pool, mine)
     back = claims.retry(pool, mine, "gpu0")
     assert back == ClaimName(mine.id, mine.kind, mine.cost, pool.attempts_max, 1)
-    assert only(pool, State.WAITING) == back
+    assert only_claim(pool, State.WAITING) == back
     assert claims.retry(pool, mine, "gpu0") == back, "it is there: as good as if we had moved it"
     claims.take(pool, "gpu0", back, OTHER)
     assert claims.retry(pool, mine, "gpu0") is None, "another process did, and it moved on"
@@ -123,7 +123,7 @@ def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
 def test_a_waiting_claim_is_cancelled_into_failed(pool: PoolDirectory, waiting: ClaimName) -> None:
     ended = claims.cancel(pool, "gpu0", waiting, ME)
     assert ended == waiting.owned_by(ME)
-    assert only(pool, State.FAILED) == ended
+    assert only_claim(pool, State.FAILED) == ended
 
 
 def test_a_claim_that_was_taken_first_is_not_cancelled(
@@ -131,7 +131,7 @@ def test_a_claim_that_was_taken_first_is_not_cancelled(
 ) -> None:
     waiting = ClaimName(mine.id, mine.kind, mine.cost)
     assert claims.cancel(pool, "gpu0", waiting, OTHER) is None
-    assert only(pool, State.RUNNING) == mine
+    assert only_claim(pool, State.RUNNING) == mine
 
 
 # ---- one winner ----
@@ -142,7 +142,7 @@ def test_of_two_takers_one_owns_the_claim_and_the_other_gets_none(
 ) -> None:
     assert claims.take(pool, "gpu0", waiting, ME) is not None
     assert claims.take(pool, "gpu0", waiting, OTHER) is None
-    assert only(pool, State.RUNNING).owner == ME
+    assert only_claim(pool, State.RUNNING).owner == ME
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_late_move_raises_and_changes_nothing(
     with pytest.raises(ClaimLost, match="lease had lapsed"):
         late(pool, mine)
     assert contents(pool.root) == before
-    assert only(pool, State.RUNNING) == theirs
+    assert only_claim(pool, State.RUNNING) == theirs
 
 
 def test_a_late_finish_changes_nothing_even_when_the_claim_is_done_by_another(
@@ -178,7 +178,7 @@ def test_a_late_finish_changes_nothing_even_when_the_claim_is_done_by_another(
     claims.finish(pool, theirs)
     with pytest.raises(ClaimLost):
         claims.finish(pool, mine)
-    assert only(pool, State.DONE) == theirs
+    assert only_claim(pool, State.DONE) == theirs
 
 
 def test_a_claim_may_come_back_to_its_own_worker_which_then_cannot_confuse_the_two_runs(
@@ -188,7 +188,7 @@ def test_a_claim_may_come_back_to_its_own_worker_which_then_cannot_confuse_the_t
     assert again is not None and again != mine
     with pytest.raises(ClaimLost):
         claims.finish(pool, mine)
-    assert only(pool, State.RUNNING) == again
+    assert only_claim(pool, State.RUNNING) == again
 
 
 # ---- replies that are lost ----
@@ -223,7 +223,7 @@ def test_a_move_that_was_done_is_recognised_though_its_reply_was_lost(
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(number))
     move(pool, mine)
-    assert only(pool, place).id == mine.id
+    assert only_claim(pool, place).id == mine.id
 
 
 def test_a_lost_reply_is_settled_by_listing_alone(
@@ -248,7 +248,7 @@ def test_other_errors_of_a_rename_are_raised(
     with pytest.raises(OSError) as caught:
         claims.take(pool, "gpu0", waiting, ME)
     assert caught.value.errno == number
-    assert only(pool, State.WAITING) == waiting
+    assert only_claim(pool, State.WAITING) == waiting
 
 
 def test_a_rename_delivered_late_finds_nothing_to_act_on(
@@ -261,7 +261,7 @@ def test_a_rename_delivered_late_finds_nothing_to_act_on(
     theirs = claims.take(pool, "gpu0", back, OTHER)
     with pytest.raises(FileNotFoundError):
         os.rename(pool.waiting("gpu0", waiting), pool.owned(State.RUNNING, mine))
-    assert only(pool, State.RUNNING) == theirs
+    assert only_claim(pool, State.RUNNING) == theirs
 
 
 def test_no_waiting_name_is_ever_used_twice(pool: PoolDirectory, waiting: ClaimName) -> None:
@@ -296,7 +296,7 @@ def test_a_charge_keeps_the_record_and_puts_the_claim_back_until_its_last_attemp
         taken = claims.take(pool, "gpu0", name, ME)
         assert taken is not None and taken.attempt == attempt
         name = claims.charge(pool, taken, "gpu0", {"error": f"reason {attempt}"})
-    assert only(pool, State.FAILED) == name
+    assert only_claim(pool, State.FAILED) == name
     records = errors_of(pool)
     assert list(records) == ["a0.json", "a1.json", "a2.json"]
     assert [record["error"] for record in records.values()] == ["reason 0", "reason 1", "reason 2"]
@@ -307,7 +307,7 @@ def test_a_final_charge_fails_the_claim_at_its_first_attempt(
     pool: PoolDirectory, mine: ClaimName
 ) -> None:
     assert claims.charge(pool, mine, "gpu0", {"error": "impossible"}, final=True) == mine
-    assert only(pool, State.FAILED) == mine
+    assert only_claim(pool, State.FAILED) == mine
     assert list(errors_of(pool)) == ["a0.json"]
 
 
@@ -348,7 +348,7 @@ def test_the_record_of_an_attempt_is_written_before_the_claim_moves(
     with pytest.raises(OSError):
         claims.charge(pool, mine, "gpu0", {"error": "x"})
     assert list(errors_of(pool)) == ["a0.json"]
-    assert only(pool, State.RUNNING) == mine
+    assert only_claim(pool, State.RUNNING) == mine
 
 
 def test_the_first_record_of_an_attempt_stands(pool: PoolDirectory, mine: ClaimName) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fsqueue.pool.journal import EVENTS_KEPT, STEALS_KEPT, TAIL, Journal, Journals
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from tests.support.watching import tell
+from tests.support.monitor_data import write_events
 
 A, B = "vm-1-aaaaaa", "vm-2-bbbbbb"
 
@@ -36,7 +36,7 @@ def stole(t: float, id: str = "x") -> dict[str, Any]:
 
 
 def test_speed_is_over_the_last_ten_claims_where_a_minute_holds_fewer(pool: PoolDirectory) -> None:
-    tell(pool, A, *(finished(1000 + 31 * n, 31) for n in range(10)))
+    write_events(pool, A, *(finished(1000 + 31 * n, 31) for n in range(10)))
     journals = Journals(pool)
     journals.look()
     speed = journals.speed(A)
@@ -46,7 +46,7 @@ def test_speed_is_over_the_last_ten_claims_where_a_minute_holds_fewer(pool: Pool
 def test_speed_is_over_the_last_minute_where_that_holds_more_claims(pool: PoolDirectory) -> None:
     slow = [finished(100 + 10 * n, 10, sequences=10) for n in range(5)]
     fast = [finished(1000 + 2 * n, 2, sequences=10) for n in range(40)]
-    tell(pool, A, *slow, *fast)
+    write_events(pool, A, *slow, *fast)
     journals = Journals(pool)
     journals.look()
     speed = journals.speed(A)
@@ -55,8 +55,8 @@ def test_speed_is_over_the_last_minute_where_that_holds_more_claims(pool: PoolDi
 
 
 def test_waiting_for_work_does_not_lower_the_speed_but_overhead_does(pool: PoolDirectory) -> None:
-    tell(pool, A, finished(100, 10, 100), finished(1000, 10, 100))
-    tell(pool, B, finished(100, 1, 100), finished(101.5, 1, 100))
+    write_events(pool, A, finished(100, 10, 100), finished(1000, 10, 100))
+    write_events(pool, B, finished(100, 1, 100), finished(101.5, 1, 100))
     journals = Journals(pool)
     journals.look()
     idle, busy = journals.speed(A), journals.speed(B)
@@ -65,7 +65,9 @@ def test_waiting_for_work_does_not_lower_the_speed_but_overhead_does(pool: PoolD
 
 
 def test_speed_of_claims_without_sequences_is_in_claims(pool: PoolDirectory) -> None:
-    tell(pool, A, *({"t": 100 + n, "event": "finished", "cost": 7, "seconds": 1} for n in range(4)))
+    write_events(
+        pool, A, *({"t": 100 + n, "event": "finished", "cost": 7, "seconds": 1} for n in range(4))
+    )
     journals = Journals(pool)
     journals.look()
     speed = journals.speed(A)
@@ -81,10 +83,10 @@ def test_a_worker_has_no_speed_before_it_finishes_a_claim(pool: PoolDirectory) -
 
 def test_speed_follows_what_is_appended(pool: PoolDirectory) -> None:
     journals = Journals(pool)
-    tell(pool, A, finished(100, 10, 100))
+    write_events(pool, A, finished(100, 10, 100))
     journals.look()
     first = journals.speed(A)
-    tell(pool, A, *(finished(110 + 5 * n, 5, 100) for n in range(12)))
+    write_events(pool, A, *(finished(110 + 5 * n, 5, 100) for n in range(12)))
     journals.look()
     second = journals.speed(A)
     assert first is not None and second is not None
@@ -95,7 +97,7 @@ def test_speed_follows_what_is_appended(pool: PoolDirectory) -> None:
 
 
 def test_the_last_fifty_steals_are_kept_the_newest_last(pool: PoolDirectory) -> None:
-    tell(pool, A, *(stole(100 + n, f"s{n}") for n in range(60)))
+    write_events(pool, A, *(stole(100 + n, f"s{n}") for n in range(60)))
     journals = Journals(pool)
     journals.look()
     assert [steal.id for steal in journals.steals] == [f"s{n}" for n in range(10, 60)]
@@ -105,8 +107,8 @@ def test_the_last_fifty_steals_are_kept_the_newest_last(pool: PoolDirectory) -> 
 def test_events_of_several_workers_come_in_order_of_time(
     pool: PoolDirectory,
 ) -> None:
-    tell(pool, A, stole(100, "first"), stole(300, "third"))
-    tell(pool, B, stole(200, "second"))
+    write_events(pool, A, stole(100, "first"), stole(300, "third"))
+    write_events(pool, B, stole(200, "second"))
     journals = Journals(pool)
     journals.look()
     assert [steal.id for steal in journals.steals] == ["first", "second", "third"]
@@ -114,16 +116,16 @@ def test_events_of_several_workers_come_in_order_of_time(
 
 def test_each_event_is_shown_once(pool: PoolDirectory) -> None:
     journals = Journals(pool)
-    tell(pool, A, stole(100))
+    write_events(pool, A, stole(100))
     journals.look()
     journals.look()
-    tell(pool, A, stole(101))
+    write_events(pool, A, stole(101))
     journals.look()
     assert [event.serial for event in journals.events] == [1, 2]
 
 
 def test_routine_events_are_not_shown(pool: PoolDirectory) -> None:
-    tell(
+    write_events(
         pool, A, {"t": 1, "event": "took", "id": "x"}, finished(2, 1), {"t": 3, "event": "unheard"}
     )
     journals = Journals(pool)
@@ -134,7 +136,7 @@ def test_routine_events_are_not_shown(pool: PoolDirectory) -> None:
 def test_a_flood_of_events_keeps_the_last_and_counts_all(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     journals.look()
-    tell(pool, A, *(stole(n) for n in range(EVENTS_KEPT + 50)))
+    write_events(pool, A, *(stole(n) for n in range(EVENTS_KEPT + 50)))
     journals.look()
     assert len(journals.events) == EVENTS_KEPT and journals.count == EVENTS_KEPT + 50
 
@@ -171,7 +173,7 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(pool: PoolDirecto
 
 
 def test_a_long_journal_is_read_from_near_its_end(pool: PoolDirectory) -> None:
-    tell(pool, A, *(stole(n, f"s{n}") for n in range(5000)))
+    write_events(pool, A, *(stole(n, f"s{n}") for n in range(5000)))
     assert os.path.getsize(pool.events(A)) > 2 * TAIL
     journals = Journals(pool)
     journals.look()
@@ -180,19 +182,19 @@ def test_a_long_journal_is_read_from_near_its_end(pool: PoolDirectory) -> None:
 
 def test_a_journal_that_was_replaced_by_a_shorter_one_is_read_afresh(pool: PoolDirectory) -> None:
     journals = Journals(pool)
-    tell(pool, A, *(stole(n) for n in range(9)))
+    write_events(pool, A, *(stole(n) for n in range(9)))
     journals.look()
     os.unlink(pool.events(A))
-    tell(pool, A, stole(100, "new"))
+    write_events(pool, A, stole(100, "new"))
     journals.look()
     assert journals.steals[-1].id == "new"
 
 
 def test_the_journal_of_an_ended_worker_is_read_for_the_last_time(pool: PoolDirectory) -> None:
     journals = Journals(pool)
-    tell(pool, A, stole(1))
+    write_events(pool, A, stole(1))
     journals.look({A})
-    tell(pool, A, stole(2))
+    write_events(pool, A, stole(2))
     journals.look({A})
     assert len(journals.steals) == 1
 
@@ -203,14 +205,14 @@ def test_other_files_among_the_journals_are_skipped(pool: PoolDirectory, what: s
     if what == "fifo":
         os.mkfifo(path)
     elif what == "link":
-        tell(pool, "elsewhere", stole(1))
+        write_events(pool, "elsewhere", stole(1))
         os.rename(pool.events("elsewhere"), f"{pool.root}/elsewhere")
         os.symlink(f"{pool.root}/elsewhere", path)
     elif what == "directory":
         os.mkdir(path)
     elif what == "unreadable":
         Path(path).write_bytes(b"\x00" * 5000 + b"\xff\xfe\n")
-    tell(pool, B, stole(1))
+    write_events(pool, B, stole(1))
     journals = Journals(pool)
     journals.look()
     assert len(journals.steals) == 1

@@ -30,9 +30,9 @@ from fsqueue.pool.leases import (
 from fsqueue.pool.names import LeaseName
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
+from tests.support.interleave import Sequencer, interpose, refused, reply_lost, run_in_threads
 from tests.support.pools import Clock
 from tests.support.processes import state_of, wait_for
-from tests.support.sequence import Sequencer, interpose, refused, reply_lost, together
 
 LEASE_S = 8.0
 ME = "me-1-aaaaaa"
@@ -291,7 +291,7 @@ def test_of_two_enders_one_renames_and_both_know_that_it_is_dead(
             real(source, target)
 
     interpose(monkeypatch, rename=rename)
-    results = together(
+    results = run_in_threads(
         lambda: observer.end(ME, "first-2-bbbbbb"), lambda: other.end(ME, "second-3-cccccc")
     )
     assert results == [True, True]
@@ -324,7 +324,7 @@ def test_of_an_ender_and_a_renewal_that_meet_exactly_one_succeeds(
 
         with pytest.MonkeyPatch.context() as patch:
             interpose(patch, rename=rename)
-            renewed, ended = together(renew, lambda: observer.end(ME, "judge-2-bbbbbb"))
+            renewed, ended = run_in_threads(renew, lambda: observer.end(ME, "judge-2-bbbbbb"))
         assert (renewed, ended) == (winner == "renewal", winner == "ender")
         assert len(listed(pool)) == 1
 

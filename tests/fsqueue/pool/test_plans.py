@@ -18,8 +18,8 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic, directories
+from tests.support.interleave import Sequencer, interpose, reply_lost, run_in_threads
 from tests.support.pools import make_pool, names_in, plan, problems, stems
-from tests.support.sequence import Sequencer, interpose, reply_lost, together
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_two_processes_completing_one_plan_move_each_claim_once(
 
     with pytest.MonkeyPatch.context() as patch:
         interpose(patch, rename=rename)
-        together(lambda: plans.complete(spooled), lambda: plans.complete(spooled))
+        run_in_threads(lambda: plans.complete(spooled), lambda: plans.complete(spooled))
     assert sorted(names_in(spooled, State.RUNNING), key=str) == sorted(taken, key=str)
     found = stems(spooled, State.WAITING, State.RUNNING)
     assert sorted(found) == [*"pqrstu", "zero"]

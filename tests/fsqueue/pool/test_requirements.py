@@ -14,7 +14,7 @@ from fsqueue.pool.settings import create_pool
 from fsqueue.scheduling.choose import Peer, Preferences, choose, in_order
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.worker.claim_source import ClaimSource
-from tests.support.pools import Hand, Trivial, names_in, request
+from tests.support.pools import ManualWorker, Trivial, names_in, request
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_storage_worker_takes_only_claims_of_its_tier(
     plan_into(pool, request("b.20"))
     kinds = {name.kind for name in names_in(pool, State.WAITING)}
     assert kinds == {"trivial--t3-disk", "trivial"}
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
     claim_source.set_preferences(Preferences(tier=Tier.STORAGE, capabilities=frozenset({"disk"})))
     found = claim_source.next()

@@ -25,8 +25,8 @@ from fsqueue.pool.settings import (
 from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic
 from tests.support.crash import every_crash
+from tests.support.interleave import Sequencer, interpose, run_in_threads
 from tests.support.pools import contents
-from tests.support.sequence import Sequencer, interpose, together
 
 STRANGER = 65534
 
@@ -110,7 +110,9 @@ def test_of_two_processes_creating_a_pool_the_first_decides_its_settings(
 
     interpose(monkeypatch, link=link)
     root = str(tmp_path / "pool")
-    pools = together(lambda: create_pool(root, lease_s=1.0), lambda: create_pool(root, lease_s=2.0))
+    pools = run_in_threads(
+        lambda: create_pool(root, lease_s=1.0), lambda: create_pool(root, lease_s=2.0)
+    )
     assert pools[0] == pools[1]
     assert pools[0].lease_s == 1.0
 

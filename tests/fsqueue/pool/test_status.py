@@ -33,9 +33,9 @@ from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 from fsqueue.worker import heartbeat
 from fsqueue.worker.heartbeat import Heartbeat
-from tests.support.pools import Hand, make_pool, places, problems
+from tests.support.interleave import interpose, refused
+from tests.support.pools import ManualWorker, make_pool, problems, state_counts
 from tests.support.processes import wait_for
-from tests.support.sequence import interpose, refused
 
 ME = "me-1-aaaaaa"
 
@@ -268,7 +268,7 @@ def test_a_status_that_cannot_be_made_does_not_end_the_heartbeat(
     pool = create_pool(str(tmp_path / "pool"), lease_s=0.08)
     monkeypatch.setattr(heartbeat, "STATUS_BUSY_S", 0.0)
     monkeypatch.setattr(heartbeat, "STATUS_QUIET_S", 0.0)
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     sampled = []
 
     def ask() -> dict[str, Any]:
@@ -287,7 +287,7 @@ def test_a_status_that_cannot_be_made_does_not_end_the_heartbeat(
 
 def test_i8_a_worker_goes_on_when_status_and_events_are_deleted_under_it(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3", "b.2", "c.1", weights=(1.0, 1.0))
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     hand.beat.flush()
     hand.run(hand.take())
     for name in ("status", "events"):
@@ -298,7 +298,7 @@ def test_i8_a_worker_goes_on_when_status_and_events_are_deleted_under_it(tmp_pat
     hand.beat.flush()
     assert hand.sweep() == []
     hand.leave()
-    assert places(pool) == {State.DONE: 3}
+    assert state_counts(pool) == {State.DONE: 3}
     assert {problem.partition(" is not")[0] for problem in problems(pool)} == {
         pool.directory("status"),
         pool.directory("events"),

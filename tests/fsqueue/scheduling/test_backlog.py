@@ -13,7 +13,7 @@ from fsqueue.pool.status import write_status
 from fsqueue.scheduling.backlog import NEVER, Wanted, loads
 from fsqueue.scheduling.choose import LOAD_S
 from fsqueue.scheduling.planner import plan_into
-from tests.support.pools import Divisible, Hand, make_pool, plan, request, spools
+from tests.support.pools import Divisible, ManualWorker, make_pool, plan, request, spools
 
 WANTED = Wanted("embed", "esm2_t6", 100.0)
 
@@ -24,9 +24,9 @@ def pool(tmp_path: Path) -> PoolDirectory:
     return make_pool(tmp_path / "pool", weights=(1.0, 2.0))
 
 
-def worker(pool: PoolDirectory, spool: str, **facts: Any) -> Hand:
+def worker(pool: PoolDirectory, spool: str, **facts: Any) -> ManualWorker:
     """Let a worker live, and report these facts."""
-    hand = Hand(pool, spool)
+    hand = ManualWorker(pool, spool)
     for name, value in facts.items():
         setattr(hand.status, name, value)
     write_status(pool, hand.status)

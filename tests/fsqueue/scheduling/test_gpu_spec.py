@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fsqueue.errors import UsageError
 from fsqueue.pool.names import SPOOL
 from fsqueue.scheduling.gpu_spec import COUNT_MAX, SpoolSpec, parse_gpus, parse_weights, weighed
-from tests.support.nvml.standin import GIB, install, unplug
+from tests.support.nvml.fake_driver import GIB, install, unplug
 
 
 def brief(spec: str) -> list[tuple[str, str, float]]:

@@ -18,21 +18,28 @@ from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.scheduling.inputs import expand_inputs
 from fsqueue.scheduling.planner import CLAIMS_PER_SPOOL, plan_into, pool_spools, preview
 from tests.support.crash import CHANGES, copies, every_crash, interrupted
+from tests.support.interleave import (
+    RandomTurns,
+    Sequencer,
+    interpose,
+    refused,
+    reply_lost,
+    run_in_threads,
+)
 from tests.support.pools import (
     Divisible,
-    Hand,
+    ManualWorker,
     Trivial,
     contents,
     make_pool,
     names_in,
-    places,
     plan,
     problems,
     request,
+    state_counts,
     stems,
-    work_off,
+    work_until_done,
 )
-from tests.support.sequence import Sequencer, Turns, interpose, refused, reply_lost, together
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def test_planning_again_adds_nothing(pool: PoolDirectory) -> None:
 def test_planning_again_for_other_gpus_adds_nothing(pool: PoolDirectory) -> None:
     plan(pool, "a.3", "b.2")
     assert plan(pool, "a.3", "b.2", weights=(1.0, 4.0)).total.claims == 0
-    assert places(pool) == {"spools": 2}
+    assert state_counts(pool) == {"spools": 2}
 
 
 def test_an_input_named_twice_is_planned_once(pool: PoolDirectory) -> None:
@@ -137,14 +144,14 @@ def test_an_input_named_twice_is_planned_once(pool: PoolDirectory) -> None:
 
 def test_planning_again_adds_nothing_when_all_is_done(pool: PoolDirectory) -> None:
     plan(pool, "a.3")
-    work_off(pool)
+    work_until_done(pool)
     assert plan(pool, "a.3").already == 1
-    assert places(pool) == {"done": 1}
+    assert state_counts(pool) == {"done": 1}
 
 
 def test_new_inputs_go_into_a_pool_at_work(pool: PoolDirectory) -> None:
     plan(pool, "a.3", "b.2")
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     running = hand.take()
     outcome = plan(pool, "a.3", "b.2", "c.9")
     assert (outcome.total.claims, outcome.already, outcome.number) == (1, 2, 2)
@@ -227,7 +234,7 @@ def test_a_planner_that_dies_at_any_operation_breaks_nothing_and_the_next_plan_c
     n = 0
     for _, pool in every_crash(copies(template), lambda pool: plan_into(pool, asked)):
         n += 1
-        counts = [len(plans.numbers(pool)), places(pool)["spools"]]
+        counts = [len(plans.numbers(pool)), state_counts(pool)["spools"]]
         assert counts[0] == 2 or counts == [1, 1], "no claim before its plan has a number"
         assert [p for p in problems(pool) if "nowhere" not in p] == []
         assert problems(pool) == [], "claims of a numbered plan are in staging or in their spool"
@@ -338,7 +345,7 @@ def test_two_planners_that_take_turns_at_every_operation_plan_every_input_once(
 ) -> None:
     """Turns are drawn by a seed: each operation of each planner waits for one of its own."""
     plan(pool, "a.5", weights=(1.0, 1.5))
-    turns = Turns(2, seed)
+    turns = RandomTurns(2, seed)
 
     def change(real: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with turns.mine():
@@ -353,7 +360,7 @@ def test_two_planners_that_take_turns_at_every_operation_plan_every_input_once(
 
     with pytest.MonkeyPatch.context() as patch:
         interpose(patch, **dict.fromkeys((*CHANGES, "listdir"), change))
-        together(planner(0, "b.3", "c.2"), planner(1, "d.4", "c.2", "b.3"))
+        run_in_threads(planner(0, "b.3", "c.2"), planner(1, "d.4", "c.2", "b.3"))
     check_planned_once(pool, "a", "b", "c", "d")
     assert staged(pool) == []
     assert 2 <= len(plans.numbers(pool)) <= 3
@@ -374,7 +381,7 @@ def test_the_loser_of_a_number_plans_only_what_the_winner_did_not(
 
     plan(pool)
     interpose(monkeypatch, link=link)
-    outcomes = together(
+    outcomes = run_in_threads(
         lambda: plan(pool, "a.3", "b.2"),
         lambda: plan(pool, "a.3", "b.2", "c.1"),
     )

@@ -24,9 +24,9 @@ from fsqueue.slurm.allocation import (
     parse_time_left,
     rows_command,
 )
+from tests.support.fake_squeue import Squeue
 from tests.support.pools import Clock
 from tests.support.processes import wait_for
-from tests.support.squeue import Squeue
 
 TASK = {
     "SLURM_JOB_ID": "18",

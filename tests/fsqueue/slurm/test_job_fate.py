@@ -10,9 +10,9 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease, Observer
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.job_fate import DOUBT_LEASES, JobFate, JobFates
-from tests.support.pools import Clock, Hand, make_pool, only
+from tests.support.fake_squeue import Squeue
+from tests.support.pools import Clock, ManualWorker, make_pool, only_claim
 from tests.support.processes import wait_for
-from tests.support.squeue import Squeue
 
 LEASE_S = 30.0
 FACTS = {"slurm_job_id": "18", "slurm_array_job_id": "17", "slurm_array_task_id": "3",
@@ -188,11 +188,11 @@ class Case:
     def __init__(self, pool: PoolDirectory) -> None:
         self.pool = pool
         self.clock = Clock()
-        self.lost = Hand(pool, "gpu0", enlist=False)
+        self.lost = ManualWorker(pool, "gpu0", enlist=False)
         self.lost.lease.enlist(FACTS | {"host": "elsewhere"})
         self._be_elsewhere()
         self.name = self.lost.take()
-        self.other = Hand(pool, "gpu0", clock=self.clock)
+        self.other = ManualWorker(pool, "gpu0", clock=self.clock)
         self.job_fates = self.other.recovery._job_fates
         self.job_fates._clock = self.clock
 
@@ -223,7 +223,7 @@ def test_a_lost_worker_whose_job_was_preempted_is_charged_nothing(
     squeue.prints("17_3 PENDING 2")
     assert case.sweep(LEASE_S) == 0
     assert case.sweep(5) == 1
-    back = only(case.pool, State.WAITING)
+    back = only_claim(case.pool, State.WAITING)
     assert (back.attempt, back.returns) == (0, 1)
     assert len(squeue.asked) == 1
 
@@ -234,7 +234,7 @@ def test_a_lost_worker_whose_job_failed_is_charged_an_attempt(
 ) -> None:
     squeue.prints(row)
     assert case.sweep(LEASE_S + 5) == 1
-    assert only(case.pool, State.WAITING).attempt == 1
+    assert only_claim(case.pool, State.WAITING).attempt == 1
 
 
 def test_a_lost_worker_whose_job_runs_is_only_suspect_until_three_leases_are_over(
@@ -242,9 +242,9 @@ def test_a_lost_worker_whose_job_runs_is_only_suspect_until_three_leases_are_ove
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
     assert case.sweep(3 * LEASE_S - 2) == 0
-    assert only(case.pool, State.RUNNING) == case.name
+    assert only_claim(case.pool, State.RUNNING) == case.name
     assert case.sweep(5) == 1
-    assert only(case.pool, State.WAITING).attempt == 1
+    assert only_claim(case.pool, State.WAITING).attempt == 1
     assert len(squeue.asked) <= 3
 
 
@@ -254,13 +254,13 @@ def test_a_worker_that_beats_again_in_time_keeps_its_claim(case: Case, squeue: S
     case.lost.lease.renew()
     assert case.sweep(LEASE_S / 3) == 0
     assert case.other.observer.beating(case.lost.id)
-    assert only(case.pool, State.RUNNING) == case.name
+    assert only_claim(case.pool, State.RUNNING) == case.name
 
 
 def test_slurm_being_down_changes_nothing_for_a_lost_worker(case: Case, squeue: Squeue) -> None:
     assert case.sweep(LEASE_S) == 0
     assert case.sweep(3) == 1
-    assert only(case.pool, State.WAITING).attempt == 1
+    assert only_claim(case.pool, State.WAITING).attempt == 1
     assert len(squeue.asked) == 1
 
 
@@ -269,8 +269,8 @@ def test_a_claim_found_after_its_owners_lease_was_ended_is_excused_too(
 ) -> None:
     """The recoverer that ended the lease died before it put the claim back."""
     squeue.prints("17_3 NODE_FAIL 1")
-    first = Hand(case.pool, "gpu0", clock=case.clock)
+    first = ManualWorker(case.pool, "gpu0", clock=case.clock)
     first.observer.look()
     assert first.observer.end(case.lost.id, first.id)
     assert case.sweep(3) == 1
-    assert only(case.pool, State.WAITING).attempt == 0
+    assert only_claim(case.pool, State.WAITING).attempt == 0

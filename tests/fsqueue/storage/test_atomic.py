@@ -18,7 +18,14 @@ import pytest
 from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.storage import atomic
 from tests.support.crash import CHANGES, every_crash
-from tests.support.sequence import Entry, Sequencer, interpose, refused, reply_lost, together
+from tests.support.interleave import (
+    FakeDirEntry,
+    Sequencer,
+    interpose,
+    refused,
+    reply_lost,
+    run_in_threads,
+)
 
 STRANGER = 65534
 
@@ -68,7 +75,7 @@ def test_of_two_publishers_that_meet_inside_link_one_wins_and_its_bytes_stand(
             real(private, target)
 
     interpose(monkeypatch, link=link)
-    results = together(
+    results = run_in_threads(
         lambda: atomic.publish(path, b"first"), lambda: atomic.publish(path, b"second")
     )
     assert results == [True, False]
@@ -498,10 +505,10 @@ def test_a_listing_that_loses_its_place_starts_over(
 
     def scandir(real: Callable[[int], Any], fd: int) -> Any:
         entries = iter(sorted(os.listdir(fd)))
-        return nullcontext(stale(entries) if len(began) < 1 else map(Entry, entries))
+        return nullcontext(stale(entries) if len(began) < 1 else map(FakeDirEntry, entries))
 
-    def stale(entries: Iterator[str]) -> Iterator[Entry]:
-        yield Entry(next(entries))
+    def stale(entries: Iterator[str]) -> Iterator[FakeDirEntry]:
+        yield FakeDirEntry(next(entries))
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def into(texts: Iterator[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.storage import directories
-from tests.support.sequence import interpose, refused
+from tests.support.interleave import interpose, refused
 
 
 def test_discarding_a_missing_directory_succeeds(tmp_path: Path) -> None:

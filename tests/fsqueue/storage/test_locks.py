@@ -13,8 +13,8 @@ from filelock import FileLock
 from fsqueue.errors import NotSupportedError
 from fsqueue.storage import locks
 from fsqueue.storage.locks import host_lock, try_lock
-from tests.support.pools import held_elsewhere
-from tests.support.sequence import together
+from tests.support.interleave import run_in_threads
+from tests.support.pools import held_by_another_process
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_lock_is_let_go_when_the_block_raises(path: str) -> None:
 def test_a_lock_that_another_process_holds_is_refused_and_dies_with_that_process(
     path: str,
 ) -> None:
-    with held_elsewhere(path):
+    with held_by_another_process(path):
         assert not free(path)
     assert free(path)
 
@@ -52,7 +52,7 @@ def test_i9_a_lock_file_is_never_unlinked(path: str) -> None:
     with try_lock(path):
         before = os.stat(path).st_ino
     assert free(path)
-    with held_elsewhere(path):
+    with held_by_another_process(path):
         assert not free(path)
     assert os.stat(path).st_ino == before
 
@@ -100,7 +100,7 @@ def test_the_host_lock_lets_one_in_at_a_time(
                 most.append(len(inside))
                 inside.pop()
 
-    together(load, load, load, load)
+    run_in_threads(load, load, load, load)
     assert max(most) == 1
     assert len(most) == 20
 

@@ -17,7 +17,7 @@ from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
-from tests.support.pools import places, request
+from tests.support.pools import request, state_counts
 
 
 class Models(Handler):
@@ -84,9 +84,9 @@ def join(pool: PoolDirectory, *specials: str, models_max: int | None = None) -> 
 def work_off(pool: PoolDirectory, workers: list[Worker]) -> list[int]:
     """Let the workers take turns, as equals do; return how often each loaded a model."""
     rounds = 0
-    while places(pool).keys() - {"done"}:
+    while state_counts(pool).keys() - {"done"}:
         rounds += 1
-        assert rounds < 400, places(pool)
+        assert rounds < 400, state_counts(pool)
         for worker in workers:
             found = worker.claim_source.next()
             if found is not None:
@@ -142,10 +142,10 @@ def test_a_claim_is_not_left_undone_for_an_idle_worker_that_never_comes(tmp_path
     hung.status.loaded = ["x", "y"]
     hung.beat.flush()
     rounds = 0
-    while "spools" in places(pool):
+    while "spools" in state_counts(pool):
         rounds += 1
-        assert rounds < 60, places(pool)
+        assert rounds < 60, state_counts(pool)
         if (found := mine.claim_source.next()) is not None:
             assert mine._run(*found) is None
         mine.claim_source._others_listed_at = -1e9
-    assert places(pool) == {"done": 6}
+    assert state_counts(pool) == {"done": 6}

@@ -12,8 +12,8 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import SINGLE_LOOKS, WAIT_INTERVALS, Backoff, RateLimit
-from tests.support.pools import Clock, Hand, make_pool, only, plan
-from tests.support.watching import enlist, report
+from tests.support.monitor_data import enlist, put_status
+from tests.support.pools import Clock, ManualWorker, make_pool, only_claim, plan
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path
 
 def test_a_claim_put_back_by_hand_is_found_by_looking_at_one_spool(pool: PoolDirectory) -> None:
     """In another's spool, where neither plans/ nor running/ tells of it."""
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     claims.fail(pool, hand.take())
     backoff = quiet(pool)
     assert not any(backoff.should_look_everywhere() for _ in range(4))
-    assert claims.retry(pool, only(pool, State.FAILED), "gpu0")
+    assert claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
     assert any(backoff.should_look_everywhere() for _ in range(2))
     assert backoff.wait_s == 3.0 and not backoff.quiet
 
@@ -163,7 +163,7 @@ def test_spending_less_never_waits_and_saves_at_most_a_seconds_allowance() -> No
 def test_a_worker_held_back_by_its_limit_raises_an_alert(pool: PoolDirectory) -> None:
     worker = "node7-1-aaaaaa"
     enlist(pool, worker)
-    report(pool, worker, metadata_ops_max=5.0, metadata_ops_per_s=5.2, held_back=0.62)
+    put_status(pool, worker, metadata_ops_max=5.0, metadata_ops_per_s=5.2, held_back=0.62)
     (alert,) = Reader(pool).snapshot().warnings
     assert (alert.kind, alert.subject) == ("budget", worker)
     assert "62% of its time is spent waiting because of --max-metadata-ops 5" in alert.text

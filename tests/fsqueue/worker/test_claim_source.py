@@ -24,23 +24,25 @@ from fsqueue.pool.status import write_status
 from fsqueue.scheduling.choose import PLENTY, Preferences
 from fsqueue.worker import claim_source as claim_source_module
 from fsqueue.worker.claim_source import LISTINGS_MAX, MISSES_MAX, ClaimSource, Waiting
+from tests.support.interleave import interpose
 from tests.support.pools import (
-    Hand,
-    held_elsewhere,
+    ManualWorker,
+    held_by_another_process,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     problems,
+    state_counts,
     stems,
 )
-from tests.support.sequence import interpose
-from tests.support.systemcalls import fill
+from tests.support.strace import fill
 
 ME = "me-1-aaaaaa"
 
 
-def source_of(hand: Hand, *, stealing: bool = True, time_left_s: float = math.inf) -> ClaimSource:
+def source_of(
+    hand: ManualWorker, *, stealing: bool = True, time_left_s: float = math.inf
+) -> ClaimSource:
     return ClaimSource(
         hand.pool,
         hand.beat,
@@ -97,7 +99,7 @@ def watched(**more: Callable[..., Any]) -> Iterator[dict[str, int]]:
 def test_a_worker_takes_its_own_largest_first_and_then_steals_the_largest(
     pool: PoolDirectory,
 ) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     taken = list(take_all(source_of(hand)))
     assert taken == [("a", "gpu0"), ("c", "gpu0"), ("e", "gpu0"), ("b", "gpu1"), ("d", "gpu1")]
     assert hand.status.steals_in == 2
@@ -106,12 +108,12 @@ def test_a_worker_takes_its_own_largest_first_and_then_steals_the_largest(
 
 
 def test_a_worker_without_a_spool_of_its_own_is_a_pure_thief(pool: PoolDirectory) -> None:
-    taken = [stem for stem, _ in take_all(source_of(Hand(pool)))]
+    taken = [stem for stem, _ in take_all(source_of(ManualWorker(pool)))]
     assert taken == ["a", "b", "c", "d", "e"]
 
 
 def test_a_worker_that_does_not_steal_leaves_others_alone(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     claim_source = source_of(hand, stealing=False)
     assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
     assert stems(pool, State.WAITING) == ["b", "d"]
@@ -119,7 +121,7 @@ def test_a_worker_that_does_not_steal_leaves_others_alone(pool: PoolDirectory) -
 
 
 def test_what_a_worker_is_unable_to_do_it_neither_takes_nor_counts_on(pool: PoolDirectory) -> None:
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
     claim_source.set_preferences(Preferences(unable=frozenset({"trivial"})))
     assert claim_source.next() is None
     assert claim_source.count_waiting() == Waiting(5, 0)
@@ -127,7 +129,7 @@ def test_what_a_worker_is_unable_to_do_it_neither_takes_nor_counts_on(pool: Pool
 
 def test_what_failed_here_and_came_back_is_taken_last(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 9)))
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
     failed, spool = claim_source.next() or pytest.fail("nothing to take")
     claims.requeue(pool, failed, spool)
     claim_source.set_preferences(Preferences(failed_here=frozenset({failed.id})))
@@ -138,7 +140,7 @@ def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
     tmp_path: Path,
 ) -> None:
     pool = make_pool(tmp_path / "pool", "a.40")
-    hand, fast = Hand(pool), Hand(pool, "gpu0")
+    hand, fast = ManualWorker(pool), ManualWorker(pool, "gpu0")
     fast.status.weight = 4.0
     write_status(pool, fast.status)
     claim_source = source_of(hand)
@@ -147,11 +149,11 @@ def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
         rounds += 1
         assert rounds < 100
     assert 10 < rounds < 40
-    assert only(pool, State.RUNNING).owner == hand.id
+    assert only_claim(pool, State.RUNNING).owner == hand.id
 
 
 def test_claims_too_long_for_the_time_left_are_counted(pool: PoolDirectory) -> None:
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     hand.status.rates = {"trivial": 1.0}
     claim_source = source_of(hand, time_left_s=5.5)
     assert claim_source.count_waiting() == Waiting(5, 2, 3)
@@ -163,7 +165,7 @@ def test_claims_too_long_for_the_time_left_are_counted(pool: PoolDirectory) -> N
 
 def test_the_cost_of_a_claim_does_not_grow_with_the_claims_that_wait(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 61)))
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
     claim_source.next()
     with watched() as counts:
         for _ in range(60 - PLENTY - 1):
@@ -173,7 +175,7 @@ def test_the_cost_of_a_claim_does_not_grow_with_the_claims_that_wait(tmp_path: P
 
 def test_a_spool_is_listed_again_after_a_few_misses(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 61)))
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
     assert claim_source.next() is not None
     quick = sorted(claims.waiting(pool, "gpu0"), key=lambda name: name.cost)[-40:]
     for name in quick:
@@ -187,7 +189,7 @@ def test_a_spool_is_listed_again_after_a_few_misses(tmp_path: Path) -> None:
 def test_a_long_spool_is_not_listed_again_for_a_few_misses(tmp_path: Path) -> None:
     """While a million names are listed, others take thousands: listing again never catches up."""
     pool = fill(tmp_path / "pool", 1_000)
-    claim_source = source_of(Hand(pool, "cpu0"))
+    claim_source = source_of(ManualWorker(pool, "cpu0"))
     assert claim_source.next() is not None
     gone = sorted(claims.waiting(pool, "cpu0"), key=lambda name: (name.cost, name.id))[-14:]
     for name in gone:
@@ -206,7 +208,7 @@ def test_a_listing_that_lags_is_asked_a_few_times_and_then_given_a_rest(tmp_path
     gone = [str(name) for name in claims.waiting(pool, "gpu0")]
     for name in claims.waiting(pool, "gpu0"):
         claims.take(pool, "gpu0", name, ME)
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         spool = os.readlink(f"/proc/self/fd/{fd}").endswith("/gpu0")
@@ -226,7 +228,7 @@ def test_a_thief_gives_a_listing_that_lags_a_rest_too(tmp_path: Path) -> None:
     gone = [str(name) for name in claims.waiting(pool, "gpu0")]
     for name in claims.waiting(pool, "gpu0"):
         claims.take(pool, "gpu0", name, ME)
-    claim_source = source_of(Hand(pool))
+    claim_source = source_of(ManualWorker(pool))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         spool = os.readlink(f"/proc/self/fd/{fd}").endswith("/gpu0")
@@ -238,7 +240,7 @@ def test_a_thief_gives_a_listing_that_lags_a_rest_too(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_a_listing_hides_is_found_by_the_next(pool: PoolDirectory) -> None:
-    claim_source = source_of(Hand(pool, "gpu0"))
+    claim_source = source_of(ManualWorker(pool, "gpu0"))
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         return [text for text in real(fd) if not text.startswith("a-")]
@@ -246,16 +248,18 @@ def test_a_claim_that_a_listing_hides_is_found_by_the_next(pool: PoolDirectory) 
     with watched(listdir=listdir):
         found = claim_source.next()
     assert found is not None and found[0].id.startswith("c-")
-    assert sorted(stem for stem, _ in take_all(source_of(Hand(pool, "gpu0")))) == list("abde")
+    assert sorted(stem for stem, _ in take_all(source_of(ManualWorker(pool, "gpu0")))) == list(
+        "abde"
+    )
 
 
 # ---- locks ----
 
 
 def test_a_thief_skips_a_spool_someone_is_scanning(pool: PoolDirectory) -> None:
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     claim_source = source_of(hand)
-    with held_elsewhere(pool.spool_lock("gpu0")):
+    with held_by_another_process(pool.spool_lock("gpu0")):
         assert [stem for stem, _ in take_all(claim_source)] == ["b", "d"]
         assert hand.status.lock_skips > 0
     assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
@@ -263,16 +267,16 @@ def test_a_thief_skips_a_spool_someone_is_scanning(pool: PoolDirectory) -> None:
 
 def test_a_thief_does_not_wait_for_the_only_spool_there_is(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
-    claim_source = source_of(Hand(pool))
-    with held_elsewhere(pool.spool_lock("gpu0")), pytest.MonkeyPatch.context() as patch:
+    claim_source = source_of(ManualWorker(pool))
+    with held_by_another_process(pool.spool_lock("gpu0")), pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.sleep", lambda seconds: pytest.fail("it waited"))
         assert claim_source.next() is None
     assert claim_source.next() is not None
 
 
 def test_an_owner_never_asks_for_the_lock_of_its_own_spool(pool: PoolDirectory) -> None:
-    with held_elsewhere(pool.spool_lock("gpu0")):
-        claim_source = source_of(Hand(pool, "gpu0"), stealing=False)
+    with held_by_another_process(pool.spool_lock("gpu0")):
+        claim_source = source_of(ManualWorker(pool, "gpu0"), stealing=False)
         assert [stem for stem, _ in take_all(claim_source)] == ["a", "c", "e"]
 
 
@@ -291,14 +295,14 @@ def test_i5_without_locks_that_lock_every_claim_is_still_taken_by_one(
     pool: PoolDirectory, lock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claim_source_module, "try_lock", lock)
-    hands = [Hand(pool, "gpu0"), Hand(pool, "gpu1"), Hand(pool)]
+    hands = [ManualWorker(pool, "gpu0"), ManualWorker(pool, "gpu1"), ManualWorker(pool)]
     sources = [source_of(hand) for hand in hands]
     taken: list[ClaimName] = []
     for _ in range(10):
         taken += [found[0] for each in sources if (found := each.next()) is not None]
     assert sorted(taken, key=str) == sorted(names_in(pool, State.RUNNING), key=str)
     assert len({name.id for name in taken}) == 5
-    assert places(pool) == {"running": 5}
+    assert state_counts(pool) == {"running": 5}
     assert problems(pool) == []
 
 
@@ -323,7 +327,7 @@ def test_a_file_in_place_of_a_spool_is_skipped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spoil(pool, "gpu1")
-    claim_source = source_of(Hand(pool, own))
+    claim_source = source_of(ManualWorker(pool, own))
     assert sorted(stem for stem, _ in take_all(claim_source)) == ["a", "c", "e"]
     assert claim_source.count_waiting() == Waiting(1, 0), "something waits that we may not take"
     assert sum(pool.spool("gpu1") in record.message for record in caplog.records) == 1
@@ -333,7 +337,7 @@ def test_other_names_in_a_spool_are_not_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
     for text in ("README", "x.k.c1.a0.r0@w", "a\nb.k.c1.a0.r0", "x" * 250, "..k.c1.a0.r0"):
         Path(pool.spool("gpu0"), text).touch()
-    assert [stem for stem, _ in take_all(source_of(Hand(pool, "gpu0")))] == ["a"]
+    assert [stem for stem, _ in take_all(source_of(ManualWorker(pool, "gpu0")))] == ["a"]
 
 
 # ---- statuses are hints ----
@@ -358,11 +362,11 @@ FACTS = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list[Hand]]:
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list[ManualWorker]]:
     """A pool in which b.7 waits, a.8 runs, and two workers live beside me."""
     root = tmp_path_factory.mktemp("crowd") / "pool"
     pool = make_pool(root, "a.8", "b.7", weights=(1.0, 1.0))
-    others = [Hand(pool), Hand(pool)]
+    others = [ManualWorker(pool), ManualWorker(pool)]
     others[0].take()
     return pool, others
 
@@ -371,7 +375,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list
 @settings(max_examples=50)
 @given(first=FACTS, second=FACTS)
 def test_i8_no_status_of_another_worker_keeps_a_worker_from_taking_claims(
-    crowd: tuple[PoolDirectory, list[Hand]], first: dict[str, Any], second: dict[str, Any]
+    crowd: tuple[PoolDirectory, list[ManualWorker]], first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     pool, others = crowd
     held = next(name for name in names_in(pool, State.RUNNING) if name.owner == others[0].id)
@@ -379,7 +383,7 @@ def test_i8_no_status_of_another_worker_keeps_a_worker_from_taking_claims(
         if "id" in facts.get("current", {}):
             facts["current"]["id"] = held.id
         Path(pool.status(other.id)).write_text(json.dumps({"worker_id": other.id} | facts))
-    claim_source = source_of(Hand(pool, enlist=False))
+    claim_source = source_of(ManualWorker(pool, enlist=False))
     found = next(filter(None, (claim_source.next() for _ in range(60))), None)
     assert found is not None, "it waits for others for ever"
     claims.release(pool, found[0], "gpu0")
@@ -391,7 +395,7 @@ def test_i8_no_status_of_another_worker_keeps_a_worker_from_taking_claims(
 def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_there(
     pool: PoolDirectory,
 ) -> None:
-    hand, owner = Hand(pool), Hand(pool, "gpu1")
+    hand, owner = ManualWorker(pool), ManualWorker(pool, "gpu1")
     write_status(pool, owner.status)
     claim_source = ClaimSource(
         pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3
@@ -407,7 +411,7 @@ def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_t
 
 
 def test_a_spool_is_stolen_from_down_to_the_threshold(pool: PoolDirectory) -> None:
-    hand, owner = Hand(pool), Hand(pool, "gpu0")
+    hand, owner = ManualWorker(pool), ManualWorker(pool, "gpu0")
     write_status(pool, owner.status)
     move(pool, "b", "gpu0")
     move(pool, "d", "gpu0")

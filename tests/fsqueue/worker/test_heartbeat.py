@@ -12,20 +12,20 @@ import pytest
 from fsqueue.pool.status import read_status
 from fsqueue.worker import heartbeat
 from fsqueue.worker.heartbeat import STATUS_BUSY_S, STATUS_QUIET_S
-from tests.support.pools import Clock, Hand, make_pool
+from tests.support.interleave import interpose, refused
+from tests.support.pools import Clock, ManualWorker, make_pool
 from tests.support.processes import DEADLINE_S, wait_for
-from tests.support.sequence import interpose, refused
 
 
 @pytest.fixture
-def hand(tmp_path: Path) -> Iterator[Hand]:
-    hand = Hand(make_pool(tmp_path / "pool", "a.10"))
+def hand(tmp_path: Path) -> Iterator[ManualWorker]:
+    hand = ManualWorker(make_pool(tmp_path / "pool", "a.10"))
     yield hand
     hand.leave()
 
 
 def written_in_a_minute(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]
+    hand: ManualWorker, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]
 ) -> list[float]:
     """Let a minute pass on a clock of ours, in the steps in which the thread wakes."""
     clock, at = Clock(), []
@@ -44,7 +44,7 @@ def written_in_a_minute(
 
 
 def test_while_busy_the_status_is_written_every_two_seconds_and_no_more(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch
+    hand: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = written_in_a_minute(hand, monkeypatch, hand.beat.mark_changed)
     gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
@@ -52,7 +52,7 @@ def test_while_busy_the_status_is_written_every_two_seconds_and_no_more(
 
 
 def test_when_nothing_changes_the_status_is_written_every_thirty_seconds(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch
+    hand: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing() -> None:
         hand.beat._changed = False
@@ -63,7 +63,7 @@ def test_when_nothing_changes_the_status_is_written_every_thirty_seconds(
 
 @pytest.mark.slow
 def test_work_that_never_rests_does_not_starve_the_status(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch
+    hand: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that works holds the interpreter all the time, as a model that loads may."""
     monkeypatch.setattr(heartbeat, "STATUS_QUIET_S", 0.0)
@@ -83,13 +83,13 @@ def test_work_that_never_rests_does_not_starve_the_status(
 # ---- what is said when the pool cannot be reached ----
 
 
-def beats(hand: Hand, count: int) -> None:
+def beats(hand: ManualWorker, count: int) -> None:
     for _ in range(count):
         hand.beat._beat()
 
 
 def test_a_failed_renewal_is_logged_once_in_a_long_outage(
-    hand: Hand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hand: ManualWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A missed beat alone is nothing; each further one of the same outage is the same news."""
     with monkeypatch.context() as patch:
@@ -108,7 +108,7 @@ def test_a_failed_renewal_is_logged_once_in_a_long_outage(
 
 
 def test_orders_that_cannot_be_read_do_not_count_as_a_missed_beat(
-    hand: Hand, caplog: pytest.LogCaptureFixture
+    hand: ManualWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.rmdir(hand.pool.directory("control"))
     before = hand.lease.name.beat or 0

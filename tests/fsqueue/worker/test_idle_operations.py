@@ -11,9 +11,9 @@ import pytest
 
 from fsqueue.pool.status import read_statuses
 from tests.support.handlers import install_handler
-from tests.support.idling import Scene, all_who_wait
+from tests.support.idle_workers import IdleWorkers, start_idle_workers
 from tests.support.processes import FSQUEUE, fsqueue
-from tests.support.systemcalls import NOOP, calls_of, fill
+from tests.support.strace import NOOP, calls_of, fill
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,29 +24,29 @@ OPERATIONS_MAX = 2.0
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(tmp_path, 10.0)
+def scene(tmp_path: Path) -> Iterator[IdleWorkers]:
+    scene = IdleWorkers(tmp_path, 10.0)
     yield scene
     scene.end()
 
 
-def test_an_idle_worker_costs_under_two_metadata_operations_a_second(scene: Scene) -> None:
+def test_an_idle_worker_costs_under_two_metadata_operations_a_second(scene: IdleWorkers) -> None:
     """Of whichever kind, everything included; at ten times the pace of the defaults."""
-    all_who_wait(scene)
+    start_idle_workers(scene)
     _assert_thrifty(scene)
 
 
 @pytest.mark.nightly
 def test_the_same_holds_with_the_default_interval_and_lease(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
+    scene = IdleWorkers(tmp_path)
     try:
-        all_who_wait(scene)
+        start_idle_workers(scene)
         _assert_thrifty(scene)
     finally:
         scene.end()
 
 
-def _assert_thrifty(scene: Scene) -> None:
+def _assert_thrifty(scene: IdleWorkers) -> None:
     for name, (per_s, count) in scene.count().items():
         assert any(call.startswith("rename") for call in count), f"{name}: strace saw no beat"
         assert per_s < OPERATIONS_MAX, (name, count.most_common())

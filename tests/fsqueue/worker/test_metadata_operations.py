@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.support.systemcalls import fill, operations_per_claim
+from tests.support.strace import fill, operations_per_claim
 
 pytestmark = [
     pytest.mark.slow,

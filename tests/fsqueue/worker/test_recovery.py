@@ -22,20 +22,20 @@ from fsqueue.storage import directories
 from fsqueue.worker.attempt import Ending
 from fsqueue.worker.recovery import Recovered
 from tests.support.crash import copies, die_after, every_crash
+from tests.support.interleave import interpose, refused, reply_lost
 from tests.support.pools import (
     Clock,
-    Hand,
-    Meanwhile,
+    HookHandler,
+    ManualWorker,
     make_pool,
     names_in,
-    only,
-    places,
+    only_claim,
     problems,
     request,
+    state_counts,
     stems,
-    work_off,
+    work_until_done,
 )
-from tests.support.sequence import interpose, refused, reply_lost
 
 LEASE_S = 8.0
 BEAT_S = LEASE_S / BEATS_PER_LEASE
@@ -52,12 +52,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def judge(pool: PoolDirectory, clock: Clock) -> Hand:
+def judge(pool: PoolDirectory, clock: Clock) -> ManualWorker:
     """A worker that looks at others by a clock that the test moves."""
-    return Hand(pool, clock=clock)
+    return ManualWorker(pool, clock=clock)
 
 
-def stay_away(worker: Hand) -> None:
+def stay_away(worker: ManualWorker) -> None:
     """Make a worker one of another host, so that it cannot be proved dead or alive here."""
     path = worker.pool.lease(worker.lease.name)
     facts = json.loads(Path(path).read_bytes())
@@ -65,15 +65,15 @@ def stay_away(worker: Hand) -> None:
 
 
 @pytest.fixture
-def holder(pool: PoolDirectory) -> Hand:
+def holder(pool: PoolDirectory) -> ManualWorker:
     """A worker of another host that holds the claim of a.3."""
-    holder = Hand(pool)
+    holder = ManualWorker(pool)
     stay_away(holder)
     holder.take()
     return holder
 
 
-def expire(judge: Hand, clock: Clock) -> list[Recovered]:
+def expire(judge: ManualWorker, clock: Clock) -> list[Recovered]:
     """Let a lease pass while the judge sweeps at every beat, and return what it recovered."""
     found = judge.sweep()
     for _ in range(BEATS_PER_LEASE):
@@ -90,7 +90,7 @@ def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
     """Let a child process take claims and die with them in its hands."""
 
     def action() -> None:
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         for _ in range(claims_held):
             hand.take()
 
@@ -101,9 +101,9 @@ def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
 
 
 def test_a_claim_whose_owner_did_not_renew_for_a_lease_goes_back_one_attempt_later(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
-    held = only(pool, State.RUNNING)
+    held = only_claim(pool, State.RUNNING)
     (recovered,) = expire(judge, clock)
     assert recovered == Recovered(held, held.returned(failed=True))
     assert not recovered.failed
@@ -122,18 +122,18 @@ def test_a_claim_whose_output_its_dead_owner_published_is_not_charged_and_ends_d
     pool = make_pool(tmp_path / "pool", "a.3", attempts=attempts)
 
     def publish_and_die() -> None:
-        name = Hand(pool).take()
+        name = ManualWorker(pool).take()
         Path(pool.output(name.id, ".txt")).write_text(name.id)
 
     die_after(publish_and_die)
-    held = only(pool, State.RUNNING)
-    judge = Hand(pool)
+    held = only_claim(pool, State.RUNNING)
+    judge = ManualWorker(pool)
     (recovered,) = judge.sweep()
     judge.leave()
     assert recovered == Recovered(held, held.returned(failed=False))
     published = fingerprint(pool, held)
-    work_off(pool)
-    done = only(pool, State.DONE)
+    work_until_done(pool)
+    done = only_claim(pool, State.DONE)
     assert (done.attempt, done.returns) == (0, 1)
     assert fingerprint(pool, held) == published, "I7: adopted, not made again"
     assert os.listdir(pool.directory("errors")) == []
@@ -147,10 +147,10 @@ def fingerprint(pool: PoolDirectory, name: ClaimName) -> tuple[int, int]:
 
 
 def test_half_an_output_of_a_worker_declared_dead_is_never_published(
-    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, judge: Hand, clock: Clock
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, judge: ManualWorker, clock: Clock
 ) -> None:
     """Its program wrote on by name, between the removal of its file and of the directory."""
-    zombie = Hand(pool)
+    zombie = ManualWorker(pool)
     stay_away(zombie)
     held = zombie.take()
     private = Path(pool.unpublished(zombie.id, held.id, held.returns, ".txt"))
@@ -174,32 +174,36 @@ def test_half_an_output_of_a_worker_declared_dead_is_never_published(
 
 
 def test_a_claim_whose_owner_renews_its_lease_is_never_taken_away(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     for _ in range(5 * BEATS_PER_LEASE):
         assert judge.sweep() == []
         clock.forward(BEAT_S)
         holder.lease.renew()
-    assert places(pool) == {"running": 1, "spools": 1}
+    assert state_counts(pool) == {"running": 1, "spools": 1}
 
 
 def test_a_dead_process_of_this_host_is_recovered_at_the_first_look(
-    pool: PoolDirectory, judge: Hand
+    pool: PoolDirectory, judge: ManualWorker
 ) -> None:
     die_with(pool, claims_held=2)
     assert sorted(r.name.id[0] for r in judge.sweep()) == ["a", "b"]
-    assert places(pool) == {"spools": 2}
+    assert state_counts(pool) == {"spools": 2}
     assert problems(pool) == []
 
 
-def test_a_worker_that_died_idle_has_its_lease_ended_too(pool: PoolDirectory, judge: Hand) -> None:
+def test_a_worker_that_died_idle_has_its_lease_ended_too(
+    pool: PoolDirectory, judge: ManualWorker
+) -> None:
     die_with(pool, claims_held=0)
     assert judge.sweep() == []
     ended = [name for name in lease_names(pool) if name.ended_by == judge.id]
     assert len(ended) == 1
 
 
-def test_what_a_dead_worker_was_writing_is_removed(pool: PoolDirectory, judge: Hand) -> None:
+def test_what_a_dead_worker_was_writing_is_removed(
+    pool: PoolDirectory, judge: ManualWorker
+) -> None:
     die_with(pool)
     (workshop,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
     Path(pool.directory("outputs"), workshop, "half").write_bytes(b"...")
@@ -208,7 +212,7 @@ def test_what_a_dead_worker_was_writing_is_removed(pool: PoolDirectory, judge: H
 
 
 def test_files_of_a_dead_worker_that_cannot_be_removed_stop_no_recovery(
-    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
     interpose(
@@ -218,21 +222,23 @@ def test_files_of_a_dead_worker_that_cannot_be_removed_stop_no_recovery(
 
 
 def test_a_worker_that_left_with_a_claim_in_its_hands_is_not_waited_for(
-    pool: PoolDirectory, holder: Hand, judge: Hand
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker
 ) -> None:
     """It must not, but if it has to, for example by a full disk, the claim is not stranded."""
     holder.leave()
     assert [r.name.owner for r in judge.sweep()] == [holder.id]
 
 
-def test_a_recoverer_never_judges_itself(pool: PoolDirectory, judge: Hand, clock: Clock) -> None:
+def test_a_recoverer_never_judges_itself(
+    pool: PoolDirectory, judge: ManualWorker, clock: Clock
+) -> None:
     judge.take()
     assert expire(judge, clock) == []
     judge.lease.renew()
 
 
 def test_a_claim_without_any_lease_goes_back_only_after_a_whole_lease(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     judge.sweep()
     os.unlink(pool.lease(holder.lease.name))
@@ -247,7 +253,7 @@ def test_a_claim_without_any_lease_goes_back_only_after_a_whole_lease(
 
 
 def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     theirs: list[ClaimName | None] = []
 
@@ -256,11 +262,11 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
         theirs.append(claims.take(pool, "gpu0", recovered.became, judge.id))
         directories.make(pool.workshop(holder.id))  # it went with the lease
 
-    holder.handler = Meanwhile(is_declared_dead)
-    assert holder.run(only(pool, State.RUNNING)) is Ending.LOST
+    holder.handler = HookHandler(is_declared_dead)
+    assert holder.run(only_claim(pool, State.RUNNING)) is Ending.LOST
     assert "lease had lapsed" in holder.reason
     (name,) = theirs
-    assert name is not None and only(pool, State.RUNNING) == name
+    assert name is not None and only_claim(pool, State.RUNNING) == name
     assert judge.run(name) is Ending.DONE
     judge.run(judge.take())
     assert stems(pool, State.DONE) == ["a", "b"]
@@ -268,7 +274,7 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
 
 
 def test_a_zombie_that_takes_one_more_claim_after_its_lease_was_ended_strands_nothing(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     """It was paused between choosing and taking."""
     expire(judge, clock)
@@ -277,13 +283,13 @@ def test_a_zombie_that_takes_one_more_claim_after_its_lease_was_ended_strands_no
     assert [r.name for r in judge.sweep()] == [taken], "at once: its lease has been ended"
     with pytest.raises(LeaseLost):
         holder.lease.renew()
-    assert places(pool) == {"spools": 2}
+    assert state_counts(pool) == {"spools": 2}
 
 
 def test_a_zombie_that_can_still_put_its_claim_back_costs_no_attempt(
-    pool: PoolDirectory, holder: Hand, judge: Hand
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker
 ) -> None:
-    held = only(pool, State.RUNNING)
+    held = only_claim(pool, State.RUNNING)
     judge.sweep()
     assert judge.observer.end(holder.id, judge.id)
     back = claims.release(pool, held, "gpu0")
@@ -301,9 +307,9 @@ def test_a_recoverer_that_dies_half_way_is_finished_by_another(tmp_path: Path) -
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
     die_with(template, claims_held=2)
     n = 0
-    for _, pool in every_crash(copies(template), lambda pool: Hand(pool).sweep()):
+    for _, pool in every_crash(copies(template), lambda pool: ManualWorker(pool).sweep()):
         n += 1
-        work_off(pool)
+        work_until_done(pool)
         assert stems(pool, State.DONE) == ["a", "b"]
         assert {name.attempt for name in names_in(pool, State.DONE)} == {1}, "charged once"
         assert problems(pool) == []
@@ -311,10 +317,14 @@ def test_a_recoverer_that_dies_half_way_is_finished_by_another(tmp_path: Path) -
 
 
 def test_two_recoverers_of_one_claim_charge_it_once(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory,
+    holder: ManualWorker,
+    judge: ManualWorker,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held = only(pool, State.RUNNING)
-    other = Hand(pool, clock=clock)
+    held = only_claim(pool, State.RUNNING)
+    other = ManualWorker(pool, clock=clock)
     met: list[list[Recovered]] = []
 
     def rename(real: Callable[[str, str], None], source: str, target: str) -> None:
@@ -334,10 +344,14 @@ def test_two_recoverers_of_one_claim_charge_it_once(
 
 
 def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
-    pool: PoolDirectory, holder: Hand, judge: Hand, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory,
+    holder: ManualWorker,
+    judge: ManualWorker,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The owner finishes and leaves while a sweep is between its two listings."""
-    held = only(pool, State.RUNNING)
+    held = only_claim(pool, State.RUNNING)
 
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         if os.readlink(f"/proc/self/fd/{fd}").endswith("/workers"):
@@ -351,17 +365,17 @@ def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
         "time.sleep", lambda s: pytest.fail("it waits for a claim that has moved on")
     )
     assert judge.sweep() == []
-    assert only(pool, State.DONE) == held
+    assert only_claim(pool, State.DONE) == held
     assert os.listdir(pool.directory("errors")) == [], "nothing went wrong in any attempt"
 
 
 def test_a_requeue_whose_reply_was_lost_is_recognised(
-    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
     interpose(monkeypatch, rename=reply_lost(errno.ENOENT, only="/running/"))
     assert len(judge.sweep()) == 1
-    assert places(pool) == {"spools": 2}
+    assert state_counts(pool) == {"spools": 2}
 
 
 # ---- the poison claim ----
@@ -371,13 +385,13 @@ def test_a_claim_that_kills_every_worker_ends_in_failed_with_a_record_of_each(
     tmp_path: Path,
 ) -> None:
     pool = make_pool(tmp_path / "pool", "a.3", attempts=3)
-    judge = Hand(pool)
+    judge = ManualWorker(pool)
     for attempt in range(3):
         die_with(pool)
         (recovered,) = judge.sweep()
         assert recovered.name.attempt == attempt
         assert recovered.failed == (attempt == 2)
-    last = only(pool, State.FAILED)
+    last = only_claim(pool, State.FAILED)
     assert last.attempt == 2
     owners = {record(pool, ClaimName(last.id, "k", 1, n))["worker"] for n in range(3)}
     assert len(owners) == 3
@@ -393,7 +407,7 @@ def test_a_stolen_claim_goes_back_to_the_spool_it_was_planned_for(tmp_path: Path
     homes = {name.id: spool for spool in ("gpu0", "gpu1") for name in claims.waiting(pool, spool)}
     assert set(homes.values()) == {"gpu0", "gpu1"}
     die_with(pool, claims_held=2)
-    Hand(pool).sweep()
+    ManualWorker(pool).sweep()
     for spool in ("gpu0", "gpu1"):
         assert {homes[name.id] for name in claims.waiting(pool, spool)} == {spool}
 
@@ -406,12 +420,12 @@ def test_a_damaged_claim_is_recovered_too_and_fails_by_name_when_taken(
 ) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
     die_with(pool)
-    Path(pool.owned(State.RUNNING, only(pool, State.RUNNING))).write_bytes(data)
-    judge = Hand(pool)
+    Path(pool.owned(State.RUNNING, only_claim(pool, State.RUNNING))).write_bytes(data)
+    judge = ManualWorker(pool)
     (recovered,) = judge.sweep()
-    assert only(pool, State.WAITING) == recovered.became
+    assert only_claim(pool, State.WAITING) == recovered.became
     assert judge.run(judge.take()) is Ending.FAILED
-    failed = only(pool, State.FAILED)
+    failed = only_claim(pool, State.FAILED)
     assert failed.attempt == 1
     assert str(failed.id) in record(pool, failed)["error"]
 
@@ -421,7 +435,7 @@ def test_a_claim_whose_spool_is_gone_goes_to_another(tmp_path: Path) -> None:
     die_with(pool)
     os.rmdir(pool.spool("gpu0"))
     os.unlink(pool.spool_file("gpu0"))
-    (recovered,) = Hand(pool).sweep()
+    (recovered,) = ManualWorker(pool).sweep()
     assert claims.waiting(pool, "gpu1") == [recovered.became]
 
 
@@ -437,7 +451,7 @@ def test_a_sweep_completes_the_plan_of_a_planner_that_died(tmp_path: Path) -> No
 
     die_after(die_after_numbering)
     assert stems(pool, State.WAITING) == ["a"]
-    Hand(pool).sweep()
+    ManualWorker(pool).sweep()
     assert stems(pool, State.WAITING) == ["a", "b", "c"]
     assert problems(pool) == []
 
@@ -447,11 +461,11 @@ def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path)
     directories.make(pool.staged("abandoned"))
     Path(pool.plan(2)).write_bytes(b"{")
     die_with(pool)
-    assert len(Hand(pool).sweep()) == 1
+    assert len(ManualWorker(pool).sweep()) == 1
 
 
 def test_listings_are_refreshed_once_since_a_worker_became_idle(
-    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
@@ -462,7 +476,7 @@ def test_listings_are_refreshed_once_since_a_worker_became_idle(
 
 
 def test_a_full_disk_keeps_no_worker_from_leaving(
-    pool: PoolDirectory, judge: Hand, monkeypatch: pytest.MonkeyPatch
+    pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", path)

@@ -9,8 +9,8 @@ import pytest
 from fsqueue.errors import UsageError
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
 from fsqueue.worker.spool_choice import SpoolChoice, choose_spool
-from tests.support.nvml.standin import Driver, install
-from tests.support.pools import Hand
+from tests.support.nvml.fake_driver import Driver, install
+from tests.support.pools import ManualWorker
 
 SPOOLS = (
     Spool("gpu0", "RTX 4090", 1.5),
@@ -61,7 +61,7 @@ def test_workers_on_gpus_of_one_model_spread_over_its_spools(
     found = []
     for devices in ("1", "2", "1", "1"):
         spool = find(pool, devices).spool
-        hand = Hand(pool, spool)
+        hand = ManualWorker(pool, spool)
         hand.beat.flush()
         found.append(spool)
     assert sorted(found) == ["gpu0", "gpu0", "gpu1", "gpu1"]
@@ -109,7 +109,7 @@ def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
     """By place: cpu0, gpu0, gpu1, gpu2. The index of another model's spool does not count."""
     for wanted in ("gpu0", "gpu1"):
         if spool is None:
-            Hand(pool, wanted).beat.flush()
+            ManualWorker(pool, wanted).beat.flush()
     found = find(pool, "2", SLURM_ARRAY_TASK_ID=index)
     assert found.model == "RTX 4090"
     assert found.spool in ({spool} if spool else {"gpu0", "gpu1"})

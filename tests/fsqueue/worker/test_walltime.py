@@ -23,10 +23,10 @@ from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
+from tests.support.fake_squeue import Squeue
 from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
-from tests.support.pools import Clock, Hand, make_pool
+from tests.support.pools import Clock, ManualWorker, make_pool
 from tests.support.processes import Start, state_of, wait_for
-from tests.support.squeue import Squeue
 
 KIND = "trivial"
 
@@ -43,7 +43,7 @@ def source_of(
     pool: PoolDirectory, left_s: float, *, rate: float = 0.0, model: str = "RTX 3090"
 ) -> ClaimSource:
     """Return what a worker sees that has so much time left, and has measured a rate, if any."""
-    hand = Hand(pool, "gpu0")
+    hand = ManualWorker(pool, "gpu0")
     hand.status.model = model
     if rate:
         hand.status.rates[KIND] = rate
@@ -82,7 +82,7 @@ def test_a_rate_is_learned_from_others_on_the_same_gpu(
 ) -> None:
     """A faster GPU's rate would promise too much, and a slower one's too little."""
     pool = make_pool(tmp_path / "pool", "a.100", "b.10")
-    other = Hand(pool, "gpu0")
+    other = ManualWorker(pool, "gpu0")
     write_status(pool, Status(other.id, model=model, rates={KIND: 1.0}))
     assert taken(source_of(pool, left_s=30)) == cost
 
@@ -152,7 +152,7 @@ def test_no_worker_is_requeued_when_nothing_remains(tmp_path: Path) -> None:
 
 def test_claims_that_other_workers_run_are_work_that_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
-    Hand(worker.pool, "gpu0").take()
+    ManualWorker(worker.pool, "gpu0").take()
     worker.shutdown.signal = signal.SIGUSR1
     assert worker.should_requeue()
 

@@ -23,7 +23,7 @@ from tests.support.planning import (
     plan,
     plan_command,
 )
-from tests.support.pools import Hand
+from tests.support.pools import ManualWorker
 from tests.support.processes import Start, fsqueue, wait_for
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ def test_the_last_claim_may_be_the_last_that_it_may_take(
 
 
 def test_a_claim_that_another_runs_is_left(pool: PoolDirectory) -> None:
-    other = Hand(pool)
+    other = ManualWorker(pool)
     held = other.take()
     assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
     claims.release(pool, held, "cpu0")

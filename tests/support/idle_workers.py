@@ -10,9 +10,9 @@ from fsqueue.pool.claims import waiting_name
 from fsqueue.pool.inbox import address
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.worker.backoff import WAIT_INTERVALS
-from tests.support.pools import Hand, make_pool
+from tests.support.pools import ManualWorker, make_pool
 from tests.support.processes import fsqueue, wait_for
-from tests.support.systemcalls import Idler
+from tests.support.strace import TracedWorker
 
 INTERVAL_S, LEASE_S = 3.0, 30.0
 """The defaults. What an idle worker does, it does by one of the two, so that with a tenth of both
@@ -21,15 +21,15 @@ PERIODS = 6
 """How many of the longest waits are counted."""
 
 
-class Scene:
+class IdleWorkers:
     """Idle workers, each with a pool of its own, counted over one and the same span of time."""
 
     def __init__(self, directory: Path, faster: float = 1.0) -> None:
         self.directory = directory
         self.faster = faster
         self.lease_s = LEASE_S / faster
-        self.idlers: dict[str, Idler] = {}
-        self.beating: list[Hand] = []
+        self.idlers: dict[str, TracedWorker] = {}
+        self.beating: list[ManualWorker] = []
 
     def pool(self, name: str, *inputs: str, spools: int = 1) -> PoolDirectory:
         """Make a pool in which nothing but these inputs waits."""
@@ -40,7 +40,7 @@ class Scene:
         """Start a worker in a pool."""
         interval = ["--steal-interval", f"{INTERVAL_S / self.faster}"]
         log = self.directory / f"{name}.strace"
-        self.idlers[name] = Idler(pool, log, "--spool", "gpu0", *interval, *words)
+        self.idlers[name] = TracedWorker(pool, log, "--spool", "gpu0", *interval, *words)
 
     def count(self) -> dict[str, tuple[float, Counter[str]]]:
         """Return each worker's operations a second, once it is quiet, for the default pace."""
@@ -65,7 +65,7 @@ class Scene:
             hand.beat.stop()
 
 
-def all_who_wait(scene: Scene) -> None:
+def start_idle_workers(scene: IdleWorkers) -> None:
     """Start idle workers of every kind."""
     scene.idle("kept alive", scene.pool("kept alive"), "--keep-alive")
     scene.idle("lingering", scene.pool("lingering"), "--linger", "1h")
@@ -76,14 +76,14 @@ def all_who_wait(scene: Scene) -> None:
     scene.idle("paused", paused)
 
     beside = scene.pool("beside one who runs a claim", "a.30")
-    other = Hand(beside)
+    other = ManualWorker(beside)
     other.take()
     other.beat.start()
     scene.beating.append(other)
     scene.idle("beside one who runs a claim", beside, "--keep-alive")
 
     addressed = scene.pool("where there was a broadcast")
-    gone = Hand(addressed)
+    gone = ManualWorker(addressed)
     address(addressed, gone.id, waiting_name("evict-1", "evict", 1), b"{}")
     gone.leave()
     scene.idle("where there was a broadcast", addressed, "--keep-alive")

@@ -45,7 +45,7 @@ class Sequencer:
                 self._turn.notify_all()
 
 
-class Turns:
+class RandomTurns:
     """Let threads do one operation at a time, in an order that a seed decides."""
 
     def __init__(self, count: int, seed: int) -> None:
@@ -83,7 +83,7 @@ class Turns:
                 self._pass_on()
 
 
-def together(*actions: Callable[[], Any]) -> list[Any]:
+def run_in_threads(*actions: Callable[[], Any]) -> list[Any]:
     """Run each action in a thread of its own; return what they return, or raise what one raised."""
     results: list[Any] = [None] * len(actions)
     errors: list[BaseException] = []
@@ -106,7 +106,7 @@ def together(*actions: Callable[[], Any]) -> list[Any]:
     return results
 
 
-class Entry:
+class FakeDirEntry:
     """What `os.scandir` yields, as far as anybody asks."""
 
     def __init__(self, name: str) -> None:
@@ -127,7 +127,7 @@ class Os:
         real = getattr(os, name)
         hook = self.hooks.get(name)
         if name == "scandir" and "listdir" in self.hooks:
-            return lambda where: nullcontext(map(Entry, self.listdir(where)))
+            return lambda where: nullcontext(map(FakeDirEntry, self.listdir(where)))
         return (lambda *args, **options: hook(real, *args, **options)) if hook else real
 
 

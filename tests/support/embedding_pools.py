@@ -19,7 +19,7 @@ from embed.outputs import claim_file
 from fsqueue import Work
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import plan
-from tests.support.pools import work_off
+from tests.support.pools import work_until_done
 
 MODELS: dict[str, dict[str, Any]] = {
     "esm2": {"model": "tiny_esm2", "family": "esm2", "width": 5, "weights": "sha256:e"},
@@ -112,5 +112,5 @@ def embed_all(
 ) -> PoolDirectory:
     """Plan inputs, and do every claim."""
     pool = plan_embeddings(root, inputs, family, **options)
-    work_off(pool, handler=MadeUp())
+    work_until_done(pool, handler=MadeUp())
     return pool

@@ -18,7 +18,7 @@ JOURNAL_LINES = 300
 COST = 8_000
 
 
-def seasoned_pool(root: Path, *, done: int, waiting: int, workers: int) -> PoolDirectory:
+def make_large_pool(root: Path, *, done: int, waiting: int, workers: int) -> PoolDirectory:
     """Return a pool in which so many claims are done and wait; each worker runs one more.
 
     Its files are as the planner and the workers leave them, but empty where nobody who watches
@@ -43,12 +43,12 @@ def seasoned_pool(root: Path, *, done: int, waiting: int, workers: int) -> PoolD
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
     for spool, worker_id in zip(spools, names, strict=True):
         Lease(pool, worker_id).enlist()
-        report(pool, worker_id, spool)
+        put_status(pool, worker_id, spool)
         _write_journal(pool, worker_id)
     return pool
 
 
-def report(pool: PoolDirectory, worker: str, spool: str) -> None:
+def put_status(pool: PoolDirectory, worker: str, spool: str) -> None:
     """Write a worker's status as it is while it works."""
     now = time.time()
     status = Status(

@@ -22,7 +22,7 @@ from fsqueue.pool.status import Status
 ELSEWHERE = "node7"
 
 
-def report(pool: PoolDirectory, worker: str, **facts: Any) -> None:
+def put_status(pool: PoolDirectory, worker: str, **facts: Any) -> None:
     """Write a worker's status as it might be, with these fields."""
     status = {"worker_id": worker, "host": ELSEWHERE, "state": "running", "written_at": 5000.0}
     path = Path(pool.status(worker))
@@ -37,7 +37,7 @@ def enlist(pool: PoolDirectory, *workers: str) -> dict[str, Lease]:
     return leases
 
 
-def tell(pool: PoolDirectory, worker: str, *events: dict[str, Any]) -> None:
+def write_events(pool: PoolDirectory, worker: str, *events: dict[str, Any]) -> None:
     """Append events to a worker's journal."""
     with open(pool.events(worker), "a", encoding="utf-8") as file:
         for event in events:

@@ -30,7 +30,7 @@ Disk = dict[str, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Instant:
+class CrashPoint:
     """What the disk is if everything is killed as the n-th change begins."""
 
     number: int
@@ -39,25 +39,29 @@ class Instant:
 
 
 @dataclass(slots=True)
-class Life:
+class RecordedRun:
     """One undisturbed run: how it ended, what it said, what it left, and all its instants."""
 
     status: int = 0
     said: str = ""
-    instants: list[Instant] = field(default_factory=list)
+    instants: list[CrashPoint] = field(default_factory=list)
     left: Disk = field(default_factory=dict)
 
 
-def lived(action: Callable[[], object], root: Path, *, killed_at: int | None = None) -> Life:
+def record_run(
+    action: Callable[[], object], root: Path, *, killed_at: int | None = None
+) -> RecordedRun:
     """Run `action` in a child, to its end or to change number `killed_at`; tell its life."""
-    life = Life()
+    life = RecordedRun()
     base = f"{root}/"
 
     def about_to(call: Call) -> bool:
         if not any(path.startswith(base) for path in call.paths):
             return False
         change = str(call).replace(base, "")
-        life.instants.append(Instant(len(life.instants), change, _cut(disk_of(root), call, base)))
+        life.instants.append(
+            CrashPoint(len(life.instants), change, _cut(disk_of(root), call, base))
+        )
         return len(life.instants) - 1 == killed_at
 
     voice = os.memfd_create("said")
@@ -91,7 +95,7 @@ def program(words: Sequence[str]) -> Callable[[], None]:
     return lambda: os.execv(sys.executable, [sys.executable, "-m", "fsqueue", *words])
 
 
-def typed(words: Sequence[str]) -> tuple[int, str]:
+def run_command(words: Sequence[str]) -> tuple[int, str]:
     """Type `fsqueue WORD...` in this process; return its exit status and what it said."""
     said, before = io.StringIO(), sys.argv
     try:
@@ -104,14 +108,14 @@ def typed(words: Sequence[str]) -> tuple[int, str]:
     raise AssertionError("main() always exits")
 
 
-def spread(
-    instants: Sequence[Instant], most: int, *, but: Callable[[str], bool] = lambda _: False
-) -> list[Instant]:
+def spread_evenly(
+    instants: Sequence[CrashPoint], most: int, *, but: Callable[[str], bool] = lambda _: False
+) -> list[CrashPoint]:
     """Return so many of them, evenly spread, the first and the last among them.
 
     Of those whose disks are the same, `but` for some names, there is one.
     """
-    fresh: list[Instant] = []
+    fresh: list[CrashPoint] = []
     before: Disk | None = None
     for each in instants:
         disk = {name: data for name, data in each.disk.items() if not but(name)}
@@ -140,7 +144,7 @@ def _found(directory: str, cut: int) -> Iterator[tuple[str, bytes | None]]:
             yield entry.path[cut:], Path(entry.path).read_bytes()
 
 
-def put_back(root: Path, disk: Disk) -> None:
+def restore_disk(root: Path, disk: Disk) -> None:
     """Make the directory hold this, and nothing else."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()

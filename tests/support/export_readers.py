@@ -1,6 +1,8 @@
 """Read what an export left, with the libraries that its users read it with; kill an export.
 
-python -m tests.support.roads TO STORE TARGET N      dies when N batches have been passed on
+python -m tests.support.export_readers TO STORE TARGET N
+
+kills itself after N batches.
 """
 
 from __future__ import annotations

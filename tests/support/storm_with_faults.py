@@ -24,7 +24,7 @@ from tests.support.cgroups import Group, control_group
 from tests.support.clocks.hosts import preload
 from tests.support.mounts import Disk, ext4
 from tests.support.processes import Running, wait_for
-from tests.support.storm import Storm, Weather
+from tests.support.storm import Storm, StormSettings
 
 REASONS = (
     "No space left on device",
@@ -46,15 +46,17 @@ HOG = "held = []\nwhile True: held.append(b'x' * (8 << 20))"
 """Takes all the memory of a group; others, of whom the kernel thinks worse, are killed for it."""
 
 
-def harsh_weather(seed: int, *, lasts_s: float) -> Weather:
+def faulty_settings(seed: int, *, lasts_s: float) -> StormSettings:
     """Return a storm in which a lease passes often."""
-    return Weather(seed, lasts_s=lasts_s, kill_every_s=0.7, pause_max_s=0.4, lease_s=2.0)
+    return StormSettings(seed, lasts_s=lasts_s, kill_every_s=0.7, pause_max_s=0.4, lease_s=2.0)
 
 
-class HarshStorm(Storm):
+class StormWithFaults(Storm):
     """One pool on one disk, and all that can happen."""
 
-    def __init__(self, directory: Path, weather: Weather, disk: Disk, group: Group | None) -> None:
+    def __init__(
+        self, directory: Path, weather: StormSettings, disk: Disk, group: Group | None
+    ) -> None:
         self._relief_at = 0.0
         self._shift = directory / "shift"
         self._shift.write_bytes(bytes(8))
@@ -243,14 +245,14 @@ class HarshStorm(Storm):
 
 
 @contextmanager
-def harsh_storm(directory: Path, weather: Weather) -> Iterator[HarshStorm]:
+def faulty_storm(directory: Path, weather: StormSettings) -> Iterator[StormWithFaults]:
     """Make a disk, a control group if there can be one, and a storm on them."""
     with ExitStack() as stack:
         disk = stack.enter_context(ext4(directory / "disk", size_mib=96, inodes=6000))
         group: Group | None = None
         with suppress(OSError):
             group = stack.enter_context(control_group("memory", MEMORY))
-        storm = HarshStorm(directory, weather, disk, group)
+        storm = StormWithFaults(directory, weather, disk, group)
         try:
             yield storm
         finally:

@@ -1,4 +1,4 @@
-"""Every command of fsqueue itself, and what it is tried on (see `cases.py`)."""
+"""Every command of fsqueue itself, and what it is tried on (see `crash_cases.py`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
 from fsqueue.worker.attempt import Ending
-from tests.support.cases import Reads, Writes, settle, settles
 from tests.support.crash import crash, die_after
+from tests.support.crash_cases import Reads, Writes, check_settles, settle
 from tests.support.planning import make_inputs, plan_command
-from tests.support.pools import Hand, Trivial, make_pool, names_in, only, places, plan
+from tests.support.pools import (
+    ManualWorker,
+    Trivial,
+    make_pool,
+    names_in,
+    only_claim,
+    plan,
+    state_counts,
+)
 
 COPY: Final = ("cp", "{input}", "{output}")
 
@@ -58,7 +66,7 @@ def programs(site: Path, _shared: Path) -> None:
 def at_work(site: Path, shared: Path) -> None:
     """A pool of which one claim is done, and another input."""
     programs(site, shared)
-    hand = Hand(pool_of(site), handler=load_handler("command"))
+    hand = ManualWorker(pool_of(site), handler=load_handler("command"))
     hand.run(hand.take())
     hand.leave()
     (site.parent / "in" / "later").write_text("later")
@@ -78,7 +86,7 @@ def hopeless(site: Path, _shared: Path) -> None:
 def finished(site: Path, _shared: Path) -> None:
     """A pool with a done and a failed claim, and the journal of their worker."""
     pool = make_pool(site / "pool", "a.3", "b.2", attempts=1)
-    hand = Hand(pool)
+    hand = ManualWorker(pool)
     hand.beat.flush()
     hand.run(hand.take())
     hand.handler = Unlucky()
@@ -91,8 +99,8 @@ def left_by_the_dead(site: Path, _shared: Path) -> None:
     pool = make_pool(site / "pool", "a.3", "b.2", "c.1")
 
     def take_and_die() -> None:
-        Hand(pool).take()
-        id = Hand(pool).take().id
+        ManualWorker(pool).take()
+        id = ManualWorker(pool).take().id
         Path(pool.output(id, ".txt")).write_text(id)
 
     die_after(take_and_die)
@@ -102,7 +110,7 @@ def littered(site: Path, _shared: Path) -> None:
     """A plan without a number, a dead worker's workshop and an order to it, half a file."""
     pool = make_pool(site / "pool", "a.3", "b.2", lease_s=0.2)
     assert crash(lambda: plan(pool, "c.4", "d.5"), 12)
-    lost = Hand(pool)
+    lost = ManualWorker(pool)
     Path(pool.workshop(lost.id), "half").write_text("half")
     lost.beat.flush()
     atomic.publish(pool.order("pause", lost.id), b"")
@@ -114,7 +122,7 @@ def listening(site: Path, _shared: Path) -> None:
     """Two workers that live, for this process does."""
     pool = make_pool(site / "pool", "a.3", "b.2")
     for _ in range(2):
-        hand = Hand(pool)
+        hand = ManualWorker(pool)
         hand.status.tier = Tier.CPU
         hand.beat.flush()
 
@@ -149,27 +157,27 @@ def with_sbatch(site: Path, shared: Path) -> None:
 
 def copied(site: Path) -> None:
     """Assert that every input was copied once."""
-    settles("command")(site)
+    check_settles("command")(site)
     pool = pool_of(site)
     outputs = sorted(path.read_text() for path in Path(pool.directory("outputs")).iterdir())
     assert outputs == sorted(path.read_text() for path in (site.parent / "in").iterdir())
 
 
 def failed_with_its_record(site: Path) -> None:
-    settles("command")(site)
-    name = only(pool_of(site), State.FAILED)
+    check_settles("command")(site)
+    name = only_claim(pool_of(site), State.FAILED)
     record = json.loads(Path(pool_of(site).error(name.id, name.attempt)).read_bytes())
     assert record["attempt"] == 0 and record["worker"] == name.owner
 
 
 def cancelled(site: Path) -> None:
     """Assert that nothing is left to do, and that people are told why."""
-    from tests.support.instants import typed
+    from tests.support.disk_states import run_command
 
     pool = pool_of(site)
     assert names_in(pool, State.WAITING) == []
     ended = {name.id for name in names_in(pool, State.FAILED)}
-    status, said = typed(["failed", pool.root, "--json"])
+    status, said = run_command(["failed", pool.root, "--json"])
     told = json.loads(said)["failed"]
     assert status == 0 and {each["id"] for each in told} == ended and len(ended) == 2
     assert all("cancelled" in each["errors"][-1]["error"] for each in told)
@@ -197,7 +205,9 @@ def heard(site: Path) -> None:
             os.rename(pool.lease(name), f"{pool.directory('workers')}/{name.worker}.left")
     inbox = inbox_of(pool)
     ended = list(names_in(inbox, State.FAILED))
-    assert places(inbox).keys() <= {"failed"} and len({name.id for name in ended}) == len(ended)
+    assert state_counts(inbox).keys() <= {"failed"} and len({name.id for name in ended}) == len(
+        ended
+    )
     assert all(os.path.exists(inbox.error(name.id, 0)) for name in ended)
     settle(site / "pool")
 
@@ -230,7 +240,10 @@ WRITES: Final = {
         "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", at_work, copied
     ),
     "plan rag_ingestion": Writes(
-        "plan rag_ingestion SITE/pool SITE/../in --gpus cpu", inputs, settles(done=0), status=1,
+        "plan rag_ingestion SITE/pool SITE/../in --gpus cpu",
+        inputs,
+        check_settles(done=0),
+        status=1,
         again_status=frozenset({1}),
     ),
     "work": Writes("work SITE/pool", programs, copied, again=""),
@@ -238,10 +251,10 @@ WRITES: Final = {
         "work SITE/pool", hopeless, failed_with_its_record, again="", status=3
     ),
     "run": Writes("run SITE/pool --workers 1", programs, copied, again=""),
-    "recover": Writes("recover SITE/pool", left_by_the_dead, settles(done=3)),
-    "retry": Writes("retry SITE/pool", finished, settles(done=2)),
+    "recover": Writes("recover SITE/pool", left_by_the_dead, check_settles(done=3)),
+    "retry": Writes("retry SITE/pool", finished, check_settles(done=2)),
     "cancel": Writes("cancel SITE/pool --all", waiting, cancelled),
-    "cancel (what runs)": Writes("cancel SITE/pool --all", left_by_the_dead, settles()),
+    "cancel (what runs)": Writes("cancel SITE/pool --all", left_by_the_dead, check_settles()),
     "drain": Writes("drain SITE/pool", waiting, ordered),
     "drain (taken back)": Writes("drain SITE/pool --undo", told, undone),
     "broadcast": Writes(
@@ -251,7 +264,7 @@ WRITES: Final = {
         "broadcast SITE/pool --show last --wait --timeout 1s", addressed, heard, status=3,
         again_status=frozenset({3}),
     ),
-    "clean": Writes("clean SITE/pool --all", littered, settles(done=2)),
+    "clean": Writes("clean SITE/pool --all", littered, check_settles(done=2)),
     "watch (metrics)": Writes(
         "watch SITE/pool --once --metrics-only", waiting, measured, status=5,
         again_status=frozenset({5}),

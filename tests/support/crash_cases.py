@@ -22,8 +22,8 @@ from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
-from tests.support.instants import Disk
-from tests.support.pools import Clock, Trivial, names_in, places, problems, work_off
+from tests.support.disk_states import Disk
+from tests.support.pools import Clock, Trivial, names_in, problems, state_counts, work_until_done
 
 Prepare = Callable[[Path, Path], None]
 """Fill SITE; things that take long to make may be left in SHARED."""
@@ -80,7 +80,7 @@ def commands(
             yield (*before, name)
 
 
-def line(words: str, site: Path, shared: Path) -> list[str]:
+def command_line(words: str, site: Path, shared: Path) -> list[str]:
     """Return a command line's words."""
     text = words.replace("SITE", str(site)).replace("SHARED", str(shared))
     return text.split()
@@ -88,7 +88,7 @@ def line(words: str, site: Path, shared: Path) -> list[str]:
 
 # ---- what must hold ----
 
-KNOWN_LITTER: Final = (
+KNOWN_LEFTOVERS: Final = (
     r"\.fsqueue-doctor-[0-9a-f]{12}(/.*)?",  # some empty files of the probes, killed within 0.1 s
     r"\.pool\.prom\.\d+-[0-9a-f]{12}",  # a page of text, in a directory that is not a pool's
 )
@@ -98,15 +98,15 @@ KNOWN_LITTER: Final = (
 def settle(root: Path, handler: Handler | None = None) -> None:
     """Let a fresh worker do what there is to do, clean up, and look at what is left."""
     pool = open_pool(str(root))
-    work_off(pool, handler=handler or Trivial())
-    assert places(pool).keys() <= {"done", "failed"}
+    work_until_done(pool, handler=handler or Trivial())
+    assert state_counts(pool).keys() <= {"done", "failed"}
     ended = names_in(pool, State.DONE, State.FAILED)
     assert len({name.id for name in ended}) == len(ended)
     for name in names_in(pool, State.DONE):
         assert len(errors_of(pool, name)) >= name.attempt
     assert not (found := problems(pool)), found
     assert not any(name.living for name in lease_names(pool))
-    assert not (left := litter_of(pool)), left
+    assert not (left := leftovers(pool)), left
 
 
 def errors_of(pool: PoolDirectory, name: ClaimName) -> list[str]:
@@ -115,7 +115,7 @@ def errors_of(pool: PoolDirectory, name: ClaimName) -> list[str]:
     return [text for text in records if text.startswith(f"{name.id}.a")]
 
 
-def litter_of(pool: PoolDirectory) -> list[str]:
+def leftovers(pool: PoolDirectory) -> list[str]:
     """Return what is private in a pool when `fsqueue clean` has removed what it can.
 
     An empty directory that keeps an abandoned plan from getting a number stays, by design.
@@ -132,13 +132,13 @@ def litter_of(pool: PoolDirectory) -> list[str]:
     return sorted(str(path.relative_to(pool.root)) for path in private)
 
 
-def settles(handler: str = "", *, done: int | None = None) -> Callable[[Path], None]:
+def check_settles(handler: str = "", *, done: int | None = None) -> Callable[[Path], None]:
     """Return a check that all claims of SITE/pool end well, so many of them done."""
 
     def settled(site: Path) -> None:
         settle(site / "pool", load_handler(handler) if handler else None)
         if done is not None:
-            assert places(open_pool(f"{site}/pool")).get("done", 0) == done
+            assert state_counts(open_pool(f"{site}/pool")).get("done", 0) == done
 
     return settled
 
@@ -153,17 +153,17 @@ def visible(disk: Disk, rough: Sequence[str]) -> Disk:
     }
 
 
-def strange(disk: Disk, rough: Sequence[str]) -> list[str]:
+def unknown_leftovers(disk: Disk, rough: Sequence[str]) -> list[str]:
     """Return what is left that is private and not known to be left, outside of pool and store."""
     return [
         name
         for name in disk
         if re.search(r"(^|/)\.", name)
         and not name.startswith(("pool/", "store/", *rough))
-        and not is_known_litter(name)
+        and not is_known_leftover(name)
     ]
 
 
-def is_known_litter(name: str) -> bool:
+def is_known_leftover(name: str) -> bool:
     """Say whether it is known that this is left, and makes no difference to anybody."""
-    return any(re.fullmatch(pattern, name) for pattern in KNOWN_LITTER)
+    return any(re.fullmatch(pattern, name) for pattern in KNOWN_LEFTOVERS)

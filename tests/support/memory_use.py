@@ -25,7 +25,7 @@ finally:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class Usage:
     """What a command used, and its exit status."""
 
     cpu_s: float
@@ -33,7 +33,7 @@ class Used:
     status: int
 
 
-class Measured:
+class MeasuredCommand:
     """A command that was started; `end` waits for it."""
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -49,10 +49,10 @@ class Measured:
         )
         os.close(tell)
 
-    def end(self) -> Used:
+    def end(self) -> Usage:
         """Wait for its end; return what it used."""
         with os.fdopen(self._told) as told:
             peak_kib = int(told.read() or 0)
         _, status, used = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        return Used(used.ru_utime + used.ru_stime, peak_kib, self._process.returncode)
+        return Usage(used.ru_utime + used.ru_stime, peak_kib, self._process.returncode)

@@ -104,7 +104,7 @@ def calls_of(
 # ---- of workers that have nothing to do ----
 
 
-class Idler:
+class TracedWorker:
     """An idle worker under strace, whose calls on its pool are known with their times."""
 
     def __init__(self, pool: PoolDirectory, log: Path, *words: str) -> None:

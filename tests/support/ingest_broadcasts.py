@@ -15,7 +15,7 @@ from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 
 
-def joined(pool: PoolDirectory, **handlers: Handler) -> Worker:
+def enlisted_worker(pool: PoolDirectory, **handlers: Handler) -> Worker:
     """Return a worker that lives, and has these handlers already."""
     worker = Worker(pool, WorkerSettings(capabilities=frozenset({"embeddings"})))
     worker.handler_cache.handlers |= handlers
@@ -32,17 +32,17 @@ def send(pool: PoolDirectory, data: Mapping[str, Any], **how: Any) -> Broadcast:
     )
 
 
-def work_off(worker: Worker) -> None:
+def empty_inbox(worker: Worker) -> None:
     """Do all that is addressed to a worker."""
     while (name := Inbox(worker.pool, worker.id).next()) is not None:
         worker._run_addressed(name)
 
 
-def told(pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler) -> Copy:
+def ingest_and_leave(pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler) -> Copy:
     """Let a new worker do a broadcast; return its copy."""
-    worker = joined(pool, **handlers)
+    worker = enlisted_worker(pool, **handlers)
     made = send(pool, data)
-    work_off(worker)
+    empty_inbox(worker)
     broadcast.update_outcomes(pool, made.copies)
     worker._leave()
     return next(copy for copy in made.copies if copy.worker == worker.id)

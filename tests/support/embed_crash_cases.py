@@ -1,4 +1,4 @@
-"""Every command of `fsqueue embed`, and the plans of its handlers (see `cases.py`)."""
+"""Every command of `fsqueue embed`, and the plans of its handlers (see `crash_cases.py`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from embed.store import Store
 from embed.store.verify import verify
 from fsqueue.handler import load_handler
 from fsqueue.pool.settings import open_pool
-from tests.support.auto import TEXTS, write_model
-from tests.support.cases import Prepare, Reads, Writes, settle
-from tests.support.embedded import embed_all, fasta, proteins
+from tests.support.crash_cases import Prepare, Reads, Writes, settle
+from tests.support.embedding_pools import embed_all, fasta, proteins
+from tests.support.export_readers import READERS
+from tests.support.generic_models import TEXTS, write_model
 from tests.support.planning import plan
-from tests.support.pools import places
-from tests.support.roads import READERS
+from tests.support.pools import state_counts
 from tests.support.stores import keys_of, open_view, put, vectors_of
 
 VECTORS: Final = range(12)
@@ -121,7 +121,7 @@ def stores_documents(site: Path) -> None:
     """Assert that a fresh worker embeds what the plan holds, into the store, each chunk once."""
     embed()._store = None  # it would keep open what was put back since
     settle(site / "pool", embed())
-    assert places(open_pool(f"{site}/pool")).keys() == {"done"}
+    assert state_counts(open_pool(f"{site}/pool")).keys() == {"done"}
     store = Store(site / "store")
     store.view.refresh()
     assert not (wrong := list(verify(store.view))), wrong
