@@ -108,7 +108,7 @@ class ClaimSource:
         if preferences != self._preferences:
             self._preferences = preferences
             for waiting in (self._own, *self._others.values()):
-                waiting.suit(preferences)
+                waiting.apply(preferences)
 
     def next(self) -> tuple[ClaimName, str] | None:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
@@ -131,7 +131,7 @@ class ClaimSource:
                     self._others[spool] = names  # one listing in memory is enough
             total += names.all if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                names.suit(self._preferences)
+                names.apply(self._preferences)
                 late = self._count_too_long(names)
                 could, too_long = could + len(names) - late, too_long + late
         return Waiting(total, could, too_long)
@@ -207,7 +207,7 @@ class ClaimSource:
         while misses < misses_max and (pick := self._choose(offered)) is not None:
             spool, name = pick
             if spool == self._spool or spool in self._unlocked:
-                offered[spool].strike(name)
+                offered[spool].remove(name)
                 taken = self._take(spool, name)
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
@@ -216,7 +216,7 @@ class ClaimSource:
                         del offered[spool]
                         continue
                     self._unlocked.add(spool)
-                    offered[spool].strike(name)
+                    offered[spool].remove(name)
                     taken = self._take(spool, name)
             if taken is not None:
                 return taken, spool
