@@ -164,7 +164,7 @@ def test_a_special_file_named_like_a_claim_fails_and_the_others_are_done(
 
 
 def make_odd(path: Path, what: str, target: Path) -> None:
-    """Make something at `path` that is no regular file."""
+    """Make something at `path` that is not a regular file."""
     if what == "directory":
         path.mkdir()
     elif what == "fifo":
@@ -201,7 +201,7 @@ def test_other_names_are_left_alone_and_check_reports_each_in_a_line(
     assert check.returncode == 1
     *lines, verdict = check.stdout.splitlines()
     assert len(lines) == len(names)
-    assert all("is no claim's name; remove it" in line and line.isprintable() for line in lines)
+    assert all("is not a claim's name; remove it" in line and line.isprintable() for line in lines)
     assert f"{len(names)} problems" in verdict
 
 

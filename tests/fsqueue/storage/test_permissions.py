@@ -436,7 +436,7 @@ def test_a_link_that_a_member_plants_leads_nowhere(
         assert "precious\n" not in look.stdout
         assert "Traceback" not in look.stderr
     assert look.returncode == 1
-    assert f"outputs/{planned_ids[0]}.out is no regular file" in look.stdout
+    assert f"outputs/{planned_ids[0]}.out is not a regular file" in look.stdout
     assert "plans/000002.json is a symbolic link" in look.stdout
     assert precious.read_text() == "precious\n"
     assert os.listdir(precious.parent) == ["file"]
