@@ -79,11 +79,11 @@ def test_assigning_holds_a_few_bytes_for_each_claim(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(assignment, "RUN", 1000)
     costs = array("d", (1 + n % 97 for n in range(30_000)))
     tracemalloc.start()
-    slots = weights.assign(costs, [1.0, 1.5])
+    slots = assignment.assign(costs, [1.0, 1.5])
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(slots) == len(costs)
-    assert most < 20 * len(costs) + 200 * weights.RUN
+    assert most < 20 * len(costs) + 200 * assignment.RUN
 
 
 @pytest.mark.slow
