@@ -30,12 +30,12 @@ pytestmark = [
     pytest.mark.skipif(not is_possible(), reason="no process can be traced here"),
 ]
 MOST = 30
-"""So many changes are tried by default; nightly, all."""
+"""How many changes are tried by default; nightly, all are."""
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Three documents of some chunks each, a group for each, and one whose text is given."""
+    """Three documents of some chunks each, one group each, and one with inline text."""
     monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (200, 400))
     paths = [tmp_path / f"{number}.md" for number in range(3)]
     for number, path in enumerate(paths):
@@ -83,7 +83,7 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
 
 
 def stored(site: Path) -> list[str]:
-    """Return the ids of the chunks in the store, sorted, after a look at it."""
+    """Return the sorted ids of the chunks in the store, after checking it."""
     store = Store(site / "store")
     store.view.refresh()
     assert not (wrong := list(verify(store.view))), wrong
@@ -94,7 +94,7 @@ def stored(site: Path) -> list[str]:
 
 
 def ended_once(pool: PoolDirectory) -> None:
-    """Assert that each copy is done, with a whole report, or failed, with a reason."""
+    """Assert that each copy is done with a whole report, or failed with a reason."""
     inbox = inbox_of(pool)
     assert state_counts(inbox).keys() <= {"done", "failed"}
     done, failed = names_in(inbox, State.DONE), names_in(inbox, State.FAILED)
