@@ -252,7 +252,7 @@ def _(right: Function, private: str, path: str) -> bool:
 def _(
     right: Function, path: str, data: bytes, *, durable: bool = True, personal: bool = False
 ) -> bool:
-    atomic.stage(path, (data,), personal=personal)
+    atomic.explorer(path, (data,), personal=personal)
     return True
 
 
