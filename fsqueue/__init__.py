@@ -1,11 +1,23 @@
 """Spread a batch of GPU work over every GPU that can see one directory.
 
-These are the public names: what a handler needs (see `fsqueue.handlers` for how to write one), and
-what reads a pool for whoever puts its results together. `atomic` and `directories` are how a
+    import fsqueue
+
+    fsqueue.plan("pool", "command", ["reads/"], {"argv": ["wc", "-c", "{input}"]})
+    pool = fsqueue.open_pool("pool")
+    pool.run(workers=2)
+
+`plan`, `open_pool` and `Pool` are what the commands call (see `fsqueue.api`). `Handler`, `Work`,
+`Item`, `Source` and `Option` are what a handler is made of (see `fsqueue.handler`). `PoolReader`
+lists plans, claims and outputs for programs that put results together. `fsqueue.storage` is how a
 handler keeps files of its own on a shared file system.
+
+Importing this package imports nothing heavy: most names are looked up when first asked for.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fsqueue.errors import (
     BadInput,
@@ -14,16 +26,48 @@ from fsqueue.errors import (
     FsqueueError,
     Interrupted,
     NotSupportedError,
+    PoolError,
     UsageError,
     WorkerBroken,
 )
 from fsqueue.handler import Handler, Item, Option, Source, Work
-from fsqueue.pool.reader import ClaimView, PlanView, PoolReader
-from fsqueue.pool.status import memory_available
-from fsqueue.storage import atomic, directories
-from fsqueue.storage.locks import host_lock
+
+if TYPE_CHECKING:
+    from fsqueue.api import Output as Output
+    from fsqueue.api import Pool as Pool
+    from fsqueue.api import open_pool as open_pool
+    from fsqueue.api import plan as plan
+    from fsqueue.monitor.snapshot import Snapshot as Snapshot
+    from fsqueue.pool.layout import Order as Order
+    from fsqueue.pool.reader import ClaimView as ClaimView
+    from fsqueue.pool.reader import PlanView as PlanView
+    from fsqueue.pool.reader import PoolReader as PoolReader
+    from fsqueue.pool.status import memory_available as memory_available
+    from fsqueue.scheduling.planner import PlanResult as PlanResult
+    from fsqueue.storage.locks import host_lock as host_lock
+    from fsqueue.worker.launch import WorkOptions as WorkOptions
+    from fsqueue.worker.settings import WorkerSettings as WorkerSettings
+    from fsqueue.worker.worker import Worker as Worker
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Output": "fsqueue.api",
+    "Pool": "fsqueue.api",
+    "open_pool": "fsqueue.api",
+    "plan": "fsqueue.api",
+    "Order": "fsqueue.pool.layout",
+    "Snapshot": "fsqueue.monitor.snapshot",
+    "ClaimView": "fsqueue.pool.reader",
+    "PlanView": "fsqueue.pool.reader",
+    "PoolReader": "fsqueue.pool.reader",
+    "memory_available": "fsqueue.pool.status",
+    "PlanResult": "fsqueue.scheduling.planner",
+    "host_lock": "fsqueue.storage.locks",
+    "WorkOptions": "fsqueue.worker.launch",
+    "Worker": "fsqueue.worker.worker",
+    "WorkerSettings": "fsqueue.worker.settings",
+}
 
 __all__ = [
     "BadInput",
@@ -36,14 +80,30 @@ __all__ = [
     "Item",
     "NotSupportedError",
     "Option",
+    "Order",
+    "Output",
+    "PlanResult",
     "PlanView",
+    "Pool",
+    "PoolError",
     "PoolReader",
+    "Snapshot",
     "Source",
     "UsageError",
     "Work",
+    "WorkOptions",
+    "Worker",
     "WorkerBroken",
-    "atomic",
-    "directories",
+    "WorkerSettings",
     "host_lock",
     "memory_available",
+    "open_pool",
+    "plan",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

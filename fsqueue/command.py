@@ -1,10 +1,9 @@
 """Run any program over files: one claim per input, one process per claim.
 
-The program is run without a shell. Its output is published only if it exits 0: what it wrote to
-`{output}`, or, if that does not occur in its arguments, what it printed. Its stderr is kept when it
-fails. It runs in a process group of its own, which ends with the worker: asked to stop, the group
-gets SIGTERM, then SIGKILL; and where the kernel can promise it (Linux), the program dies with a
-worker that was killed.
+The program runs without a shell. Its output is published only if it exits 0: what it wrote to
+`{output}`, or if its arguments do not contain that, its stdout. If it fails, its stderr is kept. It
+runs in its own process group, which ends with the worker: a worker that is asked to stop sends the
+group SIGTERM, then SIGKILL; on Linux, the program also dies with a worker that was killed.
 """
 
 from __future__ import annotations
@@ -64,13 +63,13 @@ class Command(Handler):
             )
         if not any("{input}" in word for word in argv):
             raise UsageError(
-                f"{' '.join(argv)!r} does not say where the input goes: every claim would do the "
-                f"same. Put {{input}} among its arguments."
+                f"{' '.join(argv)!r} has no {{input}} among its arguments, so every claim would do "
+                f"the same. Add it where the input's path belongs."
             )
         for option in ("grace", "timeout"):
             if not 0 <= options[option] < float("inf"):
                 raise UsageError(
-                    f"--{option} {options[option]} is not a number of seconds from 0 up."
+                    f"--{option} {options[option]} is not a number of seconds, 0 or more."
                 )
         program = argv[0]
         if os.sep in program:
@@ -81,7 +80,7 @@ class Command(Handler):
             )
         return options | {"argv": list(argv)}
 
-    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"argv": options["argv"]}
 
     def run(self, work: Work) -> None:
@@ -93,7 +92,7 @@ class Command(Handler):
                 stdout = opened.enter_context(open(work.output, "xb"))
             status = _run_program(work, argv, stdout, stderr)
             if status != 0 and _was_stopped_too(work, status):
-                raise Interrupted("the worker stops, and the program was ended beside it")
+                raise Interrupted("the program was stopped together with the worker")
             if status != 0:
                 raise ClaimFailed(
                     f"{argv[0]} {_ending(status)}; its output is not published",
@@ -102,15 +101,15 @@ class Command(Handler):
                 )
             if not work.output.exists():
                 raise ClaimFailed(
-                    f"{argv[0]} exited 0 but wrote no {{output}}; does it write elsewhere?",
+                    f"{argv[0]} exited 0 but did not write {{output}}. Does it write elsewhere?",
                     detail=_tail(stderr),
                 )
 
 
 def _was_stopped_too(work: Work, status: int) -> bool:
-    """Say whether a program failed because somebody stops all of us, and not by itself.
+    """Return whether a program failed because it was stopped together with its worker.
 
-    SLURM sends SIGTERM to every process of a job, and the program's may come before ours.
+    SLURM sends SIGTERM to every process of a job, and may reach the program first.
     """
     deadline = time.monotonic() + (STOP_S if status in TERMINATED else 0.0)
     while not work.stopping and time.monotonic() < deadline:
@@ -119,15 +118,15 @@ def _was_stopped_too(work: Work, status: int) -> bool:
 
 
 def _check_unchanged(work: Work) -> None:
-    """Refuse an input that is not what was planned."""
+    """Raise an error if the input is not what was planned."""
     try:
         facts = Handler.identify(str(work.input))
     except BadInput as error:
         raise ClaimFailed(f"its input cannot be read: {error}") from error
     if facts != work.payload["facts"]:
         raise ClaimImpossible(
-            f"{work.input} changed since it was planned (its size or time differ); plan it "
-            f"again to compute the new content"
+            f"{work.input} changed since it was planned (its size or mtime differs); plan it "
+            f"again to process the new content"
         )
 
 
@@ -162,43 +161,43 @@ def _run_program(work: Work, argv: list[str], stdout: IO[bytes], stderr: IO[byte
     except OSError as error:
         if error.errno in LIMITS:
             raise NotSupportedError(
-                f"{argv[0]} cannot be started: {error.strerror}; this process may have no more. "
-                f"Raise its limits (ulimit -n, -u, or the job's), then start this worker again."
+                f"{argv[0]} cannot be started: {error.strerror}; this process has reached a limit. "
+                f"Raise it (ulimit -n, -u, or the job's), then start this worker again."
             ) from error
         raise ClaimFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
     try:
         return _wait(work, process)
     except BaseException:
-        _end_group(process, work.options["grace"])
+        _kill_group(process, work.options["grace"])
         raise
 
 
 def _wait(work: Work, process: subprocess.Popen[bytes]) -> int:
-    begun = time.monotonic()
+    started = time.monotonic()
     pause_s = 0.002
     while True:
         try:
             return process.wait(timeout=pause_s)
         except subprocess.TimeoutExpired:
             pause_s = min(pause_s * 2, 0.2)
-        elapsed_s = time.monotonic() - begun
+        elapsed_s = time.monotonic() - started
         timeout_s = work.options["timeout"]
         if timeout_s and elapsed_s > timeout_s:
-            raise ClaimFailed(f"it ran longer than --timeout {timeout_s:g} seconds and was ended")
+            raise ClaimFailed(f"it ran longer than --timeout {timeout_s:g} seconds and was killed")
         if work.stopping:
-            raise Interrupted("the worker stops; the program was ended")
+            raise Interrupted("the worker stops; the program was killed")
         work.progress(int(elapsed_s), 0)
 
 
-def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """End the program and everything that it started; a second signal cuts the grace short."""
+def _kill_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Kill the program and everything it started; a second signal cuts the grace short."""
     try:
         _signal_group(process, signal.SIGTERM)
         process.wait(timeout=grace_s)
     except subprocess.TimeoutExpired:
-        pass  # it is deaf, or has more to tidy up than it was given time for
+        pass  # it ignores SIGTERM, or needs more time to clean up
     finally:
-        _signal_group(process, signal.SIGKILL)  # and what the program itself left behind
+        _signal_group(process, signal.SIGKILL)  # including what the program left running
         process.wait()
 
 
@@ -206,14 +205,14 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # RACE: all of them have ended by themselves
+        pass  # RACE: they have all ended by themselves
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """Return what the child calls before exec, so that it dies with a worker that is killed.
+    """Return what the child calls before exec, so that it dies with its worker.
 
-    A worker killed by SIGKILL cannot end its program; without this, programs of dead workers run
-    on beside their successors.
+    A worker killed by SIGKILL cannot kill its program. Without this, programs of dead workers would
+    run on beside their successors.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -223,7 +222,7 @@ def _die_with_parent() -> Callable[[], None] | None:
     def ask_kernel() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != worker:
-            os._exit(1)  # RACE: the worker was killed before the kernel was asked
+            os._exit(1)  # RACE: the worker was killed before prctl took effect
 
     return ask_kernel
 
@@ -238,6 +237,6 @@ def _ending(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
     try:
-        return f"was ended by {signal.Signals(-status).name}"
+        return f"was killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"was ended by signal {-status}"
+        return f"was killed by signal {-status}"

@@ -1,62 +1,85 @@
-"""Every error that fsqueue raises on purpose, and the exit status that each one means.
+"""Every error that fsqueue raises on purpose, and what the exit statuses mean.
 
     FsqueueError                  everything a caller may want to catch
-    ├── UsageError                what the user typed cannot be right
+    ├── UsageError                the command line or an argument is wrong
     ├── PoolError                 the pool on disk contradicts the layout: stop and look
-    ├── NotSupportedError         the file system or machine lacks something we assume
+    ├── NotSupportedError         the file system or machine lacks something fsqueue needs
     ├── BadInput                  one input cannot be planned; the others can
-    ├── ClaimLost                 our claim was moved under us: drop it and carry on
+    ├── ClaimLost                 our claim was given to another worker: drop it and carry on
     ├── LeaseLost                 this worker was declared dead: put back what it holds and stop
     ├── ClaimFailed               raised by a handler: this claim failed, for this reason
-    │   └── ClaimImpossible       ... and would fail again anywhere: do not try again
+    │   └── ClaimImpossible       ... and would fail again anywhere: do not retry it
     ├── Interrupted               raised by a handler that stopped because it was asked to
-    └── WorkerBroken              raised by a handler: this process must not touch another claim
+    └── WorkerBroken              raised by a handler: this process must not run another claim
 
 A message has three parts: what happened and where, the likely cause, what to type next.
 """
 
 from __future__ import annotations
 
+import signal
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """The exit status of a worker or command; `status`, `wait` and `watch` use the same ones."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    SOME_FAILED = 3
+    """Everything ended, but some claims failed."""
+    NOT_SUPPORTED = 4
+    WORK_REMAINS = 5
+    """There are claims that this worker could not take."""
+    DRAINED = 75
+    """The worker left on request or at a limit, before the work was done."""
+
+
+def exit_status_of_signal(number: int) -> int:
+    """Return the exit status after a signal. SIGUSR1 is how SLURM asks a worker to drain."""
+    return ExitStatus.DRAINED if number == signal.SIGUSR1 else 128 + number
+
 
 class FsqueueError(Exception):
     """Anything that fsqueue raises on purpose."""
 
-    exit_status = 1
+    exit_status = ExitStatus.ERROR
 
 
 class UsageError(FsqueueError):
-    """What the user typed cannot be right."""
+    """The command line or an argument is wrong."""
 
-    exit_status = 2
+    exit_status = ExitStatus.USAGE
 
 
 class PoolError(FsqueueError):
-    """The pool on disk contradicts the layout: stop and look at the path named."""
+    """The pool on disk contradicts the layout: stop and look at the path in the message."""
 
 
 class NotSupportedError(FsqueueError):
-    """The file system or the machine lacks something that fsqueue assumes."""
+    """The file system or the machine lacks something that fsqueue needs."""
 
-    exit_status = 4
+    exit_status = ExitStatus.NOT_SUPPORTED
 
 
 class BadInput(FsqueueError):
-    """One input cannot be planned; the rest of the plan goes on."""
+    """One input cannot be planned; planning continues with the others."""
 
 
 class ClaimLost(FsqueueError):
-    """Someone moved our claim: our lease had lapsed. Drop the claim and carry on."""
+    """Our lease had lapsed and our claim was given to another worker: drop it and carry on."""
 
 
 class LeaseLost(FsqueueError):
-    """This worker was declared dead. Put back what it still holds, and stop."""
+    """This worker was declared dead: put back what it still holds, and stop."""
 
 
 class ClaimFailed(FsqueueError):
-    """A handler could not do this claim; it may succeed in another attempt.
+    """A handler could not do this claim; another attempt may succeed.
 
-    `detail` is kept in the attempt's error record: the tail of stderr, say. So is `returncode`, of
-    the program that failed, if one did; negative for a signal.
+    `detail`, for example the tail of stderr, is kept in the attempt's error record, as is
+    `returncode`, the exit status of a program that failed (negative for a signal).
     """
 
     def __init__(self, message: str, *, detail: str = "", returncode: int | None = None) -> None:
@@ -66,7 +89,7 @@ class ClaimFailed(FsqueueError):
 
 
 class ClaimImpossible(ClaimFailed):
-    """A handler could not do this claim, and no other attempt would do better."""
+    """A handler could not do this claim, and no other attempt would succeed."""
 
 
 class Interrupted(FsqueueError):
@@ -74,4 +97,4 @@ class Interrupted(FsqueueError):
 
 
 class WorkerBroken(FsqueueError):
-    """This process must not touch another claim (a CUDA context that is beyond repair, say)."""
+    """This process must not run another claim, for example because its CUDA context is broken."""

@@ -1,8 +1,7 @@
 """What a handler is: it plans inputs into items of work, and runs one claim.
 
-fsqueue knows nothing of what the work means. A handler is a class, registered under the entry-point
-group `fsqueue.handlers`; its entry point's name is what follows `fsqueue plan`. The smallest one
-has only `run`:
+A handler is a class, registered under the entry-point group `fsqueue.handlers`; the name of its
+entry point is what follows `fsqueue plan`. The smallest one has only `run`:
 
     class Words(Handler):
         suffix = ".txt"
@@ -11,10 +10,12 @@ has only `run`:
             text = work.input.read_text()
             work.output.write_text(f"{len(text.split())}\\n")
 
-Planning, in order: `prepare` checks the options once; `survey` reads each input once; `cut` turns
-the surveyed sources into items no dearer than a stated cost. All three run in the planner. `run`
-runs in a worker, which keeps one instance of the class for its whole life, so that what is
+Planning, in order: `prepare` checks the options once; `survey` reads each input once; `cut` divides
+the surveyed sources into items that cost at most a given amount. All three run in the planner.
+`run` runs in a worker, which keeps one instance of the class for its whole life, so that what is
 expensive to load is loaded once.
+
+What this module does not know: what the work means.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input, surveyed. `key` identifies its path and content; `cost` is all of its work.
+    """One surveyed input. `key` identifies its path and content; `cost` is all of its work.
 
-    `measures` are counts to show (sequences, residues); `notes` are warnings to show;
-    `detail` is for the handler's own `cut`.
+    `measures` are counters to show (pages, say); `notes` are warnings to show; `detail` is for the
+    handler's own `cut`.
     """
 
     path: str
@@ -67,10 +68,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One claim to be: what it is called, what it costs, and all that `run` needs to know.
+    """One claim to plan: its name, its cost, and all that `run` needs to know.
 
-    `identity` holds whatever tells this item from any other of the same options: paths, ranges,
-    content hashes. `payload` must be JSON. `measures` are counts to show and to add up.
+    `identity` holds what distinguishes this item from any other with the same options: paths,
+    ranges, content hashes. `payload` must be JSON. `measures` are counters to show and add up.
     """
 
     stem: str
@@ -82,7 +83,7 @@ class Item:
 
 
 class Handler:
-    """Subclass this; override what the defaults do not fit."""
+    """Subclass this; override what does not fit."""
 
     name = ""
     """The entry point's name; set by `load_handler`."""
@@ -90,35 +91,41 @@ class Handler:
     """Outputs are outputs/ID + suffix. None: this handler has no output file."""
     options: Sequence[Option] = ()
     trailing: str | None = None
-    """A metavar if the command line ends in `-- WORD...`, which comes as options["argv"]."""
+    """A metavar if the command line ends in `-- WORD...`; the words are options["argv"]."""
     unit = "items"
     """What `Work.progress` counts."""
     tier: int = 2
     """The lowest tier of worker that may run its claims: 1 GPU, 2 CPU, 3 storage."""
     personal = False
-    """True if its claims say which program to run, or to read what nobody pinned: a worker does
-    only those that its own user planned, whoever else it was told to trust."""
+    """True if its claims say which program to run, or to read files that are not pinned: a worker
+    runs only those that its own user planned, even if it trusts a group."""
     requires: Sequence[str] = ()
     """Capabilities that a worker must have for its claims (`work --capability`)."""
     cost_max: int | None = None
-    """No claim should be dearer than this, however large the input (see `cut`)."""
+    """No claim should cost more than this, however large the input (see `cut`)."""
     cost_per_second: float | None = None
-    """How much cost a GPU of weight 1.0 (an RTX 3090) does in a second, about, if that is known;
-    then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
+    """About how much cost a GPU of weight 1.0 (an RTX 3090) does in a second, if that is known.
+    Then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
 
     models_max: int | None = None
-    """How many models it may keep loaded (`work --max-models`); set by the worker."""
+    """How many models it may keep loaded (`work --max-models`); None: as many as fit."""
+    _others: Callable[[str], Handler] | None = None
 
-    def beside(self, name: str) -> Handler:
-        """Return another handler; in a worker it is the only one, so that models load once."""
-        return load_handler(name)
+    def attach(self, others: Callable[[str], Handler], *, models_max: int | None) -> None:
+        """Make this one of a worker's handlers; `others` returns the others by name."""
+        self._others = others
+        self.models_max = models_max
+
+    def other_handler(self, name: str) -> Handler:
+        """Return another handler; in a worker it is the worker's own, so that models load once."""
+        return self._others(name) if self._others is not None else load_handler(name)
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
         return options
 
-    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return those options that decide the bytes of the result: they enter every id."""
+    def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options that affect the result, which become part of every claim's id."""
         return options
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
@@ -129,7 +136,7 @@ class Handler:
     def cut(
         self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
     ) -> Iterator[Item]:
-        """Yield items, none dearer than `cost_max` where the input can be divided at all.
+        """Yield items that cost at most `cost_max`, as far as the inputs can be divided.
 
         Called three times with the same arguments; it must yield the same items each time.
         """
@@ -148,27 +155,31 @@ class Handler:
         """
         raise NotImplementedError
 
+    def inputs(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the paths that a claim with this payload reads."""
+        return [payload["input"]] if isinstance(payload.get("input"), str) else []
+
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
 
-    def ordered(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Check and complete the data of a broadcast where it is sent. UsageError if wrong."""
+    def prepare_payload(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check and complete the data of a broadcast before it is sent. UsageError if wrong."""
         return dict(data)
 
     def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
-        raise ClaimImpossible(f"the handler {self.name!r} has no test of itself")
+        raise ClaimImpossible(f"the handler {self.name!r} has no self-test")
 
     def loaded(self) -> list[str]:
-        """Return the kinds of claim for which nothing would have to be loaded now."""
+        """Return the kinds of claim for which everything is loaded now."""
         return []
 
     def close(self) -> None:
-        """Let go of everything; the worker is leaving."""
+        """Release everything; the worker is leaving."""
 
     @staticmethod
     def identify(path: str) -> dict[str, int]:
-        """Return what is compared, when a claim runs, to notice that its input changed."""
+        """Return the facts that show, when a claim runs, whether its input has changed."""
         try:
             facts = os.stat(path)
         except OSError as error:
@@ -178,7 +189,7 @@ class Handler:
 
 @dataclass(slots=True)
 class Work:
-    """One claim, as its handler sees it, and what the handler may ask of the worker."""
+    """One claim as its handler sees it, and what the handler may ask of the worker."""
 
     id: str
     kind: str
@@ -187,16 +198,16 @@ class Work:
     payload: Mapping[str, Any]
     options: Mapping[str, Any]
     output: Path
-    """A private path on the pool's file system; what is there when `run` returns is published."""
+    """A private path on the pool's file system; the file there is published when `run` returns."""
     partial: str
     is_stopping: Callable[[], bool]
     report: Callable[[int, int, Mapping[str, int]], None]
     warn: Callable[[str], None]
-    """Put one line into the worker's journal and log."""
+    """Writes one line to the worker's journal and log."""
     saved: bool = False
     """Whether this run saved a checkpoint."""
     counted: dict[str, int] = field(default_factory=dict)
-    """What `count` was told."""
+    """The counters given to `count`."""
 
     @property
     def input(self) -> Path:
@@ -205,62 +216,62 @@ class Work:
 
     @property
     def stopping(self) -> bool:
-        """True once the worker was asked to stop: save a checkpoint and raise Interrupted."""
+        """True once the worker is asked to stop: save a checkpoint and raise Interrupted."""
         return self.is_stopping()
 
     def progress(self, done: int, total: int, **measures: int) -> None:
-        """Report progress inside the claim, in the handler's unit; cheap, call it often.
+        """Report progress inside the claim, in the handler's unit. It is cheap: call it often.
 
-        `measures` count what was done since the last report (tokens, say); they are added up.
+        `measures` are counters of what was done since the last report; they are added up.
         """
         self.report(done, total, measures)
 
     def count(self, **measures: int) -> None:
-        """Tell numbers that only the run knows; journal and status have them when it is done."""
+        """Report counters known only after the run, for the journal and the status."""
         self.counted.update(measures)
 
     def checkpoint(self, name: str, data: bytes) -> None:
-        """Save a partial result for whoever runs this claim next; published whole, never replaced.
+        """Save a partial result for the next run of this claim; published whole, never replaced.
 
-        A zombie may save the same name first. Its bytes must be as good as ours: name a checkpoint
-        by the part of the work that it holds.
+        A zombie may save the same name first, so its bytes must be as good as ours: name a
+        checkpoint after the part of the work that it holds.
         """
         assert CHECKPOINT.fullmatch(name), name
         directories.make(self.partial)
         try:
             atomic.publish(f"{self.partial}/{name}", data)
         except FileNotFoundError:
-            # RACE: a zombie has published the output of this claim, and removed its checkpoints.
+            # RACE: a zombie published the output of this claim, and removed its checkpoints.
             directories.make(self.partial)
             atomic.publish(f"{self.partial}/{name}", data)
         self.saved = True
 
     def checkpoints(self) -> dict[str, bytes]:
-        """Return every checkpoint of this claim by name, whoever saved it."""
+        """Return every checkpoint of this claim by name, whichever worker saved it."""
         try:
             found = atomic.names(self.partial)
         except PoolError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            return {}  # RACE: none was saved, or the claim's last owner is removing them
+            return {}  # RACE: none was saved, or a zombie is removing them
         saved = {}
         for name in sorted(filter(CHECKPOINT.fullmatch, found)):
             try:
                 saved[name] = atomic.read(f"{self.partial}/{name}", limit=1 << 34)
             except FileNotFoundError:
-                continue  # RACE: as above; a checkpoint less costs time, not correctness
+                continue  # RACE: as above; losing a checkpoint costs time, not correctness
         return saved
 
 
 def claim_id(handler: Handler, options: Mapping[str, Any], item: Item) -> str:
-    """Return the id of an item: the same work has the same id, wherever and whenever planned."""
-    decisive = handler.decisive(options)
-    return f"{slug(item.stem)}-{_hash([handler.name, decisive, item.identity])[:12]}"
+    """Return the id of an item: the same work always has the same id."""
+    identity = [handler.name, handler.result_options(options), item.identity]
+    return f"{slug(item.stem)}-{_hash(identity)[:12]}"
 
 
 def source_key(handler: Handler, options: Mapping[str, Any], source: Source) -> str:
-    """Return what identifies a whole input under these options: planned once, it is planned."""
-    return _hash([handler.name, handler.decisive(options), source.key])
+    """Return what identifies a whole input under these options; it is planned only once."""
+    return _hash([handler.name, handler.result_options(options), source.key])
 
 
 def _hash(value: Any) -> str:
@@ -273,12 +284,12 @@ def _hash(value: Any) -> str:
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Return every installed handler's entry point by name, without importing any."""
+    """Return the entry point of every installed handler by name, without importing any."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def load_handler(name: str) -> Handler:
-    """Import and make the handler called `name`."""
+    """Import the handler called `name` and create an instance of it."""
     entry = registered().get(name)
     if entry is None:
         known = ", ".join(sorted(registered())) or "none"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Record `fsqueue watch` over a run of four workers, as docs/WATCH.md shows it.
+"""Record `fsqueue watch` over a run of four workers, as docs/watching.md shows it.
 
     scripts/record.py            in a new temporary directory; needs tmux; a minute or two
     scripts/record.py --rows 30
 
 687 real proteins are embedded by four workers that share the CPUs of this machine; one of them is
 killed half-way. Two terminals of 80 and 120 columns watch, and what they show at certain points is
-written to docs/WATCH.md: text frames, as tmux captured them.
+written to docs/watching.md: text frames, as tmux captured them.
 """
 
 from __future__ import annotations
@@ -137,12 +137,12 @@ class Terminal:
 
 
 def write(frames: dict[int, list[str]]) -> None:
-    """Write docs/WATCH.md."""
+    """Write docs/watching.md."""
     parts = [HEAD]
     for width, shown in frames.items():
         parts.append(f"\n## `fsqueue watch POOL --tokens`, {width} columns\n")
         parts += [f"\n```\n{frame}```\n" for frame in shown]
-    (ROOT / "docs/WATCH.md").write_text("".join(parts))
+    (ROOT / "docs/watching.md").write_text("".join(parts))
 
 
 if __name__ == "__main__":

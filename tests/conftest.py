@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Group tests for pytest-xdist, which runs a group in one process: at least those of one file."""
+    """Group the tests of a file or directory: pytest-xdist runs a group in one process."""
     directory, _, file = str(item.path.relative_to(ROOT / "tests")).partition("/")
     group = directory if directory in TOGETHER else f"{directory}/{file}"
     item.add_marker(pytest.mark.xdist_group(group))

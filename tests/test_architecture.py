@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     "fsqueue": (
         "errors storage pool handler command gpu scheduling slurm broadcast worker "
-        "monitor dashboard maintenance cli __main__"
+        "monitor dashboard maintenance api cli __main__"
     ).split(),
     "embed": (
         "options models outputs inputs engine store export handlers encoder single_file query "

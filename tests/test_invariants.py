@@ -1,6 +1,6 @@
 """I1 to I9, as numbered at the head of fsqueue/pool/claims.py: one test each, or a few.
 
-Each is held against every operation of those who could break it, not against one lucky run.
+Each is checked at every operation that could break it, not in one lucky run.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_i2_every_transition_is_one_rename_and_nothing_else_ever_touches_a_claim
     assert moves == [("staged", "waiting")]
 
 
-# ---- I3: whoever's rename into running/ took effect owns the claim ----
+# ---- I3: the worker whose rename into running/ took effect owns the claim ----
 
 
 def test_i3_two_workers_take_one_claim_and_one_owns_it(pool: PoolDirectory) -> None:
@@ -159,7 +159,9 @@ def test_i3_two_workers_take_one_claim_and_one_owns_it(pool: PoolDirectory) -> N
     assert {name.owner for name in names_in(pool, State.RUNNING)} == {ME}
 
 
-def test_i3_nobody_moves_a_claim_while_its_owners_lease_holds(pool: PoolDirectory) -> None:
+def test_i3_no_other_process_moves_a_claim_while_its_owners_lease_holds(
+    pool: PoolDirectory,
+) -> None:
     clock = Clock()
     owner, others = ManualWorker(pool), [ManualWorker(pool, clock=clock) for _ in range(3)]
     held = owner.take()
@@ -335,7 +337,7 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
 # ---- I9: a lease moves only by rename, from the exact beat last seen ----
 
 
-def test_i9_whoever_loses_the_race_for_a_lease_has_lost_the_worker(pool: PoolDirectory) -> None:
+def test_i9_a_worker_that_loses_the_race_for_its_lease_has_lost_it(pool: PoolDirectory) -> None:
     """For every number of beats that pass between an observer's look and its attempt to end."""
     for beats in range(3):
         hand = ManualWorker(pool)
@@ -350,7 +352,7 @@ def test_i9_whoever_loses_the_race_for_a_lease_has_lost_the_worker(pool: PoolDir
 
 
 @pytest.mark.slow
-def test_i9_at_every_operation_a_worker_has_one_lease_at_most_and_no_beat_comes_twice(
+def test_i9_at_every_operation_a_worker_has_at_most_one_lease_and_no_beat_repeats(
     tmp_path: Path,
 ) -> None:
     template = make_pool(tmp_path / "pool", "z.1")

@@ -87,7 +87,7 @@ class Embed(Handler):
         }
         return options | (document_plan.prepared(options, self.tokens(options)) if is_text else {})
 
-    def decisive(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what decides no byte of the outputs."""
         plain = ("store_dtype", "float32")  # what is stored as computed is as if it were not
         return {k: v for k, v in options.items() if k not in NOT_DECISIVE and (k, v) != plain}
@@ -149,6 +149,10 @@ class Embed(Handler):
             folder = "" if options["family"] == "esm2" else hub.locate(options)
             self._tokens[options["weights"]] = families.reader(options["family"], folder)
         return self._tokens[options["weights"]]
+
+    def inputs(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the files that a claim reads, each once."""
+        return list(dict.fromkeys(part.path for part in parts_of(payload)))
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""

@@ -69,7 +69,7 @@ class Ingest(Handler):
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         return checked(options)
 
-    def ordered(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare_payload(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the job's data with its documents found, as every worker is to see them."""
         return completed(data)
 
@@ -81,7 +81,7 @@ class Ingest(Handler):
 
     def run(self, work: Work) -> None:
         """Ingest this worker's documents, and write the report."""
-        embed = self.beside("embed")
+        embed = self.other_handler("embed")
         assert isinstance(embed, Embed)
         try:
             options = _options(work, embed)

@@ -10,7 +10,7 @@ The unit is a megaflop in float32. A layer of a transformer computes, for a sequ
 
 so claims of DNABERT and of ESM-2 of any size compare. The last three are few operations and much
 memory traffic; the constants say how many flops of the others they are worth. What the estimate is
-worth, measured: docs/LOG.md, by scripts/bench/cost.py.
+worth, measured: docs/benchmarks.md, by scripts/bench/cost.py.
 """
 
 from __future__ import annotations

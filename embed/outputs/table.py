@@ -226,7 +226,7 @@ def _counts(metadata: Mapping[str, str]) -> dict[str, int]:
 
 
 def _opened(path: str) -> BinaryIO:
-    return os.fdopen(atomic.opened(path)[0], "rb")
+    return os.fdopen(atomic.open_for_reading(path)[0], "rb")
 
 
 def _header(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -183,10 +183,10 @@ def _sweep(view: View, grace_s: float, done: Compacted) -> None:
             done.removed += 1
 
 
-def _is_old_and_whole(view: View, place: Place, made_before: float) -> bool:
+def _is_old_and_whole(view: View, place: Place, find_broadcast: float) -> bool:
     path = f"{view.directory}/{place.name}"
     try:
-        return os.stat(path).st_mtime <= made_before and Shard(view.directory, place).is_whole()
+        return os.stat(path).st_mtime <= find_broadcast and Shard(view.directory, place).is_whole()
     except (Vanished, OSError):
         return False  # RACE: a larger one has taken its place; the next sweep sees to it
 

@@ -1,7 +1,7 @@
-"""The jobs that every worker knows, for `fsqueue broadcast`: warmup, selftest, evict, drain.
+"""The built-in jobs of `fsqueue broadcast`: warmup, selftest, evict, drain.
 
-Each is a handler that acts on the worker it runs in. Anything else that is broadcast is run by the
-installed handler of that name, with the job's data for payload.
+Each is a handler that acts on the worker it runs in. Any other job is run by the installed handler
+of that name, with the job's data as payload.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, Final
 from fsqueue.errors import ClaimImpossible, NotSupportedError, UsageError
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import plans
+from fsqueue.pool.layout import Order
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 
 
 class Job(Handler):
-    """One of those jobs; `handlers` are the worker's own, `load` gets one that is not yet there."""
+    """A built-in job. `handlers` are those the worker has loaded; `load` returns one by name."""
 
     suffix: str | None = None
 
@@ -35,7 +36,7 @@ class Job(Handler):
         self.load = load
 
     def targets(self, work: Work) -> Iterator[tuple[Handler, Mapping[str, Any]]]:
-        """Yield what the job is about: the handler it names, else those of the pool's plans."""
+        """Yield the job's targets: the handler it names, else those of the pool's plans."""
         named, options = work.payload.get("handler"), work.payload.get("options")
         seen: list[tuple[str, Mapping[str, Any]]] = []
         for plan in reversed(plans.read_plans(self.pool)):
@@ -50,7 +51,7 @@ class Job(Handler):
             raise ClaimImpossible(str(error)) from error
 
     def _completed(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what a person gave as a plan would have it."""
+        """Check and complete options that were typed by hand, as planning does."""
         handler = self.load(name)
         for option in handler.options:
             if option.required and given.get(option.name) is None:
@@ -59,46 +60,46 @@ class Job(Handler):
 
 
 class Warmup(Job):
-    """Load what planned claims will need."""
+    """Load what planned claims need."""
 
     def run(self, work: Work) -> None:
-        """Warm every target."""
+        """Warm up every target."""
         for handler, options in self.targets(work):
             handler.warm(options)
 
 
 class SelfTest(Job):
-    """Let handlers show on a known input that they give the known result here."""
+    """Check that handlers give the known result for a known input on this worker."""
 
     suffix = ".json"
 
     def run(self, work: Work) -> None:
-        """Write what each target's own test says; raise ClaimImpossible if one does not pass."""
+        """Write the result of each target's own test; ClaimImpossible if one does not pass."""
         found: dict[str, Any] = {}
         for handler, options in self.targets(work):
-            said = handler.selftest(options)
-            first = handler.name not in found
-            found[handler.name if first else f"{handler.name} {said.get('kind', len(found))}"] = (
-                said
-            )
+            result = handler.selftest(options)
+            key = handler.name
+            if key in found:
+                key = f"{key} {result.get('kind', len(found))}"
+            found[key] = result
         work.output.write_text(json.dumps({"worker": self.worker, "handlers": found}, indent=1))
 
 
 class Evict(Job):
-    """Let go of what is loaded."""
+    """Release everything that is loaded."""
 
     def run(self, work: Work) -> None:
-        """Close every handler; each opens again when it is needed."""
+        """Close every handler; each loads again when it is needed."""
         for handler in self.handlers.values():
             handler.close()
 
 
 class Drain(Job):
-    """Finish the claim that runs, and leave."""
+    """Finish the current claim, and leave."""
 
     def run(self, work: Work) -> None:
-        """Order this worker, and no other, to leave."""
-        atomic.publish(self.pool.order("drain", self.worker), b"")
+        """Order this worker to leave."""
+        atomic.publish(self.pool.order(Order.DRAIN, self.worker), b"")
 
 
 JOBS: Final[dict[str, type[Job]]] = {

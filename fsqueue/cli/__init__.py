@@ -1,8 +1,7 @@
-"""The command line: what is typed, what is printed, and the exit status.
+"""The command line: one file per command, which parses, calls one function, and prints.
 
-The only door to click. Nothing else in fsqueue prints or exits. Commands live in the modules beside
-this one and are imported when they are called, so that `fsqueue --help` starts at once; what a
-command needs beyond that (rich, pynvml, a handler) it imports itself.
+The only door to click. Commands are imported when they are called, so that `fsqueue --help` starts
+at once; what a command needs beyond that (rich, pynvml, a handler) it imports itself.
 
 Exit status: 0 everything done; 1 error; 2 usage; 3 finished, but some claims failed; 4 the machine
 or file system lacks something assumed; 5 work remains that this worker could not take; 75 drained
@@ -21,35 +20,36 @@ from typing import Any, Final, NoReturn
 import click
 
 from fsqueue import __version__
-from fsqueue.errors import FsqueueError
+from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.pool.untrusted import printable
 
 SHOWN_MAX: Final = 4000
 COMMANDS: Final = {
-    "plan": ("plan", "Plan inputs into claims."),
-    "work": ("work", "Work a pool: take claims until nothing is left to take."),
-    "slurm": ("slurm", "Submit arrays of workers to SLURM."),
-    "run": ("run", "Start a worker per GPU here, with the dashboard, until all is done."),
-    "watch": ("watch", "Watch a pool live."),
-    "status": ("look", "Say how far a pool is."),
-    "workers": ("look", "List a pool's workers."),
-    "services": ("services", "Say which workers offer what."),
-    "wait": ("wait", "Wait until a pool is done."),
-    "failed": ("failed", "List the claims that failed, and why."),
-    "joblog": ("history", "List every attempt, as GNU parallel does."),
-    "trace": ("history", "Draw what happened, for ui.perfetto.dev."),
-    "report": ("history", "Write how a pool went, as one HTML page."),
-    "retry": ("repair", "Put failed claims back."),
-    "recover": ("repair", "Put back what dead workers hold, now."),
-    "drain": ("repair", "Let workers finish their claim and leave."),
-    "cancel": ("repair", "Take claims out of the pool."),
-    "explain": ("explain", "Say where a claim is and why, or how workers score for a need."),
-    "broadcast": ("broadcast", "Send a job to every capable worker."),
-    "clean": ("clean", "Remove what killed processes left behind."),
-    "check": ("check", "Verify a pool's invariants on disk."),
-    "doctor": ("doctor", "Find out whether a directory can hold a pool."),
-    "gpus": ("gpus", "Show this machine's GPUs and their weights."),
+    "plan": "Plan inputs into claims.",
+    "work": "Work on a pool: take claims until nothing is left to take.",
+    "slurm": "Submit arrays of workers to SLURM.",
+    "run": "Run a worker per GPU here, with the dashboard, until all is done.",
+    "watch": "Watch a pool live.",
+    "status": "Show a pool's progress.",
+    "workers": "List a pool's workers.",
+    "services": "List workers by capability.",
+    "wait": "Wait until a pool is done.",
+    "failed": "List failed claims, and why they failed.",
+    "joblog": "List every attempt, as GNU parallel does.",
+    "trace": "Write what happened as a trace for ui.perfetto.dev.",
+    "report": "Write how a pool went as one HTML page.",
+    "retry": "Put failed claims back.",
+    "recover": "Put back what dead workers hold, now.",
+    "drain": "Order workers to finish their claim and leave.",
+    "cancel": "Take claims out of the pool.",
+    "explain": "Explain where a claim is, or how workers score for a need.",
+    "broadcast": "Send a job to every capable worker.",
+    "clean": "Remove what killed processes left behind.",
+    "check": "Verify a pool's invariants on disk.",
+    "doctor": "Find out whether a directory can hold a pool.",
+    "gpus": "Show this machine's GPUs and their weights.",
 }
+"""Each is in the module of its name; the texts are here so that --help imports none of them."""
 
 EPILOG: Final = """\b
 Examples:
@@ -74,7 +74,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
-            module = importlib.import_module(f"fsqueue.cli.{COMMANDS[name][0]}")
+            module = importlib.import_module(f"fsqueue.cli.{name}")
             command: click.Command = getattr(module, name)
             return command
         if name in (found := _extensions()):
@@ -83,7 +83,7 @@ class Commands(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+        rows = list(COMMANDS.items())
         rows += [(name, "(from another package)") for name in self.list_commands(ctx)[len(rows) :]]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
@@ -99,7 +99,7 @@ def _extensions() -> dict[str, Any]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, message="fsqueue %(version)s")
-@click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for everything.")
+@click.option("-v", "--verbose", count=True, help="Increase verbosity; repeat for debug output.")
 def cli(verbose: int) -> None:
     """Spread a batch of GPU work over every GPU that can see one directory.
 
@@ -112,14 +112,14 @@ def cli(verbose: int) -> None:
 
 
 class OneLine(logging.Formatter):
-    """Show each message on one line, whatever stands in the names it speaks of."""
+    """Show each message on one line, whatever the names in it contain."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record), SHOWN_MAX)
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; every error of ours is one line on stderr."""
+    """Run the command line and exit; every FsqueueError is one line on stderr."""
     try:
         cli(standalone_mode=False)
         sys.exit(0)
@@ -134,10 +134,10 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_status)
     except OSError as error:
         if error.errno == errno.EPIPE:  # a pool's mount that shuts us out is a BrokenPipeError, too
-            sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to hear it
+            sys.stderr.close()  # the reader of a pipe has left
             sys.exit(141)
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. {_advice(error)}", 1)
+        _fail(f"{where}{error.strerror or error}. {_advice(error)}", ExitStatus.ERROR)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -153,5 +153,7 @@ def _advice(error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "This process may open no more files; raise the limit (ulimit -n)."
     if error.errno in (errno.ESHUTDOWN, errno.ENOTCONN):
-        return "The file system let go of this host, which was silent too long. Mount it again."
+        return (
+            "The file system disconnected this host, which was silent for too long. Mount it again."
+        )
     return "If it persists, check the file system."

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from fsqueue.cli.options import SETTINGS, Duration, pool_argument, print_json
-from fsqueue.errors import UsageError
-from fsqueue.pool.settings import PoolDirectory
+from fsqueue.api import Pool
+from fsqueue.cli.options import SETTINGS, Duration, note, pool_argument, print_json
+from fsqueue.errors import ExitStatus, UsageError
 
 if TYPE_CHECKING:
     from fsqueue.broadcast.broadcast import Broadcast
 
+POLL_S = 0.5
 EPILOG = """\b
 Examples:
   fsqueue broadcast pool/ --job-type warmup --job-data '{}'
@@ -26,16 +27,16 @@ Examples:
       --job-data '{"documents": ["manuals/"], "collection": "manuals", "chunk_size": 512}'
 
 \b
-warmup loads what the pool's plans need, selftest runs a known input, evict lets
-go of what is loaded, drain lets workers leave; any other job is run by the
-installed handler of that name, which finds the data in Work.payload and
-data["options"], completed, in Work.options.
+warmup loads what the pool's plans need, selftest runs a known input, evict unloads
+what is loaded, drain makes workers leave; any other job is run by the installed
+handler of that name, which finds the data in Work.payload and data["options"],
+completed, in Work.options.
 
 \b
-rag_ingestion embeds documents, texts or paths, into a store: every worker all of
-them, sharing the work through the store, or with --scatter each its part. "store"
-and "model" in the data, else FSQUEUE_STORE and FSQUEUE_TEXT_MODEL, say where and by
-what.
+rag_ingestion embeds documents, given as texts or paths, into a store: each worker
+is sent all of them and they share the work through the store, or with --scatter
+each is sent its part. The store and the model come from "store" and "model" in the
+data, else from FSQUEUE_STORE and FSQUEUE_TEXT_MODEL.
 
 \b
 Exit status: 0 all accepted (with --wait: and done), 3 some not (with --show: some
@@ -48,51 +49,65 @@ failed), 4 no worker is capable.
 @click.option("--job-type", metavar="TYPE", help="warmup, selftest, evict, drain or a handler.")
 @click.option("--job-data", metavar="JSON|@FILE", help="The job's data, a JSON object.")
 @click.option("--required-capability", metavar="WORD", help="Only workers that offer this.")
-@click.option("--scatter", is_flag=True, help="Tell each copy that it is part `shard` of `shards`.")
-@click.option("--wait", is_flag=True, help="Wait for the copies and print what became of each.")
-@click.option("--show", metavar="ID|last", help="Print what became of an earlier one instead.")
-@click.option("--timeout", type=Duration(), default=3600.0, show_default=True,
-              help="With --wait: give up after so long.")  # fmt: skip
-def broadcast(pool: PoolDirectory, **given: Any) -> None:
-    """Send one copy of a job to every capable worker that lives; print the response as JSON.
+@click.option("--scatter", is_flag=True, help="Number the copies: each is `shard` of `shards`.")
+@click.option("--wait", is_flag=True, help="Wait for the copies, then print their outcomes.")
+@click.option("--show", metavar="ID|last", help="Print the outcomes of an earlier broadcast.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default=3600.0,
+    show_default=True,
+    help="With --wait: give up after this long.",
+)
+def broadcast(
+    pool: Pool,
+    job_type: str | None,
+    job_data: str | None,
+    required_capability: str | None,
+    scatter: bool,
+    wait: bool,
+    show: str | None,
+    timeout: float,
+) -> None:
+    """Send one copy of a job to every capable worker that is alive; print the response as JSON.
 
-    A worker runs it after the claim that it runs now; nobody steals it.
+    A worker runs its copy after its current claim; copies are never stolen.
     """
-    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, made_before
+    from fsqueue.broadcast.broadcast import BroadcastRequest, broadcast, find_broadcast
 
-    if given["show"] is not None:
-        if given["job_type"] or given["job_data"]:
-            raise UsageError("--show ID looks at an earlier broadcast, and sends nothing.")
-        _tell(pool, made_before(pool, given["show"]), given)
-    if given["job_type"] is None or given["job_data"] is None:
+    timeout_s = timeout if wait else None
+    if show is not None:
+        if job_type or job_data:
+            raise UsageError("--show ID prints an earlier broadcast, and sends nothing.")
+        _print_outcome(pool, find_broadcast(pool, show), timeout_s)
+    if job_type is None or job_data is None:
         raise UsageError("a broadcast needs both --job-type (job_type) and --job-data (job_data).")
-    data = _data(given["job_data"])
-    order = BroadcastRequest(
-        given["job_type"], data, given["required_capability"], given["scatter"]
-    )
-    made = broadcast(pool, order)
-    if not given["wait"]:
-        answer = made.response()
-        print_json(answer)
-        click.echo(f"what becomes of it: fsqueue broadcast {pool.root} --show {made.id}", err=True)
-        sys.exit(3 if answer["failed"] else 0)
-    _tell(pool, made, given)
+    request = BroadcastRequest(job_type, _parse_data(job_data), required_capability, scatter)
+    made = broadcast(pool, request)
+    if wait:
+        _print_outcome(pool, made, timeout_s)
+    answer = made.response()
+    print_json(answer)
+    note(f"to see its outcome: fsqueue broadcast {pool.root} --show {made.id}")
+    sys.exit(ExitStatus.SOME_FAILED if answer["failed"] else ExitStatus.DONE)
 
 
-def _tell(pool: PoolDirectory, made: Broadcast, given: dict[str, Any]) -> NoReturn:
-    """Print what became of every copy, waiting for it first if that was asked."""
+def _print_outcome(pool: Pool, made: Broadcast, timeout_s: float | None) -> NoReturn:
+    """Print the outcome of every copy, after waiting for them if there is a timeout."""
     from fsqueue.broadcast.broadcast import follow
 
-    if given["wait"]:
-        deadline = time.monotonic() + given["timeout"]
-        follow(pool, made, sleep=lambda: time.sleep(0.5), give_up=deadline)
+    unfit = {"failed", "refused"}
+    if timeout_s is not None:
+        give_up = time.monotonic() + timeout_s
+        follow(pool, made, sleep=lambda: time.sleep(POLL_S), give_up=give_up)
+        unfit |= {"waiting", "running"}
     print_json(made.outcome())
     outcomes = {copy.outcome for copy in made.copies}
-    unfit = {"failed", "refused"} | ({"waiting", "running"} if given["wait"] else set())
-    sys.exit(3 if outcomes & unfit or made.totals().get("failed") else 0)
+    failed = outcomes & unfit or made.totals().get("failed")
+    sys.exit(ExitStatus.SOME_FAILED if failed else ExitStatus.DONE)
 
 
-def _data(text: str) -> dict[str, Any]:
+def _parse_data(text: str) -> dict[str, Any]:
     try:
         value = json.loads(Path(text[1:]).read_bytes() if text.startswith("@") else text)
     except (OSError, ValueError) as error:

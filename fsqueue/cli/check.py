@@ -7,19 +7,20 @@ from dataclasses import asdict
 
 import click
 
-from fsqueue.cli.options import SETTINGS, json_option, pool_argument, print_json
-from fsqueue.pool.settings import PoolDirectory
+from fsqueue.api import Pool
+from fsqueue.cli.options import SETTINGS, json_option, plural, pool_argument, print_json
+from fsqueue.errors import ExitStatus
 from fsqueue.pool.untrusted import printable
 
 
 @click.command("check", context_settings=SETTINGS)
 @pool_argument
 @json_option
-def check(pool: PoolDirectory, as_json: bool) -> None:
+def check(pool: Pool, as_json: bool) -> None:
     """Verify a pool's invariants on disk; change nothing.
 
-    Every planned claim is in exactly one place, every claim that waits or runs is whole, every done
-    claim has its output. Exit status 0 if so, 1 if not.
+    Every planned claim must be in exactly one place, every waiting or running claim whole, and
+    every done claim have its output. Exit status 0 if so, 1 if not.
     """
     from fsqueue.maintenance.audit import audit_pool
 
@@ -32,8 +33,7 @@ def check(pool: PoolDirectory, as_json: bool) -> None:
         for note in report.notes:
             click.echo(f"note: {printable(note, 4000)}")
         counts = ", ".join(f"{count:,} {place}" for place, count in report.counts.items())
-        verdict = f"{len(report.problems):,} problems" if report.problems else "clean"
-        click.echo(
-            f"{pool.root}: {verdict}. {report.planned:,} claims planned: {counts or 'none'}."
-        )
-    sys.exit(1 if report.problems else 0)
+        verdict = plural(len(report.problems), "problem") if report.problems else "clean"
+        planned = plural(report.planned, "claim")
+        click.echo(f"{pool.root}: {verdict}. {planned} planned: {counts or 'none'}.")
+    sys.exit(ExitStatus.ERROR if report.problems else ExitStatus.DONE)

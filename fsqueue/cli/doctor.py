@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 
 import click
 
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
-from fsqueue.errors import NotSupportedError, UsageError
-from fsqueue.maintenance.doctor.one_host import Finding, fit, thorough
-from fsqueue.maintenance.doctor.two_hosts import TwoHostTrial, recommend
+from fsqueue.errors import ExitStatus
+from fsqueue.maintenance.doctor import Finding, examine
 from fsqueue.pool.untrusted import printable
-from fsqueue.storage.mounts import mount_of
 
 EPILOG = """\b
 Examples:
-  fsqueue doctor /shared                 what this host alone can find out
+  fsqueue doctor /shared                 what one host can find out
   fsqueue doctor /shared --peer          on two hosts: they meet in the directory
 
-Exit status: 0 a pool is right here (notes are about speed), 4 it would not be.
+Exit status: 0 the directory is suitable (notes are about speed), 4 it is not.
 """
 
 
@@ -33,62 +29,56 @@ Exit status: 0 a pool is right here (notes are about speed), 4 it would not be.
     type=Duration(),
     default=300.0,
     show_default=True,
-    help="How long to wait for the other host to come.",
+    help="How long to wait for the other host.",
 )
 @click.option(
     "--patience",
     type=Duration(),
     default=35.0,
     show_default=True,
-    help="How long to watch for what stat shows late (30 s and more on NFS).",
+    help="How long to wait for changes that stat shows late (30 s and more on NFS).",
 )
 @json_option
 def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bool) -> None:
-    """Try out in DIR what fsqueue assumes of a file system.
+    """Test whether the file system of DIR does what fsqueue assumes.
 
-    One line for each thing tried: ok, a note on what a pool does without, or BAD. Everything is
-    removed again. With --peer, run it on two hosts at once.
+    One line per test: ok, a note about something a pool can do without, or BAD. Everything is
+    removed afterwards. With --peer, run it on two hosts at once.
     """
-    if not os.path.isdir(directory):
-        raise UsageError(f"{directory} is not a directory. Name one that all workers will see.")
-    directory = os.path.abspath(directory)
-    consultation = TwoHostTrial(directory, wait, patience)
-    found = _show(thorough(directory), quiet=as_json)
-    if peer:
-        if not as_json:
-            click.echo("waiting for the other host: fsqueue doctor DIR --peer, there", err=True)
-        found += _show(consultation.run(), quiet=as_json)
-    silence_s = mount_of(directory).silence_s
-    lease_s, interval_s = recommend(consultation.echo_s, silence_s)
-    well = fit(found)
+
+    def show(finding: Finding) -> None:
+        text = printable(finding.text, 4000)
+        click.echo(f"{finding.level.value:<5} {finding.name:<18} {text}")
+
+    def show_waiting() -> None:
+        click.echo("waiting for the other host: fsqueue doctor DIR --peer, there", err=True)
+
+    verdict = examine(
+        directory,
+        peer=peer,
+        wait_s=wait,
+        patience_s=patience,
+        on_finding=None if as_json else show,
+        on_waiting=None if as_json else show_waiting,
+    )
     if as_json:
         print_json(
             {
-                "directory": directory,
-                "fit": well,
-                "other_host": consultation.other or None,
-                "echo_s": round(consultation.echo_s, 3) if peer else None,
-                "lease_s": lease_s,
-                "steal_interval_s": interval_s,
-                "findings": [asdict(finding) for finding in found],
+                "directory": verdict.directory,
+                "fit": verdict.suitable,
+                "other_host": verdict.other_host,
+                "echo_s": verdict.echo_s,
+                "lease_s": verdict.lease_s,
+                "steal_interval_s": verdict.steal_interval_s,
+                "findings": [asdict(finding) for finding in verdict.findings],
             }
         )
-    elif well:
+    elif verdict.suitable:
         click.echo(
-            f"A pool is right here. Recommended: plan --lease {lease_s:g}s, work --steal-interval "
-            f"{interval_s:g}s{'' if peer else '; two hosts can tell more: --peer'}"
+            f"This directory is suitable for a pool. Recommended: plan --lease "
+            f"{verdict.lease_s:g}s, work --steal-interval {verdict.steal_interval_s:g}s"
+            f"{'' if peer else '; two hosts find out more: --peer'}"
         )
     else:
-        click.echo("A pool would not be right here: see BAD above. Use another file system.")
-    sys.exit(0 if well else NotSupportedError.exit_status)
-
-
-def _show(findings: Iterable[Finding], *, quiet: bool) -> list[Finding]:
-    """Print each finding as it is made; return them all."""
-    kept = []
-    for finding in findings:
-        kept.append(finding)
-        if not quiet:
-            text = printable(finding.text, 4000)
-            click.echo(f"{finding.level.value:<5} {finding.name:<18} {text}")
-    return kept
+        click.echo("This directory is not suitable for a pool: see BAD above. Use another one.")
+    sys.exit(ExitStatus.DONE if verdict.suitable else ExitStatus.NOT_SUPPORTED)

@@ -7,22 +7,24 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import click
 
+from fsqueue.api import Pool, open_pool
 from fsqueue.cli.options import (
     SETTINGS,
     json_option,
+    plural,
     print_json,
     print_table,
     split_pool,
     trust_option,
 )
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.names import ID
-from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.untrusted import printable
+from fsqueue.scheduling.peers import candidates
 from fsqueue.scheduling.score import Candidate, Need, fits, rank
 from fsqueue.scheduling.score import explain as terms_of
 
@@ -32,35 +34,42 @@ Examples:
   fsqueue explain pool/ --need '{"service": "embed", "model": "esm2_t6_8m_ur50d"}'
   fsqueue explain --workers workers.json --need '{"service": "vllm"}' --json
 
-Exit status: 0, or 1 if no such claim is in the pool, or 5 if no worker may
-have the work.
+Exit status: 0, or 1 if the pool has no such claim, or 5 if no worker qualifies.
 """
+NEED_EXAMPLE: Final = """For example: '{"service": "vllm", "model": "llama3.2"}'."""
 
 
 @click.command("explain", context_settings=SETTINGS, epilog=EPILOG)
 @click.argument("words", nargs=-1, metavar="[POOL] [ID]...")
 @trust_option
-@click.option("--need", metavar="JSON", help="Score workers for this: service, model, "
-              "required_capability, min_tier.")  # fmt: skip
-@click.option("--workers", metavar="FILE", help="Score the workers of this file, as workers --json "
-              "prints them or as heartbeats; without it, those of POOL.")  # fmt: skip
+@click.option(
+    "--need",
+    metavar="JSON",
+    help="Score workers for this: service, model, required_capability, min_tier.",
+)
+@click.option(
+    "--workers",
+    metavar="FILE",
+    help="Score the workers in this file, as printed by `workers --json` or as heartbeats. "
+    "Default: those of POOL.",
+)
 @json_option
 def explain(words: tuple[str, ...], need: str | None, workers: str | None, as_json: bool) -> None:
-    """Say where a claim is and why, or how workers score for a need.
+    """Explain where a claim is and why, or how workers score for a need.
 
-    With ID: where the claim is, since when, what went wrong, who could take it and why nobody has.
-    With --need: every term of every worker's score.
+    With ID: where the claim is, since when, what went wrong, which workers could take it, and why
+    none has. With --need: every term of every worker's score.
     """
     if workers is not None:
         if words or need is None:
-            raise UsageError("--workers FILE goes with --need JSON, and without POOL and ID.")
-        _explain_need(_candidates(_json_of(Path(workers))), _need(need), as_json)
+            raise UsageError("--workers FILE is used with --need JSON, and without POOL and ID.")
+        _explain_need(_candidates(_read_json(Path(workers))), _parse_need(need), as_json)
     root, ids = split_pool(words)
     pool = open_pool(root)
     if need is not None:
         if ids:
-            raise UsageError("--need is about workers, and an ID about a claim: give one of them.")
-        _explain_need(_living(pool), _need(need), as_json)
+            raise UsageError("--need is about workers and ID about a claim; use one of them.")
+        _explain_need(candidates(pool), _parse_need(need), as_json)
     if len(ids) != 1 or not ID.fullmatch(ids[0]):
         raise UsageError("name one claim by its ID, the part of its name before the first dot.")
     _explain_claim(pool, ids[0], as_json)
@@ -69,50 +78,46 @@ def explain(words: tuple[str, ...], need: str | None, workers: str | None, as_js
 # ---- scores ----
 
 
-def _explain_need(candidates: list[Candidate], need: Need, as_json: bool) -> None:
-    ranked = rank(candidates, need)
+def _explain_need(workers: list[Candidate], need: Need, as_json: bool) -> NoReturn:
     rows: list[dict[str, Any]] = [
         {
             "worker_id": worker.worker_id,
             "score": round(score, 9),
             "terms": [asdict(term) for term in terms_of(worker, need)],
         }
-        for worker, score in ranked
+        for worker, score in rank(workers, need)
     ]
-    out = [{"worker_id": each.worker_id, "why": why} for each in candidates
-           if (why := fits(each, need))]  # fmt: skip
-    best = rows[0]["worker_id"] if rows else None
+    reasons = {each.worker_id: why for each in workers if (why := fits(each, need))}
     if as_json:
+        out = [{"worker_id": worker, "why": why} for worker, why in reasons.items()]
+        best = rows[0]["worker_id"] if rows else None
         print_json({"need": asdict(need), "best": best, "workers": rows, "left_out": out})
-    else:
-        for row in rows:
-            click.echo(f"{printable(row['worker_id'])}: {row['score']:g}")
-            shown = [(t["term"], f"{t['points']:+.2f}", t["why"]) for t in row["terms"]]
-            print_table(("  term", "points", "why"), [("  " + t, p, w) for t, p, w in shown])
-        for entry in out:
-            click.echo(f"{printable(entry['worker_id'])}: left out, for {entry['why']}")
-    sys.exit(0 if rows else 5)
+        sys.exit(ExitStatus.DONE if rows else ExitStatus.WORK_REMAINS)
+    for row in rows:
+        click.echo(f"{printable(row['worker_id'])}: {row['score']:g}")
+        shown = [(f"  {t['term']}", f"{t['points']:+.2f}", t["why"]) for t in row["terms"]]
+        print_table(("  term", "points", "why"), shown)
+    for worker, why in reasons.items():
+        click.echo(f"{printable(worker)}: does not qualify: {why}")
+    sys.exit(ExitStatus.DONE if rows else ExitStatus.WORK_REMAINS)
 
 
-def _need(text: str) -> Need:
+def _parse_need(text: str) -> Need:
     try:
         facts = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--need is not JSON ({error}). {_LIKE}") from error
+        raise UsageError(f"--need is not JSON ({error}). {NEED_EXAMPLE}") from error
     if not isinstance(facts, dict):
-        raise UsageError(f"--need is not a JSON object. {_LIKE}")
+        raise UsageError(f"--need is not a JSON object. {NEED_EXAMPLE}")
     return Need.read(facts)
 
 
-_LIKE = """Write it like '{"service": "vllm", "model": "llama3.2"}'."""
-
-
-def _json_of(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read as JSON ({error}). Make it by: fsqueue workers POOL --json"
+            f"{path} cannot be read as JSON ({error}). To make it: fsqueue workers POOL --json"
         ) from error
 
 
@@ -124,25 +129,16 @@ def _candidates(document: Any) -> list[Candidate]:
     return [Candidate.read(row) for row in rows if isinstance(row, dict)]
 
 
-def _living(pool: PoolDirectory) -> list[Candidate]:
-    from fsqueue.pool.leases import lease_names
-    from fsqueue.pool.status import heartbeat, read_status
-
-    living = sorted({name.worker for name in lease_names(pool) if name.living})
-    statuses = (read_status(pool, worker) for worker in living)
-    return [Candidate.read(asdict(s) | heartbeat(s)) for s in statuses if s is not None]
-
-
 # ---- one claim ----
 
 
-def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
+def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
     from fsqueue.monitor.locate import find
 
     found = find(pool, id)
     if as_json:
         print_json(asdict(found) | {"pool": pool.root})
-        sys.exit(0 if found.places else 1)
+        sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
     if not found.places:
         click.echo(f"{id} is nowhere in {pool.root}: not planned, or still being planned.")
     for place in found.places:
@@ -152,7 +148,8 @@ def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
         owner = f", worker {name.owner}" if name.owner else ""
         click.echo(f"kind {name.kind}, cost {name.cost:,}, attempt {name.attempt}{owner}")
     if found.takers or found.forecast:
-        click.echo(f"\n{found.ahead:,} claims of its spool come first; {found.forecast}.")
+        ahead = plural(found.ahead, "claim")
+        click.echo(f"\n{ahead} of its spool will be taken before it; {found.forecast}.")
         rows = [(each.worker, "yes" if each.may else "no", each.why) for each in found.takers]
         print_table(("worker", "may take it", "why it has not"), rows, left=3)
     if found.errors:
@@ -164,8 +161,8 @@ def _explain_claim(pool: PoolDirectory, id: str, as_json: bool) -> None:
     if found.events:
         click.echo()
         rows = [(_local(e["t"]), e["event"], str(e.get("worker"))) for e in found.events]
-        print_table(("when", "what", "worker"), rows, left=3)
-    sys.exit(0 if found.places else 1)
+        print_table(("when", "event", "worker"), rows, left=3)
+    sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
 
 
 def _local(t: float) -> str:

@@ -1,4 +1,4 @@
-"""`fsqueue gpus`: what this machine's GPUs are called and weigh."""
+"""`fsqueue gpus`: this machine's GPUs and their weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fsqueue.cli.options import SETTINGS, json_option, print_json, print_table
 @click.command("gpus", context_settings=SETTINGS)
 @json_option
 def gpus(as_json: bool) -> None:
-    """Show the GPUs that a process started here would see, with their weights.
+    """Show this machine's visible GPUs and their weights.
 
-    A weight is a speed beside an RTX 3090. Override one with `plan --weight NAME=WEIGHT`.
+    A weight is a speed relative to an RTX 3090. Override one with `plan --weight NAME=WEIGHT`.
     """
     from fsqueue.gpu.nvml import visible_gpus
     from fsqueue.gpu.weights import GPU_WEIGHTS, get_gpu_weight, short_name

@@ -1,4 +1,4 @@
-"""What several commands share: the POOL argument, durations, tables, JSON."""
+"""What several commands share: the POOL argument, durations, tables, JSON, exit statuses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
+from fsqueue.api import Pool, open_pool
 from fsqueue.errors import UsageError
-from fsqueue.pool.settings import PoolDirectory, open_pool
+from fsqueue.monitor.format import plural as plural
 from fsqueue.storage import permissions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,12 +24,16 @@ SETTINGS: Final = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
+EXIT_STATUS: Final = """\b
+Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
+is left but some claims failed, 5 work remains.
+"""
 DURATION_MAX_S: Final = 1e9
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def pool_argument(function: F) -> F:
-    """Add the POOL argument, which FSQUEUE_POOL may stand in for, and --trust-group."""
+    """Add the POOL argument, for which FSQUEUE_POOL can stand in, and --trust-group."""
     return trust_option(click.argument("pool", envvar="FSQUEUE_POOL", callback=_open)(function))
 
 
@@ -37,7 +43,7 @@ def trust_option(function: F) -> F:
 
 
 class TrustGroup(click.Option):
-    """--trust-group, which is heard before any pool is opened."""
+    """--trust-group, which is evaluated before any pool is opened."""
 
     def __init__(self, names: Sequence[str] = ("--trust-group",), **how: Any) -> None:
         super().__init__(
@@ -45,20 +51,20 @@ class TrustGroup(click.Option):
             is_flag=True,
             is_eager=True,
             expose_value=False,
-            envvar=permissions.TOLD,
-            callback=_tell,
-            help="Take work from all members of the group of the pool's directory.",
+            envvar=permissions.TRUST_GROUP_VARIABLE,
+            callback=_trust_group,
+            help="Trust all members of the group of the pool's directory.",
             **how,
         )
 
 
-def _tell(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Tell this process, and by its environment those that it starts."""
+def _trust_group(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Trust the group in this process and, through the environment, in those that it starts."""
     if value:
-        os.environ[permissions.TOLD] = "1"
+        os.environ[permissions.TRUST_GROUP_VARIABLE] = "1"
 
 
-def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> PoolDirectory | None:
+def _open(ctx: click.Context, parameter: click.Parameter, value: str) -> Pool | None:
     return None if ctx.resilient_parsing else open_pool(value)
 
 
@@ -69,18 +75,25 @@ def json_option(function: F) -> F:
     )
 
 
+def dry_run_option(function: F) -> F:
+    """Add --dry-run."""
+    return click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")(
+        function
+    )
+
+
 def output_option(function: F) -> F:
-    """Add -o, for what else goes to stdout."""
+    """Add -o, for what otherwise goes to stdout."""
     return click.option(
         "-o",
         "--output",
         type=click.Path(dir_okay=False),
-        help="Write it there, whole; without it, to stdout.",
+        help="Write to this file, whole or not at all. Default: stdout.",
     )(function)
 
 
 def stealing_options(function: F) -> F:
-    """Add what `work` and `run` both say of stealing."""
+    """Add the options of `work` and `run` that control stealing."""
     interval = click.option(
         "--steal-interval",
         type=Duration(),
@@ -97,7 +110,7 @@ def stealing_options(function: F) -> F:
 
 
 def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Tell POOL from what follows it, where FSQUEUE_POOL may stand in for it.
+    """Split off POOL from the words that follow it, where FSQUEUE_POOL may stand in for it.
 
     The first word is the pool if it is one, or if FSQUEUE_POOL is not set.
     """
@@ -105,7 +118,7 @@ def split_pool(words: Sequence[str]) -> tuple[str, list[str]]:
     if preset and not (words and os.path.lexists(os.path.join(words[0], "pool.json"))):
         return preset, list(words)
     if not words:
-        raise UsageError("no POOL was given, and FSQUEUE_POOL is not set. See --help.")
+        raise UsageError("POOL is missing, and FSQUEUE_POOL is not set. See --help.")
     return words[0], list(words[1:])
 
 
@@ -124,7 +137,7 @@ class TrailingCommand(click.Command):
 
 
 class Duration(click.ParamType[float]):
-    """Seconds, or a humane duration: 90, 45s, 10m, 1h30m, 2d."""
+    """Seconds, or a duration with units: 90, 45s, 10m, 1h30m, 2d."""
 
     name = "duration"
 
@@ -146,9 +159,12 @@ class Duration(click.ParamType[float]):
         self.fail(f"{value!r} is not a duration; write 90, 45s, 10m or 1h30m.", parameter, ctx)
 
 
-def plural(count: int, noun: str) -> str:
-    """Return "1 claim", "2 claims"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+# ---- printing ----
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, with the program's name before it."""
+    click.echo(f"fsqueue: {text}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -172,3 +188,28 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+class ProgressLine:
+    """A line on stderr that is overwritten by the next one; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line, cut to the terminal's width."""
+        if self.live:
+            width = max(20, self._width() - 1)
+            click.echo(f"\r\x1b[K{text[:width]}", nl=False, err=True)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self.live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    @staticmethod
+    def _width() -> int:
+        try:
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            return 80

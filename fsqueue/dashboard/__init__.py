@@ -11,6 +11,6 @@ from __future__ import annotations
 from fsqueue.dashboard.background import LoadBalancingDashboard
 from fsqueue.dashboard.board import View
 from fsqueue.dashboard.draw import render
-from fsqueue.dashboard.live import print_once, show
+from fsqueue.dashboard.live import in_notebook, print_once, show
 
-__all__ = ["LoadBalancingDashboard", "View", "print_once", "render", "show"]
+__all__ = ["LoadBalancingDashboard", "View", "in_notebook", "print_once", "render", "show"]

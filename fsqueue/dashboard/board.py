@@ -1,7 +1,7 @@
-"""Decide what the dashboard says: which columns and rows, in which words and colours.
+"""What the dashboard shows: which columns and rows, in which words and colours.
 
-Everything here is a pure function of a frozen snapshot and a size, and knows of no terminal: a cell
-is a text and a style. `dashboard.py` draws it.
+Everything here is a pure function of a frozen snapshot and a size, and knows nothing of terminals:
+a cell is a text and a style. `draw` makes a frame of it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ SORTS: Final = ("name", "queue", "speed", "state")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the person who watches wants to see."""
+    """What the viewer has chosen to see."""
 
     events: int = 8
-    """How many of the last steals."""
+    """How many recent steals."""
     memory: bool = True
-    tokens: bool = False
+    rates: bool = False
+    """Whether to show the rates of the handlers' own counters, tokens say."""
     by_worker: bool = False
     failed: bool = True
     steals: bool = True
@@ -56,7 +57,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Rank 0 stays always, the highest goes first; an optional one goes if nobody fills it."""
+    """A column. Rank 0 always stays, the highest goes first; an optional one if it is empty."""
 
     title: str
     rank: int
@@ -74,7 +75,6 @@ COLUMNS: Final = (
     Column("temp", 11, optional=True),
     Column("power", 12, optional=True),
     Column("speed", 1),
-    Column("tok/s", 1),
     Column("queue", 0),
     Column("left", 7, optional=True),
     Column("now", 10, optional=True),
@@ -114,8 +114,7 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
     shown = _choose(rows, view, max(1, height))
     cells = [_cells(row, snapshot) for row in shown]
     total = _total_cells(snapshot, view)
-    hidden = {"mem": not view.memory, "tok/s": not view.tokens}
-    columns = [c for c in COLUMNS if not hidden.get(c.title)]
+    columns = _columns(snapshot, view)
     titles = {c.title: c.title for c in columns} | {"speed": f"{snapshot.unit}/s"}
     if view.by_worker:
         titles["queue"] = "holds"
@@ -130,10 +129,23 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
     )
 
 
+def _columns(snapshot: Snapshot, view: View) -> list[Column]:
+    """Return the columns wanted, the rates of the handlers' counters after the speed."""
+    columns = [column for column in COLUMNS if view.memory or column.title != "mem"]
+    if view.rates:
+        at = [column.title for column in columns].index("speed") + 1
+        columns[at:at] = [Column(_rate_title(name), 1) for name in sorted(snapshot.rates)]
+    return columns
+
+
+def _rate_title(counter: str) -> str:
+    return f"{format.abbreviated(counter)}/s"
+
+
 def _fit(
     columns: list[Column], titles: dict[str, str], rows: list[dict[str, Cell]], width: int
 ) -> list[Column]:
-    """Return the columns to show: without those that nobody fills, then by rank until it fits."""
+    """Return the columns to show: without the empty ones, then by rank until they fit."""
 
     def texts(column: Column) -> list[str]:
         return [row[column.title][0] for row in rows if column.title in row]
@@ -151,7 +163,7 @@ def _fit(
 def _shorten(
     kept: list[Column], titles: dict[str, str], rows: list[dict[str, Cell]], width: int
 ) -> None:
-    """Cut the longest names where not even the columns that always stay fit."""
+    """Cut the longest names where not even the columns of rank 0 fit."""
     widths = [
         max(len(titles[c.title]), *(len(row.get(c.title, ("", ""))[0]) for row in rows))
         for c in kept
@@ -207,7 +219,8 @@ def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
     cells = _worker_cells(row) if isinstance(row, WorkerRow) else _spool_cells(row, snapshot)
     cells |= _use_cells(row.use)
     cells["speed"] = format.rate(row.items_per_s), ""
-    cells["tok/s"] = format.rate(row.tokens_per_s), ""
+    for name in snapshot.rates:
+        cells[_rate_title(name)] = format.rate(row.rates.get(name)), ""
     cells["state"] = row.state, STYLES.get(row.state, "dim")
     if row.stale:
         return {title: (text, "dim") for title, (text, _) in cells.items()} | {
@@ -217,9 +230,9 @@ def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
 
 
 def _spool_cells(row: SpoolRow, snapshot: Snapshot) -> dict[str, Cell]:
-    crew = f" ({row.workers})" if row.workers > 1 else ""
+    workers = f" ({row.workers})" if row.workers > 1 else ""
     return {
-        "GPU": ((row.name or "others") + crew, "bold"),
+        "GPU": ((row.name or "others") + workers, "bold"),
         "model": (short_name(row.model), ""),
         "weight": (f"{row.weight:.2f}" if row.weight else "", ""),
         "queue": (f"{row.waiting.claims:,}" if row.name else "", ""),
@@ -271,7 +284,7 @@ def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     return {
         "GPU": ("all", "bold"),
         "speed": (format.rate(snapshot.items_per_s), "bold"),
-        "tok/s": (format.rate(snapshot.tokens_per_s), "bold"),
+        **{_rate_title(name): (format.rate(r), "bold") for name, r in snapshot.rates.items()},
         "queue": (f"{queue.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),
         "errors": (f"{errors:,}" if errors else "", "bold red"),

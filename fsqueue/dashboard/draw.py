@@ -1,4 +1,4 @@
-"""Make one frame: heading, table, progress, troubles, failures, steals, in what room there is."""
+"""One frame: heading, table, progress, alerts, failures, steals, in the room there is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIXED_LINES: Final = 7
 ROWS_MIN: Final = 4
 WARNINGS_MAX: Final = 6
 FAILURES_MAX: Final = 3
-HELP: Final = "f failed", "e steals", "t tokens/s", "m memory", "? help"
+HELP: Final = "f failed", "e steals", "t rates", "m memory", "? help"
 
 
 def render(

@@ -1,7 +1,8 @@
-"""Keep a frame fresh on a terminal, until there is nothing more to see."""
+"""Keep a frame up to date on a terminal or in a notebook."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -33,12 +34,12 @@ def show(
 ) -> Snapshot:
     """Draw live until `until()` is true (None: until all is done, or q is typed).
 
-    The last frame stays on the terminal; it shows the pool after `until()` was true. On what cannot
-    be drawn on, write lines.
+    The last frame stays visible; it shows the pool after `until()` became true. Where a frame
+    cannot be replaced by the next (a pipe, a file), lines are printed instead.
     """
     reader = reader or Reader(pool)
     console = Console(highlight=False)
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not _can_update(console):
         return follow(pool, until=until, interval_s=interval_s, echo=console.out, reader=reader)
     with (
         Keys() if keys else nullcontext() as typed,
@@ -56,8 +57,21 @@ def show(
                 return snapshot
 
 
+def in_notebook() -> bool:
+    """Return whether stdout is a notebook that can show a live table."""
+    console = Console(highlight=False)
+    return console.is_jupyter and _can_update(console)
+
+
+def _can_update(console: Console) -> bool:
+    """Return whether a frame can be replaced by the next one."""
+    if console.is_jupyter:  # rich needs ipywidgets there
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class _Screen:
-    """The terminal, what is on it, and what was typed."""
+    """The terminal, what is on it, and the keys typed."""
 
     def __init__(self, live: Live, view: View, keys: Keys | None) -> None:
         self._live = live
@@ -70,7 +84,7 @@ class _Screen:
         """Put a snapshot on the screen."""
         console = self._live.console
         if console.size != self._size:
-            # What the terminal wrapped or cut then can no longer be counted in lines.
+            # The terminal may have wrapped lines, so the height of the last frame is unknown.
             console.clear()
             self._size = console.size
         width, height = self._size
@@ -79,12 +93,12 @@ class _Screen:
         self._snapshot = snapshot
 
     def rest(self, seconds: float, until: Callable[[], bool] | None) -> None:
-        """Wait for the next look; obey keys, and follow the terminal's size."""
+        """Wait for the next refresh; act on keys, and follow the terminal's size."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self.quit:
             key = self._key(min(left, POLL_S))
             self.quit = key in ("q", "Q", "\x04")
-            before, self._view = self._view, _obey(self._view, key)
+            before, self._view = self._view, view_after(self._view, key)
             if self._view != before or self._live.console.size != self._size:
                 self.draw(self._snapshot)
             if until is not None and until():
@@ -97,8 +111,8 @@ class _Screen:
         return ""
 
 
-def _obey(view: View, key: str) -> View:
-    """Return the view after a key."""
+def view_after(view: View, key: str) -> View:
+    """Return the view after a key was typed."""
     if key == "s":
         return replace(view, sort=SORTS[(SORTS.index(view.sort) + 1) % len(SORTS)])
     if key == "w":
@@ -108,14 +122,14 @@ def _obey(view: View, key: str) -> View:
     if key == "e":
         return replace(view, steals=not view.steals)
     if key == "t":
-        return replace(view, tokens=not view.tokens)
+        return replace(view, rates=not view.rates)
     if key == "m":
         return replace(view, memory=not view.memory)
     return replace(view, help=not view.help) if key == "?" else view
 
 
 def print_once(snapshot: Snapshot, view: View) -> None:
-    """Print one frame, whole: to a terminal in its width, elsewhere in COLUMNS or 120."""
+    """Print one whole frame: on a terminal in its width, elsewhere in COLUMNS or 120."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=120)

@@ -59,6 +59,39 @@ class Leftover:
         return sum(map(_size, within)) if os.path.isdir(self.path) else _size(self.path)
 
 
+LOOKS_PER_LEASE: Final = 8
+
+
+def clean_pool(
+    pool: PoolDirectory,
+    *,
+    older_than_s: float | None = None,
+    dry_run: bool = False,
+    on_wait: Callable[[float], object] | None = None,
+) -> list[tuple[Leftover, int]]:
+    """Remove what killed processes left behind; return it with the bytes that it held.
+
+    Workers that left or died more than `older_than_s` ago are forgotten, too. Looks until nothing
+    is doubtful any more, which takes up to a lease; `on_wait` is called with the seconds left.
+    """
+    cleaner = Cleaner(pool, older_than_s=older_than_s)
+    until = time.monotonic() + pool.lease_s * (1 + 2 / LOOKS_PER_LEASE)
+    while True:
+        found = cleaner.look()
+        left_s = until - time.monotonic()
+        if not cleaner.doubtful or left_s <= 0:
+            break
+        if on_wait is not None:
+            on_wait(left_s)
+        time.sleep(pool.lease_s / LOOKS_PER_LEASE)
+    removed = []
+    for leftover in found:
+        size = leftover.size
+        if dry_run or remove(pool, leftover):
+            removed.append((leftover, size))
+    return removed
+
+
 class Cleaner:
     """One look after another at a pool's litter."""
 
@@ -87,10 +120,10 @@ class Cleaner:
         living = holders.union(filter(self._lives, self._observer.workers()))
         ripe: list[Leftover] = []
         seen: dict[object, float] = {}
-        for key, litter in (*self._unfinished(living), *self._unnumbered()):
+        for key, leftover in (*self._unfinished(living), *self._unnumbered()):
             since = seen[key] = self._since.get(key, now)
             if now - since >= pool.lease_s:
-                ripe.append(litter)
+                ripe.append(leftover)
         self._since = seen
         self.doubtful = len(ripe) < len(seen)
         for worker in sorted((workshops | orders.keys()) - living):
@@ -102,7 +135,7 @@ class Cleaner:
             else:
                 self.doubtful = True  # it shows no lease; but a renewal can hide one for a moment
         ripe += [*self._checkpoints(), *self._records(living)]
-        return [litter for litter in ripe if os.path.lexists(litter.path)]
+        return [each for each in ripe if os.path.lexists(each.path)]
 
     def _lives(self, worker: str) -> bool:
         """Say whether a worker that shows a lease may live: nothing less than proof counts."""

@@ -14,12 +14,13 @@ from typing import Final
 from fsqueue.monitor.counts import Count
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.status import LeaveReason
 
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
 IDLE_S: Final = 30.0
 HELD_BACK_MIN: Final = 0.2
-STOPPED_ITSELF: Final = "this worker stops"
+STOPPED_ITSELF: Final = frozenset({LeaveReason.BROKEN, LeaveReason.FAILURES})
 ORDERS: Final = {
     "pause": "paused: workers finish their claim and wait",
     "drain": "draining: workers finish their claim and leave",
@@ -70,7 +71,7 @@ def _workers(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
         elif row.health == "lost" and row.holds:
             what = f"{row.trouble}; its claim goes to another: fsqueue recover"
             yield Alert("lost", row.id, f"{row.id}: {what}")
-        if not row.living and STOPPED_ITSELF in row.status.message:
+        if not row.living and row.status.left_because in STOPPED_ITSELF:
             yield Alert("broken", row.id, f"{row.id} stopped itself: {row.status.message}")
 
 

@@ -8,7 +8,6 @@ and what is kept is one attempt a worker, and the claims that were taken back fr
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 from fsqueue.errors import FsqueueError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import event_time
+from fsqueue.pool.journal import EventKind, JournalReader, event_time
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ID, KIND, SPOOL, WORKER
@@ -25,10 +24,13 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 
-PIECE: Final = 32 << 10
-LINE_MAX: Final = 1 << 20
-BEGINNINGS: Final = frozenset({"took", "stole"})
-ENDINGS: Final = {"finished": "done", "failed": "failed", "released": "released", "lost": "lost"}
+BEGINNINGS: Final = frozenset({EventKind.TOOK, EventKind.STOLE})
+ENDINGS: Final[dict[str, str]] = {
+    EventKind.FINISHED: "done",
+    EventKind.FAILED: "failed",
+    EventKind.RELEASED: "released",
+    EventKind.LOST: "lost",
+}
 """What an event calls the end of an attempt, and what it is called here. Also: killed, running, and
 unknown, where the journal says no more, though the worker is gone and nobody took the claim back.
 """
@@ -72,7 +74,7 @@ def attempts(pool: PoolDirectory) -> Iterator[Attempted]:
     recovered = _recovered(paths, sizes)
     alive = _alive(pool)  # after the sizes: what is open in a journal there has begun by now
     tales = (
-        _Tale(worker, recovered, alive).tell(_events(paths[worker], sizes[worker]))
+        _Tale(worker, recovered, alive).tell(JournalReader(paths[worker]).events(sizes[worker]))
         for worker in paths
     )
     yield from heapq.merge(*tales, key=lambda attempt: attempt.ended)
@@ -82,8 +84,9 @@ def _recovered(paths: dict[str, str], sizes: dict[str, int]) -> dict[tuple[str, 
     """Return when each claim was taken back from each dead worker."""
     found: dict[tuple[str, str], float] = {}
     for worker, path in paths.items():
-        for facts in _events(path, sizes[worker], having=b'"recovered"'):
-            if facts["event"] == "recovered":
+        having = EventKind.RECOVERED.encode()
+        for facts in JournalReader(path).events(sizes[worker], having=having):
+            if facts["event"] == EventKind.RECOVERED:
                 found[str(facts.get("id")), str(facts.get("of"))] = event_time(facts)
     return found
 
@@ -112,7 +115,7 @@ class _Tale:
         self.host = self.worker.rsplit("-", 2)[0]
         for facts in events:
             kind = facts["event"]
-            if kind == "joined":
+            if kind == EventKind.JOINED:
                 self.host = printable(facts.get("host", self.host), 80).replace(" ", "_")
             elif kind in BEGINNINGS and _text(ID, facts.get("id")):
                 if self.begun is not None:
@@ -142,7 +145,7 @@ class _Tale:
             seconds = event_time(end) - started
         if end is not None and started is None and seconds is not None:
             started = event_time(end) - seconds
-        stolen = begun.get("event") == "stole"
+        stolen = begun.get("event") == EventKind.STOLE
         code, attempt = number(facts.get("returncode")), number(facts.get("attempt"))
         return Attempted(
             id=begun["id"],
@@ -164,44 +167,6 @@ class _Tale:
 def _text(pattern: re.Pattern[str], value: object) -> str | None:
     """Return what an event gives as a name, if it is one."""
     return value if isinstance(value, str) and pattern.fullmatch(value) else None
-
-
-# ---- reading ----
-
-
-def _events(path: str, size: int, *, having: bytes = b"") -> Iterator[dict[str, Any]]:
-    """Yield the well-formed events in the first `size` bytes, of the lines with `having` only."""
-    for line in _lines(path, size, having):
-        if having not in line:
-            continue
-        try:
-            facts = json.loads(line.strip(b"\0 \r"))
-        except (ValueError, RecursionError):
-            continue  # cut by a crash, or NULs that NFS put in its place
-        if isinstance(facts, dict) and isinstance(facts.get("event"), str):
-            yield facts
-
-
-def _lines(path: str, size: int, having: bytes) -> Iterator[bytes]:
-    """Yield complete lines. The file is open only while a piece is read: there may be thousands."""
-    offset, rest = 0, b""
-    while offset < size and (piece := _read(path, offset, min(PIECE, size - offset))):
-        offset += len(piece)
-        whole, newline, tail = (rest + piece).rpartition(b"\n")
-        if newline and having in whole:
-            yield from whole.split(b"\n")
-        rest = tail if len(tail) < LINE_MAX else b""
-
-
-def _read(path: str, offset: int, length: int) -> bytes:
-    try:
-        fd, _ = atomic.opened(path)
-        try:
-            return os.pread(fd, length, offset)
-        finally:
-            os.close(fd)
-    except (OSError, FsqueueError):
-        return b""  # RACE: removed, or out of sight: what is left of it is not told
 
 
 def _size(path: str) -> int:

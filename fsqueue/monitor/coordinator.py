@@ -77,9 +77,8 @@ class WorkStealingCoordinator:
 
         Logs a warning when that begins, and one when it is over.
         """
-        self._reader.roster.stall_s = stall_threshold
         stalled: dict[str, float] = {}
-        for row in self.snapshot().workers:
+        for row in self._reader.snapshot(stall_s=stall_threshold).workers:
             if row.stalled:
                 stalled[_gpu(row)] = max(stalled.get(_gpu(row), 0.0), row.idle_s or 0.0)
         for gpu in sorted(stalled.keys() - self._stalled):

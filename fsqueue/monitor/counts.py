@@ -18,7 +18,7 @@ from heapq import nlargest
 from itertools import chain, compress
 from typing import Final
 
-from fsqueue.errors import PoolError
+from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
@@ -29,6 +29,8 @@ from fsqueue.storage import atomic
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5
+INPUTS: Final = "inputs"
+"""The measure of handlers that count nothing: one input a claim, so claims tell as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,12 @@ class Count:
     damage: tuple[str, ...]
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
-    """What the plans say they hold, beside claims and cost: sequences, residues."""
+    """What the handlers counted in what was planned, beside claims and cost."""
+
+    @property
+    def item(self) -> str | None:
+        """The measure that speeds are shown in: the handlers' first one; None: claims."""
+        return next((name for name in self.measures if name != INPUTS), None)
 
     @property
     def finished(self) -> bool:
@@ -65,8 +72,8 @@ class Count:
     def exit_status(self) -> int:
         """Return the exit status that says how the pool stands."""
         if not self.finished:
-            return 5
-        return 3 if self.failed.claims else 0
+            return ExitStatus.WORK_REMAINS
+        return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
 
 
 class ClaimCounter:

@@ -1,4 +1,4 @@
-"""Write numbers as people read them: times, rates, shares. What is unknown is a dash."""
+"""Numbers as people read them: times, rates, shares. What is not known is a dash."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def share(part: float, whole: float) -> str:
     if 0 < value < 0.1 or 99.9 < value < 100:
         return "<0.1%" if value < 1 else ">99.9%"
     return f"{value:.1f}%"
+
+
+def abbreviated(name: str) -> str:
+    """Return the name of a measure as it stands in a column title: items, seq, tok."""
+    return name if len(name) < 6 or name == "claims" else name[:3]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 claim", "2 claims"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def stolen(came: int, went: int) -> str:

@@ -90,7 +90,7 @@ def _events(pool: PoolDirectory, id: str) -> Iterator[dict[str, Any]]:
     directory = pool.directory("events")
     for text in atomic.names(directory):
         if text.endswith(".jsonl"):
-            for _, event in read_events(f"{directory}/{text}"):
+            for event in read_events(f"{directory}/{text}"):
                 if event.get("id") == id and isinstance(event.get("t"), int | float):
                     yield event
 

@@ -1,7 +1,7 @@
-"""Say in lines what a pool does, where there is no terminal: a SLURM log, a pipe.
+"""What a pool does, as lines for a log: without a terminal, in a SLURM job, through a pipe.
 
-Every event at once, every trouble once when it begins and once when it ends, and a line per spool
-every ten seconds. Each line stands for itself: time, subject, facts.
+Every event at once, every alert once when it begins and once when it ends, and a line per spool
+every ten seconds. Each line stands alone: time, subject, facts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fsqueue.pool.settings import PoolDirectory
 
 EVERY_S: Final = 10.0
 PATIENCE_S: Final = 10.0
-"""So long no worker may live before that is worth a line: they may just be starting."""
+"""How long no worker may be alive before that is reported: they may be starting."""
 RECOVERED: Final = {"stalled": "recovered", "suspect": "recovered"}
 POLL_S: Final = 0.2
 IDLE_SHARE: Final = 5
@@ -33,10 +33,14 @@ def follow(
     interval_s: float = 2.0,
     echo: Callable[[str], object] = print,
     reader: Reader | None = None,
+    events: bool = True,
 ) -> Snapshot:
-    """Print lines until `until()` is true (None: until all is done); then what became of all."""
+    """Print lines until `until()` is true (None: until all is done), then the totals.
+
+    Without `events`, only alerts and the state of the spools are printed.
+    """
     reader = reader or Reader(pool)
-    lines = Lines()
+    lines = Lines(events=events)
     while True:
         over = until is not None and until()
         snapshot = reader.snapshot()
@@ -51,22 +55,24 @@ def follow(
 
 
 def pause_s(interval_s: float, snapshot: Snapshot) -> float:
-    """Return how long to rest before the next look: looking stays under a sixth of the time."""
+    """Return how long to pause before the next look: looking takes under a sixth of the time."""
     return max(interval_s, IDLE_SHARE * snapshot.took_s, PAUSE_MIN_S)
 
 
 class Lines:
-    """What one reader of the log has been told already."""
+    """Which lines one log has not had yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, events: bool = True) -> None:
+        self._wants_events = events
         self._seen = 0
-        self._told: dict[tuple[str, str], Alert] = {}
+        self._shown: dict[tuple[str, str], Alert] = {}
         self._since: dict[tuple[str, str], float] = {}
         self._last = -EVERY_S
 
     def news(self, snapshot: Snapshot, now: float) -> Iterator[str]:
-        """Yield what has to be said now; `now` counts seconds."""
-        yield from self._events(snapshot)
+        """Yield the lines that are due; `now` is a time in seconds."""
+        if self._wants_events:
+            yield from self._events(snapshot)
         yield from self.alerts(snapshot, now)
         if now - self._last >= EVERY_S:
             self._last = now
@@ -85,17 +91,17 @@ class Lines:
             yield f"{format.clock(event.t)} {event.worker}: {event.text}"
 
     def alerts(self, snapshot: Snapshot, now: float) -> Iterator[str]:
-        """Yield a line for each trouble that began or ended since the last call."""
+        """Yield a line for each alert that began or ended since the last call."""
         at = format.clock(snapshot.taken_at)
         standing = {(alert.kind, alert.subject): alert for alert in snapshot.warnings}
         self._since = {key: self._since.get(key, now) for key in standing}
         for key, alert in standing.items():
             patient = alert.kind == "deserted" and now - self._since[key] < PATIENCE_S
-            if key not in self._told and not patient:
-                self._told[key] = alert
+            if key not in self._shown and not patient:
+                self._shown[key] = alert
                 yield f"{at} warning: {alert.text}"
-        for key in [key for key in self._told if key not in standing]:
-            alert = self._told.pop(key)
+        for key in [key for key in self._shown if key not in standing]:
+            alert = self._shown.pop(key)
             yield f"{at} {RECOVERED.get(alert.kind, 'over')}: {alert.text}"
 
 
@@ -121,13 +127,12 @@ def spool_line(row: SpoolRow, unit: str) -> str:
 
 
 def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
-    """Return where all claims are, in words; the numbers add up."""
+    """Return how many claims are in each state, in words; the numbers add up."""
     count = snapshot.count
     parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
     states = ((count.running, "running"), (count.waiting, "waiting"), (count.failed, "failed"))
     parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
-    if snapshot.store_hits:
-        parts.append(f"{snapshot.store_hits:,} from the store")
+    parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in snapshot.counters.items() if n]
     if eta and not snapshot.finished:
         parts.append(f"ETA {format.duration(snapshot.eta_s)}")
     return ", ".join(parts)

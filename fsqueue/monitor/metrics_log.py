@@ -1,8 +1,8 @@
-"""Keep a log of how busy and how fast each GPU was: one CSV line per GPU and look.
+"""A log of how busy and how fast each GPU was: one CSV line per GPU and look.
 
-Several may watch one pool from several hosts, and lines appended from two hosts tear each other. So
-only whoever holds the lock writes; the others leave it alone without a word, and try again at each
-look: when the writer ends, another goes on.
+Several processes may watch one pool from several hosts, and lines appended from two hosts tear each
+other. So only the holder of the lock writes; the others write nothing, and try the lock again at
+each look: when the writer ends, another one goes on.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def metric_lines(rows: Sequence[SpoolRow], t: float) -> list[str]:
 
 
 class MetricsLog:
-    """The metrics log at `path`, while we hold its lock. Raises OSError where it cannot write."""
+    """The metrics log at `path`; written only while its lock is held here. Raises OSError."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -104,9 +104,9 @@ def _of_pool(snapshot: Snapshot) -> Iterator[Family]:
     yield one("fsqueue_finished", "1 if nothing waits and nothing runs.", int(snapshot.finished))
     yield one("fsqueue_remaining_seconds", "Estimated time until all is done.", snapshot.eta_s)
     workers = tuple(({"state": state}, number) for state, number in sorted(states.items()))
-    yield Family("fsqueue_workers", "gauge", "Workers that live or hold a claim.", workers)
+    yield Family("fsqueue_workers", "gauge", "Workers that are alive or hold a claim.", workers)
     warnings = tuple(({"kind": kind}, number) for kind, number in sorted(troubles.items()))
-    yield Family("fsqueue_warnings", "gauge", "What somebody should look at.", warnings)
+    yield Family("fsqueue_warnings", "gauge", "Things that need attention.", warnings)
     yield one("fsqueue_look_timestamp_seconds", "When the pool was looked at.", snapshot.taken_at)
     yield one("fsqueue_look_duration_seconds", "How long that look took.", snapshot.took_s)
 
@@ -116,9 +116,12 @@ def _of_spools(snapshot: Snapshot) -> Iterator[Family]:
     for name, kind, help, value in _SPOOL:
         samples = tuple(({"spool": row.name}, value(row)) for row in rows)
         yield Family(f"fsqueue_spool_{name}", kind, help, samples)
-    unit = "sequences" if snapshot.unit == "seq" else "claims"
+    unit = snapshot.count.item or "claims"
     speeds = tuple(({"spool": row.name}, row.items_per_s) for row in rows)
     yield Family(f"fsqueue_spool_{unit}_per_second", "gauge", "Speed of its workers.", speeds)
+    for counter in sorted(snapshot.rates):
+        rates = tuple(({"spool": row.name}, row.rates.get(counter)) for row in rows)
+        yield Family(f"fsqueue_spool_{counter}_per_second", "gauge", "Speed of its workers.", rates)
     for name, help, used in _GPU:
         gpus = tuple((_gpu_labels(row), used(row.use)) for row in rows)
         yield Family(f"fsqueue_gpu_{name}", "gauge", help, gpus)
@@ -142,7 +145,6 @@ _SPOOL: Final[tuple[tuple[str, str, str, Callable[[SpoolRow], float | None]], ..
     ("attempts_failed_total", "counter", "Attempts that failed there.", lambda row: row.errors),
     ("claims_stolen_total", "counter", "Claims that its workers stole.", lambda row: row.stolen_in),
     ("claims_lost_total", "counter", "Claims stolen from the spool.", lambda row: row.stolen_out),
-    ("tokens_per_second", "gauge", "Speed of its workers.", lambda row: row.tokens_per_s),
     ("remaining_seconds", "gauge", "Estimated time until it is empty.", lambda row: row.eta_s),
 )
 _GPU: Final[tuple[tuple[str, str, Callable[[Use], float | None]], ...]] = (

@@ -115,7 +115,7 @@ def _heading(snapshot: Snapshot, story: History) -> Iterator[str]:
         ("stolen", f"{story.steals.total():,}"),
         ("workers", f"{len(story.lanes):,}"),
     ]
-    tiles += [("from the store", f"{snapshot.store_hits:,}")] * (snapshot.store_hits > 0)
+    tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
     if story.last > story.first:
         tiles.append(("took so far" if not snapshot.finished else "took", _took(story)))
     if not snapshot.finished:

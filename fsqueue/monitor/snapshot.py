@@ -1,22 +1,24 @@
-"""See a pool as it is at one moment: what is true of its claims, what its workers report.
+"""A pool at one moment: what is known about its claims, and what its workers report.
 
-Two kinds of facts, kept apart. What is true comes from names in directories (`census.py`,
-workers/): how many claims wait, run, are done and failed, and who lives. What is reported comes
-from status/ and events/ and is a hint (I8): speed, ETA, GPU use, who stole what. A hint that is
-missing is None or zero, never a guess. The reader writes nothing and moves nothing.
+Two kinds of facts, kept apart. What is known comes from names in directories (`counts`, workers/):
+how many claims wait, run, are done and failed, and which workers are alive. What is reported comes
+from status/ and events/ and is a hint (I8): speed, ETA, GPU use, steals. A hint that is missing is
+None or zero, never a guess. The reader writes nothing and moves nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fsqueue.errors import PoolError
+from fsqueue.monitor import format
 from fsqueue.monitor.alerts import Alert, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
-from fsqueue.monitor.spools import SpoolRow, eta, pace, spool_rows, total
-from fsqueue.monitor.workers import WorkerReader, WorkerRow
+from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
+from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER
 from fsqueue.pool.names import ClaimName
@@ -46,71 +48,76 @@ class Snapshot:
     spools: tuple[SpoolRow, ...]
     workers: tuple[WorkerRow, ...]
     steals: tuple[Steal, ...]
-    """The last 50 seen, the newest last."""
+    """The last 50, newest last."""
     events: tuple[Event, ...]
     events_seen: int
     failures: tuple[Failure, ...]
     warnings: tuple[Alert, ...]
     orders: frozenset[str]
     unit: str
-    """What `items_per_s` counts: seq or claims."""
+    """What `items_per_s` counts, abbreviated: claims, or a measure of the plans."""
     items_per_s: float | None
-    tokens_per_s: float | None
+    rates: Mapping[str, float]
+    """Per second, by counter that the handlers report while they run."""
+    counters: Mapping[str, int]
+    """Totals that are known only after the run, by counter, as the workers report them."""
     cost_per_s: float | None
     eta_s: float | None
 
     @property
     def finished(self) -> bool:
-        """Say whether nothing waits and nothing runs, for sure."""
+        """Whether it is certain that nothing waits and nothing runs."""
         return self.count.finished
 
     @property
-    def store_hits(self) -> int:
-        """Return how many vectors the workers took from a store, by their own reports."""
-        return int(sum(row.status.measures_done.get("store_hits", 0) for row in self.workers))
-
-    @property
     def exit_status(self) -> int:
-        """Return 0 all done, 3 all finished but some failed, 5 work remains."""
+        """0 all done, 3 all finished but some failed, 5 work remains."""
         return self.count.exit_status
 
     @property
     def progress(self) -> float:
-        """Return the share of the planned cost that is done or failed, 0 to 1."""
+        """The share of the planned cost that is done or failed, 0 to 1."""
         whole = self.count.planned.cost
         return (self.count.done.cost + self.count.failed.cost) / whole if whole else 1.0
 
 
 class Reader:
-    """Look at a pool again and again; each look reads little more than what changed."""
+    """Reads a pool repeatedly; each look reads little more than what changed."""
 
-    def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: PoolDirectory,
+        *,
+        stall_s: float = STALL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.pool = pool
         self.journals = Journals(pool)
-        self.roster = WorkerReader(pool, clock=clock)
-        self.tell: list[Callable[[Snapshot], object]] = []
-        """Who else wants each snapshot: a file of metrics, say."""
+        self.workers = WorkerReader(pool, clock=clock)
+        self._stall_s = stall_s
+        self.on_snapshot: list[Callable[[Snapshot], object]] = []
+        """Called with each snapshot: a metrics file, say."""
         self._census = ClaimCounter(pool)
         self._spools: dict[str, Spool] = {}
         self._errors: dict[tuple[str, int], str] = {}
 
-    def snapshot(self) -> Snapshot:
-        """Look now."""
-        snapshot = self._look()
-        for tell in self.tell:
-            tell(snapshot)
+    def snapshot(self, *, stall_s: float | None = None) -> Snapshot:
+        """Look now; `stall_s` replaces the threshold of the constructor for once."""
+        snapshot = self._look(self._stall_s if stall_s is None else stall_s)
+        for call in self.on_snapshot:
+            call(snapshot)
         return snapshot
 
-    def _look(self) -> Snapshot:
+    def _look(self, stall_s: float) -> Snapshot:
         begun = time.monotonic()
         count = self._census.take()
-        damage = [*count.damage, self.roster.look(count.held)]
-        self.journals.look(self.roster.ended)
+        damage = [*count.damage, self.workers.look(count.held)]
+        self.journals.look(self.workers.ended)
         orders = self._orders()
         paused = bool(orders & {"pause", "drain", "stop"})
-        workers = tuple(self.roster.rows(count, self.journals, paused=paused))
+        workers = tuple(self.workers.rows(count, self.journals, stall_s=stall_s, paused=paused))
         spools = tuple(spool_rows(count, workers, self._spool))
-        cost_per_s = pace(workers)
+        cost_per_s = cost_rate(workers)
         warnings = [Alert("damage", text, text) for text in damage if text]
         warnings += alerts(self.pool, count, workers, orders)
         return Snapshot(
@@ -126,9 +133,10 @@ class Reader:
             failures=tuple(map(self._failure, count.lost)),
             warnings=tuple(replace(alert, text=printable(alert.text)) for alert in warnings),
             orders=orders,
-            unit="seq" if "sequences" in count.measures else "claims",
+            unit=format.abbreviated(count.item or "claims"),
             items_per_s=total(row.items_per_s for row in workers),
-            tokens_per_s=total(row.tokens_per_s for row in workers),
+            rates=total_rates(row.rates for row in workers),
+            counters=_counters(count, workers),
             cost_per_s=cost_per_s,
             eta_s=eta(count, workers, cost_per_s),
         )
@@ -157,3 +165,11 @@ class Reader:
             except (OSError, PoolError):
                 return Spool(name, "", 0.0)
         return self._spools[name]
+
+
+def _counters(count: Count, workers: Sequence[WorkerRow]) -> dict[str, int]:
+    """Add up what the workers counted, except what the plans say already."""
+    totals: Counter[str] = Counter()
+    for row in workers:
+        totals.update({name: int(n) for name, n in row.status.measures_done.items()})
+    return {name: totals[name] for name in sorted(totals.keys() - count.measures.keys())}

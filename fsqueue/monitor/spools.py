@@ -1,9 +1,9 @@
-"""Put a spool and all workers that call it their own into one row, and reckon when all is done."""
+"""One row per spool: the spool, its workers together, and when its work will be done."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ STATES: Final = "stalled suspect running loading starting draining idle unknown"
 
 @dataclass(frozen=True, slots=True)
 class SpoolRow:
-    """One spool, and all workers that call it their own. `name` is "" for those without one."""
+    """One spool and its own workers. `name` is "" for workers without a spool."""
 
     name: str
     model: str
@@ -29,17 +29,17 @@ class SpoolRow:
     share_left: float
     """Of all cost that waits, the fraction that waits here."""
     workers: int
-    """Those that live."""
+    """The living ones."""
     state: str
     running: int
     done: int
-    """What its workers report to have done, stolen claims included."""
+    """What its workers report as done, stolen claims included."""
     errors: int
-    """How many attempts failed in their hands."""
+    """Attempts that failed on its workers."""
     stolen_in: int
     stolen_out: int
     items_per_s: float | None
-    tokens_per_s: float | None
+    rates: Mapping[str, float]
     cost_per_s: float | None
     eta_s: float | None
     use: Use
@@ -54,32 +54,32 @@ def spool_rows(
     count: Count, workers: Sequence[WorkerRow], read: Callable[[str], Spool]
 ) -> Iterator[SpoolRow]:
     """Yield a row per spool, and one for living workers without a spool if there are any."""
-    crews: dict[str, list[WorkerRow]] = {name: [] for name in count.spools}
+    own_workers: dict[str, list[WorkerRow]] = {name: [] for name in count.spools}
     stolen_out: dict[str, int] = {}
     for row in workers:
-        own = row.status.spool
-        crews.setdefault(own if own in count.spools else "", []).append(row)
+        spool = row.status.spool
+        own_workers.setdefault(spool if spool in count.spools else "", []).append(row)
         for victim, claims in row.status.stolen_from.items():
             stolen_out[victim] = stolen_out.get(victim, 0) + max(0, int(claims))
     everything = sum(waiting.cost for _, waiting in count.spools.values())
-    for name, crew in crews.items():
-        if name or any(row.living for row in crew):
+    for name, own in own_workers.items():
+        if name or any(row.living for row in own):
             planned, waiting = count.spools.get(name, (Amount(), Amount()))
             share = waiting.cost / everything if everything else 0.0
-            spool = read(name) if name else Spool("", "", 0.0)
-            yield _row(spool, crew, planned, waiting, share=share, lost=stolen_out.get(name, 0))
+            facts = read(name) if name else Spool("", "", 0.0)
+            yield _row(facts, own, planned, waiting, share=share, lost=stolen_out.get(name, 0))
 
 
 def _row(
     spool: Spool,
-    crew: list[WorkerRow],
+    workers: list[WorkerRow],
     planned: Amount,
     waiting: Amount,
     *,
     share: float,
     lost: int,
 ) -> SpoolRow:
-    living = [row for row in crew if row.living]
+    living = [row for row in workers if row.living]
     cost_per_s = total(row.cost_per_s for row in living)
     left = waiting.cost + sum(row.cost_left for row in living)
     first = living[0].status if living else None
@@ -92,13 +92,13 @@ def _row(
         share_left=share,
         workers=len(living),
         state=_state(living, waiting),
-        running=sum(len(row.holds) for row in crew),
-        done=sum(max(0, row.status.claims_done) for row in crew),
-        errors=sum(max(0, row.status.claims_failed) for row in crew),
-        stolen_in=sum(max(0, row.status.steals_in) for row in crew),
+        running=sum(len(row.holds) for row in workers),
+        done=sum(max(0, row.status.claims_done) for row in workers),
+        errors=sum(max(0, row.status.claims_failed) for row in workers),
+        stolen_in=sum(max(0, row.status.steals_in) for row in workers),
         stolen_out=lost,
         items_per_s=total(row.items_per_s for row in living),
-        tokens_per_s=total(row.tokens_per_s for row in living),
+        rates=total_rates(row.rates for row in living),
         cost_per_s=cost_per_s,
         eta_s=_sensible(left / cost_per_s) if cost_per_s and left else None,
         use=_use([row.use for row in living]),
@@ -106,7 +106,7 @@ def _row(
         stalled=any(row.stalled for row in living),
         host=first.host if first else "",
         gpu=printable(first.gpu.get("uuid", ""), 60) if first else "",
-        last_activity=max((row.status.last_activity for row in crew), default=0.0),
+        last_activity=max((row.status.last_activity for row in workers), default=0.0),
     )
 
 
@@ -128,7 +128,7 @@ def _use(uses: list[Use]) -> Use:
     )
 
 
-# ---- reckoning ----
+# ---- arithmetic ----
 
 
 def total(values: Iterable[float | None]) -> float | None:
@@ -137,14 +137,23 @@ def total(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) if known else None
 
 
+def total_rates(rates: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of rates by counter."""
+    totals: dict[str, float] = {}
+    for each in rates:
+        for name, rate in each.items():
+            totals[name] = totals.get(name, 0.0) + rate
+    return totals
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of what is known, None if nothing is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
 
 
-def pace(workers: Iterable[WorkerRow]) -> float | None:
-    """Return cost per second of all who work; of who has finished nothing yet, by its weight."""
+def cost_rate(workers: Iterable[WorkerRow]) -> float | None:
+    """Return the cost per second of all busy workers; new ones are estimated by their weight."""
     busy = [row for row in workers if row.living and not row.stalled and row.state != "idle"]
     known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
     if not known:
@@ -156,7 +165,7 @@ def pace(workers: Iterable[WorkerRow]) -> float | None:
 
 
 def eta(count: Count, workers: Iterable[WorkerRow], cost_per_s: float | None) -> float | None:
-    """Return in how many seconds all is done at this pace; not before the slowest running claim."""
+    """Return in how many seconds all is done at this rate; not before the slowest running claim."""
     if count.finished:
         return 0.0
     if not cost_per_s:

@@ -1,16 +1,17 @@
-"""Know a pool's workers: who lives by their leases, and what each reports of itself.
+"""A pool's workers: which are alive by their leases, and what each reports about itself.
 
-Whether a worker lives is read from workers/ alone. Everything else about it is a hint from status/
-and events/ (I8). No clock of another host is compared with ours: how long a worker did nothing is
-the difference of two times of its own clock, and from then on ours.
+Whether a worker is alive is read from workers/ alone. Everything else about it is a hint from
+status/ and events/ (I8). No clock of another host is compared with the local one: how long a worker
+has been idle is the difference of two times of its own clock, and from then on of the local clock.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from fsqueue.errors import PoolError
@@ -27,31 +28,32 @@ STALL_S: Final = 300.0
 LOADING_STALL_S: Final = 900.0
 """A 3B model takes 2-5 minutes to load from a cold network mount."""
 HUNGRY_S: Final = 30.0
-"""An idle worker beside a full spool is stalled only after we saw that for so long: a plan may have
-come a moment ago."""
+"""An idle worker beside a full spool is stalled only after this long: a plan may have been made a
+moment ago."""
 STALE_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker: what is true of it, and what it reports."""
+    """A worker: what is known about it, and what it reports."""
 
     id: str
     health: str
-    """healthy; degraded (suspect, stopped or stalled); lost (dead, or surely so); left."""
+    """healthy; degraded (suspect, stopped or stalled); lost (dead, or about to be); left."""
     trouble: str
     """Why it is not healthy, in words."""
     stalled: bool
     holds: tuple[str, ...]
-    """The claims in running/ under its name: true, whatever its status says."""
+    """The claims in running/ under its name, whatever its status says."""
     status: Status
-    """As last written, made fit to be shown; blank if there is none. Nobody changes it."""
+    """As last written, made printable; blank if there is none. Read only."""
     state: str
     progress: float | None
     cost_left: float
-    """What is left of what it holds."""
+    """The cost of what it holds and has not done yet."""
     items_per_s: float | None
-    tokens_per_s: float | None
+    rates: Mapping[str, float]
+    """Per second, by counter that its handler reports while it runs (see `Work.progress`)."""
     cost_per_s: float | None
     idle_s: float | None
     age_s: float | None
@@ -60,18 +62,18 @@ class WorkerRow:
 
     @property
     def living(self) -> bool:
-        """Say whether it may still do something."""
+        """Whether it may still do something."""
         return self.health in ("healthy", "degraded")
 
     @property
     def stale(self) -> bool:
-        """Say whether what it reports is too old to go by."""
+        """Whether its report is too old to rely on."""
         return self.age_s is None or self.age_s > STALE_S
 
 
 @dataclass(slots=True)
 class _Sight:
-    """When we first saw this status of a worker, on our clock."""
+    """When this status of a worker was first seen, on the local clock."""
 
     written_at: float
     since: float
@@ -79,10 +81,9 @@ class _Sight:
 
 
 class WorkerReader:
-    """One observer's sight of the workers."""
+    """One observer's view of the workers."""
 
     def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stall_s = STALL_S
         self._pool = pool
         self._clock = clock
         self._observer = Observer(pool, clock)
@@ -93,21 +94,23 @@ class WorkerReader:
         self._hungry: dict[str, float] = {}
         self._leased: dict[str, float] = {}
         self._past: dict[str, WorkerRow] = {}
+        self._counters: set[str] = set()
+        """Every counter seen in the progress of a running claim."""
 
     @property
     def ended(self) -> set[str]:
-        """Those whose lease had ended at the last look: they write nothing any more."""
+        """The workers whose lease had ended at the last look: they write nothing any more."""
         return set(self._ended_by)
 
     def look(self, held: tuple[ClaimName, ...]) -> str:
-        """List workers/ and read status/ once; return what is wrong with workers/, if anything."""
+        """List workers/ and read status/ once; return what is wrong with workers/, or ""."""
         final, damage = self.ended, ""
         try:
             names = lease_names(self._pool)
             self._ended_by = {name.worker: name.ended_by for name in names if not name.living}
             self._observer.look({name.owner for name in held if name.owner})
             now = self._clock()
-            # RACE: a renewal can hide a lease from a listing; it counts as seen for a lease more.
+            # RACE: a renewal can hide a lease from a listing; it counts as seen for another lease.
             recent = {w: t for w, t in self._leased.items() if now - t < self._pool.lease_s}
             self._leased = recent | dict.fromkeys(self._observer.workers(), now)
         except (OSError, PoolError) as error:
@@ -115,13 +118,16 @@ class WorkerReader:
         try:
             listed = atomic.names(self._pool.directory("status"))
         except (OSError, PoolError):
-            listed = []  # I8: removed; what is left to show are the leases
+            listed = []  # I8: status/ was removed; the leases are still shown
         workers = {name[:-5] for name in listed if name.endswith(".json")}
         self._statuses = {
             worker: status
             for worker in filter(WORKER.fullmatch, workers)
             if (status := self._read(worker, worker in final)) is not None
         }
+        for status in self._statuses.values():
+            if status.current is not None:
+                self._counters.update(status.current.measures)
         return damage
 
     def _read(self, worker: str, final: bool) -> Status | None:
@@ -138,7 +144,9 @@ class WorkerReader:
 
     # ---- rows ----
 
-    def rows(self, count: Count, journals: Journals, *, paused: bool = False) -> list[WorkerRow]:
+    def rows(
+        self, count: Count, journals: Journals, *, stall_s: float = STALL_S, paused: bool = False
+    ) -> list[WorkerRow]:
         """Return every worker that has a lease, a status or a claim."""
         holds: dict[str, list[ClaimName]] = {}
         for name in count.held:
@@ -150,25 +158,33 @@ class WorkerReader:
         for worker in sorted(workers):
             row = self._past.get(worker)
             if row is None:
-                row = self._row(worker, holds.get(worker, []), count, journals, paused)
+                row = self._row(worker, holds.get(worker, []), count, journals, stall_s, paused)
                 if worker in self._ended_by and worker in self._statuses and not row.holds:
                     self._past[worker] = row
             rows.append(row)
         return rows
 
     def _row(
-        self, id: str, held: list[ClaimName], count: Count, journals: Journals, paused: bool
+        self,
+        id: str,
+        held: list[ClaimName],
+        count: Count,
+        journals: Journals,
+        stall_s: float,
+        paused: bool,
     ) -> WorkerRow:
         status = self._statuses.get(id) or blank(id)
         health, trouble = self._health(id, status, bool(held))
         living = health in ("healthy", "degraded")
         idle_s, age_s = self._ages(id, status)
         idle_s = idle_s if living else None
-        stalled = living and self._stalled(status, bool(held), count, idle_s, paused)
+        stalled = living and self._stalled(status, bool(held), count, idle_s, stall_s, paused)
         if stalled and not trouble:
             health, trouble = "degraded", f"stalled - no activity for {idle_s:.0f}s"
         part = progress(status.current) if held else None
-        speed = speeds(status, journals, "sequences" in count.measures) if living else Speeds()
+        speed = Speeds()
+        if living:
+            speed = speeds(status, journals, count.item, self._counters - count.measures.keys())
         return WorkerRow(
             id=id,
             health=health,
@@ -180,7 +196,7 @@ class WorkerReader:
             progress=part,
             cost_left=sum(name.cost for name in held) * (1.0 - (part or 0.0)),
             items_per_s=speed.items,
-            tokens_per_s=speed.tokens,
+            rates=speed.rates,
             cost_per_s=speed.cost,
             idle_s=idle_s,
             age_s=age_s,
@@ -188,7 +204,7 @@ class WorkerReader:
         )
 
     def _health(self, id: str, status: Status, holding: bool) -> tuple[str, str]:
-        """Say how a worker is by its lease, and by its process if that is of this host."""
+        """Return a worker's health by its lease, and by its process if that is on this host."""
         if id in self._ended_by:
             by = self._ended_by[id]
             return ("lost", f"declared dead by {by}") if by else ("left", status.message)
@@ -202,7 +218,7 @@ class WorkerReader:
             health = "lost" if expired else "degraded"
             return health, f"its process is stopped: kill -CONT {status.pid or 'PID'}"
         if expired:
-            return "lost", f"shows no beat for {self._pool.lease_s:g} s: it is dead or cut off"
+            return "lost", f"no beat for {self._pool.lease_s:g} s: it is dead or cut off"
         if id not in self._leased:
             return ("degraded" if holding else "left"), "has no lease in workers/"
         if self._observer.standing(id) is Standing.SUSPECT:
@@ -210,20 +226,26 @@ class WorkerReader:
         return "healthy", ""
 
     def _ages(self, id: str, status: Status) -> tuple[float | None, float | None]:
-        """Return for how long it did nothing, and how old its status is."""
+        """Return how long it has been idle, and how old its status is."""
         sight = self._sights.get(id)
         if sight is None or not status.written_at:
             return None, None
         seen_s = self._clock() - sight.since
         idle_s = max(0.0, status.written_at - status.last_activity) + seen_s
-        # Until we saw it change, only the wall clocks can tell: good enough to dim a number.
+        # Until it was seen to change, only the wall clocks can tell: good enough to dim a number.
         age_s = seen_s if sight.moved else max(seen_s, time.time() - status.written_at)
         return (idle_s if status.last_activity else None), age_s
 
     def _stalled(
-        self, status: Status, holding: bool, count: Count, idle_s: float | None, paused: bool
+        self,
+        status: Status,
+        holding: bool,
+        count: Count,
+        idle_s: float | None,
+        stall_s: float,
+        paused: bool,
     ) -> bool:
-        """Say whether a living worker holds or could take work, and makes no progress."""
+        """Return whether a living worker holds or could take work, and makes no progress."""
         spool, now = status.spool or "", self._clock()
         _, waiting = count.spools.get(spool, (None, None))
         queued = bool(waiting and waiting.claims) and not paused
@@ -233,14 +255,14 @@ class WorkerReader:
         if idle_s is None or not (holding or queued):
             return False
         if status.state in ("starting", "loading"):
-            return idle_s > max(self.stall_s, LOADING_STALL_S)
+            return idle_s > max(stall_s, LOADING_STALL_S)
         if status.state == "idle" and not holding:
-            return idle_s > self.stall_s and hungry_s >= HUNGRY_S
-        return status.state != "draining" and idle_s > self.stall_s
+            return idle_s > stall_s and hungry_s >= HUNGRY_S
+        return status.state != "draining" and idle_s > stall_s
 
 
 def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
-    """Return the word for a worker's state: what is known beats what it reports."""
+    """Return the word for a worker's state; what is known wins over what it reports."""
     if health in ("lost", "left"):
         return health
     if stalled:
@@ -252,9 +274,9 @@ def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
 
 # ---- what a worker's status says ----
 #
-# A status is a hint (I8), written by another process on another host: its texts are made fit for
-# any terminal, its numbers are believed only where they make sense, and its times are compared
-# with each other, never with a clock of ours.
+# A status is a hint (I8), written by another process on another host: its texts are made printable,
+# its numbers are believed only where they make sense, and its times are compared with each other,
+# never with the local clock.
 
 PAUSE_S: Final = 10.0
 ACTIVE: Final = frozenset("loading running draining".split())
@@ -262,7 +284,7 @@ ACTIVE: Final = frozenset("loading running draining".split())
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a GPU was doing when its worker last looked. None: nobody could tell."""
+    """What a GPU was doing when its worker last looked. None: unknown."""
 
     compute_percent: float | None = None
     memory_percent: float | None = None
@@ -271,12 +293,12 @@ class Use:
 
 
 def blank(id: str) -> Status:
-    """Return what is known of a worker without a usable status: nothing."""
+    """Return the status of a worker without a usable one: nothing is known."""
     return Status(id, state="", weight=0.0, started=0.0, last_activity=0.0)
 
 
 def make_printable(status: Status) -> None:
-    """Make every text in a status fit for any terminal, and not too long."""
+    """Make every text in a status printable, and not too long."""
     for name in ("host", "spool", "model", "specialization", "message"):
         if (text := getattr(status, name)) is not None:
             setattr(status, name, printable(text))
@@ -288,7 +310,7 @@ def make_printable(status: Status) -> None:
 
 
 def use(status: Status) -> Use:
-    """Return what the worker's GPU was doing, as far as the numbers can be true."""
+    """Return what the worker's GPU was doing; numbers that cannot be true are left out."""
 
     def within(name: str, low: float, high: float) -> float | None:
         value = number(status.gpu.get(name))
@@ -303,25 +325,29 @@ def use(status: Status) -> Use:
 
 
 def progress(current: Current | None) -> float | None:
-    """Return how much of its claim a worker has done, 0 to 1; None if it does not say."""
+    """Return how much of its claim a worker has done, 0 to 1; None if it does not report that."""
     if current is None or current.total <= 0:
         return None
     return min(max(current.done / current.total, 0.0), 1.0)
 
 
 class Speeds(NamedTuple):
-    """What a worker does per second; None where there is nothing to go by."""
+    """What a worker does per second; None or missing where there is nothing to go by."""
 
     items: float | None = None
-    """Sequences, or claims."""
-    tokens: float | None = None
+    """In the unit of the pool: a measure of its plans, or claims."""
+    rates: Mapping[str, float] = MappingProxyType({})
+    """By counter."""
     cost: float | None = None
 
 
-def speeds(status: Status, journals: Journals, sequences: bool) -> Speeds:
+def speeds(
+    status: Status, journals: Journals, item: str | None, counters: Collection[str]
+) -> Speeds:
     """Return what a worker does per second.
 
-    By its last claims; else by all of its claims; else by its first claim's progress.
+    By its last claims; else by all of its claims; else by its first claim's progress. `item` is the
+    measure that is counted as items, None for claims; `counters` are the other ones wanted.
     """
     if status.state and status.state not in ACTIVE:
         return Speeds()
@@ -329,22 +355,28 @@ def speeds(status: Status, journals: Journals, sequences: bool) -> Speeds:
     if speed is not None:
         silence_s = status.written_at - speed.finished_at
         if silence_s <= max(2 * speed.longest_s, PAUSE_S):
-            items = speed.measures.get("sequences") if sequences else speed.claims
-            return Speeds(items, speed.measures.get("tokens"), speed.cost)
+            items = speed.claims if item is None else speed.measures.get(item)
+            return Speeds(items, _chosen(speed.measures, counters), speed.cost)
     elif status.claims_done > 0 and status.busy_s > 0:
-        done = status.measures_done.get("sequences") if sequences else status.claims_done
-        return _over(status.busy_s, done, status.measures_done.get("tokens"), status.cost_done)
+        done = status.claims_done if item is None else status.measures_done.get(item)
+        return _over(status.busy_s, done, _chosen(status.measures_done, counters), status.cost_done)
     current, part = status.current, progress(status.current)
     if current is None or part is None or status.written_at <= current.started:
         return Speeds()
-    items = current.measures.get("sequences", _sequences(current)) if sequences else part
+    items = part
+    if item is not None:
+        items = current.measures.get(item, current.done if current.unit == item else None)
     elapsed_s = status.written_at - current.started
-    return _over(elapsed_s, items, current.measures.get("tokens"), current.cost * part)
+    return _over(elapsed_s, items, _chosen(current.measures, counters), current.cost * part)
 
 
-def _sequences(current: Current) -> int | None:
-    return current.done if current.unit == "sequences" else None
+def _chosen(amounts: Mapping[str, float], counters: Collection[str]) -> dict[str, float]:
+    return {name: amount for name, amount in amounts.items() if name in counters}
 
 
-def _over(seconds: float, *amounts: float | None) -> Speeds:
-    return Speeds(*(None if amount is None else amount / seconds for amount in amounts))
+def _over(seconds: float, items: float | None, counted: Mapping[str, float], cost: float) -> Speeds:
+    return Speeds(
+        None if items is None else items / seconds,
+        {name: amount / seconds for name, amount in counted.items()},
+        cost / seconds,
+    )

@@ -2,8 +2,8 @@
 
 Reading order: `names` and `layout` define the format, `settings` opens a pool, `claims` moves
 claims (the invariants are at its head), `leases` tells a dead worker from a slow one, `plans`
-publishes what was planned, `inbox` holds claims addressed to one worker. `requirements` reads what
-a claim's kind asks of a worker. `status` and `journal` are what workers report about themselves;
-`reader` is how finished pools are read. This package does not know what a GPU is, nor who should
-do what.
+publishes plans, `inbox` holds claims addressed to one worker. `requirements` parses what a claim's
+kind requires of a worker. `status` and `journal` are what workers report about themselves, `reader`
+reads finished pools, `untrusted` parses what other processes wrote, and `name_sets` holds millions
+of names. This package does not know what a GPU is, nor which worker should do what.
 """

@@ -1,23 +1,23 @@
 """Move claims. Every rename of a claim in the program is in this module.
 
 Definitions. A claim *waits* in a spool, *runs* in running/, and ends in done/ or failed/. It is
-*owned* by the worker in its name. An operation's *reply is lost* when the file system did it and
-reported an error.
+*owned* by the worker in its name. The *reply* to an operation *is lost* when the file system did it
+but reported an error.
 
 Invariants:
 
 I1  A planned claim is in exactly one of the state directories, once its plan is complete.
 I2  A claim moves only by one rename(2), and every such rename is in this module.
-I3  Whoever's rename into running/ took effect owns the claim; nobody else moves it while the
-    owner's lease holds.
+I3  The worker whose rename into running/ took effect owns the claim; no other process moves it
+    while the owner's lease holds.
 I4  A claim is complete before it is visible, and its bytes never change afterwards.
 I5  Locks make taking cheap, never correct: with every spool lock removed, I1-I4 hold.
 I6  Output is published before its claim enters done/. So done implies output.
 I7  An output, once visible under its final name, is never replaced. A second attempt that finds it
     adopts it.
 I8  Deleting status/ and events/ changes nothing but what is displayed.
-I9  A worker's lease moves only by rename, from the exact beat last seen (`leases.py`); whoever
-    loses that race has lost the worker. Lock files are never unlinked (`locks.py`).
+I9  A worker's lease moves only by rename, from the exact beat last seen (`leases`); a worker that
+    loses that race has lost its lease. Lock files are never unlinked (`storage.locks`).
 
                   publish             take                finish
          (staged) ------> [waiting] -------> [running] ---------> [done]
@@ -26,10 +26,10 @@ I9  A worker's lease moves only by rename, from the exact beat last seen (`lease
                             '------ requeue -----' '------------> [failed] --- retry --> [waiting]
                                                   cancel ------------^
 
-Why this is safe where rename(2) is all there is: a target that carries the owner could be chosen by
-nobody else, so a rename never overwrites and never has two winners; a waiting name is never used
-twice (`returns`), so an operation that arrives late or twice finds nothing to act on; and after a
-rename that reports failure, `move` looks whether its target is there before it calls it lost.
+Why rename(2) alone is enough: only the owner could choose a target name with its id in it, so a
+rename never overwrites and never has two winners; a waiting name is never used twice (`returns`),
+so an operation that arrives late or twice finds nothing to act on; and after a rename that reported
+failure, `move` looks whether its target is there before it reports the claim as lost.
 """
 
 from __future__ import annotations
@@ -49,14 +49,23 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import parse_json
 from fsqueue.storage import atomic, permissions
 
+_RUNNING: Final = State.RUNNING
+_DONE: Final = State.DONE
+COUNT_MAX: Final = 10**18
+CANCELLED_WAITING: Final = {"error": "cancelled before it ran", "cancelled": True}
+"""The error record of a claim that was cancelled while it waited."""
+CANCELLED_RUNNING: Final = {"error": "cancelled while it ran", "cancelled": True}
+"""The error record of a claim that was cancelled while it ran."""
+_SPENT: Final = "was put back so often that no further waiting name is left for it"
+
 
 def publish(pool: PoolDirectory, plan: str, spool: str, name: ClaimName) -> bool:
-    """Move a staged claim to its spool; False if another planner has done so. I4: it is whole."""
+    """Move a staged claim, whole (I4), to its spool; False if another process has done so."""
     return move(f"{pool.staged(plan, spool)}/{name}", pool.waiting(spool, name))
 
 
 def take(pool: PoolDirectory, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
-    """Take a waiting claim for `worker`; None if somebody else got it. I3."""
+    """Take a waiting claim for `worker`; None if another worker got it. I3."""
     mine = name.owned_by(worker)
     if move(pool.waiting(spool, name), pool.owned(_RUNNING, mine)):
         return mine
@@ -64,21 +73,21 @@ def take(pool: PoolDirectory, spool: str, name: ClaimName, worker: str) -> Claim
 
 
 def finish(pool: PoolDirectory, name: ClaimName) -> None:
-    """Move a claim of ours to done/. I6: its output is published already. Raises ClaimLost."""
+    """Move our claim, whose output is published already (I6), to done/. Raises ClaimLost."""
     _leave_running(pool, name, pool.owned(_DONE, name), "finished")
 
 
 def fail(pool: PoolDirectory, name: ClaimName) -> None:
-    """Move a running claim to failed/: its last attempt is spent. Raises ClaimLost."""
+    """Move a running claim to failed/ after its last attempt. Raises ClaimLost."""
     _leave_running(pool, name, pool.owned(State.FAILED, name), "failed")
 
 
 def release(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
-    """Put a running claim back at the same attempt: its owner leaves on purpose, or was made to.
+    """Put a running claim back without charging an attempt.
 
-    By the owner; or by recovery, when SLURM ended the owner's job, or when all that was left to do
-    is to adopt the output that the owner published. Raises ClaimLost. One that is spent fails
-    instead.
+    The owner does so when it leaves; recovery, if SLURM ended the owner's job, or if all that is
+    left to do is to adopt the output that the owner published. A claim without a further waiting
+    name fails instead. Raises ClaimLost.
     """
     if name.is_spent:
         return charge(pool, name, spool, {"error": _SPENT}, final=True)
@@ -88,23 +97,22 @@ def release(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
 
 
 def requeue(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
-    """Put a running claim back with one more attempt charged. Raises ClaimLost."""
+    """Put a running claim back and charge an attempt. Raises ClaimLost."""
     back = name.returned(failed=True)
     _leave_running(pool, name, pool.waiting(spool, back), "requeued")
     return back
 
 
 def retry(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName | None:
-    """Put a failed claim back, with attempts to spend; None if somebody else did.
+    """Put a failed claim back with a new round of attempts; None if another process did.
 
-    It gets a full round of attempts, numbered on from the rounds before, so that no error record is
-    ever overwritten.
+    The attempts are numbered on from the rounds before, so that no error record is overwritten.
     """
     fresh = (name.attempt // pool.attempts_max + 1) * pool.attempts_max
     if name.is_spent or fresh > ATTEMPT_MAX:
         raise PoolError(
-            f"{name.id} {_SPENT}. Look into its errors (fsqueue failed {pool.root}), then plan "
-            f"its input into a new pool."
+            f"{name.id} {_SPENT}. See its errors (fsqueue failed {pool.root}), then plan its input "
+            f"into a new pool."
         )
     back = replace(name.returned(failed=True), attempt=fresh)
     moved = move(pool.owned(State.FAILED, name), pool.waiting(spool, back))
@@ -112,7 +120,7 @@ def retry(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName | None:
 
 
 def cancel(pool: PoolDirectory, spool: str, name: ClaimName, by: str) -> ClaimName | None:
-    """Move a waiting claim to failed/; None if it was taken first."""
+    """Move a waiting claim to failed/; None if a worker took it first."""
     ended = name.owned_by(by)
     return ended if move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
 
@@ -120,13 +128,13 @@ def cancel(pool: PoolDirectory, spool: str, name: ClaimName, by: str) -> ClaimNa
 def charge(
     pool: PoolDirectory, name: ClaimName, spool: str, record: dict[str, Any], *, final: bool = False
 ) -> ClaimName:
-    """Count a failed attempt of a running claim: requeue it, or fail it after the last one.
+    """Charge a failed attempt to a running claim: requeue it, or fail it after the last one.
 
     The record is written before the claim moves, so that no crash in between loses it. A round has
-    `attempts_max` attempts, counted from a0, so that each `retry` opens a fresh round.
+    `attempts_max` attempts, counted from a0; each `retry` starts a new round. Raises ClaimLost.
     """
     if str(name) not in atomic.names(pool.state(State.RUNNING)):
-        # A zombie's record would stand for good, and its successor may run the same attempt.
+        # A zombie's record would stand for good, while its successor may run the same attempt.
         raise _lost(name, "charged")
     record_error(pool, name, record)
     if final or name.is_spent or (name.attempt + 1) % pool.attempts_max == 0:
@@ -136,44 +144,36 @@ def charge(
 
 
 def record_error(pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -> None:
-    """Keep what went wrong in this attempt; the first record of an attempt stands."""
+    """Record what went wrong in this attempt; the first record of an attempt stands."""
     facts = {"id": name.id, "attempt": name.attempt, "worker": name.owner, "at": time.time()}
     data = json.dumps(facts | record, indent=1, default=str).encode() + b"\n"
     atomic.publish(pool.error(name.id, name.attempt), data)
 
 
-_RUNNING: Final = State.RUNNING
-_DONE: Final = State.DONE
-COUNT_MAX: Final = 10**18
-CANCELLED: Final = {"error": "cancelled before it ran", "cancelled": True}
-"""The record of whoever was cancelled while it waited."""
-_SPENT: Final = "was put back so often that no further name is left for it to wait by"
-
-
 def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
     if not move(pool.owned(_RUNNING, name), target):
-        atomic.names(pool.state(State.RUNNING))  # or it is the directory that is gone: PoolError
+        atomic.names(pool.state(State.RUNNING))  # raises PoolError if the directory is gone
         raise _lost(name, verb)
 
 
 def _lost(name: ClaimName, verb: str) -> ClaimLost:
     return ClaimLost(
         f"{name.id} could not be {verb}: it is no longer in running/ under {name.owner}. That "
-        f"worker's lease had lapsed, and the claim was given to another."
+        f"worker's lease had lapsed, and the claim was given to another worker."
     )
 
 
 def move(source: str, target: str) -> bool:
-    """Rename; return whether the name is at `target` now because of us (or of our equal)."""
+    """Rename; return whether the name is at `target` now, by this rename or an identical one."""
     try:
         atomic.rename(source, target)  # I2
         return True
     except OSError as error:
         if error.errno not in atomic.GONE:
             raise
-        # RACE: somebody moved it first; or our rename was done, its reply was lost, and a
-        # retransmission found nothing. Only the listing tells, for the failed rename itself may
-        # have left a cached "no such name" for the target.
+        # RACE: another process moved it first; or our rename took effect, its reply was lost, and a
+        # retransmission found nothing. Only a listing tells which, because the failed rename itself
+        # may have left a cached "no such name" for the target.
         directory, name = os.path.split(target)
         return name in atomic.names(directory)
 
@@ -182,7 +182,7 @@ def move(source: str, target: str) -> bool:
 
 
 def waiting(pool: PoolDirectory, spool: str) -> list[ClaimName]:
-    """List the claims that wait in a spool, in no order. What is not a claim's name is left out."""
+    """List the claims that wait in a spool, in no order, skipping other names."""
     return [
         name
         for text in atomic.names(pool.spool(spool))
@@ -191,7 +191,7 @@ def waiting(pool: PoolDirectory, spool: str) -> list[ClaimName]:
 
 
 def any_owned(pool: PoolDirectory, state: State) -> bool:
-    """Say whether there is a claim in running/, done/ or failed/."""
+    """Return whether any claim is in running/, done/ or failed/."""
     return atomic.gather(
         pool.state(state), lambda texts: any(id_and_cost(text, owned=True) for text in texts)
     )
@@ -214,14 +214,14 @@ class Claim:
     payload: Final[dict[str, Any]]
     measures: Final[dict[str, int]]
     suffix: Final[str | None] = None
-    """Its output is outputs/ID + suffix, if it has one."""
+    """Its output is outputs/ID + suffix; None if it has no output."""
     file: Final[os.stat_result | None] = field(default=None, compare=False, repr=False)
-    """What the file system says of it; None for one that is not read from a file."""
+    """Its file's stat; None for a claim that was not read from a file."""
 
     @property
-    def by_us(self) -> bool:
-        """Whether this very user wrote it, as the file system tells (see `trust.py`)."""
-        return self.file is None or permissions.is_by_us(self.file, os.geteuid())
+    def written_by_this_user(self) -> bool:
+        """Whether this user wrote it, as far as files show (see `storage.permissions`)."""
+        return self.file is None or permissions.is_written_by(self.file, os.geteuid())
 
     def encode(self, name: ClaimName) -> bytes:
         """Return the bytes of the claim's file."""
@@ -240,16 +240,18 @@ class Claim:
 def read_claim(
     pool: PoolDirectory, name: ClaimName, *, patience_s: float = atomic.STALE_S
 ) -> Claim:
-    """Return what a running claim says; PoolError if it is damaged or not what its name says.
+    """Read a running claim. Raises PoolError if it is damaged or does not match its name.
 
-    ClaimLost if it is not in running/ for `patience_s`.
+    Raises ClaimLost if it is not in running/ for `patience_s`.
     """
     path = pool.owned(_RUNNING, name)
     try:
         data, file = atomic.read_with_facts(path, patience_s=patience_s)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
-            raise ClaimLost(f"{path} is gone; its owner's lease had lapsed.") from error
+            raise ClaimLost(
+                f"{path} is gone: its owner's lease had lapsed, and another worker got it."
+            ) from error
         raise
     facts = parse_json(path, data)
     handler, spool = facts.get("handler"), facts.get("spool")
@@ -260,8 +262,8 @@ def read_claim(
         or not (isinstance(options, dict) and isinstance(payload, dict))
     ):
         raise PoolError(
-            f"{path} does not hold the claim that its name says; it was edited or damaged. "
-            f"Remove its plan's inputs from the pool's outputs and plan them into a new pool."
+            f"{path} does not hold the claim that its name says; it was edited or damaged. Restore "
+            f"it, or plan its inputs into a new pool."
         )
     given, suffix = facts.get("measures"), facts.get("suffix")
     measures = {}
@@ -272,13 +274,15 @@ def read_claim(
 
 
 def is_published(pool: PoolDirectory, name: ClaimName, claim: Claim) -> bool:
-    """Say whether a claim's output is there for good (I7). A mount may be late to say yes."""
+    """Return whether a claim's output is published (I7). A mount may be late to show it."""
     return claim.suffix is not None and os.path.lexists(pool.output(name.id, claim.suffix))
 
 
 def waiting_name(id: str, kind: str, cost: int) -> ClaimName:
-    """Return the first waiting name of a new claim; raises PoolError if it would not parse."""
+    """Return the first waiting name of a new claim; PoolError if a part is not valid."""
     name = ClaimName(id, kind, cost)
     if ClaimName.parse(str(name)) != name:
-        raise PoolError(f"{name} is no claim's name; the handler made a bad id, kind or cost.")
+        raise PoolError(
+            f"{name} is not a valid claim name: its handler gave a bad id, kind or cost."
+        )
     return replace(name)

@@ -1,13 +1,13 @@
-"""Claims addressed to one worker: a small pool inside the pool, where every worker has a spool.
+"""Address claims to one worker: a small pool inside the pool, in which every worker has a spool.
 
-    pool/inbox/spools/WORKER/CLAIM    addressed to that worker; nobody else takes it
+    pool/inbox/spools/WORKER/CLAIM    addressed to that worker; no other worker takes it
     pool/inbox/running/CLAIM@WORKER   and done/, failed/, errors/, outputs/ as in the pool itself
-    pool/inbox/ID.json                what `fsqueue broadcast` answered
+    pool/inbox/ID.json                the response of `fsqueue broadcast`
 
-Its claims move by the same renames (`claims.py`) through the same states, apart from the planned
-ones: no plan holds them, so what counts planned work never sees them, thieves do not look there,
-and `retry` does not bring them back. An addressed claim has one attempt. Whose worker leaves or
-dies before it ran ends in failed/, with a record that says so: nobody else was meant.
+Addressed claims move by the same renames (`claims`) through the same states as planned ones, but
+apart from them: no plan holds them, so they are not counted as planned work, thieves do not look
+there, and `retry` does not put them back. An addressed claim has one attempt. If its worker leaves
+or dies before it ran, it ends in failed/ with a record of that: no other worker may run it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS: Final = "spools running done failed errors partial outputs".split()
 
 
 def inbox_of(pool: PoolDirectory) -> PoolDirectory:
-    """Return the pool of what is addressed. Nothing of it need exist."""
+    """Return the pool of addressed claims. Nothing of it need exist."""
     return replace(pool, root=f"{pool.root}/inbox", attempts_max=1)
 
 
@@ -58,13 +58,13 @@ def address(
         except FileNotFoundError:
             if attempt + 1 == ADDRESS_MAX:
                 raise
-            # RACE: its worker found it empty, and removed it before we could put anything there
+            # RACE: its worker found the spool empty, and removed it before we could publish there
 
 
 def bounce(pool: PoolDirectory, worker: str, by: str, why: str) -> list[str]:
-    """End in failed/ what was addressed to a worker that will not run it; return the ids.
+    """Move to failed/ what is addressed to a worker that will not run it; return the ids.
 
-    Anybody may do it once the worker's lease has ended, and the worker itself.
+    The worker itself may do so, and any process once the worker's lease has ended.
     """
     inbox, spool = inbox_of(pool), spool_of(worker)
     ended = []
@@ -78,69 +78,69 @@ def bounce(pool: PoolDirectory, worker: str, by: str, why: str) -> list[str]:
                 claims.charge(inbox, name, spool, {"error": why}, final=True)
                 ended.append(name.id)
             except ClaimLost:
-                continue  # RACE: it was done after all, or another bounced it
+                continue  # RACE: it was done after all, or another process bounced it
     directories.discard_empty(inbox.spool(spool))
     return ended
 
 
 def bounce_strays(pool: PoolDirectory, by: str, ended: Collection[str] | None = None) -> None:
-    """Bounce what is addressed to workers whose lease has ended: to `ended`, if that is known."""
+    """Bounce what is addressed to workers whose lease has ended (`ended`, if known)."""
     try:
         spools = set(atomic.names(inbox_of(pool).directory("spools")))
     except PoolError:
-        return  # nothing was ever addressed to anybody
+        return  # nothing was ever addressed to any worker
     if ended is None:
         ended = {name.worker for name in lease_names(pool) if not name.living}
     held = {name.owner for name in _running(inbox_of(pool))}
     for worker in ended:
         if spool_of(worker) in spools or worker in held:
-            bounce(pool, worker, by, f"{worker} left or died before it had done this")
+            bounce(pool, worker, by, f"{worker} left or died before it did this")
 
 
 class Inbox:
-    """One worker's own inbox, looked into once a second at most, or by `rings` once a beat."""
+    """One worker's own inbox; `next` lists it at most once a second, `has_claims` once a beat."""
 
     def __init__(self, pool: PoolDirectory, worker: str) -> None:
         self.pool = inbox_of(pool)
         self.spool = spool_of(worker)
         self._whole = pool
         self._worker = worker
-        self._looked = -1e9
+        self._listed_at = -1e9
         self._known: list[ClaimName] = []
 
     def next(self) -> ClaimName | None:
-        """Take what was addressed to us, in the order of its ids; None if there is nothing."""
-        self._look(LOOK_S)
+        """Take the next claim addressed to this worker, in order of ids; None if there is none."""
+        self._list_if_older(LOOK_S)
         while self._known:
             name = self._known.pop()
             if name.returns:
-                record = {"error": f"{self._worker} could not run this; its log says why"}
+                record = {"error": f"{self._worker} could not run this; see its log"}
                 claims.record_error(self.pool, name.owned_by(self._worker), record)
                 claims.cancel(self.pool, self.spool, name, self._worker)
             elif taken := claims.take(self.pool, self.spool, name, self._worker):
                 return taken
         return None
 
-    def rings(self) -> bool:
-        """Say whether something is addressed to us; for a worker that waits."""
-        self._look(self._whole.lease_s / BEATS_PER_LEASE)
+    def has_claims(self) -> bool:
+        """Return whether something is addressed to this worker, which waits for it."""
+        self._list_if_older(self._whole.lease_s / BEATS_PER_LEASE)
         return bool(self._known)
 
-    def _look(self, seldom_s: float) -> None:
-        if self._known or time.monotonic() - self._looked < seldom_s:
+    def _list_if_older(self, age_s: float) -> None:
+        if self._known or time.monotonic() - self._listed_at < age_s:
             return
         try:
             found = claims.waiting(self.pool, self.spool)
         except PoolError:
-            found = []  # nothing was addressed to us, as nearly always
+            found = []  # nothing was addressed to this worker, as nearly always
         else:
-            if not found:  # what is not there costs one operation a look, and an empty one five
+            if not found:  # listing a missing one costs one operation, an empty one five
                 directories.discard_empty(self.pool.spool(self.spool))
         self._known = sorted(found, key=lambda name: name.id, reverse=True)
-        self._looked = time.monotonic()
+        self._listed_at = time.monotonic()
 
     def close(self) -> None:
-        """End what is still here: this worker leaves."""
+        """Bounce what is still addressed to this worker: it leaves."""
         bounce(self._whole, self._worker, self._worker, f"{self._worker} left before it ran this")
 
 

@@ -1,13 +1,13 @@
-"""Know every path in a pool, and nothing else.
+"""Define every path in a pool.
 
-Directory structure (state is the directory; names are in `names.py`):
+Directory structure (a claim's state is its directory; `names` defines the file names):
 
     pool/
       pool.json                 format, id, created, lease_s, attempts_max; written once
       plans/000001.json         what one `plan` planned; its number is the compare-and-swap
       plans/3f9a.staged/        its claims until each is moved to its spool
       spools/gpu0.json          this spool's GPU: model, weight
-      spools/gpu0.lock          who is scanning it to steal (politeness, not correctness)
+      spools/gpu0.lock          held while stealing from it (saves work; not for correctness)
       spools/gpu0/CLAIM         waiting
       running/CLAIM@WORKER      taken by that worker
       done/CLAIM@WORKER         its output exists
@@ -15,16 +15,18 @@ Directory structure (state is the directory; names are in `names.py`):
       errors/ID.aN.json         what went wrong in attempt N
       partial/ID/               checkpoints inside a long claim
       workers/WORKER.b000412    the worker's lease: its name carries its beat
-      status/WORKER.json        its last heartbeat: for eyes, never for correctness
+      status/WORKER.json        its last heartbeat: for display, never for correctness
       events/WORKER.jsonl       its journal: one writer, append-only
       outputs/ID.SUFFIX         what handlers made
       outputs/.WORKER/          what that worker is still writing
-      control/ORDER[@TARGET]    drain, pause, stop, cancel: presence is the order
+      control/ORDER[@TARGET]    drain, pause, stop, cancel: the file's presence is the order
       gpu_metrics.log           how busy and fast each GPU was; one writer, by its .lock
-      inbox/                    claims addressed to one worker, a small pool (see `inbox.py`)
+      inbox/                    claims addressed to one worker, a small pool (see `inbox`)
 
-No path is ever built from unchecked text: every method here asserts that the names it joins came
-out of `names.py`'s patterns, which admit neither `/` nor a leading dot.
+No path is ever built from unchecked text: every method here asserts that the names it joins match
+the patterns of `names`, which admit neither `/` nor a leading dot.
+
+What this module does not know: what is in any of these files.
 """
 
 from __future__ import annotations
@@ -38,11 +40,10 @@ from fsqueue.pool.names import ID, SPOOL, WORKER, ClaimName, LeaseName
 
 FORMAT: Final = 1
 """Version of this layout, kept in pool.json. Raise it with any change that an older worker would
-misread, and let `pool.open_pool` refuse what it does not know."""
+misread; `settings.open_pool` refuses other versions."""
 
 SUFFIX: Final = re.compile(r"(\.[A-Za-z0-9_-]{1,16}){1,3}", re.ASCII)
 CHECKPOINT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
-ORDER: Final = re.compile(rf"(drain|pause|stop|cancel)(?:@({ID.pattern}))?", re.ASCII)
 
 
 class State(StrEnum):
@@ -54,12 +55,32 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-_WAITING: Final = State.WAITING  # asked of an enumeration's class, it costs as much as a path
+class Order(StrEnum):
+    """What workers can be ordered to do. The values are file names in control/."""
+
+    DRAIN = "drain"
+    """Finish the current claim, then leave."""
+    STOP = "stop"
+    """Put the current claim back, then leave."""
+    PAUSE = "pause"
+    """Stay, but take nothing more."""
+
+
+CANCEL: Final = "cancel"
+"""control/cancel@ID orders the worker that runs the claim ID to give it up."""
+ORDER: Final = re.compile(rf"({'|'.join((*Order, CANCEL))})(?:@({ID.pattern}))?", re.ASCII)
+
+_WAITING: Final = State.WAITING  # looking it up in the enum costs as much as building a path
 
 
 DIRECTORIES: Final = (
     "plans spools running done failed errors partial workers status events outputs control".split()
 )
+
+
+def order_name(order: str, target: str | None = None) -> str:
+    """Return the name in control/ of an order: to a target (a worker or a claim), or to all."""
+    return f"{order}@{target}" if target else order
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +156,14 @@ class Layout:
         return f"{self.root}/outputs/{id}{suffix}"
 
     def workshop(self, worker: str) -> str:
-        """Return the private directory where `worker` writes outputs before they appear."""
+        """Return the private directory where `worker` writes outputs before they are published."""
         assert WORKER.fullmatch(worker), worker
         return f"{self.root}/outputs/.{worker}"
 
     def unpublished(self, worker: str, id: str, returns: int, suffix: str) -> str:
-        """Return where one run of a claim writes; the count of its returns is another in each run.
+        """Return where one run of a claim writes its output; `returns` differs in every run.
 
-        What an earlier run left behind, a child that escaped, say, cannot write into this one's.
+        So a process that an earlier run left behind cannot write into this run's output.
         """
         assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
         return f"{self.workshop(worker)}/{id}.r{returns}{suffix}"
@@ -156,6 +177,6 @@ class Layout:
         return f"{self.root}/partial/{id}"
 
     def order(self, order: str, target: str | None = None) -> str:
-        text = f"{order}@{target}" if target else order
+        text = order_name(order, target)
         assert ORDER.fullmatch(text), text
         return f"{self.root}/control/{text}"

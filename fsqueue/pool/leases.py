@@ -1,12 +1,12 @@
 """Tell a dead worker from a slow one: a lease is a file whose name carries its beat.
 
-`workers/ID.b000412` is renamed to `ID.b000413` by its worker every quarter of `lease_s`. Anybody
-who has seen one beat for `lease_s` on his own clock may end the lease by renaming that very beat to
-`ID.dead@ENDER` (I9). Both are the same compare-and-swap, so exactly one of them happens: either the
-worker lives on, or its next renewal fails and it knows.
+A worker renews its lease every quarter of `lease_s` by renaming `workers/ID.b000412` to
+`ID.b000413`. A process that has seen the same beat for `lease_s` on its own clock may end the lease
+by renaming that very beat to `ID.dead@ENDER` (I9). Both renames are the same compare-and-swap, so
+exactly one of them happens: either the worker lives on, or its next renewal fails and it knows.
 
-Names are read by listing, never by stat: on NFS a listing is fresh to milliseconds while attributes
-lag by half a minute. No clock but the observer's own monotonic one is ever read.
+Beats are read by listing, never by stat: on NFS a listing is fresh to milliseconds, while
+attributes lag by half a minute. No clock but the observer's own monotonic one is ever read.
 
     [b000000] -- renew --> [b000001] -- ... -- retire --> [left]
                                         '---- end ------> [dead@ENDER]
@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, auto
 from typing import Any, Final
 
 from fsqueue.errors import LeaseLost, PoolError
@@ -39,10 +39,12 @@ class Lease:
         self.name = LeaseName(worker, beat=0)
 
     def enlist(self, facts: dict[str, Any] | None = None) -> None:
-        """Make the lease visible, with the proof by which this host can tell our death."""
+        """Make the lease visible, with what lets processes of this host prove our death."""
         data = json.dumps((facts or {}) | proof_of_life(), indent=1).encode() + b"\n"
         if not atomic.publish(self._pool.lease(self.name), data):
-            raise PoolError(f"{self._pool.lease(self.name)} exists: two workers have one identity.")
+            raise PoolError(
+                f"{self._pool.lease(self.name)} exists already: two workers have the same id."
+            )
 
     def renew(self) -> None:
         """Move to the next beat. Raises LeaseLost if the lease was ended, OSError otherwise."""
@@ -52,16 +54,16 @@ class Lease:
         except OSError as error:
             if error.errno not in atomic.GONE:
                 raise
-            # RACE: ended by an observer; or renewed, and the reply was lost.
+            # RACE: an observer ended it; or it was renewed, and the reply was lost.
             mine = [name for name in lease_names(self._pool) if name.worker == self.name.worker]
             if self.name in mine:
-                raise  # still ours: a passing error of the mount, tried again at the next tick
+                raise  # still ours: a passing error of the mount; the next beat tries again
             if following not in mine:
-                raise LeaseLost(_obituary(self.name.worker, mine)) from error
+                raise LeaseLost(_why_lost(self.name.worker, mine)) from error
         self.name = following
 
     def retire(self) -> None:
-        """End the lease ourselves: we hold nothing any more."""
+        """End our own lease, now that we hold nothing."""
         left = LeaseName(self.name.worker)
         for name in (self.name, replace(self.name, beat=(self.name.beat or 0) + 1)):
             try:
@@ -69,19 +71,20 @@ class Lease:
             except OSError as error:
                 if error.errno not in atomic.GONE:
                     raise
-                # RACE: our last beat was done, but told as an error; or somebody ended it first.
+                # RACE: the last renewal took effect, its reply was lost; or another process ended
+                # the lease first.
 
 
-def _obituary(worker: str, names: Iterable[LeaseName]) -> str:
+def _why_lost(worker: str, names: Iterable[LeaseName]) -> str:
     enders = [name.ended_by for name in names if name.ended_by]
     if enders:
         return (
-            f"{worker} was declared dead by {enders[0]}, as it did not renew its lease: was it "
-            f"stopped, suspended, or cut off from the file system? Others got what it held."
+            f"{worker} was declared dead by {enders[0]}, as it did not renew its lease. Was it "
+            f"stopped, suspended, or cut off from the file system? Its claims were put back."
         )
     return (
-        f"the lease of {worker} vanished from workers/: somebody removed the file. Leave workers/ "
-        f"alone while workers run."
+        f"the lease of {worker} is gone from workers/: something removed the file. Do not touch "
+        f"workers/ while workers run."
     )
 
 
@@ -95,12 +98,12 @@ def lease_names(pool: PoolDirectory) -> list[LeaseName]:
 
 
 class Standing(Enum):
-    """What an observer knows of a worker."""
+    """What an observer knows about a worker."""
 
-    LIVING = "its beat was seen to move, or it was first seen a moment ago"
-    SUSPECT = "its beat has not moved for half a lease"
-    EXPIRED = "its beat has not moved, or its lease was not there, for a whole lease"
-    ENDED = "its lease was ended: it left, or it was declared dead"
+    LIVING = auto()  # its beat moved lately, or it was first seen a moment ago
+    SUSPECT = auto()  # its beat has not moved for half a lease
+    EXPIRED = auto()  # for a whole lease its beat has not moved, or it had no lease
+    ENDED = auto()  # its lease has ended: it left, or it was declared dead
 
 
 @dataclass(slots=True)
@@ -108,15 +111,15 @@ class _Sighting:
     name: LeaseName | None
     since: float
     moved: bool = False
-    """Whether it was seen to move lately: between two looks not half a lease apart."""
+    """Whether its beat moved between two looks less than half a lease apart."""
 
 
 class Observer:
-    """Watch everybody's beats by listing workers/. One instance per observing process.
+    """Watch all workers' beats by listing workers/. One instance per observing process.
 
     Between two looks at most half a lease is counted, however much later the second came. So an
-    observer that was itself stopped or suspended, perhaps together with all whom it watches, gives
-    them the time to beat again; and no two listings are enough to call a lease absent.
+    observer that was itself stopped or suspended, perhaps with all the workers it watches, gives
+    them time to beat again; and two listings are never enough to call a lease absent.
     """
 
     def __init__(self, pool: PoolDirectory, clock: Callable[[], float] = time.monotonic) -> None:
@@ -128,7 +131,7 @@ class Observer:
         self._facts: dict[str, dict[str, Any]] = {}
 
     def look(self, owners: Iterable[str] = ()) -> None:
-        """List workers/ once. `owners` are also watched for the absence of any lease."""
+        """List workers/ once. `owners` are also watched if they have no lease."""
         before = self._clock()
         unseen_s = max(0.0, before - self._after - self._pool.lease_s / 2)
         found: dict[str, LeaseName | None] = dict.fromkeys(owners)
@@ -147,46 +150,46 @@ class Observer:
                 since, moved = min(last.since + unseen_s, before), last.moved and not unseen_s
                 seen[worker] = _Sighting(current, since, moved)
             else:
-                # RACE: a renewal can hide a lease from one listing; what returns has moved.
+                # RACE: a renewal can hide a lease from one listing; if it reappears, it has moved.
                 moved = last is not None and current is not None and not unseen_s
                 seen[worker] = _Sighting(current, after, moved)
         self._seen, self._looked = seen, before
 
     def standing(self, worker: str) -> Standing:
-        """Say what the last look, and those before it, tell of a worker."""
+        """Return what the looks so far show about a worker."""
         if worker in self._ended:
             return Standing.ENDED
         sighting = self._seen.get(worker)
         if sighting is None:
-            return Standing.LIVING  # not looked for yet
+            return Standing.LIVING  # not watched yet
         age_s = self._looked - sighting.since
         if age_s >= self._pool.lease_s:
             return Standing.EXPIRED
         return Standing.SUSPECT if age_s >= self._pool.lease_s / 2 else Standing.LIVING
 
     def beating(self, worker: str) -> bool:
-        """Say whether this observer itself has seen the worker's beat move, lately."""
+        """Return whether this observer itself has seen the worker's beat move lately."""
         sighting = self._seen.get(worker)
         return sighting is not None and sighting.moved and self.standing(worker) is Standing.LIVING
 
     def sees_alive(self, worker: str) -> bool:
-        """Say whether it surely lives: it runs on this host, or its beat was seen to move."""
+        """Return whether it is surely alive: it runs on this host, or its beat moved lately."""
         return self.process(worker) is Process.RUNNING or self.beating(worker)
 
     @property
     def ended(self) -> set[str]:
-        """Return everybody whose lease had ended at the last look."""
+        """The workers whose lease had ended at the last look."""
         return set(self._ended)
 
     def workers(self) -> list[str]:
-        """Return everybody who had a living lease at the last look."""
+        """Return the workers that had a living lease at the last look."""
         return [worker for worker, sighting in self._seen.items() if sighting.name is not None]
 
     def end(self, worker: str, ender: str) -> bool:
-        """End an expired worker's lease, from the very beat last seen; True if it is ended. I9."""
+        """End an expired worker's lease from the very beat last seen (I9); True if it ended."""
         sighting = self._seen.get(worker)
         if sighting is None or sighting.name is None:
-            return True  # there is no lease to end: absence was what expired
+            return True  # there is no lease to end: its absence expired
         dead = LeaseName(worker, ended_by=ender)
         try:
             atomic.rename(self._pool.lease(sighting.name), self._pool.lease(dead))
@@ -194,17 +197,17 @@ class Observer:
         except OSError as error:
             if error.errno not in atomic.GONE:
                 raise
-            # RACE: it renewed after all, or left; or another observer ended it; or we did, and the
-            # reply was lost.
+            # RACE: it renewed after all, or left; or another observer ended it; or this rename took
+            # effect, and the reply was lost.
             mine = [name for name in lease_names(self._pool) if name.worker == worker]
             return any(not name.living for name in mine)
 
     def process(self, worker: str) -> Process:
-        """Say what this host knows of a worker's process, if it runs here at all."""
+        """Return what this host knows about a worker's process, if it is of this host."""
         return look_at_process(self.facts(worker))
 
     def facts(self, worker: str) -> Mapping[str, Any]:
-        """Return what a worker wrote into its lease when it enlisted; {} if that was never read."""
+        """Return what a worker wrote into its lease when it enlisted; {} if it was never read."""
         sighting = self._seen.get(worker)
         name = self._ended.get(worker) or (sighting.name if sighting else None)
         if worker not in self._facts and name is not None:
@@ -220,7 +223,7 @@ class Observer:
 
 
 def proof_of_life() -> dict[str, Any]:
-    """Return what lets another process of this host tell whether this one still runs."""
+    """Return what lets another process of this host find out whether this one still runs."""
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
@@ -232,20 +235,19 @@ def proof_of_life() -> dict[str, Any]:
 
 
 class Process(Enum):
-    """What one host knows of a process."""
+    """What a host knows about a process."""
 
-    RUNNING = "it runs"
-    STOPPED = "it is there, but stopped by a signal or a debugger"
-    GONE = "it has ended"
-    UNKNOWN = "it is not of this host, or nothing is provable here"
+    RUNNING = auto()
+    STOPPED = auto()  # by a signal or a debugger
+    GONE = auto()  # it has ended
+    UNKNOWN = auto()  # it is not of this host, or nothing can be proved here
 
 
 def look_at_process(facts: Mapping[str, Any]) -> Process:
-    """Say what became of the process that these facts (`proof_of_life`) describe.
+    """Return what became of the process that these facts (see `proof_of_life`) describe.
 
-    Boot, PID namespace and start time must all be known: containers of one host share the boot,
-    and a pid is soon somebody else's. In another time namespace the same process started at another
-    time.
+    Boot, PID namespace and start time must all match: containers on one host share the boot, a pid
+    is soon reused, and in another time namespace a process shows another start time.
     """
     pid, started = facts.get("pid"), facts.get("started")
     boot, namespace = _boot_id(), _pid_namespace()
@@ -268,7 +270,7 @@ def _boot_id() -> str:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
     except OSError:
-        return ""  # not Linux: nothing is provable, and leases expire by time alone
+        return ""  # not Linux: nothing can be proved, and leases expire by time alone
 
 
 def _pid_namespace() -> str:
@@ -283,13 +285,13 @@ def _namespace(kind: str) -> str:
     try:
         return os.readlink(f"/proc/self/ns/{kind}")
     except OSError:
-        return ""  # time: this kernel has none, and all processes share one
+        return ""  # a kernel without time namespaces: all processes share one
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """Return a process's state, and when it began in clock ticks since boot.
+    """Return a process's state, and its start time in clock ticks since boot.
 
-    "X", "" if there is none; "", "" if it cannot be told.
+    ("X", "") if there is no such process; ("", "") if that cannot be found out.
     """
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -297,5 +299,5 @@ def _stat(pid: int) -> tuple[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return "X", ""
     except OSError:
-        return "", ""  # no descriptors left, say: that proves nobody's death
+        return "", ""  # for example no descriptors left, which proves no death
     return fields[0], fields[19]

@@ -1,9 +1,10 @@
-"""Know a million names again, at nine bytes each: by a mark of 64 bits.
+"""Hold a million names: as 64-bit fingerprints at nine bytes each, or as text at 41 bytes each.
 
-A mark is the name's `hash`, keyed anew in every process unless PYTHONHASHSEED says otherwise. Two
-of a million names share one with a chance of one in 40 million. So marks may say what is to be
-looked at again, and by how much a count is to be corrected; nothing is reported, and nothing
-moved, because of them alone.
+A fingerprint is the name's `hash`, whose key differs in every process unless PYTHONHASHSEED is set.
+Among a million names, two share one with a chance of one in 40 million. So fingerprints may decide
+what to look at again, and correct a count; nothing is reported or moved because of them alone.
+
+What this module does not know: what the names are.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from itertools import chain, islice
 from typing import Any, Final
 
 PARTS: Final = 64
-"""What is compared is compared part by part: a set needs some 70 bytes for each of its marks."""
+"""Fingerprints are compared part by part: a set takes about 70 bytes for each."""
 
 mark: Final = hash
+"""The fingerprint of a name."""
 
 
 class Fingerprints:
-    """The marks of some names; a name may be there more than once."""
+    """The fingerprints of some names; a name may be in it more than once."""
 
     __slots__ = ("parts",)
 
@@ -31,7 +33,7 @@ class Fingerprints:
         self.extend(marks)
 
     def extend(self, marks: Iterable[int]) -> None:
-        """Add the marks of more names."""
+        """Add the fingerprints of more names."""
         parts = self.parts
         for each in marks:
             parts[each % PARTS].append(each)
@@ -45,20 +47,20 @@ class Fingerprints:
         return sum(map(len, self.parts))
 
     def __le__(self, other: Fingerprints) -> bool:
-        """Say whether all that is here is there."""
+        """Return whether `other` holds every fingerprint of this one."""
         return all(
             set(mine).issubset(its) for mine, its in zip(self.parts, other.parts, strict=True)
         )
 
 
 def sets(*groups: Fingerprints) -> Iterator[list[set[int]]]:
-    """Yield the marks of each group, a part of all of them at a time."""
+    """Yield one part at a time: its fingerprints in each group."""
     for parts in zip(*(group.parts for group in groups), strict=True):
         yield list(map(set, parts))
 
 
 def repeated(*groups: Fingerprints) -> set[int]:
-    """Return what is in all groups together more than once."""
+    """Return the fingerprints that occur more than once in all groups together."""
     found: set[int] = set()
     for parts in zip(*(group.parts for group in groups), strict=True):
         if len(set().union(*parts)) < sum(map(len, parts)):
@@ -67,17 +69,17 @@ def repeated(*groups: Fingerprints) -> set[int]:
     return found
 
 
-# ---- hold many names in little more than their bytes ----
+# ---- lists of names in little more than their bytes ----
 #
-# A `str` of 40 letters is 89 bytes, and a place in a list 8 more. Here all names but those that
-# are looked at lie in blocks of bytes, 41 for each. Names are printable: they hold no newline.
+# A `str` of 40 letters takes 89 bytes, and its place in a list 8 more. A NameList keeps names in
+# blocks of bytes, 41 for each, but for the few in use. Names are printable: they hold no newline.
 
 BLOCK: Final = 256
-"""Names taken out of their bytes at a time."""
+"""How many names a block holds."""
 
 
 class NameList:
-    """Names in a fixed order; the last can be taken off."""
+    """Names in a fixed order, of which the last can be removed."""
 
     __slots__ = ("_blocks", "_tail", "_len")
 
@@ -110,7 +112,7 @@ class NameList:
         return self._open()[-1]
 
     def pop(self) -> str:
-        """Take the last name off; IndexError if there is none."""
+        """Remove and return the last name; IndexError if there is none."""
         text = self._open().pop()
         self._len -= 1
         return text
@@ -121,7 +123,7 @@ class NameList:
         return self._tail
 
     def remove(self, text: str, key: Callable[[str], Any]) -> bool:
-        """Take a name off a roll that is in the order of `key`; say whether it was there."""
+        """Remove a name from a list sorted by `key`; return whether it was there."""
         mine, at = key(text), -1
         found = self._tail
         if not found or mine < key(found[0]):
@@ -136,7 +138,7 @@ class NameList:
         return True
 
     def above(self, limit: Any, key: Callable[[str], Any]) -> int:
-        """Count the names whose `key`, in the order of which they are, is larger than `limit`."""
+        """Count the names of a list sorted by `key` whose key is larger than `limit`."""
         at = bisect_right(self._blocks, limit, key=lambda block: key(_first(block)))
         parts = [_names(self._blocks[at - 1])] if at else []
         whole = sum(block.count(b"\n") + 1 for block in self._blocks[at:])

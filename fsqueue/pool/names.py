@@ -1,20 +1,20 @@
-"""Parse and format every name that carries state: claims, leases, workers, spools.
+"""Parse and format every name that carries state: of claims, leases, workers and spools.
 
 A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[@owner]`, for example
 
     output_12-5c1f09ab33.esm2_t6_8m.c81920.a0.r0@node7-31415-a3f9b2
 
-* `id`       names the work: a readable stem and a hash of everything that decides the result
+* `id`       identifies the work: a readable stem and a hash of all that decides the result
 * `kind`     what a worker must have loaded to do it; chosen by the handler
-* `cost`     estimated work, a whole number in the handler's unit; a thief chooses by it
+* `cost`     estimated work, a whole number in the handler's unit; thieves choose by it
 * `attempt`  raised by every failure, and by nothing else
 * `returns`  raised by every return to waiting, so that no waiting name is ever used twice
 * `owner`    who runs it; present in running/, done/ and failed/, absent while it waits
 
 Properties: at most 255 bytes; only ASCII letters, digits, `_`, `-` and the separators `.` and `@`,
-so a name can be joined to a directory without escaping it; a name parses in exactly one way, and
-formatting what was parsed gives the same bytes back. Names that begin with `.` are private and
-half-written, and nothing here parses them.
+so a name joined to a directory stays inside it; a name parses in exactly one way, and formatting
+what was parsed gives the same bytes back. Names that begin with `.` are private and half-written,
+and nothing here parses them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import re
 import secrets
 import socket
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
@@ -34,6 +35,7 @@ WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
 COST_MAX: Final = 10**18 - 1
 ATTEMPT_MAX: Final = 9_999
 RETURNS_MAX: Final = 999_999
+WORKER_ID_DASHES: Final = 2
 
 _WAITING: Final = re.compile(
     rf"({ID.pattern})\.({KIND.pattern})"
@@ -50,9 +52,9 @@ _LEASE: Final = re.compile(
 
 @dataclass(slots=True, unsafe_hash=True)
 class ClaimName:
-    """A claim's name, taken apart. See the module docstring for the grammar.
+    """A claim's name, parsed. See the module docstring for the grammar.
 
-    It never changes, which `Final` lets mypy hold: `frozen` would do it at seven calls a name.
+    It never changes. mypy enforces that by `Final`; `frozen` would cost seven calls per name.
     """
 
     id: Final[str]
@@ -62,7 +64,7 @@ class ClaimName:
     returns: Final[int] = 0
     owner: Final[str | None] = None
     _text: str = field(default="", init=False, repr=False, compare=False)
-    """The name as text, once it is known to be good: a claim's is asked for six times."""
+    """The name as text, once it is known to be valid: it is needed six times per claim."""
 
     @classmethod
     def parse(cls, text: str) -> ClaimName | None:
@@ -83,11 +85,11 @@ class ClaimName:
 
     @property
     def is_spent(self) -> bool:
-        """Say whether it was put back so often that there is no further name for it to wait by."""
+        """Whether it was put back so often that no further waiting name is left for it."""
         return self.attempt >= ATTEMPT_MAX or self.returns >= RETURNS_MAX
 
     def checked(self) -> str:
-        """Return the name as text; that it could not be parsed again is a mistake of ours."""
+        """Return the name as text; a name that would not parse is a bug here."""
         if not self._text:
             text = self._format()
             assert _CLAIM.fullmatch(text), text
@@ -102,7 +104,7 @@ class ClaimName:
         return name
 
     def returned(self, *, failed: bool) -> ClaimName:
-        """Return the next waiting name: a fresh one, with one more attempt if this one failed."""
+        """Return the next waiting name, never used before; one attempt later if this one failed."""
         return replace(self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None)
 
 
@@ -112,14 +114,14 @@ def _is_worker(text: str) -> bool:
 
 
 def is_waiting(text: str) -> bool:
-    """Say whether `text` is the name of a claim that nobody owns."""
+    """Return whether `text` is the name of a waiting claim."""
     return _WAITING.fullmatch(text) is not None
 
 
 def id_and_cost(text: str, *, owned: bool) -> tuple[str, int] | None:
-    """Return what is counted of a claim, None if that is no name of one that is owned, or waits.
+    """Return a claim's id and cost; None if `text` is not the name of an owned, or waiting, claim.
 
-    For a million names: it takes a quarter of the time of `ClaimName.parse`.
+    For counting a million names: it takes a quarter of the time of `ClaimName.parse`.
     """
     match = (_OWNED if owned else _WAITING).fullmatch(text)
     return None if match is None else (match[1], int(match[3]))
@@ -148,25 +150,44 @@ class LeaseName:
 
     @property
     def living(self) -> bool:
-        """Say whether this name still carries a beat."""
+        """Whether the lease has not ended."""
         return self.beat is not None
 
 
-def new_worker_id(prefix: str = "") -> str:
-    """Return an identity that no other process has had or will have: host, pid, random part."""
+class Role(StrEnum):
+    """What kind of process an id belongs to. The values are the prefixes of the ids."""
+
+    WORKER = ""
+    RETRY = "retry-"
+    CANCEL = "cancel-"
+    RECOVER = "recover-"
+    BROADCAST = "broadcast-"
+
+
+def new_worker_id(role: Role = Role.WORKER) -> str:
+    """Return an id that no other process has had or will have: role, host, pid, random part."""
     host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())[:40].strip("_") or "host"
-    return f"{prefix}{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{role}{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def role_of(id: str) -> Role:
+    """Return the role of the process with this id.
+
+    A host may be called `cancel`, so the prefix counts only before a whole worker's id.
+    """
+    for role in Role:
+        if role and id.startswith(role) and id.count("-") >= WORKER_ID_DASHES + 1:
+            return role
+    return Role.WORKER
 
 
 def slug(text: str, length: int = 60) -> str:
-    """Return `text` as it may stand in an id: legible, ASCII, never empty."""
+    """Return `text` in a form that is valid in an id: readable, ASCII, never empty."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:length].strip("_-") or "x"
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Return a sort key that puts gpu2 before gpu10."""
-    import re
-
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part)
         for part in re.split(r"(\d+)", text)

@@ -1,17 +1,17 @@
-"""Publish a plan: all of its claims, or a promise that the next planner keeps.
+"""Publish plans: every claim of a plan, even if its planner dies halfway.
 
-A plan's claims are first *staged*: written and synced under plans/UID.staged/SPOOL/, where nobody
-looks. Then the plan file takes the next free number by link(2), which has one winner. Only then are
-the claims moved to their spools, each by one rename out of staging. So:
+A plan's claims are first *staged*: written and synced under plans/UID.staged/SPOOL/, where workers
+do not look. Then the plan file takes the next free number by link(2), which has one winner. Only
+then are the claims moved to their spools, each by one rename out of staging. So:
 
 * two planners at once cannot both plan one input: the loser of a number reads the winner's plan,
-  drops what it has, and tries the next number. No lock is held, and nobody's pause matters;
-* a planner that dies half-way leaves staged claims behind, which anybody completes by the same
-  renames (`complete`): a name leaves staging once, whoever moves it;
+  drops those inputs, and tries the next number. No lock is held, so a paused planner blocks none;
+* a planner that dies halfway leaves staged claims behind, and any process completes them by the
+  same renames (`complete`): a name leaves staging once, whichever process moves it;
 * a planner that dies before it has a number leaves staged files that no plan names: no claims.
 
-A plan file is one JSON document with one source or claim to a line, so that a reader of the first
-line knows the totals and a reader of a million claims needs no memory.
+A plan file is one JSON document with one source or claim per line: its first line has the totals,
+and reading a million claims takes no memory.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _ROW: Final = re.compile(rb'\["([ -!#-\[\]-~]+)", "([ -!#-\[\]-~]+)"\]')  # JSON
 
 @dataclass(slots=True)
 class Share:
-    """What a plan gives to one spool, or to all."""
+    """What a plan assigns to one spool, or to all together."""
 
     claims: int = 0
     cost: int = 0
     measures: dict[str, int] = field(default_factory=dict)
 
     def add(self, cost: int, measures: dict[str, int], claims: int = 1) -> None:
-        """Count more claims into this share."""
+        """Add more claims to this share."""
         self.claims += claims
         self.cost += cost
         for name, count in measures.items():
@@ -79,18 +79,18 @@ def read_plan(pool: PoolDirectory, number: int) -> Plan:
     """Return the head of a plan; PoolError if the file was damaged."""
     path = pool.plan(number)
     try:
-        with os.fdopen(atomic.opened(path)[0], "rb") as file:
+        with os.fdopen(atomic.open_for_reading(path)[0], "rb") as file:
             facts = json.loads(file.readline(HEAD_MAX).rstrip().rstrip(b",") + b"}")
         return _head(facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PoolError(
-            f"{path} is not a plan ({error}); it was edited or damaged. Its claims are intact; "
+            f"{path} is not a plan ({error}): it was edited or damaged. Its claims are intact; "
             f"restore the file, or plan its inputs into a new pool."
         ) from error
 
 
 def _head(facts: dict[str, Any]) -> Plan:
-    """Return the head that `facts` are. Raises ValueError, KeyError, TypeError, AttributeError."""
+    """Parse a plan's head. Raises ValueError, KeyError, TypeError or AttributeError."""
     if facts["format"] != FORMAT:
         raise ValueError(f"format {facts['format']!r}")
     plan = Plan(
@@ -103,7 +103,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         {name: _read_share(share) for name, share in facts["spools"].items()},
         facts["options"],
     )
-    sensible = (
+    valid = (
         ID.fullmatch(plan.uid)
         and (plan.suffix is None or SUFFIX.fullmatch(plan.suffix))
         and all(map(SPOOL.fullmatch, plan.spools))
@@ -112,15 +112,15 @@ def _head(facts: dict[str, Any]) -> Plan:
         and isinstance(plan.handler, str)
         and isinstance(plan.options, dict)
     )
-    if not sensible:
-        raise ValueError("its head makes no sense")
+    if not valid:
+        raise ValueError("its first line is not valid")
     return plan
 
 
 def _read_share(facts: dict[str, Any]) -> Share:
     share = Share(facts["claims"], facts["cost"], dict(facts["measures"]))
     if not all(type(n) is int for n in (share.claims, share.cost, *share.measures.values())):
-        raise ValueError("its sums are no numbers")
+        raise ValueError("its totals are not numbers")
     return share
 
 
@@ -150,13 +150,15 @@ def read_names(pool: PoolDirectory, number: int) -> Iterator[list[str]]:
     """Yield the name of every claim that a plan holds, and the spool it was given to, as texts."""
     for entry in _entries(pool, number, "claims"):
         if not (id_and_cost(entry[0], owned="@" in entry[0]) and SPOOL.fullmatch(entry[1])):
-            raise PoolError(f"{pool.plan(number)} holds {entry!r}, which is no claim. Restore it.")
+            raise PoolError(
+                f"{pool.plan(number)} holds {entry!r}, which is not a claim. Restore it."
+            )
         yield entry
 
 
 def _entries(pool: PoolDirectory, number: int, wanted: str) -> Iterator[list[str]]:
     path, section, text = pool.plan(number), "", b""
-    with os.fdopen(atomic.opened(path)[0], "rb") as file:
+    with os.fdopen(atomic.open_for_reading(path)[0], "rb") as file:
         file.readline(HEAD_MAX)
         while line := file.readline(ROW_MAX):
             text = line.strip().rstrip(b",")
@@ -188,7 +190,7 @@ def write_plan(
 
     `sources` are (key, path) and `names` are (claim, spool).
     """
-    path = private(pool, plan.uid)
+    path = private_path(pool, plan.uid)
     facts = {
         "format": FORMAT,
         "plan": plan.uid,
@@ -223,32 +225,32 @@ def _share(share: Share) -> dict[str, Any]:
     return {"claims": share.claims, "cost": share.cost, "measures": share.measures}
 
 
-def private(pool: PoolDirectory, uid: str) -> str:
-    """Return where a plan lies until it has a number."""
+def private_path(pool: PoolDirectory, uid: str) -> str:
+    """Return where a plan file is until it has a number."""
     return f"{pool.directory('plans')}/.{uid}.json"
 
 
 def forbid(pool: PoolDirectory, uid: str) -> None:
-    """Let a plan never get a number, unless it has one, whatever its planner does from here on."""
+    """Prevent a plan without a number from ever getting one, whatever its planner still does."""
     while True:
-        directories.make(private(pool, uid))
+        directories.make(private_path(pool, uid))
         try:
-            atomic.discard(private(pool, uid))
+            atomic.discard(private_path(pool, uid))
         except IsADirectoryError:
             return
-        # RACE: its planner's file was there, and is gone; or it is written just now: once more
+        # RACE: its planner's file was there and is removed now, or was just written: try again
 
 
 @contextmanager
 def unless_forbidden(pool: PoolDirectory, uid: str) -> Iterator[None]:
-    """Let an error on the way to a plan's number say so if the plan was taken for abandoned."""
+    """Explain an error before a plan has its number, if the plan was removed as abandoned."""
     try:
         yield
     except (OSError, FsqueueError) as error:
-        if os.path.isdir(private(pool, uid)):
+        if os.path.isdir(private_path(pool, uid)):
             raise PoolError(
-                f"{pool.staged(uid)} was removed by fsqueue clean: nothing was added to it for a "
-                f"lease, as if its planner had died. Was this process stopped? Plan again."
+                f"{pool.staged(uid)} was removed by fsqueue clean, because nothing was added to it "
+                f"for a lease, as if its planner had died. Was this process stopped? Plan again."
             ) from error
         raise
 
@@ -259,15 +261,15 @@ def number_plan(pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
         return True
     if read_plan(pool, number).uid != uid:
         return False
-    # RACE: ours after all; the link's reply was lost, and this mount does not count links.
+    # RACE: it is ours after all; the reply was lost, and this mount does not show link counts.
     atomic.discard(path)
     return True
 
 
 def complete(pool: PoolDirectory, listed: Collection[str] | None = None) -> int:
-    """Publish every staged claim that a numbered plan holds; return how many this call moved.
+    """Publish every staged claim of a numbered plan; return how many this call moved.
 
-    Anybody may call it at any time, as often as they like. `listed`: what plans/ holds, if known.
+    Any process may call it at any time, however often. `listed`: the names in plans/, if known.
     """
     if listed is None:
         listed = atomic.names(pool.directory("plans"))
@@ -276,7 +278,7 @@ def complete(pool: PoolDirectory, listed: Collection[str] | None = None) -> int:
         return 0
     ready = sorted(staged & {plan.uid for plan in read_plans(pool)})
     if ready:
-        # Its planner may not have come to this: no claim may survive a power loss without its plan.
+        # Its planner may have died before this: no claim may survive a power loss without its plan.
         atomic.sync_directory(pool.directory("plans"))
     return sum(complete_one(pool, uid) for uid in ready)
 
@@ -300,6 +302,5 @@ def _left_in(directory: str) -> NameList:
     except (PoolError, OSError) as error:
         if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
             raise
-        return (
-            NameList()
-        )  # RACE: somebody else completed it, and removed the empty directory before us
+        # RACE: another process completed it, and removed the empty directory.
+        return NameList()

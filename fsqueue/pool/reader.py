@@ -1,9 +1,8 @@
-"""Read what a pool holds, for whoever puts its results together.
+"""Read a pool's plans, claims and outputs, for example to merge its results.
 
-Plans in the order in which they were made; their inputs and claims in the order in which they were
-planned; where each claim stands, what it says, and where its output is. Nothing here writes, and
-nothing here decides: while workers work, what is said of a claim may be out of date at once. Only
-`done` is for good (I6: its output is whole and stays).
+Plans come in the order in which they were made, their inputs and claims in the order in which they
+were planned. Nothing here writes. While workers run, the state of a claim may be out of date as
+soon as it is read; only `done` is final (I6: its output is whole and stays).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fsqueue.pool.untrusted import read_json
 
 @dataclass(frozen=True, slots=True)
 class PlanView:
-    """One plan: which handler, with which options, for which inputs."""
+    """One plan: its handler, options and inputs."""
 
     number: int
     handler: str
@@ -34,20 +33,20 @@ class PlanView:
 
 @dataclass(frozen=True, slots=True)
 class ClaimView:
-    """One planned claim, where it stands, and where its output is once it is done."""
+    """One planned claim: its state, and where its output is once it is done."""
 
     id: str
     kind: str
     state: str
     """waiting, running, done or failed."""
     path: str
-    """Its own file; empty if it was on its way when the pool was listed."""
+    """Its file; empty if it was moving while the pool was listed."""
     output: str
     """Empty for handlers without outputs."""
 
 
 class PoolReader:
-    """A pool, listed once. Raises UsageError if there is none, PoolError if it is damaged."""
+    """A pool, listed once. Raises UsageError if it is not a pool, PoolError if it is damaged."""
 
     def __init__(self, root: str) -> None:
         self._pool = open_pool(root)
@@ -55,7 +54,7 @@ class PoolReader:
         for spool in spool_names(self._pool):
             for name in claims.waiting(self._pool, spool):
                 self._places[name.id] = State.WAITING, self._pool.waiting(spool, name)
-        # In the order in which claims move, so that one on its way is seen where it arrives.
+        # In the order in which claims move, so that a moving claim is seen where it arrives.
         for state in (State.RUNNING, State.FAILED, State.DONE):
             for name in claims.owned(self._pool, state):
                 self._places[name.id] = state, self._pool.owned(state, name)
@@ -64,14 +63,14 @@ class PoolReader:
     def root(self) -> str:
         return self._pool.root
 
-    def plans(self, handler: str) -> list[PlanView]:
-        """Return the plans of one handler, oldest first."""
+    def plans(self, handler: str | None = None) -> list[PlanView]:
+        """Return the plans of one handler, or of all, oldest first."""
         found = []
         for number in plans.numbers(self._pool):
             plan = plans.read_plan(self._pool, number)
-            if plan.handler == handler:
+            if handler in (None, plan.handler):
                 inputs = tuple(plans.read_inputs(self._pool, number))
-                found.append(PlanView(number, handler, plan.options, inputs, plan.suffix))
+                found.append(PlanView(number, plan.handler, plan.options, inputs, plan.suffix))
         return found
 
     def claims(self, plan: PlanView) -> Iterator[ClaimView]:
@@ -80,9 +79,9 @@ class PoolReader:
             yield self._view(name, plan.suffix)
 
     def payload(self, claim: ClaimView) -> dict[str, Any]:
-        """Return what a claim tells its handler to do.
+        """Return what a claim's handler is to do.
 
-        Raises FileNotFoundError if the claim moved since the pool was listed; a done one does not.
+        Raises FileNotFoundError if the claim moved since the pool was listed; a done one stays.
         """
         patience_s = 2.0 if claim.state == "done" else 0.0
         facts = read_json(claim.path, patience_s=patience_s)

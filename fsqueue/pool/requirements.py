@@ -1,12 +1,12 @@
-"""Read and write what a claim's kind says of who may do it.
+"""Parse and compose a claim's kind: which workers may take it.
 
 A kind is `BASE` or `BASE--CONDITIONS`, as in `esm2_3b--t1-fp8` or `merge--t3`. `BASE` is what a
-worker must have loaded. A condition `t1`, `t2` or `t3` is the lowest tier that may do it, t2 if
-none is given; any other is a capability that the worker must have. They stand in the name because
-a thief decides by names alone.
+worker must have loaded. A condition `t1`, `t2` or `t3` is the lowest tier that may take it, by
+default t2; any other condition is a capability that the worker must have. They are part of the
+name because a thief decides by names alone.
 
-A worker may take work of its own tier and of lower ones: a GPU may do what is meant for storage,
-and never the reverse.
+A worker may take work of its own tier and of lower ones: a GPU worker may do storage work, but not
+the reverse.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TIER: Final = re.compile(r"t([123])", re.ASCII)
 
 
 class Tier(IntEnum):
-    """What a worker is made for. It may take work of its own tier and of those below."""
+    """What a worker runs on. It may take work of its own tier and of those below."""
 
     GPU = 1
     CPU = 2
@@ -33,11 +33,13 @@ class Tier(IntEnum):
 
 
 def compose(base: str, tier: int = Tier.CPU, requires: Iterable[str] = ()) -> str:
-    """Return the kind of claims with these conditions; UsageError if it would be no kind."""
+    """Return the kind of claims with these conditions; UsageError if it would not be valid."""
     words = [f"t{int(tier)}"] if tier != Tier.CPU else []
     for capability in sorted({word.lower() for word in requires}):
         if not CAPABILITY.fullmatch(capability) or _TIER.fullmatch(capability):
-            raise UsageError(f"{capability!r} is no capability; use letters, digits and _.")
+            raise UsageError(
+                f"{capability!r} is not a valid capability: use letters, digits and _."
+            )
         words.append(capability)
     kind = "--".join([base, "-".join(words)]) if words else base
     if not KIND.fullmatch(kind):
@@ -52,7 +54,7 @@ def base_of(kind: str) -> str:
 
 @lru_cache(maxsize=1024)
 def conditions(kind: str) -> tuple[int, frozenset[str]]:
-    """Return the lowest tier that may do a kind, and the capabilities it takes."""
+    """Return the lowest tier that may take a kind, and the capabilities it requires."""
     words = kind.partition("--")[2].split("-")
     tiers = [int(match[1]) for word in words if (match := _TIER.fullmatch(word))]
     requires = frozenset(word for word in words if word and not _TIER.fullmatch(word))
@@ -60,7 +62,7 @@ def conditions(kind: str) -> tuple[int, frozenset[str]]:
 
 
 def lacks(kind: str, tier: int, capabilities: Collection[str]) -> str:
-    """Return why a worker may not do a kind, "" if it may."""
+    """Return why a worker may not take a kind, "" if it may."""
     lowest, requires = conditions(kind)
     if tier > lowest:
         return f"it is for tier {lowest} and better, and the worker's is {tier}"

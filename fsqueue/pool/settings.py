@@ -1,6 +1,6 @@
-"""Make a pool, open a pool, and know its spools.
+"""Create and open pools and their spools.
 
-A pool's settings are written once and never change; a spool's file says whose work it holds.
+A pool's settings are written once and never change; a spool's file describes the GPU it is for.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from fsqueue.storage import atomic, directories, permissions
 LEASE_S: Final = 30.0
 ATTEMPTS_MAX: Final = 3
 NUMBER_MAX: Final = 1e9
-"""JSON holds NaN, infinity, and whole numbers too large for any float: what a file says is compared
-with this before it is reckoned with."""
+"""Numbers from a file must be below this: JSON admits NaN, infinity and any integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class PoolDirectory(Layout):
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """One spool: whose work it holds, and how fast that GPU is beside an RTX 3090."""
+    """One spool: the GPU model it is for, and that model's speed relative to an RTX 3090."""
 
     name: str
     model: str
@@ -48,9 +47,9 @@ class Spool:
 def create_pool(
     root: str, *, lease_s: float = LEASE_S, attempts_max: int = ATTEMPTS_MAX
 ) -> PoolDirectory:
-    """Make a pool at `root`, or open the one that is there.
+    """Create a pool at `root`, or open the one that is there.
 
-    Whoever publishes pool.json first decides its settings; the loser of that race opens it.
+    The process that publishes pool.json first decides its settings; others then open it.
     """
     root = os.path.abspath(root)
     if not os.path.lexists(f"{root}/pool.json"):
@@ -69,11 +68,11 @@ def create_pool(
 
 
 def _claim_directory(root: str) -> None:
-    """Make the directory that becomes the pool, or take one that is empty and ours."""
+    """Make the directory that becomes the pool, or use one that is empty and trusted."""
     try:
         os.makedirs(root, mode=0o755, exist_ok=True)
         present = {name for name in os.listdir(root) if not name.startswith(".")}
-        if permissions.told() and os.stat(root).st_uid == os.geteuid():
+        if permissions.trusts_groups() and os.stat(root).st_uid == os.geteuid():
             os.chmod(root, 0o3770)
         facts = os.stat(root)
     except (FileExistsError, NotADirectoryError) as error:
@@ -83,28 +82,28 @@ def _claim_directory(root: str) -> None:
         ) from error
     except OSError as error:
         raise PoolError(
-            f"{root} cannot become a pool: {error.strerror}. Name one that you can write."
+            f"{root} cannot become a pool: {error.strerror}. Use one that you can write to."
         ) from error
     if present - set(DIRECTORIES) - {"pool.json"}:
         raise UsageError(
             f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
             f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."
         )
-    permissions.trust(facts)
-    permissions.refuse(root, facts, os.geteuid())
+    permissions.trust_group_of(facts)
+    permissions.require_trusted(root, facts, os.geteuid())
 
 
 def open_pool(root: str) -> PoolDirectory:
-    """Open the pool at `root`; refuse what is not one, or not one that we may work."""
+    """Open the pool at `root`. Raises UsageError if there is none, PoolError if not trusted."""
     root = os.path.abspath(root)
     layout = Layout(root)
     try:
         facts = os.stat(root)
-        permissions.trust(facts)
+        permissions.trust_group_of(facts)
         settings = read_json(layout.settings, patience_s=0.0, limit=FACTS_MAX)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
-            f"{root} is not a pool: it has no pool.json. Check the path, or make it: "
+            f"{root} is not a pool: it has no pool.json. Check the path, or create the pool: "
             f"fsqueue plan embed {root} INPUT... --model MODEL"
         ) from error
     except PermissionError as error:
@@ -112,8 +111,8 @@ def open_pool(root: str) -> PoolDirectory:
     _refuse_open_directories(layout, facts)
     if settings.get("format") != FORMAT:
         raise PoolError(
-            f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue knows "
-            f"{FORMAT}. Use the version of fsqueue that made the pool."
+            f"{layout.settings} has format {settings.get('format')!r}, and this fsqueue reads only "
+            f"{FORMAT}. Use the version of fsqueue that created the pool."
         )
     id, lease_s = settings.get("id"), settings.get("lease_s")
     attempts_max = settings.get("attempts_max")
@@ -125,32 +124,32 @@ def open_pool(root: str) -> PoolDirectory:
         or attempts_max < 1
     ):
         raise PoolError(
-            f"{layout.settings} lacks a usable id, lease_s or attempts_max; it was edited or "
-            f"damaged. Restore it: the claims beside it are intact."
+            f"{layout.settings} lacks a valid id, lease_s or attempts_max: it was edited or "
+            f"damaged. Restore it; the claims are intact."
         )
     return PoolDirectory(root, id, float(lease_s), attempts_max)
 
 
 def _refuse_open_directories(layout: Layout, root: os.stat_result) -> None:
-    """Raise PoolError if somebody else could put names into the pool's directories.
+    """Raise PoolError if other users could put files into the pool's directories.
 
-    Those that are missing, or no directories, are met by whoever lists them.
+    Listing them reports those that are missing or are not directories.
     """
-    permissions.refuse(layout.root, root, os.geteuid())
+    permissions.require_trusted(layout.root, root, os.geteuid())
     for name in DIRECTORIES:
         try:
             facts = os.lstat(layout.directory(name))
         except FileNotFoundError:
-            continue  # RACE: a network mount may not show yet what the planner has just made.
+            continue  # RACE: a network mount may not show it yet, just after the pool was created.
         if stat.S_ISDIR(facts.st_mode):
-            permissions.refuse(layout.directory(name), facts, os.geteuid())
+            permissions.require_trusted(layout.directory(name), facts, os.geteuid())
 
 
 # ---- spools ----
 
 
 def add_spool(pool: PoolDirectory, spool: Spool) -> Spool:
-    """Make a spool, or return the one of that name: the first planner's weight stands."""
+    """Create a spool, or return the one of that name: the first planner's weight stands."""
     directories.make(pool.spool(spool.name))
     data = json.dumps(asdict(spool), indent=1).encode() + b"\n"
     if not os.path.exists(pool.spool_file(spool.name)):
@@ -159,7 +158,7 @@ def add_spool(pool: PoolDirectory, spool: Spool) -> Spool:
 
 
 def read_spool(pool: PoolDirectory, name: str) -> Spool:
-    """Return what spools/NAME.json says; PoolError if it does not make sense."""
+    """Return a spool as spools/NAME.json describes it; PoolError if that is not valid."""
     facts = read_json(pool.spool_file(name), limit=FACTS_MAX)
     model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
     if (
@@ -169,7 +168,7 @@ def read_spool(pool: PoolDirectory, name: str) -> Spool:
         or not 0 < weight < NUMBER_MAX
     ):
         raise PoolError(
-            f"{pool.spool_file(name)} lacks a model or a positive weight; it was edited or cut. "
+            f"{pool.spool_file(name)} lacks a model or a positive weight: it was edited or cut. "
             f'Write {{"model": "RTX 3090", "weight": 1.0}} into it.'
         )
     return Spool(name, model, float(weight), why)

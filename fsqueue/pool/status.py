@@ -1,8 +1,8 @@
-"""Write and read what is only for eyes: a worker's status, and its journal.
+"""Write and read a worker's status file: what it is, what it does, and how fast it is.
 
-Nothing here is ever a reason to move a claim (I8). A status file is replaced whole by its one
-writer; a journal is appended to by its one writer. Readers expect either to be missing, empty,
-half-written or hostile, and go on without it.
+A status is for display and routing, and never a reason to move a claim (I8). Its one writer
+replaces it whole. Readers must expect it to be missing, empty, half-written or hostile, and go on
+without it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 from fsqueue.errors import PoolError
@@ -22,12 +23,40 @@ from fsqueue.pool.untrusted import FACTS_MAX, number, read_json
 from fsqueue.storage import atomic
 
 RATE_MIN: Final = 1e-12
-STATES: Final = frozenset("starting loading idle running draining stopped failed".split())
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing, as in its status file."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    IDLE = "idle"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class LeaveReason(StrEnum):
+    """Why a worker left, as in its status file."""
+
+    ALL_DONE = "all done"
+    SOME_FAILED = "some failed"  # everything ended, but some claims failed
+    WORK_REMAINS = "work remains"  # claims wait that this worker cannot or may not take
+    OUT_OF_TIME = "out of time"  # claims wait that would not end in the time it has left
+    ORDER = "order"
+    TIME_LIMIT = "time limit"
+    ALLOCATION_ENDS = "allocation ends"
+    CLAIMS_MAX = "claims max"
+    SIGNAL = "signal"
+    LEASE_LOST = "lease lost"
+    BROKEN = "broken"  # its process could not run another claim
+    FAILURES = "failures"  # several claims in a row failed there
 
 
 @dataclass(slots=True)
 class Current:
-    """The claim a worker is running, and how far it is."""
+    """The claim a worker is running, and its progress."""
 
     id: str
     kind: str
@@ -48,13 +77,13 @@ class Status:
     worker_id: str
     host: str = ""
     pid: int = 0
-    state: str = "starting"
+    state: str = WorkerState.STARTING
     spool: str | None = None
     model: str = ""
     weight: float = 1.0
     tier: int = Tier.CPU
     specialization: str = ""
-    """What this worker prefers, a comma list."""
+    """The kinds this worker prefers, separated by commas."""
     capabilities: list[str] = field(default_factory=list)
     stealing: bool = True
     started: float = field(default_factory=time.time)
@@ -69,12 +98,12 @@ class Status:
     """How many claims this worker stole, by the spool that lost them."""
     lock_skips: int = 0
     metadata_ops: int = 0
-    """Operations on names and directories of the pool, as `atomic.tally` counts them."""
+    """Metadata operations (see `storage.operation_count`)."""
     metadata_ops_per_s: float = 0.0
-    """Since the report before this one."""
+    """Since the previous status."""
     metadata_ops_max: float = 0.0
     held_back: float = 0.0
-    """The share of that time in which it waited because of the maximum, 0 to 1."""
+    """The share of that time spent waiting because of the maximum, 0 to 1."""
     cost_done: int = 0
     busy_s: float = 0.0
     measures_done: dict[str, int] = field(default_factory=dict)
@@ -82,14 +111,16 @@ class Status:
     """Cost per second by kind, over the claims finished so far."""
     loaded: list[str] = field(default_factory=list)
     unable: list[str] = field(default_factory=list)
-    """Kinds that this worker found it cannot do."""
+    """Kinds of which a claim showed that this worker cannot do them."""
     services_status: dict[str, str] = field(default_factory=dict)
     """By handler: healthy if the last claim that this worker ran for it succeeded."""
     current_load: float = 0.0
-    """Of this host's CPUs, 0 to 1."""
+    """CPU load of this host, 0 to 1."""
     gpu: dict[str, Any] = field(default_factory=dict)
     slurm: dict[str, str] = field(default_factory=dict)
     message: str = ""
+    left_because: str = ""
+    """A `LeaveReason` once it left."""
 
 
 def write_status(pool: PoolDirectory, status: Status) -> None:
@@ -101,9 +132,9 @@ def write_status(pool: PoolDirectory, status: Status) -> None:
 
 
 def heartbeat(status: Status) -> dict[str, Any]:
-    """Return what a status says in the words of a load balancer's heartbeat.
+    """Return a status under the names of a load balancer's heartbeat.
 
-    Memory is this host's, not the GPU's.
+    Memory is that of this host, not of the GPU.
     """
     memory = memory_available()
     return {
@@ -121,7 +152,7 @@ def _cpu_load() -> float:
 
 
 def memory_available() -> int | None:
-    """Return the bytes of this host's memory that are free for use, None if nobody knows."""
+    """Return the available memory of this host in bytes, None if it is unknown."""
     try:
         with open("/proc/meminfo") as file:
             found = re.search(r"^MemAvailable: +(\d+) kB", file.read(), re.MULTILINE)
@@ -131,7 +162,7 @@ def memory_available() -> int | None:
 
 
 def read_status(pool: PoolDirectory, worker: str) -> Status | None:
-    """Return a worker's status, or None if there is nothing usable."""
+    """Return a worker's status, or None if there is no usable one."""
     try:
         facts = read_json(pool.status(worker), patience_s=0.0, limit=FACTS_MAX)
     except (OSError, PoolError):
@@ -140,23 +171,22 @@ def read_status(pool: PoolDirectory, worker: str) -> Status | None:
 
 
 def read_statuses(pool: PoolDirectory) -> dict[str, Status]:
-    """Return every usable status by worker."""
+    """Return every usable status, by worker."""
     found = (name[:-5] for name in atomic.names(pool.directory("status")) if name[-5:] == ".json")
     statuses = {worker: read_status(pool, worker) for worker in found if WORKER.fullmatch(worker)}
     return {worker: status for worker, status in statuses.items() if status is not None}
 
 
 def parse_status(worker: str, facts: dict[str, Any]) -> Status | None:
-    """Return the status these facts describe; each field that makes no sense keeps its default."""
+    """Return the status that `facts` describe; invalid fields keep their defaults."""
     if facts.get("worker_id") != worker:
         return None
     status = Status(worker, started=0.0, last_activity=0.0)
     for name, default in asdict(status).items():
         value = facts.get(name)
-        if name not in ("worker_id", "current") and _alike(value, default, name):
+        if name not in ("worker_id", "current", "state") and _alike(value, default, name):
             setattr(status, name, value)
-    if status.state not in STATES:
-        status.state = "failed"
+    status.state = _state(facts.get("state"))
     current = facts.get("current")
     if isinstance(current, dict):
         blank = Current("?", "?", 0, 0, "?", 0.0)
@@ -165,6 +195,15 @@ def parse_status(worker: str, facts: dict[str, Any]) -> Status | None:
                 setattr(blank, name, current[name])
         status.current = blank
     return status
+
+
+def _state(value: Any) -> WorkerState:
+    if not isinstance(value, str):
+        return WorkerState.STARTING
+    try:
+        return WorkerState(value)
+    except ValueError:
+        return WorkerState.FAILED
 
 
 def _alike(value: Any, default: Any, name: str) -> bool:

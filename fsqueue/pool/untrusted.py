@@ -1,7 +1,7 @@
-"""Read values that another process wrote, and believe nothing of them.
+"""Parse what other processes wrote, trusting none of it.
 
-A file in a pool may be cut, edited or hostile. What is not of the expected form is refused with
-`PoolError`, or left out; what is shown on a terminal is made printable first.
+A file in a pool may be cut, edited or hostile. What does not have the expected form raises
+`PoolError` or is left out; text for a terminal is made printable first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fsqueue.errors import PoolError
 from fsqueue.storage import atomic
 
 FACTS_MAX: Final = 1 << 20
-"""How long a file of facts may be; claims and error records may be longer."""
+"""Size limit of small JSON files, such as statuses; claims and error records may be longer."""
 
 NUMBER_MAX: Final = 1e24
 
@@ -31,22 +31,22 @@ def parse_json(path: str, data: bytes) -> dict[str, Any]:
     """Return the JSON object that was read from `path`; PoolError if it is anything else."""
     try:
         text = data.decode().strip(" \t\r\n")
-        value, end = _raw_decode(text)  # as `json.loads`, without three calls that every claim pays
+        value, end = _raw_decode(text)  # like `json.loads`, three calls less per claim
         if end < len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         raise PoolError(
-            f"{path} is not JSON ({error}); it was edited, cut or damaged. Restore or remove it."
+            f"{path} is not JSON ({error}): it was edited, cut or damaged. Restore or remove it."
         ) from error
     if not isinstance(value, dict):
-        raise PoolError(f"{path} holds no JSON object; it was edited or damaged. Remove it.")
+        raise PoolError(f"{path} is not a JSON object: it was edited or damaged. Remove it.")
     return value
 
 
 def number(value: Any) -> float | None:
-    """Return what a status or an event gives as a number, if it can be reckoned with.
+    """Return a number from a file if it is safe to calculate with.
 
-    JSON holds true and NaN, and whole numbers too large for any float.
+    JSON also holds true, NaN, and integers too large for any float.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -54,5 +54,5 @@ def number(value: Any) -> float | None:
 
 
 def printable(text: object, limit: int = 300) -> str:
-    """Return `text` on one line as any terminal may show it: what does not print, as escapes."""
+    """Return `text` on one line, safe for any terminal: unprintable characters as escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])

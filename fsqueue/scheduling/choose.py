@@ -1,13 +1,14 @@
 """Choose the next claim: pure functions over names, weights and rates. No file is touched here.
 
-The rule: *take the largest claim that nobody is expected to end sooner.* `choose` deals out what
-waits, largest first, each claim to the worker that would end it first after what it has to do
-before; what falls to us we may take, our own spool's before others'.
+The rule: *take the largest claim that no other worker is expected to finish sooner.* `choose` deals
+out the waiting claims, largest first, each to the worker that would finish it first, given what
+that worker has to do before. What falls to this worker it may take, its own spool's claims first.
 
-What the parts are worth is in docs/LOG.md, simulated with these very functions. In order: claims so
-small that every spool has eight or more; stealing at all; largest first; leaving a claim, one of
-our own last ones too, to whoever ends it sooner; speeds as measured instead of by weight. Second
-copies of claims that still run at the end gain nothing once claims are small, so there are none.
+What each part is worth was simulated with these very functions (docs/benchmarks.md). In order of
+value: claims so small that every spool has eight or more; stealing at all; largest first; leaving a
+claim, even one of this worker's last ones, to a worker that finishes it sooner; measured speeds
+instead of weights. Second copies of claims that still run at the end gain nothing once claims are
+small, so there are none.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from fsqueue.scheduling.score import HEALTHY, MODEL_LOADED, SPECIALISED
 
 PLENTY: Final = 3
 """While more claims than this wait in its own spool, a worker takes the largest and looks no
-further: leaving one to others would gain nothing yet, and their listings cost time."""
+further: leaving one to others would gain nothing yet, and listing their spools costs time."""
 LOAD_S: Final = 30.0
-"""What a worker loses by a claim whose kind others have loaded and it has not."""
+"""What a worker loses by taking a claim whose model others have loaded and it has not."""
 POLLS_MAX: Final = 20
-"""How many polls a claim is left to somebody who is busy and expected to end it sooner."""
+"""For how many polls a claim is left to a busy worker that is expected to finish it sooner."""
 POLLS_FOR_IDLE: Final = 2
-"""The same, where he is idle and has what the claim needs loaded: he takes it within a poll."""
+"""The same for an idle worker that has the model loaded: it takes the claim within a poll."""
 STEPS_MAX: Final = 100_000
-"""Ends reckoned for one choice, some 20 ms: where that decides nothing, all have plenty to do."""
+"""Limit of the computation for one choice, some 20 ms: past it, every worker has plenty to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What one worker would rather do: kinds at hand first, what failed here last."""
+    """What one worker prefers: kinds that it has loaded first, claims that failed here last."""
 
     loaded: frozenset[str] = frozenset()
     healthy: frozenset[str] = frozenset()
-    """Kinds of which the last claim succeeded here."""
+    """Kinds whose last claim succeeded here."""
     held: frozenset[str] = frozenset()
     """Kinds that others have loaded, or are loading."""
     unable: frozenset[str] = frozenset()
@@ -53,11 +54,11 @@ class Preferences:
     capabilities: frozenset[str] = frozenset()
 
     def allows(self, kind: str) -> bool:
-        """Say whether this worker may and can do a kind of claim."""
+        """Return whether this worker may and can do claims of a kind."""
         return kind not in self.unable and not lacks(kind, self.tier, self.capabilities)
 
     def affinity(self, kind: str) -> float:
-        """Return the points of `score.py` that differ from claim to claim for one worker."""
+        """Return the points of `score` that differ from claim to claim for one worker."""
         base = base_of(kind)
         special = bool(self.special) and not self.special.isdisjoint(_families(base))
         return (
@@ -66,22 +67,22 @@ class Preferences:
             + HEALTHY * (base in self.healthy)
         )
 
-    def fondness(self, kind: str) -> tuple[float, bool]:
-        """Return what makes one kind better than another: what is at hand, what nobody has."""
+    def rank(self, kind: str) -> tuple[float, bool]:
+        """Return a sort key of kinds: affinity, then whether no other worker has it loaded."""
         base = base_of(kind)
         return self.affinity(kind), base in self.loaded or base not in self.held
 
     def must_load(self, kind: str) -> bool:
-        """Say whether a claim of this kind would have to load what it needs beside what is."""
+        """Return whether a claim of this kind would load another model beside the loaded ones."""
         return bool(self.loaded) and base_of(kind) not in self.loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What is known of a living worker.
+    """What is known about another living worker.
 
-    `rates` is cost per second by kind, as measured; `left` is what remains of the cost of the claim
-    it runs, whose kind is `kind`; claims of the kinds in `loaded` it can begin at once.
+    `rates` is measured cost per second by kind; `left` is the remaining cost of the claim that it
+    runs, whose kind is `kind`; claims of the kinds in `loaded` it can begin at once.
     """
 
     worker: str
@@ -97,18 +98,19 @@ class Peer:
 
 
 def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[ClaimName]:
-    """Return what this worker can do, best last (so that `pop` takes it).
+    """Return the claims that this worker can do, best last (so that `pop` takes it).
 
-    What failed here comes last of all: another worker may be luckier. Then kinds by affinity, so
-    that little has to be loaded; among those that are not, what nobody else has; then the largest.
+    Claims that failed here are worst: another worker may succeed. Then kinds are ordered by
+    affinity, so that little has to be loaded, and by whether no other worker has them; then claims
+    by cost.
     """
     able = (name for name in names if preferences.allows(name.kind))
-    return sorted(able, key=lambda name: (*_merit(name, preferences), name.id))
+    return sorted(able, key=lambda name: (*_sort_key(name, preferences), name.id))
 
 
 def choose(
     listings: Mapping[str, Reversible[ClaimName]],
-    crew: Collection[Peer],
+    peers: Collection[Peer],
     me: Peer,
     preferences: Preferences,
     *,
@@ -117,53 +119,54 @@ def choose(
 ) -> tuple[str, ClaimName] | None:
     """Return the claim to take now, with its spool; None to leave all of them to others.
 
-    `listings` has what waits in every spool that may be taken from, `in_order` of `taste`; `crew`
-    is everybody else. The ids in `waited` were left to others often enough. What by our own
-    measured rate would not end within `time_left_s` is not begun.
+    `listings` has the waiting claims of every spool that may be taken from, `in_order` of these
+    preferences; `peers` are all other workers. The ids in `waited` were left to others often
+    enough. A claim that would, at this worker's measured rate, not finish within `time_left_s` is
+    not begun.
     """
-    race = Race(crew, me)
+    race = Race(peers, me)
     own = next(reversed(listings.get(me.spool or "", ())), None)
-    # Another's claim comes before our own ones if it saves us a load, and not if it is just larger.
-    at_home = _fondness(own, preferences) if own else None
+    # A claim of another spool comes before this worker's own only if it saves loading a model.
+    at_home = _rank(own, preferences) if own else None
     found = None
     for spool, name in _best_first(listings, me.spool, preferences):
         if takes_too_long(name, me.rates, time_left_s):
             continue
         if name.id in waited or race.falls_to_me(spool, name):
-            if spool == me.spool or at_home is None or _fondness(name, preferences) > at_home:
+            if spool == me.spool or at_home is None or _rank(name, preferences) > at_home:
                 return spool, name
             found = found or (spool, name)
     return found
 
 
 def takes_too_long(name: ClaimName, rates: Mapping[str, float], time_left_s: float) -> bool:
-    """Say whether a claim would, by measured rates, not end in time."""
+    """Return whether a claim would, at measured rates, not finish in time."""
     return name.cost > rates.get(name.kind, math.inf) * time_left_s
 
 
 class Race:
-    """Deal claims out in turn, each to the worker that would end it first. Ties are ours."""
+    """Deals claims out in turn, each to the worker that would finish it first. Ties go to `me`."""
 
-    def __init__(self, crew: Collection[Peer], me: Peer) -> None:
-        self._runners = [me, *crew]
-        self._paces: dict[str, list[tuple[float, float]]] = {}
+    def __init__(self, peers: Collection[Peer], me: Peer) -> None:
+        self._runners = [me, *peers]
+        self._times: dict[str, list[tuple[float, float]]] = {}
         self._free = [
-            peer.left * self._pace(peer.kind)[index][0] if peer.left else 0.0
+            peer.left * self._time_of(peer.kind)[index][0] if peer.left else 0.0
             for index, peer in enumerate(self._runners)
         ]
         self._steps = 0
 
     def falls_to_me(self, spool: str, name: ClaimName) -> bool:
-        """Deal out the next claim; say whether it is ours."""
+        """Deal out the next claim; return whether it falls to this worker."""
         return self.deal(spool, name)[0] is self._runners[0] or self._steps > STEPS_MAX
 
     def deal(self, spool: str, name: ClaimName) -> tuple[Peer, float]:
-        """Deal out the next claim; return who gets it, and in how long it would be done.
+        """Deal out the next claim; return which worker gets it, and when it would be done.
 
-        That is in seconds once anybody's rate is measured, and has no unit before.
+        That is in seconds from now once any rate is measured, and has no unit before.
         """
         winner, soonest = 0, math.inf
-        for index, (per_cost, load) in enumerate(self._pace(name.kind)):
+        for index, (per_cost, load) in enumerate(self._time_of(name.kind)):
             end = self._free[index] + load + name.cost * per_cost
             if end < soonest and self._may(index, spool, name.kind):
                 winner, soonest = index, end
@@ -177,24 +180,24 @@ class Race:
             return False
         return runner.stealing or runner.spool == spool
 
-    def _pace(self, kind: str) -> list[tuple[float, float]]:
-        """Return what each runner takes for a unit of cost, and to load what the kind needs."""
-        if kind not in self._paces:
+    def _time_of(self, kind: str) -> list[tuple[float, float]]:
+        """Return the time of each runner for a unit of cost, and to load what the kind needs."""
+        if kind not in self._times:
             weights = {peer.worker: peer.weight for peer in self._runners}
             rates = {peer.worker: peer.rates for peer in self._runners}
             speed = speeds(weights, rates, kind)
             ready = self._ready(kind)
-            self._paces[kind] = [
+            self._times[kind] = [
                 (1 / speed[peer.worker], LOAD_S if any(ready) and not at_once else 0.0)
                 for peer, at_once in zip(self._runners, ready, strict=True)
             ]
-        return self._paces[kind]
+        return self._times[kind]
 
     def _ready(self, kind: str) -> list[bool]:
-        """Say of each runner whether it has what a kind needs, or is loading it.
+        """Return for each runner whether it has what a kind needs, or is loading it.
 
-        Kinds that somebody did and nobody has loaded need no loading, or are as far from everybody.
-        Without any rate there is no telling what a load is worth in cost.
+        Kinds that some worker has done and none has loaded need no loading, or are equally far from
+        all. Without any rate it is not known what a load is worth in cost.
         """
         loaded = [base_of(kind) in peer.loaded for peer in self._runners]
         if any(loaded) or not any(kind in peer.rates for peer in self._runners):
@@ -210,8 +213,8 @@ def speeds(
 ) -> dict[str, float]:
     """Return each worker's speed for a kind: measured where it has finished some, else by weight.
 
-    A weight has no unit and a rate is cost per second; the workers that have both tell how many
-    cost per second one unit of weight is worth, for this kind or else for any.
+    A weight has no unit and a rate is cost per second; workers that have both show what one unit of
+    weight is worth, for this kind or else for any.
     """
     known = {w: rates.get(w, {}).get(kind, 0.0) for w in weights}
     measured = {worker: rate for worker, rate in known.items() if rate > 0}
@@ -227,10 +230,10 @@ def speeds(
     return {worker: measured.get(worker, weight * unit) for worker, weight in weights.items()}
 
 
-def polls_for(name: ClaimName, crew: Iterable[Peer], preferences: Preferences) -> int:
+def polls_for(name: ClaimName, peers: Iterable[Peer], preferences: Preferences) -> int:
     """Return for how many polls a claim may be left to others."""
     if base_of(name.kind) not in preferences.loaded:
-        for peer in crew:
+        for peer in peers:
             has = base_of(name.kind) in peer.loaded
             if has and not peer.kind and not _lacks(peer, name.kind):
                 return POLLS_FOR_IDLE
@@ -239,29 +242,30 @@ def polls_for(name: ClaimName, crew: Iterable[Peer], preferences: Preferences) -
 
 @dataclass(slots=True)
 class Patience:
-    """How often a claim was left to another worker, so that it is not left for ever.
+    """How often each claim was left to another worker, so that none is left for ever.
 
-    The other may hang while its lease lives; after so many idle polls we take the claim after all.
+    The other worker may hang while its lease is renewed; after enough idle polls this one takes the
+    claim after all.
     """
 
     _left: dict[str, int] = field(default_factory=dict)
 
     def left_alone(self, refused: Mapping[str, int]) -> set[str]:
-        """Count one more poll for these ids; return those left more often than theirs allows."""
+        """Count one more poll for these ids; return those left more often than their limit."""
         self._left = {id: self._left.get(id, 0) + 1 for id in refused}
         return {id for id, count in self._left.items() if count > refused[id]}
 
 
-Fondness = tuple[bool, float, bool]
+ClaimRank = tuple[bool, float, bool]
 
 
-def _fondness(name: ClaimName, preferences: Preferences) -> Fondness:
-    """Return what makes one claim better than another for a worker, beside its cost."""
-    return name.id not in preferences.failed_here, *preferences.fondness(name.kind)
+def _rank(name: ClaimName, preferences: Preferences) -> ClaimRank:
+    """Return what makes one claim better than another for a worker, apart from its cost."""
+    return name.id not in preferences.failed_here, *preferences.rank(name.kind)
 
 
-def _merit(name: ClaimName, preferences: Preferences) -> tuple[bool, float, bool, int]:
-    return (*_fondness(name, preferences), name.cost)
+def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[bool, float, bool, int]:
+    return (*_rank(name, preferences), name.cost)
 
 
 def _lacks(peer: Peer, kind: str) -> str:
@@ -271,11 +275,11 @@ def _lacks(peer: Peer, kind: str) -> str:
 def _best_first(
     listings: Mapping[str, Reversible[ClaimName]], home: str | None, preferences: Preferences
 ) -> Iterator[tuple[str, ClaimName]]:
-    """Merge listings that are `in_order`, lazily; among equals our own spool's come first."""
+    """Merge listings that are `in_order`, lazily; among equals the own spool's come first."""
 
     def descending(spool: str) -> Iterator[tuple[tuple[object, ...], str, ClaimName]]:
         for name in reversed(listings[spool]):
-            yield (*_merit(name, preferences), spool == home, name.id), spool, name
+            yield (*_sort_key(name, preferences), spool == home, name.id), spool, name
 
     streams = map(descending, listings)
     merged = heapq.merge(*streams, key=lambda entry: entry[0], reverse=True)

@@ -42,12 +42,14 @@ _GOOD: Final = "For example: --gpus 4090x2,3090 or --gpus a100-80gb:1.4,left=309
 
 @dataclass(frozen=True, slots=True)
 class SpoolSpec:
-    """One spool to plan for; `why` says where its weight is from."""
+    """One spool to plan for; `why` is where its weight comes from, for people to read."""
 
     name: str
     model: str
     weight: float
     why: str
+    overridden: bool = False
+    """Whether --weight gave the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def weighed(specs: Sequence[SpoolSpec], weights: Mapping[str, float]) -> list[Sp
         name = spec.name if spec.name in weights else models.get(spec.model)
         if name is not None:
             unused.discard(name)
-            spec = replace(spec, weight=weights[name], why="given by --weight")
+            spec = replace(spec, weight=weights[name], why="given by --weight", overridden=True)
         found.append(spec)
     unused -= {models.get(spec.model, "") for spec in specs}
     if unused:

@@ -1,4 +1,4 @@
-"""Know who else lives and what each has to do, for whoever deals out claims.
+"""Which other workers are alive, and what each has to do.
 
 Everything here is a hint (I8): statuses may be missing, old or hostile. What decides is the rename.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterable
+from dataclasses import asdict
 from typing import Final
 
 from fsqueue.pool import claims
@@ -15,27 +16,29 @@ from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Status, read_status
+from fsqueue.pool.status import Status, heartbeat, read_status
+from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.choose import Peer
+from fsqueue.scheduling.score import Candidate
 
 GONE: Final = frozenset({"draining", "stopped", "failed"})
 
 
 def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:
-    """Return the statuses of all who live, `but` one."""
+    """Return the statuses of all living workers, `but` one."""
     workers = {name.worker for name in lease_names(pool) if name.living} - {but}
     found = (read_status(pool, worker) for worker in sorted(workers))
     return [status for status in found if status is not None]
 
 
 def peers(pool: PoolDirectory, statuses: Iterable[Status]) -> list[Peer]:
-    """Return what the policy should know of these workers, without those who are leaving."""
+    """Return what the policy needs to know about these workers, without those that are leaving."""
     held = {name.owner: name for name in claims.owned(pool, State.RUNNING)}
     return [peer_of(s, held.get(s.worker_id)) for s in statuses if s.state not in GONE]
 
 
 def peer_of(status: Status, name: ClaimName | None) -> Peer:
-    """Return what the policy should know of a worker that runs `name`."""
+    """Return what the policy needs to know about a worker that runs `name`."""
     return Peer(
         status.worker_id,
         max(status.weight, 1e-6),
@@ -68,7 +71,25 @@ def rates_of_likes(statuses: Collection[Status], model: str) -> dict[str, float]
     return {kind: statistics.median(r[kind] for r in likes if kind in r) for kind in kinds}
 
 
-def held_by(crew: Iterable[Peer]) -> frozenset[str]:
-    """Return the kinds that somebody has loaded, or is loading because he runs one."""
-    kinds = (kind for peer in crew for kind in (*peer.loaded, peer.kind))
+def candidates(pool: PoolDirectory) -> list[Candidate]:
+    """Return the living workers as the score sees them."""
+    return [Candidate.read(asdict(status) | heartbeat(status)) for status in living(pool)]
+
+
+CAPABILITIES_MAX: Final = 100
+"""A status is not believed to list more."""
+
+
+def workers_by_capability(pool: PoolDirectory) -> dict[str, list[str]]:
+    """Return the living workers that offer each capability, both sorted; texts are printable."""
+    found: dict[str, list[str]] = {}
+    for status in living(pool):
+        for capability in status.capabilities[:CAPABILITIES_MAX]:
+            found.setdefault(printable(capability, 60), []).append(status.worker_id)
+    return dict(sorted(found.items()))
+
+
+def held_by(peers: Iterable[Peer]) -> frozenset[str]:
+    """Return the kinds that a worker has loaded, or is loading because it runs one."""
+    kinds = (kind for peer in peers for kind in (*peer.loaded, peer.kind))
     return frozenset(base_of(kind) for kind in kinds if isinstance(kind, str) and kind)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fsqueue.errors import BadInput, PoolError
+from fsqueue.errors import BadInput, PoolError, UsageError
 from fsqueue.gpu.weights import assign
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
@@ -27,6 +27,12 @@ from fsqueue.pool.requirements import compose
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, read_spool, spool_names
 from fsqueue.scheduling import backlog
 from fsqueue.scheduling.backlog import Wanted
+from fsqueue.scheduling.gpu_spec import (
+    SpoolSpec,
+    parse_gpus,
+    parse_weights,
+    weighed,
+)
 from fsqueue.storage import atomic, directories, permissions
 
 CLAIMS_PER_SPOOL: Final = 8
@@ -38,7 +44,7 @@ show; more, and the last ones keep the others waiting."""
 
 
 @dataclass(slots=True)
-class Outcome:
+class PlanResult:
     """What planning did, or would do: for the table, and for --json."""
 
     spools: list[Spool] = field(default_factory=list)
@@ -56,7 +62,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PlanRequest:
     """What to plan, with which handler, for which spools."""
 
     handler: Handler
@@ -74,8 +80,8 @@ class Request:
         """Return the kind of this request's claims, with what it asks of workers."""
         tier = self.handler.tier if self.tier is None else self.tier
         requires = [*self.handler.requires, *self.requires]
-        if self.handler.personal and permissions.shared():
-            requires.append(permissions.capability())
+        if self.handler.personal and permissions.is_shared():
+            requires.append(permissions.user_capability())
         return compose(base, tier, requires)
 
 
@@ -83,40 +89,40 @@ Progress = Callable[[int, int, str], None]
 
 
 def plan_into(
-    pool: PoolDirectory, request: Request, *, progress: Progress | None = None
-) -> Outcome:
+    pool: PoolDirectory, request: PlanRequest, *, progress: Progress | None = None
+) -> PlanResult:
     """Publish claims for every input that no earlier plan holds. Safe beside other planners."""
     plans.complete(pool)
-    outcome = Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
-    sources = _survey(request, outcome, progress)
+    result = PlanResult(spools=[add_spool(pool, spool) for spool in request.spools])
+    sources = _survey(request, result, progress)
     while True:
         numbers = plans.numbers(pool)
-        fresh = _fresh(pool, numbers, request, sources, outcome)
-        _weigh(pool, request, fresh, outcome)
-        if not outcome.total.claims:
-            return outcome
+        fresh = _fresh(pool, numbers, request, sources, result)
+        _weigh(pool, request, fresh, result)
+        if not result.total.claims:
+            return result
         number = (numbers or [0])[-1] + 1
-        if _publish(pool, request, fresh, outcome, number):
-            outcome.number = number
-            return outcome
+        if _publish(pool, request, fresh, result, number):
+            result.number = number
+            return result
 
 
 def preview(
-    pool: PoolDirectory | None, request: Request, *, progress: Progress | None = None
-) -> Outcome:
+    pool: PoolDirectory | None, request: PlanRequest, *, progress: Progress | None = None
+) -> PlanResult:
     """Return what `plan_into` would do, touching nothing. `pool` is None if there is none yet."""
-    outcome = Outcome(spools=list(request.spools))
-    sources = _survey(request, outcome, progress)
+    result = PlanResult(spools=list(request.spools))
+    sources = _survey(request, result, progress)
     numbers = plans.numbers(pool) if pool else []
-    fresh = _fresh(pool, numbers, request, sources, outcome)
-    _weigh(pool, request, fresh, outcome)
-    return outcome
+    fresh = _fresh(pool, numbers, request, sources, result)
+    _weigh(pool, request, fresh, result)
+    return result
 
 
 # ---- the steps ----
 
 
-def _survey(request: Request, outcome: Outcome, progress: Progress | None) -> list[Source]:
+def _survey(request: PlanRequest, result: PlanResult, progress: Progress | None) -> list[Source]:
     sources = []
     for index, path in enumerate(request.inputs):
         if progress:
@@ -124,9 +130,9 @@ def _survey(request: Request, outcome: Outcome, progress: Progress | None) -> li
         try:
             source = request.handler.survey(path, request.options)
         except BadInput as error:
-            outcome.bad.append(str(error))
+            result.bad.append(str(error))
             continue
-        outcome.notes += source.notes
+        result.notes += source.notes
         sources.append(source)
     return sources
 
@@ -134,50 +140,50 @@ def _survey(request: Request, outcome: Outcome, progress: Progress | None) -> li
 def _fresh(
     pool: PoolDirectory | None,
     numbers: Sequence[int],
-    request: Request,
+    request: PlanRequest,
     sources: list[Source],
-    outcome: Outcome,
+    result: PlanResult,
 ) -> list[Source]:
     fresh = {source_key(request.handler, request.options, source): source for source in sources}
     for number in numbers:
         assert pool is not None, "a plan has a number, so there is a pool"
         for key in plans.read_sources(pool, number):
             fresh.pop(key, None)
-    outcome.already = len(sources) - len(fresh)
+    result.already = len(sources) - len(fresh)
     return list(fresh.values())
 
 
 def _weigh(
-    pool: PoolDirectory | None, request: Request, fresh: list[Source], outcome: Outcome
+    pool: PoolDirectory | None, request: PlanRequest, fresh: list[Source], result: PlanResult
 ) -> None:
-    """Decide the largest claim, cut, and give every claim to a spool; fill in the outcome."""
+    """Decide the largest claim, cut, and give every claim to a spool; fill in the result."""
     # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
     # the same with weighting on and off.
-    own = [spool.weight for spool in outcome.spools]
+    own = [spool.weight for spool in result.spools]
     cost = sum(source.cost for source in fresh)
-    outcome.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
+    result.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     costs, kinds = array("d"), dict[str, None]()
-    for item in _cut(request, fresh, outcome):
+    for item in _cut(request, fresh, result):
         costs.append(item.cost)
         kinds[item.kind] = None
-    outcome.kinds = sorted(map(request.kind, kinds))
-    outcome.shares = {spool.name: Share() for spool in outcome.spools}
-    outcome.total = Share()
-    outcome.largest = int(max(costs, default=0))
+    result.kinds = sorted(map(request.kind, kinds))
+    result.shares = {spool.name: Share() for spool in result.spools}
+    result.total = Share()
+    result.largest = int(max(costs, default=0))
     loads = None
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        loads = backlog.loads(pool, outcome.spools, wanted)
+        loads = backlog.loads(pool, result.spools, wanted)
     weights = own if request.weighted else [1.0] * len(own)
-    outcome.assigned = assign(costs, weights, loads)
-    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
-        outcome.shares[outcome.spools[slot].name].add(item.cost, dict(item.measures))
-        outcome.total.add(item.cost, dict(item.measures))
+    result.assigned = assign(costs, weights, loads)
+    for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
+        result.shares[result.spools[slot].name].add(item.cost, dict(item.measures))
+        result.total.add(item.cost, dict(item.measures))
 
 
-def _cut(request: Request, fresh: Sequence[Source], outcome: Outcome) -> Iterator[Item]:
-    return request.handler.cut(fresh, request.options, outcome.cost_max)
+def _cut(request: PlanRequest, fresh: Sequence[Source], result: PlanResult) -> Iterator[Item]:
+    return request.handler.cut(fresh, request.options, result.cost_max)
 
 
 def cost_limit(
@@ -197,16 +203,16 @@ def cost_limit(
 
 
 def _publish(
-    pool: PoolDirectory, request: Request, fresh: list[Source], outcome: Outcome, number: int
+    pool: PoolDirectory, request: PlanRequest, fresh: list[Source], result: PlanResult, number: int
 ) -> bool:
     """Publish the plan under this number; False, leaving nothing behind, if another plan has it."""
     uid = secrets.token_hex(6)
     with plans.unless_forbidden(pool, uid):
         try:
-            private = _write(pool, uid, request, fresh, outcome)
+            private = _write(pool, uid, request, fresh, result)
         except BaseException:
             directories.discard(pool.staged(uid))
-            atomic.discard(plans.private(pool, uid))
+            atomic.discard(plans.private_path(pool, uid))
             raise
         # From here on an error tidies nothing up: the number may be ours, and what is staged then.
         numbered = plans.number_plan(pool, uid, private, number)
@@ -220,33 +226,33 @@ def _publish(
 
 
 def _write(
-    pool: PoolDirectory, uid: str, request: Request, fresh: list[Source], outcome: Outcome
+    pool: PoolDirectory, uid: str, request: PlanRequest, fresh: list[Source], result: PlanResult
 ) -> str:
     """Write the claims and the plan, where nobody looks; return the plan's private name."""
     directories.make(pool.staged(uid))
-    for spool in outcome.spools:
+    for spool in result.spools:
         directories.make(pool.staged(uid, spool.name))
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
-    given = handler.suffix, outcome.total, outcome.shares, request.options
-    head = Plan(uid, created, handler.name, tuple(outcome.kinds), *given)
+    given = handler.suffix, result.total, result.shares, request.options
+    head = Plan(uid, created, handler.name, tuple(result.kinds), *given)
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written when its row is: a million names need not be kept for the rows.
-    private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, outcome))
-    for spool in outcome.spools:
+    private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))
+    for spool in result.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))
     atomic.sync_directory(pool.staged(uid))
     return private
 
 
 def _stage(
-    pool: PoolDirectory, uid: str, request: Request, fresh: list[Source], outcome: Outcome
+    pool: PoolDirectory, uid: str, request: PlanRequest, fresh: list[Source], result: PlanResult
 ) -> Iterator[tuple[str, str]]:
     """Write each claim under plans/UID.staged, synced, and yield its name and spool."""
     seen = Fingerprints()
-    for item, slot in zip(_cut(request, fresh, outcome), outcome.assigned, strict=True):
+    for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
-        home = outcome.spools[slot].name
+        home = result.spools[slot].name
         name = claims.waiting_name(id, request.kind(item.kind), item.cost)
         facts = request.options, dict(item.payload), dict(item.measures)
         claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
@@ -254,15 +260,15 @@ def _stage(
         try:
             atomic.stage(path, (data,), personal=request.handler.personal)
         except FileExistsError:
-            _refuse_same(request, _cut(request, fresh, outcome), {mark(id)})
+            _refuse_same(request, _cut(request, fresh, result), {mark(id)})
             raise
         seen.add(id)
         yield str(name), home
     if marks := repeated(seen):
-        _refuse_same(request, _cut(request, fresh, outcome), marks)
+        _refuse_same(request, _cut(request, fresh, result), marks)
 
 
-def _refuse_same(request: Request, items: Iterator[Item], marks: Set[int]) -> None:
+def _refuse_same(request: PlanRequest, items: Iterator[Item], marks: Set[int]) -> None:
     """Refuse the plan if two of its claims whose ids have these marks have one id."""
     seen: set[str] = set()
     for item in items:
@@ -276,6 +282,35 @@ def _refuse_same(request: Request, items: Iterator[Item], marks: Set[int]) -> No
             seen.add(id)
 
 
+# ---- spools ----
+
+
+def choose_spools(
+    pool: PoolDirectory | None, spec: str | None, weights: Sequence[str] = ()
+) -> list[Spool]:
+    """Return the spools of a plan: those of a `--gpus` SPEC, else the pool's, else this machine's.
+
+    `weights` are `NAME=WEIGHT` or `@FILE`. A spool that the pool has keeps the weight of its first
+    plan; UsageError for a weight that contradicts it.
+    """
+    known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}
+    given = parse_weights(weights)
+    if spec is None and known:
+        specs = [SpoolSpec(s.name, s.model, s.weight, s.why) for s in known.values()]
+    else:
+        specs = parse_gpus(spec or "auto")
+    spools = []
+    for asked in weighed(specs, given):
+        present = known.get(asked.name)
+        if present is not None and asked.overridden and present.weight != asked.weight:
+            raise UsageError(
+                f"--weight: {asked.name} has had weight {present.weight:g} in this pool since its "
+                f"first plan. To change that, edit spools/{asked.name}.json."
+            )
+        spools.append(present or Spool(asked.name, asked.model, asked.weight, asked.why))
+    return spools
+
+
 def pool_spools(pool: PoolDirectory) -> list[Spool]:
-    """Return the spools that a pool has, as its first plan made them."""
+    """Return the spools of a pool, as its first plan made them."""
     return [read_spool(pool, name) for name in spool_names(pool)]

@@ -1,4 +1,4 @@
-"""SLURM: what a worker knows of its allocation, arrays of workers, and what became of a job.
+"""SLURM: a worker's allocation, arrays of workers, and what became of a job.
 
-Everything works without SLURM; this package is asked only where its commands or variables exist.
+Everything works without SLURM: this package does nothing where its commands are absent.
 """

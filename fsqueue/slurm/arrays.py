@@ -1,9 +1,9 @@
 """Decide which SLURM arrays of workers a pool needs on this cluster: one for each model of GPU.
 
-A task's index, modulo the number of spools, is the place of the spool it begins with; so the arrays
-of several models share all numbers out, and submitting again asks for the same ones.
+A task's index modulo the number of spools is the position of its spool. So the arrays of several
+models divide the indices among them, and submitting again asks for the same ones.
 
-What a cluster has is asked of it: the types of its GPUs, and how long an array may be.
+The cluster is asked which types of GPU it has, and how long an array may be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fsqueue.errors import UsageError
 from fsqueue.gpu.weights import short_name
 from fsqueue.pool.settings import Spool
 from fsqueue.scheduling.gpu_spec import SpoolSpec
-from fsqueue.slurm.allocation import ask
+from fsqueue.slurm.allocation import output_of
 
 ARRAY_MAX: Final = 1001
 """SLURM's own default for MaxArraySize: every index must be below it."""
@@ -28,7 +28,7 @@ _COUNTED: Final = re.compile(r"[0-9]+[KMGkmg]?")
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a cluster says of itself. `gpu_types` has "" for GPUs without a type; None: unknown."""
+    """What is known about a cluster. `gpu_types` has "" for untyped GPUs; None if unknown."""
 
     array_max: int = ARRAY_MAX
     gpu_types: frozenset[str] | None = None
@@ -36,7 +36,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One worker to be: on which GPU, and the place of the spool it begins with."""
+    """One worker to start: on which GPU model, and the position of its spool."""
 
     model: str
     place: int
@@ -44,32 +44,40 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """One array of workers to be submitted."""
+    """One array of workers to submit."""
 
     model: str
     gres: str
-    """What to ask for, such as gpu:rtx4090:1; "" for workers without a GPU."""
+    """The --gres option, such as gpu:rtx4090:1; "" for workers without a GPU."""
     indices: tuple[int, ...]
+
+    @property
+    def index_text(self) -> str:
+        """The indices in sbatch's notation."""
+        return index_text(self.indices)
 
 
 # ---- the cluster ----
 
 
 def this_cluster() -> Cluster:
-    """Ask SLURM what arrays and GPUs it has; what it does not say stays unknown."""
-    config, nodes = ask(["scontrol", "show", "config"]), ask(["sinfo", "--noheader", "--format=%G"])
+    """Ask SLURM about this cluster; what it does not answer stays unknown."""
+    config, nodes = (
+        output_of(["scontrol", "show", "config"]),
+        output_of(["sinfo", "--noheader", "--format=%G"]),
+    )
     types = None if nodes is None else parse_gpu_types(nodes)
     return Cluster(parse_array_max(config or ""), types)
 
 
 def parse_array_max(config: str) -> int:
-    """Return MaxArraySize from what `scontrol show config` prints."""
+    """Parse MaxArraySize from the output of `scontrol show config`."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
     return int(found[1]) if found else ARRAY_MAX
 
 
 def parse_gpu_types(nodes: str) -> frozenset[str]:
-    """Return the types of GPU from what `sinfo --format=%G` prints; "" for one without a type."""
+    """Parse the GPU types from the output of `sinfo --format=%G`; "" for untyped GPUs."""
     types = set()
     for entry in re.sub(r"\([^)]*\)", "", nodes).replace("\n", ",").split(","):
         name, *rest = entry.strip().split(":")
@@ -79,11 +87,11 @@ def parse_gpu_types(nodes: str) -> frozenset[str]:
 
 
 def gres_for(model: str, cluster: Cluster) -> str | None:
-    """Return how to ask this cluster for one GPU of a model; None if it has none."""
+    """Return the --gres option for one GPU of a model; None if the cluster has none."""
     if model == "cpu":
         return ""
     if cluster.gpu_types is None:
-        return f"gpu:{model.lower().replace(' ', '')}:1"  # nobody to ask: the usual spelling
+        return f"gpu:{model.lower().replace(' ', '')}:1"  # unknown cluster: the usual spelling
     names = {model, re.sub(r" \d+GB$", "", model)}
     alike = [kind for kind in cluster.gpu_types if short_name(kind.replace("_", " ")) in names]
     if alike:
@@ -97,7 +105,7 @@ def gres_for(model: str, cluster: Cluster) -> str | None:
 def seats_for(
     spools: Sequence[Spool], *, count: int | None = None, specs: Sequence[SpoolSpec] | None = None
 ) -> list[Seat]:
-    """Return the workers asked for: so many, or on these GPUs; else one for each spool."""
+    """Return the workers to start: `count`, or one on each of `specs`; else one per spool."""
     if not spools:
         raise UsageError("the pool has no spools; plan something first: fsqueue plan --help")
     if specs is None:
@@ -117,7 +125,7 @@ def seats_for(
 def arrays_for(
     seats: Sequence[Seat], spools: int, cluster: Cluster
 ) -> tuple[list[Array], list[str]]:
-    """Return the arrays for these workers, and the models that this cluster does not have."""
+    """Return the arrays for these workers, and the models that the cluster lacks."""
     if spools > cluster.array_max:
         raise UsageError(
             f"the pool has {spools} spools, and an array here has {cluster.array_max} indices "
@@ -136,7 +144,7 @@ def arrays_for(
 
 
 def _windows(places: Iterable[int], spools: int, limit: int) -> list[list[int]]:
-    """Return array indices that mean these places, in as few arrays as the limit allows."""
+    """Return array indices for these places, in as few arrays as the limit allows."""
     windows: list[list[int]] = []
     taken: Counter[int] = Counter()
     for place in places:
@@ -149,7 +157,7 @@ def _windows(places: Iterable[int], spools: int, limit: int) -> list[list[int]]:
 
 
 def index_text(indices: Sequence[int]) -> str:
-    """Return indices in order as sbatch reads them: 0-7, 1-7:2, 0,3-5."""
+    """Return sorted indices in sbatch's notation: 0-7, 1-7:2, 0,3-5."""
     steps = {b - a for a, b in zip(indices, indices[1:], strict=False)}
     if len(indices) > 2 and len(steps) == 1:
         (step,) = steps

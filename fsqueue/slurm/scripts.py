@@ -1,8 +1,8 @@
-"""Write and submit SLURM's batch scripts: arrays of workers, and the job that follows them.
+"""Write and submit SLURM batch scripts: arrays of workers, and the job that follows them.
 
 The tasks of an array are workers, not claims. Any of them may start late, be preempted, or never
-run; submitting again adds workers and nothing else. What a script is not told here (account,
-partition, memory, time) is the caller's to say, as sbatch's own options.
+run; submitting again only adds workers. Account, partition, memory and time are the caller's to
+choose, by sbatch's own options.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.arrays import Array, index_text
 
 LEAD_S: Final = 120
-"""How long before the end of its time a worker is warned."""
+"""How long before the end of its time limit a worker is warned."""
 LEAD_MIN_S: Final = 10
 TICK_S: Final = 30
-"""SLURM looks at limits every half minute: a warning can come so much earlier than asked for."""
+"""SLURM checks time limits every half minute, so a warning can come this much early."""
 
 _LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptOptions:
-    """How all jobs of one submission are to run."""
+    """How all jobs of one submission run."""
 
-    options: Sequence[str] = ()
-    """Options of sbatch, which are obeyed where they contradict ours."""
+    sbatch: Sequence[str] = ()
+    """Options for sbatch, which win over those written here."""
     output: str = ""
     throttle: int | None = None
     start_delay_s: float = 0.0
 
 
-def worker_script(pool: PoolDirectory, array: Array, manner: ScriptOptions) -> str:
+def worker_script(pool: PoolDirectory, array: Array, options: ScriptOptions) -> str:
     """Return the batch script of one array of workers."""
-    lead_s = _lead_s(_limit_s(manner.options))
-    throttle = f"%{manner.throttle}" if manner.throttle else ""
+    lead_s = _lead_s(_limit_s(options.sbatch))
+    throttle = f"%{options.throttle}" if options.throttle else ""
     command = [sys.executable, "-m", "fsqueue", "work", pool.root]
-    command += ["--grace", str(lead_s + TICK_S), "--start-delay", f"{manner.start_delay_s:g}"]
+    command += ["--grace", str(lead_s + TICK_S), "--start-delay", f"{options.start_delay_s:g}"]
     lines = [
         "#!/bin/bash",
         f"# Workers on {array.model}. Each task is a worker, not a claim: any number may run.",
-        *_head(pool, manner, f"{_events(pool)}/slurm-%A_%a.log"),
+        *_head(pool, options, f"{_events(pool)}/slurm-%A_%a.log"),
         f"#SBATCH --array={index_text(array.indices)}{throttle}",
         *([f"#SBATCH --gres={array.gres}"] if array.gres else []),
         "#SBATCH --requeue",
         f"#SBATCH --signal=B:USR1@{lead_s}",
-        *_given(manner.options),
+        *_sbatch_line(options.sbatch),
         "",
         *([] if array.gres else ["export CUDA_VISIBLE_DEVICES=  # not set, it means every GPU"]),
         "trap '' USR1  # a warning must not end a worker that does not listen yet",
-        "# exec: signals go to the batch process, and that must be the worker itself.",
+        "# exec: signals go to the batch process, which must be the worker itself.",
         f"exec {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def merge_script(
-    pool: PoolDirectory, jobs: Sequence[str], command: str, manner: ScriptOptions
+    pool: PoolDirectory, jobs: Sequence[str], command: str, options: ScriptOptions
 ) -> str:
-    """Return the script of the job that runs `command` once these have ended and all is done."""
+    """Return the script of the job that runs `command` once `jobs` have ended and all is done."""
     lines = [
         "#!/bin/bash",
-        "# Runs when every worker has ended, in whatever way, and goes on only if all is done.",
-        *_head(pool, manner, f"{_events(pool)}/slurm-%j-merge.log"),
+        "# Starts when every worker has ended, however, and continues only if all is done.",
+        *_head(pool, options, f"{_events(pool)}/slurm-%j-merge.log"),
         f"#SBATCH --dependency=afterany:{':'.join(jobs)}",
-        *_given(manner.options),
+        *_sbatch_line(options.sbatch),
         "",
         f"{shlex.join([sys.executable, '-m', 'fsqueue', 'status', pool.root])} || exit",
         command,
@@ -82,11 +82,11 @@ def merge_script(
     return "\n".join(lines) + "\n"
 
 
-def _head(pool: PoolDirectory, manner: ScriptOptions, output: str) -> list[str]:
+def _head(pool: PoolDirectory, options: ScriptOptions, output: str) -> list[str]:
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(pool.root))
     return [
         f"#SBATCH --job-name=fsqueue-{name}",
-        f"#SBATCH --output={_word(manner.output or output)}",
+        f"#SBATCH --output={_word(options.output or output)}",
         "#SBATCH --open-mode=append",
     ]
 
@@ -95,12 +95,12 @@ def _events(pool: PoolDirectory) -> str:
     return pool.directory("events").replace("%", "%%")
 
 
-def _given(options: Sequence[str]) -> list[str]:
+def _sbatch_line(options: Sequence[str]) -> list[str]:
     return [f"#SBATCH {' '.join(map(_word, options))}"] if options else []
 
 
 def _word(text: str) -> str:
-    """Return a word as sbatch reads it in a script."""
+    """Quote a word for an #SBATCH line."""
     if "\n" in text or "\\" in text:
         raise UsageError(
             f"{text!r} holds a line break or a backslash, which sbatch cannot read from a script. "
@@ -112,7 +112,7 @@ def _word(text: str) -> str:
 
 
 def _limit_s(options: Sequence[str]) -> int | None:
-    """Return the time limit among sbatch's options, the last one if there are several."""
+    """Return the time limit in seconds among sbatch's options; the last one counts."""
     found = os.environ.get("SBATCH_TIMELIMIT", "")
     for word, following in zip(options, [*options[1:], ""], strict=False):
         if word in ("-t", "--time"):
@@ -125,7 +125,7 @@ def _limit_s(options: Sequence[str]) -> int | None:
 
 
 def parse_limit(text: str) -> int | None:
-    """Return the seconds that sbatch's --time means: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    """Return the seconds in sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     if (match := _LIMIT.fullmatch(text)) is None:
         return None
     days, first, second, third = match.groups()
@@ -136,7 +136,7 @@ def parse_limit(text: str) -> int | None:
 
 
 def _lead_s(limit_s: int | None) -> int:
-    """Return the warning's lead; with a tick, it must leave a short job half of its time."""
+    """Return how early to warn; with a tick, that must leave a short job half of its time."""
     if limit_s is None:
         return LEAD_S
     return max(LEAD_MIN_S, min(LEAD_S, (limit_s - TICK_S) // 2))
@@ -149,8 +149,8 @@ def submit(script: str) -> str:
     """Hand a script to sbatch; return the job's id."""
     if shutil.which("sbatch") is None:
         raise NotSupportedError(
-            "there is no sbatch here: this is no machine to submit from. Log in to one, or see "
-            "the scripts with --dry-run."
+            "there is no sbatch on this machine. Log in to one from which jobs are submitted, or "
+            "print the scripts with --dry-run."
         )
     try:
         done = subprocess.run(

@@ -6,8 +6,8 @@ name, by `replace`. Names move by `rename`. Logs grow by `Appender`, one writer 
 that a simulated file system, or a crash at the n-th operation, can be put under the real code.
 
 What readers are promised. A visible name holds a complete file; a published file never changes;
-a replaced file is the old bytes or the new. A reader may still meet ENOENT or ESTALE for a moment
-on a network mount: `read` retries both for `patience_s`.
+a replaced file is the old bytes or the new. On a network mount a reader may still get ENOENT or
+ESTALE for a moment: `read` retries both for `patience_s`.
 
 What this module does not know: claims, leases, or what any file means.
 """
@@ -15,7 +15,7 @@ What this module does not know: claims, leases, or what any file means.
 from __future__ import annotations
 
 import errno
-import os as os  # `directories` asks for it here: there is one door
+import os as os  # re-exported: `directories` uses this module's `os`, so there is one door
 import secrets
 import stat
 import time
@@ -25,7 +25,8 @@ from typing import Final, TypeVar
 
 from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.storage import permissions
-from fsqueue.storage.mounts import unpromised
+from fsqueue.storage.mounts import no_delegation_flag
+from fsqueue.storage.operation_count import costs
 
 T = TypeVar("T")
 
@@ -37,19 +38,7 @@ GONE: Final = {errno.ENOENT, errno.ESTALE}
 BUSY: Final = {errno.ETXTBSY, errno.EBUSY}
 
 
-class Tally:
-    """How many system calls of this process named a file, or asked what a name or directory is.
-
-    Two threads may count at once, and lose one: it is for a budget, not for accounts.
-    """
-
-    __slots__ = ("operations",)
-
-    def __init__(self) -> None:
-        self.operations = 0
-
-
-tally: Final = Tally()
+# ---- listing ----
 
 
 def names(directory: str) -> list[str]:
@@ -60,9 +49,9 @@ def names(directory: str) -> list[str]:
 def gather(directory: str, into: Callable[[Iterator[str]], T]) -> T:
     """Return what `into` makes of the visible names in `directory`, one by one and in no order.
 
-    A million need no memory if `into` keeps none; it is called anew if a mount loses its place.
-    Raises PoolError if it is not a directory (a symbolic link is not followed), or if another user
-    could have put there what it holds.
+    Listing a million names takes no memory if `into` keeps none. `into` is called again if a mount
+    loses its place. Raises PoolError if `directory` is not a directory (a symbolic link is not
+    followed), or if another user could have put its content there.
     """
     deadline = time.monotonic() + STALE_S
     while True:
@@ -76,46 +65,61 @@ def gather(directory: str, into: Callable[[Iterator[str]], T]) -> T:
 
 
 def _gather_once(directory: str, into: Callable[[Iterator[str]], T]) -> T:
-    tally.operations += 1
+    fd = _open_directory(directory)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise no_directory(directory, error) from error
-    tally.operations += 3  # fstat, and getdents until there is no more
-    try:
-        with os.scandir(fd) as entries:
-            first = list(islice(entries, 1))
-            if first:  # what is empty holds nothing of a stranger's, and one call less counts
-                tally.operations += 1
-                permissions.refuse(directory, os.fstat(fd), os.geteuid())
-            found = (entry.name for entry in chain(first, entries))
-            return into(name for name in found if not name.startswith("."))
+        return _gather_from(fd, directory, into)
     finally:
         os.close(fd)
 
 
+@costs(1)
+def _open_directory(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing_directory_error(directory, error) from error
+
+
+@costs(3)  # fstat, and getdents until there is no more
+def _gather_from(fd: int, directory: str, into: Callable[[Iterator[str]], T]) -> T:
+    with os.scandir(fd) as entries:
+        first = list(islice(entries, 1))
+        if first:  # an empty directory holds nothing from another user: save a call
+            _require_trusted(directory, fd)
+        found = (entry.name for entry in chain(first, entries))
+        return into(name for name in found if not name.startswith("."))
+
+
+@costs(1)
+def _require_trusted(path: str, fd: int) -> None:
+    permissions.require_trusted(path, os.fstat(fd), os.geteuid())
+
+
+@costs(4)
 def private_names(directory: str) -> list[str]:
     """List the private names in a directory; none if it is not there."""
-    tally.operations += 4
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
-        return []  # RACE: it was removed, or nobody has made it yet
+        return []  # RACE: it was removed, or has not been made yet
 
 
-def no_directory(directory: str, error: OSError) -> PoolError:
-    """Return the error of whoever finds none where one must be."""
+def missing_directory_error(directory: str, error: OSError) -> PoolError:
+    """Return the error to raise where a directory of the pool is not there."""
     return PoolError(
         f"{directory} is not a directory ({error.strerror}); something outside fsqueue removed "
         f"or replaced it. Put it back, then: fsqueue check POOL"
     )
 
 
+# ---- reading ----
+
+
 def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> bytes:
     """Return the bytes of a regular file, not following a symbolic link.
 
-    Raises FileNotFoundError after `patience_s`; PoolError if it is not a regular file of ours.
+    Raises FileNotFoundError after `patience_s`; PoolError if it is not a regular, trusted file.
     """
     return read_with_facts(path, patience_s=patience_s, limit=limit)[0]
 
@@ -123,7 +127,7 @@ def read(path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT) -> 
 def read_with_facts(
     path: str, *, patience_s: float = STALE_S, limit: int = READ_LIMIT
 ) -> tuple[bytes, os.stat_result]:
-    """Do what `read` does, and also return what the file system says of the file."""
+    """Do what `read` does, and also return the file's stat."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -137,11 +141,15 @@ def read_with_facts(
 
 
 def _read_once(path: str, limit: int) -> tuple[bytes, os.stat_result]:
-    fd, facts = opened(path)
+    fd, facts = open_for_reading(path)
     try:
         if facts.st_size > limit:
-            raise PoolError(f"{path} is {facts.st_size:,} bytes long; no file of a pool is. Look.")
-        data = os.read(fd, piece := min(facts.st_size + 1, 1 << 20))  # a large buffer is dear
+            raise PoolError(
+                f"{path} is {facts.st_size:,} bytes long, which no file of a pool is. "
+                f"Find out what wrote it, then remove it."
+            )
+        piece = min(facts.st_size + 1, 1 << 20)  # allocating a large buffer is expensive
+        data = os.read(fd, piece)
         if len(data) != facts.st_size:
             data += b"".join(iter(lambda: os.read(fd, piece), b""))
         return data, facts
@@ -149,43 +157,46 @@ def _read_once(path: str, limit: int) -> tuple[bytes, os.stat_result]:
         os.close(fd)
 
 
-def opened(path: str) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading, once; return a descriptor and what `fstat` says.
+@costs(2)
+def open_for_reading(path: str) -> tuple[int, os.stat_result]:
+    """Open a regular file, without retrying; return its descriptor and its stat.
 
-    Raises OSError; PoolError if it is a symbolic link, no regular file, or not of ours.
+    Raises OSError; PoolError if it is a symbolic link, not a regular file, or not trusted.
     """
-    tally.operations += 2
     try:
-        fd = os.open(path, READING | unpromised(path.rpartition("/")[0]))
+        fd = os.open(path, READING | no_delegation_flag(path.rpartition("/")[0]))
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise PoolError(f"{path} is a symbolic link; a pool holds none. Remove it.") from error
-        if error.errno == errno.ENXIO:
             raise PoolError(
-                f"{path} is a socket; a pool holds no such thing. Remove it."
+                f"{path} is a symbolic link, and a pool holds none. Remove it."
             ) from error
+        if error.errno == errno.ENXIO:
+            raise PoolError(f"{path} is a socket, and a pool holds none. Remove it.") from error
         raise
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise PoolError(f"{path} is not a regular file; a pool holds no such thing. Remove it.")
-        permissions.refuse(path, facts, os.geteuid())
+            raise PoolError(f"{path} is not a regular file, as all files of a pool are. Remove it.")
+        permissions.require_trusted(path, facts, os.geteuid())
         return fd, facts
     except BaseException:
         os.close(fd)
         raise
 
 
+# ---- moving and publishing ----
+
+
+@costs(1)
 def rename(source: str, target: str) -> None:
     """Move one name. The only rename(2) in the program."""
-    tally.operations += 1
     os.rename(source, target)
 
 
 def publish(path: str, data: bytes, *, durable: bool = True, personal: bool = False) -> bool:
     """Make `data` visible as `path`, whole; return False if the name was there already.
 
-    What is `personal` nobody else can read (see `trust.py`).
+    A `personal` file is readable by its owner alone (see `permissions`).
     """
     private = _write_private(path, data, durable=durable, personal=personal)
     try:
@@ -214,15 +225,16 @@ def commit(
     return won
 
 
+@costs(1)
 def _link(private: str, path: str) -> bool:
-    tally.operations += 1
     try:
         os.link(private, path)
         return True
     except FileExistsError:
         # RACE: another attempt published first, and its file stands for good (I7). Or our own link
-        # was done and its reply lost: then our file has two names, though its count may be old.
-        return os.stat(private).st_nlink > 1 or _is_file(path, private)
+        # took effect and its reply was lost: then our file has two names, though the link count
+        # this mount shows may be out of date.
+        return os.stat(private).st_nlink > 1 or _is_same_file(path, private)
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
@@ -231,13 +243,13 @@ def _link(private: str, path: str) -> bool:
             return os.stat(private).st_nlink > 1
         raise NotSupportedError(
             f"{os.path.dirname(path)}: hard links do not work here ({error.strerror}), and "
-            f"fsqueue publishes by link(2) because it never replaces. Put the pool on another "
-            f"file system."
+            f"fsqueue needs link(2) to publish files without replacing any. Put the pool on "
+            f"another file system."
         ) from error
 
 
 def _links_work(private: str) -> bool:
-    """Say whether a link to a name that only we could choose can be made here."""
+    """Return whether a link to a name that only this process could choose can be made here."""
     try:
         os.link(private, f"{private}~")
     except OSError:
@@ -246,25 +258,24 @@ def _links_work(private: str) -> bool:
     return True
 
 
-def _is_file(path: str, ours: str) -> bool:
+def _is_same_file(path: str, ours: str) -> bool:
     try:
         return os.path.samefile(path, ours)
     except FileNotFoundError:
-        return False  # RACE: this mount has not seen yet what another published
+        return False  # RACE: this mount does not show yet what another process published
 
 
 def replace(path: str, data: bytes) -> None:
     """Put `data` where `path` is, whole, for a name that only this process writes.
 
-    Not durable: what is replaced like this is for eyes.
+    Not durable: only files for display are replaced.
     """
     private = _write_private(path, data, durable=False)
     for _ in range(20):
-        tally.operations += 1
         try:
-            return os.replace(private, path)
+            return _replace_once(private, path)
         except OSError as error:
-            # RACE: NFS answers ETXTBSY while somebody on this host has the old file open.
+            # RACE: NFS answers ETXTBSY while a process on this host has the old file open.
             if error.errno not in BUSY:
                 discard(private)
                 raise
@@ -272,43 +283,63 @@ def replace(path: str, data: bytes) -> None:
     discard(private)
 
 
+@costs(1)
+def _replace_once(private: str, path: str) -> None:
+    os.replace(private, path)
+
+
 def stage(path: str, parts: Iterable[bytes], *, personal: bool = False) -> None:
-    """Write a file that nobody looks for yet, durable, under its own name."""
+    """Write a file that nothing looks for yet, durably, under its own name."""
     _write(path, parts, durable=True, personal=personal)
 
 
+@costs(1)
 def discard(path: str) -> None:
     """Remove a file of ours, if it is still there."""
-    tally.operations += 1
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass  # RACE: a network mount repeats an unlink whose first reply was lost.
 
 
+# ---- writing ----
+
+
+@costs(1)
 def sync_directory(directory: str) -> None:
     """Make the directory's entries survive a power loss."""
-    _sync(directory, os.O_DIRECTORY)
-
-
-def _sync(path: str, flags: int = os.O_NOFOLLOW) -> None:
-    tally.operations += 2 + (flags != os.O_DIRECTORY)
-    fd = os.open(path, os.O_RDONLY | flags)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if flags != os.O_DIRECTORY:
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            if mode != permissions.narrowed(mode):  # a handler made it, with an umask of its own
-                os.fchmod(fd, permissions.narrowed(mode))
-        os.fsync(fd)
+        _fsync(fd)
     except OSError as error:
-        if flags != os.O_DIRECTORY or error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise _named(error, path) from None  # some FUSE mounts cannot sync a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise _with_path(error, directory) from None  # some FUSE mounts cannot sync a directory
     finally:
         os.close(fd)
 
 
-def _named(error: OSError, path: str) -> OSError:
-    """Let an error of write(2), fsync(2) or close(2), which know no names, say where it was."""
+@costs(2)
+def _sync(path: str) -> None:
+    """Sync a handler's finished file, after correcting the mode that its umask gave it."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode != permissions.output_mode(mode):
+            os.fchmod(fd, permissions.output_mode(mode))
+        _fsync(fd)
+    except OSError as error:
+        raise _with_path(error, path) from None
+    finally:
+        os.close(fd)
+
+
+@costs(1)
+def _fsync(fd: int) -> None:
+    os.fsync(fd)
+
+
+def _with_path(error: OSError, path: str) -> OSError:
+    """Add the path to an error of write(2), fsync(2) or close(2), which do not have it."""
     error.filename = error.filename or path
     return error
 
@@ -319,30 +350,31 @@ def _write_private(path: str, data: bytes, *, durable: bool, personal: bool = Fa
     try:
         _write(private, (data,), durable=durable, personal=personal)
     except FileExistsError:
-        # RACE: with ourselves. It was made and the reply was lost; nobody else chooses this name.
+        # RACE: with ourselves. The file was made and the reply was lost; no other process chooses
+        # this name.
         discard(private)
         _write(private, (data,), durable=durable, personal=personal)
     return private
 
 
+@costs(1)
 def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool = False) -> None:
     mode = permissions.file_mode(personal=personal)
-    tally.operations += 1 + durable
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         try:
-            if permissions.shared():
+            if permissions.is_shared():
                 os.fchmod(fd, mode)
             for part in parts:
                 _write_all(fd, part)
             if durable:
-                os.fsync(fd)
+                _fsync(fd)
         finally:
             os.close(fd)  # quota and I/O errors may come only here, and count
     except OSError as error:
         if error.errno != errno.EEXIST:
             discard(path)
-        raise _named(error, path) from None
+        raise _with_path(error, path) from None
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -354,12 +386,12 @@ def _write_all(fd: int, data: bytes) -> None:
 class Appender:
     """A file that this process alone grows, a line at a time. Lines are not synced."""
 
+    @costs(1)
     def __init__(self, path: str, *, in_turn: bool = False) -> None:
-        """Open or make it. `in_turn`: others of a group may go on with it, one after the other."""
-        tally.operations += 1
+        """Open or make it. `in_turn`: members of a group may write it, one after the other."""
         mode = permissions.lock_mode() if in_turn else permissions.file_mode()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, mode)
-        if permissions.shared() and os.fstat(self._fd).st_uid == os.geteuid():
+        if permissions.is_shared() and os.fstat(self._fd).st_uid == os.geteuid():
             os.fchmod(self._fd, mode)
 
     def line(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Make, empty and remove directories of a pool, whoever else does so at the same moment.
+"""Make, empty and remove directories of a pool while other processes do the same.
 
 What this module does not know: what a directory is for. Its operations go through `atomic`'s `os`.
 """
@@ -12,29 +12,30 @@ import stat
 
 from fsqueue.errors import PoolError
 from fsqueue.storage import atomic, permissions
+from fsqueue.storage.operation_count import costs
 
 log = logging.getLogger(__name__)
 
 
+@costs(1)
 def make(path: str, *, sticky: bool = False) -> None:
-    """Make one directory; it may be there already. PoolError if the one above it is not.
+    """Make a directory unless it is there. Raises PoolError if its parent is not.
 
-    In a group's pool, a name in a `sticky` one is moved by whoever made it, and nobody else.
+    In a group's pool, a name in a `sticky` directory can be moved by its maker alone.
     """
     mode = permissions.directory_mode(sticky=sticky)
-    atomic.tally.operations += 1
     try:
         atomic.os.mkdir(path, mode)
     except FileExistsError:
-        return  # RACE: somebody else made it, which is as good.
+        return  # RACE: another process made it, which is as good.
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise atomic.no_directory(os.path.dirname(path), error) from error
-    if permissions.shared():
+        raise atomic.missing_directory_error(os.path.dirname(path), error) from error
+    if permissions.is_shared():
         atomic.os.chmod(path, mode)
 
 
 def make_private(path: str) -> None:
-    """Make a directory for us alone. PoolError if another one is there: what we write would be his.
+    """Make a directory for this user alone. Raises PoolError if another user's is there.
 
     A group's members could otherwise put a symbolic link where a handler is about to write.
     """
@@ -42,24 +43,24 @@ def make_private(path: str) -> None:
         atomic.os.mkdir(path, 0o700)
         return
     except FileExistsError:
-        pass  # RACE: we made it before; anybody else's is refused.
+        pass  # RACE: made before by this process; another user's is refused below.
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise atomic.no_directory(os.path.dirname(path), error) from error
+        raise atomic.missing_directory_error(os.path.dirname(path), error) from error
     try:
         facts = atomic.os.lstat(path)
     except FileNotFoundError:
-        return  # RACE: whoever declares us dead removes it; our next beat tells us.
+        return  # RACE: a worker that declares us dead removes it; our next renewal finds out.
     ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == atomic.os.geteuid()
     if not ours or facts.st_mode & permissions.OTHERS_WRITE:
-        raise PoolError(f"{path} was put there by somebody else. Remove it.")
+        raise PoolError(f"{path} was made by another user, or is writable by others. Remove it.")
 
 
+@costs(4)
 def empty(directory: str) -> bool:
-    """Remove whatever a handler left in a directory of ours; return whether that is still there.
+    """Remove everything in a directory of ours; return whether the directory is still there.
 
-    No symbolic link is followed, whatever is put in the directory's place meanwhile.
+    No symbolic link is followed, even if one is put in the directory's place meanwhile.
     """
-    atomic.tally.operations += 4
     try:
         fd = atomic.os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -68,7 +69,7 @@ def empty(directory: str) -> bool:
             atomic.os.close(fd)
         return True
     except OSError as error:
-        # RACE: someone removed the directory first, or while we emptied it; ESTALE: another host.
+        # RACE: another process removed it first, or while it was emptied; ESTALE: another host did.
         if error.errno not in atomic.GONE:
             raise
         return False
@@ -90,7 +91,7 @@ def _empty(fd: int) -> None:
 
 
 def discard(directory: str) -> None:
-    """Remove a directory and all that is in it, as far as that can be done: it is only litter."""
+    """Remove a directory and its content as far as possible; what remains is harmless."""
     try:
         empty(directory)
         discard_empty(directory)
@@ -99,7 +100,7 @@ def discard(directory: str) -> None:
 
 
 def discard_at_once(directory: str) -> None:
-    """Remove a directory as `discard` does, but at one moment for whoever is using it."""
+    """Remove a directory as `discard` does, but so that its users lose all of it at one moment."""
     try:
         atomic.rename(directory, f"{directory}.dead")
     except OSError as error:
@@ -108,12 +109,12 @@ def discard_at_once(directory: str) -> None:
         discard(f"{directory}.dead")
 
 
+@costs(1)
 def discard_empty(directory: str) -> None:
-    """Remove a directory if nothing is in it."""
-    atomic.tally.operations += 1
+    """Remove a directory if it is empty."""
     try:
         atomic.os.rmdir(directory)
     except OSError as error:
-        # RACE: someone removes it too, or is putting something into it.
+        # RACE: another process removes it too, or is putting something into it.
         if error.errno not in atomic.GONE | {errno.ENOTEMPTY, errno.EEXIST}:
             raise

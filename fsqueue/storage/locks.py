@@ -1,10 +1,10 @@
 """Try a lock without waiting, and hold one per host while a model loads.
 
-The only door to filelock. Two kinds, both flock(2) on a file that is never unlinked (I9):
+The only module that imports filelock. Both are flock(2) on a file that is never unlinked (I9):
 
-* `try_lock` keeps thieves from scanning one spool at the same time. It is politeness: where the
-  file system has no flock, or an flock that excludes nobody, everything is still correct (I5).
-* `host_lock` serialises something on this host, on a local file system.
+* `try_lock` keeps thieves from scanning one spool at the same time. It only saves work: where the
+  file system has no flock, or its flock excludes no other host, everything is still correct (I5).
+* `host_lock` serialises something among this user's processes on this host.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 NO_LOCKS: Final = {
     *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTSUP),
     *(errno.EIO, errno.ESTALE),  # a network mount that lost its lock server
-    *(errno.ELOOP, errno.EISDIR),  # somebody put something else there: nothing to lock by
+    *(errno.ELOOP, errno.EISDIR),  # something else is there: no lock to be had
 }
 
 
 @contextmanager
 def try_lock(path: str) -> Iterator[bool]:
-    """Yield True while holding the lock, False at once if somebody else holds it.
+    """Yield True while holding the lock, False at once if another process holds it.
 
     `fallback_to_soft=False`: on a mount without flock, filelock would otherwise switch to a lock
     by existence, which outlives a killed holder. Here no lock at all is the better answer.
@@ -51,7 +51,7 @@ def try_lock(path: str) -> Iterator[bool]:
         number = getattr(error, "errno", None)
         if isinstance(error, OSError) and number not in NO_LOCKS:
             raise
-        log.debug("%s: no locks here (%s); going on without", path, error)
+        log.debug("%s: locks do not work here (%s); continuing without", path, error)
         yield True
         return
     try:
@@ -61,14 +61,14 @@ def try_lock(path: str) -> Iterator[bool]:
 
 
 def free_elsewhere(path: str) -> bool | None:
-    """Say whether another process gets a lock that we hold; None if there are no locks here."""
+    """Return whether locks exclude other processes here; None if they do not work at all."""
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except (OSError, NotImplementedError, Timeout):
         return None
     try:
-        # Not forked: a forked process would share what it is to be refused.
+        # Not forked: a forked process would share the lock it is supposed to be refused.
         script = "import sys; from fsqueue.storage.locks import try_lock\n"
         script += "with try_lock(sys.argv[1]) as free: sys.exit(not free)"
         return subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
@@ -78,18 +78,18 @@ def free_elsewhere(path: str) -> bool | None:
 
 @contextmanager
 def host_lock(name: str, *, timeout_s: float = 3600.0) -> Iterator[None]:
-    """Hold the lock called `name` on this host, for this user; wait for it if need be.
+    """Hold the lock called `name` of this user on this host; wait for it up to `timeout_s`.
 
-    Raises NotSupportedError if the directory of our locks is not ours alone: where it is, everybody
-    may make one.
+    Raises NotSupportedError if the directory of the locks may belong to another user: anyone can
+    make directories where it is.
     """
     directory = os.path.join(tempfile.gettempdir(), f"fsqueue-{os.geteuid()}")
     try:
         directories.make_private(directory)
     except PoolError as error:
         raise NotSupportedError(
-            f"{directory}, for the locks of this host, is no directory of yours alone: somebody "
-            f"else may have made it. Remove it, or set TMPDIR to a directory of your own."
+            f"{directory}, for locks on this host, belongs to another user or others may write to "
+            f"it. Remove it, or set TMPDIR to a directory of your own."
         ) from error
     with FileLock(os.path.join(directory, f"{name}.lock"), timeout=timeout_s):
         yield

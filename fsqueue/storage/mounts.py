@@ -1,4 +1,7 @@
-"""Say which file system a directory is on: its type, its mount options, what is free on it."""
+"""Describe the file system that a directory is on: its type, mount options and free space.
+
+What this module does not know: what the answers mean for a pool; `maintenance.doctor` judges them.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,24 @@ from typing import Final
 ONE_HOST: Final = frozenset(
     "btrfs ecryptfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs vfat xfs zfs".split()
 )
-"""File systems that only one host sees, as a rule (any can be exported from it)."""
+"""File systems that usually only one host sees, though any of them can be exported."""
 
 SILENCE_S: Final = {"ceph": 60.0, "fuse.ceph-fuse": 60.0}
-"""How long, as it comes, a server and all its clients wait for a client that has fallen silent."""
+"""Default time for which a server and all its clients wait for a client that fell silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """What the mount table and statvfs(3) say of a directory."""
+    """What the mount table and statvfs(3) report about a directory."""
 
     type: str
     """As in the mount table: nfs4, lustre, ceph, fuse.glusterfs; "" where there is no table."""
     source: str
     options: str
     free_bytes: int | None
-    """None where the file system does not tell its size: one whose data servers are not all up."""
+    """None where the file system does not report its size: not all of its data servers are up."""
     free_inodes: int | None
-    """None where the file system has no fixed number of them; CephFS says -1."""
+    """None where the file system has no fixed number of them; CephFS reports -1."""
     name_bytes_max: int
 
     @property
@@ -41,7 +44,7 @@ class Mount:
 
 
 def mount_of(directory: str) -> Mount:
-    """Look a directory up. Raises OSError if it is not there."""
+    """Return the mount of a directory. Raises OSError if it is not there."""
     facts = os.statvfs(directory)
     type, source, options = _entry(os.path.realpath(directory))
     return Mount(
@@ -55,26 +58,26 @@ def mount_of(directory: str) -> Mount:
 
 
 @lru_cache(maxsize=256)
-def unpromised(directory: str) -> int:
-    """Return the flag with which to open a file there for reading, so that others can move it.
+def no_delegation_flag(directory: str) -> int:
+    """Return the flag for opening files there to read, so that other hosts can still move them.
 
-    A server of NFS 4 promises whoever reads a file to ask him before it changes (a delegation): a
-    rename by another host waits until he has given it back, and where he is dead, until the
-    server's lease is over, 90 s as a rule; the other's host can do little else meanwhile. A client
-    asks for no promise by O_DIRECT. Elsewhere that flag is not wanted, and this is 0.
+    An NFS 4 server may give a reader a delegation: the promise to ask it before the file changes. A
+    rename by another host then waits until the reader has returned the delegation or, if its host
+    died, until the server's lease has expired, usually 90 s. Meanwhile the renaming host can do
+    little else. Files opened with O_DIRECT get no delegation. On other file systems this is 0.
     """
     device = os.stat(directory).st_dev
     number = f" {os.major(device)}:{os.minor(device)} "
     try:
         with open("/proc/self/mountinfo", errors="surrogateescape") as table:
-            promising = any(number in line and _parse(line)[1][0] == "nfs4" for line in table)
+            delegates = any(number in line and _parse(line)[1][0] == "nfs4" for line in table)
     except OSError:
         return 0  # not Linux
-    return os.O_DIRECT if promising else 0
+    return os.O_DIRECT if delegates else 0
 
 
 def _entry(path: str) -> tuple[str, str, str]:
-    """Return type, source and options of the last mount that `path` is under."""
+    """Return type, source and options of the innermost mount that holds `path`."""
     best, found = "", ("", "", "")
     try:
         with open("/proc/self/mountinfo", errors="surrogateescape") as table:
@@ -88,7 +91,10 @@ def _entry(path: str) -> tuple[str, str, str]:
 
 
 def _parse(line: str) -> tuple[str, tuple[str, str, str]]:
-    """Take a line of mountinfo apart; see proc(5). Spaces in it are written as \\040."""
+    """Parse a line of mountinfo, see proc(5): mount point, (type, source, options).
+
+    Spaces are written as \\040.
+    """
     before, _, after = line.partition(" - ")
     fields, tail = before.split(" "), after.split()
     if len(fields) < 6 or len(tail) < 3:

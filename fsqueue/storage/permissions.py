@@ -1,24 +1,24 @@
-"""Decide whose files a process works with, and who may work with those that it makes.
+"""Decide which files this process may trust, and the modes of the files it makes.
 
-A pool's claims say what is to be done, so whoever can write to a pool can give work to those who
-work it. A file system tells who that is: a file's owner, and who else may write to it. What is read
-must be
+A pool's claims say what to run, so anyone who can write to a pool can give work to its workers. The
+file system knows who that is: the owner of a file, and who else may write to it. A file or
+directory is trusted if it is
 
-    owned by        us, or root; or, if we were told to, a member of the pool directory's group
-    writable by     its owner alone; a directory also by that group, if we were told to
+    owned by        this user or root; or, with --trust-group, a member of the pool's group
+    writable by     its owner alone; with --trust-group, a directory also by that group
 
-A process is told by `--trust-group` or FSQUEUE_TRUST_GROUP, and not by anything in a pool: a pool
-cannot vouch for itself. It then trusts the group of the directory of every pool that it opens, and
-what it makes in a directory that this group may write to is made for the group: directories 2770,
-files 0640, locks 0660, whatever the umask. Files are never writable by the group: it puts, moves
-and removes names, but what a claim says stands as its owner wrote it. The pool itself, spools/ and
-outputs/ are sticky: nobody but its maker replaces one of the directories in them by a link.
+--trust-group (FSQUEUE_TRUST_GROUP) is a decision of the process, never of the pool: a pool cannot
+vouch for itself. With it, the process trusts the group of each pool directory it opens. What it
+makes in a pool that the group may write to is made for the group: directories 2770, files 0640,
+locks 0660, whatever the umask. Files are never group-writable: members add, move and remove names,
+but a claim's content stays as its owner wrote it. The pool directory, spools/ and outputs/ are
+sticky, so that only its maker can replace one of their directories by a symbolic link.
 
-A group's members can still move our own files about, an output to where a claim is looked for, say.
-So a *personal* claim, one that says which program to run, is told by its mode, which no rename can
-change: 0600, which nothing else in a pool has.
+Group members can still move each other's files, for example an output to where a claim is expected.
+So a *personal* claim, one that says which program to run, is marked by its mode, which no rename
+can change: 0600, which nothing else in a pool has.
 
-State of the process, like the umask: `trust` is called where a pool is opened, and nowhere else.
+The trusted groups are state of the process, like the umask. Only opening a pool adds to them.
 """
 
 from __future__ import annotations
@@ -30,52 +30,47 @@ from typing import Final
 
 from fsqueue.errors import PoolError
 
-TOLD: Final = "FSQUEUE_TRUST_GROUP"
+TRUST_GROUP_VARIABLE: Final = "FSQUEUE_TRUST_GROUP"
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-NOBODY: Final = 65534
+NOBODY_UID: Final = 65534
 
-_groups: set[int] = set()
-_shared: set[int] = set()
-
-
-def told() -> bool:
-    """Say whether this process was told to trust groups."""
-    return os.environ.get(TOLD, "").lower() in ("1", "true", "t", "yes", "y", "on")
+_trusted_groups: set[int] = set()
+_shared_groups: set[int] = set()
+"""Those trusted groups that may also write to the directory of their pool."""
 
 
-def trust(root: os.stat_result) -> None:
-    """Trust the group of a pool's directory, if this process was told to."""
-    if told():
-        _groups.add(root.st_gid)
-        if root.st_mode & stat.S_IWGRP:
-            _shared.add(root.st_gid)
+def trusts_groups() -> bool:
+    """Return whether --trust-group is in force."""
+    return os.environ.get(TRUST_GROUP_VARIABLE, "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
-def distrust() -> None:
-    """Trust nobody again, as a process does that has just begun."""
-    _groups.clear()
-    _shared.clear()
+def trust_group_of(pool_directory: os.stat_result) -> None:
+    """Trust the group of a pool's directory, if --trust-group is in force."""
+    if trusts_groups():
+        _trusted_groups.add(pool_directory.st_gid)
+        if pool_directory.st_mode & stat.S_IWGRP:
+            _shared_groups.add(pool_directory.st_gid)
 
 
 # ---- reading ----
 
 
-def refuse(path: str, facts: os.stat_result, me: int) -> None:
-    """Raise PoolError unless `me` may work with the file or directory that `facts` tell of."""
-    if facts.st_uid == me and not facts.st_mode & OTHERS_WRITE:
+def require_trusted(path: str, facts: os.stat_result, uid: int) -> None:
+    """Raise PoolError unless user `uid` may trust the file or directory described by `facts`."""
+    if facts.st_uid == uid and not facts.st_mode & OTHERS_WRITE:
         return
-    in_group = facts.st_gid in _groups
-    if facts.st_uid not in (me, 0) and not (in_group and _is_member(facts.st_uid, facts.st_gid)):
-        raise _stranger(path, facts, me)
-    by_group = in_group and stat.S_ISDIR(facts.st_mode)
-    if facts.st_mode & (stat.S_IWOTH if by_group else OTHERS_WRITE):
-        raise _open_to_others(path, facts)
+    in_group = facts.st_gid in _trusted_groups
+    if facts.st_uid not in (uid, 0) and not (in_group and _is_member(facts.st_uid, facts.st_gid)):
+        raise _foreign_owner_error(path, facts, uid)
+    group_may_write = in_group and stat.S_ISDIR(facts.st_mode)
+    if facts.st_mode & (stat.S_IWOTH if group_may_write else OTHERS_WRITE):
+        raise _writable_by_others_error(path, facts)
 
 
-def is_by_us(facts: os.stat_result, me: int) -> bool:
-    """Say whether a personal claim was written by `me`, and put where it is by nobody else."""
-    if facts.st_uid != me or not _shared:
-        return facts.st_uid == me
+def is_written_by(facts: os.stat_result, uid: int) -> bool:
+    """Return whether user `uid` wrote a personal claim and nobody else put it where it is."""
+    if facts.st_uid != uid or not _shared_groups:
+        return facts.st_uid == uid
     return facts.st_nlink == 1 and not facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
@@ -86,48 +81,48 @@ def _is_member(uid: int, gid: int) -> bool:
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
-        return False  # this machine does not know who that is
+        return False  # this machine does not know the user
     return gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-def _stranger(path: str, facts: os.stat_result, me: int) -> PoolError:
-    if facts.st_uid == NOBODY:
+def _foreign_owner_error(path: str, facts: os.stat_result, uid: int) -> PoolError:
+    if facts.st_uid == NOBODY_UID:
         cause = (
-            "that is nobody, as whom NFS shows root (root_squash) and users whom it cannot map, "
-            "and a container those outside of it"
+            "that is nobody: how NFS shows root (root_squash) and users it cannot map, and how a "
+            "container shows users outside of it"
         )
         advice = "See ls -ln; work as the user who planned"
-    elif _groups:
-        groups = ", ".join(map(str, sorted(_groups)))
-        cause = f"it is in group {facts.st_gid}, and its owner is no member of a trusted one"
-        advice = f"Trusted: {groups}. Let its owner join, or remove it"
+    elif _trusted_groups:
+        groups = ", ".join(map(str, sorted(_trusted_groups)))
+        cause = f"it is in group {facts.st_gid}, and its owner is not a member of a trusted group"
+        advice = f"Trusted: {groups}. Add its owner to that group, or remove it"
     else:
-        cause = "a pool's claims say what to run, and so it is worked by the user who planned it"
-        advice = "chown it, make a pool of your own, or trust its group: --trust-group"
+        cause = "a pool's claims say what to run, so only the user who planned a pool works it"
+        advice = "chown it, make your own pool, or trust its group: --trust-group"
     return PoolError(
-        f"{path} belongs to user {facts.st_uid}, not to you ({me}); {cause}. {advice}."
+        f"{path} belongs to user {facts.st_uid}, not to you ({uid}); {cause}. {advice}."
     )
 
 
-def _open_to_others(path: str, facts: os.stat_result) -> PoolError:
+def _writable_by_others_error(path: str, facts: os.stat_result) -> PoolError:
     shell = "chmod -R go-w" if stat.S_ISDIR(facts.st_mode) else "chmod go-w"
     if facts.st_mode & stat.S_IWOTH:
-        who = "everybody"
+        writers = "everybody"
         advice = f"{shell} it. If that changes nothing, mount the file system with umask=022"
     else:
-        who = f"its group, {facts.st_gid}"
-        advice = f"{shell} it, or, if all of that group may give you work: --trust-group"
+        writers = f"its group, {facts.st_gid}"
+        advice = f"{shell} it, or, if that whole group may give you work: --trust-group"
     mode = stat.S_IMODE(facts.st_mode)
     return PoolError(
-        f"{path} can be written by {who} (mode {mode:04o}), who could give you work or change "
-        f"it. It is left alone: {advice}."
+        f"{path} can be written by {writers} (mode {mode:04o}), who could give you work or change "
+        f"it, so it is not used: {advice}."
     )
 
 
-def capability() -> str:
-    """Return what a worker must have for this user's personal claims in a pool of a group.
+def user_capability() -> str:
+    """Return the capability that this user's personal claims require in a group's pool.
 
-    It stands in their kind, so that workers of others do not even take them.
+    It is part of their kind, so that other users' workers do not even take them.
     """
     return f"uid{os.geteuid()}"
 
@@ -136,25 +131,25 @@ def capability() -> str:
 
 
 def file_mode(*, personal: bool = False) -> int:
-    """Return the mode of a file that we make; the umask may take from it (see `settle`)."""
-    return 0o600 if personal else 0o640 if _shared else 0o644
+    """Return the mode of a new file. Unless `is_shared`, the umask may take bits from it."""
+    return 0o600 if personal else 0o640 if _shared_groups else 0o644
 
 
 def directory_mode(*, sticky: bool = False) -> int:
-    """Return the mode of a directory that we make."""
-    return (0o3770 if sticky else 0o2770) if _shared else 0o755
+    """Return the mode of a new directory."""
+    return (0o3770 if sticky else 0o2770) if _shared_groups else 0o755
 
 
 def lock_mode() -> int:
-    """Return the mode of a lock file: to lock it over NFS, it must be opened for writing."""
-    return 0o660 if _shared else 0o644
+    """Return the mode of a lock file: locking over NFS needs it opened for writing."""
+    return 0o660 if _shared_groups else 0o644
 
 
-def shared() -> bool:
-    """Say whether what we make is made for a group; then no umask has a say in it."""
-    return bool(_shared)
+def is_shared() -> bool:
+    """Return whether new files are made for a group; then the umask must not change their mode."""
+    return bool(_shared_groups)
 
 
-def narrowed(mode: int) -> int:
-    """Return the mode that a handler's finished file is to have, which has `mode`."""
-    return file_mode() if _shared else mode & ~OTHERS_WRITE
+def output_mode(mode: int) -> int:
+    """Return the mode for a handler's finished file, which now has `mode`."""
+    return file_mode() if _shared_groups else mode & ~OTHERS_WRITE

@@ -1,6 +1,8 @@
-"""Run one claim once: read it, let its handler work, publish, finish; or say why not.
+"""Run one claim once: read it, run its handler, publish, finish; or record why not.
 
-Every way out leaves the claim in exactly one place, and says in the journal which.
+Every way out leaves the claim in exactly one place, and records in the journal which.
+
+What this module does not know: which claim to run next, or what its ending means for the worker.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from fsqueue.errors import (
 )
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
-from fsqueue.pool.layout import State
+from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
+from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import Current
+from fsqueue.pool.status import Current, WorkerState
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import run_handler
 from fsqueue.worker.heartbeat import Heartbeat
@@ -45,13 +47,11 @@ log = logging.getLogger(__name__)
 
 NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 DETAIL_MAX: Final = 64 << 10
-_TOLD: Final = frozenset("t event worker id kind cost attempt seconds".split())
-"""What a journal says of a claim that is done; a measure of the same name is left out."""
 NO_OUTPUT: Final = Path()
 
 
 class Ending(Enum):
-    """How a run of a claim ended, for the worker's loop."""
+    """How a run of a claim ended."""
 
     DONE = auto()
     FAILED = auto()
@@ -68,7 +68,7 @@ class Attempt:
     pool: PoolDirectory
     name: ClaimName
     spool: str
-    """Where it was taken from, and where it goes back to."""
+    """Where it was taken from, and goes back to."""
     beat: Heartbeat
     journal: Journal
     handler_for: Callable[[str], Handler]
@@ -76,12 +76,13 @@ class Attempt:
     reason: str = ""
     saved: bool = False
     """Whether a checkpoint was saved, however the run ended."""
-    _cold: bool = False
-    _service: str = ""
+    _loaded_first: bool = False
+    """Whether the run had to load something first, so that its time shows no rate."""
+    _handler: str = ""
 
     def run(self) -> Ending:
         """Run the claim to one of its endings."""
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             try:
                 measures = self._work()
@@ -96,16 +97,16 @@ class Attempt:
         except ClaimLost as error:
             self.reason = str(error)
             log.warning("%s", error)
-            self.journal.write("lost", id=self.name.id, reason=self.reason)
+            self.journal.write(EventKind.LOST, id=self.name.id, reason=self.reason)
             return Ending.LOST
-        self._count(time.monotonic() - begun, measures)
+        self._count(time.monotonic() - started, measures)
         return Ending.DONE
 
     def _clear_workshop(self) -> None:
-        """Half an output of this attempt must not pass for the whole one of the next."""
+        """Remove what this attempt wrote: the next must not publish half an output as its own."""
         workshop = self.pool.workshop(self.beat.status.worker_id)
         if not directories.empty(workshop):
-            directories.make_private(workshop)  # or what comes next fails for its loss, too
+            directories.make_private(workshop)  # or the next attempt would fail as well
 
     def _work(self) -> Mapping[str, int]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
@@ -117,7 +118,8 @@ class Attempt:
             run = self.name.returns
             private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
             if self.name.returns and os.path.lexists(final):
-                self.journal.write("adopted", id=id)  # I7: who published it died before the finish
+                # I7: the worker that published it died before it finished the claim.
+                self.journal.write(EventKind.ADOPTED, id=id)
                 directories.discard(self.pool.partial(id))
                 return claim.measures
         work = Work(
@@ -129,42 +131,44 @@ class Attempt:
             options=claim.options,
             output=private,
             partial=self.pool.partial(id),
-            is_stopping=self._stopping,
+            is_stopping=self._is_stopping,
             report=self._progress,
             warn=self._warn,
         )
-        self._show(handler.unit)
-        ready = handler.loaded()
+        self._show_running(handler.unit)
+        loaded_before = handler.loaded()
         try:
             run_handler(handler, work)
         finally:
             self.saved = work.saved
-        self._cold = work.kind in handler.loaded() and work.kind not in ready
+        self._loaded_first = work.kind in handler.loaded() and work.kind not in loaded_before
         if final:
             if not os.path.isfile(private):
-                # Not impossible: whoever declared us dead may have removed it, and others will do.
-                raise ClaimFailed(f"the handler {claim.handler!r} returned without an output")
+                # Not ClaimImpossible: a worker that declared this one dead may have removed it.
+                raise ClaimFailed(
+                    f"the handler {claim.handler!r} returned without writing its output"
+                )
             if not atomic.commit(str(private), final):
-                self.journal.write("adopted", id=id)  # I7
+                self.journal.write(EventKind.ADOPTED, id=id)  # I7
         if work.saved or self.name.returns:
             directories.discard(work.partial)
         return claim.measures | work.counted
 
     def _read(self) -> tuple[claims.Claim, Handler]:
-        """Read the claim; return it and its handler, if this process may run the one by the other.
+        """Return the claim and its handler.
 
-        UsageError if not: then it goes back as it was.
+        Raises UsageError if this process cannot or may not run it: then it goes back as it was.
         """
         claim = claims.read_claim(self.pool, self.name)
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
-        self._service = claim.handler
+        self._handler = claim.handler
         handler = self.handler_for(claim.handler)
-        if handler.personal and not claim.by_us:
+        if handler.personal and not claim.written_by_this_user:
             raise UsageError(
-                f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or not "
-                f"put there by its planner; the handler {claim.handler!r} runs what a claim says, "
-                f"and so only for whoever planned it. It is left to that user's workers"
+                f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or "
+                f"another user moved it; the handler {claim.handler!r} runs what a claim says, so "
+                f"only its planner's workers run it. It is left to them"
             )
         return claim, handler
 
@@ -173,8 +177,8 @@ class Attempt:
         if isinstance(error, ClaimLost):
             raise error
         self.reason = str(error) or type(error).__name__
-        if isinstance(error, Interrupted) and self._cancelled():
-            ending = self._fail({"error": "cancelled while it ran", "cancelled": True}, final=True)
+        if isinstance(error, Interrupted) and self._is_cancelled():
+            ending = self._fail(claims.CANCELLED_RUNNING, final=True)
             self._forget_cancel()
             return ending
         if isinstance(error, Interrupted):
@@ -185,7 +189,7 @@ class Attempt:
             return Ending.UNABLE
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             self.reason = (
-                f"{error.filename or self.pool.root}: {error.strerror}. The claim is put back; "
+                f"{error.filename or self.pool.root}: {error.strerror}. The claim was put back; "
                 f"free some space, then start this worker again."
             )
             self._put_back()
@@ -217,39 +221,45 @@ class Attempt:
             ", the last" if last else "",
             record["error"],
         )
-        told = {name: record[name] for name in ("error", "returncode") if name in record}
-        self.journal.write("failed", id=self.name.id, attempt=self.name.attempt, last=last, **told)
+        cause = {key: record[key] for key in ("error", "returncode") if key in record}
+        self.journal.write(
+            EventKind.FAILED, id=self.name.id, attempt=self.name.attempt, last=last, **cause
+        )
         with self.beat.lock:
             self.beat.status.claims_failed += 1
-            if self._service and not record.get("cancelled"):
-                self.beat.status.services_status[self._service] = "unhealthy"
+            if self._handler and not record.get("cancelled"):
+                self.beat.status.services_status[self._handler] = "unhealthy"
         return Ending.FAILED
 
-    def _cancelled(self) -> bool:
-        """Say whether the claim is to be given up; a retry may have taken that back meanwhile."""
-        order = f"cancel@{self.name.id}"
-        if order in self.beat.orders:
-            self.beat.look_for_orders()
-        return order in self.beat.orders
+    def _is_cancelled(self) -> bool:
+        """Return whether the claim is cancelled; a retry may have undone that meanwhile."""
+        if self._cancel_order in self.beat.orders:
+            self.beat.read_orders()
+        return self._cancel_order in self.beat.orders
 
     def _forget_cancel(self) -> None:
-        """Remove an order that is obeyed, or came too late, lest it hits a retry of the claim."""
-        if self.beat.orders and f"cancel@{self.name.id}" in self.beat.orders:
-            atomic.discard(self.pool.order("cancel", self.name.id))
+        """Remove an order that was obeyed, or came too late, so that it does not hit a retry."""
+        if self.beat.orders and self._cancel_order in self.beat.orders:
+            atomic.discard(self.pool.order(CANCEL, self.name.id))
+
+    @property
+    def _cancel_order(self) -> str:
+        return order_name(CANCEL, self.name.id)
 
     def _put_back(self) -> None:
         claims.release(self.pool, self.name, self.spool)
-        self.journal.write("released", id=self.name.id, to=self.spool)
+        self.journal.write(EventKind.RELEASED, id=self.name.id, to=self.spool)
         with self.beat.lock:
             self.beat.status.claims_released += 1
 
     # ---- what the handler may call ----
 
-    def _stopping(self) -> bool:
+    def _is_stopping(self) -> bool:
+        orders = self.beat.orders  # nearly always empty
         return (
             self.is_stopping()
-            or bool(self.beat.lost)
-            or f"cancel@{self.name.id}" in self.beat.orders
+            or self.beat.lost is not None
+            or bool(orders and self._cancel_order in orders)
         )
 
     def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
@@ -259,41 +269,45 @@ class Attempt:
             if status.current is not None:
                 status.current.done, status.current.total = done, total
                 _add(status.current.measures, measures)
-            self.beat.touch()
+            self.beat.mark_changed()
 
     def _warn(self, text: str) -> None:
         log.warning("%s: %s", self.name.id, text)
-        self.journal.write("warning", id=self.name.id, text=text)
+        self.journal.write(EventKind.WARNING, id=self.name.id, text=text)
 
     # ---- what is shown ----
 
-    def _show(self, unit: str) -> None:
+    def _show_running(self, unit: str) -> None:
         name, status = self.name, self.beat.status
         now = time.time()
         current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
         with self.beat.lock:
-            status.current, status.state, status.last_activity = current, "running", now
-            self.beat.touch()
+            status.current, status.state, status.last_activity = current, WorkerState.RUNNING, now
+            self.beat.mark_changed()
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
         name, status = self.name, self.beat.status
         if status.current is not None and status.current.measures:
             measures = {**status.current.measures, **measures}
-        shown = {key: n for key, n in measures.items() if key not in _TOLD} if measures else {}
-        self.journal.claim("finished", name, seconds=round(seconds, 6), **shown)
+        shown = (
+            {key: n for key, n in measures.items() if key not in FINISHED_FIELDS}
+            if measures
+            else {}
+        )
+        self.journal.claim(EventKind.FINISHED, name, seconds=round(seconds, 6), **shown)
         with self.beat.lock:
             status.claims_done += 1
             status.cost_done += name.cost
             status.busy_s += seconds
             status.last_activity = time.time()
             _add(status.measures_done, measures)
-            if not self._cold:  # a run that had to load its model first tells no rate
+            if not self._loaded_first:
                 rate = name.cost / (seconds if seconds > 1e-6 else 1e-6)
                 old = status.rates.get(name.kind)
                 status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
-            status.services_status[self._service] = "healthy"
+            status.services_status[self._handler] = "healthy"
             status.current = None
-        self.beat.touch()
+        self.beat.mark_changed()
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -1,7 +1,9 @@
-"""Know what waits, and take the next claim: from our own spool, else from somebody else's.
+"""Know what waits, and take the next claim: from this worker's own spool, else from another.
 
-Listings are read once and used up; the cost of a claim does not grow with the number of claims
-waiting. A listing is a hint: whether a claim was there to take, only the rename tells.
+Listings are read once and used up, so the cost of a claim does not grow with the number of claims
+waiting. A listing is a hint: only the rename decides whether a claim was there to take.
+
+What this module does not know: which claim is best for which worker; `scheduling.choose` does.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
+from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
@@ -50,11 +52,11 @@ class Waiting:
     all: int
     could_take: int
     too_long: int = 0
-    """How many it could take if it had more time left."""
+    """How many more it could take if it had more time left."""
 
 
 class ClaimSource:
-    """One worker's sight of the spools."""
+    """One worker's view of the spools."""
 
     def __init__(
         self,
@@ -65,49 +67,54 @@ class ClaimSource:
         spool: str | None,
         stealing: bool,
         steal_threshold: int = 1,
+        time_left_s: Callable[[], float] = lambda: math.inf,
+        before_listing: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before_listing` is called before each listing of a spool, and may wait."""
+        self.left_claims = False
+        """Whether `next` left claims that this worker might take, to others or for another poll."""
         self._pool = pool
         self._beat = beat
         self._journal = journal
         self._spool = spool
         self._stealing = stealing
-        self._threshold = steal_threshold
-        self._told = self._taste = Preferences()
+        self._steal_threshold = steal_threshold
+        self._time_left_s = time_left_s
+        self._before_listing = before_listing
+        self._worker_preferences = self._preferences = Preferences()
+        """As the worker set them last; and these, with what other workers hold."""
         self._own = WaitingClaims()
         self._others: dict[str, WaitingClaims] = {}
-        self._crew: list[Peer] = []
-        self._viewed = -1e9
-        self._admitted: set[str] = set()
+        self._peers: list[Peer] = []
+        self._peer_rates: dict[str, float] = {}
+        """Cost per second by kind, as measured by workers with a GPU like ours."""
+        self._others_listed_at = -1e9
+        self._unlocked: set[str] = set()
         """Spools whose lock was free since we listed them: one try a listing, not one a claim."""
         self._patience = Patience()
         self._waited: set[str] = set()
-        self._refused_spools: set[str] = set()
-        self._learned: dict[str, float] = {}
-        self.time_left_s: Callable[[], float] = lambda: math.inf
-        self.before_listing: Callable[[], None] = lambda: None
-        self.left_over = False
-        """Whether `next` left claims that we might take, to others or for another poll."""
+        self._unusable: set[str] = set()
         self._listed: dict[str, tuple[float, WaitingClaims]] = {}
         self._dry: set[str] = set()
         """Spools where nothing waited when they were listed last."""
 
     def set_preferences(self, preferences: Preferences) -> None:
-        """Order what is known anew, if the worker's taste is another now."""
-        if preferences is not self._told:
-            self._told = preferences
-            self._suit(replace(preferences, held=self._taste.held))
+        """Reorder what is known, if the worker's preferences changed."""
+        if preferences is not self._worker_preferences:
+            self._worker_preferences = preferences
+            self._reorder(replace(preferences, held=self._preferences.held))
 
-    def _suit(self, preferences: Preferences) -> None:
-        if preferences != self._taste:
-            self._taste = preferences
-            for waitlist in (self._own, *self._others.values()):
-                waitlist.suit(preferences)
+    def _reorder(self, preferences: Preferences) -> None:
+        if preferences != self._preferences:
+            self._preferences = preferences
+            for waiting in (self._own, *self._others.values()):
+                waiting.apply(preferences)
 
     def next(self) -> tuple[ClaimName, str] | None:
         """Take a claim; return it with the spool it came from, or None if there is none to take."""
         if self._spool is not None and (name := self._next_own(self._spool)) is not None:
             return name, self._spool
-        return self._contend()
+        return self._next_of_all()
 
     def any_spool(self) -> str:
         """Return a spool to put a claim back into when its own is not known."""
@@ -124,81 +131,83 @@ class ClaimSource:
                     self._others[spool] = names  # one listing in memory is enough
             total += names.all if names is not None else 1
             if names and (self._stealing or spool == self._spool):
-                names.suit(self._taste)
+                names.apply(self._preferences)
                 late = self._count_too_long(names)
                 could, too_long = could + len(names) - late, too_long + late
         return Waiting(total, could, too_long)
 
-    # ---- our own spool ----
+    # ---- this worker's own spool ----
 
     def _next_own(self, spool: str) -> ClaimName | None:
-        """Take the best of our own while there is plenty; the last few are contended for.
+        """Take the best of our own spool while there is plenty in it.
 
-        So is what we would have to load something for: others may have claims that we need not.
+        The last few are left to `_next_of_all`, as are claims for which we would have to load
+        something: other spools may have claims for which we need not.
         """
         few = PLENTY if self._stealing else 0
         for _ in range(LISTINGS_MAX):
-            misses, bearable = 0, _bearable(len(self._own))
-            while len(self._own) > few and misses < bearable:
-                if self._hesitates(self._own):
+            misses, misses_max = 0, _misses_max(len(self._own))
+            while len(self._own) > few and misses < misses_max:
+                if self._best_is_unsuitable(self._own):
                     return None
                 taken = self._take(spool, self._own.pop())
                 if taken is not None:
                     return taken
                 misses += 1
-            if self._dry_lately(spool):
+            if self._was_dry_lately(spool):
                 return None
-            self._own = WaitingClaims()  # what is used up need not be held while the next is read
+            self._own = WaitingClaims()  # free the used listing before the next one is read
             self._own = self._list(spool) or self._own
-            if self._nothing_loaded_for(self._own):
-                self._meet()
+            if self._would_load(self._own):
+                self._refresh_peers()
             if len(self._own) <= few:
                 return None
-        return None  # a mount whose listings lag keeps showing us what is gone: wait a poll
+        return None  # a mount whose listings lag keeps showing claims that are gone: wait a poll
 
-    def _hesitates(self, own: WaitingClaims) -> bool:
-        """Say whether the best of our own needs what we have not loaded, or more time than left."""
-        if self._stealing and self._taste.loaded and self._taste.must_load(own.best().kind):
+    def _best_is_unsuitable(self, own: WaitingClaims) -> bool:
+        """Return whether our best claim needs something not loaded, or more time than is left."""
+        preferences = self._preferences
+        if self._stealing and preferences.loaded and preferences.must_load(own.best().kind):
             return True
-        left_s = self.time_left_s()
+        left_s = self._time_left_s()
         return left_s < math.inf and takes_too_long(own.best(), self._rates(), left_s)
 
-    def _dry_lately(self, spool: str) -> bool:
-        """Say whether listing our own spool again can wait: not every time while we steal."""
+    def _was_dry_lately(self, spool: str) -> bool:
+        """Return whether listing our own spool again can wait: not every time while we steal."""
         lately = time.monotonic() - VIEW_AGE_S
         stealing = any(self._others.values())
         known = spool in self._dry and spool in self._listed
         return stealing and known and self._listed[spool][0] > lately
 
-    def _nothing_loaded_for(self, names: WaitingClaims) -> bool:
-        """Say whether we are about to load something, and could choose what."""
-        return len(names.bases()) > 1 and base_of(names.best().kind) not in self._taste.loaded
+    def _would_load(self, names: WaitingClaims) -> bool:
+        """Return whether we are about to load something, and could choose what."""
+        return len(names.bases()) > 1 and base_of(names.best().kind) not in self._preferences.loaded
 
-    def _meet(self) -> None:
-        """See who lives and does what (hints: I8), so that we need not load what others have."""
-        self._crew = self._peers()
-        self._suit(replace(self._taste, held=held_by(self._crew)))
+    def _refresh_peers(self) -> None:
+        """See which workers live and do what (hints: I8), to avoid loading what others have."""
+        self._peers = self._read_peers()
+        self._reorder(replace(self._preferences, held=held_by(self._peers)))
 
-    # ---- everybody's ----
+    # ---- all spools ----
 
-    def _contend(self) -> tuple[ClaimName, str] | None:
-        """Take what falls to us: of our own last claims, or of other people's."""
-        stale = time.monotonic() - self._viewed > VIEW_AGE_S or not any(self._others.values())
-        if self._stealing and stale:
-            self._look_around()
-        tended = {peer.spool for peer in self._crew} if self._threshold > 1 else set()
+    def _next_of_all(self) -> tuple[ClaimName, str] | None:
+        """Take the claim that the policy gives us, of our own last claims or of other spools."""
+        age_s = time.monotonic() - self._others_listed_at
+        if self._stealing and (age_s > VIEW_AGE_S or not any(self._others.values())):
+            self._list_others()
+        worked = {peer.spool for peer in self._peers} if self._steal_threshold > 1 else set()
         offered = {
             spool: names
             for spool, names in self._others.items()
-            if len(names) >= self._threshold or spool not in tended
+            if len(names) >= self._steal_threshold or spool not in worked
         }
         if self._spool is not None:
             offered[self._spool] = self._own
-        misses, bearable = 0, _bearable(sum(map(len, offered.values())))
-        while misses < bearable and (pick := self._choose(offered)) is not None:
+        misses, misses_max = 0, _misses_max(sum(map(len, offered.values())))
+        while misses < misses_max and (pick := self._choose(offered)) is not None:
             spool, name = pick
-            if spool == self._spool or spool in self._admitted:
-                offered[spool].strike(name)
+            if spool == self._spool or spool in self._unlocked:
+                offered[spool].remove(name)
                 taken = self._take(spool, name)
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
@@ -206,55 +215,62 @@ class ClaimSource:
                         self._beat.status.lock_skips += 1
                         del offered[spool]
                         continue
-                    self._admitted.add(spool)
-                    offered[spool].strike(name)
+                    self._unlocked.add(spool)
+                    offered[spool].remove(name)
                     taken = self._take(spool, name)
             if taken is not None:
                 return taken, spool
             misses += 1
-        if misses == bearable:
-            self._viewed = -1e9  # what we knew is stale
+        if misses == misses_max:
+            self._others_listed_at = -1e9  # the listings are out of date
         best = (names.best() for names in offered.values() if names)
-        refused = {name.id: polls_for(name, self._crew, self._taste) for name in best}
+        refused = {name.id: polls_for(name, self._peers, self._preferences) for name in best}
         self._waited = self._patience.left_alone(refused)
-        left = (len(names) - self._count_too_long(names) for names in offered.values())
-        self.left_over = any(left)
+        self.left_claims = any(
+            len(names) - self._count_too_long(names) for names in offered.values()
+        )
         return None
 
     def _choose(self, offered: dict[str, WaitingClaims]) -> tuple[str, ClaimName] | None:
         status = self._beat.status
         me = Peer(
-            self._me,
+            self._worker,
             status.weight,
             self._rates(),
             self._spool,
             stealing=self._stealing,
-            tier=self._taste.tier,
-            capabilities=self._taste.capabilities,
-            loaded=self._taste.loaded,
+            tier=self._preferences.tier,
+            capabilities=self._preferences.capabilities,
+            loaded=self._preferences.loaded,
         )
-        left_s = self.time_left_s()
-        return choose(offered, self._crew, me, self._taste, waited=self._waited, time_left_s=left_s)
+        return choose(
+            offered,
+            self._peers,
+            me,
+            self._preferences,
+            waited=self._waited,
+            time_left_s=self._time_left_s(),
+        )
 
     def _take(self, spool: str, name: ClaimName) -> ClaimName | None:
-        taken = claims.take(self._pool, spool, name, self._me)
+        taken = claims.take(self._pool, spool, name, self._worker)
         if taken is None:
             return None
         if spool == self._spool:
-            self._journal.claim("took", name, spool=spool)
+            self._journal.claim(EventKind.TOOK, name, spool=spool)
             return taken
-        log.info("%s stole work from %s: %s", self._me, spool, name.id)
-        self._journal.claim("stole", name, **{"from": spool}, to=self._spool)
+        log.info("%s stole work from %s: %s", self._worker, spool, name.id)
+        self._journal.claim(EventKind.STOLE, name, **{"from": spool}, to=self._spool)
         status = self._beat.status
         with self._beat.lock:
             status.steals_in += 1
             status.stolen_from[spool] = status.stolen_from.get(spool, 0) + 1
         return taken
 
-    def _look_around(self) -> None:
-        """List the other spools, and see who else lives and does what."""
-        begun = time.monotonic()
-        self._admitted.clear()
+    def _list_others(self) -> None:
+        """List the other spools, and see which other workers live and do what."""
+        started = time.monotonic()
+        self._unlocked.clear()
         self._others.clear()
         self._others = {
             spool: names
@@ -262,45 +278,51 @@ class ClaimSource:
             if spool != self._spool and (names := self._list(spool))
         }
         if self._own or self._others:
-            self._meet()
-        took_s = time.monotonic() - begun
-        self._viewed = begun + max(0.0, 20 * took_s - VIEW_AGE_S)  # listing stays under 5 %
+            self._refresh_peers()
+        took_s = time.monotonic() - started
+        # The longer it took, the longer the listings are used: it stays under 5 % of the time.
+        self._others_listed_at = started + max(0.0, 20 * took_s - VIEW_AGE_S)
 
-    def _peers(self) -> list[Peer]:
-        statuses = living(self._pool, but=self._me)
-        self._learned = rates_of_likes(statuses, self._beat.status.model)
+    def _read_peers(self) -> list[Peer]:
+        statuses = living(self._pool, but=self._worker)
+        self._peer_rates = rates_of_likes(statuses, self._beat.status.model)
         return peers(self._pool, statuses)
 
     def _count_too_long(self, names: WaitingClaims) -> int:
-        left_s = self.time_left_s()
+        left_s = self._time_left_s()
         return names.count_too_long(self._rates(), left_s) if left_s < math.inf else 0
 
     def _rates(self) -> dict[str, float]:
-        """Return our rate for each kind: as we measured it, else as others with our GPU did."""
-        return self._learned | self._beat.status.rates
+        """Return our rate for each kind: our own measurement, else that of a GPU like ours."""
+        return self._peer_rates | self._beat.status.rates
 
     def _list(self, spool: str) -> WaitingClaims | None:
-        """List a spool; None, said once, if it is not fit to be worked."""
-        self.before_listing()
+        """List a spool; None, with one warning, if it cannot be used."""
+        self._before_listing()
         try:
-            begun = time.monotonic()
+            started = time.monotonic()
             self._listed.pop(spool, None)
-            names = atomic.gather(self._pool.spool(spool), lambda t: WaitingClaims(t, self._taste))
-            self._listed[spool] = begun, names
-            (self._dry.discard if names.all else self._dry.add)(spool)
+            names = atomic.gather(
+                self._pool.spool(spool), lambda texts: WaitingClaims(texts, self._preferences)
+            )
+            self._listed[spool] = started, names
+            if names.all:
+                self._dry.discard(spool)
+            else:
+                self._dry.add(spool)
             return names
         except PoolError as error:
-            if spool not in self._refused_spools:
+            if spool not in self._unusable:
                 log.warning("%s", error)
-                self._journal.write("warning", text=str(error))
-                self._refused_spools.add(spool)
+                self._journal.write(EventKind.WARNING, text=str(error))
+                self._unusable.add(spool)
             return None
 
     @property
-    def _me(self) -> str:
+    def _worker(self) -> str:
         return self._beat.status.worker_id
 
 
-def _bearable(names: int) -> int:
+def _misses_max(names: int) -> int:
     """Return after how many misses to list again: a long listing costs ten times a 64th of it."""
     return max(MISSES_MAX, names // 64)

@@ -1,7 +1,7 @@
-"""Renew the lease and write the status from a thread that no long batch can starve.
+"""Renew the lease and write the status from a thread, however long a batch keeps the worker busy.
 
-The only thread that touches the pool. It shares with the worker's main thread: `status`, always
-under `lock`; `lost` and `orders`, written here and read there; `finished`, an event.
+No other thread of a worker touches the pool. Shared with the main thread are: `status`, always
+under `lock`; `lost` and `orders`, written here and read there; `_finished`, an event.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
 from fsqueue.storage import atomic
-from fsqueue.storage.atomic import tally
+from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import RateLimit
 
 log = logging.getLogger(__name__)
@@ -30,43 +30,52 @@ STATUS_QUIET_S: Final = 30.0
 class Heartbeat(threading.Thread):
     """Start it after enlisting; `stop` it before retiring."""
 
-    def __init__(self, pool: PoolDirectory, lease: Lease, status: Status) -> None:
+    def __init__(
+        self,
+        pool: PoolDirectory,
+        lease: Lease,
+        status: Status,
+        *,
+        rate_limit: RateLimit | None = None,
+        sample_gpu: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """`sample_gpu` returns the GPU's last known use without waiting."""
         super().__init__(name="heartbeat", daemon=True)
         self.lock = threading.Lock()
         self.status = status
-        self.lost = ""
+        self.lost: LeaseLost | None = None
+        """Set once this worker was declared dead."""
         self.orders: frozenset[str] = frozenset()
-        self.sample: Callable[[], dict[str, Any]] | None = None
-        """Returns the GPU's last known use, at once, if there is a GPU to look at."""
-        self.rate_limit: RateLimit | None = None
         self._pool = pool
         self._lease = lease
+        self._rate_limit = rate_limit
+        self._sample_gpu = sample_gpu
         self._changed = False
         self._missed = 0
-        self._deaf = False
-        self._counted = tally.operations, time.monotonic(), 0.0
+        self._orders_unreadable = False
+        self._counted = operations.total, time.monotonic(), 0.0
         self._finished = threading.Event()
 
-    def change(self, **facts: Any) -> None:
+    def update(self, **facts: Any) -> None:
         """Set fields of the status; they are written at the next opportunity."""
         with self.lock:
             for name, value in facts.items():
                 setattr(self.status, name, value)
             self._changed = True
 
-    def touch(self) -> None:
+    def mark_changed(self) -> None:
         """Note that the status was changed under `lock`."""
         self._changed = True
 
     def start(self) -> None:
-        """Begin to beat. Raises NotSupportedError if this process may have no thread."""
+        """Begin to beat. Raises NotSupportedError if the process cannot start a thread."""
         try:
             super().start()
         except RuntimeError as error:
             raise NotSupportedError(
-                f"no thread can be started here to renew the lease ({error}): the limit of "
-                f"processes is reached. Raise it (ulimit -u, or the job's or container's pids "
-                f"limit), then start this worker again."
+                f"no thread can be started here to renew the lease ({error}): the process limit is "
+                f"reached. Raise it (ulimit -u, or the pids limit of the job or container), then "
+                f"start this worker again."
             ) from error
 
     def run(self) -> None:
@@ -75,7 +84,7 @@ class Heartbeat(threading.Thread):
         last_beat = last_status = time.monotonic()
         while not self._finished.wait(min(beat_s / 4, 0.5)):
             now = time.monotonic()
-            if now - last_beat >= beat_s and not self.lost:
+            if now - last_beat >= beat_s and self.lost is None:
                 if now - last_beat > self._pool.lease_s / 2:
                     log.warning(
                         "a beat came %.1f s late: was this process stopped?", now - last_beat
@@ -92,20 +101,20 @@ class Heartbeat(threading.Thread):
             self._lease.renew()
             self._missed = 0
         except LeaseLost as error:
-            self.lost = str(error)
+            self.lost = error
         except (OSError, FsqueueError) as error:
             self._missed += 1
-            if self._missed == 2:  # one miss is a mount's bad moment, and a long outage one message
+            if self._missed == 2:  # not for one miss, and only once in a long outage
                 log.warning("the lease could not be renewed (%s); trying again", error)
         try:
-            self.look_for_orders()
-            self._deaf = False
+            self.read_orders()
+            self._orders_unreadable = False
         except (OSError, FsqueueError) as error:
-            if not self._deaf and not self._missed:
+            if not self._orders_unreadable and not self._missed:
                 log.warning("orders cannot be read (%s); trying again", error)
-            self._deaf = True
+            self._orders_unreadable = True
 
-    def look_for_orders(self) -> None:
+    def read_orders(self) -> None:
         """List control/ once: drain, pause, stop, cancel@ID and the like."""
         found = atomic.names(self._pool.directory("control"))
         self.orders = frozenset(filter(ORDER.fullmatch, found))
@@ -113,7 +122,7 @@ class Heartbeat(threading.Thread):
     def flush(self) -> None:
         """Write the status now. A status that cannot be written never stops the work (I8)."""
         try:
-            gpu = self.sample() if self.sample else None
+            gpu = self._sample_gpu() if self._sample_gpu else None
             with self.lock:
                 self._changed = False
                 if gpu is not None:
@@ -121,17 +130,17 @@ class Heartbeat(threading.Thread):
                 self._count_operations()
                 write_status(self._pool, self.status)
         except Exception as error:
-            # Whatever a driver raises: the thread that stumbles over it also renews the lease.
+            # Whatever a GPU driver raises: this thread must survive, as it also renews the lease.
             log.debug("the status could not be written: %s", error)
 
     def _count_operations(self) -> None:
-        count, since, held_s = self._counted
-        now_held_s = self.rate_limit.held_s if self.rate_limit is not None else 0.0
-        self._counted = now_count, now, _ = tally.operations, time.monotonic(), now_held_s
+        count, since, waited_s = self._counted
+        now_waited_s = self._rate_limit.waited_s if self._rate_limit is not None else 0.0
+        self._counted = now_count, now, _ = operations.total, time.monotonic(), now_waited_s
         passed_s = max(now - since, 0.1)
         self.status.metadata_ops += now_count - count
         self.status.metadata_ops_per_s = round((now_count - count) / passed_s, 3)
-        self.status.held_back = round(min(1.0, (now_held_s - held_s) / passed_s), 3)
+        self.status.held_back = round(min(1.0, (now_waited_s - waited_s) / passed_s), 3)
 
     def stop(self) -> None:
         """End the thread."""

@@ -1,4 +1,4 @@
-"""What is decided about a worker before it begins: by the command line, and by where it runs."""
+"""What is decided about a worker before it starts: by the command line, and by where it runs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from fsqueue.pool.status import Status
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
-OFFERS: Final = "fsqueue.capabilities"
+CAPABILITIES_GROUP: Final = "fsqueue.capabilities"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What the command line decides about a worker."""
+    """The settings of one worker; they never change while it runs."""
 
     spool: str | None = None
     model: str = ""
     weight: float = 1.0
     tier: int = Tier.CPU
     specialization: frozenset[str] = frozenset()
-    """Kinds, or their first words, that it would rather do; in lower case."""
+    """Kinds that it prefers, or their first words; in lower case."""
     capabilities: frozenset[str] = frozenset()
     stealing: bool = True
     steal_interval_s: float = 3.0
     steal_threshold: int = 1
-    """Steal only where so many claims wait, as long as a worker of that spool lives."""
+    """Steal only from spools where so many claims wait, unless no living worker has that spool."""
     models_max: int | None = None
     """How many models a handler may keep loaded; None: as many as memory allows."""
     metadata_ops_max: float = OPERATIONS_MAX
-    """How many operations on names and directories of the pool it may do in a second."""
+    """How many metadata operations it may do in a second."""
     linger_s: float = 0.0
     keep_alive: bool = False
     claims_max: int | None = None
@@ -45,11 +45,11 @@ class WorkerSettings:
 
     @property
     def slurm(self) -> dict[str, str]:
-        """What is told of the job, in the status and in the lease."""
+        """The facts about its SLURM job for its status and lease."""
         return self.allocation.facts if self.allocation else {}
 
-    def status_of(self, worker: str) -> Status:
-        """Return the first status of a worker in this process."""
+    def initial_status(self, worker: str) -> Status:
+        """Return the status with which a worker in this process starts."""
         return Status(
             worker,
             host=socket.gethostname(),
@@ -67,6 +67,6 @@ class WorkerSettings:
         )
 
 
-def offered() -> set[str]:
-    """Return the capabilities that installed packages say they give a worker, by entry points."""
-    return {entry.name.lower() for entry in entry_points(group=OFFERS)}
+def installed_capabilities() -> set[str]:
+    """Return the capabilities that installed packages give every worker, by entry points."""
+    return {entry.name.lower() for entry in entry_points(group=CAPABILITIES_GROUP)}

@@ -1,8 +1,8 @@
-"""Find the spool that a worker should work, by what it was told or by the GPU it sees.
+"""Find a worker's own spool.
 
-In order: the name it was given; the model of its GPU; its SLURM array index; none, and then it is a
-pure thief. Among several spools of its model it takes the one that its array index means, if it has
-one, else the one with the fewest living workers.
+In this order: the spool it was given by name; a spool of its GPU's model; the spool for its SLURM
+array index; none, which makes it a pure thief. Among several spools of its model it takes the one
+for its array index, if it has one, else the one with the fewest living workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsqueue.pool.status import read_status
 
 @dataclass(frozen=True, slots=True)
 class SpoolChoice:
-    """Which spool, if any, and what this worker runs on."""
+    """The spool, if any, and what this worker runs on."""
 
     spool: str | None
     model: str
@@ -34,7 +34,7 @@ class SpoolChoice:
 def choose_spool(
     pool: PoolDirectory, wanted: str | None, environ: Mapping[str, str]
 ) -> SpoolChoice:
-    """Return the match for this process; UsageError if it was told a spool that is not there."""
+    """Return the spool for this process; UsageError if there is no spool of the `wanted` name."""
     gpus = visible_gpus(environ)
     gpu = gpus[0] if gpus else None
     model = short_name(gpu.name, memory_gib=gpu.memory_gib) if gpu else "cpu"
@@ -46,7 +46,7 @@ def choose_spool(
         if spool is None:
             known = ", ".join(spool.name for spool in spools) or "none"
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
-        return SpoolChoice(spool.name, spool.model, spool.weight, "as told", facts)
+        return SpoolChoice(spool.name, spool.model, spool.weight, "as requested", facts)
     alike = [spool for spool in spools if spool.model.lower() in models]
     index = environ.get("SLURM_ARRAY_TASK_ID", "")[:12]
     indexed = spools[int(index) % len(spools)] if index.isdecimal() and spools else None

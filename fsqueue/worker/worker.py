@@ -1,7 +1,8 @@
 """Take claims and run them until nothing is left that this worker could take.
 
-A worker is one process. It shares with the others nothing but the pool's directory: it learns what
-waits by listing, takes by rename, and tells that it lives by the name of its lease.
+A worker is one process. It shares nothing with other workers but the pool's directory: it learns
+what waits by listing, takes a claim by renaming it, and shows that it is alive by renaming its
+lease.
 
     enlist -> [take own | steal | idle: recover the dead] * -> put back -> retire
 """
@@ -12,18 +13,20 @@ import logging
 import math
 import random
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from fsqueue.broadcast.jobs import JOBS
-from fsqueue.errors import ClaimLost, FsqueueError
+from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.inbox import Inbox
-from fsqueue.pool.journal import Journal
+from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.status import LeaveReason, WorkerState
 from fsqueue.storage import directories
 from fsqueue.worker.attempt import Attempt, Ending
 from fsqueue.worker.backoff import Backoff, RateLimit
@@ -32,7 +35,7 @@ from fsqueue.worker.handler_cache import HandlerCache
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.settings import WorkerSettings
-from fsqueue.worker.shutdown import DRAINED, Shutdown, StopNow
+from fsqueue.worker.shutdown import Departure, Shutdown, StopNow
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +51,32 @@ class Worker:
     """One worker process's life. `run` returns the exit status."""
 
     def __init__(
-        self, pool: PoolDirectory, settings: WorkerSettings, *, id: str | None = None
+        self,
+        pool: PoolDirectory,
+        settings: WorkerSettings,
+        *,
+        id: str | None = None,
+        sample_gpu: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
+        """`sample_gpu` returns the GPU's last known use without waiting."""
         self.pool = pool
         self.settings = settings
         self.id = id or new_worker_id()
-        self.status = settings.status_of(self.id)
+        self.status = settings.initial_status(self.id)
         self.journal = Journal(pool, self.id)
         self.lease = Lease(pool, self.id)
-        self.beat = Heartbeat(pool, self.lease, self.status)
+        self.rate_limit = RateLimit(settings.metadata_ops_max)
+        self.beat = Heartbeat(
+            pool, self.lease, self.status, rate_limit=self.rate_limit, sample_gpu=sample_gpu
+        )
+        self.shutdown = Shutdown(
+            self.beat, settings.claims_max, settings.time_limit_s, allocation=settings.allocation
+        )
         self.observer = Observer(pool)
         self.recovery = Recovery(pool, self.id, self.observer, self.journal)
+        self.backoff = Backoff(
+            pool, settings.steal_interval_s, settings.spool, stealing=settings.stealing
+        )
         self.claim_source = ClaimSource(
             pool,
             self.beat,
@@ -66,61 +84,54 @@ class Worker:
             spool=settings.spool,
             stealing=settings.stealing,
             steal_threshold=settings.steal_threshold,
+            time_left_s=self._time_left_s,
+            before_listing=self._wait_for_allowance,
         )
         self.inbox = Inbox(pool, self.id)
         self.handler_cache = HandlerCache(settings, self.beat, self.journal)
+        self.claim_source.set_preferences(self.handler_cache.preferences())
         self.failed_in_a_row: list[str] = []
         self.taken = 0
         self.progressed = False
-        self.outlasted = False
-        self.why = ""
-        self.shutdown = Shutdown(
-            self.beat, settings.claims_max, settings.time_limit_s, allocation=settings.allocation
-        )
-        self.backoff = Backoff(
-            pool, settings.steal_interval_s, settings.spool, stealing=settings.stealing
-        )
-        self.rate_limit = self.beat.rate_limit = RateLimit(
-            settings.metadata_ops_max, sleep=self.shutdown.nap
-        )
-        self.claim_source.before_listing = self.rate_limit.wait
-        self.claim_source.time_left_s = self._time_left_s
-        self.claim_source.set_preferences(self.handler_cache.preferences())
+        """Whether anything came of its claims: one was done, or failed, or saved a checkpoint."""
+        self.ran_out_of_time = False
+        """Whether claims waited that would not end in the time this worker had left."""
+        self.message = ""
+        """What it reported last."""
+        self.departure: Departure | None = None
 
     # ---- life ----
 
     def run(self) -> int:
-        """Work until there is a reason to leave; return the exit status of design's table."""
+        """Work until there is a reason to leave; return the exit status (see `ExitStatus`)."""
         self.lease.enlist({"worker": self.id, "spool": self.settings.spool, **self.settings.slurm})
         try:
-            self.shutdown.listen()
+            self.shutdown.install_handlers()
             directories.make_private(self.pool.workshop(self.id))
-            self.beat.look_for_orders()
+            self.beat.read_orders()
             self.beat.flush()
             self.beat.start()
-            self.journal.write("joined", spool=self.settings.spool, host=self.status.host)
-            log.info(
-                "worker %s works on %s", self.id, self.settings.spool or "whatever others have"
-            )
-            status = self._loop()
-            if status == DRAINED and self._nothing_remains():
-                status = self._all_ended()
+            self.journal.write(EventKind.JOINED, spool=self.settings.spool, host=self.status.host)
+            log.info("worker %s works on %s", self.id, self.settings.spool or "other spools")
+            self.departure = self._loop()
+            if self.departure.exit_status == ExitStatus.DRAINED and self._nothing_remains():
+                self.departure = self._all_ended()
         except StopNow:
-            status = self.shutdown.signal_status
+            self.departure = self.shutdown.departure_by_signal()
         finally:
             try:
                 self._leave()
             finally:
-                self.shutdown.restore()
-        return status
+                self.shutdown.restore_handlers()
+        return self.departure.exit_status
 
-    def comes_back(self) -> bool:
-        """Say, after `run`, whether SLURM should run this job again: the time was up, not the work.
+    def should_requeue(self) -> bool:
+        """Return, after `run`, whether SLURM should run this job again to go on with the work.
 
         Not if nothing at all came of a whole allocation: the next would end the same way.
         """
-        outlasted = self.outlasted and self.settings.time_limit_s is None
-        if not (self.shutdown.for_slurm or outlasted):
+        ran_out_of_time = self.ran_out_of_time and self.settings.time_limit_s is None
+        if not (self.shutdown.is_for_allocation_end or ran_out_of_time):
             return False
         if not self.progressed and self.shutdown.time_left_s() <= END_NEAR_S:
             log.error(
@@ -132,129 +143,143 @@ class Worker:
             self.pool, State.RUNNING
         )
 
-    def _loop(self) -> int:
+    def _loop(self) -> Departure:
         idle_since: float | None = None
         while True:
-            if (reason := self.shutdown.why(self.taken)) is not None:
-                self._say(reason[1])
-                return reason[0]
-            if not self.shutdown.paused and (job := self.inbox.next()) is not None:
-                self._run_addressed(job)
+            if (departure := self.shutdown.departure(self.taken)) is not None:
+                return self._report_departure(departure)
+            if not self.shutdown.paused and (addressed := self.inbox.next()) is not None:
+                self._run_addressed(addressed)
                 continue
             found = self._next()
             if found is not None:
                 idle_since = None
-                self.backoff.hurry()
-                if (status := self._run(*found)) is not None:
-                    return status
+                self.backoff.reset()
+                if (departure := self._run(*found)) is not None:
+                    return departure
                 self.recovery.sweep_if_due()
                 continue
             if idle_since is None:
                 idle_since = time.monotonic()
-                self.beat.change(state="idle", current=None)
-            if (status := self._idle(time.monotonic() - idle_since)) is not None:
-                return status
+                self.beat.update(state=WorkerState.IDLE, current=None)
+            if (departure := self._idle(time.monotonic() - idle_since)) is not None:
+                return departure
 
     def _next(self) -> tuple[ClaimName, str] | None:
-        self.rate_limit.wait()
-        due = not self.shutdown.paused and self.backoff.is_due_everywhere()
+        self._wait_for_allowance()
+        due = not self.shutdown.paused and self.backoff.should_look_everywhere()
         return self.claim_source.next() if due else None
 
-    def _run(self, name: ClaimName, spool: str) -> int | None:
-        status = None
+    def _run(self, name: ClaimName, spool: str) -> Departure | None:
+        departure = None
         self.taken += 1
-        at_once, handler = self.shutdown.at_once, self.handler_cache.handler
-        attempt = Attempt(self.pool, name, spool, self.beat, self.journal, handler, at_once)
+        attempt = self._attempt(self.pool, name, spool, self.handler_cache.handler)
         ending = attempt.run()
-        if done := ending is Ending.DONE:
+        if ending is Ending.DONE:
             self.failed_in_a_row.clear()
-            self.handler_cache.did(name)
+            self.handler_cache.note_done(name)
         elif ending is Ending.FAILED:
-            status = self._count_failure(name, attempt.reason)
+            departure = self._count_failure(name, attempt.reason)
         elif ending is Ending.UNABLE:
-            self.handler_cache.cannot(name.kind)
-            self._say(f"claims of kind {name.kind} are left alone: {attempt.reason}")
+            self.handler_cache.note_unable(name.kind)
+            self._report(f"claims of kind {name.kind} are left to other workers: {attempt.reason}")
         elif ending is Ending.BROKEN:
-            self._say(f"this worker stops: {attempt.reason}")
-            status = 1
-        self.progressed |= done or attempt.saved or ending is Ending.FAILED
+            departure = self._report_departure(
+                Departure(LeaveReason.BROKEN, f"this worker stops: {attempt.reason}")
+            )
+        self.progressed |= ending in (Ending.DONE, Ending.FAILED) or attempt.saved
         self.claim_source.set_preferences(self.handler_cache.preferences())
-        return status
+        return departure
 
     def _run_addressed(self, name: ClaimName) -> None:
-        """Run what was addressed to us. Its end, whichever, says nothing of the planned claims."""
-        pool, spool = self.inbox.pool, self.inbox.spool
+        """Run a claim from the inbox. Its ending does not count for the planned claims."""
+        pool = self.inbox.pool
         directories.make_private(pool.workshop(self.id))
-        at_once = self.shutdown.at_once
-        attempt = Attempt(pool, name, spool, self.beat, self.journal, self._job, at_once)
+        attempt = self._attempt(pool, name, self.inbox.spool, self._job_handler)
         if attempt.run() is Ending.BROKEN:
-            self._say(f"a job that was addressed to this worker ended badly: {attempt.reason}")
+            self._report(f"a job addressed to this worker ended badly: {attempt.reason}")
         self.claim_source.set_preferences(self.handler_cache.preferences())
-        self.beat.look_for_orders()
-        self.backoff.hurry()
+        self.beat.read_orders()
+        self.backoff.reset()
 
-    def _job(self, name: str) -> Handler:
+    def _attempt(
+        self, pool: PoolDirectory, name: ClaimName, spool: str, handler: Callable[[str], Handler]
+    ) -> Attempt:
+        is_stopping = self.shutdown.interrupts_claim
+        return Attempt(pool, name, spool, self.beat, self.journal, handler, is_stopping)
+
+    def _job_handler(self, name: str) -> Handler:
         if name in JOBS:
             return JOBS[name](
                 self.pool, self.id, self.handler_cache.handlers, self.handler_cache.handler
             )
         return self.handler_cache.handler(name)
 
-    def _count_failure(self, name: ClaimName, reason: str) -> int | None:
+    def _count_failure(self, name: ClaimName, reason: str) -> Departure | None:
         if name.id not in self.failed_in_a_row:
             self.failed_in_a_row.append(name.id)
-        self.handler_cache.failed(name)
+        self.handler_cache.note_failed(name)
         if len(self.failed_in_a_row) < FAILURES_MAX:
             return None
-        self._say(
-            f"this worker stops: {FAILURES_MAX} different claims failed here in a row, the last "
-            f"with: {reason}. Is its GPU or its environment broken? See: fsqueue failed "
-            f"{self.pool.root}"
+        return self._report_departure(
+            Departure(
+                LeaveReason.FAILURES,
+                f"this worker stops: {FAILURES_MAX} different claims failed here in a row, the "
+                f"last with: {reason}. Is its GPU or its environment broken? See: fsqueue failed "
+                f"{self.pool.root}",
+            )
         )
-        return 1
 
-    def _idle(self, idle_s: float) -> int | None:
-        """Nothing to take just now: put back what the dead held, then leave, or wait a little."""
+    def _idle(self, idle_s: float) -> Departure | None:
+        """Nothing to take now: put back what the dead held, then leave or wait a little."""
         if self.recovery.sweep(quiet=self.backoff.quiet):
-            self.backoff.hurry()
+            self.backoff.reset()
             return None
         for name in self.recovery.running:
             if name.owner == self.id:
                 # RACE: we won this claim by a rename whose reply was lost.
-                log.info("%s was ours without our knowing; running it", name.id)
+                log.info("resuming %s, whose take was reported as failed", name.id)
                 return self._run(name, self.claim_source.any_spool())
         patient = self.settings.keep_alive or idle_s < max(self.settings.linger_s, SECOND_LOOK_S)
         paused = self.shutdown.paused
         if not patient and not (paused and self.backoff.quiet):
-            if (status := self._nothing_left()) is not None:
-                return None if self.recovery.renews(idle_s) else status
-        self.backoff.saw((*self.recovery.view, self.beat.orders))
-        # Whoever stays only for what may come within a lease does not look ever more seldom for it.
-        if self.recovery.doubtful or not paused and (not patient or self.claim_source.left_over):
-            self.backoff.hurry()
+            if (departure := self._nothing_left()) is not None:
+                return None if self.recovery.refresh_listings(idle_s) else departure
+        self.backoff.observe((*self.recovery.view, self.beat.orders))
+        # A worker that stays only for what may come within a lease must not look ever less often.
+        if self.recovery.doubtful or not paused and (not patient or self.claim_source.left_claims):
+            self.backoff.reset()
         self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self.backoff.wait_s)
         return None
 
-    def _nothing_left(self) -> int | None:
-        """Return the exit status if no claim waits, or will come back, that we could take."""
+    def _nothing_left(self) -> Departure | None:
+        """Return why to leave if no claim that we could take waits or will come back."""
         for name in self.recovery.running:
             if name.owner != self.id and not self.observer.sees_alive(name.owner or ""):
                 return None  # its owner may be dead: then it comes back within a lease
         # Running before waiting: what its owner puts back between the two is seen where it arrives.
-        waiting = self.claim_source.count_waiting(since=self.recovery.swept)
+        waiting = self.claim_source.count_waiting(since=self.recovery.swept_at)
         if waiting.could_take:
             return None
         if waiting.too_long:
-            self.outlasted = True
-            self._say(f"{waiting.too_long} claims wait that would not end in the time it has left")
-            return DRAINED
+            self.ran_out_of_time = True
+            return self._report_departure(
+                Departure(
+                    LeaveReason.OUT_OF_TIME,
+                    f"{_claims_wait(waiting.too_long)} that would not end in the time it has left",
+                )
+            )
         if waiting.all:
-            self._say(f"{waiting.all} claims wait that this worker cannot or may not take")
-            return 5
+            return self._report_departure(
+                Departure(
+                    LeaveReason.WORK_REMAINS,
+                    f"{_claims_wait(waiting.all)} that this worker cannot or may not take",
+                )
+            )
         return self._all_ended()
 
     def _nothing_remains(self) -> bool:
-        """Say whether no claim runs or waits: then whoever was told to leave left at the end."""
+        """Return whether no claim runs or waits: then a drained worker left at the end anyway."""
         # Running first and last: what was put back, or taken, between two listings is seen in one.
         return not (
             claims.any_owned(self.pool, State.RUNNING)
@@ -262,13 +287,19 @@ class Worker:
             or claims.any_owned(self.pool, State.RUNNING)
         )
 
-    def _all_ended(self) -> int:
-        return 3 if claims.any_owned(self.pool, State.FAILED) else 0
+    def _all_ended(self) -> Departure:
+        failed = claims.any_owned(self.pool, State.FAILED)
+        return Departure(LeaveReason.SOME_FAILED if failed else LeaveReason.ALL_DONE)
 
     def _leave(self) -> None:
-        """Put back what is held, say goodbye, and only then retire the lease."""
-        self.shutdown.ignore()
-        self.beat.change(state="stopped", current=None, message=self.why)
+        """Put back what is held, write the last status, and only then retire the lease."""
+        self.shutdown.ignore_signals()
+        self.beat.update(
+            state=WorkerState.STOPPED,
+            current=None,
+            message=self.message,
+            left_because=self.departure.reason.value if self.departure else "",
+        )
         self.beat.stop()
         for name in claims.owned(self.pool, State.RUNNING):
             if name.owner == self.id:
@@ -277,37 +308,49 @@ class Worker:
         self.inbox.close()
         for pool in (self.pool, self.inbox.pool):
             directories.discard(pool.workshop(self.id))
-        self.journal.write("left", done=self.status.claims_done, why=self.why)
+        self.journal.write(EventKind.LEFT, done=self.status.claims_done, why=self.message)
         self.journal.close()
         self.beat.flush()
-        if not self.beat.lost:
+        if self.beat.lost is None:
             self.lease.retire()
 
     def _put_back(self, name: ClaimName) -> None:
         try:
             claims.release(self.pool, name, self.claim_source.any_spool())
-            self.journal.write("released", id=name.id)
+            self.journal.write(EventKind.RELEASED, id=name.id)
         except ClaimLost:
             pass  # RACE: our lease was ended, and it was given to another meanwhile
         except (OSError, FsqueueError) as error:
             log.warning("%s could not be put back (%s); it returns within a lease", name.id, error)
 
-    def _say(self, why: str) -> None:
-        self.why = why
-        log.warning("%s: %s", self.id, why)
+    def _report(self, message: str) -> None:
+        self.message = message
+        log.warning("%s: %s", self.id, message)
 
-    # ---- parts ----
+    def _report_departure(self, departure: Departure) -> Departure:
+        self._report(departure.message)
+        return departure
+
+    # ---- waiting ----
 
     def _time_left_s(self) -> float:
-        """Return the time that a claim taken now may need. A fresh worker refuses none: no other
-        would have more time for it.
+        """Return how long a claim taken now may run.
+
+        A fresh worker refuses no claim: no other worker would have more time for it.
         """
         return self.shutdown.time_left_s() if self.taken else math.inf
 
+    def _wait_for_allowance(self) -> None:
+        self.rate_limit.wait(self.shutdown.sleep)
+
     def _sleep(self, seconds: float) -> None:
-        """Wait for the next look, but wake for an order, or for what is addressed to us."""
+        """Wait for the next look, but wake for an order, or for a claim in the inbox."""
         orders = self.beat.orders
         seconds = min(seconds * random.uniform(0.9, 1.1), self.shutdown.time_left_s())
-        self.shutdown.nap(seconds, lambda: self.beat.orders != orders or self.inbox.rings())
+        self.shutdown.sleep(seconds, lambda: self.beat.orders != orders or self.inbox.has_claims())
         if seconds < self.pool.lease_s / BEATS_PER_LEASE:
-            self.beat.look_for_orders()
+            self.beat.read_orders()
+
+
+def _claims_wait(count: int) -> str:
+    return "1 claim waits" if count == 1 else f"{count:,} claims wait"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure how close to the best possible end a pool's policy comes, on simulated time.
 
-    scripts/bench/makespan.py                      the tables of docs/LOG.md (some minutes)
+    scripts/bench/makespan.py                      the tables of docs/benchmarks.md (some minutes)
     scripts/bench/makespan.py --instances 20       a quick look
 
 The cuts are `planner.cost_limit`'s, the shares `weights.assign`'s, the choices `choose.choose`'s:

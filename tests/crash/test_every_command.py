@@ -80,7 +80,7 @@ def test_every_command_is_in_a_table() -> None:
     tried = {name.partition(" (")[0] for name in (*WRITES, *READS)}
     run_command = {" ".join(words) for words in commands()}
     assert run_command - tried == set(), (
-        "new commands: say in tests/support/*_cases.py what each is tried on; in WRITES, with what "
+        "new commands: add to tests/support/*_cases.py what each is tried on; in WRITES, with what "
         "must hold when it was killed and typed again, or in READS, if it changes nothing"
     )
     assert tried - run_command == set(), "there are no such commands any more"
@@ -146,24 +146,24 @@ def _type_again(case: Writes, each: CrashPoint, site: Path, shared: Path, after:
 
 
 def _look(pool: Path) -> None:
-    """Assert that whoever looks before anything is repaired sees nothing that is wrong."""
+    """Assert that commands that only read show nothing wrong before anything is repaired."""
     for word in ("check", "status"):
         status, said = run_command([word, str(pool)])
         assert status in ((0, 3, 5) if word == "status" else (0,)), said
 
 
 @pytest.mark.parametrize("name", ["retry", "recover", "plan command (into a pool at work)"])
-def test_what_a_life_foretells_is_what_real_kills_leave(
+def test_the_disk_predicted_from_one_run_is_what_real_kills_leave(
     site: Path, shared: Path, name: str
 ) -> None:
-    """SIGKILL at every change, beside the disk as it was told from one undisturbed life."""
+    """SIGKILL at every change, compared with the disk recorded in one undisturbed run."""
     case = WRITES[name]
     case.prepare(site, shared)
     begin = disk_of(site)
     action = command(command_line(case.words, site, shared))
-    foretold = record_run(action, site).instants
-    assert foretold
-    for each in foretold:
+    predicted = record_run(action, site).instants
+    assert predicted
+    for each in predicted:
         restore_disk(site, begin)
         killed = record_run(action, site, killed_at=each.number)
         assert killed.status == -signal.SIGKILL
@@ -176,7 +176,7 @@ def nameless(disk: Disk) -> list[str]:
 
 
 def facts(root: Path) -> dict[str, tuple[int, ...]]:
-    """Return what the file system says of every file, but when it was read."""
+    """Return every file's stat, without its access time."""
     found = {}
     for path in (root, *root.rglob("*")):
         of = path.lstat()

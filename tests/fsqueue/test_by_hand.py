@@ -16,7 +16,7 @@ from tests.support.processes import Start, fsqueue, wait_for
 pytestmark = pytest.mark.slow
 
 CARDS = ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090", "NVIDIA L4"]
-"""What this host has; nobody planned for the last."""
+"""The GPUs of this host; the last has no spool."""
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_each_place_in_its_arguments_is_filled_in(run: Callable[..., Path], tmp_
 
 
 @pytest.mark.parametrize("name", AWKWARD_NAMES, ids=repr)
-def test_an_awkward_path_reaches_the_program_as_one_word_and_no_shell(
+def test_an_awkward_path_reaches_the_program_as_one_word(
     run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -114,22 +114,22 @@ def test_its_stdin_is_empty(run: Callable[..., Path]) -> None:
 # ---- what becomes of its output ----
 
 
-def test_what_it_prints_is_the_output_if_no_argument_says_output(run: Callable[..., Path]) -> None:
+def test_stdout_is_the_output_without_an_output_argument(run: Callable[..., Path]) -> None:
     assert run(["wc", "-c", "{input}"]).read_text().split()[0] == "10"
 
 
-def test_what_it_prints_is_not_the_output_if_an_argument_says_output(
+def test_stdout_is_not_the_output_with_an_output_argument(
     run: Callable[..., Path],
 ) -> None:
     assert run(shell("echo chatter; cp $1 $2", "{output}")).read_text() == "some text\n"
 
 
 def test_a_program_that_exits_0_without_an_output_has_failed(run: Callable[..., Path]) -> None:
-    with pytest.raises(ClaimFailed, match="exited 0 but wrote no {output}"):
+    with pytest.raises(ClaimFailed, match="exited 0 but did not write {output}"):
         run(["true", "{input}", "{output}"])
 
 
-def test_a_failure_says_how_it_ended_and_keeps_the_end_of_stderr(run: Callable[..., Path]) -> None:
+def test_a_failure_records_the_exit_status_and_the_end_of_stderr(run: Callable[..., Path]) -> None:
     script = f"head -c {2 * STDERR_KEPT} /dev/zero | tr '\\0' x >&2; echo the reason >&2; exit 7"
     with pytest.raises(ClaimFailed, match="exited with status 7; its output is not pub") as caught:
         run(shell(script))
@@ -137,16 +137,14 @@ def test_a_failure_says_how_it_ended_and_keeps_the_end_of_stderr(run: Callable[.
     assert len(caught.value.detail) == STDERR_KEPT
 
 
-def test_a_program_ended_by_a_signal_has_failed_and_the_signal_is_named(
+def test_a_program_killed_by_a_signal_fails_the_claim_and_the_signal_is_named(
     run: Callable[..., Path],
 ) -> None:
-    with pytest.raises(ClaimFailed, match="was ended by SIGSEGV"):
+    with pytest.raises(ClaimFailed, match="was killed by SIGSEGV"):
         run(shell("echo half; kill -SEGV $$"))
 
 
-def test_a_program_that_is_not_there_fails_the_claim_and_says_so(
-    run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_missing_program_fails_the_claim(run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ClaimFailed, match="no-such-program cannot be started: No such file"):
         run([str(tmp_path / "no-such-program"), "{input}"])
 
@@ -155,7 +153,7 @@ def test_a_program_that_is_not_there_fails_the_claim_and_says_so(
 
 
 @pytest.mark.slow
-def test_a_timeout_fails_the_claim_and_ends_the_whole_family(
+def test_a_timeout_fails_the_claim_and_kills_all_descendants(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ClaimFailed, match="longer than --timeout 0.3 seconds"):
@@ -293,9 +291,7 @@ def test_what_a_failed_attempt_left_is_not_taken_for_the_next_ones_output(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", ["mkdir -p", "mkfifo"])
-def test_an_output_that_is_no_file_fails_its_claim_and_harms_no_other(
-    tmp_path: Path, make: str
-) -> None:
+def test_an_output_other_than_a_file_fails_only_its_claim(tmp_path: Path, make: str) -> None:
     inputs = make_inputs(tmp_path / "in", 2)
     script = f'case $1 in *000) {make} "$2";; *) echo fine > "$2";; esac'
     pool = plan_command(tmp_path / "pool", inputs, shell(script, "{output}"), attempts=2)
@@ -332,7 +328,7 @@ def test_it_can_run_a_program_over_an_awkwardly_named_input_end_to_end(tmp_path:
     "argv, complaint",
     [
         ([], "no program was given"),
-        (["cat"], "does not say where the input goes"),
+        (["cat"], "has no {input} among its arguments"),
         (["no-such-program-anywhere", "{input}"], "not on PATH"),
     ],
 )

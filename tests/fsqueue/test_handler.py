@@ -43,7 +43,7 @@ class Words(Handler):
 class Picky(Words):
     """One option decides the result, the other does not."""
 
-    def decisive(self, options: Any) -> Any:
+    def result_options(self, options: Any) -> Any:
         return {"model": options["model"]}
 
 
@@ -94,12 +94,12 @@ def test_an_input_that_is_not_there_is_a_bad_input_by_name(tmp_path: Path) -> No
         Words().survey(str(tmp_path / "nothing"), {})
 
 
-def test_a_handler_without_run_is_no_handler(work: Work) -> None:
+def test_a_handler_must_have_run(work: Work) -> None:
     with pytest.raises(NotImplementedError):
         Handler().run(work)
 
 
-def test_a_handler_has_nothing_loaded_and_nothing_to_close_unless_it_says_so() -> None:
+def test_by_default_a_handler_has_nothing_loaded_and_nothing_to_close() -> None:
     assert Words().loaded() == []
     Words().close()
 
@@ -170,23 +170,21 @@ def test_a_file_that_changed_has_another_key(tmp_path: Path) -> None:
 
 
 def test_progress_warnings_and_the_wish_to_stop_reach_the_worker(tmp_path: Path) -> None:
-    told: list[Any] = []
+    reports: list[Any] = []
     work = make_work(
         tmp_path,
-        report=lambda done, total, measures: told.append((done, total, dict(measures))),
-        warn=told.append,
-        is_stopping=lambda: bool(told),
+        report=lambda done, total, measures: reports.append((done, total, dict(measures))),
+        warn=reports.append,
+        is_stopping=lambda: bool(reports),
     )
     assert not work.stopping
     work.progress(1, 2, residues=5)
     work.warn("odd")
-    assert told == [(1, 2, {"residues": 5}), "odd"]
+    assert reports == [(1, 2, {"residues": 5}), "odd"]
     assert work.stopping
 
 
-def test_whoever_takes_the_claim_next_sees_every_checkpoint_that_was_saved(
-    tmp_path: Path, work: Work
-) -> None:
+def test_the_next_run_sees_every_checkpoint(tmp_path: Path, work: Work) -> None:
     assert work.checkpoints() == {}
     assert not work.saved
     work.checkpoint("part.1", b"one")
@@ -242,7 +240,7 @@ def test_a_crash_at_any_operation_of_saving_leaves_the_checkpoint_whole_or_not_t
     assert all(found in ({}, {"part": b"all"}) for found in seen)
 
 
-def test_a_checkpoint_removed_while_they_are_read_costs_time_and_nothing_else(
+def test_a_checkpoint_removed_while_being_read_is_skipped(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The claim's last owner is removing them: it has finished."""
@@ -275,7 +273,7 @@ def test_the_handlers_of_this_project_are_registered() -> None:
     assert load_handler("command").name == "command"
 
 
-def test_a_handler_that_nobody_installed_is_named_beside_those_that_are() -> None:
+def test_a_missing_handler_is_named_with_those_installed() -> None:
     with pytest.raises(UsageError, match=r"no handler is called 'fold'; installed:.*command"):
         load_handler("fold")
 
@@ -291,7 +289,7 @@ def test_a_handler_gets_the_name_it_is_registered_under(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("value", ["no_such_module:Made", "fsqueue.no_such_module:Made"])
-def test_a_handler_whose_package_is_missing_says_what_to_install(
+def test_a_handler_without_its_package_raises_with_advice(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(monkeypatch, value)
@@ -299,7 +297,7 @@ def test_a_handler_whose_package_is_missing_says_what_to_install(
         load_handler("made")
 
 
-def test_an_entry_point_that_names_nothing_is_an_error_of_ours_and_no_traceback(
+def test_a_broken_entry_point_is_a_clean_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     register(monkeypatch, "fsqueue.command:Made")

@@ -54,7 +54,7 @@ def warnings(run: subprocess.CompletedProcess[str], about: str) -> list[str]:
 
 
 def plant(
-    pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", says: str = "cpu0"
+    pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", spool_inside: str = "cpu0"
 ) -> Path:
     """Return the path of a claim that no plan knows; it holds a program that fails."""
     name = ClaimName(id, "command", 999)
@@ -62,7 +62,7 @@ def plant(
     facts = os.stat("/dev/null")
     payload = {"input": "/dev/null", "facts": {"bytes": 0, "mtime_ns": facts.st_mtime_ns}}
     path = Path(pool.waiting(spool, name))
-    path.write_bytes(Claim("command", says, options, payload, {}).encode(name))
+    path.write_bytes(Claim("command", spool_inside, options, payload, {}).encode(name))
     return path
 
 
@@ -97,7 +97,7 @@ def test_a_malformed_pool_json_is_refused_by_its_path(pool: PoolDirectory, text:
 
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "symlink"])
-def test_a_pool_json_that_is_no_file_is_refused(
+def test_a_pool_json_other_than_a_file_is_refused(
     pool: PoolDirectory, tmp_path: Path, what: str
 ) -> None:
     settings = Path(pool.settings)
@@ -108,7 +108,7 @@ def test_a_pool_json_that_is_no_file_is_refused(
 
 
 @pytest.mark.parametrize("command", ["work", "run", "status", "check", "plan"])
-def test_every_command_says_in_one_line_that_pool_json_is_malformed(
+def test_every_command_reports_a_malformed_pool_json_in_one_line(
     pool: PoolDirectory, command: str
 ) -> None:
     Path(pool.settings).write_text('{"format": 1, "id"')
@@ -146,7 +146,7 @@ def test_a_truncated_claim_fails_by_name_and_the_others_are_done(
 
 
 @pytest.mark.parametrize("what", ["directory", "fifo", "symlink", "socket"])
-def test_what_is_named_like_a_claim_and_is_no_file_fails_and_the_others_are_done(
+def test_a_special_file_named_like_a_claim_fails_and_the_others_are_done(
     pool: PoolDirectory, tmp_path: Path, what: str
 ) -> None:
     planted = plant(pool)
@@ -178,7 +178,7 @@ def make_odd(path: Path, what: str, target: Path) -> None:
         os.close(here)
 
 
-def test_names_that_are_no_claims_are_left_alone_and_check_says_so_a_line_each(
+def test_other_names_are_left_alone_and_check_reports_each_in_a_line(
     pool: PoolDirectory,
 ) -> None:
     names = [
@@ -206,7 +206,7 @@ def test_names_that_are_no_claims_are_left_alone_and_check_says_so_a_line_each(
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd.command.c1.a0.r0", "x" * 300])
-def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: PoolDirectory, name: str) -> None:
+def test_a_plan_with_an_invalid_claim_name_is_refused(pool: PoolDirectory, name: str) -> None:
     assert ClaimName.parse(name) is None
     plan_file = Path(pool.plan(1))
     first = str(min(names_in(pool, State.WAITING), key=str))
@@ -214,12 +214,12 @@ def test_a_plan_that_names_what_can_be_no_claim_is_refused(pool: PoolDirectory, 
     plan_file.write_text(plan_file.read_text().replace(first, name))
     check = fsqueue("check", pool.root)
     assert check.returncode == 1
-    assert [line for line in check.stdout.splitlines() if "which is no claim" in line]
+    assert [line for line in check.stdout.splitlines() if "which is not a claim" in line]
     assert fsqueue("work", pool.root).returncode == 0
     assert counts(pool) == {"done": 3}
 
 
-def test_a_claim_that_says_another_id_than_its_name_fails(pool: PoolDirectory) -> None:
+def test_a_claim_with_another_id_than_its_name_fails(pool: PoolDirectory) -> None:
     path = plant(pool)
     path.rename(path.with_name(path.name.replace("planted", "renamed")))
     run = fsqueue("work", pool.root, *QUICK)
@@ -230,10 +230,8 @@ def test_a_claim_that_says_another_id_than_its_name_fails(pool: PoolDirectory) -
 
 
 @pytest.mark.parametrize("spool", ["ghost", "../../../tmp"])
-def test_a_claim_that_names_a_spool_that_is_not_there_harms_no_other(
-    pool: PoolDirectory, spool: str
-) -> None:
-    plant(pool, says=spool)
+def test_a_claim_of_a_missing_spool_harms_no_other(pool: PoolDirectory, spool: str) -> None:
+    plant(pool, spool_inside=spool)
     run = fsqueue("work", pool.root, *QUICK)
     assert run.returncode == 3, run.stderr
     assert len(warnings(run, "planted failed")) == 3
@@ -268,7 +266,7 @@ def replace_by_file(pool: PoolDirectory) -> None:
 @pytest.mark.parametrize(
     "harm", [replace_by_symlink, replace_by_file, pytest.param(give_away, marks=ROOT_ONLY)]
 )
-def test_a_spool_that_is_not_ours_is_left_alone_and_the_others_are_worked(
+def test_another_users_spool_is_left_alone_and_the_others_are_worked(
     two_spools: PoolDirectory, harm: Callable[[PoolDirectory], None]
 ) -> None:
     harm(two_spools)
@@ -286,7 +284,7 @@ def test_a_spool_that_is_not_ours_is_left_alone_and_the_others_are_worked(
 @pytest.mark.parametrize(
     "harm", [replace_by_symlink, replace_by_file, pytest.param(give_away, marks=ROOT_ONLY)]
 )
-def test_nothing_is_planned_into_a_spool_that_is_not_ours(
+def test_nothing_is_planned_into_another_users_spool(
     two_spools: PoolDirectory, tmp_path: Path, harm: Callable[[PoolDirectory], None]
 ) -> None:
     harm(two_spools)
@@ -314,7 +312,7 @@ NONSENSE = (
 def test_nonsense_in_status_files_hinders_neither_thieves_nor_eyes(
     pool: PoolDirectory, tmp_path: Path
 ) -> None:
-    """I8: some who live and work in cpu0 tell nonsense about it."""
+    """I8: workers of cpu0 write invalid statuses."""
     for number, text in enumerate(NONSENSE):
         liar = f"liar-{number}-abcdef"
         lease = Path(pool.directory("workers"), f"{liar}.b000000")
@@ -385,7 +383,7 @@ def test_a_worker_does_not_begin_on_a_full_disk(tmp_path: Path) -> None:
         assert counts(pool) == {"done": 3}
 
 
-def test_a_program_that_meets_a_full_disk_costs_nobody_else_anything(tmp_path: Path) -> None:
+def test_a_full_disk_fails_only_the_program_that_met_it(tmp_path: Path) -> None:
     """The largest claim's output does not fit; it fails with what its program said."""
     (tmp_path / "disk").mkdir()
     inputs = make_inputs(tmp_path / "in", 4)
@@ -448,7 +446,7 @@ class Made(Handler):
 
 
 @pytest.mark.parametrize("name", ["missing", "new\nline", "\x1b[2Jclear"], ids=repr)
-def test_a_missing_input_is_said_in_one_line_and_the_others_are_planned(
+def test_a_missing_input_is_reported_in_one_line_and_the_others_are_planned(
     tmp_path: Path, name: str
 ) -> None:
     inputs = make_inputs(tmp_path / "in", 2)
@@ -526,10 +524,10 @@ def test_standard_input_cannot_be_planned(tmp_path: Path) -> None:
     assert not (tmp_path / "pool").exists()
 
 
-def test_a_mount_that_shuts_this_host_out_is_named_and_is_no_closed_pipe(
+def test_a_mount_that_shuts_this_host_out_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What an evicted client of CephFS is told, which Python calls a BrokenPipeError."""
+    """The error that an evicted client of CephFS gets, which Python calls a BrokenPipeError."""
 
     def shut_out(**_: object) -> None:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN), "/pool/workers")

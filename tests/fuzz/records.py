@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 
-from fsqueue.broadcast.broadcast import made_before
-from fsqueue.cli import failed
+from fsqueue.broadcast.broadcast import find_broadcast
+from fsqueue.monitor.failures import failed_attempts, worker_log
 from fsqueue.monitor.locate import find
 from fsqueue.pool import claims
 from fsqueue.pool.claims import Claim
@@ -78,15 +78,16 @@ def _broadcast(data: bytes) -> None:
     root = inbox_of(pool()).root
     os.makedirs(root, exist_ok=True)
     put(f"{root}/x-1.json", data)
-    made_before(pool(), "last").outcome()
+    find_broadcast(pool(), "last").outcome()
 
 
 def _error(data: bytes) -> None:
     put(pool().error("in-abc", 0), data)
     with redirect_stdout(io.StringIO()) as shown:
-        for record in failed._records(pool(), "in-abc", [0]):
-            failed._print_attempt(pool(), "in-abc", record, lines_max=5)
-            failed._attempt_line(record)
+        for attempt in failed_attempts(pool(), "in-abc"):
+            print(attempt.worker, attempt.error, attempt.at)
+            print("\n".join(attempt.output_lines))
+            worker_log(pool(), attempt)
         json.dumps(find(pool(), "in-abc").errors)
     assert all(line.isprintable() for line in shown.getvalue().splitlines())
 

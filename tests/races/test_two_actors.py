@@ -114,7 +114,7 @@ def test_a_claim_is_finished_or_given_to_another_and_not_both(
     held = ManualWorker(pool).take()
     ordered_by(monkeypatch, lambda source, target: ("/done/" in target) == (first == "finish"))
 
-    def told(move: Callable[[], object]) -> Callable[[], bool]:
+    def succeeds(move: Callable[[], object]) -> Callable[[], bool]:
         def act() -> bool:
             try:
                 move()
@@ -125,8 +125,8 @@ def test_a_claim_is_finished_or_given_to_another_and_not_both(
         return act
 
     finished, requeued = run_in_threads(
-        told(lambda: claims.finish(pool, held)),
-        told(lambda: claims.requeue(pool, held, "gpu0")),
+        succeeds(lambda: claims.finish(pool, held)),
+        succeeds(lambda: claims.requeue(pool, held, "gpu0")),
     )
     assert (finished, requeued) == (first == "finish", first == "requeue")
     assert state_counts(pool) == {"done" if first == "finish" else "spools": 1}
@@ -134,7 +134,7 @@ def test_a_claim_is_finished_or_given_to_another_and_not_both(
 
 @dataclass
 class World:
-    """A worker of another host, and a judge who will call it dead."""
+    """A worker of another host, and an observer that will declare it dead."""
 
     pool: PoolDirectory
     worker: ManualWorker
@@ -253,7 +253,7 @@ def test_a_worker_that_leaves_on_purpose_at_any_moment_of_a_sweep_costs_no_attem
         assert os.listdir(world.pool.directory("errors")) == []
 
 
-# ---- two who finish one output ----
+# ---- two workers that finish one output ----
 
 
 @pytest.mark.parametrize("first", ["zombie", "successor"])
@@ -295,7 +295,7 @@ def test_the_first_output_stands_and_the_other_is_adopted(
     assert problems(pool) == []
 
 
-# ---- a person who changes his mind ----
+# ---- an operator who changes their mind ----
 
 
 @pytest.mark.parametrize("taken_back", [True, False])
@@ -312,7 +312,7 @@ def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
     hand.handler = Obedient()
     held = hand.take()
     atomic.publish(pool.order("cancel", held.id), b"")
-    hand.beat.look_for_orders()
+    hand.beat.read_orders()
     if taken_back:
         atomic.discard(pool.order("cancel", held.id))
     ending = hand.run(held)

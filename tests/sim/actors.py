@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import fsqueue.cli.retry as repair
 from fsqueue.errors import ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken
 from fsqueue.handler import Handler, Item, Source, Work
+from fsqueue.maintenance import repair
 from fsqueue.pool.settings import Spool, create_pool, open_pool, spool_names
-from fsqueue.scheduling.planner import Request, plan_into
+from fsqueue.scheduling.planner import PlanRequest, plan_into
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.fake_os import SIM, SIM_OS
 from tests.sim.world import Process
@@ -119,8 +118,8 @@ def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attemp
 
     def body(process: Process) -> int:
         pool = create_pool(ROOT, lease_s=lease_s, attempts_max=attempts_max)
-        next_order = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
-        plan_into(pool, Request(Simulated(), {}, list(inputs), next_order))
+        wanted = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
+        plan_into(pool, PlanRequest(Simulated(), {}, list(inputs), wanted))
         return 0
 
     return body
@@ -145,15 +144,19 @@ def command(workers: dict[str, Process], name: str, *words: str, **options: Any)
 
     def body(process: Process) -> int:
         workers[identity(f"{name}-")] = process
-        callback = getattr(repair, name).callback
+        pool = open_pool(ROOT)
         if name == "recover":
-            callback(open_pool(ROOT), True)
+            repair.recover(pool)
         elif name == "drain":
-            callback((ROOT, *words), **{"now": False, "pause": False, "undo": False} | options)
+            if options.get("undo"):
+                repair.undo_drain(pool, words)
+            else:
+                order = repair.Order.PAUSE if options.get("pause") else repair.Order.DRAIN
+                repair.drain(pool, words, order=repair.Order.STOP if options.get("now") else order)
         elif name == "cancel":
-            callback((ROOT, *words), everything=not words, dry_run=False, as_json=True)
+            repair.cancel(pool, words)
         else:
-            callback((ROOT, *words), dry_run=False, as_json=True)
+            repair.retry(pool, words)
         return 0
 
     return body
@@ -167,10 +170,8 @@ def identity(prefix: str) -> str:
 
 @contextmanager
 def on_command_line() -> Iterator[None]:
-    """Put the stand-ins under the commands."""
-    quiet = SimpleNamespace(echo=lambda *_, **__: None)
-    values = {"new_worker_id": identity, "click": quiet}
-    with patch.multiple(repair, _report=lambda *_: None, **values):
+    """Let what operators do appear under the name of their process."""
+    with patch.object(repair, "new_worker_id", identity):
         yield
 
 

@@ -71,7 +71,7 @@ def _beat(me: Worker, beats: int) -> None:
         try:
             me.lease.renew()
         except LeaseLost as error:
-            me.beat.lost = str(error)
+            me.beat.lost = error
             return
 
 

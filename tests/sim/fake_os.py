@@ -412,8 +412,8 @@ class SimEvent:
 class SimHeartbeat(Heartbeat):
     """The real heartbeat, in a simulated thread."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **parts: Any) -> None:
+        super().__init__(*args, **parts)
         self.lock = SimLock()  # type: ignore[assignment]
         self._finished = SimEvent()  # type: ignore[assignment]
         self._ended = True
@@ -518,7 +518,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
                 if isinstance(value, type) and value.__module__ == module.__name__:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
-            fsqueue.storage.atomic: {"open": sim_open, "unpromised": lambda directory: 0},
+            fsqueue.storage.atomic: {"open": sim_open, "no_delegation_flag": lambda directory: 0},
             fsqueue.pool.leases: {"open": proc_open},
             fsqueue.pool.plans: {"open": sim_open},
             fsqueue.worker.claim_source: {"try_lock": sim_try_lock},

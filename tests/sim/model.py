@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fsqueue.pool.names import ClaimName, LeaseName
+from fsqueue.pool.names import ClaimName, LeaseName, Role, role_of
 from tests.sim.disk import COMMIT_S, Disk
 from tests.sim.world import Violation
 
@@ -70,7 +70,7 @@ def _claim(area: str, rest: list[str], plans: Iterable[str]) -> tuple[Key, Any] 
     if name is None:
         return None
     owner = name.owner or ""
-    owner = "cancel" if owner.startswith("cancel-") else owner
+    owner = "cancel" if role_of(owner) is Role.CANCEL else owner
     return ("claim", name.id), At(area, where or owner, name.attempt, name.returns)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from fsqueue.errors import UsageError
 from fsqueue.maintenance.audit import audit_pool
+from fsqueue.pool.names import Role, role_of
 from fsqueue.pool.settings import open_pool
 from fsqueue.worker.worker import WorkerSettings
 from tests.sim.actors import (
@@ -382,7 +383,7 @@ class Simulation:
         for id, known in checker.claims.items():
             (place,) = [p for p in known.places if p.area != "staged"]
             record = f"{ROOT}/errors/{id}.a{place.name.attempt}.json"
-            cancelled = (place.name.owner or "").startswith("cancel-")
+            cancelled = role_of(place.name.owner or "") is Role.CANCEL
             if place.area == "failed" and not cancelled and not self.world.disk.find(record):
                 raise Violation(f"{place.text}: what went wrong is not kept")
         self._check()
@@ -424,13 +425,13 @@ def run_scenario(seed: int, scenario: Scenario | None = None) -> Simulation:
 
 
 def format_trace(simulation: Simulation, lines: int = 200) -> str:
-    """Return the plot and the end of the trace, as a person reads it."""
-    scene = f"SIM_SCENE='{simulation.scenario.scene}' " if simulation.scenario.scene else ""
-    again = f"{scene}SIM_SEEDS={simulation.scenario.seed} python -m pytest tests/sim/test_scenarios.py -k scenario"
-    head = [f"replay with: {again}", ""]
-    head += [
-        f"{name} = {getattr(simulation.scenario, name)}" for name in simulation.scenario.__slots__
-    ]
+    """Return the command that replays a scenario, its parameters, and the end of its trace."""
+    scenario = simulation.scenario
+    variables = f"SIM_SEEDS={scenario.seed}"
+    if scenario.scene:
+        variables = f"SIM_SCENE='{scenario.scene}' {variables}"
+    head = [f"replay with: {variables} python -m pytest tests/sim/test_scenarios.py -k every", ""]
+    head += [f"{name} = {getattr(scenario, name)}" for name in scenario.__slots__]
     body = []
     for line in simulation.world.trace[-lines:]:
         paths = " -> ".join(path.removeprefix(f"{ROOT}/") for path in line.paths)

@@ -16,6 +16,8 @@ from fsqueue.handler import Work
 from fsqueue.pool import claims
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import open_pool
+from fsqueue.pool.status import LeaveReason
+from fsqueue.worker.shutdown import Departure
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.actors import ROOT, Simulated
 from tests.sim.fake_os import SIM, Fault
@@ -32,7 +34,7 @@ ERRORS: Final[dict[str, Exception]] = {
     "stop": Interrupted("asked to stop"),
 }
 
-Order = Callable[["SteppingWorker"], int | None]
+Order = Callable[["SteppingWorker"], Departure | None]
 
 
 class SteppingWorker(Worker):
@@ -40,15 +42,15 @@ class SteppingWorker(Worker):
 
     stepped: SteppedWorker
 
-    def _loop(self) -> int:
+    def _loop(self) -> Departure:
         while True:
             order: Order = self.stepped.next_order()
-            if (status := order(self)) is not None:
-                return status
+            if (departure := order(self)) is not None:
+                return departure
 
     def beat_once(self) -> None:
         """Beat, which also reads the orders."""
-        if not self.beat.lost:
+        if self.beat.lost is None:
             self.beat._beat()
 
 
@@ -230,7 +232,7 @@ class StepwiseSimulation(Simulation):
 def taking(stepped: SteppedWorker, spool: str, name: ClaimName) -> Order:
     """Take a claim, and begin it."""
 
-    def order(me: SteppingWorker) -> int | None:
+    def order(me: SteppingWorker) -> Departure | None:
         stepped.name = claims.take(me.pool, spool, name, me.id)
         return me._run(stepped.name, spool) if stepped.name is not None else None
 
@@ -240,7 +242,7 @@ def taking(stepped: SteppedWorker, spool: str, name: ClaimName) -> Order:
 def choosing(stepped: SteppedWorker) -> Order:
     """Take what it likes best, its own or another's."""
 
-    def order(me: SteppingWorker) -> int | None:
+    def order(me: SteppingWorker) -> Departure | None:
         found = me.claim_source.next()
         if found is None:
             return None
@@ -265,11 +267,11 @@ def saving(stepped: SteppedWorker, part: str) -> Order:
     return order
 
 
-def beating(me: SteppingWorker) -> int | None:
+def beating(me: SteppingWorker) -> Departure | None:
     """Beat; leave if there is a reason, and no claim to end before."""
     me.beat_once()
-    why = me.shutdown.why(me.taken)
-    return why[0] if why is not None and me.stepped.work is None else None
+    departure = me.shutdown.departure(me.taken)
+    return departure if me.stepped.work is None else None
 
 
 def sweeping(me: SteppingWorker) -> None:
@@ -277,11 +279,11 @@ def sweeping(me: SteppingWorker) -> None:
     me.recovery.sweep()
 
 
-def idling(me: SteppingWorker) -> int | None:
+def idling(me: SteppingWorker) -> Departure | None:
     """Do what an idle worker does; leave if nothing is left."""
     return me._idle(100.0)
 
 
-def shutdown(me: SteppingWorker) -> int:
+def shutdown(me: SteppingWorker) -> Departure:
     """Leave."""
-    return 0
+    return Departure(LeaveReason.ALL_DONE)

@@ -17,7 +17,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, create_pool
 from fsqueue.pool.status import Status, read_statuses
-from fsqueue.scheduling.planner import Request, plan_into
+from fsqueue.scheduling.planner import PlanRequest, plan_into
 from fsqueue.slurm.allocation import Job
 from tests.slurm.cluster import PACKAGES, Cluster, missing
 from tests.support.handlers import install_handler
@@ -94,7 +94,9 @@ class Farm:
         options = {"argv": argv, "grace": 1.0, "timeout": 0.0} if handler == "command" else {}
         self.pool = create_pool(str(self.root / "the pool's %j"), lease_s=lease_s)
         made = load_handler(handler)
-        outcome = plan_into(self.pool, Request(made, made.prepare(options), inputs, list(spools)))
+        outcome = plan_into(
+            self.pool, PlanRequest(made, made.prepare(options), inputs, list(spools))
+        )
         assert outcome.total.claims == count, outcome
         return self.pool
 

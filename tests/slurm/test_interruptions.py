@@ -144,7 +144,7 @@ def test_a_silent_worker_whose_job_runs_is_only_suspect(
     farm.held(other)
     freeze(farm.worker(one).pid)
     farm.open()
-    waiting = f"{name.owner} shows no beat, but squeue shows its job running: waiting"
+    waiting = f"{name.owner} does not renew its lease, but squeue shows its job running: waiting"
     wait_for(lambda: waiting in farm.logs(), "somebody to ask squeue", deadline_s=4 * LEASE_S)
     assert name in names_in(farm.pool, State.RUNNING)
     os.kill(farm.worker(one).pid, signal.SIGCONT)

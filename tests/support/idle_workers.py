@@ -9,7 +9,7 @@ from pathlib import Path
 from fsqueue.pool.claims import waiting_name
 from fsqueue.pool.inbox import address
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.worker.backoff import WAITS
+from fsqueue.worker.backoff import WAIT_INTERVALS
 from tests.support.pools import ManualWorker, make_pool
 from tests.support.processes import fsqueue, wait_for
 from tests.support.strace import TracedWorker
@@ -47,7 +47,7 @@ class IdleWorkers:
         begun = [
             wait_for(idler.calls, f"{name} to begin")[0][0] for name, idler in self.idlers.items()
         ]
-        longest_s = WAITS[-1] * INTERVAL_S / self.faster
+        longest_s = WAIT_INTERVALS[-1] * INTERVAL_S / self.faster
         begin = max(begun) + 2.5 * longest_s
         end = begin + PERIODS * longest_s
         wait_for(lambda: time.time() > end, "the span to pass", deadline_s=end - time.time() + 5)

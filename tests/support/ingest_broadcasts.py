@@ -43,6 +43,6 @@ def ingest_and_leave(pool: PoolDirectory, data: Mapping[str, Any], **handlers: H
     worker = enlisted_worker(pool, **handlers)
     made = send(pool, data)
     empty_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     worker._leave()
     return next(copy for copy in made.copies if copy.worker == worker.id)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fsqueue.monitor.counts import Amount, Count
 from fsqueue.monitor.snapshot import Snapshot
-from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.spools import SpoolRow, total_rates
 from fsqueue.monitor.workers import Use, WorkerRow
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
@@ -91,7 +91,7 @@ def spool_row(name: str, **facts: Any) -> SpoolRow:
         stolen_in=0,
         stolen_out=0,
         items_per_s=322.6,
-        tokens_per_s=80_650.0,
+        rates={"tokens": 80_650.0},
         cost_per_s=100.0,
         eta_s=200.0,
         use=Use(91.0, 40.0, 71.0, 310.0),
@@ -117,7 +117,7 @@ def worker_row(id: str, **facts: Any) -> WorkerRow:
         progress=0.62,
         cost_left=380.0,
         items_per_s=322.6,
-        tokens_per_s=80_650.0,
+        rates={"tokens": 80_650.0},
         cost_per_s=100.0,
         idle_s=1.0,
         age_s=2.0,
@@ -162,7 +162,8 @@ def snapshot(spools: Sequence[SpoolRow] = (), **facts: Any) -> Snapshot:
         orders=frozenset(),
         unit="seq",
         items_per_s=sum(row.items_per_s or 0.0 for row in spools) or None,
-        tokens_per_s=sum(row.tokens_per_s or 0.0 for row in spools) or None,
+        rates=total_rates(row.rates for row in spools),
+        counters={},
         cost_per_s=100.0,
         eta_s=1234.0,
     )

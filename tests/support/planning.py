@@ -11,7 +11,7 @@ from fsqueue.pool.claims import owned, waiting
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, create_pool, spool_names
-from fsqueue.scheduling.planner import Outcome, Request, plan_into
+from fsqueue.scheduling.planner import PlanRequest, PlanResult, plan_into
 
 FOREVER = ("sh", "-c", "exec sleep 1000", "sh", "{input}")
 """A program that ends only by a signal."""
@@ -36,11 +36,11 @@ def plan(
     model: str = "cpu",
     lease_s: float = 30.0,
     attempts: int = 3,
-) -> tuple[PoolDirectory, Outcome]:
+) -> tuple[PoolDirectory, PlanResult]:
     """Plan `inputs` into the pool at `root`, which is made if need be."""
     pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
     asked = [Spool(name, model, 1.0) for name in spools]
-    request = Request(handler, handler.prepare(options), [str(path) for path in inputs], asked)
+    request = PlanRequest(handler, handler.prepare(options), [str(path) for path in inputs], asked)
     outcome = plan_into(pool, request)
     return pool, outcome
 

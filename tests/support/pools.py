@@ -25,7 +25,7 @@ from fsqueue.pool.leases import Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, Spool, create_pool, spool_names
 from fsqueue.pool.status import Status
-from fsqueue.scheduling.planner import Outcome, Request, plan_into
+from fsqueue.scheduling.planner import PlanRequest, PlanResult, plan_into
 from fsqueue.storage import directories
 from fsqueue.storage.locks import try_lock
 from fsqueue.worker.attempt import Attempt, Ending
@@ -91,9 +91,9 @@ def spools(*weights: float) -> list[Spool]:
 
 def request(
     *inputs: str, weights: Sequence[float] = (1.0,), handler: Handler | None = None, **how: Any
-) -> Request:
+) -> PlanRequest:
     """Return the request to plan these inputs for spools of these weights."""
-    return Request(handler or Trivial(), {}, inputs, spools(*weights), **how)
+    return PlanRequest(handler or Trivial(), {}, inputs, spools(*weights), **how)
 
 
 def make_pool(
@@ -109,7 +109,7 @@ def make_pool(
     return pool
 
 
-def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -> Outcome:
+def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -> PlanResult:
     """Plan more inputs into a pool."""
     return plan_into(pool, request(*inputs, weights=weights))
 

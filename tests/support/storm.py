@@ -237,7 +237,7 @@ class OutputWatcher:
     def _read_records(self) -> None:
         journal = Counter[tuple[str, str]]()
         for path in Path(self.pool.directory("events")).glob("*.jsonl"):
-            for _, event in read_events(str(path)):
+            for event in read_events(str(path)):
                 journal[event["event"], event.get("id", "")] += 1
         self.tally.adopted = sum(n for (event, _), n in journal.items() if event == "adopted")
         self.tally.finished_twice = sum(

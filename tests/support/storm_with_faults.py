@@ -34,7 +34,12 @@ REASONS = (
     "3 different claims failed here in a row",
 )
 """What a worker may say that leaves with status 1."""
-ERRORS = ("exited with status", "wrote no {output}", "No such file or directory", "No space left")
+ERRORS = (
+    "exited with status",
+    "did not write {output}",
+    "No such file or directory",
+    "No space left",
+)
 """What a failed attempt's record may say: a program found the disk full, its directory gone."""
 MEMORY = 450 << 20
 HOG = "held = []\nwhile True: held.append(b'x' * (8 << 20))"

@@ -75,7 +75,7 @@ class Rendezvous:
     def hear(self, word: str, *, meanwhile: Callable[[], object] | None = None) -> dict[str, Any]:
         """Wait for the other's message; return what it says.
 
-        Going on to beat is what makes an NFS 3 client list anew (`Recovery.renews`).
+        Going on to beat is what makes an NFS 3 client list anew (`Recovery.refresh_listings`).
         """
         name = f"{self.other}.{word}"
 

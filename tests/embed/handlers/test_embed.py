@@ -399,7 +399,7 @@ def test_options_are_pinned_and_only_what_decides_bytes_enters_an_id(bench: Benc
     assert os.path.isabs(options["folder"])
     assert options["width"] == 32
     json.dumps(options)
-    decisive = bench.handler.decisive(options)
+    decisive = bench.handler.result_options(options)
     assert {"weights", "dtype", "max_residues", "tokens_per_batch", "threads"} <= decisive.keys()
     assert not {"folder", "checkpoint_seconds"} & decisive.keys()
 

@@ -71,7 +71,7 @@ def test_replicas_converge_and_the_second_computes_nothing(
     made = send(pool, data)
     for worker in workers:
         empty_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     results = {copy.worker: copy.result for copy in made.copies}
     one, two = (results[worker.id] for worker in workers)
     distinct = stored(data["store"])
@@ -95,7 +95,7 @@ def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
     made = send(pool, data)
     empty_inbox(worker)
     assert computed == [] and worker.status.loaded == []
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert made.copies[-1].result["computed"] == 0
 
 
@@ -104,7 +104,7 @@ def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any
     made = send(pool, data, scatter=True)
     for worker in workers:
         empty_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert sorted(copy.result["documents"] for copy in made.copies) == [3, 3, 4]
     assert made.totals()["computed"] + made.totals()["repeats"] == made.totals()["chunks"]
     assert stored(data["store"]) == made.totals()["computed"]
@@ -169,7 +169,7 @@ def test_a_worker_takes_the_text_model_that_it_has_loaded(
     nameless = {name: value for name, value in data.items() if name != "model"}
     made = send(pool, nameless)
     empty_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert made.copies[0].result["computed"] == sum(computed) > 0
     assert worker.status.loaded == ["bert"], "one copy of the model serves both handlers"
 
@@ -190,7 +190,7 @@ def test_the_environment_may_name_model_and_store(
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             monkeypatch.setenv(f"FSQUEUE_{name}", value)
     empty_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert made.copies[0].outcome == "done", made.copies[0].error
     assert stored(data["store"]) > 0
 
@@ -202,12 +202,12 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     made = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
-        patched.setattr(type(worker.shutdown), "at_once", lambda _: next(looks) == 5)
+        patched.setattr(type(worker.shutdown), "interrupts_claim", lambda _: next(looks) == 5)
         name = Inbox(pool, worker.id).next()
         assert name is not None
         worker._run_addressed(name)
     worker._leave()
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert made.copies[0].outcome == "failed" and "left before" in made.copies[0].error
     done = sum(computed)
     assert 0 < done == stored(data["store"])

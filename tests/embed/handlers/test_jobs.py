@@ -50,7 +50,7 @@ def told(worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
     name = Inbox(worker.pool, worker.id).next()
     assert name is not None
     worker._run_addressed(name)
-    broadcast.look(worker.pool, made.copies)
+    broadcast.update_outcomes(worker.pool, made.copies)
     return made.copies[0]
 
 

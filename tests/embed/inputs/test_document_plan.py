@@ -82,7 +82,9 @@ def test_how_a_document_is_divided_among_claims_does_not_show(
 def test_a_chunk_is_no_longer_than_the_model_takes(texts: Callable[..., Bench]) -> None:
     asked, least = texts(chunk_size=512, chunk_overlap=1000), texts(chunk_size=62, chunk_overlap=31)
     assert asked.options["chunk_size"] == 62 and asked.options["chunk_overlap"] == 31
-    assert asked.handler.decisive(asked.options) == least.handler.decisive(least.options)
+    assert asked.handler.result_options(asked.options) == least.handler.result_options(
+        least.options
+    )
     assert texts(max_residues=40).options["chunk_size"] == 38
     smaller = texts(chunk_size=20, chunk_overlap=4)
     path = asked.file(PROSE)

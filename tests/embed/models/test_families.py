@@ -166,13 +166,13 @@ def test_what_is_long_and_what_becomes_of_it_decides_the_claim_s_id(
 ) -> None:
     chosen = [make_bench(), make_bench(long="window"), make_bench(max_residues=9)]
     chosen.append(make_bench(pooling="max"))
-    decisive = {json.dumps(dict(bench.handler.decisive(bench.options))) for bench in chosen}
+    decisive = {json.dumps(dict(bench.handler.result_options(bench.options))) for bench in chosen}
     assert len(decisive) == 4
     assert make_bench(long="truncate", max_residues=1022).options == make_bench().options
     merged_later = make_bench(format="h5")
-    assert merged_later.handler.decisive(merged_later.options) == chosen[0].handler.decisive(
-        chosen[0].options
-    )
+    assert merged_later.handler.result_options(merged_later.options) == chosen[
+        0
+    ].handler.result_options(chosen[0].options)
 
 
 # ---- pooling ----

@@ -79,7 +79,7 @@ def send(pool: PoolDirectory, capability: str | None = None, **how: Any) -> broa
 
 
 def outcomes(pool: PoolDirectory, made: broadcast.Broadcast) -> list[str]:
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     return [copy.outcome for copy in made.copies]
 
 
@@ -105,13 +105,13 @@ def test_b2_a_storage_worker_never_receives_one(pool: PoolDirectory) -> None:
     assert [copy.worker for copy in send(pool).copies] == [gpu.id]
 
 
-def test_b3_whoever_lacks_the_capability_is_left_out(pool: PoolDirectory) -> None:
+def test_b3_workers_without_the_capability_are_left_out(pool: PoolDirectory) -> None:
     able = {joined(pool, tier, "embeddings").id for tier in (1, 2)}
     joined(pool, 1, "ocr")
     assert {copy.worker for copy in send(pool, "embeddings").copies} == able
 
 
-def test_b4_where_nobody_is_capable_the_error_names_what_was_asked_for(pool: PoolDirectory) -> None:
+def test_b4_without_a_capable_worker_the_error_names_the_capability(pool: PoolDirectory) -> None:
     joined(pool, 1, "ocr")
     with pytest.raises(NotSupportedError, match="'rag_ingestion'.*'embeddings'"):
         send(pool, "embeddings")
@@ -140,7 +140,7 @@ def test_b6_an_inbox_that_cannot_be_written_is_one_that_failed(pool: PoolDirecto
     assert "status_code" not in answer["workers"][0]
 
 
-def test_b7_nobody_but_the_addressee_takes_a_copy(pool: PoolDirectory) -> None:
+def test_b7_only_the_addressee_takes_a_copy(pool: PoolDirectory) -> None:
     one, two = joined(pool), joined(pool)
     made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
     thief = ManualWorker(pool, "gpu0")
@@ -192,7 +192,7 @@ def test_scattered_copies_say_which_part_they_are(pool: PoolDirectory) -> None:
     made = send(pool, scatter=True)
     for worker in workers:
         work_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     parts = [(output(copy)["shard"], output(copy)["shards"]) for copy in made.copies]
     assert parts == [(0, 3), (1, 3), (2, 3)]
 
@@ -214,21 +214,21 @@ def test_what_copies_report_as_json_is_shown_and_added_up(
     facts = made.outcome()
     assert [row["result"]["chunks"] for row in facts["workers"]] == [3, 4]
     assert facts["totals"] == {"chunks": 7, "failed": 0}
-    assert broadcast.made_before(pool, made.id).totals() == facts["totals"]
+    assert broadcast.find_broadcast(pool, made.id).totals() == facts["totals"]
 
 
 def test_a_job_s_handler_completes_the_data_once(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ordered(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare_payload(self: Ingest, data: Mapping[str, Any]) -> dict[str, Any]:
         return {**data, "documents": [f"/data/{name}" for name in data["documents"]]}
 
-    monkeypatch.setattr(Ingest, "ordered", ordered)
+    monkeypatch.setattr(Ingest, "prepare_payload", prepare_payload)
     workers = [joined(pool) for _ in range(2)]
     made = send(pool)
     for worker in workers:
         work_inbox(worker)
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     assert [output(copy)["documents"] for copy in made.copies] == [["/data/a", "/data/b"]] * 2
 
 
@@ -241,7 +241,7 @@ def test_planned_claims_are_counted_as_if_nothing_were_addressed(pool: PoolDirec
     assert fsqueue("status", pool.root, "--json").returncode == 5
 
 
-def test_a_copy_that_fails_is_not_tried_again_and_says_why(
+def test_a_failed_copy_is_not_retried_and_has_its_error(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Ingest, work: Work) -> None:
@@ -314,20 +314,20 @@ def test_a_broadcast_is_kept_with_its_answer(pool: PoolDirectory) -> None:
 def test_a_broadcast_can_be_looked_at_later(pool: PoolDirectory) -> None:
     workers = [joined(pool), joined(pool)]
     made = send(pool)
-    assert [c.outcome for c in broadcast.made_before(pool, made.id).copies] == ["waiting"] * 2
+    assert [c.outcome for c in broadcast.find_broadcast(pool, made.id).copies] == ["waiting"] * 2
     first = next(worker for worker in workers if worker.id == made.copies[0].worker)
     assert work_inbox(first) == 1
-    seen = broadcast.made_before(pool, "last")
+    seen = broadcast.find_broadcast(pool, "last")
     assert seen.id == made.id
     assert [copy.outcome for copy in seen.copies] == ["done", "waiting"]
     assert seen.outcome()["workers"][0]["output"] == seen.copies[0].output != ""
     with pytest.raises(UsageError, match=f"no broadcast 'never'.*{made.id}"):
-        broadcast.made_before(pool, "never")
+        broadcast.find_broadcast(pool, "never")
 
 
-def test_a_pool_without_broadcasts_says_so(pool: PoolDirectory) -> None:
+def test_a_pool_without_broadcasts_is_a_usage_error(pool: PoolDirectory) -> None:
     with pytest.raises(UsageError, match="it has: none"):
-        broadcast.made_before(pool, "last")
+        broadcast.find_broadcast(pool, "last")
 
 
 def test_long_worker_ids_have_an_inbox_of_their_own(pool: PoolDirectory) -> None:
@@ -342,7 +342,7 @@ def test_long_worker_ids_have_an_inbox_of_their_own(pool: PoolDirectory) -> None
 def run_job(pool: PoolDirectory, worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
     made = broadcast.broadcast(pool, BroadcastRequest(job, data))
     assert work_inbox(worker) == 1
-    broadcast.look(pool, made.copies)
+    broadcast.update_outcomes(pool, made.copies)
     return made.copies[0]
 
 
@@ -372,9 +372,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     return handler
 
 
-def test_warmup_loads_what_the_plans_need_or_what_it_is_told(
-    pool: PoolDirectory, loads: Loads
-) -> None:
+def test_warmup_loads_what_the_plans_or_the_job_need(pool: PoolDirectory, loads: Loads) -> None:
     worker = joined(pool)
     assert run_job(pool, worker, "warmup", {}).outcome == "done"
     assert loads.has == ["default"]
@@ -383,9 +381,7 @@ def test_warmup_loads_what_the_plans_need_or_what_it_is_told(
     assert worker.status.loaded == ["default", "m"]
 
 
-def test_what_a_job_is_told_is_completed_as_a_plan_would_have_it(
-    pool: PoolDirectory, loads: Loads
-) -> None:
+def test_options_of_a_job_are_completed_as_in_planning(pool: PoolDirectory, loads: Loads) -> None:
     loads.options = (Option("model", None, "which", required=True), Option("size", 3, "how large"))
     worker = joined(pool)
     given = {"handler": "other", "options": {"size": 4}}
@@ -408,14 +404,14 @@ def test_selftest_writes_what_the_handlers_say_and_fails_where_they_have_none(
     assert output(copy)["handlers"] == {"rag_ingestion": {"distance": 0.0}}
     monkeypatch.setattr(Loads, "selftest", Handler.selftest)
     copy = run_job(pool, worker, "selftest", {})
-    assert copy.outcome == "failed" and "no test of itself" in copy.error
+    assert copy.outcome == "failed" and "no self-test" in copy.error
 
 
-def test_drain_lets_the_addressee_leave_and_nobody_else(pool: PoolDirectory) -> None:
+def test_drain_makes_only_the_addressee_leave(pool: PoolDirectory) -> None:
     worker = joined(pool)
     run_job(pool, worker, "drain", {})
     assert atomic.names(pool.directory("control")) == [f"drain@{worker.id}"]
-    assert worker.shutdown.why(0) is not None
+    assert worker.shutdown.departure(0) is not None
 
 
 # ---- the command, with real workers ----
@@ -447,6 +443,6 @@ def test_real_workers_run_a_broadcast_and_the_command_waits_for_them(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["nonsense", "[1]", "@/nowhere"])
-def test_data_that_is_no_json_object_is_refused(pool: PoolDirectory, data: str) -> None:
+def test_job_data_must_be_a_json_object(pool: PoolDirectory, data: str) -> None:
     done = fsqueue("broadcast", pool.root, "--job-type", "evict", "--job-data", data)
     assert done.returncode == 2 and "job-data" in done.stderr

@@ -211,7 +211,7 @@ def test_what_was_planned_stays_when_another_input_is_bad(
     "words, complaint",
     [
         (["plan", "command", "POOL"], "no INPUT was given"),
-        (["plan", "command"], "no POOL was given"),
+        (["plan", "command"], "POOL is missing"),
         (["plan", "no-such-handler", "POOL", "IN"], "no-such-handler"),
         (["plan", "command", "POOL", "IN", "--gpus", "4090,,3090"], "empty entry"),
         (["plan", "command", "POOL", "IN", "--attempts", "0"], "--attempts"),
@@ -249,7 +249,7 @@ def test_a_weight_given_is_the_spool_s_and_stands(tmp_path: Path, inputs: list[P
     assert [spool["weight"] for spool in document["spools"]] == [0.5, 1.5]  # type: ignore[attr-defined]
     again = fsqueue("plan", "command", pool, *inputs, "--weight", "cpu1=2", *CAT)
     assert again.returncode == 2
-    assert "cpu1 weighs 1.5 in this pool" in again.stderr
+    assert "cpu1 has had weight 1.5 in this pool" in again.stderr
 
 
 def test_min_tier_and_requires_stand_in_the_kinds(tmp_path: Path, inputs: list[Path]) -> None:

@@ -110,7 +110,7 @@ def test_a_worker_that_dies_is_reported_and_not_started_again(start: Start, tmp_
     os.kill(pid_of(names_in(pool, State.RUNNING)[0].owner or ""), signal.SIGKILL)
     (tmp_path / "gate").touch()
     assert run.reap() == 0
-    assert run.log.count("was ended by signal 9") == 1
+    assert run.log.count("was killed by signal 9") == 1
     assert len(os.listdir(pool.directory("workers"))) == 2
     assert sorted(name.attempt for name in names_in(pool, State.DONE)) == [0, 1]
 

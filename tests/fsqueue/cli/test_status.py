@@ -126,10 +126,7 @@ def test_status_tells_of_claims_that_a_dead_planner_left(pool: PoolDirectory) ->
     uid, name = plans.read_plan(pool, 1).uid, claims.waiting(pool, "gpu0")[0]
     os.makedirs(pool.staged(uid, "gpu0"))
     os.rename(pool.waiting("gpu0", name), f"{pool.staged(uid, 'gpu0')}/{name}")
-    assert (
-        "1 of those that wait are not yet in their spools"
-        in run("status", pool.root, status=5).stdout
-    )
+    assert "1 waiting claim not in a spool yet" in run("status", pool.root, status=5).stdout
 
 
 def test_what_is_no_pool_is_a_usage_error(tmp_path: Path) -> None:
@@ -197,7 +194,10 @@ def test_failed_log_shows_all_that_was_kept(ended: PoolDirectory) -> None:
     assert "all of it" in run("failed", ended.root, "--log", id).stdout
     (error,) = facts("failed", ended.root, "--log", id)["errors"]
     assert (error["error"], error["detail"]) == ("CUDA error: out of memory", "all of it")
-    for asked, why in (("nobody-1", "no error of nobody-1 is kept"), ("../x", "is no claim's ID")):
+    for asked, why in (
+        ("nobody-1", "no error of nobody-1 is kept"),
+        ("../x", "is not a claim's ID"),
+    ):
         result = fsqueue("failed", ended.root, "--log", asked)
         assert result.returncode == 2 and why in result.stderr
 

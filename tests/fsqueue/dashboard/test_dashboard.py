@@ -25,7 +25,7 @@ import pytest
 from rich.console import Console
 
 from fsqueue.cli.watch import watch as command
-from fsqueue.dashboard import LoadBalancingDashboard, View, print_once, render, show
+from fsqueue.dashboard import LoadBalancingDashboard, View, live, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
 from fsqueue.gpu.utilization import GPUMonitor
 from fsqueue.monitor.alerts import Alert
@@ -104,8 +104,8 @@ def test_a_frame_looks_as_it_did(busy: Snapshot, width: int) -> None:
     ("name", "width", "view"),
     [
         ("worker", 120, View(by_worker=True)),
-        ("worker-60", 60, View(by_worker=True, tokens=True, help=True)),
-        ("tokens", 80, View(tokens=True, help=True, sort="speed")),
+        ("worker-60", 60, View(by_worker=True, rates=True, help=True)),
+        ("tokens", 80, View(rates=True, help=True, sort="speed")),
     ],
 )
 def test_a_frame_of_another_view_looks_as_it_did(
@@ -119,8 +119,8 @@ def test_a_frame_of_another_view_looks_as_it_did(
 
 def test_tokens_are_shown_on_demand_and_then_kept_longer_than_temperatures(busy: Snapshot) -> None:
     assert "tok/s" not in frame(busy, 200)
-    assert "80,650" in frame(busy, 80, view=View(tokens=True))
-    shown = [c.title for c in board(busy, View(tokens=True), 80, 9).columns]
+    assert "80,650" in frame(busy, 80, view=View(rates=True))
+    shown = [c.title for c in board(busy, View(rates=True), 80, 9).columns]
     assert "tok/s" in shown and "temp" not in shown
 
 
@@ -369,13 +369,18 @@ def test_each_key_does_what_the_help_says(pool: PoolDirectory) -> None:
         assert "sort (by queue)" in redrawn("s")
         assert "boom" not in redrawn("f") and "boom" in redrawn("f")
         assert "gpu1 → gpu0" not in redrawn("e") and "gpu1 → gpu0" in redrawn("e")
-        assert "tok/s" in redrawn("t") and "tok/s" not in redrawn("t")
         terminal.type("\x1b[A")  # an arrow key is none of ours
         assert "holds" in redrawn("w") and "holds" not in redrawn("w")
         terminal.type("q")
         assert terminal.process.wait(timeout=30) == 5
     finally:
         terminal.close()
+
+
+def test_t_shows_the_rates_of_counters_and_hides_them_again(busy: Snapshot) -> None:
+    shown = live.view_after(View(), "t")
+    assert "tok/s" in frame(busy, view=shown)
+    assert "tok/s" not in frame(busy, view=live.view_after(shown, "t"))
 
 
 @pytest.mark.slow

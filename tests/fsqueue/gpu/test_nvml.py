@@ -290,9 +290,11 @@ def test_an_instance_has_its_own_memory(cut: Driver) -> None:
 def test_the_command_shows_name_uuid_index_weight_and_why(driver: Driver) -> None:
     from click.testing import CliRunner
 
+    from fsqueue.cli.gpus import gpus
+
     driver.add(0, "NVIDIA GeForce RTX 4090", "GPU-aaaa")
     driver.add(1, "NVIDIA Unheard 9", "GPU-bbbb")
-    lines = CliRunner().invoke(nvml, []).stdout.splitlines()
+    lines = CliRunner().invoke(gpus, []).stdout.splitlines()
     assert lines[0].split() == ["INDEX", "NAME", "UUID", "MEMORY", "WEIGHT", "WHY"]
     assert lines[1].split()[:1] == ["0"]
     assert "NVIDIA GeForce RTX 4090  GPU-aaaa" in lines[1]

@@ -371,11 +371,11 @@ def test_cleaning_beside_a_running_worker_disturbs_nothing(start: Start, tmp_pat
     assert litter.exists()
     done = fsqueue("clean", pool.root, "--all")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1 piece of litter removed, 4 bytes."
+    assert done.stdout.splitlines()[-1] == "1 leftover removed, 4 bytes."
     assert only_claim(pool, State.RUNNING) == name and not litter.exists()
     assert os.path.isdir(pool.workshop(name.owner or ""))
     again = fsqueue("clean", pool.root, "--all")
-    assert again.stdout == "0 pieces of litter removed, 0 bytes.\n"
+    assert again.stdout == "0 leftovers removed, 0 bytes.\n"
 
 
 def test_a_plan_that_has_a_number_is_never_abandoned(pool: PoolDirectory) -> None:

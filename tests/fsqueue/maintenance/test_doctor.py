@@ -154,7 +154,7 @@ def test_doctor_says_what_is_bad_and_ends_with_status_4(
     done = doctor(tmp_path)
     assert done.exit_code == 4
     assert "BAD   link               hard links do not work" in done.output
-    assert done.output.splitlines()[-1].startswith("A pool would not be right here")
+    assert done.output.splitlines()[-1].startswith("This directory is not suitable")
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_json_holds_every_finding_and_what_is_recommended(tmp_path: Path) -> Non
 def test_a_directory_that_is_not_there_is_a_mistake_of_the_one_who_typed(tmp_path: Path) -> None:
     done = fsqueue("doctor", tmp_path / "nowhere")
     assert done.returncode == 2
-    assert done.stderr.endswith("is not a directory. Name one that all workers will see.\n")
+    assert done.stderr.endswith("is not a directory. Name one that all workers can see.\n")
 
 
 def test_the_later_a_change_is_seen_the_longer_the_lease_that_is_recommended() -> None:

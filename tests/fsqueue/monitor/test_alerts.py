@@ -62,7 +62,9 @@ def test_work_that_nobody_does_is_said_with_what_to_type(pool: PoolDirectory) ->
 
 
 def test_a_finished_pool_has_no_trouble_with_workers(pool: PoolDirectory) -> None:
-    put_status(pool, A, state="stopped", message="this worker stops: 3 different claims failed")
+    put_status(
+        pool, A, state="stopped", left_because="failures", message="3 different claims failed"
+    )
     for spool in ("gpu0", "gpu1"):
         while claims.waiting(pool, spool):
             finish(pool, A, spool)
@@ -71,7 +73,9 @@ def test_a_finished_pool_has_no_trouble_with_workers(pool: PoolDirectory) -> Non
 
 def test_a_worker_that_stopped_itself_is_said_with_its_reason(pool: PoolDirectory) -> None:
     lease = enlist(pool, A, B)[A]
-    put_status(pool, A, state="stopped", message="this worker stops: 3 different claims failed")
+    put_status(
+        pool, A, state="stopped", left_because="failures", message="3 different claims failed"
+    )
     lease.retire()
     (alert,) = Reader(pool).snapshot().warnings
     assert alert.kind == "broken" and "3 different claims failed" in alert.text

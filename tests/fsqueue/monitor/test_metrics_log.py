@@ -130,7 +130,7 @@ def test_of_two_that_keep_metrics_one_writes_and_the_other_goes_on_when_it_is_ki
     first = start(*words)
     wait_for(path.exists, "the log of the first")
     second = start("-v", *words)
-    wait_for(lambda: "another watcher keeps" in second.log, "the second to see that")
+    wait_for(lambda: "another process already keeps" in second.log, "the second to see that")
     first.send(signal.SIGKILL)
     first.reap()
     size = path.stat().st_size

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsqueue.cli.json_output import watch_facts
 from fsqueue.dashboard import View, render
 from fsqueue.handler import Work
+from fsqueue.monitor.json_documents import watch_facts
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory, create_pool
@@ -59,7 +59,7 @@ def test_a_real_worker_is_seen_at_work(tmp_path: Path) -> None:
 def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: Path) -> None:
     """Tokens, say: of no claim is it known beforehand how many there are."""
     hand = ManualWorker(make_pool(tmp_path / "pool", "a.40"), "gpu0")
-    seen = []
+    reader, seen = Reader(hand.pool), []
 
     class Counts(Trivial):
         def run(self, work: Work) -> None:
@@ -70,6 +70,8 @@ def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: 
                 seen.append(hand.status.current.measures["tokens"])
                 assert hand.status.last_activity > 1.0
             hand.status.last_activity = 1.0
+            hand.beat.flush()
+            reader.snapshot()
             super().run(work)
 
     hand.handler = Counts()
@@ -77,8 +79,10 @@ def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: 
     assert seen == [100, 200, 300] and hand.status.last_activity > 1.0
     assert hand.status.measures_done["tokens"] == 300
     hand.beat.flush()
-    (worker,) = Reader(hand.pool).snapshot().workers
-    assert worker.tokens_per_s is not None and worker.tokens_per_s > 0
+    snapshot = reader.snapshot()
+    (worker,) = snapshot.workers
+    assert worker.rates["tokens"] > 0 and snapshot.rates == worker.rates
+    assert snapshot.counters == {"tokens": 300}
 
 
 def test_what_was_stolen_is_shown_at_both_ends(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ FEW, MORE = 2, 12
 PER_WORKER, FIXED = 16, 60
 LOOK = """
 import sys
-from fsqueue.pool import open_pool
-from fsqueue.snapshot import Reader
+from fsqueue.monitor.snapshot import Reader
+from fsqueue.pool.settings import open_pool
 reader = Reader(open_pool(sys.argv[1]))
 for _ in range(int(sys.argv[2])):
     count = reader.snapshot().count

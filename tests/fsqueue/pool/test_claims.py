@@ -105,7 +105,7 @@ def test_every_way_out_of_running_is_one_rename_and_keeps_the_bytes(
     assert len(renames) == 1
     assert only_claim(pool, place) == becomes(mine)
     assert Path(renames[0][1]).read_bytes() == before
-    assert problems(pool) == [] or place is State.DONE  # nobody made its output
+    assert problems(pool) == [] or place is State.DONE  # it has no output
 
 
 def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
@@ -117,7 +117,7 @@ def test_a_failed_claim_is_retried_in_a_fresh_round_under_a_fresh_name(
     assert only_claim(pool, State.WAITING) == back
     assert claims.retry(pool, mine, "gpu0") == back, "it is there: as good as if we had moved it"
     claims.take(pool, "gpu0", back, OTHER)
-    assert claims.retry(pool, mine, "gpu0") is None, "somebody else did, and it went on"
+    assert claims.retry(pool, mine, "gpu0") is None, "another process did, and it moved on"
 
 
 def test_a_waiting_claim_is_cancelled_into_failed(pool: PoolDirectory, waiting: ClaimName) -> None:
@@ -137,7 +137,7 @@ def test_a_claim_that_was_taken_first_is_not_cancelled(
 # ---- one winner ----
 
 
-def test_of_two_takers_one_owns_the_claim_and_the_other_is_told(
+def test_of_two_takers_one_owns_the_claim_and_the_other_gets_none(
     pool: PoolDirectory, waiting: ClaimName
 ) -> None:
     assert claims.take(pool, "gpu0", waiting, ME) is not None
@@ -155,7 +155,7 @@ def test_of_two_takers_one_owns_the_claim_and_the_other_is_told(
     ],
     ids=["finish", "fail", "release", "charge"],
 )
-def test_whoever_comes_late_is_told_and_changes_nothing(
+def test_a_late_move_raises_and_changes_nothing(
     pool: PoolDirectory, mine: ClaimName, late: Callable[[PoolDirectory, ClaimName], object]
 ) -> None:
     """The owner's lease was ended, and the claim is another's by now."""
@@ -226,7 +226,7 @@ def test_a_move_that_was_done_is_recognised_though_its_reply_was_lost(
     assert only_claim(pool, place).id == mine.id
 
 
-def test_a_lost_reply_is_settled_by_listing_and_by_nothing_else(
+def test_a_lost_reply_is_settled_by_listing_alone(
     pool: PoolDirectory, waiting: ClaimName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rename that failed may have left a cached "no such name" for its target."""
@@ -241,7 +241,7 @@ def test_a_lost_reply_is_settled_by_listing_and_by_nothing_else(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
-def test_an_error_that_says_nothing_about_the_claim_is_passed_on(
+def test_other_errors_of_a_rename_are_raised(
     pool: PoolDirectory, waiting: ClaimName, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(number))
@@ -311,7 +311,7 @@ def test_a_final_charge_fails_the_claim_at_its_first_attempt(
     assert list(errors_of(pool)) == ["a0.json"]
 
 
-def test_a_retry_opens_another_round_and_overwrites_no_record(
+def test_a_retry_starts_a_new_round_and_overwrites_no_record(
     pool: PoolDirectory, waiting: ClaimName
 ) -> None:
     name = waiting
@@ -365,7 +365,7 @@ def test_a_record_holds_whatever_a_handler_raised(pool: PoolDirectory, mine: Cla
 # ---- what is listed, what is read ----
 
 
-def test_what_is_no_claims_name_is_neither_listed_nor_touched(pool: PoolDirectory) -> None:
+def test_other_names_are_neither_listed_nor_touched(pool: PoolDirectory) -> None:
     strange = ["README", "x.k.c1.a0.r0@w", ".half", "x" * 200, "a\nb.k.c1.a0.r0"]
     for text in strange:
         Path(pool.spool("gpu0"), text).touch()
@@ -374,7 +374,7 @@ def test_what_is_no_claims_name_is_neither_listed_nor_touched(pool: PoolDirector
     assert list(claims.owned(pool, State.DONE)) == []
 
 
-def test_a_running_claim_says_what_was_planned(pool: PoolDirectory, mine: ClaimName) -> None:
+def test_a_running_claim_holds_what_was_planned(pool: PoolDirectory, mine: ClaimName) -> None:
     claim = claims.read_claim(pool, mine)
     assert (claim.handler, claim.spool) == ("trivial", "gpu0")
     assert claim.payload == {"input": "a.3"}
@@ -417,7 +417,7 @@ def test_a_damaged_claim_is_refused_by_name(
     assert path in str(caught.value)
 
 
-def test_measures_that_make_no_sense_are_left_out(pool: PoolDirectory, mine: ClaimName) -> None:
+def test_invalid_measures_are_left_out(pool: PoolDirectory, mine: ClaimName) -> None:
     Path(pool.owned(State.RUNNING, mine)).write_text(json.dumps(whole(mine) | {"measures": 7}))
     assert claims.read_claim(pool, mine).measures == {}
 
@@ -425,15 +425,15 @@ def test_measures_that_make_no_sense_are_left_out(pool: PoolDirectory, mine: Cla
 @pytest.mark.parametrize(
     "bad", [("../x", "k", 1), ("x", "", 1), ("x", "k", -1), ("x", "k", 10**18)]
 )
-def test_a_handler_that_makes_a_bad_name_is_told(bad: tuple[str, str, int]) -> None:
-    with pytest.raises(PoolError, match="the handler made a bad id, kind or cost"):
+def test_an_invalid_name_from_a_handler_raises(bad: tuple[str, str, int]) -> None:
+    with pytest.raises(PoolError, match="bad id, kind or cost"):
         claims.waiting_name(*bad)
 
 
 # ---- publishing ----
 
 
-def test_a_staged_claim_is_published_once_whoever_does_it(pool: PoolDirectory) -> None:
+def test_a_staged_claim_is_published_once_by_whichever_process(pool: PoolDirectory) -> None:
     name = claims.waiting_name("b-1", "k", 1)
     directories.make(pool.staged("uid"))
     directories.make(pool.staged("uid", "gpu0"))
@@ -445,7 +445,7 @@ def test_a_staged_claim_is_published_once_whoever_does_it(pool: PoolDirectory) -
     assert name not in claims.waiting(pool, "gpu0")
 
 
-def test_a_claim_that_has_no_further_name_to_wait_by_fails_and_stops_nobody(tmp_path: Path) -> None:
+def test_a_claim_without_a_further_waiting_name_fails_and_stops_no_worker(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
     (name,) = claims.waiting(pool, "gpu0")
     last = replace(name, returns=RETURNS_MAX)
@@ -454,5 +454,5 @@ def test_a_claim_that_has_no_further_name_to_wait_by_fails_and_stops_nobody(tmp_
     assert taken is not None and taken.is_spent
     assert claims.release(pool, taken, "gpu0") == taken
     assert list(claims.owned(pool, State.FAILED)) == [taken]
-    with pytest.raises(PoolError, match="no further name is left"):
+    with pytest.raises(PoolError, match="no further waiting name is left"):
         claims.retry(pool, taken, "gpu0")

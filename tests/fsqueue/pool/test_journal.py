@@ -75,7 +75,7 @@ def test_speed_of_claims_without_sequences_is_in_claims(pool: PoolDirectory) -> 
     assert speed.cost == pytest.approx(7.0) and speed.measures == {}
 
 
-def test_nobody_has_a_speed_before_finishing_a_claim(pool: PoolDirectory) -> None:
+def test_a_worker_has_no_speed_before_it_finishes_a_claim(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     journals.look()
     assert journals.speed(A) is None
@@ -104,7 +104,7 @@ def test_the_last_fifty_steals_are_kept_the_newest_last(pool: PoolDirectory) -> 
     assert len(journals.steals) == STEALS_KEPT
 
 
-def test_events_of_several_workers_are_told_in_the_order_of_their_times(
+def test_events_of_several_workers_come_in_order_of_time(
     pool: PoolDirectory,
 ) -> None:
     write_events(pool, A, stole(100, "first"), stole(300, "third"))
@@ -114,7 +114,7 @@ def test_events_of_several_workers_are_told_in_the_order_of_their_times(
     assert [steal.id for steal in journals.steals] == ["first", "second", "third"]
 
 
-def test_each_event_is_told_once(pool: PoolDirectory) -> None:
+def test_each_event_is_shown_once(pool: PoolDirectory) -> None:
     journals = Journals(pool)
     write_events(pool, A, stole(100))
     journals.look()
@@ -124,7 +124,7 @@ def test_each_event_is_told_once(pool: PoolDirectory) -> None:
     assert [event.serial for event in journals.events] == [1, 2]
 
 
-def test_what_is_routine_is_no_event(pool: PoolDirectory) -> None:
+def test_routine_events_are_not_shown(pool: PoolDirectory) -> None:
     write_events(
         pool, A, {"t": 1, "event": "took", "id": "x"}, finished(2, 1), {"t": 3, "event": "unheard"}
     )
@@ -141,7 +141,7 @@ def test_a_flood_of_events_keeps_the_last_and_counts_all(pool: PoolDirectory) ->
     assert len(journals.events) == EVENTS_KEPT and journals.count == EVENTS_KEPT + 50
 
 
-def test_the_journal_that_a_worker_writes_is_told_in_words(pool: PoolDirectory) -> None:
+def test_events_of_a_real_journal_are_put_into_words(pool: PoolDirectory) -> None:
     journal = Journal(pool, A)
     journal.write("joined", spool="gpu0", host="node7")
     journal.write("stole", id="x-1", cost=5, to="gpu0", **{"from": "gpu1"})
@@ -200,7 +200,7 @@ def test_the_journal_of_an_ended_worker_is_read_for_the_last_time(pool: PoolDire
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "directory", "unreadable", "nothing"])
-def test_what_is_no_journal_is_passed_over(pool: PoolDirectory, what: str) -> None:
+def test_other_files_among_the_journals_are_skipped(pool: PoolDirectory, what: str) -> None:
     path = pool.events(A)
     if what == "fifo":
         os.mkfifo(path)
@@ -218,7 +218,7 @@ def test_what_is_no_journal_is_passed_over(pool: PoolDirectory, what: str) -> No
     assert len(journals.steals) == 1
 
 
-def test_without_events_nothing_is_told(pool: PoolDirectory) -> None:
+def test_without_events_nothing_is_shown(pool: PoolDirectory) -> None:
     os.rmdir(pool.directory("events"))
     journals = Journals(pool)
     journals.look()
@@ -248,7 +248,7 @@ def test_without_events_nothing_is_told(pool: PoolDirectory) -> None:
         b"\x00" * 100 + b'{"event": "stole"}',
     ],
 )
-def test_a_hostile_line_does_no_harm(pool: PoolDirectory, line: bytes) -> None:
+def test_hostile_lines_are_harmless(pool: PoolDirectory, line: bytes) -> None:
     Path(pool.events(A)).write_bytes(line + b"\n" + json.dumps(stole(9, "sound")).encode() + b"\n")
     journals = Journals(pool)
     journals.look()
@@ -273,7 +273,7 @@ KINDS = st.sampled_from("finished stole failed left joined warning recovered end
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.tuples(KINDS, st.dictionaries(KEYS, JSON)), max_size=5))
-def test_no_event_whatever_its_fields_breaks_the_reader(
+def test_no_field_of_an_event_breaks_the_reader(
     tmp_path_factory: pytest.TempPathFactory, facts: list[tuple[str, dict[str, Any]]]
 ) -> None:
     pool = create_pool(str(tmp_path_factory.mktemp("pool") / "pool"))

@@ -69,7 +69,7 @@ def test_the_paths_are_those_of_the_drawing() -> None:
     assert LAYOUT.order("drain") == "/pool/control/drain"
 
 
-def test_a_claim_without_owner_has_no_place_but_a_spool_and_one_with_owner_has_none_there() -> None:
+def test_a_claim_is_in_a_spool_exactly_if_it_has_no_owner() -> None:
     with pytest.raises(AssertionError):
         LAYOUT.owned(State.RUNNING, WAITING)
     with pytest.raises(AssertionError):
@@ -89,17 +89,17 @@ def test_a_suffix_has_one_to_three_parts(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "out", ".", "..", ".a.b.c.d", "./x", ".a/b", ".a\n", ".é"])
-def test_what_is_no_suffix_is_refused(text: str) -> None:
+def test_an_invalid_suffix_is_refused(text: str) -> None:
     assert SUFFIX.fullmatch(text) is None
 
 
 @pytest.mark.parametrize(
     "text", ["explode", "drain@", "drain@../x", "drain\n", "drain@a@b", "Drain"]
 )
-def test_what_is_no_order_is_refused(text: str) -> None:
+def test_an_invalid_order_is_refused(text: str) -> None:
     assert ORDER.fullmatch(text) is None
 
 
 @pytest.mark.parametrize("text", ["..", ".hidden", "a/b", "", "x" * 101, "a\n"])
-def test_what_is_no_checkpoints_name_is_refused(text: str) -> None:
+def test_an_invalid_checkpoint_name_is_refused(text: str) -> None:
     assert CHECKPOINT.fullmatch(text) is None

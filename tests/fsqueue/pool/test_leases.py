@@ -46,7 +46,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 @pytest.fixture
 def lease(pool: PoolDirectory) -> Lease:
-    """My lease, at its first beat; of a process that nobody here can prove dead."""
+    """A lease at its first beat, of a process that cannot be proved dead here."""
     lease = Lease(pool, ME)
     lease.enlist()
     return lease
@@ -105,7 +105,7 @@ def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(
 
 
 def test_two_workers_of_one_identity_are_an_error(pool: PoolDirectory, lease: Lease) -> None:
-    with pytest.raises(PoolError, match="two workers have one identity"):
+    with pytest.raises(PoolError, match="two workers have the same id"):
         Lease(pool, ME).enlist()
 
 
@@ -135,7 +135,7 @@ def test_a_renewal_that_was_done_and_reported_as_an_io_error_is_found_at_the_nex
     assert listed(pool) == [f"{ME}.b000002"]
 
 
-def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_has_left(
+def test_retiring_works_after_a_renewal_that_took_effect_but_reported_an_error(
     pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=reply_lost(errno.EIO))
@@ -145,7 +145,7 @@ def test_who_leaves_after_a_renewal_that_was_done_and_reported_as_an_io_error_ha
     assert listed(pool) == [f"{ME}.left"]
 
 
-def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
+def test_a_passing_enoent_does_not_lose_a_lease(
     pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(errno.ENOENT, times=1))
@@ -155,7 +155,7 @@ def test_a_passing_enoent_does_not_lose_a_lease_that_is_still_ours(
     assert listed(pool) == [f"{ME}.b000001"]
 
 
-def test_a_worker_whose_lease_was_ended_is_told_by_whom(
+def test_a_lost_lease_names_the_worker_that_ended_it(
     pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     observer.look()
@@ -167,13 +167,13 @@ def test_a_worker_whose_lease_was_ended_is_told_by_whom(
     assert listed(pool) == [f"{ME}.dead@judge-2-bbbbbb"]
 
 
-def test_a_worker_whose_lease_file_vanished_is_told_so(pool: PoolDirectory, lease: Lease) -> None:
+def test_a_missing_lease_file_is_reported_as_removed(pool: PoolDirectory, lease: Lease) -> None:
     os.unlink(pool.lease(lease.name))
-    with pytest.raises(LeaseLost, match="vanished from workers/: somebody removed the file"):
+    with pytest.raises(LeaseLost, match="is gone from workers/"):
         lease.renew()
 
 
-def test_retiring_a_lease_that_was_ended_is_no_error(
+def test_retiring_an_ended_lease_succeeds(
     pool: PoolDirectory, lease: Lease, observer: Observer
 ) -> None:
     observer.look()
@@ -185,7 +185,7 @@ def test_retiring_a_lease_that_was_ended_is_no_error(
 # ---- partitioned ----
 
 
-def test_a_worker_cut_off_for_longer_than_a_lease_goes_on_if_nobody_ended_it(
+def test_a_worker_cut_off_for_longer_than_a_lease_continues_if_its_lease_was_not_ended(
     pool: PoolDirectory, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, rename=refused(errno.EIO, times=3 * BEATS_PER_LEASE))
@@ -196,7 +196,7 @@ def test_a_worker_cut_off_for_longer_than_a_lease_goes_on_if_nobody_ended_it(
     assert listed(pool) == [f"{ME}.b000001"]
 
 
-def test_a_worker_cut_off_for_longer_than_a_lease_is_lost_if_somebody_ended_it(
+def test_a_worker_cut_off_for_longer_than_a_lease_is_lost_if_its_lease_was_ended(
     pool: PoolDirectory,
     lease: Lease,
     observer: Observer,
@@ -388,7 +388,7 @@ def test_a_lease_that_vanished_expires_only_after_a_whole_lease_of_absence(
     assert observer.end(ME, "judge-2-bbbbbb"), "there is no lease left to end"
 
 
-def test_a_renewal_that_hides_a_lease_from_one_listing_makes_nobody_suspect(
+def test_a_renewal_that_hides_a_lease_from_one_listing_makes_no_worker_suspect(
     lease: Lease, observer: Observer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch(observer, clock, LEASE_S / 4, (ME,))
@@ -426,7 +426,7 @@ def test_a_lease_that_every_other_listing_hides_never_expires(
 def test_an_observer_does_not_count_time_in_which_it_did_not_look(
     lease: Lease, observer: Observer, clock: Clock, away_s: float
 ) -> None:
-    """It may have been suspended together with those whom it watches: they wake when it wakes."""
+    """It may have been suspended together with the workers it watches: all wake at once."""
     watch(observer, clock, LEASE_S / 4)
     clock.forward(away_s)
     observer.look()
@@ -447,10 +447,10 @@ def test_two_looks_far_apart_that_both_miss_a_lease_do_not_make_it_absent_in_bet
     assert observer.standing(ME) is not Standing.EXPIRED
 
 
-def test_a_beat_that_moved_while_nobody_looked_is_no_sign_of_life_now(
+def test_a_beat_that_moved_between_rare_looks_is_not_a_sign_of_life(
     observer: Observer, lease: Lease, clock: Clock
 ) -> None:
-    """It moved at some time in between; whoever goes by that leaves a claim to a dead worker."""
+    """It moved at some time in between; believing it would leave a claim to a dead worker."""
     observer.look()
     lease.renew()
     clock.forward(3 * LEASE_S)
@@ -472,10 +472,10 @@ def test_an_observer_that_was_away_still_finds_the_dead(
 
 
 @pytest.mark.parametrize("beats", [0, 1])
-def test_a_beat_that_moved_before_or_while_an_observer_was_away_is_no_sign_of_life(
+def test_a_beat_that_moved_while_an_observer_was_stopped_is_not_a_sign_of_life(
     lease: Lease, observer: Observer, clock: Clock, beats: int
 ) -> None:
-    """Its worker may have died at once; whoever leaves on the strength of it strands a claim."""
+    """Its worker may have died at once; leaving because of it would strand a claim."""
     observer.look()
     clock.forward(BEAT_S)
     lease.renew()
@@ -583,7 +583,7 @@ def test_an_empty_proof_proves_nothing() -> None:
     assert look_at_process({}) is Process.UNKNOWN
 
 
-def test_nothing_is_proved_where_the_kernel_does_not_tell_the_boot_or_the_namespace(
+def test_nothing_is_proved_without_a_boot_id_or_namespace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("_boot_id", "_pid_namespace"):
@@ -634,13 +634,13 @@ def test_a_damaged_lease_proves_nothing_and_expires_by_time_alone(
 
 def test_nothing_is_known_of_a_worker_that_was_never_seen(observer: Observer) -> None:
     observer.look()
-    assert observer.process("nobody") is Process.UNKNOWN
-    assert observer.standing("nobody") is Standing.LIVING
-    assert not observer.beating("nobody")
-    assert observer.end("nobody", "judge-2-bbbbbb")
+    assert observer.process("unknown") is Process.UNKNOWN
+    assert observer.standing("unknown") is Standing.LIVING
+    assert not observer.beating("unknown")
+    assert observer.end("unknown", "judge-2-bbbbbb")
 
 
-def test_what_is_no_leases_name_is_left_out(pool: PoolDirectory, lease: Lease) -> None:
+def test_other_names_among_the_leases_are_skipped(pool: PoolDirectory, lease: Lease) -> None:
     for text in ("README", f"{ME}.b1", ".hidden.b000001", "x.json"):
         Path(pool.directory("workers"), text).touch()
     assert lease_names(pool) == [lease.name]

@@ -16,6 +16,7 @@ from fsqueue.pool.names import (
     WORKER,
     ClaimName,
     LeaseName,
+    Role,
     new_worker_id,
     slug,
 )
@@ -124,7 +125,7 @@ def test_the_longest_name_that_the_grammar_allows_is_a_legal_file_name() -> None
     "pattern", [ID, KIND, SPOOL, WORKER], ids=["id", "kind", "spool", "worker"]
 )
 @pytest.mark.parametrize("text", ["", ".", "..", "../x", "a/b", "a\n", "\0", ".a", "-a", "_a", "é"])
-def test_no_word_of_the_grammar_can_leave_a_directory(pattern: object, text: str) -> None:
+def test_no_valid_name_can_leave_its_directory(pattern: object, text: str) -> None:
     assert pattern.fullmatch(text) is None  # type: ignore[attr-defined]
 
 
@@ -193,7 +194,7 @@ def test_a_slug_keeps_what_is_legible() -> None:
 
 
 def test_worker_ids_are_all_different_and_fit_the_grammar() -> None:
-    made = {new_worker_id("recover-") for _ in range(100)}
+    made = {new_worker_id(Role.RECOVER) for _ in range(100)}
     assert len(made) == 100
     assert all(WORKER.fullmatch(id) for id in made)
 

@@ -1,4 +1,4 @@
-"""Plan files: numbered by one link, completed by anybody, refused when damaged."""
+"""Plan files: numbered by one link, completed by any process, refused when damaged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_plans_are_numbered_from_one_and_listed_in_their_order(tmp_path: Path) -
     assert [p.total.claims for p in plans.read_plans(pool)] == [1] * 11
 
 
-def test_what_is_no_plans_name_has_no_number(pool: PoolDirectory) -> None:
+def test_other_names_among_the_plans_have_no_number(pool: PoolDirectory) -> None:
     for text in ("1.json", "000001.json.bak", ".000001.json", "٠٠٠٠٠١.json", "000001.txt"):
         Path(pool.directory("plans"), text).touch()
     assert plans.numbers(pool) == []
@@ -200,7 +200,7 @@ def spooled(tmp_path: Path) -> PoolDirectory:
     return pool
 
 
-def test_a_numbered_plan_is_completed_by_anybody_and_leaves_no_staging(
+def test_any_process_completes_a_numbered_plan_and_leaves_no_staging(
     spooled: PoolDirectory,
 ) -> None:
     stage(spooled, "aaa", "x", "y", number=2)
@@ -211,14 +211,14 @@ def test_a_numbered_plan_is_completed_by_anybody_and_leaves_no_staging(
     assert problems(spooled) == []
 
 
-def test_a_plan_without_a_number_is_nobodys_work(spooled: PoolDirectory) -> None:
+def test_a_plan_without_a_number_is_not_completed(spooled: PoolDirectory) -> None:
     stage(spooled, "aaa", "x", number=None)
     assert plans.complete(spooled) == 0
     assert stems(spooled, State.WAITING) == ["zero"]
     assert os.path.isdir(spooled.staged("aaa", "gpu0"))
 
 
-def test_two_who_complete_one_plan_move_each_claim_once(
+def test_two_processes_completing_one_plan_move_each_claim_once(
     spooled: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take turns at every rename, and a claim that a worker takes meanwhile stays taken."""
@@ -267,7 +267,7 @@ def test_a_listing_that_misses_names_loses_no_claim(
     assert problems(spooled) == []
 
 
-def test_completing_a_plan_whose_spool_is_gone_says_so_and_loses_nothing(
+def test_completing_a_plan_without_its_spool_raises_and_loses_nothing(
     spooled: PoolDirectory,
 ) -> None:
     stage(spooled, "aaa", "x", number=2)
@@ -279,7 +279,7 @@ def test_completing_a_plan_whose_spool_is_gone_says_so_and_loses_nothing(
     assert problems(spooled) == []
 
 
-def test_what_is_no_claims_name_in_staging_is_left_where_it_is(spooled: PoolDirectory) -> None:
+def test_other_names_in_staging_stay_where_they_are(spooled: PoolDirectory) -> None:
     stage(spooled, "aaa", "x", number=2)
     Path(spooled.staged("aaa", "gpu0"), "README").touch()
     assert plans.complete(spooled) == 1

@@ -37,7 +37,7 @@ def test_conditions_are_read_as_they_were_written(
 
 
 @pytest.mark.parametrize("requires", [("a-b",), ("",), ("t1",), ("x" * 21,), ("l" * 15, "y" * 19)])
-def test_what_would_be_no_kind_is_refused(requires: tuple[str, ...]) -> None:
+def test_an_invalid_kind_is_refused(requires: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         compose("esm2", Tier.GPU, requires)
 
@@ -74,7 +74,7 @@ def test_nothing_is_left_to_a_fast_worker_that_may_not_have_it() -> None:
     assert choose({"gpu0": [ClaimName("a", "k", 9)]}, [fast], me, preferences) is None
 
 
-def test_a_handler_says_what_its_claims_take_and_a_storage_worker_takes_no_others(
+def test_a_storage_worker_takes_only_claims_of_its_tier(
     tmp_path: Path,
 ) -> None:
     class Merge(Trivial):

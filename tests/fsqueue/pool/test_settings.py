@@ -98,7 +98,7 @@ def test_a_crash_at_any_operation_of_making_a_pool_is_mended_by_making_it_again(
         assert {name for name in os.listdir(root) if name[0] != "."} == {*DIRECTORIES, "pool.json"}
 
 
-def test_of_two_who_make_one_pool_the_first_decides_its_settings(
+def test_of_two_processes_creating_a_pool_the_first_decides_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Sequencer()
@@ -120,7 +120,7 @@ def test_of_two_who_make_one_pool_the_first_decides_its_settings(
 # ---- opening ----
 
 
-def test_what_is_no_pool_is_refused_with_what_to_type(tmp_path: Path) -> None:
+def test_a_path_without_a_pool_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path, tmp_path / "nothing", tmp_path / "file"):
         with pytest.raises(UsageError, match=r"is not a pool.*fsqueue plan"):
@@ -154,18 +154,16 @@ def test_a_damaged_pool_json_is_refused_by_name(pool: PoolDirectory, data: bytes
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(
-    pool: PoolDirectory, facts: dict[str, Any]
-) -> None:
+def test_invalid_settings_are_refused(pool: PoolDirectory, facts: dict[str, Any]) -> None:
     rewrite(pool.settings, **facts)
-    with pytest.raises(PoolError, match="lacks a usable id, lease_s or attempts_max"):
+    with pytest.raises(PoolError, match="lacks a valid id, lease_s or attempts_max"):
         open_pool(pool.root)
 
 
 @pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None, [FORMAT]])
 def test_a_pool_of_another_format_is_refused(pool: PoolDirectory, format: object) -> None:
     rewrite(pool.settings, format=format)
-    with pytest.raises(PoolError, match="Use the version of fsqueue that made the pool"):
+    with pytest.raises(PoolError, match="Use the version of fsqueue"):
         open_pool(pool.root)
 
 
@@ -203,9 +201,7 @@ def test_a_pool_that_may_not_be_read_is_refused_with_the_reason(pool: PoolDirect
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_json_that_is_no_object_is_a_pool_error_that_names_the_file(
-    tmp_path: Path, data: bytes
-) -> None:
+def test_json_other_than_an_object_raises_and_names_the_file(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
     with pytest.raises(PoolError) as caught:
@@ -217,9 +213,9 @@ def test_json_that_is_no_object_is_a_pool_error_that_names_the_file(
 
 
 def test_the_first_weight_of_a_spool_stands(pool: PoolDirectory) -> None:
-    assert add_spool(pool, Spool("gpu0", "RTX 3090", 1.0, "as told")).weight == 1.0
+    assert add_spool(pool, Spool("gpu0", "RTX 3090", 1.0, "as requested")).weight == 1.0
     assert add_spool(pool, Spool("gpu0", "RTX 4090", 1.5)) == Spool(
-        "gpu0", "RTX 3090", 1.0, "as told"
+        "gpu0", "RTX 3090", 1.0, "as requested"
     )
 
 

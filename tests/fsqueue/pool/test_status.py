@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue.pool.journal import Journal, read_events
+from fsqueue.pool.journal import Journal, JournalReader, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import (
-    STATES,
     Current,
     Status,
+    WorkerState,
     parse_status,
     read_status,
     read_statuses,
@@ -32,6 +32,7 @@ from fsqueue.pool.status import (
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 from fsqueue.worker import heartbeat
+from fsqueue.worker.heartbeat import Heartbeat
 from tests.support.interleave import interpose, refused
 from tests.support.pools import ManualWorker, make_pool, problems, state_counts
 from tests.support.processes import wait_for
@@ -92,12 +93,14 @@ def test_a_damaged_status_is_as_good_as_none(pool: PoolDirectory, data: bytes) -
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/hosts", path)])
-def test_what_is_no_file_is_no_status(pool: PoolDirectory, make: Callable[[str], object]) -> None:
+def test_special_files_are_not_read_as_a_status(
+    pool: PoolDirectory, make: Callable[[str], object]
+) -> None:
     make(pool.status(ME))
     assert read_status(pool, ME) is None
 
 
-def test_no_status_is_read_for_a_name_that_is_no_workers(pool: PoolDirectory) -> None:
+def test_no_status_is_read_for_an_invalid_worker_name(pool: PoolDirectory) -> None:
     for text in ("x y.json", "README", ".me.json", "a\nb.json"):
         Path(pool.directory("status"), text).write_bytes(b"{}")
     assert read_statuses(pool) == {}
@@ -105,7 +108,9 @@ def test_no_status_is_read_for_a_name_that_is_no_workers(pool: PoolDirectory) ->
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
-def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[str, Any]) -> None:
+def test_every_field_of_a_status_has_its_type_whatever_the_file_holds(
+    facts: dict[str, Any],
+) -> None:
     status = parse_status(ME, facts | {"worker_id": ME})
     assert status is not None
     for name, default in asdict(Status(ME)).items():
@@ -117,13 +122,13 @@ def test_no_field_of_a_status_can_be_anything_but_what_it_should_be(facts: dict[
             assert isinstance(default, float) or value % 1 == 0, name
         elif name not in ("spool", "current"):
             assert isinstance(value, type(default)), name
-    assert status.state in STATES
+    assert status.state in set(WorkerState)
     assert status.spool is None or isinstance(status.spool, str)
 
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(CURRENT_FIELDS), JSON))
-def test_no_field_of_the_current_claim_can_be_anything_but_what_it_should_be(
+def test_every_field_of_the_current_claim_has_its_type_whatever_the_file_holds(
     facts: dict[str, Any],
 ) -> None:
     current = hostile(current=facts).current
@@ -144,7 +149,7 @@ def test_a_number_that_cannot_be_reckoned_with_keeps_its_default(value: Any) -> 
 
 
 @pytest.mark.parametrize("value", [float("inf"), ["x"], {"x": 1}, None, 7])
-def test_what_is_no_text_is_in_no_list_and_no_table_of_texts(value: Any) -> None:
+def test_lists_and_tables_of_texts_hold_only_texts(value: Any) -> None:
     status = hostile(
         loaded=["k", value], capabilities=[value], slurm={"k": value}, services_status={"k": value}
     )
@@ -153,7 +158,7 @@ def test_what_is_no_text_is_in_no_list_and_no_table_of_texts(value: Any) -> None
 
 
 @pytest.mark.parametrize("current", ["x", 7, [], None, True])
-def test_a_current_claim_that_is_no_object_is_none(current: Any) -> None:
+def test_a_current_claim_must_be_an_object(current: Any) -> None:
     assert hostile(current=current).current is None
 
 
@@ -189,7 +194,7 @@ def test_a_journal_is_one_object_a_line_and_is_read_back(pool: PoolDirectory) ->
     journal.write("took", id="x\n", cost=3)
     journal.write("finished", id="x", where=Path("/somewhere"))
     journal.close()
-    read = [event for _, event in read_events(pool.events(ME))]
+    read = list(read_events(pool.events(ME)))
     assert [event["event"] for event in read] == ["took", "finished"]
     assert read[0]["worker"] == ME
     assert read[0]["id"] == "x\n"
@@ -203,22 +208,24 @@ def test_a_journal_that_was_never_written_to_has_no_file(pool: PoolDirectory) ->
 def test_events_are_read_on_from_where_the_last_look_stopped(pool: PoolDirectory) -> None:
     journal = Journal(pool, ME)
     journal.write("took")
-    ((offset, _),) = read_events(pool.events(ME))
+    reader = JournalReader(pool.events(ME))
+    assert [event["event"] for event in reader.events()] == ["took"]
     journal.write("finished")
-    assert [event["event"] for _, event in read_events(pool.events(ME), offset)] == ["finished"]
+    assert [event["event"] for event in reader.events()] == ["finished"]
+    assert list(reader.events()) == []
 
 
-def test_events_that_make_no_sense_are_left_out_and_the_others_are_read(
+def test_invalid_lines_are_skipped_and_the_others_are_read(
     pool: PoolDirectory,
 ) -> None:
     good = b'{"event": "took"}\n'
     lines = [b"\n", b"{\n", b"[]\n", b"7\n", b'{"event": 7}\n', b"\xff\xfe\n", b"\0\0\0" + good]
     lines += [b'{"event":' * 20_000 + b"\n", b"9" * 5000 + b"\n", good, b'{"event": "half']
     Path(pool.events(ME)).write_bytes(b"".join(lines))
-    assert [event for _, event in read_events(pool.events(ME))] == [{"event": "took"}] * 2
+    assert list(read_events(pool.events(ME))) == [{"event": "took"}] * 2
 
 
-def test_events_of_nobody_are_none(pool: PoolDirectory) -> None:
+def test_a_missing_journal_has_no_events(pool: PoolDirectory) -> None:
     assert list(read_events(pool.events(ME))) == []
     os.mkdir(pool.events(ME))
     assert list(read_events(pool.events(ME))) == []
@@ -238,7 +245,7 @@ def test_a_journal_on_a_full_disk_costs_a_line_and_nothing_else(
         journal.close()
     journal.write("kept")
     journal.close()
-    assert [event["event"] for _, event in read_events(pool.events(ME))][-1] == "kept"
+    assert [event["event"] for event in read_events(pool.events(ME))][-1] == "kept"
 
 
 def test_a_journal_that_cannot_be_written_leaves_no_descriptor_open(
@@ -270,11 +277,11 @@ def test_a_status_that_cannot_be_made_does_not_end_the_heartbeat(
             raise sample
         return dict(sample)
 
-    hand.beat.sample = ask
+    hand.beat = Heartbeat(pool, hand.lease, hand.status, sample_gpu=ask)
     hand.beat.start()
     wait_for(lambda: len({*sampled}) > 2, "the lease to be renewed after a status failed")
     hand.beat.stop()
-    assert not hand.beat.lost
+    assert hand.beat.lost is None
     hand.leave()
 
 
@@ -306,13 +313,13 @@ anything = st.recursive(
 
 
 @given(st.dictionaries(st.text().filter(lambda key: key not in ("t", "event", "worker")), anything))
-def test_a_line_of_the_journal_is_json_whatever_it_tells(facts: dict[str, Any]) -> None:
+def test_every_line_of_a_journal_is_json(facts: dict[str, Any]) -> None:
     lines: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "Appender", lambda path: SimpleNamespace(line=lines.append))
         Journal(PoolDirectory("/p", "id", 30.0, 3), ME).write("warning", **facts)
-    told = json.loads(lines[0])
-    assert {key: told[key] for key in told if key not in ("t", "event", "worker")} == facts
+    event = json.loads(lines[0])
+    assert {key: event[key] for key in event if key not in ("t", "event", "worker")} == facts
 
 
 def test_a_claims_line_is_written_without_an_encoder(
@@ -325,7 +332,7 @@ def test_a_claims_line_is_written_without_an_encoder(
     journal.claim("took", name, spool="gpu0")
     journal.claim("finished", name, seconds=0.25, sequences=3)
     journal.close()
-    took, finished = (event for _, event in read_events(pool.events(ME)))
+    took, finished = read_events(pool.events(ME))
     assert {key: took[key] for key in ("event", "worker", "id", "kind", "cost", "attempt")} == {
         "event": "took", "worker": ME, "id": "a", "kind": "k", "cost": 7, "attempt": 1
     }  # fmt: skip

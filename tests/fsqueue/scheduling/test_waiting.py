@@ -62,7 +62,7 @@ def test_another_taste_is_another_order_of_the_same(
     listing: list[ClaimName], before: Preferences, after: Preferences
 ) -> None:
     waitlist = WaitingClaims(map(str, listing), before)
-    waitlist.suit(after)
+    waitlist.apply(after)
     assert list(waitlist) == in_order(listing, after)
 
 
@@ -84,8 +84,8 @@ def test_a_name_that_was_struck_is_not_taken(
     if listing:
         name = data.draw(some.sampled_from(listing))
         waitlist = WaitingClaims(map(str, listing))
-        waitlist.strike(name)
-        waitlist.strike(name)  # once more does nothing
+        waitlist.remove(name)
+        waitlist.remove(name)  # once more does nothing
         assert list(waitlist) == in_order((each for each in listing if each != name), Preferences())
         assert len(waitlist) == len(list(waitlist))
 
@@ -110,7 +110,7 @@ def test_no_name_is_taken_apart_before_it_is_looked_at(monkeypatch: pytest.Monke
     parse = ClaimName.parse
     monkeypatch.setattr(ClaimName, "parse", lambda text: (parsed.append(text), parse(text))[1])
     waitlist = WaitingClaims(f"x{number}.k.c{number}.a0.r0" for number in range(10_000))
-    waitlist.suit(Preferences(loaded=frozenset({"k"})))
+    waitlist.apply(Preferences(loaded=frozenset({"k"})))
     assert not parsed
     assert waitlist.pop().cost == 9_999
     assert len(parsed) == 1

@@ -16,7 +16,7 @@ from fsqueue.slurm import allocation
 from fsqueue.slurm.allocation import (
     Allocation,
     Job,
-    Question,
+    Query,
     Row,
     facts_of,
     left_by_environ,
@@ -57,12 +57,12 @@ def test_a_job_without_an_array_is_named_by_its_id_and_a_first_run_has_no_restar
     assert Job.of(facts_of({"SLURM_JOB_ID": "18"})) == Job("18", 0, "")
 
 
-def test_outside_of_slurm_there_is_no_job_and_nothing_to_tell() -> None:
+def test_outside_of_slurm_there_is_no_job() -> None:
     assert facts_of({"SLURM_CONF": "/etc/slurm.conf"}) == {}
     assert Job.of({}) is None
 
 
-def test_only_what_identifies_the_job_is_told() -> None:
+def test_only_facts_that_identify_the_job_are_kept() -> None:
     assert facts_of(TASK) == {
         "slurm_job_id": "18",
         "slurm_array_job_id": "17",
@@ -102,13 +102,13 @@ def test_the_time_left_is_read_as_squeue_writes_it(text: str, seconds: float | N
 
 
 @given(st.text())
-def test_no_answer_of_squeue_is_a_surprise(text: str) -> None:
+def test_any_output_of_squeue_can_be_parsed(text: str) -> None:
     left = parse_time_left(text)
     assert left is None or left >= 0
     assert all(row.restarts >= 0 for row in parse_rows(text).values())
 
 
-def test_jobs_are_told_by_name_with_their_state_and_restarts() -> None:
+def test_jobs_are_parsed_by_name_with_state_and_restarts() -> None:
     text = "17_3      RUNNING   2 \n17_4  COMPLETING  0\nslurm_load_jobs error: Invalid job id\n\n"
     assert parse_rows(text) == {"17_3": Row("RUNNING", 2), "17_4": Row("COMPLETING", 0)}
 
@@ -129,7 +129,7 @@ def test_all_jobs_are_asked_about_in_one_command() -> None:
         ({"SLURM_JOB_END_TIME": "soon"}, None),
     ],
 )
-def test_an_end_in_the_past_says_that_the_clock_is_wrong(
+def test_an_end_in_the_past_means_that_the_clock_is_wrong(
     environ: dict[str, str], left: float | None
 ) -> None:
     assert left_by_environ(environ, 1000.0) == left
@@ -138,43 +138,43 @@ def test_an_end_in_the_past_says_that_the_clock_is_wrong(
 # ---- asking ----
 
 
-def answer(question: Question) -> str | None:
-    wait_for(lambda: question.over, "an answer")
-    return question.answer()
+def answer(query: Query) -> str | None:
+    wait_for(lambda: query.finished, "an answer")
+    return query.answer()
 
 
 def test_a_question_is_not_waited_for(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    question = Question(["sh", "-c", f"until [ -e '{gate}' ]; do sleep 0.01; done; echo yes"])
-    assert not question.over
+    query = Query(["sh", "-c", f"until [ -e '{gate}' ]; do sleep 0.01; done; echo yes"])
+    assert not query.finished
     gate.touch()
-    assert answer(question) == "yes\n"
+    assert answer(query) == "yes\n"
 
 
 def test_an_answer_longer_than_a_pipe_comes_whole() -> None:
-    assert answer(Question([sys.executable, "-c", "print('x' * 300_000)"])) == "x" * 300_000 + "\n"
+    assert answer(Query([sys.executable, "-c", "print('x' * 300_000)"])) == "x" * 300_000 + "\n"
 
 
 def test_a_command_that_fails_or_is_not_there_has_no_answer() -> None:
-    assert answer(Question(["sh", "-c", "echo no; exit 1"])) is None
-    assert answer(Question(["there-is-no-such-program"])) is None
+    assert answer(Query(["sh", "-c", "echo no; exit 1"])) is None
+    assert answer(Query(["there-is-no-such-program"])) is None
 
 
 def test_a_command_that_hangs_is_given_up() -> None:
     clock = Clock()
-    question = Question(["sleep", "1000"], clock=clock)
+    query = Query(["sleep", "1000"], clock=clock)
     clock.forward(19)
-    assert not question.over
+    assert not query.finished
     clock.forward(2)
-    assert question.over
-    assert question.answer() is None
+    assert query.finished
+    assert query.answer() is None
 
 
 def test_a_users_own_choice_of_columns_does_not_reach_squeue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "main")
-    assert answer(Question(["sh", "-c", "echo ${SQUEUE_PARTITION-unset}"])) == "unset\n"
+    assert answer(Query(["sh", "-c", "echo ${SQUEUE_PARTITION-unset}"])) == "unset\n"
 
 
 # ---- an allocation ----
@@ -182,13 +182,13 @@ def test_a_users_own_choice_of_columns_does_not_reach_squeue(
 
 def settled(allocation: Allocation) -> float:
     """Return the time left once squeue has answered, or failed to."""
-    question = allocation._question
-    if question is not None:
-        wait_for(lambda: question.over, "squeue's answer")
+    query = allocation._query
+    if query is not None:
+        wait_for(lambda: query.finished, "squeue's answer")
     return allocation.left_s()
 
 
-def test_the_end_is_what_squeue_says_less_the_grace(squeue: Squeue) -> None:
+def test_a_worker_leaves_the_grace_before_the_end_squeue_shows(squeue: Squeue) -> None:
     squeue.prints("1:00:00")
     clock = Clock()
     allocation = Allocation(TASK, grace_s=150, clock=clock)
@@ -198,7 +198,7 @@ def test_the_end_is_what_squeue_says_less_the_grace(squeue: Squeue) -> None:
     assert squeue.asked == ["--noheader --jobs=17_3 --format=%L %l"]
 
 
-def test_squeue_is_not_asked_where_the_environment_tells_the_end(squeue: Squeue) -> None:
+def test_squeue_is_not_asked_if_the_environment_has_the_end(squeue: Squeue) -> None:
     end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 1000)}
     assert 935 < Allocation(TASK | end).left_s() <= 940
     assert squeue.asked == []
@@ -208,14 +208,14 @@ def test_squeue_is_not_asked_where_the_environment_tells_the_end(squeue: Squeue)
 def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
     squeue: Squeue, off_s: int
 ) -> None:
-    """It is as old as its job, by a clock that nobody sets."""
+    """It is as old as its job, by a clock that cannot be set."""
     batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
     age_s = allocation._age_s()
     assert age_s is not None and 0 < age_s < 3 * 3600  # that of these tests
     begun = int(time.time() - age_s) + off_s
     times = {"SLURM_JOB_START_TIME": str(begun), "SLURM_JOB_END_TIME": str(begun + 14400)}
-    told = Allocation(batch | times, grace_s=0).left_s()
-    assert told == pytest.approx(14400 - age_s, abs=5)
+    left_s = Allocation(batch | times, grace_s=0).left_s()
+    assert left_s == pytest.approx(14400 - age_s, abs=5)
     assert squeue.asked == []
     by_clock = 14400 + off_s - age_s
     hours, seconds = divmod(int(by_clock), 3600)
@@ -223,7 +223,7 @@ def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
     assert settled(Allocation(batch, grace_s=0)) == pytest.approx(14400 - age_s, abs=5)
 
 
-def test_a_long_prolog_is_no_wrong_clock(squeue: Squeue) -> None:
+def test_a_long_prolog_does_not_count_as_a_wrong_clock(squeue: Squeue) -> None:
     batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
     age_s = allocation._age_s()
     assert age_s is not None
@@ -232,7 +232,7 @@ def test_a_long_prolog_is_no_wrong_clock(squeue: Squeue) -> None:
     assert settled(Allocation(batch, grace_s=0)) == pytest.approx(left_s, abs=5)
 
 
-def test_who_is_not_the_batch_process_has_only_the_clock(squeue: Squeue) -> None:
+def test_other_processes_than_the_batch_process_use_the_clock(squeue: Squeue) -> None:
     squeue.prints("1:00:00 8:00:00")
     assert settled(Allocation(TASK, grace_s=0)) == pytest.approx(3600, abs=5)
 
@@ -242,9 +242,9 @@ def test_a_short_allocation_is_left_a_quarter_before_its_end(squeue: Squeue) -> 
     assert settled(Allocation(TASK, clock=Clock())) == 45
 
 
-@pytest.mark.parametrize("says", ["UNLIMITED", "INVALID", ""])
-def test_without_a_known_end_there_is_no_limit(squeue: Squeue, says: str) -> None:
-    squeue.prints(says)
+@pytest.mark.parametrize("output", ["UNLIMITED", "INVALID", ""])
+def test_without_a_known_end_there_is_no_limit(squeue: Squeue, output: str) -> None:
+    squeue.prints(output)
     assert settled(Allocation(TASK)) == math.inf
 
 
@@ -253,7 +253,7 @@ def test_with_the_controller_down_there_is_no_limit(squeue: Squeue) -> None:
     assert len(squeue.asked) == 1
 
 
-def test_outside_of_slurm_nobody_is_asked(squeue: Squeue) -> None:
+def test_outside_of_slurm_squeue_is_not_asked(squeue: Squeue) -> None:
     assert Allocation({}).left_s() == math.inf
     assert squeue.asked == []
 

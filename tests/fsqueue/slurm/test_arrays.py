@@ -44,7 +44,7 @@ def test_types_are_read_off_what_sinfo_prints(nodes: str, types: set[str]) -> No
 
 
 @given(st.text())
-def test_no_answer_of_sinfo_is_a_surprise(text: str) -> None:
+def test_any_output_of_sinfo_can_be_parsed(text: str) -> None:
     assert parse_gpu_types(text) is not None
 
 
@@ -78,11 +78,11 @@ def test_a_model_is_asked_for_by_the_name_that_this_cluster_has_for_it(
     assert gres_for(model, Cluster(1001, frozenset(types))) == gres
 
 
-def test_where_nobody_answers_the_usual_name_is_asked_for() -> None:
+def test_on_an_unknown_cluster_the_usual_gres_is_requested() -> None:
     assert gres_for("RTX 4090", Cluster()) == "gpu:rtx4090:1"
 
 
-def test_every_spool_gets_a_worker_unless_told_otherwise() -> None:
+def test_by_default_every_spool_gets_a_worker() -> None:
     assert seats_for(MIXED) == [Seat("RTX 4090", 0), Seat("RTX 3090", 1), Seat("RTX 4090", 2)]
 
 

@@ -25,7 +25,7 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
 
 
 class Court:
-    """A worker of job 17_3 in its second run, somebody who doubts it, and a clock."""
+    """A worker of job 17_3 in its second run, a recoverer that doubts it, and a clock."""
 
     def __init__(self, pool: PoolDirectory, *, facts: dict[str, str] | None = None) -> None:
         self.clock = Clock()
@@ -39,9 +39,9 @@ class Court:
         """Come into doubt, or stay there, and wait until what was asked is answered."""
         named = workers or (self.worker,)
         self.job_fates.look(named)
-        question = self.job_fates._question
-        if question is not None:
-            wait_for(lambda: question.over, "squeue's answer")
+        query = self.job_fates._query
+        if query is not None:
+            wait_for(lambda: query.finished, "squeue's answer")
             self.job_fates.look(named)
         return self.job_fates.fate(self.worker)
 
@@ -60,7 +60,7 @@ def court(pool: PoolDirectory) -> Court:
     "row, fate",
     [
         ("17_3 RUNNING 1", JobFate.RUNNING),
-        ("17_3 COMPLETING 1", JobFate.OPEN),
+        ("17_3 COMPLETING 1", JobFate.PENDING),
         ("17_3 COMPLETING 2", JobFate.BLAMELESS),
         ("17_3 PENDING 2", JobFate.BLAMELESS),
         ("17_3 RUNNING 2", JobFate.BLAMELESS),
@@ -76,7 +76,7 @@ def court(pool: PoolDirectory) -> Court:
         ("17_3 SOMETHING_NEW 1", JobFate.UNKNOWN),
     ],
 )
-def test_a_jobs_state_and_restarts_tell_its_workers_fate(
+def test_a_jobs_state_and_restarts_decide_its_workers_fate(
     court: Court, squeue: Squeue, row: str, fate: JobFate
 ) -> None:
     squeue.prints(row)
@@ -94,9 +94,7 @@ def test_a_running_job_vouches_for_a_silent_worker_but_not_for_a_dead_process(
 
 
 @pytest.mark.parametrize("row", ["17_3 RUNNING 1", "17_3 COMPLETING 1"])
-def test_no_worker_is_vouched_for_beyond_three_leases(
-    court: Court, squeue: Squeue, row: str
-) -> None:
+def test_no_death_is_deferred_beyond_three_leases(court: Court, squeue: Squeue, row: str) -> None:
     squeue.prints(row)
     court.doubt()
     court.clock.forward(DOUBT_LEASES * LEASE_S - 0.1)
@@ -107,7 +105,7 @@ def test_no_worker_is_vouched_for_beyond_three_leases(
     assert not court.job_fates.defers(court.worker, gone=False)
 
 
-def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
+def test_squeue_is_asked_once_a_lease_about_all_workers_in_doubt(
     pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1")
@@ -123,7 +121,7 @@ def test_squeue_is_asked_once_a_lease_for_all_who_are_in_doubt(
     assert len(squeue.asked) == 2
 
 
-def test_an_answer_from_before_a_worker_came_into_doubt_says_nothing_of_it(
+def test_an_answer_from_before_a_worker_came_into_doubt_does_not_count(
     pool: PoolDirectory, court: Court, squeue: Squeue
 ) -> None:
     squeue.prints("17_3 RUNNING 1", "17_5 RUNNING 1")
@@ -131,7 +129,7 @@ def test_an_answer_from_before_a_worker_came_into_doubt_says_nothing_of_it(
     court.observer.look()
     court.doubt("other")
     court.clock.forward(1)
-    assert court.doubt("other", court.worker) is JobFate.OPEN
+    assert court.doubt("other", court.worker) is JobFate.PENDING
     assert court.job_fates.defers(court.worker, gone=True)
     court.clock.forward(LEASE_S)
     assert court.doubt("other", court.worker) is JobFate.RUNNING
@@ -143,11 +141,11 @@ def test_a_worker_that_beats_again_is_doubted_afresh(court: Court, squeue: Squeu
     court.job_fates.look(())
     assert court.job_fates.fate(court.worker) is JobFate.UNKNOWN
     court.clock.forward(1)
-    assert court.doubt() is JobFate.OPEN
+    assert court.doubt() is JobFate.PENDING
 
 
 @pytest.mark.parametrize("facts", [{}, {"slurm_job_id": "x"}])
-def test_without_a_job_nobody_is_asked(
+def test_without_a_job_squeue_is_not_asked(
     pool: PoolDirectory, squeue: Squeue, facts: dict[str, str]
 ) -> None:
     court = Court(pool, facts=facts)
@@ -195,7 +193,7 @@ class Case:
         self._be_elsewhere()
         self.name = self.lost.take()
         self.other = ManualWorker(pool, "gpu0", clock=self.clock)
-        self.job_fates = self.other.recovery._witness
+        self.job_fates = self.other.recovery._job_fates
         self.job_fates._clock = self.clock
 
     def _be_elsewhere(self) -> None:
@@ -209,8 +207,8 @@ class Case:
         for _ in range(int(seconds) or 1):
             self.clock.forward(1.0)
             came += len(self.other.sweep())
-            if (question := self.job_fates._question) is not None:
-                wait_for(lambda question=question: question.over, "squeue's answer")
+            if (query := self.job_fates._query) is not None:
+                wait_for(lambda query=query: query.finished, "squeue's answer")
         return came
 
 
@@ -269,7 +267,7 @@ def test_slurm_being_down_changes_nothing_for_a_lost_worker(case: Case, squeue: 
 def test_a_claim_found_after_its_owners_lease_was_ended_is_excused_too(
     case: Case, squeue: Squeue
 ) -> None:
-    """Whoever ended the lease died before he put the claim back."""
+    """The recoverer that ended the lease died before it put the claim back."""
     squeue.prints("17_3 NODE_FAIL 1")
     first = ManualWorker(case.pool, "gpu0", clock=case.clock)
     first.observer.look()

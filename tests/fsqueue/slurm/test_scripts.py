@@ -44,7 +44,7 @@ def test_a_worker_is_executed_and_its_job_may_come_back(pool: PoolDirectory) -> 
     assert "trap '' USR1" in script
 
 
-def test_what_the_user_says_comes_last_and_so_is_obeyed(pool: PoolDirectory) -> None:
+def test_the_users_options_come_last_and_win(pool: PoolDirectory) -> None:
     options = ["-p", "gpu", "--time=1:00:00", "--comment", 'a "b" #c']
     script = worker_script(pool, ARRAY, ScriptOptions(options, output="mine-%a.log"))
     assert directives(script)[-1] == '-p gpu --time=1:00:00 --comment "a \\"b\\" #c"'
@@ -97,7 +97,7 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(text: str, seconds: int | None)
     assert parse_limit(text) == seconds
 
 
-def test_a_percent_sign_in_the_pools_path_is_no_pattern(tmp_path: Path) -> None:
+def test_a_percent_sign_in_the_pools_path_is_escaped(tmp_path: Path) -> None:
     pool = create_pool(str(tmp_path / "50%j pool"))
     script = worker_script(pool, ARRAY, ScriptOptions())
     assert f'--output="{tmp_path}/50%%j pool/events/slurm-%A_%a.log"' in directives(script)
@@ -126,7 +126,7 @@ def test_the_merge_runs_only_if_everything_is_done(
     assert (done.returncode, done.stdout) == (status, merged)
 
 
-def test_where_there_is_no_sbatch_it_says_what_to_do(
+def test_without_sbatch_the_error_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -134,7 +134,7 @@ def test_where_there_is_no_sbatch_it_says_what_to_do(
         submit("#!/bin/bash\n")
 
 
-def test_what_sbatch_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sbatchs_error_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sbatch = tmp_path / "sbatch"
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid account' >&2; exit 1\n")
     sbatch.chmod(0o755)

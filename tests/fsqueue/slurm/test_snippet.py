@@ -20,7 +20,7 @@ TEXTS = {"one.txt": "a word or\ntwo more\n", "two.txt": "", "three.txt": "three\
 
 @pytest.fixture(scope="module")
 def section() -> str:
-    """What the README says under that heading."""
+    """The README's text under that heading."""
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     parts = re.split(r"^## +(.*)$", readme, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))

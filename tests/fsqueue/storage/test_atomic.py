@@ -63,7 +63,7 @@ def test_publish_never_replaces(path: str) -> None:
     assert present(path) == ["final"]
 
 
-def test_of_two_publishers_who_meet_inside_link_one_wins_and_his_bytes_stand(
+def test_of_two_publishers_that_meet_inside_link_one_wins_and_its_bytes_stand(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Sequencer()
@@ -110,7 +110,7 @@ def test_a_link_whose_reply_was_lost_is_recognised_as_done(
     assert present(path) == ["final"]
 
 
-def test_a_link_whose_reply_was_lost_is_ours_even_where_the_count_of_links_is_old(
+def test_a_link_whose_reply_was_lost_counts_as_done_even_if_the_link_count_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stat(real: Callable[..., os.stat_result], path: str) -> os.stat_result:
@@ -135,7 +135,7 @@ def test_an_unlink_whose_reply_was_lost_does_not_undo_what_was_published(
 
 
 @pytest.mark.parametrize("number", sorted(atomic.NO_LINK))
-def test_where_links_do_not_work_publishing_says_so_and_leaves_nothing(
+def test_publishing_without_hard_links_raises_and_leaves_nothing(
     path: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpose(monkeypatch, link=refused(number))
@@ -223,7 +223,7 @@ def test_a_directory_that_cannot_be_synced_is_put_up_with(
     assert atomic.publish(path, b"one")
 
 
-def test_a_directory_whose_sync_fails_for_a_reason_is_reported(
+def test_a_failed_sync_of_a_directory_is_reported(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fsync(real: Callable[[int], None], fd: int) -> None:
@@ -244,7 +244,7 @@ def test_what_is_not_durable_is_never_synced(path: str, monkeypatch: pytest.Monk
 # ---- commit ----
 
 
-def test_commit_syncs_what_somebody_else_wrote_before_it_is_visible(
+def test_commit_syncs_a_handlers_file_before_it_is_visible(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = f"{path}.private"
@@ -294,7 +294,7 @@ def test_replace_puts_the_new_bytes_in_place_of_the_old(path: str) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(atomic.BUSY))
-def test_replace_tries_again_while_somebody_has_the_old_file_open(
+def test_replace_retries_while_the_old_file_is_open(
     path: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps: list[float] = []
@@ -368,13 +368,13 @@ def test_read_tries_again_when_the_handle_of_a_replaced_file_is_stale(
     assert atomic.read(path) == b"one"
 
 
-def test_read_asks_no_promise_of_a_server_that_makes_them(
+def test_read_avoids_delegations_where_the_server_grants_them(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS 4 has others wait with their renames for whoever has read a file, alive or dead."""
+    """With a delegation, an NFS 4 server makes renames wait for a reader, even a dead one."""
     atomic.publish(path, b"what a later rename moves")
     flags = {os.path.dirname(path): os.O_DIRECT}
-    monkeypatch.setattr(atomic, "unpromised", flags.__getitem__)
+    monkeypatch.setattr(atomic, "no_delegation_flag", flags.__getitem__)
     opened, real = [], os.open
 
     def unaligned(path: str, flags: int, *mode: int) -> int:
@@ -482,7 +482,7 @@ def test_names_refuses_what_is_not_a_directory(path: str, make: Callable[[str], 
 def test_names_refuses_a_directory_that_another_user_could_fill(path: str) -> None:
     os.mkdir(path)
     os.chown(path, STRANGER, STRANGER)
-    assert atomic.names(path) == [], "nothing of anybody's to be refused"
+    assert atomic.names(path) == [], "an empty directory holds nothing to refuse"
     Path(path, "a").touch()
     with pytest.raises(PoolError, match=f"belongs to user {STRANGER}"):
         atomic.names(path)
@@ -496,7 +496,7 @@ def test_names_lists_again_when_the_handle_of_a_directory_is_stale(
     assert atomic.names(str(tmp_path)) == ["a"]
 
 
-def test_a_listing_that_loses_its_place_is_begun_anew(
+def test_a_listing_that_loses_its_place_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "abc":
@@ -535,7 +535,7 @@ def test_no_listing_leaves_a_descriptor_open(tmp_path: Path) -> None:
 # ---- removing, making ----
 
 
-def test_discarding_what_is_gone_is_no_error(path: str) -> None:
+def test_discarding_a_missing_file_succeeds(path: str) -> None:
     atomic.discard(path)
 
 

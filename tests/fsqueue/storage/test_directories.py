@@ -13,7 +13,7 @@ from fsqueue.storage import directories
 from tests.support.interleave import interpose, refused
 
 
-def test_discarding_a_directory_that_is_gone_is_no_error(tmp_path: Path) -> None:
+def test_discarding_a_missing_directory_succeeds(tmp_path: Path) -> None:
     directories.discard(f"{tmp_path}/gone")
     directories.discard_empty(f"{tmp_path}/gone")
 
@@ -29,7 +29,7 @@ def test_a_tree_is_discarded_with_the_directories_a_handler_made_in_it(tmp_path:
     assert os.listdir(tmp_path) == ["not mine"]
 
 
-def test_a_tree_that_somebody_fills_meanwhile_is_left_to_him(
+def test_a_tree_that_is_being_filled_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tmp_path / "partial"
@@ -62,7 +62,7 @@ def test_an_empty_directory_is_removed_and_a_full_one_is_not(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["full"]
 
 
-def test_making_a_directory_that_is_there_is_no_error(tmp_path: Path) -> None:
+def test_making_an_existing_directory_succeeds(tmp_path: Path) -> None:
     directories.make(f"{tmp_path}/a")
     directories.make(f"{tmp_path}/a")
     assert os.listdir(tmp_path) == ["a"]

@@ -27,7 +27,7 @@ def free(path: str) -> bool:
         return answer
 
 
-def test_a_lock_that_nobody_holds_is_ours_until_the_block_ends(path: str) -> None:
+def test_a_free_lock_is_held_until_the_block_ends(path: str) -> None:
     with try_lock(path) as mine:
         assert mine
         assert not free(path)
@@ -58,7 +58,7 @@ def test_i9_a_lock_file_is_never_unlinked(path: str) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(locks.NO_LOCKS))
-def test_where_there_are_no_locks_the_thief_goes_on_without_and_no_soft_lock_is_left(
+def test_without_locks_a_thief_continues_and_leaves_no_soft_lock(
     path: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(fd: int, operation: int) -> None:
@@ -70,10 +70,10 @@ def test_where_there_are_no_locks_the_thief_goes_on_without_and_no_soft_lock_is_
         assert free(path), "a lock by existence would outlive a killed holder"
     assert set(os.listdir(os.path.dirname(path))) <= {"gpu0.lock"}
     monkeypatch.undo()
-    assert free(path), "what was left behind excludes nobody"
+    assert free(path), "the file left behind excludes no process"
 
 
-def test_an_error_that_is_no_lack_of_locks_is_reported(
+def test_other_errors_than_missing_locks_are_raised(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def acquire(self: FileLock, *args: object, **options: object) -> None:
@@ -115,7 +115,7 @@ def test_the_host_locks_directory_is_this_users_alone(
 
 
 @pytest.mark.parametrize("theirs", ["writable by all", "a link", "a file", "of a stranger"])
-def test_the_host_lock_uses_no_directory_that_somebody_else_put_there(
+def test_the_host_lock_refuses_another_users_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Who may give work to whom: other users really attack here. SECURITY.md has what each test is for.
+"""Which users may give work to which: other users really attack here. See SECURITY.md.
 
 `private` is alice's own pool, `shared` one that she made for her group, which bob is in.
 """
@@ -82,7 +82,7 @@ def planned(users: Users, root: Path, inputs: list[Path], *how: str, umask: int 
 
 
 def seen(root: str) -> PoolDirectory:
-    """Return a pool as its paths; the test itself is root, and trusts nobody."""
+    """Return a pool without opening it: the test itself is root, and trusts no other user."""
     facts = json.loads(Path(root, "pool.json").read_text())
     return PoolDirectory(root, facts["id"], facts["lease_s"], facts["attempts_max"])
 
@@ -132,13 +132,13 @@ def test_not_even_root_works_a_users_pool(private: str) -> None:
 
 
 def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: str) -> None:
-    os.chown(private, permissions.NOBODY, permissions.NOBODY)
+    os.chown(private, permissions.NOBODY_UID, permissions.NOBODY_UID)
     line = message(users.fsqueue("alice", "work", private))
-    assert "that is nobody, as whom NFS shows root (root_squash)" in line and "ls -ln" in line
+    assert "that is nobody" in line and "ls -ln" in line
 
 
 @pytest.mark.parametrize(
-    ("place", "mode", "who"),
+    ("place", "mode", "writers"),
     [
         (".", 0o777, "everybody"),
         (".", 0o775, "its group"),
@@ -147,11 +147,11 @@ def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: s
     ],
 )
 def test_a_pool_that_others_may_write_to_is_refused(
-    users: Users, private: str, place: str, mode: int, who: str
+    users: Users, private: str, place: str, mode: int, writers: str
 ) -> None:
     os.chmod(Path(private, place), mode)
     line = message(users.fsqueue("alice", "work", private))
-    assert f"can be written by {who}" in line and "chmod -R go-w" in line
+    assert f"can be written by {writers}" in line and "chmod -R go-w" in line
     assert len(waiting(private)) == 3
 
 
@@ -198,7 +198,7 @@ def test_a_claim_that_another_user_planted_fails_by_name_and_is_not_run(
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
-def test_what_a_private_pool_holds_nobody_else_may_write(
+def test_nothing_in_a_private_pool_is_writable_by_others(
     users: Users, tmp_path: Path, inputs: list[Path], words: dict[str, str], umask: int
 ) -> None:
     root = give(make(tmp_path / "alice"), "alice") / "pool"
@@ -240,15 +240,15 @@ def test_a_groups_pool_is_made_for_the_group_whatever_the_umask(
     assert found["personal"] == 3
 
 
-def test_members_work_each_others_claims_when_told_to(
+def test_members_work_each_others_claims_with_trust_group(
     users: Users, shared: str, words: dict[str, str], inputs: list[Path]
 ) -> None:
     """Planned by alice, worked by bob, looked at and merged by both."""
     assert (
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
-    told = words | {"FSQUEUE_TRUST_GROUP": "1"}
-    run = users.fsqueue("bob", *WORK, shared, env=told)
+    trusting = words | {"FSQUEUE_TRUST_GROUP": "1"}
+    run = users.fsqueue("bob", *WORK, shared, env=trusting)
     assert run.returncode == 5, run.stderr  # alice's own remain
     assert "claims wait that this worker cannot or may not take" in run.stderr
     outputs = sorted(Path(shared, "outputs").glob("*.txt"))
@@ -260,14 +260,14 @@ def test_members_work_each_others_claims_when_told_to(
         assert users.fsqueue(user, "status", GROUP, shared).returncode == 0
 
 
-def test_a_member_who_was_not_told_refuses_the_groups_pool(users: Users, shared: str) -> None:
+def test_without_trust_group_a_member_refuses_the_groups_pool(users: Users, shared: str) -> None:
     for user in ("alice", "bob"):
         line = message(users.fsqueue(user, "work", shared))
         assert "--trust-group" in line
     assert len(waiting(shared)) == 3
 
 
-def test_who_is_no_member_can_do_nothing_in_a_groups_pool(users: Users, shared: str) -> None:
+def test_a_non_member_can_do_nothing_in_a_groups_pool(users: Users, shared: str) -> None:
     before = waiting(shared)
     run = users.fsqueue("mallory", *WORK, GROUP, shared)
     assert run.returncode == 1
@@ -280,15 +280,13 @@ def test_a_group_that_everybody_may_write_beside_is_not_trusted(users: Users, sh
     assert "can be written by everybody" in message(users.fsqueue("bob", *WORK, GROUP, shared))
 
 
-def test_what_somebody_left_who_is_no_member_any_more_is_refused(
-    users: Users, shared: str, tmp_path: Path
-) -> None:
+def test_files_of_a_former_member_are_refused(users: Users, shared: str, tmp_path: Path) -> None:
     planted = Path(shared, "spools", "cpu0", "forged.command.c9.a0.r0")
     planted.write_bytes(forged(tmp_path / "lab" / "marker"))
     give(planted, "mallory", group=LAB)
     run = users.fsqueue("alice", *WORK, GROUP, shared)
     assert run.returncode == 3
-    assert "its owner is no member of a trusted one" in run.stderr
+    assert "its owner is not a member of a trusted group" in run.stderr
     assert not (tmp_path / "lab" / "marker").exists()
 
 
@@ -299,7 +297,7 @@ def test_a_dead_members_claims_are_put_back_by_another(
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
     take = "p, n = sys.argv[1:]; os.rename(f'{p}/spools/cpu0/{n}', f'{p}/running/{n}@gone-1-a')"
-    for kind in (".words", ".command"):  # what that one says, bob cannot even read
+    for kind in (".words", ".command"):  # bob cannot even read the latter
         name = next(n for n in waiting(shared) if kind in n)
         assert users.python("alice", take, shared, name).returncode == 0
     lease = "open(sys.argv[1] + '/workers/gone-1-a.left', 'w')"
@@ -367,7 +365,7 @@ def test_an_output_that_a_member_moves_among_the_claims_is_not_run(
     target = Path(shared, "spools", "cpu0", f"forged.command--uid{IDS['alice']}.c9.a0.r0")
     moved = users.python("bob", "os.rename(*sys.argv[1:])", output, target)
     assert "PermissionError" in moved.stderr, "outputs/ is sticky"
-    output.rename(target)  # as the pool's owner might, or anybody where there is nothing sticky
+    output.rename(target)  # as the pool's owner might, or any member if outputs/ is not sticky
     attack(users, shared, tmp_path, "pass")
     assert target.with_name(target.name[:-1] + "1").exists(), "it is left alone"
 
@@ -458,7 +456,7 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
     assert len(users.python("bob", code, shared).stdout.split()) == 6
 
 
-def test_a_member_cannot_swap_a_workshop_that_somebody_works_in(users: Users, shared: str) -> None:
+def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: str) -> None:
     made = f"{shared}/outputs/.w-1-a"
     code = "from fsqueue import directories; directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
@@ -470,7 +468,7 @@ def test_a_member_cannot_swap_a_workshop_that_somebody_works_in(users: Users, sh
 def test_tidying_up_does_not_follow_a_link_out_of_the_pool(
     users: Users, shared: str, tmp_path: Path
 ) -> None:
-    """A claim that was put back is done: its checkpoints go, where bob says they are."""
+    """When a claim that was put back is done, its checkpoints go, from where bob put them."""
     precious = give(make(tmp_path / "precious"), "alice", mode=0o700)
     (precious / "file").write_text("precious")
     give(precious / "file", "alice")
@@ -485,7 +483,7 @@ def test_tidying_up_does_not_follow_a_link_out_of_the_pool(
 
 
 @pytest.mark.parametrize("what", ["os.mkfifo", "os.mkdir"])
-def test_what_is_no_file_holds_nobody_up(
+def test_special_files_block_no_command(
     users: Users, shared: str, tmp_path: Path, what: str
 ) -> None:
     odd = ["status/x-1-a.json", "events/x-1-a.jsonl", "errors/x.a0.json"]
@@ -530,11 +528,11 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
     for harm in (lambda path: give(make(path), "bob"), lambda path: path.symlink_to(mine)):
         planted = tmp_path / f".other-{len(os.listdir(tmp_path))}"
         harm(planted)
-        with pytest.raises(PoolError, match="was put there by somebody else"):
+        with pytest.raises(PoolError, match="was made by another user"):
             directories.make_private(str(planted))
 
 
-def test_a_checkpoint_that_is_a_pickle_is_no_checkpoint() -> None:
+def test_a_pickle_is_refused_as_a_checkpoint() -> None:
     import pickle
 
     from embed.outputs.claim_file import unpack

@@ -92,7 +92,7 @@ def work_off(pool: PoolDirectory, workers: list[Worker]) -> list[int]:
             if found is not None:
                 assert worker._run(*found) is None
             worker.beat.flush()
-            worker.claim_source._viewed = -1e9  # as if a poll had passed
+            worker.claim_source._others_listed_at = -1e9  # as if a poll had passed
     return [_models(worker).loads for worker in workers]
 
 
@@ -147,5 +147,5 @@ def test_a_claim_is_not_left_undone_for_an_idle_worker_that_never_comes(tmp_path
         assert rounds < 60, state_counts(pool)
         if (found := mine.claim_source.next()) is not None:
             assert mine._run(*found) is None
-        mine.claim_source._viewed = -1e9
+        mine.claim_source._others_listed_at = -1e9
     assert state_counts(pool) == {"done": 6}

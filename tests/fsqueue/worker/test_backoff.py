@@ -1,4 +1,4 @@
-"""An idle worker looks ever more seldom while nothing changes; nobody spends beyond a budget."""
+"""An idle worker looks ever less often while nothing changes; no worker exceeds its limit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.storage.atomic import tally
-from fsqueue.worker.backoff import GLANCES, WAITS, Backoff, RateLimit
+from fsqueue.storage.operation_count import operations
+from fsqueue.worker.backoff import SINGLE_LOOKS, WAIT_INTERVALS, Backoff, RateLimit
 from tests.support.monitor_data import enlist, put_status
 from tests.support.pools import Clock, ManualWorker, make_pool, only_claim, plan
 
@@ -23,16 +23,16 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 
 def quiet(pool: PoolDirectory, spool: str | None = "gpu1", *, stealing: bool = True) -> Backoff:
-    """Return the pace of a worker that has seen the same for so long that it only glances."""
+    """Return the backoff of a worker that has seen no change for long."""
     backoff = Backoff(pool, 3.0, spool, stealing=stealing)
-    for _ in range(len(WAITS)):
-        assert backoff.is_due_everywhere()
-        backoff.saw("the same")
+    for _ in range(len(WAIT_INTERVALS)):
+        assert backoff.should_look_everywhere()
+        backoff.observe("the same")
     assert backoff.quiet
     return backoff
 
 
-# ---- the pace ----
+# ---- when an idle worker looks ----
 
 
 def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_does(
@@ -41,13 +41,13 @@ def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_doe
     backoff = Backoff(pool, 3.0, "gpu0", stealing=True)
     waits = []
     for _ in range(1100):
-        backoff.saw("the same")
+        backoff.observe("the same")
         waits.append(backoff.wait_s)
     assert waits[:6] == [3.0, 3.0, 6.0, 12.0, 21.0, 21.0]
     assert set(waits[6:]) == {21.0}
-    backoff.saw("something else")
+    backoff.observe("something else")
     assert backoff.wait_s == 3.0
-    assert backoff.is_due_everywhere()
+    assert backoff.should_look_everywhere()
 
 
 @pytest.mark.parametrize("lease_s, longest_s", [(30.0, 21.0), (10.0, 7.0), (3.0, 3.0)])
@@ -59,95 +59,95 @@ def test_no_wait_is_longer_than_most_of_a_lease(
         create_pool(str(tmp_path / "pool"), lease_s=lease_s), 3.0, None, stealing=True
     )
     for _ in range(20):
-        backoff.saw("the same")
+        backoff.observe("the same")
     assert backoff.wait_s == pytest.approx(longest_s)
 
 
 def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=[1.0] * 64)
     backoff = quiet(pool, "gpu5")
-    before, listed = tally.operations, []
+    before, listed = operations.total, []
     for _ in range(2 * 63):
-        backoff._glances = 0
-        assert not backoff.is_due_everywhere()
+        backoff._single_looks = 0
+        assert not backoff.should_look_everywhere()
         listed.append(set(backoff._seen))
     assert set.union(*listed) == {f"gpu{n}" for n in range(64)}
-    assert tally.operations - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
+    assert operations.total - before <= 5 * (2 * 63) + 5, "spools/ itself was listed once"
 
 
-def test_what_comes_back_by_hand_is_found_by_a_glance(pool: PoolDirectory) -> None:
+def test_a_claim_put_back_by_hand_is_found_by_looking_at_one_spool(pool: PoolDirectory) -> None:
     """In another's spool, where neither plans/ nor running/ tells of it."""
     hand = ManualWorker(pool)
     claims.fail(pool, hand.take())
     backoff = quiet(pool)
-    assert not any(backoff.is_due_everywhere() for _ in range(4))
+    assert not any(backoff.should_look_everywhere() for _ in range(4))
     assert claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
-    assert any(backoff.is_due_everywhere() for _ in range(2))
+    assert any(backoff.should_look_everywhere() for _ in range(2))
     assert backoff.wait_s == 3.0 and not backoff.quiet
 
 
-def test_what_waits_and_stays_is_no_news(pool: PoolDirectory) -> None:
+def test_a_claim_that_keeps_waiting_is_not_news(pool: PoolDirectory) -> None:
     backoff = quiet(pool)
-    assert any(backoff.is_due_everywhere() for _ in range(2)), "seen for the first time"
-    for _ in range(len(WAITS)):
-        backoff.saw("the same")
-    assert not any(backoff.is_due_everywhere() for _ in range(4))
+    assert any(backoff.should_look_everywhere() for _ in range(2)), "seen for the first time"
+    for _ in range(len(WAIT_INTERVALS)):
+        backoff.observe("the same")
+    assert not any(backoff.should_look_everywhere() for _ in range(4))
 
 
-def test_who_may_not_steal_glances_at_its_own_spool_alone(pool: PoolDirectory) -> None:
+def test_a_worker_that_does_not_steal_looks_only_at_its_own_spool(pool: PoolDirectory) -> None:
     backoff = quiet(pool, "gpu1", stealing=False)
-    assert not any(backoff.is_due_everywhere() for _ in range(GLANCES))
+    assert not any(backoff.should_look_everywhere() for _ in range(SINGLE_LOOKS))
     plan(pool, "b.10", "c.10", weights=(1.0, 1.0))
     assert set(backoff._seen) == {"gpu1"}
 
 
-def test_now_and_then_a_quiet_worker_looks_everywhere_all_the_same(tmp_path: Path) -> None:
+def test_a_quiet_worker_still_looks_everywhere_now_and_then(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", weights=(1.0, 1.0))
     backoff = quiet(pool)
-    looks = [backoff.is_due_everywhere() for _ in range(3 * (GLANCES + 3))]
+    looks = [backoff.should_look_everywhere() for _ in range(3 * (SINGLE_LOOKS + 3))]
     assert looks.count(True) == 3
 
 
 def test_a_pool_without_spools_is_looked_at_everywhere(tmp_path: Path) -> None:
     backoff = quiet(create_pool(str(tmp_path / "pool")), None)
-    assert backoff.is_due_everywhere()
+    assert backoff.should_look_everywhere()
 
 
-# ---- the budget ----
+# ---- the rate limit ----
 
 
 class Spender:
-    """Somebody with a budget on a clock of ours, which sleeping moves."""
+    """A process with a rate limit, on a clock that its sleeping moves."""
 
     def __init__(self, per_s: float) -> None:
         self.clock = Clock()
-        self.rate_limit = RateLimit(per_s, clock=self.clock, sleep=self.clock.forward)
+        self.rate_limit = RateLimit(per_s, clock=self.clock)
         self.begun = self.clock.now
 
-    def spend(self, operations: int, *, asking: bool = True) -> float:
+    def spend(self, count: int, *, asking: bool = True) -> float:
         """Do so many operations, asking before them or not; return how long it had to wait."""
         before = self.clock.now
         if asking:
-            self.rate_limit.wait()
-        tally.operations += operations
+            self.rate_limit.wait(self.clock.forward)
+        operations.total += count
         return self.clock.now - before
 
 
-def test_a_budget_is_kept_over_time_and_allows_a_second_s_worth_at_once() -> None:
+def test_the_limit_holds_over_time_and_allows_a_seconds_worth_at_once() -> None:
     spender = Spender(10.0)
     waits = [spender.spend(5) for _ in range(42)]
     assert waits[:3] == [0.0, 0.0, 0.0]
     assert 10.0 * (spender.clock.now - spender.begun) + 10 + 5 >= 42 * 5
-    assert spender.rate_limit.held_s == spender.clock.now - spender.begun
+    assert spender.rate_limit.waited_s == spender.clock.now - spender.begun
 
 
-def test_what_may_not_wait_is_paid_by_what_may() -> None:
+def test_operations_that_cannot_wait_delay_those_that_can() -> None:
     spender = Spender(10.0)
     assert [spender.spend(25, asking=False) for _ in range(2)] == [0.0, 0.0]
     assert spender.spend(1) == pytest.approx(4.0)
 
 
-def test_who_spends_less_never_waits_and_saves_no_more_than_a_second_s_worth() -> None:
+def test_spending_less_never_waits_and_saves_at_most_a_seconds_allowance() -> None:
     spender = Spender(10.0)
     for _ in range(20):
         spender.clock.forward(1.0)
@@ -160,7 +160,7 @@ def test_who_spends_less_never_waits_and_saves_no_more_than_a_second_s_worth() -
 # ---- what is shown ----
 
 
-def test_who_is_held_back_by_its_budget_is_said(pool: PoolDirectory) -> None:
+def test_a_worker_held_back_by_its_limit_raises_an_alert(pool: PoolDirectory) -> None:
     worker = "node7-1-aaaaaa"
     enlist(pool, worker)
     put_status(pool, worker, metadata_ops_max=5.0, metadata_ops_per_s=5.2, held_back=0.62)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -39,9 +40,16 @@ from tests.support.strace import fill
 ME = "me-1-aaaaaa"
 
 
-def source_of(hand: ManualWorker, *, stealing: bool = True) -> ClaimSource:
+def source_of(
+    hand: ManualWorker, *, stealing: bool = True, time_left_s: float = math.inf
+) -> ClaimSource:
     return ClaimSource(
-        hand.pool, hand.beat, hand.journal, spool=hand.status.spool, stealing=stealing
+        hand.pool,
+        hand.beat,
+        hand.journal,
+        spool=hand.status.spool,
+        stealing=stealing,
+        time_left_s=lambda: time_left_s,
     )
 
 
@@ -144,11 +152,10 @@ def test_a_claim_left_to_a_faster_worker_that_never_comes_is_taken_in_the_end(
     assert only_claim(pool, State.RUNNING).owner == hand.id
 
 
-def test_the_wish_to_end_in_time_is_known_and_counted(pool: PoolDirectory) -> None:
+def test_claims_too_long_for_the_time_left_are_counted(pool: PoolDirectory) -> None:
     hand = ManualWorker(pool, "gpu0")
     hand.status.rates = {"trivial": 1.0}
-    claim_source = source_of(hand)
-    claim_source.time_left_s = lambda: 5.5
+    claim_source = source_of(hand, time_left_s=5.5)
     assert claim_source.count_waiting() == Waiting(5, 2, 3)
     assert sorted(stem for stem, _ in take_all(claim_source)) == ["d", "e"]
 
@@ -166,7 +173,7 @@ def test_the_cost_of_a_claim_does_not_grow_with_the_claims_that_wait(tmp_path: P
     assert counts == {"rename": 60 - PLENTY - 1, "listdir": 0}
 
 
-def test_a_listing_used_up_by_others_is_made_anew_after_a_few_misses(tmp_path: Path) -> None:
+def test_a_spool_is_listed_again_after_a_few_misses(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 61)))
     claim_source = source_of(ManualWorker(pool, "gpu0"))
     assert claim_source.next() is not None
@@ -179,8 +186,8 @@ def test_a_listing_used_up_by_others_is_made_anew_after_a_few_misses(tmp_path: P
     assert counts["rename"] == MISSES_MAX + 1
 
 
-def test_a_long_listing_is_not_made_anew_for_a_few_misses(tmp_path: Path) -> None:
-    """While a million names are listed, others take thousands: who lists again never catches up."""
+def test_a_long_spool_is_not_listed_again_for_a_few_misses(tmp_path: Path) -> None:
+    """While a million names are listed, others take thousands: listing again never catches up."""
     pool = fill(tmp_path / "pool", 1_000)
     claim_source = source_of(ManualWorker(pool, "cpu0"))
     assert claim_source.next() is not None
@@ -313,7 +320,7 @@ def remove(pool: PoolDirectory, spool: str) -> None:
 
 @pytest.mark.parametrize("spoil", [make_link, remove])
 @pytest.mark.parametrize("own", ["gpu0", "gpu1"])
-def test_a_spool_that_is_no_directory_is_left_alone_and_the_rest_goes_on(
+def test_a_file_in_place_of_a_spool_is_skipped(
     pool: PoolDirectory,
     spoil: Callable[[PoolDirectory, str], None],
     own: str,
@@ -326,7 +333,7 @@ def test_a_spool_that_is_no_directory_is_left_alone_and_the_rest_goes_on(
     assert sum(pool.spool("gpu1") in record.message for record in caplog.records) == 1
 
 
-def test_names_that_are_no_claims_are_not_taken(tmp_path: Path) -> None:
+def test_other_names_in_a_spool_are_not_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
     for text in ("README", "x.k.c1.a0.r0@w", "a\nb.k.c1.a0.r0", "x" * 250, "..k.c1.a0.r0"):
         Path(pool.spool("gpu0"), text).touch()
@@ -367,7 +374,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list
 @pytest.mark.slow
 @settings(max_examples=50)
 @given(first=FACTS, second=FACTS)
-def test_i8_no_status_of_others_keeps_a_worker_from_taking_what_waits(
+def test_i8_no_status_of_another_worker_keeps_a_worker_from_taking_claims(
     crowd: tuple[PoolDirectory, list[ManualWorker]], first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     pool, others = crowd
@@ -394,12 +401,12 @@ def test_a_thief_with_a_threshold_leaves_short_spools_to_the_workers_that_live_t
         pool, hand.beat, hand.journal, spool=None, stealing=True, steal_threshold=3
     )
     taken = [stem for stem, _ in take_all(claim_source)]
-    assert taken == ["a", "c", "e"], "nobody lives at gpu0; of the two in gpu1 none is stolen"
+    assert taken == ["a", "c", "e"], "gpu0 has no living worker; of the two in gpu1 none is stolen"
     assert claim_source.count_waiting(since=time.monotonic()) == Waiting(2, 2), (
         "they are waited for: their owner may die"
     )
     owner.lease.retire()
-    claim_source._viewed = -1e9
+    claim_source._others_listed_at = -1e9
     assert [stem for stem, _ in take_all(claim_source)] == ["b", "d"]
 
 

@@ -41,7 +41,7 @@ class Sites:
         self.started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, host: Host) -> None:
-        """Start a worker there that stays until it is told to leave."""
+        """Start a worker there that stays until it is ordered to leave."""
         words = (
             "work",
             self.pool.root,
@@ -62,19 +62,19 @@ class Sites:
         return found[0]
 
     def holder(self, *, but: str | None = "") -> ClaimName:
-        """Wait until somebody holds the claim that waits for the gate; return the claim."""
+        """Wait until a worker holds the claim that waits for the gate; return the claim."""
 
         def look() -> ClaimName | None:
             running = names_in(self.pool, State.RUNNING)
             held = (name for name in running if name.id.startswith("in000") and name.owner != but)
             return next(held, None)
 
-        name = wait_for(look, "somebody to hold the largest claim")
+        name = wait_for(look, "a worker to hold the largest claim")
         assert name is not None
         return name
 
     def events(self, *kinds: str) -> list[str]:
-        """Return whom these events in anybody's journal are about."""
+        """Return the workers that these events in all journals are about."""
         paths = Path(self.pool.directory("events")).glob("*.jsonl")
         facts = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
         return [fact["of"] for fact in facts if fact["event"] in kinds]

@@ -46,7 +46,7 @@ def written_in_a_minute(
 def test_while_busy_the_status_is_written_every_two_seconds_and_no_more(
     hand: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = written_in_a_minute(hand, monkeypatch, hand.beat.touch)
+    at = written_in_a_minute(hand, monkeypatch, hand.beat.mark_changed)
     gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
     assert len(at) >= 25 and all(STATUS_BUSY_S <= gap <= STATUS_BUSY_S + 0.5 for gap in gaps)
 
@@ -88,7 +88,7 @@ def beats(hand: ManualWorker, count: int) -> None:
         hand.beat._beat()
 
 
-def test_a_lease_that_could_not_be_renewed_is_said_once_in_a_long_outage(
+def test_a_failed_renewal_is_logged_once_in_a_long_outage(
     hand: ManualWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A missed beat alone is nothing; each further one of the same outage is the same news."""
@@ -104,7 +104,7 @@ def test_a_lease_that_could_not_be_renewed_is_said_once_in_a_long_outage(
             caplog.messages
         )
         assert len(caplog.messages) == outage
-    assert hand.beat.lost == ""
+    assert hand.beat.lost is None
 
 
 def test_orders_that_cannot_be_read_do_not_count_as_a_missed_beat(

@@ -37,7 +37,7 @@ def test_an_idle_worker_costs_under_two_metadata_operations_a_second(scene: Idle
 
 
 @pytest.mark.nightly
-def test_so_it_is_with_the_default_interval_and_lease(tmp_path: Path) -> None:
+def test_the_same_holds_with_the_default_interval_and_lease(tmp_path: Path) -> None:
     scene = IdleWorkers(tmp_path)
     try:
         start_idle_workers(scene)
@@ -63,7 +63,7 @@ def test_a_worker_counts_its_operations_as_strace_does(tmp_path: Path) -> None:
     assert status.metadata_ops == pytest.approx(len(calls), rel=0.05)
 
 
-def test_a_worker_keeps_to_its_budget_and_says_so(tmp_path: Path) -> None:
+def test_a_worker_keeps_to_its_limit_and_reports_it(tmp_path: Path) -> None:
     """Six operations a claim, and fifty a second: forty claims take more than four seconds."""
     pool = fill(tmp_path / "pool", 60)
     env = install_handler(tmp_path / "site", "noop", NOOP)

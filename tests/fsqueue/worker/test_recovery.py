@@ -58,7 +58,7 @@ def judge(pool: PoolDirectory, clock: Clock) -> ManualWorker:
 
 
 def stay_away(worker: ManualWorker) -> None:
-    """Make a worker one of another host: nobody here can prove it dead or alive."""
+    """Make a worker one of another host, so that it cannot be proved dead or alive here."""
     path = worker.pool.lease(worker.lease.name)
     facts = json.loads(Path(path).read_bytes())
     Path(path).write_text(json.dumps(facts | {"boot": "another"}))
@@ -97,10 +97,10 @@ def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
     die_after(action)
 
 
-# ---- who is dead ----
+# ---- which workers are dead ----
 
 
-def test_a_claim_whose_owner_was_not_seen_to_beat_for_a_lease_goes_back_with_one_attempt_more(
+def test_a_claim_whose_owner_did_not_renew_for_a_lease_goes_back_one_attempt_later(
     pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     held = only_claim(pool, State.RUNNING)
@@ -146,7 +146,7 @@ def fingerprint(pool: PoolDirectory, name: ClaimName) -> tuple[int, int]:
     return facts.st_ino, facts.st_mtime_ns
 
 
-def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_published(
+def test_half_an_output_of_a_worker_declared_dead_is_never_published(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, judge: ManualWorker, clock: Clock
 ) -> None:
     """Its program wrote on by name, between the removal of its file and of the directory."""
@@ -173,7 +173,7 @@ def test_half_an_output_of_a_worker_declared_dead_cannot_be_begun_anew_and_publi
     assert [name for name in os.listdir(pool.directory("outputs")) if zombie.id in name] == []
 
 
-def test_a_claim_whose_owner_beats_is_left_alone_for_ever(
+def test_a_claim_whose_owner_renews_its_lease_is_never_taken_away(
     pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker, clock: Clock
 ) -> None:
     for _ in range(5 * BEATS_PER_LEASE):
@@ -211,7 +211,7 @@ def test_what_a_dead_worker_was_writing_is_removed(
     assert os.listdir(pool.directory("outputs")) == [f".{judge.id}"]
 
 
-def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
+def test_files_of_a_dead_worker_that_cannot_be_removed_stop_no_recovery(
     pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     die_with(pool)
@@ -224,7 +224,7 @@ def test_a_dead_workers_litter_that_cannot_be_removed_stops_no_recovery(
 def test_a_worker_that_left_with_a_claim_in_its_hands_is_not_waited_for(
     pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker
 ) -> None:
-    """It must not: but if it was made to, by a full disk say, the claim is not stranded."""
+    """It must not, but if it has to, for example by a full disk, the claim is not stranded."""
     holder.leave()
     assert [r.name.owner for r in judge.sweep()] == [holder.id]
 
@@ -415,7 +415,7 @@ def test_a_stolen_claim_goes_back_to_the_spool_it_was_planned_for(tmp_path: Path
 @pytest.mark.parametrize(
     "data", [b"", b"{", b'{"id": "x"}', b'{"spool": "../../x"}', b"\xff"], ids=repr
 )
-def test_a_damaged_claim_is_recovered_too_and_fails_by_name_at_whoever_takes_it(
+def test_a_damaged_claim_is_recovered_too_and_fails_by_name_when_taken(
     tmp_path: Path, data: bytes
 ) -> None:
     pool = make_pool(tmp_path / "pool", "a.3")
@@ -464,23 +464,23 @@ def test_a_damaged_plan_beside_a_dead_planners_stops_no_recovery(tmp_path: Path)
     assert len(ManualWorker(pool).sweep()) == 1
 
 
-def test_directories_are_listed_anew_once_since_a_worker_became_idle(
+def test_listings_are_refreshed_once_since_a_worker_became_idle(
     pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
-    assert judge.recovery.renews(idle_s=0.5)
+    assert judge.recovery.refresh_listings(idle_s=0.5)
     assert changed == ["running", "gpu0"]
-    assert not judge.recovery.renews(idle_s=60.0), "it did so since it became idle"
-    assert judge.recovery.renews(idle_s=0.0)
+    assert not judge.recovery.refresh_listings(idle_s=60.0), "it did so since it became idle"
+    assert judge.recovery.refresh_listings(idle_s=0.0)
 
 
-def test_a_full_disk_keeps_nobody_from_leaving(
+def test_a_full_disk_keeps_no_worker_from_leaving(
     pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
     monkeypatch.setattr(directories, "make", full)
-    assert judge.recovery.renews(idle_s=0.5)
-    assert not judge.recovery.renews(idle_s=60.0)
+    assert judge.recovery.refresh_listings(idle_s=0.5)
+    assert not judge.recovery.refresh_listings(idle_s=60.0)

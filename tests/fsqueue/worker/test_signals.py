@@ -77,7 +77,7 @@ def test_a_signal_ends_an_idle_worker(start: Start, tmp_path: Path) -> None:
     assert worker.reap(deadline_s=5) == 143
 
 
-def test_a_second_signal_stops_at_once_and_ends_the_whole_family(
+def test_a_second_signal_stops_at_once_and_kills_all_descendants(
     start: Start, tmp_path: Path
 ) -> None:
     """The program is deaf and has ten minutes of grace: only the second signal can end this."""
@@ -175,7 +175,7 @@ class Made(Handler):
     assert counts(pool) == {"done": 1}
 
 
-def test_a_worker_whose_lease_file_vanishes_puts_back_its_claim_and_says_why(
+def test_a_worker_whose_lease_file_is_removed_puts_back_its_claim_and_logs_why(
     start: Start, tmp_path: Path
 ) -> None:
     pool = plan_command(
@@ -252,7 +252,9 @@ def test_drain_now_puts_the_claim_back_unfinished(start: Start, tmp_path: Path) 
     assert [(name.attempt, name.returns) for name in names_in(pool, State.WAITING)] == [(0, 1)]
 
 
-def test_a_paused_worker_takes_nothing_and_goes_on_when_told(start: Start, tmp_path: Path) -> None:
+def test_a_paused_worker_takes_nothing_until_the_order_is_undone(
+    start: Start, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     pool = plan_command(
         tmp_path / "pool", make_inputs(tmp_path / "in", 3), gated(gate), lease_s=LEASE_S
@@ -271,7 +273,7 @@ def test_a_paused_worker_takes_nothing_and_goes_on_when_told(start: Start, tmp_p
 
 
 @pytest.mark.parametrize("name", ["nobody-1-abcdef", "../../etc", "a b"])
-def test_nobody_can_be_drained_who_does_not_work_here(tmp_path: Path, name: str) -> None:
+def test_only_workers_of_the_pool_can_be_drained(tmp_path: Path, name: str) -> None:
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), FOREVER)
     run = fsqueue("drain", pool.root, name)
     assert run.returncode == 2

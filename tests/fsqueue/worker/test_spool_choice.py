@@ -74,9 +74,7 @@ def test_gpus_that_start_together_do_not_all_begin_with_one_spool(
     assert {find(pool, "1").spool, find(pool, "2").spool} == {"gpu0", "gpu1"}
 
 
-def test_a_gpu_that_nobody_planned_for_joins_as_a_thief(
-    pool: PoolDirectory, driver: Driver
-) -> None:
+def test_a_gpu_without_a_spool_joins_as_a_thief(pool: PoolDirectory, driver: Driver) -> None:
     found = find(pool, "3")
     assert (found.spool, found.model, found.weight) == (None, "H100", 2.5)
 
@@ -89,7 +87,7 @@ def test_a_worker_that_sees_no_gpu_works_a_cpus_spool(
     assert (found.spool, found.model, found.gpu) == ("cpu0", "cpu", {})
 
 
-def test_where_no_cpu_was_planned_a_cpu_joins_as_a_thief(tmp_path: Path, driver: Driver) -> None:
+def test_a_cpu_without_a_spool_joins_as_a_thief(tmp_path: Path, driver: Driver) -> None:
     pool = create_pool(str(tmp_path / "gpus"))
     add_spool(pool, SPOOLS[0])
     assert find(pool, "").spool is None
@@ -108,7 +106,7 @@ def test_a_spool_can_be_named(pool: PoolDirectory, driver: Driver) -> None:
 def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
     pool: PoolDirectory, driver: Driver, index: str, spool: str | None
 ) -> None:
-    """By place: cpu0, gpu0, gpu1, gpu2. An index that means another model's spool says nothing."""
+    """By place: cpu0, gpu0, gpu1, gpu2. The index of another model's spool does not count."""
     for wanted in ("gpu0", "gpu1"):
         if spool is None:
             ManualWorker(pool, wanted).beat.flush()
@@ -117,7 +115,7 @@ def test_in_an_array_the_index_chooses_among_the_spools_of_the_model(
     assert found.spool in ({spool} if spool else {"gpu0", "gpu1"})
 
 
-def test_in_an_array_a_model_that_nobody_planned_for_begins_where_its_index_says(
+def test_in_an_array_a_model_without_a_spool_starts_at_its_index(
     pool: PoolDirectory, driver: Driver
 ) -> None:
     found = find(pool, "3", SLURM_ARRAY_TASK_ID="7")

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from fsqueue.errors import ExitStatus
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Status, write_status
+from fsqueue.pool.status import LeaveReason, Status, write_status
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.settings import WorkerSettings
@@ -46,9 +47,14 @@ def source_of(
     hand.status.model = model
     if rate:
         hand.status.rates[KIND] = rate
-    claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
-    claim_source.time_left_s = lambda: left_s
-    return claim_source
+    return ClaimSource(
+        pool,
+        hand.beat,
+        hand.journal,
+        spool="gpu0",
+        stealing=True,
+        time_left_s=lambda: left_s,
+    )
 
 
 def taken(claim_source: ClaimSource) -> int | None:
@@ -57,7 +63,7 @@ def taken(claim_source: ClaimSource) -> int | None:
     return found[0].cost if found else None
 
 
-def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_path: Path) -> None:
+def test_claims_too_long_for_the_time_left_are_left_and_smaller_ones_taken(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50", "c.10", "d.9", "e.8")
     claim_source = source_of(pool, left_s=30, rate=1.0)
     assert [taken(claim_source) for _ in range(4)] == [10, 9, 8, None]
@@ -65,7 +71,7 @@ def test_what_would_not_end_in_time_is_left_and_smaller_claims_are_taken(tmp_pat
     assert (waiting.all, waiting.could_take, waiting.too_long) == (2, 0, 2)
 
 
-def test_what_takes_an_unknown_time_is_tried(tmp_path: Path) -> None:
+def test_a_claim_of_unknown_duration_is_tried(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100", "b.50")
     assert taken(source_of(pool, left_s=1)) == 100
 
@@ -81,13 +87,13 @@ def test_a_rate_is_learned_from_others_on_the_same_gpu(
     assert taken(source_of(pool, left_s=30)) == cost
 
 
-def test_a_fresh_worker_refuses_no_claim_for_no_other_would_have_more_time(tmp_path: Path) -> None:
+def test_a_fresh_worker_refuses_no_claim_as_too_long(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", "a.100")
     worker = Worker(pool, WorkerSettings(spool="gpu0", allocation=Allocation(job(90), grace_s=60)))
     worker.status.rates[KIND] = 1.0
-    assert worker.claim_source.time_left_s() == float("inf")
+    assert worker._time_left_s() == float("inf")
     worker.taken = 1
-    assert worker.claim_source.time_left_s() < 31
+    assert worker._time_left_s() < 31
     assert worker.claim_source.count_waiting().too_long == 1
 
 
@@ -112,41 +118,43 @@ def test_only_a_warning_is_a_reason_to_come_back(
 ) -> None:
     worker = ended_worker(tmp_path, 1000)
     worker.shutdown.signal = number
-    assert worker.comes_back() is comes
+    assert worker.should_requeue() is comes
 
 
-def test_the_end_of_the_allocation_is_a_reason_to_come_back(tmp_path: Path) -> None:
+def test_the_end_of_the_allocation_is_a_reason_to_requeue(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1.5)
-    wait_for(lambda: worker.shutdown.why(1), "the allocation to end")
-    assert worker.shutdown.why(1) == (75, "its allocation ends")
-    assert worker.comes_back()
+    wait_for(lambda: worker.shutdown.departure(1), "the allocation to end")
+    departure = worker.shutdown.departure(1)
+    assert departure is not None and departure.exit_status == ExitStatus.DRAINED
+    assert departure.reason is LeaveReason.ALLOCATION_ENDS
+    assert worker.should_requeue()
 
 
-def test_claims_that_need_more_time_than_is_left_are_a_reason_to_come_back(tmp_path: Path) -> None:
+def test_claims_that_need_more_time_than_is_left_are_a_reason_to_requeue(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
-    assert not worker.comes_back()
-    worker.outlasted = True
-    assert worker.comes_back()
+    assert not worker.should_requeue()
+    worker.ran_out_of_time = True
+    assert worker.should_requeue()
 
 
-def test_an_order_to_drain_is_no_reason_to_come_back(tmp_path: Path) -> None:
+def test_a_drained_worker_is_not_requeued(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     worker.beat.orders = frozenset({"drain"})
-    assert worker.shutdown.why(1)
-    assert not worker.comes_back()
+    assert worker.shutdown.departure(1)
+    assert not worker.should_requeue()
 
 
-def test_nobody_comes_back_to_a_pool_where_nothing_remains(tmp_path: Path) -> None:
+def test_no_worker_is_requeued_when_nothing_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000, inputs=())
     worker.shutdown.signal = signal.SIGUSR1
-    assert not worker.comes_back()
+    assert not worker.should_requeue()
 
 
-def test_what_others_still_run_is_work_that_remains(tmp_path: Path) -> None:
+def test_claims_that_other_workers_run_are_work_that_remains(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     ManualWorker(worker.pool, "gpu0").take()
     worker.shutdown.signal = signal.SIGUSR1
-    assert worker.comes_back()
+    assert worker.should_requeue()
 
 
 @pytest.mark.parametrize("left_s, comes", [(30, False), (1000, True)])
@@ -156,7 +164,7 @@ def test_a_whole_allocation_without_any_progress_is_not_repeated(
     worker = ended_worker(tmp_path, left_s)
     worker.progressed = False
     worker.shutdown.signal = signal.SIGUSR1
-    assert worker.comes_back() is comes
+    assert worker.should_requeue() is comes
     assert ("longer --time" in caplog.text) is not comes
 
 
@@ -228,20 +236,21 @@ def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None
     """The handler is a loop in this child; SLURM's half a minute is half a second there."""
     code = """
 import signal, time
-from fsqueue import leaving
-from fsqueue.slurm import Allocation
-leaving.KILL_WAIT_S = 0.5
-it = leaving.Leaving(None, allocation=Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"}))
-it.listen()
+from fsqueue.slurm.allocation import Allocation
+from fsqueue.worker import shutdown
+shutdown.KILL_WAIT_S = 0.5
+allocation = Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"})
+it = shutdown.Shutdown(None, allocation=allocation)
+it.install_handlers()
 signal.raise_signal(signal.SIGUSR1)
 signal.raise_signal(signal.SIGTERM)
 begun = time.monotonic()
 try:
     while True:
         time.sleep(10)
-except leaving.StopNow:
-    print("interrupted", it.signal_status, 0.2 < time.monotonic() - begun < 5)
-it.ignore()
+except shutdown.StopNow:
+    print("interrupted", it.departure_by_signal().exit_status, 0.2 < time.monotonic() - begun < 5)
+it.ignore_signals()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("interrupted 143 True\n", "")

@@ -137,9 +137,7 @@ def test_a_worker_takes_what_it_can_beside_what_it_cannot(tmp_path: Path) -> Non
         (["--no-such-option"], "--no-such-option"),
     ],
 )
-def test_what_makes_no_sense_on_the_command_line_is_status_2(
-    pool: PoolDirectory, words: list[str], complaint: str
-) -> None:
+def test_invalid_options_exit_with_2(pool: PoolDirectory, words: list[str], complaint: str) -> None:
     run = fsqueue("work", pool.root, *words)
     assert run.returncode == 2
     assert complaint in run.stderr
@@ -159,7 +157,7 @@ def test_the_environment_stands_in_for_pool_and_options(pool: PoolDirectory) -> 
     assert run.returncode == 75
     assert counts(pool) == {"done": 2, "waiting": 3}
     assert "interval 2.5s" in run.stderr
-    assert "spool cpu0 (as told)" in run.stderr
+    assert "spool cpu0 (as requested)" in run.stderr
 
 
 # ---- limits ----
@@ -173,7 +171,7 @@ def test_max_claims_is_kept(pool: PoolDirectory) -> None:
 def test_the_last_claim_may_be_the_last_that_it_may_take(
     tmp_path: Path, pool: PoolDirectory
 ) -> None:
-    """75 says that something is left, and makes a batch system start another worker for it."""
+    """75 means that work remains, and makes a batch system start another worker for it."""
     assert fsqueue("work", pool.root, "--max-claims", "4").returncode == 75
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
     failing = pool_of(tmp_path / "failing", ".F")
@@ -189,7 +187,7 @@ def test_a_claim_that_another_runs_is_left(pool: PoolDirectory) -> None:
     assert fsqueue("work", pool.root, "--max-claims", "1").returncode == 0
 
 
-def test_who_is_drained_when_all_is_done_leaves_as_if_by_itself(pool: PoolDirectory) -> None:
+def test_a_worker_drained_when_all_is_done_exits_with_0(pool: PoolDirectory) -> None:
     assert fsqueue("drain", pool.root).returncode == 0
     assert fsqueue("work", pool.root, "--keep-alive").returncode == 75
     assert fsqueue("drain", pool.root, "--undo").returncode == 0
@@ -374,12 +372,12 @@ def test_a_busy_worker_puts_back_what_the_dead_held_before_its_own_work_ends(
     wait_for(lambda: ids(pool, State.RUNNING), "the first claim to run")
     dead.kill()
     (lease,) = Path(pool.directory("workers")).iterdir()
-    lease.write_text("{}")  # nobody can prove that its process is gone
+    lease.write_text("{}")  # it cannot be proved that its process is gone
     (tmp_path / "gate").touch()
     run = fsqueue("work", pool.root, "--spool", "cpu0", *QUICK)
     assert run.returncode == 0, run.stderr
-    told = [event["event"] for event in events(pool) if event["worker"] != worker]
-    after = told[told.index("recovered") :]
+    kinds = [event["event"] for event in events(pool) if event["worker"] != worker]
+    after = kinds[kinds.index("recovered") :]
     assert after.count("took") > 1, "it was put back when all else was done"
     assert counts(pool) == {"done": 40}
 
@@ -412,7 +410,7 @@ class Made(Handler):
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_whoever_takes_an_interrupted_claim_goes_on_from_its_checkpoints(
+def test_an_interrupted_claim_resumes_from_its_checkpoints(
     start: Start, tmp_path: Path, end: str
 ) -> None:
     pool, env = plan_made(tmp_path, "steps", STEPS)

@@ -1,12 +1,10 @@
-"""What the looking commands have in common: the JSON they print and what their exit status says.
-
-Keys are interface: add, never rename.
-"""
+"""The JSON documents that commands print with --json. Keys are interface: add, never rename."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,14 +12,9 @@ from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.workers import WorkerRow
 
-EXIT_STATUS = """\b
-Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
-is left but some claims failed, 5 work remains.
-"""
-
 
 def status_facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what `fsqueue status --json` prints: planned == waiting + running + done + failed."""
+    """Return the document of `fsqueue status`; planned == waiting + running + done + failed."""
     count = snapshot.count
     amounts = {
         "planned": count.planned,
@@ -37,11 +30,11 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         "staged": count.staged.claims,
         "cost": {name: amount.cost for name, amount in amounts.items()},
         "measures": count.measures,
-        "store_hits": snapshot.store_hits,
+        "counters": dict(snapshot.counters),
         "progress": round(snapshot.progress, 6),
         "unit": snapshot.unit,
         "items_per_s": snapshot.items_per_s,
-        "tokens_per_s": snapshot.tokens_per_s,
+        **_rates(snapshot.rates),
         "cost_per_s": snapshot.cost_per_s,
         "eta_s": snapshot.eta_s,
         "spools": [spool_facts(row) for row in snapshot.spools],
@@ -58,7 +51,7 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def spool_facts(row: SpoolRow) -> dict[str, Any]:
-    """Return one spool; null is what nobody knows."""
+    """Return one spool; what is not known is null."""
     return {
         "name": row.name or None,
         "model": row.model,
@@ -77,7 +70,7 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
         "state": row.state,
         "stalled": row.stalled,
         "items_per_s": row.items_per_s,
-        "tokens_per_s": row.tokens_per_s,
+        **_rates(row.rates),
         "cost_per_s": row.cost_per_s,
         "eta_s": row.eta_s,
         "host": row.host,
@@ -87,7 +80,7 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
 
 
 def worker_facts(row: WorkerRow) -> dict[str, Any]:
-    """Return one worker: seven keys that schedulers ask for, what is true, what it reports."""
+    """Return one worker: seven keys that schedulers ask for, what is known, what it reports."""
     status = row.status
     reported = asdict(status)
     for name in ("worker_id", "state", "gpu", "current", "tier", "specialization"):
@@ -108,7 +101,7 @@ def worker_facts(row: WorkerRow) -> dict[str, Any]:
         "holds": list(row.holds),
         "progress": row.progress,
         "items_per_s": row.items_per_s,
-        "tokens_per_s": row.tokens_per_s,
+        **_rates(row.rates),
         "cost_per_s": row.cost_per_s,
         "idle_s": row.idle_s,
         "age_s": row.age_s,
@@ -119,12 +112,17 @@ def worker_facts(row: WorkerRow) -> dict[str, Any]:
 
 
 def watch_facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what `fsqueue watch --json` prints: the status, and all that is shown beside."""
+    """Return the document of `fsqueue watch`: the status, and the rows that the table shows."""
     return status_facts(snapshot) | {
         "worker_rows": [worker_facts(row) for row in snapshot.workers],
         "steals": [asdict(steal) | {"time": _utc(steal.t)} for steal in snapshot.steals],
         "failures": [asdict(failure) for failure in snapshot.failures],
     }
+
+
+def _rates(rates: Mapping[str, float]) -> dict[str, float]:
+    """Return a key for each counter, such as tokens_per_s."""
+    return {f"{name}_per_s": rate for name, rate in rates.items()}
 
 
 def _utc(t: float) -> str:

@@ -1,0 +1,343 @@
+"""The public functions and the class `Pool`: whatever a command does, a function here does.
+
+    import fsqueue
+
+    fsqueue.plan("pool", "command", ["reads/"], {"argv": ["wc", "-c", "{input}"]}, gpus="cpux2")
+    pool = fsqueue.open_pool("pool")
+    pool.run(workers=2)
+    for output in pool.outputs():
+        print(output.inputs, output.path)
+
+Nothing here prints, except `run` and `watch`, which exist to show something. Errors are those of
+`fsqueue.errors`. Each part is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fsqueue.errors import UsageError
+from fsqueue.handler import Handler, load_handler
+from fsqueue.pool import settings
+from fsqueue.pool.layout import Order, State
+from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
+
+if TYPE_CHECKING:
+    from fsqueue.maintenance.repair import Cancellation, Retried
+    from fsqueue.monitor.failures import FailedClaim
+    from fsqueue.monitor.snapshot import Snapshot
+    from fsqueue.scheduling.planner import PlanResult, Progress
+    from fsqueue.worker.launch import WorkOptions
+    from fsqueue.worker.recovery import Recovered
+
+log = logging.getLogger(__name__)
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+CLAIM_SECONDS: Final = 90.0
+TIERS: Final = {"gpu": 1, "cpu": 2, "storage": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The output of one finished claim, and the inputs it was made from."""
+
+    id: str
+    path: Path
+    inputs: tuple[Path, ...]
+
+
+def plan(
+    pool: str | os.PathLike[str],
+    handler: str,
+    inputs: Paths,
+    options: Mapping[str, Any] | None = None,
+    *,
+    gpus: str | None = None,
+    weights: Sequence[str] = (),
+    gpu_weighted: bool = True,
+    claim_seconds: float = CLAIM_SECONDS,
+    min_tier: str | None = None,
+    requires: Sequence[str] = (),
+    lease_s: float = LEASE_S,
+    attempts_max: int = ATTEMPTS_MAX,
+    dry_run: bool = False,
+    on_input: Progress | None = None,
+) -> PlanResult:
+    """Plan inputs into claims, making the pool if there is none. Inputs planned before add nothing.
+
+    `inputs` are files, directories or `@FILE`, as on the command line; `options` are the handler's
+    own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
+    `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
+    should take on an RTX 3090, where inputs can be cut.
+
+    Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
+    Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
+    pool.
+    """
+    from fsqueue.maintenance.doctor import refuse_unfit
+    from fsqueue.scheduling.inputs import expand_inputs
+    from fsqueue.scheduling.planner import PlanRequest, choose_spools, plan_into, preview
+
+    root = os.fspath(pool)
+    made = load_handler(handler)
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
+    files = expand_inputs([os.fspath(path) for path in inputs])
+    if not files:
+        raise UsageError(f"no INPUT was given. See: fsqueue plan {handler} --help")
+    if not claim_seconds > 0:
+        raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
+    if min_tier not in (None, *TIERS):
+        raise UsageError(f"--min-tier is one of {', '.join(TIERS)}, not {min_tier!r}.")
+    existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
+    request = PlanRequest(
+        made,
+        made.prepare(_complete(made, options or {})),
+        files,
+        choose_spools(existing, gpus, weights),
+        gpu_weighted,
+        claim_seconds,
+        None if min_tier is None else TIERS[min_tier],
+        requires,
+    )
+    request.kind("x")  # refuses a bad word in `requires` before any input is read
+    if dry_run:
+        return preview(existing, request, progress=on_input)
+    if existing is None:
+        refuse_unfit(root)
+    directory = settings.create_pool(root, lease_s=lease_s, attempts_max=attempts_max)
+    return plan_into(directory, request, progress=on_input)
+
+
+def open_pool(root: str | os.PathLike[str]) -> Pool:
+    """Open the pool at `root`. Raises UsageError if there is none, PoolError if it is damaged."""
+    found = settings.open_pool(os.fspath(root))
+    return Pool(found.root, found.id, found.lease_s, found.attempts_max)
+
+
+class Pool(PoolDirectory):
+    """An open pool: what `fsqueue run`, `wait`, `watch`, `status`, `retry`, ... do, as methods.
+
+    It holds no resources and no state beside its path and settings; any number of them may be open
+    anywhere, and pickling one is fine.
+    """
+
+    __slots__ = ()
+
+    def run(
+        self,
+        workers: int | None = None,
+        *,
+        work_stealing: bool = True,
+        steal_interval_s: float = 3.0,
+        dashboard: bool | None = None,
+        interval_s: float = 2.0,
+        echo: Callable[[str], object] | None = None,
+    ) -> int:
+        """Start workers here, one per visible GPU or `workers` on the CPU, and wait until they end.
+
+        Shows the live table on a terminal or in a notebook (`dashboard` None), else prints lines to
+        `echo`; workers that break are logged. Keeps gpu_metrics.log. If this is the main thread,
+        signals are relayed to the workers.
+
+        Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
+        and 143 stopped by a signal, 1 a worker broke.
+        """
+        from fsqueue.monitor.log_lines import follow
+        from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
+        from fsqueue.monitor.snapshot import Reader
+        from fsqueue.worker.local_workers import LocalWorkers, local_environments
+
+        options = ["--work-stealing" if work_stealing else "--no-work-stealing"]
+        options += ["--steal-interval", str(steal_interval_s)]
+        live = _can_draw()
+        drawn = live if dashboard is None else dashboard
+        local = LocalWorkers(self, local_environments(self, workers), options, log_to_files=drawn)
+        reader = Reader(self)
+        with local.relaying_signals():
+            try:
+                reader.on_snapshot.append(MetricsLog(metrics_path(self)).keep)
+            except OSError as error:
+                log.warning("gpu_metrics.log cannot be kept: %s", error)
+            done = lambda: local.finished  # noqa: E731
+            if drawn and live:
+                from fsqueue.dashboard import show
+
+                show(self, until=done, interval_s=interval_s, reader=reader)
+            else:
+                # The workers' own logs on stderr have every event already.
+                follow(
+                    self,
+                    until=done,
+                    interval_s=interval_s,
+                    echo=echo or print,
+                    reader=reader,
+                    events=drawn,
+                )
+            for ended in local.wait():
+                log.warning("%s", ended)
+        return local.exit_status(self.snapshot().exit_status)
+
+    def work(self, options: WorkOptions | None = None) -> int:
+        """Be one worker, in this process, until there is a reason to leave; return the exit status.
+
+        Takes over SIGINT, SIGTERM and SIGUSR1 meanwhile: call it from the main thread.
+        """
+        from fsqueue.worker.launch import work
+
+        return work(self, options)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the pool looks like now: counts, spools, workers, alerts, speed, ETA."""
+        from fsqueue.monitor.snapshot import Reader
+
+        return Reader(self).snapshot()
+
+    def wait(
+        self,
+        timeout_s: float | None = None,
+        *,
+        interval_s: float = 2.0,
+        on_snapshot: Callable[[Snapshot], object] | None = None,
+    ) -> Snapshot:
+        """Wait until nothing waits and nothing runs, or for `timeout_s`; return the last snapshot.
+
+        Its `finished` and `exit_status` tell how it ended. `on_snapshot` is called at each look.
+        """
+        from fsqueue.monitor.log_lines import pause_s
+        from fsqueue.monitor.snapshot import Reader
+
+        reader = Reader(self)
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        while True:
+            snapshot = reader.snapshot()
+            if on_snapshot is not None:
+                on_snapshot(snapshot)
+            left_s = deadline - time.monotonic()
+            if snapshot.finished or left_s <= 0:
+                return snapshot
+            time.sleep(min(pause_s(interval_s, snapshot), left_s))
+
+    def watch(self, *, interval_s: float = 2.0) -> Snapshot:
+        """Show the live table until everything is done, on a terminal or in a notebook.
+
+        Elsewhere lines are printed. Ctrl-C (or interrupting the cell) ends the watching and nothing
+        else.
+        """
+        from fsqueue.monitor.log_lines import follow
+
+        if not _can_draw():
+            return follow(self, interval_s=interval_s)
+        from fsqueue.dashboard import show
+
+        return show(self, interval_s=interval_s)
+
+    def outputs(self) -> Iterator[Output]:
+        """Yield the output of every finished claim, plan by plan, in the order of the inputs.
+
+        Handlers without outputs yield nothing. Raises UsageError if a plan's handler is not
+        installed here.
+        """
+        from fsqueue.pool.reader import PoolReader
+
+        reader = PoolReader(self.root)
+        for planned in reader.plans():
+            handler = load_handler(planned.handler)
+            for claim in reader.claims(planned):
+                if claim.state == State.DONE.value and claim.output:
+                    inputs = tuple(map(Path, handler.inputs(reader.payload(claim))))
+                    yield Output(claim.id, Path(claim.output), inputs)
+
+    def failed(self) -> list[FailedClaim]:
+        """Return the claims that failed, with the errors of their attempts."""
+        from fsqueue.monitor.failures import failed_claims
+
+        return failed_claims(self)
+
+    def retry(self, ids: Sequence[str] = (), *, dry_run: bool = False) -> list[Retried]:
+        """Put failed claims back into their spools: those named, or all."""
+        from fsqueue.maintenance import repair
+
+        return repair.retry(self, ids, dry_run=dry_run)
+
+    def cancel(self, ids: Sequence[str], *, dry_run: bool = False) -> Cancellation:
+        """Cancel the named claims; `retry` brings them back. See `cancel_all` for all of them."""
+        from fsqueue.maintenance import repair
+
+        if not ids:
+            raise UsageError("name the claims to cancel, or use cancel_all.")
+        return repair.cancel(self, ids, dry_run=dry_run)
+
+    def cancel_all(self, *, dry_run: bool = False) -> Cancellation:
+        """Cancel everything that waits or runs; `retry` brings it back."""
+        from fsqueue.maintenance import repair
+
+        return repair.cancel(self, dry_run=dry_run)
+
+    def drain(self, workers: Sequence[str] = (), *, order: Order = Order.DRAIN) -> None:
+        """Order workers to finish their claim and leave: those named, or all, new ones included.
+
+        `order` may be Order.STOP (put the claim back at once) or Order.PAUSE (take nothing more).
+        """
+        from fsqueue.maintenance import repair
+
+        repair.drain(self, workers, order=order)
+
+    def undo_drain(self, workers: Sequence[str] = ()) -> None:
+        """Withdraw the orders given by `drain`."""
+        from fsqueue.maintenance import repair
+
+        repair.undo_drain(self, workers)
+
+    def recover(self, *, on_wait: Callable[[int, float], object] | None = None) -> list[Recovered]:
+        """Put back what dead workers hold, now; idle workers do it by themselves.
+
+        Waits for up to a lease to be sure that a silent worker is dead; `on_wait` is called with
+        the number of workers still watched and the seconds left.
+        """
+        from fsqueue.maintenance import repair
+
+        return repair.recover(self, on_wait=on_wait)
+
+
+# ---- parts ----
+
+
+def _can_draw() -> bool:
+    """Return whether a live table can be shown here; rich is imported only in notebooks."""
+    if "ipykernel" in sys.modules:
+        from fsqueue.dashboard import in_notebook
+
+        return in_notebook()
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the handler's options, the missing ones from their defaults; refuse unknown ones."""
+    known = {option.name: option for option in handler.options}
+    extra = {"argv"} if handler.trailing else set()
+    for name in given:
+        if name not in known and name not in extra:
+            raise UsageError(
+                f"the handler {handler.name!r} has no option {name!r}; it has: "
+                f"{', '.join([*known, *extra]) or 'none'}."
+            )
+    options = {name: given.get(name, option.default) for name, option in known.items()}
+    for name, option in known.items():
+        if option.required and options[name] is None:
+            raise UsageError(
+                f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
+            )
+        if option.choices and options[name] not in option.choices:
+            raise UsageError(
+                f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
+            )
+    return options | {name: given[name] for name in extra & set(given)}

@@ -1,0 +1,23 @@
+"""`fsqueue report`: how a pool went, as one HTML page."""
+
+from __future__ import annotations
+
+import click
+
+from fsqueue.api import Pool
+from fsqueue.cli.documents import write_lines
+from fsqueue.cli.options import SETTINGS, output_option, pool_argument
+
+
+@click.command("report", context_settings=SETTINGS)
+@pool_argument
+@output_option
+def report(pool: Pool, output: str | None) -> None:
+    """Write how a pool went, or is going, as one HTML page.
+
+    It shows what is done, which worker did what when, steals, and failures with their last lines.
+    The page loads nothing from elsewhere, so it can be sent to anyone.
+    """
+    from fsqueue.monitor.report import page
+
+    write_lines(page(pool), output)

@@ -1,0 +1,24 @@
+"""`fsqueue trace`: what happened, as a Chrome trace."""
+
+from __future__ import annotations
+
+import click
+
+from fsqueue.api import Pool
+from fsqueue.cli.documents import json_list, write_lines
+from fsqueue.cli.options import SETTINGS, output_option, pool_argument
+
+
+@click.command("trace", context_settings=SETTINGS)
+@pool_argument
+@output_option
+def trace(pool: Pool, output: str | None) -> None:
+    """Write every attempt as a trace, one lane per worker, for ui.perfetto.dev.
+
+    Steals are arrows from the spool that lost a claim. The file stays on your machine: Perfetto
+    reads it in the browser. Chrome's own chrome://tracing opens it, too.
+    """
+    from fsqueue.monitor.attempts import attempts
+    from fsqueue.monitor.trace import records
+
+    write_lines(json_list("traceEvents", records(attempts(pool))), output)

@@ -1,0 +1,125 @@
+"""Prepare and submit arrays of workers for a pool, and a job that follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsqueue.errors import FsqueueError, UsageError
+from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
+from fsqueue.scheduling.gpu_spec import parse_gpus
+from fsqueue.slurm.arrays import Array, arrays_for, seats_for, this_cluster
+from fsqueue.slurm.scripts import ScriptOptions, merge_script, submit, worker_script
+
+DELAY_PER_WORKER_S = 0.1
+DELAY_MAX_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """What can be chosen about a submission."""
+
+    workers: int | None = None
+    """None: one per spool."""
+    gpus: str | None = None
+    """A --gpus SPEC: one worker on each of these."""
+    throttle: int | None = None
+    """How many tasks of an array may run at a time."""
+    output: str = ""
+    """Where tasks log, in sbatch's notation."""
+    start_delay_s: float | None = None
+    """Spread the starts over this long; None: 0.1 s per worker, at most 60 s."""
+    merge: str | None = None
+    """A command to run in a job of its own once all is done."""
+    sbatch: Sequence[str] = ()
+    """Options for sbatch, which win over those written here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What would be submitted: arrays with their scripts, and notes about what was guessed."""
+
+    pool: PoolDirectory
+    arrays: tuple[Array, ...]
+    scripts: tuple[str, ...]
+    notes: tuple[str, ...]
+    options: ScriptOptions
+    merge: str | None
+
+    def merge_script(self, jobs: Sequence[str]) -> str | None:
+        """Return the script of the job that follows these."""
+        if self.merge is None:
+            return None
+        return merge_script(self.pool, jobs, self.merge, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The SLURM job ids: one per array, and that of the merge."""
+
+    jobs: tuple[str, ...]
+    merge: str | None
+
+
+class PartlySubmitted(FsqueueError):
+    """sbatch refused a script after it had accepted others: `jobs`."""
+
+    def __init__(self, message: str, jobs: Sequence[str]) -> None:
+        super().__init__(message)
+        self.jobs = tuple(jobs)
+
+
+def prepare(pool: PoolDirectory, options: SubmitOptions) -> Submission:
+    """Decide the arrays and write their scripts; submit nothing.
+
+    Raises UsageError for options that contradict each other or a cluster without such GPUs.
+    """
+    if options.workers is not None and options.gpus is not None:
+        raise UsageError("--array and --gpus both give the number of workers; use one of them.")
+    for word in options.sbatch:
+        if word.partition("=")[0] in ("-a", "--array", "--wrap"):
+            raise UsageError(f"{word} cannot be passed to sbatch here; put --array N before the --")
+    arrays, notes = _arrays(pool, options)
+    workers = sum(len(array.indices) for array in arrays)
+    delay_s = options.start_delay_s
+    if delay_s is None:
+        delay_s = min(DELAY_MAX_S, DELAY_PER_WORKER_S * workers)
+    how = ScriptOptions(options.sbatch, options.output, options.throttle, delay_s)
+    scripts = tuple(worker_script(pool, array, how) for array in arrays)
+    return Submission(pool, tuple(arrays), scripts, tuple(notes), how, options.merge)
+
+
+def submit_all(submission: Submission) -> Submitted:
+    """Submit every array, then the merge. Raises PartlySubmitted if one is refused midway."""
+    jobs: list[str] = []
+    try:
+        for script in submission.scripts:
+            jobs.append(submit(script))
+        following = submission.merge_script(jobs)
+        merge = submit(following) if following is not None else None
+    except FsqueueError as error:
+        if jobs:
+            raise PartlySubmitted(str(error), jobs) from error
+        raise
+    return Submitted(tuple(jobs), merge)
+
+
+def _arrays(pool: PoolDirectory, options: SubmitOptions) -> tuple[list[Array], list[str]]:
+    spools = [read_spool(pool, name) for name in spool_names(pool)]
+    specs = parse_gpus(options.gpus) if options.gpus is not None else None
+    cluster = this_cluster()
+    seats = seats_for(spools, count=options.workers, specs=specs)
+    arrays, absent = arrays_for(seats, len(spools), cluster)
+    types = ", ".join(sorted(cluster.gpu_types or ())) or "none"
+    if not arrays:
+        raise UsageError(
+            f"no node of this cluster has an {absent[0]}; sinfo shows these types of GPU: {types}. "
+            f"Name the ones to use: --gpus SPEC, or --gpus cpu."
+        )
+    notes = [
+        f"no node of this cluster has an {model} (sinfo shows: {types}); others will do its work."
+        for model in absent
+    ]
+    if cluster.gpu_types is None:
+        notes.append("sinfo does not answer; the names of the GPU types are guessed.")
+    return arrays, notes

@@ -1,0 +1,146 @@
+"""Start a worker in this process: choose its spool and settings from its options and surroundings.
+
+`WorkOptions` is what a person chooses; everything else (GPU, spool, SLURM allocation, installed
+handlers) is found out here. Signals are handled while `work` runs, so call it from the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fsqueue.errors import ExitStatus, UsageError
+from fsqueue.gpu.nvml import use_pci_order
+from fsqueue.gpu.utilization import Sampler
+from fsqueue.handler import registered
+from fsqueue.pool.requirements import Tier
+from fsqueue.pool.settings import PoolDirectory
+from fsqueue.slurm.allocation import Allocation
+from fsqueue.storage import permissions
+from fsqueue.worker.backoff import OPERATIONS_MAX
+from fsqueue.worker.settings import WorkerSettings, installed_capabilities
+from fsqueue.worker.spool_choice import choose_spool
+from fsqueue.worker.worker import Worker
+
+log = logging.getLogger("fsqueue")
+
+STEAL_INTERVALS_S: Final = (2.0, 5.0)
+"""Shorter loads the file server, longer leaves GPUs idle."""
+ROLES: Final = {"gpu": Tier.GPU, "cpu": Tier.CPU, "storage": Tier.STORAGE}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOptions:
+    """What can be chosen about one worker; the defaults suit nearly everyone."""
+
+    spool: str | None = None
+    """None: the spool of the GPU that this process sees."""
+    work_stealing: bool = True
+    steal_interval_s: float = 3.0
+    steal_threshold: int = 1
+    """Steal only from spools with at least this many waiting claims, while their worker lives."""
+    role: str = "auto"
+    """gpu, cpu or storage; auto: gpu if this process sees one, else cpu."""
+    specialization: frozenset[str] = frozenset()
+    """Kinds of claims, or first words of kinds, to prefer."""
+    capabilities: frozenset[str] = frozenset()
+    models_max: int | None = None
+    """How many models to keep loaded; None: as many as fit."""
+    metadata_ops_max: float = OPERATIONS_MAX
+    """Operations per second on the pool's names and directories."""
+    linger_s: float = 0.0
+    """How long to wait for new work before leaving."""
+    keep_alive: bool = False
+    claims_max: int | None = None
+    time_limit_s: float | None = None
+    grace_s: float | None = None
+    """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
+    start_delay_s: float = 0.0
+    """Wait a random time up to this first, so that an array does not start in step."""
+
+
+def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
+    """Run one worker until it has a reason to leave; return its exit status.
+
+    0 everything done, 3 some claims failed, 5 work remains that this worker could not take, 75
+    drained, 1 broken, 130 and 143 stopped by a signal. Raises UsageError for options that do not
+    fit the pool.
+    """
+    options = options or WorkOptions()
+    _check_interval(options.steal_interval_s)
+    if options.start_delay_s > 0:
+        time.sleep(random.uniform(0, options.start_delay_s))
+    use_pci_order()
+    allocation = Allocation(os.environ, grace_s=options.grace_s)
+    settings = settings_for(pool, options, allocation, os.environ)
+    worker = Worker(pool, settings, sample_gpu=_gpu_sampler(settings.gpu))
+    status = worker.run()
+    if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():
+        log.info("work remains: this job was requeued")
+    return status
+
+
+def settings_for(
+    pool: PoolDirectory,
+    options: WorkOptions,
+    allocation: Allocation,
+    environ: Mapping[str, str],
+) -> WorkerSettings:
+    """Return the settings of a worker in this process: its spool, GPU, tier and capabilities."""
+    choice = choose_spool(pool, options.spool, environ)
+    stealing = "disabled"
+    if options.work_stealing:
+        stealing = f"enabled (interval {options.steal_interval_s:.1f}s)"
+    log.info("spool %s (%s); work stealing %s", choice.spool or "none", choice.why, stealing)
+    return WorkerSettings(
+        spool=choice.spool,
+        model=choice.model,
+        weight=choice.weight,
+        tier=_tier(options.role, choice.gpu),
+        specialization=options.specialization,
+        capabilities=options.capabilities
+        | set(registered())
+        | installed_capabilities()
+        | {permissions.user_capability()},
+        stealing=options.work_stealing,
+        steal_interval_s=options.steal_interval_s,
+        steal_threshold=options.steal_threshold,
+        models_max=options.models_max,
+        metadata_ops_max=options.metadata_ops_max,
+        linger_s=options.linger_s,
+        keep_alive=options.keep_alive,
+        claims_max=options.claims_max,
+        time_limit_s=options.time_limit_s,
+        gpu=choice.gpu,
+        allocation=allocation if allocation.job else None,
+    )
+
+
+def _gpu_sampler(gpu: Mapping[str, Any]) -> Callable[[], dict[str, Any]] | None:
+    """Start sampling this process's GPU, if it has one; return what reads its last known use."""
+    if "uuid" not in gpu:
+        return None
+    sampler = Sampler(str(gpu["uuid"]))
+    sampler.start()
+    return lambda: {**gpu, **sampler.latest}
+
+
+def _check_interval(interval_s: float) -> None:
+    least, most = STEAL_INTERVALS_S
+    if not interval_s > 0:
+        raise UsageError(
+            f"--steal-interval must be more than 0 seconds; {least:g} to {most:g} are sensible."
+        )
+    if not least <= interval_s <= most:
+        log.info("--steal-interval is outside the sensible %g to %g seconds", least, most)
+
+
+def _tier(role: str, gpu: Mapping[str, Any]) -> Tier:
+    if role == "auto":
+        return Tier.GPU if gpu else Tier.CPU
+    return ROLES[role]
