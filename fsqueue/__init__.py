@@ -11,6 +11,10 @@
 lists plans, claims and outputs for programs that put results together. `fsqueue.storage` is how a
 handler keeps files of its own on a shared file system.
 
+Programs that bring their own queue can use the parts of a load balancer on their own:
+`GPU_WEIGHTS`, `get_gpu_weight`, `assign_files_weighted`, `GPUMonitor`, `get_gpu_utilization`,
+`LoadBalancingDashboard`, `WorkStealingCoordinator` and `select_best_worker`.
+
 Importing this package imports nothing heavy: most names are looked up when first asked for.
 """
 
@@ -43,7 +47,9 @@ if TYPE_CHECKING:
     from fsqueue.pool.reader import PlanView as PlanView
     from fsqueue.pool.reader import PoolReader as PoolReader
     from fsqueue.pool.status import memory_available as memory_available
+    from fsqueue.scheduling.assignment import assign_files_weighted as assign_files_weighted
     from fsqueue.scheduling.planner import PlanResult as PlanResult
+    from fsqueue.scheduling.score import select_best_worker as select_best_worker
     from fsqueue.storage.locks import host_lock as host_lock
     from fsqueue.worker.launch import WorkOptions as WorkOptions
     from fsqueue.worker.settings import WorkerSettings as WorkerSettings
@@ -64,12 +70,28 @@ _HOMES = {
     "memory_available": "fsqueue.pool.status",
     "PlanResult": "fsqueue.scheduling.planner",
     "host_lock": "fsqueue.storage.locks",
+    "GPU_WEIGHTS": "fsqueue.gpu.weights",
+    "get_gpu_weight": "fsqueue.gpu.weights",
+    "assign_files_weighted": "fsqueue.scheduling.assignment",
+    "GPUMonitor": "fsqueue.gpu.utilization",
+    "get_gpu_utilization": "fsqueue.gpu.utilization",
+    "LoadBalancingDashboard": "fsqueue.dashboard",
+    "WorkStealingCoordinator": "fsqueue.monitor.coordinator",
+    "select_best_worker": "fsqueue.scheduling.score",
     "WorkOptions": "fsqueue.worker.launch",
     "Worker": "fsqueue.worker.worker",
     "WorkerSettings": "fsqueue.worker.settings",
 }
 
 __all__ = [
+    "GPU_WEIGHTS",
+    "GPUMonitor",
+    "LoadBalancingDashboard",
+    "WorkStealingCoordinator",
+    "assign_files_weighted",
+    "get_gpu_utilization",
+    "get_gpu_weight",
+    "select_best_worker",
     "BadInput",
     "ClaimFailed",
     "ClaimImpossible",

@@ -44,7 +44,7 @@ def exit_status_of_signal(number: int) -> int:
 class FsqueueError(Exception):
     """Anything that fsqueue raises on purpose."""
 
-    exit_status = ExitStatus.ERROR
+    exit_status: int = ExitStatus.ERROR
 
 
 class UsageError(FsqueueError):

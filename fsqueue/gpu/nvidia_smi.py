@@ -1,7 +1,7 @@
-"""Ask nvidia-smi, where NVML's library cannot be loaded: a container with only the program, say.
+"""Query nvidia-smi, where NVML's library cannot be loaded: in some containers, for example.
 
-It answers hundreds of times slower than NVML, and with a sick driver not at all: then the program
-cannot even be killed, so nobody here waits for it.
+It is hundreds of times slower than NVML, and with a broken driver it never answers: then the
+program cannot even be killed, so nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TIMEOUT_S: Final = 5.0
 
 
 def query(*fields: str, timeout_s: float = TIMEOUT_S) -> list[list[str]]:
-    """Return the texts of `fields` for each GPU; empty if there is no sensible answer in time."""
+    """Return `fields` for each GPU as text; empty if there is no usable answer in time."""
     try:
         program = subprocess.Popen(
             ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
@@ -41,19 +41,19 @@ def query(*fields: str, timeout_s: float = TIMEOUT_S) -> list[list[str]]:
 
 
 def parse(text: str, columns: int) -> list[list[str]]:
-    """Return the rows of so many columns in what nvidia-smi printed."""
+    """Return the rows of nvidia-smi's output that have this many columns."""
     rows = csv.reader(text.splitlines(), skipinitialspace=True)
     return [[text.strip() for text in row] for row in rows if len(row) == columns]
 
 
 def _abandon(program: subprocess.Popen[str]) -> None:
-    """Kill it, and wait no longer than it takes a program that can be killed."""
+    """Kill the program, and wait only as long as a program needs that can be killed."""
     program.kill()
     if program.stdout:
         program.stdout.close()  # not read to its end: a child of the program may hold it open
     try:
         program.wait(timeout=0.5)
     except subprocess.TimeoutExpired:
-        # In an uninterruptible sleep inside the driver it may stay for days; Popen reaps it when it
-        # can. subprocess.run would wait here for as long.
+        # It may stay in an uninterruptible sleep inside the driver for days, and subprocess.run
+        # would wait as long; Popen reaps it when it can.
         log.debug("nvidia-smi (pid %d) cannot be killed", program.pid)

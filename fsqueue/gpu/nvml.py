@@ -1,15 +1,15 @@
-"""See this machine's GPUs: the only door to pynvml.
+"""This machine's GPUs: the only door to pynvml.
 
 Which GPU is "GPU 2"? NVML and nvidia-smi count every card in the order of the PCI bus and ignore
 CUDA_VISIBLE_DEVICES. CUDA obeys that variable, but unless CUDA_DEVICE_ORDER is PCI_BUS_ID it counts
 from the fastest card, by an unpublished rule: among unequal cards its 2 may be another. Here a
-number always means nvidia-smi's. To make that true of CUDA too, fsqueue sets CUDA_DEVICE_ORDER for
-itself (`use_pci_order`, before CUDA starts) and names the GPU by UUID to each worker that it starts
-(`cuda_environ`). Whoever asked for another order is warned where it matters.
+number always means nvidia-smi's. To make that true for CUDA, too, fsqueue sets CUDA_DEVICE_ORDER
+for itself (`use_pci_order`, before CUDA starts) and passes the GPU's UUID to each worker that it
+starts (`cuda_environ`). Another order in the environment is warned about where it matters.
 
-MIG: a card cut into instances does no work as a whole, so its instances stand in its place. One
-process can use only one of them; each listed here can be one worker. A machine without a driver
-has no GPUs, and that is no error.
+MIG: a card that is cut into instances does no work as a whole, so its instances are listed in its
+place. One process can use only one of them; each one listed here can have a worker. A machine
+without a driver has no GPUs, and that is not an error.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Gpu:
 
     @property
     def memory_gib(self) -> float | None:
-        """The memory as `cards.short_name` wants it."""
+        """The memory in GiB, as `weights.short_name` takes it."""
         return None if self.memory_mib is None else self.memory_mib / 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What CUDA can be told of by one number: a GPU, or one cut into the instances in `gpus`."""
+    """What one CUDA device number stands for: a GPU, or one cut into the instances in `gpus`."""
 
     uuid: str
     gpus: list[Gpu]
@@ -59,9 +59,9 @@ def all_gpus() -> list[Gpu]:
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in the order of cuda:0, cuda:1, ...
 
-    The variable is read as CUDA reads it. It holds numbers, or UUIDs that may be cut short while
-    they stay unique; its first entry decides which. The first entry that is no GPU, such as -1,
-    ends the list; a GPU named twice empties it; if it is not set at all, every GPU is visible.
+    The variable is read as CUDA reads it. It holds numbers, or UUIDs that may be abbreviated while
+    they stay unique; its first entry decides which. The first entry that is not a GPU, such as -1,
+    ends the list; a GPU listed twice empties it; if it is not set, every GPU is visible.
     """
     cards = _cards()
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
@@ -112,7 +112,7 @@ def _find(entry: int | str, cards: Sequence[Card]) -> Gpu | None:
         chosen = [[gpu] for card in cards for gpu in card.gpus if gpu.uuid == entry]
     else:
         chosen = [card.gpus for card in cards if card.uuid.startswith(entry)]
-    # CUDA uses the first instance of a card that is cut; a prefix that fits two cards is no name.
+    # CUDA uses the first instance of a card that is cut; an ambiguous prefix names no card.
     return chosen[0][0] if len(chosen) == 1 and chosen[0] else None
 
 
@@ -139,14 +139,14 @@ def _cards() -> list[Card]:
 
 
 class Nvml:
-    """A conversation with the driver. What it cannot tell is None, never a guess."""
+    """A session with the driver. What it cannot answer is None, never a guess."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
 
     @classmethod
     def open(cls) -> Nvml | None:
-        """Begin one, or return None where there is no driver to talk to."""
+        """Open a session; None if there is no driver."""
         try:
             import pynvml
         except ImportError:
@@ -156,12 +156,12 @@ class Nvml:
         except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
             return None
         except pynvml.NVMLError as error:
-            log.warning("The NVIDIA driver does not answer: %s. See what nvidia-smi says.", error)
+            log.warning("The NVIDIA driver does not answer: %s. See nvidia-smi.", error)
             return None
         return cls(pynvml)
 
     def close(self) -> None:
-        """End it; the driver counts openings and closings."""
+        """Close the session; the driver counts sessions."""
         self.ask("Shutdown")
 
     def ask(self, question: str, *args: object) -> Any:

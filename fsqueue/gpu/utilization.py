@@ -1,7 +1,7 @@
-"""Tell how busy, full, hot and hungry each GPU is.
+"""How busy each GPU is, and its memory, temperature and power.
 
-What is promised: a value is what the driver said within the last second, or None. Nothing is made
-up: a MIG instance has no utilisation of its own, a lost GPU has no values at all.
+What is promised: a value is what the driver reported within the last second, or None. Nothing is
+made up: a MIG instance has no utilisation of its own, a lost GPU has no values at all.
 
 `get_gpu_utilization` may be called from any thread. With NVML it takes about a millisecond; with
 nvidia-smi up to its timeout, so never call it from the thread that renews a lease.
@@ -43,15 +43,15 @@ def _of_this_process() -> GPUMonitor:
 
 
 def get_gpu_utilization(device_id: int | str) -> Reading:
-    """Return what `GPUMonitor.get_gpu_utilization` does, of one monitor for the whole process."""
+    """Return `GPUMonitor.get_gpu_utilization` of one monitor shared by the whole process."""
     return _of_this_process().get_gpu_utilization(device_id)
 
 
 class GPUMonitor:
-    """What this machine's GPUs are doing, asked at most once a second for each.
+    """What this machine's GPUs are doing, queried at most once a second for each.
 
-    `backend` is "pynvml", "nvidia-smi" or "none": then every value is None. `gpus` are those seen
-    when it was made. `clock` counts seconds and never goes back.
+    `backend` is "pynvml", "nvidia-smi" or "none"; with "none" every value is None. `gpus` are those
+    found when it was made. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class GPUMonitor:
 
     @property
     def available(self) -> bool:
-        """Whether there is a GPU to ask about."""
+        """Whether there is any GPU."""
         return bool(self.gpus)
 
     def get_gpu_utilization(self, device_id: int | str) -> Reading:
@@ -79,7 +79,7 @@ class GPUMonitor:
         """
         if device_id not in self._known:
             return _reading()
-        with self._lock:  # held while asking: others who want the same wait for this answer
+        with self._lock:  # held during the query: other threads wait for the same answer
             expires, found = self._cache.get(device_id, (-math.inf, _reading()))
             if self._clock() >= expires:
                 self._ask(device_id)
@@ -98,7 +98,7 @@ class GPUMonitor:
         self._cache.update({device: (expires, reading) for device, reading in found.items()})
 
     def close(self) -> None:
-        """Let go of the driver; from now on nothing is known."""
+        """Close the session with the driver; from now on every value is None."""
         with self._lock:
             if self._nvml:
                 self._nvml.close()
@@ -106,7 +106,7 @@ class GPUMonitor:
 
 
 class Sampler(threading.Thread):
-    """Ask about one GPU every two seconds, so that nobody else ever waits for a driver.
+    """Queries one GPU every two seconds, so that no other thread ever waits for a driver.
 
     It shares one field, `latest`, which is replaced whole.
     """

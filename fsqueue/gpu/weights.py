@@ -1,23 +1,21 @@
-"""Know the cards: what each is called, and how fast it is beside an RTX 3090.
+"""GPU models: what each is called, and how fast it is relative to an RTX 3090.
 
 Names come from drivers and from people: `NVIDIA A100-SXM4-80GB`, `a100-80gb` and `A100` are one
 model. They are compared whole, never by substring, after dropping vendor, package and memory size:
-`RTX 3060 Laptop GPU` is not an RTX 3060, nor `RTX A1000` an A100, nor a MIG slice its card.
+`RTX 3060 Laptop GPU` is not an RTX 3060, nor `RTX A1000` an A100, nor a MIG slice its card. A model
+that is not in the table gets DEFAULT_WEIGHT, with a warning.
 """
 
 from __future__ import annotations
 
 import difflib
-import heapq
 import logging
-import math
 import re
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from typing import Final, TypeVar
+from typing import Final
 
 from fsqueue.gpu import nvml
+
+log = logging.getLogger(__name__)
 
 # A weight is a throughput, RTX 3090 = 1. These nine are given; every other one is an estimate, so
 # say `--gpus MODEL:WEIGHT` when you know better.
@@ -124,13 +122,13 @@ def _scaled(given: str, name: str) -> float:
         for mine, theirs in zip(_PUBLISHED[given][name], _PUBLISHED[given][given], strict=True)
     )
     weight: float = _GIVEN[given] * tensor**0.175 * fp32**0.39 * bandwidth**0.155
-    return round(weight * 20) / 20  # steps of 0.05: finer ones would pretend to know
+    return round(weight * 20) / 20  # in steps of 0.05: the estimate is no finer
 
 
 GPU_WEIGHTS: Final[dict[str, float]] = {
     **{name: _scaled(given, name) for given, family in _PUBLISHED.items() for name in family},
     **_GIVEN,
-    "V100": 0.75,  # nobody said how much memory: the slower one
+    "V100": 0.75,  # memory not given: the slower one
     "cpu": 0.05,  # 2 TFLOPS sustained in FP32, a 32-core server, beside the 35.6 of a 3090
 }
 
@@ -142,13 +140,13 @@ _SIZED: Final = re.compile(r"(?<![0-9a-z])(16|32)GB?(?![0-9a-z])", re.IGNORECASE
 
 
 def _key(name: str) -> str:
-    """Return what two spellings of one model have in common: `rtx4090`, `RTX-4090` -> RTX4090."""
+    """Return a key that all spellings of a model share: `rtx4090`, `RTX-4090` -> RTX4090."""
     words = re.split(r"[\s_-]+", _VENDOR.sub(" ", name).upper())
     return "".join(word for word in words if not _PACKAGE.fullmatch(word))
 
 
 _NAMES: Final = {_key(name): name for name in GPU_WEIGHTS if not name.startswith("V100 ")}
-# People leave RTX out: 4090, a6000. Not where the bare number was once a card: the Quadro 6000.
+# People leave out RTX: 4090, a6000. Except where the bare number was another card: the Quadro 6000.
 _NAMES.update(
     {
         key.removeprefix("RTX"): name
@@ -181,41 +179,18 @@ def nearest_model(name: str) -> str | None:
     return _NAMES[close[0]] if close else None
 
 
-# ---- share work out over unequal GPUs ----
-#
-# A weight is a throughput, RTX 3090 = 1.0: a GPU of weight 1.5 is given 1.5 times the work of one
-# of weight 1.0, so that both end together. The table is in `fsqueue.gpu.weights`; a model that is
-# not in it is worth DEFAULT_WEIGHT, with a warning.
-#
-# What is promised: the shares depend on costs, weights and their order alone; no file is ever
-# split; with equal weights this is plain bin packing, largest first. A greedy assignment is at
-# most one item away from balance, so plan several claims for each GPU: with two, a 3090 and a
-# 4090 end 25 % late.
-
-__all__ = [
-    "DEFAULT_WEIGHT",
-    "GPU_WEIGHTS",
-    "assign",
-    "assign_files_weighted",
-    "get_gpu_weight",
-    "short_name",
-]
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
+# ---- the weight of a GPU ----
 
 DEFAULT_WEIGHT: Final = 1.0
-RUN: Final = 1 << 16
-
 _warned: set[str] = set()
 
 
 def get_gpu_weight(device: int | str | None, *, memory_gib: float | None = None) -> float:
-    """Return how fast a GPU is beside an RTX 3090: from the table, else DEFAULT_WEIGHT.
+    """Return how fast a GPU is relative to an RTX 3090: from the table, else DEFAULT_WEIGHT.
 
     `device` is a model's name as a driver or a person writes it, or the index that NVML
-    (nvidia-smi) gives a GPU of this machine. `memory_gib` decides where a name does not say how
-    much memory the card has. Nothing raises; an unknown model is warned of once.
+    (nvidia-smi) gives a GPU of this machine. `memory_gib` decides where a name does not tell how
+    much memory the card has. Never raises; an unknown model is logged once.
     """
     if isinstance(device, int):
         gpu = next((gpu for gpu in nvml.all_gpus() if gpu.index == device), None)
@@ -238,102 +213,3 @@ def _warn_once(name: str, model: str) -> None:
     near = nearest_model(name)
     hint = f" (nearest known: {near}, {GPU_WEIGHTS[near]:.2f})" if near else ""
     log.warning("Unknown GPU '%s' - using default weight %s%s", name, DEFAULT_WEIGHT, hint)
-
-
-def assign(
-    costs: Sequence[float], weights: Sequence[float], loads: Sequence[float] | None = None
-) -> list[int]:
-    """Return the slot of each item: largest first, each to the slot that would end soonest.
-
-    A slot would end at (its load + this cost) / its weight. Counting the item itself matters: a
-    lone item goes to the fastest slot, not to the first. Ties go to the lowest slot, and items of
-    one cost are taken in their order. `loads` is the cost that already waits in each slot.
-    """
-    loads = [0] * len(weights) if loads is None else loads
-    _check(costs, weights, loads)
-    # Among slots of one weight the least loaded is the best for any cost, so each weight needs one
-    # heap: n log n for thousands of slots, as long as there are few models.
-    heaps: dict[float, list[tuple[float, int]]] = {}
-    for slot, weight in enumerate(weights):
-        heaps.setdefault(weight, []).append((loads[slot], slot))
-    for heap in heaps.values():
-        heapq.heapify(heap)
-
-    slots = [0] * len(costs)
-    for item in _largest_first(costs):
-        cost = costs[item]
-        _, slot, weight = min(
-            ((heap[0][0] + cost) / weight, heap[0][1], weight) for weight, heap in heaps.items()
-        )
-        heap = heaps[weight]
-        heapq.heapreplace(heap, (heap[0][0] + cost, slot))
-        slots[item] = slot
-    return slots
-
-
-def _largest_first(costs: Sequence[float]) -> Iterator[int]:
-    """Sort so many at a time that a million need four bytes each, not seventy."""
-    runs = []
-    for begin in range(0, len(costs), RUN):
-        items = range(begin, min(begin + RUN, len(costs)))
-        runs.append(array("L", sorted(items, key=costs.__getitem__, reverse=True)))
-    return heapq.merge(*runs, key=costs.__getitem__, reverse=True)
-
-
-def _check(costs: Sequence[float], weights: Sequence[float], loads: Sequence[float]) -> None:
-    if len(loads) != len(weights):
-        raise ValueError(f"Expected {len(weights)} loads, got {len(loads)}")
-    if costs and not weights:
-        raise ValueError(f"{len(costs)} items and no slot to put them in")
-    for weight in weights:
-        if not (weight > 0 and math.isfinite(weight)):
-            raise ValueError(f"weights must be positive and finite, got {weight}")
-    for cost in chain(costs, loads):
-        if not (cost >= 0 and math.isfinite(cost)):
-            raise ValueError(f"costs and loads must be finite and not negative, got {cost}")
-
-
-def assign_files_weighted(
-    files: Sequence[T],
-    num_workers: int,
-    gpu_weights: Sequence[float] | None = None,
-    *,
-    cost: Callable[[T], float],
-    names: Sequence[str] | None = None,
-) -> list[list[T]]:
-    """Return each worker's files, its share of the total cost proportional to its weight.
-
-    `cost` counts what is in a file (its sequences) and is called once for each. Without
-    `gpu_weights` all workers are equal. `names` are the GPUs' models, for the log alone. A worker's
-    files come largest first; the list of a worker that gets none is empty.
-    """
-    if num_workers <= 0:
-        raise ValueError(f"num_workers must be positive, got {num_workers}")
-    weights = [DEFAULT_WEIGHT] * num_workers if gpu_weights is None else list(gpu_weights)
-    if len(weights) != num_workers:
-        raise ValueError(f"Expected {num_workers} weights, got {len(weights)}")
-    if names is not None and len(names) != num_workers:
-        raise ValueError(f"Expected {num_workers} names, got {len(names)}")
-    costs = [cost(file) for file in files]
-    slots = assign(costs, weights)
-    shares: list[list[T]] = [[] for _ in weights]
-    totals: list[float] = [0] * num_workers
-    for item in _largest_first(costs):
-        shares[slots[item]].append(files[item])
-        totals[slots[item]] += costs[item]
-    _log_shares([len(share) for share in shares], totals, weights, names)
-    return shares
-
-
-def _log_shares(
-    counts: Sequence[int],
-    totals: Sequence[float],
-    weights: Sequence[float],
-    names: Sequence[str] | None,
-) -> None:
-    for slot, (count, total, weight) in enumerate(zip(counts, totals, weights, strict=True)):
-        model = f"{short_name(names[slot])}, " if names else ""
-        log.info(f"GPU {slot} ({model}weight={weight:.2f}): {count} files, {total:.0f} sequences")
-    ends = [total / weight for total, weight in zip(totals, weights, strict=True)]
-    spread = 100 * (max(ends) - min(ends)) / max(ends) if any(ends) else 0.0
-    log.info(f"Sequences per unit of weight: {min(ends):.0f} to {max(ends):.0f} ({spread:.1f} %)")

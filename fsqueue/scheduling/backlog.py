@@ -1,9 +1,9 @@
-"""Say how much each spool has before it already, when claims are added to a live pool.
+"""How much work is ahead of a new claim in each spool, when claims are added to a live pool.
 
-What waits in a spool and what its workers still have to run is before a new claim. So is what its
-workers lack: one that must load a model first is worth a spool that is longer by LOAD_S of its
-work. The scores of `score.py` tell the difference between spools, 100 points to a load. Where no
-worker lives there is nothing to tell, and what waits decides alone.
+What waits in a spool and what its workers still have to run is ahead of a new claim. So is what its
+workers lack: having to load a model first counts like LOAD_S of work. The scores of `score` give
+the difference between spools, 100 points to a load. Where no worker is alive, only what waits
+counts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fsqueue.storage import atomic
 log = logging.getLogger(__name__)
 
 NO_UNIT: Final = 1e-9
-"""Cost per second where nothing tells it: scores then decide among equals only."""
+"""Cost per second where none is known: scores then decide only among equals."""
 NEVER: Final = 1e30
-"""What is before a spool whose workers may not do the work, while others' may."""
+"""The load of a spool whose workers may not do the work, while those of another spool may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The work to route: whose it is, its kind, and how much cost weight 1.0 does in a second."""
+    """The work to route: its handler, its kind, and how much cost weight 1.0 does in a second."""
 
     service: str
     kind: str
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def loads(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
-    """Return the cost that is before a new claim in each spool, in the cost of its weight."""
+    """Return the cost that is ahead of a new claim in each spool."""
     known = set(spool_names(pool))
     before = {
         spool.name: atomic.gather(pool.spool(spool.name), _cost)
@@ -67,7 +67,7 @@ def _cost(texts: Iterator[str]) -> float:
 
 
 def _behind(spool: Spool, points: Mapping[str, float], best: float) -> float:
-    """Return by how many seconds a spool's workers are behind the best, as its score tells."""
+    """Return by how many seconds a spool's workers are behind the best, judged by scores."""
     if points.get(spool.name) == -NEVER and best > -NEVER:
         return NEVER
     missing = best - points.get(spool.name, 0.0)
@@ -75,7 +75,7 @@ def _behind(spool: Spool, points: Mapping[str, float], best: float) -> float:
 
 
 def _points(statuses: Sequence[Status], wanted: Wanted) -> dict[str, float]:
-    """Return the score of each spool's best worker; -NEVER if it has some, and none may."""
+    """Return the score of each spool's best worker; -NEVER if none of its workers may do it."""
     points: dict[str, float] = {}
     for status in statuses:
         if status.spool is None:

@@ -1,12 +1,12 @@
-"""Read what `--gpus` says: which spools a plan needs, for which models, with what weights.
+"""Parse `--gpus`: which spools a plan needs, for which models, with what weights.
 
     SPEC   = auto | @FILE | ENTRY,ENTRY,...
     ENTRY  = [NAME=]MODEL[:WEIGHT][xCOUNT]         4090x2,3090   a100-80gb:1.4   cpux4   left=3090
 
-`auto` means the GPUs visible here, else one `cpu`; a FILE has one entry a line and # comments. The
-n-th GPU's spool is named gpuN and the n-th CPU's cpuN, counted from 0, unless NAME= says otherwise;
-with a count, NAME becomes NAME0, NAME1, ... The machine need not have the GPUs that are named: a
-plan is often made where there are none.
+`auto` means the GPUs visible here, else one `cpu`; a FILE has one entry per line and # comments.
+The n-th GPU's spool is named gpuN and the n-th CPU's cpuN, counted from 0, unless NAME= is given;
+with a count, NAME becomes NAME0, NAME1, ... The machine need not have the GPUs that are named:
+plans are often made on a machine without any.
 """
 
 from __future__ import annotations
@@ -61,28 +61,28 @@ class _Entry:
 
 
 def parse_gpus(spec: str, environ: Mapping[str, str] = os.environ) -> list[SpoolSpec]:
-    """Return the spools that `spec` asks for, at least one; UsageError if it makes no sense.
+    """Return the spools of a SPEC, at least one; UsageError if it is wrong.
 
-    `auto` looks for CUDA_VISIBLE_DEVICES in `environ`. Models are spelled as in GPU_WEIGHTS.
+    `auto` reads CUDA_VISIBLE_DEVICES from `environ`. Models are spelled as in GPU_WEIGHTS.
     """
     spec = spec.strip()
     if spec == "auto":
         return _here(environ)
     texts = _lines(spec[1:]) if spec.startswith("@") else spec.split(",")
     if not all(text.strip() for text in texts):
-        raise _refuse(spec, "has an empty entry: there is a comma too many")
+        raise _refuse(spec, "has an empty entry: there is one comma too many")
     entries = [_entry(text.strip()) for text in texts]
     if not entries:
-        raise _refuse(spec, "names no GPU: every line of that file is empty or a comment")
+        raise _refuse(spec, "names no GPU: every line of the file is empty or a comment")
     if sum(entry.count for entry in entries) > COUNT_MAX:
         raise _refuse(spec, f"asks for more than {COUNT_MAX} spools, and each is a directory")
     return _distinct(_named(entries))
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Return what `--weight NAME=W` and `--weight @FILE` say, by name; UsageError if it is wrong.
+    """Return the weights of `--weight NAME=W` and `--weight @FILE` by name; UsageError if wrong.
 
-    A NAME is a spool's, or a model's: `gpu0=1.3`, `4090=1.6`, `cpu=0.1`.
+    A NAME is that of a spool or of a model: `gpu0=1.3`, `4090=1.6`, `cpu=0.1`.
     """
     weights: dict[str, float] = {}
     for text in texts:
@@ -101,9 +101,9 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 
 
 def weighed(specs: Sequence[SpoolSpec], weights: Mapping[str, float]) -> list[SpoolSpec]:
-    """Return the specs with these weights, a spool's own before its model's.
+    """Return the specs with these weights; a weight for the spool wins over one for its model.
 
-    UsageError if a name is neither that of a spool nor of a model here.
+    UsageError for a name that is neither a spool nor a model of the specs.
     """
     models = {short_name(name) or name: name for name in weights}
     unused, found = set(weights), []
@@ -151,7 +151,7 @@ def _entry(text: str) -> _Entry:
     if not equals:
         name, rest = "", text
     elif not SPOOL.fullmatch(name.strip()):
-        raise _refuse(name, "cannot name a spool: up to 40 letters, digits, _ and - can")
+        raise _refuse(name, "cannot be a spool's name: use up to 40 letters, digits, _ and -")
     if swapped := _COUNT_FIRST.fullmatch(rest.strip()):
         raise _refuse(rest, f"has its count first; write {swapped[2].strip()}x{swapped[1]}")
     counted = _COUNTED.fullmatch(rest)
@@ -167,11 +167,11 @@ def _entry(text: str) -> _Entry:
 
 def _checked_model(model: str, text: str) -> str:
     if not _MODEL.fullmatch(model):
-        raise _refuse(text, "names no model: letters, digits, spaces and . _ - can")
+        raise _refuse(text, "names no model: use letters, digits, spaces and . _ -")
     if _COUNTED.fullmatch(model):
-        raise _refuse(text, "has its weight last; the count comes after it: 4090:1.4x2")
+        raise _refuse(text, "has the count before the weight; write 4090:1.4x2")
     if model.lower() == "auto":
-        raise _refuse(text, "cannot stand in a list: auto means all that is here, or it is alone")
+        raise _refuse(text, "cannot be part of a list: auto stands alone")
     return short_name(model) or model
 
 
@@ -187,7 +187,7 @@ def _checked_weight(text: str, entry: str) -> float:
 def _checked_count(text: str, entry: str) -> int:
     count = int(text) if re.fullmatch("[0-9]{1,6}", text) else 0
     if not 1 <= count <= COUNT_MAX:
-        raise _refuse(entry, f"has the count {_quote(text)}: from 1 to {COUNT_MAX} will do")
+        raise _refuse(entry, f"has the count {_quote(text)}: it must be from 1 to {COUNT_MAX}")
     return count
 
 
@@ -197,7 +197,7 @@ def _weight(model: str) -> tuple[float, str]:
 
 
 def _named(entries: Sequence[_Entry]) -> list[SpoolSpec]:
-    """Give each spool its name. A number is a GPU's place in the list, so named ones count too."""
+    """Name each spool. The number is the GPU's position in the list, counting named ones, too."""
     specs: list[SpoolSpec] = []
     places = {"cpu": 0, "gpu": 0}
     for entry in entries:
@@ -216,8 +216,8 @@ def _distinct(specs: list[SpoolSpec]) -> list[SpoolSpec]:
     seen: set[str] = set()
     for spec in specs:
         if not SPOOL.fullmatch(spec.name):
-            raise _refuse(spec.name, "is too long for a spool's name: 40 characters at most")
-        if spec.name.lower() in seen:  # some file systems do not tell gpu0 from GPU0
+            raise _refuse(spec.name, "is too long for a spool's name: at most 40 characters")
+        if spec.name.lower() in seen:  # some file systems ignore case
             raise _refuse(spec.name, "names two spools: give one of them another NAME=")
         seen.add(spec.name.lower())
     return specs

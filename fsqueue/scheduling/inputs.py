@@ -1,4 +1,4 @@
-"""Find the files that INPUT arguments name."""
+"""The files that INPUT arguments name."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ def _listed(path: str) -> list[str]:
             lines = [line.rstrip("\r\n") for line in file]
     except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"@{path} cannot be read: {reason}. One path a line.") from error
+        raise UsageError(f"@{path} cannot be read: {reason}. Write one path per line.") from error
     if any("\0" in line for line in lines):
-        raise UsageError(f"@{path} holds NUL bytes: it is no list of paths. Write one path a line.")
+        raise UsageError(
+            f"@{path} holds NUL bytes: it is not a list of paths. Write one path per line."
+        )
     base = os.path.dirname(os.path.abspath(path))
     return [os.path.join(base, line) for line in lines if line.strip() and line[0] != "#"]
 

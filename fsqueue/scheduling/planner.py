@@ -1,11 +1,11 @@
 """Turn inputs into claims: survey, cut, assign, publish.
 
 The planner reads each input once, decides how large a claim may be, gives each spool its share by
-weight, largest claims first, and publishes the plan (`plans.py`). It holds costs and marks in
-memory, no names and no payloads: `cut` runs three times, to weigh, to share out, and to write the
-claims.
+weight, largest claims first, and publishes the plan (`pool.plans`). It keeps costs and fingerprints
+in memory, but no names and no payloads: `cut` runs three times, to weigh, to assign, and to write
+the claims.
 
-What it does not know: what an input is. That is the handler's.
+What it does not know: what an input is. That is up to the handler.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue.errors import BadInput, PoolError, UsageError
-from fsqueue.gpu.weights import assign
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated
@@ -26,6 +25,7 @@ from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.requirements import compose
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, read_spool, spool_names
 from fsqueue.scheduling import backlog
+from fsqueue.scheduling.assignment import assign
 from fsqueue.scheduling.backlog import Wanted
 from fsqueue.scheduling.gpu_spec import (
     SpoolSpec,
@@ -36,16 +36,16 @@ from fsqueue.scheduling.gpu_spec import (
 from fsqueue.storage import atomic, directories, permissions
 
 CLAIMS_PER_SPOOL: Final = 8
-"""A spool with fewer claims cannot be evened out by stealing: with 2 a mixed pair ends 25 % late,
-with 8 it ends 4 % late."""
+"""With fewer claims, stealing cannot even out a spool: with 2, a mixed pair ends 25 % late; with 8,
+4 % late."""
 CLAIM_S: Final = 90.0
-"""How long a claim may take on the reference GPU. Less, and what a claim costs by itself begins to
-show; more, and the last ones keep the others waiting."""
+"""How long a claim may take on the reference GPU. If shorter, the overhead per claim begins to show;
+if longer, the last claims keep other workers waiting."""
 
 
 @dataclass(slots=True)
 class PlanResult:
-    """What planning did, or would do: for the table, and for --json."""
+    """What planning did, or would do."""
 
     spools: list[Spool] = field(default_factory=list)
     shares: dict[str, Share] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class PlanRequest:
     weighted: bool = True
     claim_s: float = CLAIM_S
     tier: int | None = None
-    """The lowest tier that may do it; None: what the handler says."""
+    """The lowest tier of worker that may run the claims; None: the handler's."""
     requires: Sequence[str] = ()
-    """Capabilities that its workers must have, beside those that the handler says."""
+    """Capabilities that workers must have, beside those that the handler requires."""
 
     def kind(self, base: str) -> str:
-        """Return the kind of this request's claims, with what it asks of workers."""
+        """Return the kind of this request's claims, with what it requires of workers."""
         tier = self.handler.tier if self.tier is None else self.tier
         requires = [*self.handler.requires, *self.requires]
         if self.handler.personal and permissions.is_shared():
@@ -91,7 +91,7 @@ Progress = Callable[[int, int, str], None]
 def plan_into(
     pool: PoolDirectory, request: PlanRequest, *, progress: Progress | None = None
 ) -> PlanResult:
-    """Publish claims for every input that no earlier plan holds. Safe beside other planners."""
+    """Publish claims for every input that no earlier plan has. Safe beside other planners."""
     plans.complete(pool)
     result = PlanResult(spools=[add_spool(pool, spool) for spool in request.spools])
     sources = _survey(request, result, progress)
@@ -189,10 +189,10 @@ def _cut(request: PlanRequest, fresh: Sequence[Source], result: PlanResult) -> I
 def cost_limit(
     cost: float, weights: Sequence[float], handler: Handler, claim_s: float = CLAIM_S
 ) -> int:
-    """Return how dear one claim may be, of `cost` shared out by `weights`.
+    """Return how expensive one claim may be, of `cost` shared out by `weights`.
 
-    So that the smallest share has CLAIMS_PER_SPOOL claims, and that none takes longer than
-    `claim_s` on the reference GPU, as far as the handler can tell.
+    The smallest share then has CLAIMS_PER_SPOOL claims, and no claim takes longer than `claim_s` on
+    the reference GPU, as far as the handler can tell.
     """
     limits = [cost * min(weights) / sum(weights) / CLAIMS_PER_SPOOL]
     if handler.cost_per_second is not None:
@@ -214,12 +214,12 @@ def _publish(
             directories.discard(pool.staged(uid))
             atomic.discard(plans.private_path(pool, uid))
             raise
-        # From here on an error tidies nothing up: the number may be ours, and what is staged then.
+        # From here on an error cleans nothing up: this plan may have got the number.
         numbered = plans.number_plan(pool, uid, private, number)
     if numbered:
         plans.complete_one(pool, uid)
         return True
-    # RACE: another planner took this number. What it planned is not ours to plan again.
+    # RACE: another planner took this number. What it planned must not be planned again.
     atomic.discard(private)
     directories.discard(pool.staged(uid))
     return False
@@ -228,7 +228,7 @@ def _publish(
 def _write(
     pool: PoolDirectory, uid: str, request: PlanRequest, fresh: list[Source], result: PlanResult
 ) -> str:
-    """Write the claims and the plan, where nobody looks; return the plan's private name."""
+    """Write the claims and the plan under private names; return the plan's."""
     directories.make(pool.staged(uid))
     for spool in result.spools:
         directories.make(pool.staged(uid, spool.name))
@@ -237,7 +237,7 @@ def _write(
     given = handler.suffix, result.total, result.shares, request.options
     head = Plan(uid, created, handler.name, tuple(result.kinds), *given)
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
-    # Each claim is written when its row is: a million names need not be kept for the rows.
+    # Each claim is written with its row, so that a million names need not be kept for the rows.
     private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))
     for spool in result.spools:
         atomic.sync_directory(pool.staged(uid, spool.name))
@@ -269,14 +269,14 @@ def _stage(
 
 
 def _refuse_same(request: PlanRequest, items: Iterator[Item], marks: Set[int]) -> None:
-    """Refuse the plan if two of its claims whose ids have these marks have one id."""
+    """Refuse the plan if two of its claims whose ids have these fingerprints have one id."""
     seen: set[str] = set()
     for item in items:
         id = claim_id(request.handler, request.options, item)
         if id in seen:
             raise PoolError(
                 f"two claims of this plan have the id {id}; the handler {request.handler.name!r} "
-                f"gave them one identity. This is a defect of the handler: report it."
+                f"gave them one identity. This is a bug in the handler: report it."
             )
         if mark(id) in marks:
             seen.add(id)

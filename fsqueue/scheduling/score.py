@@ -1,16 +1,16 @@
-"""Score workers for a need: who should get a piece of work that one may choose a worker for.
+"""Score workers for a need: which worker should get work that can be addressed.
 
-A pool pulls: a worker chooses its claims (`choose.py`). Scores are for the opposite direction: work
-that is addressed (broadcast), claims that are added to a live pool, and the question "why there?".
+In a pool, workers choose their claims (`choose`). Scores are for the opposite direction:
+broadcasts, claims that are added to a live pool, and `fsqueue explain --need`.
 
     score = 100 model loaded + 50 specialised + 10 service healthy
             + 30, 20 or 10 for tier GPU, CPU or storage
             - 30 x CPU load - 5 x running claims - 20 x GPU utilisation (tier 1 alone)
 
-Loads and utilisation enter as fractions. What a worker does not report counts nothing. Names are
-compared whole, never by substring. Equal scores, and only those, are put in order by a jitter of
-less than 5 points that depends on worker and need alone: the same question has the same answer
-everywhere, and different needs do not all herd onto one of the equals.
+Loads and utilisation enter as fractions. What a worker does not report counts 0. Names are compared
+whole, never by substring. Equal scores, and only those, are ordered by a jitter of less than 5
+points that depends on worker and need alone: the same question has the same answer everywhere, and
+different needs do not all go to the same one of several equals.
 
 Nothing here reads a file.
 """
@@ -51,13 +51,13 @@ MODEL_OF: Final = {
     "dnabert": "dnabert-s",
     "esm": "esm2-3b",
 }
-"""The model that a word of a service's path stands for, where nothing names the model."""
+"""The model that a word in a service's path stands for, where no model is named."""
 UNFIT: Final = frozenset({"unhealthy", "offline", "lost"})
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A worker as the score sees it; `gpu_percent` is None where nobody knows."""
+    """A worker as the score sees it; `gpu_percent` is None where it is not known."""
 
     worker_id: str
     tier: int = 0
@@ -72,7 +72,7 @@ class Candidate:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Candidate:
-        """Return what a heartbeat, or a row of `fsqueue workers --json`, says of a worker."""
+        """Read a heartbeat, or a row of `fsqueue workers --json`."""
         services = facts.get("services_status")
         services = services if isinstance(services, Mapping) else {}
         return cls(
@@ -91,7 +91,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a piece of work asks for. `tier_max` 2 is work for GPU and CPU workers."""
+    """What a piece of work needs. `tier_max` 2 means GPU and CPU workers."""
 
     service: str = ""
     model: str | None = None
@@ -100,7 +100,7 @@ class Need:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Need:
-        """Return what JSON asks for: service, model, required_capability, min_tier."""
+        """Read a need from JSON: service, model, required_capability, min_tier."""
         return cls(
             service=str(facts.get("service") or ""),
             model=detect_required_model(facts),
@@ -111,7 +111,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One term of a score, and where it comes from."""
+    """One term of a score, and its reason."""
 
     term: str
     points: float
@@ -119,7 +119,7 @@ class Term:
 
 
 def explain(worker: Candidate, need: Need) -> list[Term]:
-    """Return every term of a score, those of 0 points too."""
+    """Return every term of a score, including those of 0 points."""
     service, model = need.service.lower(), need.model and canonical_model(need.model)
     has = model is not None and model in worker.loaded
     special = bool(service) and service in worker.specialization
@@ -128,7 +128,7 @@ def explain(worker: Candidate, need: Need) -> list[Term]:
     load = min(max(worker.load, 0.0), 1.0)
     on_gpu = worker.tier == Tier.GPU and worker.gpu_percent is not None
     use = min(max(worker.gpu_percent or 0.0, 0.0), 100.0) / 100 if on_gpu else 0.0
-    wanted = f"{model} {'is' if has else 'is not'} loaded" if model else "no model is asked for"
+    wanted = f"{model} {'is' if has else 'is not'} loaded" if model else "no model is needed"
     of = ", ".join(sorted(worker.specialization)) or "nothing"
     return [
         Term("model", MODEL_LOADED * has, wanted),
@@ -151,14 +151,14 @@ def fits(worker: Candidate, need: Need) -> str:
     if worker.health in UNFIT:
         return f"it is {worker.health}"
     if worker.tier > need.tier_max:
-        return f"its tier is {worker.tier}, and this is for tier {int(need.tier_max)} and better"
+        return f"its tier is {worker.tier}, and this needs tier {int(need.tier_max)} or better"
     if need.capability and need.capability.lower() not in worker.capabilities:
         return f"it lacks the capability {need.capability!r}"
     return ""
 
 
 def rank(workers: Iterable[Candidate], need: Need) -> list[tuple[Candidate, float]]:
-    """Return those who may have the work with their scores, the best first."""
+    """Return the workers that qualify with their scores, best first."""
     scored = [(worker, score(worker, need)) for worker in workers if not fits(worker, need)]
     scored.sort(key=lambda pair: -pair[1])
     ranked: list[tuple[Candidate, float]] = []
@@ -172,9 +172,9 @@ def rank(workers: Iterable[Candidate], need: Need) -> list[tuple[Candidate, floa
 def select_best_worker(
     workers: Sequence[Candidate], service: str, model: str | None = None
 ) -> Candidate | None:
-    """Return the worker with the highest score, or None if there is none to choose from.
+    """Return the worker with the highest score, or None if none qualifies.
 
-    Without `model`, the service's path tells which one it needs, if it does.
+    Without `model`, it is inferred from the service's path, if that is possible.
     """
     need = Need(service.split("/")[0], model or detect_required_model(service))
     ranked = rank(workers, need)
@@ -182,7 +182,7 @@ def select_best_worker(
 
 
 def jitter(worker: Candidate, need: Need) -> float:
-    """Return the points in [0, 5) by which equals are told apart."""
+    """Return the points in [0, 5) that order equals."""
     text = f"{worker.worker_id}\n{need.service}\n{need.model}".encode()
     return JITTER_MAX * int.from_bytes(hashlib.sha256(text).digest()[:6], "big") / 2**48
 
@@ -190,7 +190,7 @@ def jitter(worker: Candidate, need: Need) -> float:
 def detect_required_model(of: str | Mapping[str, Any]) -> str | None:
     """Return the model that a need names, else the one its service's path stands for, else None.
 
-    Whole words decide, the first that is known: `storage` is not about `rag`.
+    The first known word decides, and only whole words count: `storage` does not contain `rag`.
     """
     if not isinstance(of, str):
         if of.get("model"):
@@ -203,7 +203,7 @@ def detect_required_model(of: str | Mapping[str, Any]) -> str | None:
 def canonical_model(name: str) -> str:
     """Return the name under which a model is compared.
 
-    `:latest` is what no tag means. Any other tag is another model, and stays.
+    `:latest` is the same as no tag. Any other tag is another model, and is kept.
     """
     name = name.strip().lower().removesuffix(":latest")
     return ALIASES.get(name, name)

@@ -25,10 +25,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsqueue.gpu.weights import GPU_WEIGHTS, assign
+from fsqueue.gpu.weights import GPU_WEIGHTS
 from fsqueue.handler import Handler
 from fsqueue.pool.names import ClaimName
 from fsqueue.scheduling import choose as policy_module
+from fsqueue.scheduling.assignment import assign
 from fsqueue.scheduling.choose import (
     LOAD_S,
     PLENTY,

@@ -1,301 +1,189 @@
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue.gpu import weights as module
-from fsqueue.gpu.weights import (
-    DEFAULT_WEIGHT,
-    GPU_WEIGHTS,
-    assign,
-    assign_files_weighted,
-    get_gpu_weight,
-)
-from tests.support.nvml.fake_driver import Driver, install, unplug
+from fsqueue.gpu.weights import GPU_WEIGHTS, nearest_model, short_name
 
-NINE = [0.90, 1.0, 1.35, 1.5, 1.1, 1.2, 2.5, 0.75, 0.80]
-
-many_costs = st.lists(st.integers(0, 1000), max_size=40)
-some_weights = st.lists(st.sampled_from(NINE), min_size=1, max_size=6)
-
-
-@pytest.fixture(autouse=True)
-def nothing_warned_of_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_warned", set())
-
-
-def counts(slots: Sequence[int], n: int) -> list[int]:
-    return [list(slots).count(slot) for slot in range(n)]
-
-
-def totals(costs: Sequence[float], slots: Sequence[int], n: int) -> list[float]:
-    loads = [0.0] * n
-    for cost, slot in zip(costs, slots, strict=True):
-        loads[slot] += cost
-    return loads
-
-
-# ---- the weight of a GPU ----
-
-
-def test_a_known_model_has_the_weight_of_the_table() -> None:
-    assert get_gpu_weight("NVIDIA GeForce RTX 4090") == 1.5
-    assert get_gpu_weight("a100-80gb") == 1.2
-    assert get_gpu_weight("cpu") == GPU_WEIGHTS["cpu"]
-
-
-def test_a_v100_of_unknown_size_counts_as_the_smaller() -> None:
-    assert get_gpu_weight("Tesla V100-SXM2") == 0.75
-    assert get_gpu_weight("Tesla V100-SXM2", memory_gib=31.7) == 0.80
-
-
-def test_an_unknown_model_weighs_one_and_is_warned_of_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    for name in ("NVIDIA Wonder 9000", "Wonder 9000", "NVIDIA Wonder 9000"):
-        assert get_gpu_weight(name) == DEFAULT_WEIGHT == 1.0
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "Unknown GPU 'NVIDIA Wonder 9000' - using default weight 1.0")
-    ]
-
-
-def test_the_warning_names_the_nearest_model(caplog: pytest.LogCaptureFixture) -> None:
-    get_gpu_weight("NVIDIA GeForce RTX 3080 Laptop GPU")
-    get_gpu_weight("NVIDIA GeForce RTX 4090 Laptop GPU")
-    assert [record.getMessage() for record in caplog.records] == [
-        "Unknown GPU 'NVIDIA GeForce RTX 3080 Laptop GPU' - using default weight 1.0"
-        " (nearest known: RTX 3080, 0.90)",
-        "Unknown GPU 'NVIDIA GeForce RTX 4090 Laptop GPU' - using default weight 1.0"
-        " (nearest known: RTX 4090, 1.50)",
-    ]
-
-
-@given(st.none() | st.integers() | st.text("ARTXV0123489 -\0\n\ud800é", max_size=20))
-def test_no_device_raises(device: int | str | None) -> None:
-    assert get_gpu_weight(device) > 0
-
-
-def test_nothing_is_a_gpu_of_default_weight() -> None:
-    assert get_gpu_weight(None) == get_gpu_weight("") == DEFAULT_WEIGHT
-
-
-def test_an_index_is_looked_up_as_nvidia_smi_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver: Driver = install(monkeypatch, tmp_path)
-    driver.add(0, "NVIDIA H100 PCIe", "GPU-a", gib=80)
-    driver.add(1, "Tesla V100-SXM2", "GPU-b", gib=32)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [get_gpu_weight(index) for index in (0, 1, 2)] == [2.5, 0.8, DEFAULT_WEIGHT]
-
-
-def test_an_index_means_nothing_on_a_machine_without_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    unplug(monkeypatch, tmp_path)
-    assert get_gpu_weight(0) == DEFAULT_WEIGHT
-    assert "Unknown GPU 'index 0'" in caplog.text
-
-
-# ---- assign ----
-
-
-def test_w2_an_h100_gets_two_and_a_half_times_the_files_of_a_3090() -> None:
-    assert counts(assign([1] * 35, [1.0, 2.5]), 2) == [10, 25]
-
-
-def test_w3_uneven_costs_are_balanced_by_cost_and_not_by_count() -> None:
-    costs = [50_000, 20_000, 20_000, 10_000, 10_000, 5_000, 5_000, 5_000]
-    slots = assign(costs, [1.0, 1.5])
-    assert totals(costs, slots, 2) == [50_000, 75_000]
-    assert counts(slots, 2) == [4, 4]
-
-
-def test_w4_a_lone_item_goes_to_the_fastest() -> None:
-    assert assign([7], [1.0, 2.5]) == [1]
-    assert assign([7], [2.5, 1.0]) == [0]
-
-
-def test_w5_a_hundred_equal_items_over_the_nine_given_weights() -> None:
-    assert counts(assign([1] * 100, NINE), 9) == [8, 9, 12, 14, 10, 11, 23, 6, 7]
-
-
-@pytest.mark.parametrize(("n", "makespan"), [(4, 20_000), (8, 16_667), (16, 16_667), (32, 16_250)])
-def test_w6_more_items_come_nearer_to_balance(n: int, makespan: int) -> None:
-    costs = [40_000 / n] * n
-    loads = totals(costs, assign(costs, [1.0, 1.5]), 2)
-    assert max(loads[0] / 1.0, loads[1] / 1.5) == pytest.approx(makespan, abs=0.5)
-
-
-def test_w7_the_eighty_files_of_a_real_sample() -> None:
-    assert counts(assign([10_000] * 79 + [4_577], [1.0, 1.5]), 2) == [32, 48]
-
-
-def test_what_already_waits_counts() -> None:
-    assert counts(assign([1] * 10, [1, 1], loads=[4, 0]), 2) == [3, 7]
-    assert assign([1, 1], [1.0, 2.5], loads=[0, 100]) == [0, 0]
-
-
-def test_nothing_to_assign_needs_no_slot() -> None:
-    assert assign([], []) == assign([], [1.0]) == []
-
-
-def naive(costs: Sequence[int], weights: Sequence[float], loads: Sequence[int]) -> list[int]:
-    """The rule as it is written, without heaps."""
-    waiting, slots = list(loads), [0] * len(costs)
-    for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
-        ends = [
-            (load + costs[item]) / weight for load, weight in zip(waiting, weights, strict=True)
-        ]
-        slots[item] = ends.index(min(ends))
-        waiting[slots[item]] += costs[item]
-    return slots
-
-
-@given(many_costs, some_weights, st.data())
-def test_the_heaps_choose_as_the_rule_says(
-    costs: list[int], weights: list[float], data: st.DataObject
-) -> None:
-    n = len(weights)
-    loads = data.draw(st.lists(st.integers(0, 1000), min_size=n, max_size=n))
-    assert assign(costs, weights, loads) == naive(costs, weights, loads)
-
-
-@given(many_costs, some_weights)
-def test_weighted_loads_are_within_one_item_of_each_other(
-    costs: list[int], weights: list[float]
-) -> None:
-    slots = assign(costs, weights)
-    loads = totals(costs, slots, len(weights))
-    for item, slot in enumerate(slots):
-        for other, weight in enumerate(weights):
-            alone = (loads[other] + costs[item]) / weight
-            smallest = min(cost for cost, s in zip(costs, slots, strict=True) if s == slot)
-            if costs[item] == smallest:
-                assert loads[slot] / weights[slot] <= alone * (1 + 1e-12)
-
-
-@given(st.integers(1, 300), some_weights)
-def test_equal_items_are_shared_in_proportion_to_weight(n: int, weights: list[float]) -> None:
-    shares = counts(assign([1] * n, weights), len(weights))
-    for share, weight in zip(shares, weights, strict=True):
-        assert abs(share - n * weight / math.fsum(weights)) < len(weights) + 1
-
-
-@given(many_costs, st.integers(1, 5), st.sampled_from(NINE))
-def test_one_weight_for_all_is_as_good_as_none(costs: list[int], n: int, weight: float) -> None:
-    assert assign(costs, [weight] * n) == assign(costs, [1.0] * n)
+LETTERS = "ABDGHLNRSTVXabdeghilnoprstuvx0123456789 -_.()\n"
 
 
 @pytest.mark.parametrize(
-    ("costs", "weights", "loads", "message"),
+    ("model", "weight"),
     [
-        ([1], [1.0, 0.0], None, "weights must be positive and finite, got 0.0"),
-        ([1], [-1.0], None, "weights must be positive and finite, got -1.0"),
-        ([], [math.nan], None, "weights must be positive and finite, got nan"),
-        ([1], [math.inf], None, "weights must be positive and finite, got inf"),
-        ([-1], [1.0], None, "costs and loads must be finite and not negative, got -1"),
-        ([math.nan], [1.0], None, "costs and loads must be finite and not negative, got nan"),
-        ([1], [1.0], [-2], "costs and loads must be finite and not negative, got -2"),
-        ([1], [1.0], [0, 0], "Expected 1 loads, got 2"),
-        ([1], [], None, "1 items and no slot to put them in"),
+        ("RTX 3080", 0.90),
+        ("RTX 3090", 1.00),
+        ("RTX 4080", 1.35),
+        ("RTX 4090", 1.50),
+        ("RTX A6000", 1.10),
+        ("A100", 1.20),
+        ("H100", 2.50),
+        ("V100 16GB", 0.75),
+        ("V100 32GB", 0.80),
     ],
 )
-def test_what_cannot_be_assigned_is_refused(
-    costs: list[float], weights: list[float], loads: list[float] | None, message: str
+def test_the_nine_given_weights_stand(model: str, weight: float) -> None:
+    assert GPU_WEIGHTS[model] == weight
+
+
+def test_every_weight_is_a_plausible_throughput_and_no_gpu_is_a_cpu() -> None:
+    cpu = GPU_WEIGHTS["cpu"]
+    assert 0 < cpu < 0.1
+    assert all(0.3 <= weight <= 4 for model, weight in GPU_WEIGHTS.items() if model != "cpu")
+
+
+@pytest.mark.parametrize(
+    "slower_to_faster",
+    [
+        ["RTX 2060", "RTX 2070", "RTX 2080 Ti"],
+        ["RTX 3050", "RTX 3060", "RTX 3060 Ti", "RTX 3070", "RTX 3080", "RTX 3080 Ti", "RTX 3090"],
+        ["RTX 3090", "RTX 3090 Ti"],
+        ["RTX 4060", "RTX 4060 Ti", "RTX 4070", "RTX 4070 SUPER", "RTX 4070 Ti"],
+        ["RTX 4070 Ti", "RTX 4070 Ti SUPER", "RTX 4080", "RTX 4080 SUPER", "RTX 4090"],
+        ["RTX 4080 SUPER", "RTX 4090"],
+        ["RTX 5050", "RTX 5060", "RTX 5060 Ti", "RTX 5070", "RTX 5070 Ti", "RTX 5080", "RTX 5090"],
+        ["RTX A2000", "RTX A4000", "RTX A5000", "RTX A6000", "RTX 6000 Ada"],
+        ["T4", "L4", "L40", "L40S"],
+        ["A30", "A100", "H100", "GH200", "H200", "B200"],
+    ],
+)
+def test_within_a_family_a_bigger_card_never_weighs_less(slower_to_faster: list[str]) -> None:
+    weights = [GPU_WEIGHTS[model] for model in slower_to_faster]
+    assert weights == sorted(weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("GeForce RTX 2080 Ti", "RTX 2080 Ti"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti SUPER"),
+        ("NVIDIA GeForce RTX 2070 Super", "RTX 2070 SUPER"),
+        ("NVIDIA GeForce RTX 4090 D", "RTX 4090 D"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("Quadro RTX 6000", "RTX 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell"),
+        ("NVIDIA TITAN RTX", "TITAN RTX"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("A100-PCIE-40GB", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100"),
+        ("NVIDIA H100 NVL", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA GH200 144G HBM3e", "GH200"),
+        ("Tesla T4", "T4"),
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("Tesla V100-SXM2-16GB", "V100 16GB"),
+        ("Tesla V100-DGXS-32GB", "V100 32GB"),
+    ],
+)
+def test_a_drivers_name_is_the_model_without_vendor_and_package(name: str, model: str) -> None:
+    assert short_name(name) == model
+    assert model in GPU_WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("typed", "model"),
+    [
+        ("4090", "RTX 4090"),
+        ("rtx3090", "RTX 3090"),
+        ("RTX-4090", "RTX 4090"),
+        ("3080ti", "RTX 3080 Ti"),
+        ("4070 ti super", "RTX 4070 Ti SUPER"),
+        ("a6000", "RTX A6000"),
+        ("6000 ada", "RTX 6000 Ada"),
+        ("a100-80gb", "A100"),
+        ("a100_40gb", "A100"),
+        ("l40s", "L40S"),
+        ("v100-32g", "V100 32GB"),
+        ("V100_16GB", "V100 16GB"),
+        ("CPU", "cpu"),
+    ],
+)
+def test_a_person_may_leave_out_what_is_plain(typed: str, model: str) -> None:
+    assert short_name(typed) == model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 3060 Laptop GPU",
+        "NVIDIA GeForce RTX 2080 with Max-Q Design",
+        "NVIDIA GeForce RTX 4090 D v2",
+        "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        "NVIDIA RTX A1000",
+        "NVIDIA RTX A500",
+        "NVIDIA A100X",
+        "GRID A100-40C",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "Tesla V100S-PCIE-32GB",
+        "NVIDIA GB200",
+        "NVIDIA H20",
+        "NVIDIA L400",
+        "Quadro 6000",
+        "Quadro P4000",
+        "GeForce GTX 1080",
+        "NVIDIA T400",
+        "A1000",
+        "0",
+        "80GB",
+        "NVIDIA",
+        "RTX",
+        "",
+    ],
+)
+def test_another_card_is_never_taken_for_one_in_the_table(name: str) -> None:
+    assert short_name(name) not in GPU_WEIGHTS
+
+
+def test_an_unknown_name_loses_its_vendor_only() -> None:
+    assert short_name("NVIDIA  GeForce RTX 3060 Laptop GPU") == "RTX 3060 Laptop GPU"
+    assert short_name("AMD Instinct MI250X") == "AMD Instinct MI250X"
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "model"),
+    [
+        ("Tesla V100-SXM2", None, "V100"),
+        ("Tesla V100-SXM2", 15.8, "V100 16GB"),
+        ("Tesla V100-SXM2", 31.7, "V100 32GB"),
+        ("Tesla V100-SXM2-16GB", 31.7, "V100 16GB"),
+        ("A100-SXM4", 79.2, "A100"),
+    ],
+)
+def test_memory_decides_only_where_a_v100s_name_does_not(
+    name: str, memory_gib: float | None, model: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        assign(costs, weights, loads)
+    assert short_name(name, memory_gib=memory_gib) == model
 
 
-# ---- assign_files_weighted ----
+@pytest.mark.parametrize("model", sorted(GPU_WEIGHTS))
+def test_a_model_in_the_table_is_its_own_short_name(model: str) -> None:
+    assert short_name(model) == short_name(f"NVIDIA {model.lower()}") == model
 
 
-def test_w1_a_3090_and_a_4090_get_twenty_and_thirty_files(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    files = [Path(f"output_{n}.fa") for n in range(50)]
-    names = ["NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"]
-
-    shares = assign_files_weighted(files, 2, [1.00, 1.50], cost=lambda _: 2500, names=names)
-
-    assert [len(share) for share in shares] == [20, 30]
-    assert sorted(shares[0] + shares[1]) == sorted(files)
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("INFO", "GPU 0 (RTX 3090, weight=1.00): 20 files, 50000 sequences"),
-        ("INFO", "GPU 1 (RTX 4090, weight=1.50): 30 files, 75000 sequences"),
-        ("INFO", "Sequences per unit of weight: 50000 to 50000 (0.0 %)"),
-    ]
+@given(st.text(LETTERS, max_size=30))
+def test_a_short_name_is_final(name: str) -> None:
+    assert short_name(short_name(name)) == short_name(name)
 
 
-def test_w1_the_order_of_the_gpus_does_not_matter() -> None:
-    shares = assign_files_weighted(range(50), 2, [1.5, 1.0], cost=lambda _: 2500)
-    assert [len(share) for share in shares] == [30, 20]
-
-
-def test_without_names_the_log_gives_the_weights_alone(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    assign_files_weighted("ab", 1, cost=lambda _: 3)
-    assert "GPU 0 (weight=1.00): 2 files, 6 sequences" in caplog.messages
-
-
-def test_without_weights_it_is_bin_packing_largest_first() -> None:
-    sizes = {"a": 5, "b": 9, "c": 5, "d": 1}
-    assert assign_files_weighted(list("abcd"), 2, cost=sizes.__getitem__) == [
-        ["b", "d"],
-        ["a", "c"],
-    ]
-
-
-@given(many_costs, st.integers(1, 5))
-def test_without_weights_all_workers_are_equal(costs: list[int], n: int) -> None:
-    items = list(enumerate(costs))
-    unweighted = assign_files_weighted(items, n, cost=lambda item: item[1])
-    assert unweighted == assign_files_weighted(items, n, [1.0] * n, cost=lambda item: item[1])
-
-
-@given(many_costs, some_weights)
-def test_every_file_is_in_one_share_and_the_largest_come_first(
-    costs: list[int], weights: list[float]
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("NVIDIA GeForce RTX 3060 Laptop GPU", "RTX 3060"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100"),
+        ("Tesla V100S-PCIE-32GB", "V100"),
+        ("NVIDIA RTX 6000 Ada Lovelace", "RTX 6000 Ada"),
+        ("NVIDIA RTX A5500", "RTX A5000"),
+        ("AMD Instinct MI250X", None),
+        ("", None),
+    ],
+)
+def test_the_nearest_model_is_the_one_whose_name_it_extends_or_resembles(
+    name: str, near: str | None
 ) -> None:
-    items = list(enumerate(costs))
-    shares = assign_files_weighted(items, len(weights), weights, cost=lambda item: item[1])
-    assert sorted(item for share in shares for item in share) == items
-    for share in shares:
-        assert all((-a[1], a[0]) < (-b[1], b[0]) for a, b in pairwise(share))
-
-
-def test_a_file_is_counted_once() -> None:
-    counted = []
-    assign_files_weighted("abc", 2, cost=lambda file: counted.append(file) or 1)
-    assert counted == ["a", "b", "c"]
-
-
-def test_no_files_and_fewer_files_than_workers_leave_empty_shares() -> None:
-    assert assign_files_weighted([], 3, cost=len) == [[], [], []]
-    assert assign_files_weighted(["x"], 3, cost=len) == [["x"], [], []]
-
-
-def test_gpus_that_nobody_knows_share_equally() -> None:
-    weights = [get_gpu_weight(name) for name in ("Wonder 1", "Wonder 2")]
-    shares = assign_files_weighted(range(10), 2, weights, cost=lambda _: 1)
-    assert shares == assign_files_weighted(range(10), 2, cost=lambda _: 1)
-
-
-@pytest.mark.parametrize("n", [0, -1])
-def test_there_must_be_a_worker(n: int) -> None:
-    with pytest.raises(ValueError, match=f"^num_workers must be positive, got {n}$"):
-        assign_files_weighted([], n, cost=len)
-
-
-def test_there_must_be_a_weight_and_a_name_for_each_worker() -> None:
-    with pytest.raises(ValueError, match="^Expected 2 weights, got 3$"):
-        assign_files_weighted([], 2, [1, 1, 1], cost=len)
-    with pytest.raises(ValueError, match="^Expected 2 names, got 1$"):
-        assign_files_weighted([], 2, cost=len, names=["RTX 3090"])
+    assert nearest_model(name) == near

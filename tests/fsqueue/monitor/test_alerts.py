@@ -17,6 +17,7 @@ from tests.support.monitor_data import enlist, finish, put_status, take
 from tests.support.pools import Clock, make_pool
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
+BROKE = {"left_because": "failures", "message": "3 different claims failed"}
 
 
 @pytest.fixture
