@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.gpu import weights
 from fsqueue.pool import plans
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
+from fsqueue.scheduling import assignment
 from tests.support.handlers import install_handler
 from tests.support.memory_use import MeasuredCommand
 
@@ -76,14 +76,14 @@ def peak(words: Iterable[str], pool: PoolDirectory, env: dict[str, str]) -> int:
 
 
 def test_assigning_holds_a_few_bytes_for_each_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "RUN", 1000)
+    monkeypatch.setattr(assignment, "RUN", 1000)
     costs = array("d", (1 + n % 97 for n in range(30_000)))
     tracemalloc.start()
-    slots = weights.assign(costs, [1.0, 1.5])
+    slots = assignment.assign(costs, [1.0, 1.5])
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(slots) == len(costs)
-    assert most < 20 * len(costs) + 200 * weights.RUN
+    assert most < 20 * len(costs) + 200 * assignment.RUN
 
 
 @pytest.mark.slow
