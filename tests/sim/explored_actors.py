@@ -15,7 +15,7 @@ from fsqueue.pool.settings import PoolDirectory, create_pool, open_pool
 from fsqueue.storage import directories
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.worker import Worker, WorkerSettings
-from tests.sim.cast import ROOT, planner
+from tests.sim.actors import ROOT, planner
 from tests.sim.explore import Body, Explorer
 from tests.sim.world import Process, Violation
 
@@ -23,17 +23,17 @@ LEASE_S: Final = 8.0
 SPOOL: Final = "gpu0"
 
 
-def a_pool(stage: Explorer, *inputs: str, attempts_max: int = 2) -> None:
+def make_pool(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> None:
     """Plan these inputs into a new pool."""
-    process = stage.process("planner")
-    stage.laws.attempts_max = attempts_max
-    with stage.alone(process):
+    process = explorer.process("planner")
+    explorer.checker.attempts_max = attempts_max
+    with explorer.alone(process):
         create_pool(ROOT, lease_s=LEASE_S, attempts_max=attempts_max)
         if inputs:
             planner(inputs, (SPOOL,), LEASE_S, attempts_max)(process)
 
 
-def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
+def worker(explorer: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
     """Enlist, take, run and finish; put back what is held; retire. A thread renews the lease.
 
     Unless it is a newcomer, it has enlisted before anything else happens.
@@ -43,16 +43,16 @@ def worker(stage: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
         pool = open_pool(ROOT)
         me = Worker(pool, WorkerSettings(spool=SPOOL), id=process.name)
         if newcomer:
-            stage.begin()
+            explorer.begin()
         me.lease.enlist({"worker": me.id})
         directories.make(pool.workshop(me.id))
-        stage.begin()
-        if beats and stage.run is not None:
-            stage.run.add(lambda: _beat(me, beats))
+        explorer.begin()
+        if beats and explorer.run is not None:
+            explorer.run.add(lambda: _beat(me, beats))
         name = _take(pool, me.id)
         if name is not None:
             me._run(name, SPOOL)
-        stage.join()
+        explorer.join()
         me._leave()
 
     return body
@@ -75,48 +75,48 @@ def _beat(me: Worker, beats: int) -> None:
             return
 
 
-def recoverer(stage: Explorer, sweeps: int = 3) -> Body:
+def recoverer(explorer: Explorer, sweeps: int = 3) -> Body:
     """Sweep now and then, with half a lease in between."""
 
     def body(process: Process) -> None:
         pool = open_pool(ROOT)
         recovery = Recovery(pool, process.name, Observer(pool), Journal(pool, process.name))
-        stage.begin()
+        explorer.begin()
         for _ in range(sweeps):
             recovery.sweep()
-            stage.sleep(pool.lease_s / 2)
+            explorer.sleep(pool.lease_s / 2)
 
     return body
 
 
-def a_planner(stage: Explorer, *inputs: str, attempts_max: int = 2) -> Body:
+def late_planner(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> Body:
     """Plan these inputs beside others."""
     plan = planner(inputs, (SPOOL,), LEASE_S, attempts_max)
 
     def body(process: Process) -> None:
-        stage.begin()
+        explorer.begin()
         plan(process)
 
     return body
 
 
-def completer(stage: Explorer) -> Body:
+def completer(explorer: Explorer) -> Body:
     """Complete whatever plans have a number, twice."""
 
     def body(process: Process) -> None:
         pool = open_pool(ROOT)
-        stage.begin()
+        explorer.begin()
         for _ in range(2):
             plans.complete(pool)
 
     return body
 
 
-def settle(stage: Explorer) -> None:
+def settle(explorer: Explorer) -> None:
     """Let a fresh worker end it all, and look at what it leaves."""
-    process = stage.process("settler")
+    process = explorer.process("settler")
     try:
-        with stage.alone(process):
+        with explorer.alone(process):
             pool = open_pool(ROOT)
             Worker(pool, WorkerSettings(spool=SPOOL), id="settler").run()
             left = list(claims.waiting(pool, SPOOL))
@@ -127,4 +127,4 @@ def settle(stage: Explorer) -> None:
             if problems:
                 raise Violation(f"fsqueue check says {problems}")
     finally:
-        stage.processes.remove(process)
+        explorer.processes.remove(process)

@@ -43,7 +43,7 @@ LOST_REPLY: Final = {
 }
 
 
-class Stage:
+class Context:
     """Where the world stands that is being run."""
 
     world: World
@@ -74,8 +74,8 @@ def no_fault(what: str, paths: tuple[str, ...]) -> Fault | None:
     return None
 
 
-STAGE: Final = Stage()
-STAGE.fault = no_fault
+SIM: Final = Context()
+SIM.fault = no_fault
 
 
 class OpenFile:
@@ -132,13 +132,13 @@ class SimOs:
     # ---- who we are ----
 
     def getpid(self) -> int:
-        return STAGE.world.me.pid if STAGE.world.current else 1
+        return SIM.world.me.pid if SIM.world.current else 1
 
     def geteuid(self) -> int:
         return 1000
 
     def uname(self) -> Any:
-        return SimpleNamespace(nodename=STAGE.world.me.host.name)
+        return SimpleNamespace(nodename=SIM.world.me.host.name)
 
     def readlink(self, path: str) -> str:
         assert path.startswith("/proc/self/ns/"), path
@@ -147,7 +147,7 @@ class SimOs:
     # ---- files ----
 
     def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        mount = STAGE.world.me.host.mount
+        mount = SIM.world.me.host.mount
         path = _below(dir_fd, str(path))
 
         def act() -> Inode:
@@ -160,8 +160,8 @@ class SimOs:
                 raise failure(errno.ENOTDIR, path)
             return inode
 
-        inode = STAGE.perform("create" if flags & os.O_CREAT else "open", act, path)
-        files = STAGE.world.me.files
+        inode = SIM.perform("create" if flags & os.O_CREAT else "open", act, path)
+        files = SIM.world.me.files
         fd = max(files, default=2) + 1
         files[fd] = OpenFile(path, inode)
         return fd
@@ -187,19 +187,19 @@ class SimOs:
 
     def write(self, fd: int, data: bytes) -> int:
         file = _file(fd)
-        world = STAGE.world
+        world = SIM.world
         act = lambda: world.disk.write(world.inode(file), bytes(data), file.path)  # noqa: E731
-        STAGE.perform("write", act, file.path)
+        SIM.perform("write", act, file.path)
         return len(data)
 
     def fsync(self, fd: int) -> None:
         file = _file(fd)
-        world = STAGE.world
+        world = SIM.world
         act = lambda: world.disk.sync(world.inode(file), file.path)  # noqa: E731
-        STAGE.perform("fsync", act, file.path)
+        SIM.perform("fsync", act, file.path)
 
     def stat(self, path: str) -> Any:
-        mount = STAGE.world.me.host.mount
+        mount = SIM.world.me.host.mount
 
         def act() -> Any:
             inode = mount.lookup(path)
@@ -207,7 +207,7 @@ class SimOs:
                 raise failure(errno.ENOENT, path)
             return _stat(inode, mount.links(inode))
 
-        return STAGE.perform("stat", act, path)
+        return SIM.perform("stat", act, path)
 
     lstat = stat
 
@@ -215,9 +215,9 @@ class SimOs:
 
     def listdir(self, where: int | str) -> list[str]:
         path = where if isinstance(where, str) else _file(where).path
-        found = STAGE.perform("list", lambda: STAGE.world.me.host.mount.listing(path), path)
-        STAGE.world.me.looked[path] = STAGE.world.now
-        STAGE.world.rng.shuffle(found)
+        found = SIM.perform("list", lambda: SIM.world.me.host.mount.listing(path), path)
+        SIM.world.me.looked[path] = SIM.world.now
+        SIM.world.rng.shuffle(found)
         return found
 
     def scandir(self, where: int | str) -> Any:
@@ -229,23 +229,21 @@ class SimOs:
         return nullcontext(iter(entries))
 
     def link(self, source: str, target: str) -> None:
-        STAGE.perform(
-            "link", lambda: STAGE.world.me.host.mount.link(source, target), source, target
-        )
+        SIM.perform("link", lambda: SIM.world.me.host.mount.link(source, target), source, target)
 
     def rename(self, source: str, target: str) -> None:
-        STAGE.perform(
-            "rename", lambda: STAGE.world.me.host.mount.rename(source, target), source, target
+        SIM.perform(
+            "rename", lambda: SIM.world.me.host.mount.rename(source, target), source, target
         )
 
     replace = rename
 
     def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         path = _below(dir_fd, path)
-        STAGE.perform("unlink", lambda: STAGE.world.me.host.mount.unlink(path), path)
+        SIM.perform("unlink", lambda: SIM.world.me.host.mount.unlink(path), path)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
-        STAGE.perform("mkdir", lambda: STAGE.world.me.host.mount.mkdir(path), path)
+        SIM.perform("mkdir", lambda: SIM.world.me.host.mount.mkdir(path), path)
 
     def chmod(self, path: str, mode: int) -> None:
         """Do nothing: one user owns all that is simulated, and modes keep nobody out."""
@@ -260,7 +258,7 @@ class SimOs:
 
     def rmdir(self, path: str, *, dir_fd: int | None = None) -> None:
         path = _below(dir_fd, path)
-        STAGE.perform("rmdir", lambda: STAGE.world.me.host.mount.rmdir(path), path)
+        SIM.perform("rmdir", lambda: SIM.world.me.host.mount.rmdir(path), path)
 
 
 def _below(dir_fd: int | None, path: str) -> str:
@@ -268,7 +266,7 @@ def _below(dir_fd: int | None, path: str) -> str:
 
 
 def _seen(path: str) -> Inode | None:
-    return STAGE.perform("stat", lambda: STAGE.world.me.host.mount.lookup(str(path)), str(path))
+    return SIM.perform("stat", lambda: SIM.world.me.host.mount.lookup(str(path)), str(path))
 
 
 def _stat(inode: Inode, links: int | None = None) -> Any:
@@ -284,25 +282,25 @@ def _stat(inode: Inode, links: int | None = None) -> Any:
 
 
 def _file(fd: int) -> OpenFile:
-    file = STAGE.world.me.files.get(fd)
+    file = SIM.world.me.files.get(fd)
     if file is None:
         raise OSError(errno.EBADF, "not open")
     return file  # type: ignore[no-any-return]
 
 
 def _closed(fd: int) -> None:
-    STAGE.world.me.files.pop(fd, None)
+    SIM.world.me.files.pop(fd, None)
 
 
 def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
     """Wait for our turn, do one operation or have it go wrong, and write down what happened."""
-    world = STAGE.world
+    world = SIM.world
     if any(part in paths[-1] for part in QUIET):
         if not world.me.alive:
             world.turn(what, paths)
         return act()
     world.turn(what, paths)
-    fault = STAGE.fault(what, paths)
+    fault = SIM.fault(what, paths)
     told = 0
     try:
         if fault is not None:
@@ -311,14 +309,14 @@ def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
         result = act()
     except OSError as error:
         if error.errno != told:  # that was said
-            world.say(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
+            world.log(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
         raise
-    world.say(what, f"{len(result)} names" if what == "list" else "", *paths)
+    world.log(what, f"{len(result)} names" if what == "list" else "", *paths)
     return result
 
 
 def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: Fault) -> Any:
-    world = STAGE.world
+    world = SIM.world
     me = world.me
     number, result = fault.number, None
     told = errno.errorcode[number] if number else "ok"
@@ -326,9 +324,9 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
     if fault.again_s:
         note += f", and once more in {fault.again_s:.1f} s"
         world.at(world.now + fault.again_s, lambda: _once_more(what, paths, me))
-    world.say(what, f"FAULT {note}", *paths)
+    world.log(what, f"FAULT {note}", *paths)
     if fault.done and what in LOST_REPLY:
-        me.host.mount.unheard(what, *paths)
+        me.host.mount.lose_reply(what, *paths)
     elif fault.done or not number:
         result = act()
     if fault.delay_s:
@@ -340,20 +338,20 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
 
 def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
     """Let the server do a request that it got late or twice."""
-    world = STAGE.world
+    world = SIM.world
     outcome = "had no effect"
-    world.behalf = process
+    world.on_behalf_of = process
     try:
         getattr(world.disk, what)(*paths)
         outcome = "took effect"
     except OSError:
         pass
     finally:
-        world.behalf = None
-    world.say(f"late {what} of {process}", outcome, *paths)
+        world.on_behalf_of = None
+    world.log(f"late {what} of {process}", outcome, *paths)
 
 
-STAGE.perform = _do
+SIM.perform = _do
 
 # ---- time ----
 
@@ -367,18 +365,18 @@ class SimTime:
         raise AttributeError(f"time.{name} is not simulated")
 
     def monotonic(self) -> float:
-        world = STAGE.world
+        world = SIM.world
         if world.current is None:
             return world.now
         host = world.me.host
         return host.monotonic + world.now * host.rate
 
     def time(self) -> float:
-        world = STAGE.world
+        world = SIM.world
         return world.now + (world.me.host.wall if world.current else 0.0)
 
     def sleep(self, seconds: float) -> None:
-        STAGE.world.sleep(seconds)
+        SIM.world.sleep(seconds)
 
 
 class SimLock:
@@ -389,7 +387,7 @@ class SimLock:
 
     def __enter__(self) -> None:
         while self._held:
-            STAGE.world.sleep(3600.0, lambda: not self._held)
+            SIM.world.sleep(3600.0, lambda: not self._held)
         self._held = True
 
     def __exit__(self, *_: Any) -> None:
@@ -407,7 +405,7 @@ class SimEvent:
 
     def wait(self, timeout: float) -> bool:
         if not self._set:
-            STAGE.world.sleep(timeout, lambda: self._set)
+            SIM.world.sleep(timeout, lambda: self._set)
         return self._set
 
 
@@ -422,7 +420,7 @@ class SimHeartbeat(Heartbeat):
 
     def start(self) -> None:
         self._ended = False
-        STAGE.world.thread(STAGE.world.me, "beat", self._body)
+        SIM.world.thread(SIM.world.me, "beat", self._body)
 
     def _body(self) -> None:
         try:
@@ -434,7 +432,7 @@ class SimHeartbeat(Heartbeat):
         return not self._ended
 
     def join(self, timeout: float | None = None) -> None:
-        STAGE.world.sleep(timeout or 3600.0, lambda: self._ended)
+        SIM.world.sleep(timeout or 3600.0, lambda: self._ended)
 
 
 class SimSignal:
@@ -447,13 +445,13 @@ class SimSignal:
 
     def signal(self, number: int, handler: Any) -> None:
         ignored = handler == signal.SIG_IGN
-        STAGE.world.me.handlers[number] = (lambda *_: None) if ignored else handler
+        SIM.world.me.handlers[number] = (lambda *_: None) if ignored else handler
 
 
 @contextmanager
 def sim_try_lock(path: str) -> Iterator[bool]:
     """A lock that excludes as much as the file system's kind lets it."""
-    world = STAGE.world
+    world = SIM.world
     kind = world.traits.locks
     key = f"{path}@{world.me.host.name}" if kind == "host" else path
     if kind != "none" and key in world.locks:
@@ -471,7 +469,7 @@ def sim_try_lock(path: str) -> Iterator[bool]:
 
 def proc_open(path: str, *_: Any) -> io.StringIO:
     """`open` of what /proc tells on the actor's host."""
-    world = STAGE.world
+    world = SIM.world
     host = world.me.host
     if path.endswith("/boot_id"):
         return io.StringIO(host.boot)
@@ -487,7 +485,7 @@ class SimRandom:
     """`random`, from the world's seed."""
 
     def uniform(self, low: float, high: float) -> float:
-        return STAGE.world.rng.uniform(low, high)
+        return SIM.world.rng.uniform(low, high)
 
 
 SIM_OS: Final = SimOs()
@@ -501,9 +499,9 @@ def sim_open(path: str, mode: str = "r", **_: Any) -> Any:
 
 
 @contextmanager
-def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
+def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
     """Put the stand-ins under fsqueue; `handler` takes the place of `load_handler`."""
-    token_hex = lambda size: STAGE.world.token(2 * size)  # noqa: E731
+    token_hex = lambda size: SIM.world.token(2 * size)  # noqa: E731
     modules: list[tuple[Any, Any]] = [
         (os, SIM_OS),
         (time, SIM_TIME),
@@ -528,7 +526,7 @@ def on_stage(handler: Callable[[str], Any]) -> Iterator[Stage]:
             fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))
-        yield STAGE
+        yield SIM
 
 
 @contextmanager

@@ -46,7 +46,7 @@ _PATTERNS: Final = {name: (what, re.compile(path)) for name, (what, path) in MOM
 
 
 @dataclass(slots=True)
-class Ambush:
+class PlannedFault:
     """What happens to the `nth` process that comes to a moment, counted from 0."""
 
     moment: str
@@ -54,17 +54,17 @@ class Ambush:
     nth: int = 0
 
     @classmethod
-    def drawn(cls, rng: Random) -> Ambush:
+    def random(cls, rng: Random) -> PlannedFault:
         """Draw one."""
         kinds = BEFORE[:3] + DURING
         return cls(rng.choice(tuple(MOMENTS)), rng.choice(kinds), rng.choice((0, 0, 0, 1, 2)))
 
-    def settled(self, rng: Random) -> Ambush:
+    def numbered(self, rng: Random) -> PlannedFault:
         """Return an ambush of one's own, which lies in wait for one operation."""
         nth = rng.randrange(3) if self.nth == ANY else self.nth
-        return Ambush(self.moment, self.kind, nth)
+        return PlannedFault(self.moment, self.kind, nth)
 
-    def springs(self, what: str, paths: tuple[Any, ...], overdue: Callable[[], bool]) -> bool:
+    def is_due(self, what: str, paths: tuple[Any, ...], overdue: Callable[[], bool]) -> bool:
         """Say whether this operation is the one; called once for every operation.
 
         An operation is overtaken only if it is the second of its kind at once, while somebody
@@ -83,9 +83,9 @@ def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
     """One worker sleeps for longer than its lease, and somebody is there to notice."""
     return {
         "traits": LOCAL,
-        "ambushes": tuple(Ambush(moment, "long pause") for moment in moments),
+        "planned_faults": tuple(PlannedFault(moment, "long pause") for moment in moments),
         "lease_s": 8.0,
-        "storm_s": 60.0,
+        "faulty_s": 60.0,
         "hosts": 3,
         "workers": 3,
         "linger": 4.0,
@@ -95,49 +95,52 @@ def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
 SCENES: Final[dict[str, dict[str, Any]]] = {
     "a take succeeds and nobody knows": {
         "traits": LAGGING_NFS,
-        "ambushes": (Ambush("take", "lost"), Ambush("take", "lost", 1)),
+        "planned_faults": (PlannedFault("take", "lost"), PlannedFault("take", "lost", 1)),
         "linger": 4.0,
     },
     "the reply of a finish is lost": {
         "traits": LOCAL,
-        "ambushes": (Ambush("finish", "lost"), Ambush("finish", "lost", 1)),
+        "planned_faults": (PlannedFault("finish", "lost"), PlannedFault("finish", "lost", 1)),
     },
     "a take is done, and reported as an I/O error": {
         "traits": LOCAL,
-        "ambushes": (Ambush("take", "error"), Ambush("take", "error", 1)),
+        "planned_faults": (PlannedFault("take", "error"), PlannedFault("take", "error", 1)),
     },
     "two signals come while a claim is taken": {
         "traits": LOCAL,
-        "ambushes": (Ambush("take", "interrupt"), Ambush("take", "interrupt", 1)),
+        "planned_faults": (PlannedFault("take", "interrupt"), PlannedFault("take", "interrupt", 1)),
     },
     "a zombie publishes": _zombie("publish an output"),
     "a zombie finishes": _zombie("finish"),
     "a zombie takes": _zombie("take"),
     "a zombie wakes while it is declared dead": _zombie("write an output", "end a lease"),
     "a zombie in a long claim wakes while it is declared dead": _zombie(
-        ambushes=(Ambush("renew", "long pause", 8), Ambush("end a lease", "long pause")),
+        planned_faults=(
+            PlannedFault("renew", "long pause", 8),
+            PlannedFault("end a lease", "long pause"),
+        ),
         inputs=("a.160.slow", "b.160.slow"),
     ),
     "a zombie wakes before it is declared dead": _zombie(
-        ambushes=(
-            Ambush("renew", "coma", 5),
-            Ambush("list the leases", "overtaken", ANY),
+        planned_faults=(
+            PlannedFault("renew", "coma", 5),
+            PlannedFault("list the leases", "overtaken", ANY),
         ),
         inputs=("a.160.slow", "b.160.slow"),
     ),
     "a planner dies between number and spools": {
-        "ambushes": (Ambush("publish a claim", "crash"),),
-        "rough_start": True,
+        "planned_faults": (PlannedFault("publish a claim", "crash"),),
+        "faults_from_start": True,
         "planners": 2,
         "planner_returns": False,
     },
     "the power fails when a plan has its number": {
-        "ambushes": (Ambush("publish a claim", "power cut"),),
-        "rough_start": True,
+        "planned_faults": (PlannedFault("publish a claim", "power cut"),),
+        "faults_from_start": True,
         "selective": True,
     },
     "the power fails when a claim is done": {
-        "ambushes": (Ambush("finish", "power cut"),),
+        "planned_faults": (PlannedFault("finish", "power cut"),),
         "selective": True,
     },
     "attempts leave half an output behind": {

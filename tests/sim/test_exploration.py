@@ -13,52 +13,52 @@ from typing import Any
 import pytest
 
 from tests.sim.explore import Body, Explorer, Found, exploring
-from tests.sim.plays import a_planner, a_pool, completer, recoverer, settle, worker
-from tests.sim.tally import TALLY
+from tests.sim.explored_actors import completer, late_planner, make_pool, recoverer, settle, worker
+from tests.sim.statistics import STATISTICS
 
 STILL = ("plans", "control", "spools")
 """Where nothing changes once everything is planned."""
 
-Cast = Callable[[Explorer], dict[str, Body]]
+Actors = Callable[[Explorer], dict[str, Body]]
 
 
-def explored(cast: Cast, *inputs: str, **how: Any) -> Found:
+def explored(cast: Actors, *inputs: str, **how: Any) -> Found:
     """Search all orders of a cast's operations on a pool in which these inputs wait."""
     with exploring() as explorer:
-        a_pool(explorer, *inputs)
+        make_pool(explorer, *inputs)
         bodies = cast(explorer)
         return explorer.explore(bodies, settle=settle, **{"constant": STILL} | how)
 
 
-def two_workers(stage: Explorer) -> dict[str, Body]:
-    return {"w1": worker(stage, newcomer=True), "w2": worker(stage, newcomer=True)}
+def two_workers(explorer: Explorer) -> dict[str, Body]:
+    return {"w1": worker(explorer, newcomer=True), "w2": worker(explorer, newcomer=True)}
 
 
-def a_worker_and_a_recoverer(stage: Explorer) -> dict[str, Body]:
-    return {"w1": worker(stage), "r": recoverer(stage)}
+def a_worker_and_a_recoverer(explorer: Explorer) -> dict[str, Body]:
+    return {"w1": worker(explorer), "r": recoverer(explorer)}
 
 
-def a_worker_that_beats_and_a_recoverer(stage: Explorer) -> dict[str, Body]:
-    return {"w1": worker(stage, beats=1), "r": recoverer(stage)}
+def a_worker_that_beats_and_a_recoverer(explorer: Explorer) -> dict[str, Body]:
+    return {"w1": worker(explorer, beats=1), "r": recoverer(explorer)}
 
 
-def two_workers_and_a_recoverer(stage: Explorer) -> dict[str, Body]:
-    return {"w1": worker(stage), "w2": worker(stage), "r": recoverer(stage)}
+def two_workers_and_a_recoverer(explorer: Explorer) -> dict[str, Body]:
+    return {"w1": worker(explorer), "w2": worker(explorer), "r": recoverer(explorer)}
 
 
-def two_workers_and_a_quick_recoverer(stage: Explorer) -> dict[str, Body]:
-    return {"w1": worker(stage), "w2": worker(stage), "r": recoverer(stage, sweeps=2)}
+def two_workers_and_a_quick_recoverer(explorer: Explorer) -> dict[str, Body]:
+    return {"w1": worker(explorer), "w2": worker(explorer), "r": recoverer(explorer, sweeps=2)}
 
 
-def two_planners(stage: Explorer) -> dict[str, Body]:
-    return {"p": a_planner(stage, "a.5.ok"), "q": a_planner(stage, "a.5.ok")}
+def two_planners(explorer: Explorer) -> dict[str, Body]:
+    return {"p": late_planner(explorer, "a.5.ok"), "q": late_planner(explorer, "a.5.ok")}
 
 
-def a_planner_and_a_completer(stage: Explorer) -> dict[str, Body]:
-    return {"p": a_planner(stage, "a.5.ok"), "c": completer(stage)}
+def a_planner_and_a_completer(explorer: Explorer) -> dict[str, Body]:
+    return {"p": late_planner(explorer, "a.5.ok"), "c": completer(explorer)}
 
 
-PLAYS: dict[str, tuple[Cast, tuple[str, ...], dict[str, Any]]] = {
+PROGRAMS: dict[str, tuple[Actors, tuple[str, ...], dict[str, Any]]] = {
     "two workers, one claim, a lost reply": (two_workers, ("a.5.ok",), {"lost": 1}),
     "two workers, two claims": (two_workers, ("a.5.ok", "b.6.ok"), {}),
     "a worker, a recoverer, a lost reply": (a_worker_and_a_recoverer, ("a.5.ok",), {"lost": 1}),
@@ -82,10 +82,10 @@ do, and those who make it at once are in the stories.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("play", PLAYS)
+@pytest.mark.parametrize("play", PROGRAMS)
 def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play: str) -> None:
-    cast, inputs, how = PLAYS[play]
-    found = TALLY.explored[play] = explored(cast, *inputs, **how)
+    cast, inputs, how = PROGRAMS[play]
+    found = STATISTICS.explored[play] = explored(cast, *inputs, **how)
     assert found.states > 500 and found.schedules > 10**6 and found.ends > 5
 
 
@@ -93,4 +93,4 @@ def test_in_every_order_the_invariants_hold_and_a_fresh_worker_ends_it_well(play
 @pytest.mark.nightly
 def test_in_every_order_of_two_workers_and_a_recoverer_too() -> None:
     found = explored(two_workers_and_a_recoverer, "a.5.ok")
-    TALLY.explored["two workers, a recoverer"] = found
+    STATISTICS.explored["two workers, a recoverer"] = found

@@ -28,34 +28,34 @@ from hypothesis.stateful import (
 
 from fsqueue.handler import claim_id
 from fsqueue.pool.names import ClaimName
-from tests.sim import driven
-from tests.sim.ambush import BEFORE, DURING, MOMENTS, Ambush
-from tests.sim.calls import STAGE
-from tests.sim.cast import ROOT, Simulated, command, planner
-from tests.sim.driven import BroadcastRequest, Puppet, Table
-from tests.sim.model import PARTS, SPOOLS, At, Foresight, Model, facts_of
+from tests.sim import stepwise
+from tests.sim.actors import ROOT, Simulated, command, planner
+from tests.sim.fake_os import SIM
+from tests.sim.faults import FaultRates
+from tests.sim.model import PARTS, SPOOLS, At, Model, Prediction, facts_of
 from tests.sim.mount import KINDS, LOCAL, Traits
-from tests.sim.story import Plot, told
-from tests.sim.weather import Weather
+from tests.sim.planned_faults import BEFORE, DURING, MOMENTS, PlannedFault
+from tests.sim.scenario import Scenario, format_trace
+from tests.sim.stepwise import Order, SteppedWorker, StepwiseSimulation
 from tests.sim.world import Process, Violation
 
 INPUTS = tuple(f"{stem}.5.ok" for stem in "abcd")
 LEASE_S = 8.0
 WORKERS_MAX = 3
-AMBUSHES_MAX = 8
+PLANNED_FAULTS_MAX = 8
 CALM_STEPS = 12
 """Between two power losses: whatever is lost so, others do not get to."""
 TROUBLES = ("pause", *(kind for kind in (*BEFORE, *DURING) if kind not in ("overtaken", "coma")))
-LIKELY = "take finish renew".split() + ["publish an output", "put back", "record an error"]
-LIKELY += ["end a lease", "list the leases", "write an output"]
+LIKELY_MOMENTS = "take finish renew".split() + ["publish an output", "put back", "record an error"]
+LIKELY_MOMENTS += ["end a lease", "list the leases", "write an output"]
 WHICH = st.integers(0, 7)
 IDLE = "take choose take renew sweep idle leave".split()
 BUSY = "finish renew checkpoint finish fail sweep release give_up break".split()
 """What workers do, some of it more often."""
-BEFALLING = "enlist lie_in_wait pass_time kill wake lose_power".split()
-MEDDLING = "plan retry cancel move_by_hand recover undo_drain drain".split()
-STEPS = {*IDLE, *BUSY, *BEFALLING, *MEDDLING}
-Ahead = tuple[Process, Puppet | None, Callable[[], Foresight], Foresight, bool]
+EVENTS = "enlist plan_fault pass_time kill wake lose_power".split()
+COMMANDS = "plan retry cancel move_by_hand recover undo_drain drain".split()
+STEPS = {*IDLE, *BUSY, *EVENTS, *COMMANDS}
+Interrupted = tuple[Process, SteppedWorker | None, Callable[[], Prediction], Prediction, bool]
 """Who stopped in the middle of a step, what was foreseen, and whether more than that went wrong."""
 
 
@@ -74,7 +74,7 @@ ORDERS = st.lists(st.integers(0, 63), min_size=1, max_size=5)
 SOME = st.lists(st.sampled_from(INPUTS), min_size=1, unique=True)
 
 
-class PoolDirectory(RuleBasedStateMachine):
+class PoolMachine(RuleBasedStateMachine):
     """A pool, those who work it, and what should become of it."""
 
     count: Counter[str] = Counter()
@@ -91,25 +91,25 @@ class PoolDirectory(RuleBasedStateMachine):
     def begin(
         self, seed: int, traits: Traits, attempts_max: int, selective: bool, inputs: list[str]
     ) -> None:
-        plot = Plot.drawn(seed)
-        self.table = Table(
+        scenario = Scenario.random(seed)
+        self.simulation = StepwiseSimulation(
             replace(
-                plot,
+                scenario,
                 traits=traits,
-                weather=Weather(),
+                fault_rates=FaultRates(),
                 inputs=INPUTS,
                 spools=SPOOLS,
                 lease_s=LEASE_S,
                 attempts_max=attempts_max,
                 hosts=2,
                 selective=selective,
-                ambushes=(),
+                planned_faults=(),
                 planner_returns=True,
             )  # fmt: skip
         )
-        self.world = STAGE.world = self.table.world
+        self.world = SIM.world = self.simulation.world
         self.model = Model(attempts_max)
-        self.middle: list[Ahead] = []
+        self.middle: list[Interrupted] = []
         self.waited: list[tuple[str, ClaimName]] = []
         """Every name under which a claim was seen to wait, and where."""
         self.steps = 0
@@ -120,16 +120,16 @@ class PoolDirectory(RuleBasedStateMachine):
     # ---- planners and other people ----
 
     @rule(what=st.integers(0, 31), which=WHICH, inputs=SOME)
-    def meddle(self, what: int, which: int, inputs: list[str]) -> None:
+    def run_command(self, what: int, which: int, inputs: list[str]) -> None:
         """Let a person do one of the things that make sense just now."""
-        of, told = self.model.of, self.model.orders()
+        of, format_trace = self.model.of, self.model.orders()
         sense = (True, of("failed"), of("spools", "running"), of("running", "failed"),
-                 of("running", "staged"), told, not told)  # fmt: skip
-        names = [name for name, sensible in zip(MEDDLING, sense, strict=True) if sensible]
+                 of("running", "staged"), format_trace, not format_trace)  # fmt: skip
+        names = [name for name, sensible in zip(COMMANDS, sense, strict=True) if sensible]
         self._do(names[what % len(names)], which, inputs)
 
     def _plan(self, which: int, inputs: list[str]) -> None:
-        body = planner(inputs, SPOOLS, LEASE_S, self.table.plot.attempts_max)
+        body = planner(inputs, SPOOLS, LEASE_S, self.simulation.scenario.attempts_max)
         ids = [IDS[text] for text in inputs]
         self._run("plan", body, lambda: self.model.plan(ids), which)
 
@@ -150,22 +150,22 @@ class PoolDirectory(RuleBasedStateMachine):
         self._command("drain", which, [], lambda: self.model.order(order, given=True), **how)
 
     def _undo_drain(self, which: int, inputs: list[str]) -> None:
-        def foresee() -> Foresight:
-            seen = Foresight()
+        def predict() -> Prediction:
+            seen = Prediction()
             for order in ("drain", "stop", "pause"):
                 seen.add(self.model.order(order, given=False))
             return seen
 
-        self._command("drain", which, [], foresee, undo=True)
+        self._command("drain", which, [], predict, undo=True)
 
     def _move_by_hand(self, which: int, inputs: list[str]) -> None:
         """Put a claim back as README says: a running one charged, a failed one as it is."""
         claims = sorted(self.model.of("running", "failed"), key=str)
         id, at = claims[which % len(claims)]
-        place = next(p for p in self.table.laws.claims[id].places if p.area == at.area)
+        place = next(p for p in self.simulation.checker.claims[id].places if p.area == at.area)
         back = place.name.returned(failed=at.area == "running")
         home = self.model.homes[id]
-        self.table.by_hand(place.text, f"spools/{home}/{back}")
+        self.simulation.by_hand(place.text, f"spools/{home}/{back}")
         moved = At("spools", home, back.attempt, back.returns)
         self._judge(self.model.by_hand(id, moved), calm=True)
 
@@ -173,122 +173,124 @@ class PoolDirectory(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self._alive()) < WORKERS_MAX)
     @rule(which=WHICH, spool=st.sampled_from((*SPOOLS, None)))
-    def come(self, which: int, spool: str | None) -> None:
+    def start_worker(self, which: int, spool: str | None) -> None:
         self._do("enlist", which, spool)
 
     def _enlist(self, which: int, spool: str | None) -> None:
-        puppet = self.table.enlist(self._host(which), spool)
-        self._go(puppet.process, lambda: self.model.enlist(puppet.id), puppet)
+        stepped = self.simulation.enlist(self._host(which), spool)
+        self._advance(stepped.process, lambda: self.model.enlist(stepped.id), stepped)
 
     @precondition(lambda self: self._awake())
     @rule(which=WHICH, orders=ORDERS)
     def work(self, which: int, orders: list[int]) -> None:
         """Let a worker do some of what makes sense, one after the other."""
-        puppet = self._pick(self._awake(), which)
+        stepped = self._pick(self._awake(), which)
         for order in orders:
-            self._order(puppet, order)
+            self._order(stepped, order)
 
     @precondition(lambda self: self._awake())
     @rule(orders=ORDERS)
     def work_in_turns(self, orders: list[int]) -> None:
         """Let all workers do that, in turns."""
         for order in orders:
-            for puppet in self._awake():
-                self._order(puppet, order)
+            for stepped in self._awake():
+                self._order(stepped, order)
 
-    @precondition(lambda self: any(puppet.work for puppet in self._awake()))
+    @precondition(lambda self: any(stepped.work for stepped in self._awake()))
     @rule(which=WHICH, order=st.integers(0, 63))
-    def go_on(self, which: int, order: int) -> None:
+    def continue_claim(self, which: int, order: int) -> None:
         """Let a worker go on with the claim that it runs."""
         self._order(self._pick([p for p in self._awake() if p.work], which), order)
 
-    def _order(self, puppet: Puppet, order: int) -> None:
-        if puppet in self._awake():
-            sensible = IDLE if puppet.work is None else BUSY
-            self._do(sensible[order % len(sensible)], puppet, order // len(sensible))
+    def _order(self, stepped: SteppedWorker, order: int) -> None:
+        if stepped in self._awake():
+            sensible = IDLE if stepped.work is None else BUSY
+            self._do(sensible[order % len(sensible)], stepped, order // len(sensible))
 
-    def _take(self, puppet: Puppet, number: int) -> None:
+    def _take(self, stepped: SteppedWorker, number: int) -> None:
         """Take what waits, or waited once: a listing may be as old as it likes."""
         if not self.waited:
             return
         spool, name = self.waited[-1 - number % len(self.waited)]
         at = At("spools", spool, name.attempt, name.returns)
-        foresee = lambda: self.model.take(puppet.id, spool, name.id, at)  # noqa: E731
-        self._tell(puppet, driven.taking(puppet, spool, name), foresee)
+        predict = lambda: self.model.take(stepped.id, spool, name.id, at)  # noqa: E731
+        self._give_order(stepped, stepwise.taking(stepped, spool, name), predict)
 
-    def _choose(self, puppet: Puppet, _: int) -> None:
+    def _choose(self, stepped: SteppedWorker, _: int) -> None:
         """Take what it likes best."""
 
-        def foresee() -> Foresight:
-            seen = Foresight()
+        def predict() -> Prediction:
+            seen = Prediction()
             for id, at in self.model.of("spools"):
-                seen.add(self.model.take(puppet.id, at.where, id, at))
+                seen.add(self.model.take(stepped.id, at.where, id, at))
             for key, values in seen.sure.items():
                 values.add(self.model.facts.get(key))  # it takes one of them at most
             return seen
 
-        self._tell(puppet, driven.choosing(puppet), foresee)
+        self._give_order(stepped, stepwise.choosing(stepped), predict)
 
-    def _finish(self, puppet: Puppet, _: int) -> None:
-        mine = self._mine(puppet)
-        self._tell(puppet, "finish", lambda: self.model.finish(*mine))
+    def _finish(self, stepped: SteppedWorker, _: int) -> None:
+        mine = self._mine(stepped)
+        self._give_order(stepped, "finish", lambda: self.model.finish(*mine))
 
-    def _fail(self, puppet: Puppet, number: int) -> None:
-        mine, how = self._mine(puppet), ("fail", "err")[number % 2]
-        foresee = lambda: self.model.fail(*mine, final=False, leaves=False)  # noqa: E731
-        self._tell(puppet, how, foresee)
+    def _fail(self, stepped: SteppedWorker, number: int) -> None:
+        mine, how = self._mine(stepped), ("fail", "err")[number % 2]
+        predict = lambda: self.model.fail(*mine, final=False, leaves=False)  # noqa: E731
+        self._give_order(stepped, how, predict)
 
-    def _give_up(self, puppet: Puppet, _: int) -> None:
-        mine = self._mine(puppet)
-        foresee = lambda: self.model.fail(*mine, final=True, leaves=False)  # noqa: E731
-        self._tell(puppet, "give up", foresee)
+    def _give_up(self, stepped: SteppedWorker, _: int) -> None:
+        mine = self._mine(stepped)
+        predict = lambda: self.model.fail(*mine, final=True, leaves=False)  # noqa: E731
+        self._give_order(stepped, "give up", predict)
 
-    def _break(self, puppet: Puppet, _: int) -> None:
-        mine = self._mine(puppet)
-        foresee = lambda: self.model.fail(  # noqa: E731
+    def _break(self, stepped: SteppedWorker, _: int) -> None:
+        mine = self._mine(stepped)
+        predict = lambda: self.model.fail(  # noqa: E731
             *mine, final=False, leaves=self.model.claim(mine[1]) == mine[2]
         )
-        self._tell(puppet, "break", foresee)
+        self._give_order(stepped, "break", predict)
 
-    def _release(self, puppet: Puppet, _: int) -> None:
-        mine = self._mine(puppet)
-        self._tell(puppet, "stop", lambda: self.model.stop(*mine))
+    def _release(self, stepped: SteppedWorker, _: int) -> None:
+        mine = self._mine(stepped)
+        self._give_order(stepped, "stop", lambda: self.model.stop(*mine))
 
-    def _checkpoint(self, puppet: Puppet, number: int) -> None:
-        (me, id, _), part = self._mine(puppet), PARTS[number % len(PARTS)]
-        self._tell(puppet, driven.saving(puppet, part), lambda: self.model.save(me, id, part))
+    def _checkpoint(self, stepped: SteppedWorker, number: int) -> None:
+        (me, id, _), part = self._mine(stepped), PARTS[number % len(PARTS)]
+        self._give_order(
+            stepped, stepwise.saving(stepped, part), lambda: self.model.save(me, id, part)
+        )
 
-    def _renew(self, puppet: Puppet, _: int) -> None:
+    def _renew(self, stepped: SteppedWorker, _: int) -> None:
         """Beat, and read the orders: who idles may leave."""
 
-        def foresee() -> Foresight:
-            seen = self.model.renew(puppet.id, puppet.worker.lease.name.beat or 0)
-            told = {"drain", "stop"} & self.model.orders()
-            if puppet.work is None and (told or not self.model.lives(puppet.id)):
-                gone = self.model.leave(puppet.id, puppet.spool or SPOOLS[0])
+        def predict() -> Prediction:
+            seen = self.model.renew(stepped.id, stepped.worker.lease.name.beat or 0)
+            format_trace = {"drain", "stop"} & self.model.orders()
+            if stepped.work is None and (format_trace or not self.model.lives(stepped.id)):
+                gone = self.model.leave(stepped.id, stepped.spool or SPOOLS[0])
                 seen.sure.clear()
                 return seen.add(gone)
             return seen
 
-        self._tell(puppet, driven.hearing, foresee)
+        self._give_order(stepped, stepwise.beating, predict)
 
-    def _sweep(self, puppet: Puppet, _: int) -> None:
-        self._tell(puppet, driven.sweeping, lambda: self._swept(puppet))
+    def _sweep(self, stepped: SteppedWorker, _: int) -> None:
+        self._give_order(stepped, stepwise.sweeping, lambda: self._swept(stepped))
 
-    def _idle(self, puppet: Puppet, _: int) -> None:
-        foresee = lambda: self.model.idle(puppet.id, self._swept(puppet))  # noqa: E731
-        calm = self._tell(puppet, driven.idling, foresee)
-        if calm and puppet.process.exit in (0, 3) and self.model.of("spools"):
-            raise Violation(f"{puppet} left as if nothing was left")
+    def _idle(self, stepped: SteppedWorker, _: int) -> None:
+        predict = lambda: self.model.idle(stepped.id, self._swept(stepped))  # noqa: E731
+        calm = self._give_order(stepped, stepwise.idling, predict)
+        if calm and stepped.process.exit in (0, 3) and self.model.of("spools"):
+            raise Violation(f"{stepped} left as if nothing was left")
 
-    def _leave(self, puppet: Puppet, _: int) -> None:
-        foresee = lambda: self.model.leave(puppet.id, puppet.spool or SPOOLS[0])  # noqa: E731
-        self._tell(puppet, driven.shutdown, foresee)
+    def _leave(self, stepped: SteppedWorker, _: int) -> None:
+        predict = lambda: self.model.leave(stepped.id, stepped.spool or SPOOLS[0])  # noqa: E731
+        self._give_order(stepped, stepwise.shutdown, predict)
 
     # ---- accidents ----
 
     @rule(what=st.integers(0, 31), which=WHICH)
-    def befall(self, what: int, which: int) -> None:
+    def let_something_happen(self, what: int, which: int) -> None:
         """Let time pass, or an accident happen, or be over."""
         dark = self.steps >= CALM_STEPS
         names = ["pass_time", *["wake"] * bool(self.middle), *["kill"] * bool(self._alive())]
@@ -297,35 +299,35 @@ class PoolDirectory(RuleBasedStateMachine):
 
     def _wake(self, which: int) -> None:
         """Let somebody go on who was stopped in the middle of something, however long ago."""
-        process, puppet, foresee, old, harmed = self.middle.pop(which % len(self.middle))
+        process, stepped, predict, old, harmed = self.middle.pop(which % len(self.middle))
         if process.alive:
             process.until = self.world.now
-            again = lambda: self.model.still(foresee(), old, command=puppet is None)  # noqa: E731
-            self._go(process, again, puppet, harmed=harmed)
+            again = lambda: self.model.merged(predict(), old, command=stepped is None)  # noqa: E731
+            self._advance(process, again, stepped, harmed=harmed)
 
     def _kill(self, which: int) -> None:
         process = self._pick(self._alive(), which).process
         process.excuses.add("dead")
         self.world.end(process)
-        self._judge(Foresight(), calm=True)
+        self._judge(Prediction(), calm=True)
 
     def _pass_time(self, which: int) -> None:
-        self.table.pass_time((0.5, 3.0, 9.0, 40.0)[which % 4])
-        self._judge(Foresight(), calm=True)
+        self.simulation.pass_time((0.5, 3.0, 9.0, 40.0)[which % 4])
+        self._judge(Prediction(), calm=True)
 
     def _lose_power(self, which: int) -> None:
-        self.table._lose_power()
-        self._after_power_loss(Foresight())
+        self.simulation._lose_power()
+        self._after_power_loss(Prediction())
         self._enlist_two()
 
-    @precondition(lambda self: len(self._ambushes()) < AMBUSHES_MAX)
-    @rule(moment=st.sampled_from((*LIKELY, *MOMENTS)), kind=st.sampled_from(TROUBLES))
-    def lie_in_wait(self, moment: str, kind: str) -> None:
+    @precondition(lambda self: len(self._planned_faults()) < PLANNED_FAULTS_MAX)
+    @rule(moment=st.sampled_from((*LIKELY_MOMENTS, *MOMENTS)), kind=st.sampled_from(TROUBLES))
+    def plan_fault(self, moment: str, kind: str) -> None:
         """Let this happen to whoever comes next to this moment: a lost reply, an error, ..."""
-        self.count["lie_in_wait"] += 1
-        accidents = self.table.accidents
-        ambushes = accidents._before_it if kind in BEFORE else accidents._during_it
-        ambushes.append(Ambush(moment, kind))
+        self.count["plan_fault"] += 1
+        injector = self.simulation.injector
+        planned_faults = injector._before_it if kind in BEFORE else injector._during_it
+        planned_faults.append(PlannedFault(moment, kind))
 
     # ---- the end ----
 
@@ -337,18 +339,18 @@ class PoolDirectory(RuleBasedStateMachine):
                 assert ("output", id) in self.model.facts, f"I6: {id} is done without an output"
 
     def teardown(self) -> None:
-        if not hasattr(self, "table"):
+        if not hasattr(self, "simulation"):
             return
         try:
             self.count["example"] += 1
-            self.count["accident"] += self.table.sprung()
+            self.count["accident"] += self.simulation.fault_count()
             if self.world.violation is None:
-                self.table.settle(INPUTS)
+                self.simulation.settle(INPUTS)
         except Violation as error:
-            error.add_note(told(self.table, 60))
+            error.add_note(format_trace(self.simulation, 60))
             raise
         finally:
-            self.table.accidents.active = False
+            self.simulation.injector.active = False
             self.world.stop()
 
     # ---- parts ----
@@ -356,7 +358,7 @@ class PoolDirectory(RuleBasedStateMachine):
     def _do(self, name: str, *how: Any) -> None:
         self.count[name] += 1
         self.steps += 1
-        self.world.say(f"STEP {name}", " ".join(map(str, how)))
+        self.world.log(f"STEP {name}", " ".join(map(str, how)))
         getattr(self, f"_{name}")(*how)
 
     def _enlist_two(self) -> None:
@@ -364,56 +366,56 @@ class PoolDirectory(RuleBasedStateMachine):
             self._do("enlist", which, spool)
 
     def _host(self, which: int) -> Any:
-        return self.table.hosts[which % len(self.table.hosts)]
+        return self.simulation.hosts[which % len(self.simulation.hosts)]
 
     @staticmethod
-    def _pick(puppets: list[Puppet], which: int) -> Puppet:
-        return puppets[which % len(puppets)]
+    def _pick(stepped_workers: list[SteppedWorker], which: int) -> SteppedWorker:
+        return stepped_workers[which % len(stepped_workers)]
 
-    def _alive(self) -> list[Puppet]:
-        return [puppet for puppet in self.table.puppets if puppet.process.alive]
+    def _alive(self) -> list[SteppedWorker]:
+        return [stepped for stepped in self.simulation.stepped_workers if stepped.process.alive]
 
-    def _awake(self) -> list[Puppet]:
-        return [puppet for puppet in self._alive() if puppet.idles]
+    def _awake(self) -> list[SteppedWorker]:
+        return [stepped for stepped in self._alive() if stepped.is_waiting]
 
     @staticmethod
-    def _mine(puppet: Puppet) -> tuple[str, str, At]:
-        name = puppet.name
+    def _mine(stepped: SteppedWorker) -> tuple[str, str, At]:
+        name = stepped.name
         assert name is not None
-        return puppet.id, name.id, At("running", puppet.id, name.attempt, name.returns)
+        return stepped.id, name.id, At("running", stepped.id, name.attempt, name.returns)
 
-    def _ambushes(self) -> list[Ambush]:
-        return self.table.accidents._before_it + self.table.accidents._during_it
+    def _planned_faults(self) -> list[PlannedFault]:
+        return self.simulation.injector._before_it + self.simulation.injector._during_it
 
-    def _swept(self, me: Puppet) -> Foresight:
+    def _swept(self, me: SteppedWorker) -> Prediction:
         now, lives = self.world.now + 0.5, self.model.lives
         here = me.process.host
-        gone = [p.id for p in self.table.puppets if lives(p.id) and not p.process.alive
+        gone = [p.id for p in self.simulation.stepped_workers if lives(p.id) and not p.process.alive
                 and p.process.host is here and p.boot == here.boot]  # fmt: skip
         old = [key[1] for key, at in self.model.changed.items() if key[0] == "lease"
                and lives(key[1]) and now - at >= 0.98 * LEASE_S and key[1] != me.id]  # fmt: skip
         return self.model.sweep(me.id, old, gone)
 
-    def _run(self, name: str, body: Any, foresee: Callable[[], Foresight], which: int) -> None:
-        self._go(self.table.start(name, body, self._host(which)), foresee)
+    def _run(self, name: str, body: Any, predict: Callable[[], Prediction], which: int) -> None:
+        self._advance(self.simulation.start(name, body, self._host(which)), predict)
 
     def _command(
-        self, name: str, which: int, ids: list[str], foresee: Callable[[], Foresight], **how: Any
+        self, name: str, which: int, ids: list[str], predict: Callable[[], Prediction], **how: Any
     ) -> None:
-        body = command(self.table.laws.workers, name, *ids, **how)
-        self._run(name, body, foresee, which)
+        body = command(self.simulation.checker.workers, name, *ids, **how)
+        self._run(name, body, predict, which)
 
-    def _tell(
-        self, puppet: Puppet, order: str | BroadcastRequest, foresee: Callable[[], Foresight]
+    def _give_order(
+        self, stepped: SteppedWorker, order: str | Order, predict: Callable[[], Prediction]
     ) -> bool:
-        puppet.tell(order)
-        return self._go(puppet.process, foresee, puppet)
+        stepped.give_order(order)
+        return self._advance(stepped.process, predict, stepped)
 
-    def _go(
+    def _advance(
         self,
         process: Process,
-        foresee: Callable[[], Foresight],
-        puppet: Puppet | None = None,
+        predict: Callable[[], Prediction],
+        stepped: SteppedWorker | None = None,
         *,
         harmed: bool = False,
     ) -> bool:
@@ -421,38 +423,42 @@ class PoolDirectory(RuleBasedStateMachine):
 
         `harmed`: something has gone wrong in the part of this step that is done already.
         """
-        table, world = self.table, self.world
+        simulation, world = self.simulation, self.world
         for each in self._alive():
             if hasattr(each, "worker"):
                 self.model.seen[each.id] = each.worker.beat.orders
-        seen, sprung, cuts = foresee(), table.sprung(), table.cuts
+        seen, fault_count, cuts = predict(), simulation.fault_count(), simulation.cuts
         try:
-            table.go(process, puppet)
-            amid = process.alive and not (puppet is not None and puppet.idles)
+            simulation.advance(process, stepped)
+            amid = process.alive and not (stepped is not None and stepped.is_waiting)
             if amid:
-                harmed |= table.sprung() - sprung > 1
-                self.middle.append((process, puppet, foresee, seen, harmed))
-            if table.cuts > cuts:
+                harmed |= simulation.fault_count() - fault_count > 1
+                self.middle.append((process, stepped, predict, seen, harmed))
+            if simulation.cuts > cuts:
                 self._after_power_loss(seen)
                 return False
-            calm = table.sprung() == sprung and not (amid or harmed) and world.traits is LOCAL
+            calm = (
+                simulation.fault_count() == fault_count
+                and not (amid or harmed)
+                and world.traits is LOCAL
+            )
             self._judge(seen, calm=calm)
             return calm
         except Violation as error:
-            error.add_note(told(table, 60))
+            error.add_note(format_trace(simulation, 60))
             raise
 
     def _facts(self) -> dict[Any, Any]:
-        return facts_of(self.world.disk, ROOT, self.table.laws.plans.values())
+        return facts_of(self.world.disk, ROOT, self.simulation.checker.plans.values())
 
-    def _judge(self, seen: Foresight, *, calm: bool) -> None:
+    def _judge(self, seen: Prediction, *, calm: bool) -> None:
         self.model.allow_late(
-            [path[len(ROOT) + 1 :] for path in self.table.late], seen, IDS.values()
+            [path[len(ROOT) + 1 :] for path in self.simulation.late], seen, IDS.values()
         )
         self.model.judge(self.world.now, self._facts(), seen, calm=calm)
         self._look_what_waits()
 
-    def _after_power_loss(self, seen: Foresight) -> None:
+    def _after_power_loss(self, seen: Prediction) -> None:
         self.middle.clear()
         self.steps = 0
         self.model.lose_power(self.world.now, self._facts(), seen)

@@ -6,14 +6,14 @@ from collections import Counter
 from typing import Final
 
 from tests.sim.explore import Found
-from tests.sim.story import History
+from tests.sim.scenario import Simulation
 
 DONE: Final = (
     "publish take steal finish fail requeue release recover adopt cancel retry enlist renew retire"
 ).split() + ["end a lease", "zombie refused"]
 """What actors do."""
 
-BEFELL: Final = (
+ACCIDENTS: Final = (
     "crash ghost pause signal hang lost again stale error full interrupt".split()
     + ["error, done", "resumed after a lease", "host with a wrong clock"]
     + ["stale lookup", "stale listing", "stale attribute"]
@@ -22,7 +22,7 @@ BEFELL: Final = (
 """What befalls them; `Weather` and `Mount` say what each is."""
 
 
-class Tally:
+class Statistics:
     """The sum over stories."""
 
     def __init__(self) -> None:
@@ -37,18 +37,18 @@ class Tally:
         self.explored: dict[str, Found] = {}
         """What each exploration of all orders came to."""
 
-    def add(self, story: History) -> None:
+    def add(self, simulation: Simulation) -> None:
         """Add a story that ended well."""
-        if story.plot.scene:
+        if simulation.scenario.scene:
             self.scenes += 1
         else:
-            self.seeds.add(story.plot.seed)
-        self.operations += story.world.steps
-        self.count += story.tally()
+            self.seeds.add(simulation.scenario.seed)
+        self.operations += simulation.world.steps
+        self.count += simulation.count_events()
 
     def missing(self) -> list[str]:
         """Return what should have happened, and never did."""
-        return [what for what in (*DONE, *BEFELL) if not self.count[what]]
+        return [what for what in (*DONE, *ACCIDENTS) if not self.count[what]]
 
     def lines(self) -> list[str]:
         """Return what a person reads at the end of the tests."""
@@ -58,7 +58,7 @@ class Tally:
                 f"{self.operations:,} steps in {len(self.seeds):,} seeds and {self.scenes:,} "
                 f"scenes; I1-I9 held after each"
             )
-            for title, names in (("done", DONE), ("befell", BEFELL)):
+            for title, names in (("done", DONE), ("befell", ACCIDENTS)):
                 counts = (f"{name} {self.count[name]:,}" for name in names)
                 lines.append(f"{title}: {', '.join(counts)}")
         if self.noticed:
@@ -78,4 +78,4 @@ class Tally:
         return lines
 
 
-TALLY: Final = Tally()
+STATISTICS: Final = Statistics()

@@ -15,7 +15,7 @@ from fsqueue.maintenance import repair
 from fsqueue.pool.settings import Spool, create_pool, open_pool, spool_names
 from fsqueue.scheduling.planner import PlanRequest, plan_into
 from fsqueue.worker.worker import Worker, WorkerSettings
-from tests.sim.calls import SIM_OS, STAGE
+from tests.sim.fake_os import SIM, SIM_OS
 from tests.sim.world import Process
 
 ROOT = "/pool"
@@ -50,7 +50,7 @@ class Simulated(Handler):
             yield Item(stem, manner, source.cost, {"key": source.key}, payload, {"inputs": 1})
 
     def run(self, work: Work) -> None:
-        world = STAGE.world
+        world = SIM.world
         manner = work.payload["manner"]
         me = world.me
         assert not SIM_OS.path.lexists(str(work.output)), "something is there before it began"
@@ -72,7 +72,7 @@ class Simulated(Handler):
             self._fail(manner)
         if manner == "kills":
             me.excuses.add("dead")
-            world.say("is killed", "")
+            world.log("is killed", "")
             world.end(me)
             world.sleep(0.0)
         self._write(work)
@@ -94,7 +94,7 @@ class Simulated(Handler):
             assert data == f"{work.id} {name}".encode(), f"checkpoint {name} holds {data!r}"
         for part in ("part0", "part1"):
             if part not in there:
-                STAGE.world.sleep(work.payload["seconds"])
+                SIM.world.sleep(work.payload["seconds"])
                 work.checkpoint(part, f"{work.id} {part}".encode())
             if work.stopping:
                 raise Interrupted("asked to stop")
@@ -105,7 +105,7 @@ class Simulated(Handler):
         data = output_of(work.id)
         fd = SIM_OS.open(str(work.output), flags)
         for piece in (data[:12], data[12:]):
-            STAGE.world.sleep(work.payload["seconds"] / 4)
+            SIM.world.sleep(work.payload["seconds"] / 4)
             SIM_OS.write(fd, piece)
         SIM_OS.close(fd)
 
@@ -118,8 +118,8 @@ def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attemp
 
     def body(process: Process) -> int:
         pool = create_pool(ROOT, lease_s=lease_s, attempts_max=attempts_max)
-        asked = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
-        plan_into(pool, PlanRequest(Simulated(), {}, list(inputs), asked))
+        wanted = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
+        plan_into(pool, PlanRequest(Simulated(), {}, list(inputs), wanted))
         return 0
 
     return body
@@ -164,7 +164,7 @@ def command(workers: dict[str, Process], name: str, *words: str, **options: Any)
 
 def identity(prefix: str) -> str:
     """Return the id under which a command of the current process appears."""
-    process = STAGE.world.me
+    process = SIM.world.me
     return f"{prefix}{process.host.name}-{process.name}"
 
 
@@ -175,11 +175,11 @@ def on_command_line() -> Iterator[None]:
         yield
 
 
-def vandal(rng: Random, seconds: float) -> Any:
+def status_deleter(rng: Random, seconds: float) -> Any:
     """Return the body of somebody who removes statuses and journals now and then (I8)."""
 
     def body(process: Process) -> int:
-        world = STAGE.world
+        world = SIM.world
         until = world.now + seconds
         while world.now < until:
             world.sleep(rng.uniform(0.5, 5.0))

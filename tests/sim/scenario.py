@@ -15,13 +15,21 @@ from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool.names import Role, role_of
 from fsqueue.pool.settings import open_pool
 from fsqueue.worker.worker import WorkerSettings
-from tests.sim.ambush import SCENES, Ambush
-from tests.sim.calls import STAGE, no_fault, on_stage
-from tests.sim.cast import ROOT, Simulated, command, on_command_line, output_of, planner, vandal
-from tests.sim.cast import worker as worker_body
-from tests.sim.laws import Known, Laws, Place
+from tests.sim.actors import (
+    ROOT,
+    Simulated,
+    command,
+    on_command_line,
+    output_of,
+    planner,
+    status_deleter,
+)
+from tests.sim.actors import worker as worker_body
+from tests.sim.fake_os import SIM, no_fault, simulated_modules
+from tests.sim.faults import FaultInjector, FaultRates
+from tests.sim.invariants import InvariantChecker, Known, Place
 from tests.sim.mount import KINDS, LOCAL, Mount, Traits
-from tests.sim.weather import Accidents, Weather
+from tests.sim.planned_faults import SCENES, PlannedFault
 from tests.sim.world import Host, Process, Violation, World
 
 MANNERS: Final = "ok ok ok ok slow saves stumbles halves fails errs impossible kills breaks".split()
@@ -30,12 +38,12 @@ ROUNDS_MAX: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class Scenario:
     """What a seed decides before anything happens."""
 
     seed: int
     traits: Traits
-    weather: Weather
+    fault_rates: FaultRates
     inputs: tuple[str, ...]
     spools: tuple[str, ...]
     lease_s: float
@@ -43,18 +51,18 @@ class Plot:
     hosts: int
     workers: int
     planners: int
-    rough_start: bool
+    faults_from_start: bool
     """Whether the weather is bad before there is a pool."""
-    pace_s: float
+    operation_s: float
     """The mean time that an operation takes."""
-    stick: float
+    same_actor_chance: float
     """The chance that whoever did the last operation does the next one too."""
-    storm_s: float
+    faulty_s: float
     selective: bool
     power_cuts: int
-    person: bool
-    vandal: bool
-    ambushes: tuple[Ambush, ...] = ()
+    with_commands: bool
+    status_deleter: bool
+    planned_faults: tuple[PlannedFault, ...] = ()
     planner_returns: bool = True
     """Whether somebody plans once more after the storm, and so completes what was left."""
     linger: float | None = None
@@ -62,14 +70,14 @@ class Plot:
     scene: str = ""
 
     @classmethod
-    def drawn(cls, seed: int) -> Plot:
+    def random(cls, seed: int) -> Scenario:
         """Draw a plot."""
         rng = Random(seed)
         lease_s = rng.choice((8.0, 30.0))
         return cls(
             seed=seed,
             traits=rng.choice(KINDS) if rng.random() < 0.6 else LOCAL,
-            weather=Weather.drawn(rng),
+            fault_rates=FaultRates.random(rng),
             inputs=tuple(
                 f"{'abcdefgh'[index]}.{rng.choice((1, 5, 20, 80, 160))}.{rng.choice(MANNERS)}"
                 for index in range(rng.randint(1, 6))
@@ -80,78 +88,92 @@ class Plot:
             hosts=rng.randint(1, 3),
             workers=rng.randint(2, 4),
             planners=rng.choice((1, 1, 2, 3)),
-            rough_start=rng.random() < 0.25,
-            pace_s=rng.choice((0.001, 0.02, 0.1, 0.4)),
-            stick=rng.choice((0.0, 0.3, 0.8)),
-            storm_s=rng.uniform(2.0, 6.0) * lease_s,
+            faults_from_start=rng.random() < 0.25,
+            operation_s=rng.choice((0.001, 0.02, 0.1, 0.4)),
+            same_actor_chance=rng.choice((0.0, 0.3, 0.8)),
+            faulty_s=rng.uniform(2.0, 6.0) * lease_s,
             selective=rng.random() < 0.5,
             power_cuts=rng.choice((0, 0, 0, 0, 1, 2)),
-            person=rng.random() < 0.3,
-            vandal=rng.random() < 0.2,
-            ambushes=tuple(Ambush.drawn(rng) for _ in range(rng.choice((0, 0, 0, 1, 2, 3)))),
+            with_commands=rng.random() < 0.3,
+            status_deleter=rng.random() < 0.2,
+            planned_faults=tuple(
+                PlannedFault.random(rng) for _ in range(rng.choice((0, 0, 0, 1, 2, 3)))
+            ),
         )
 
     @classmethod
-    def of_scene(cls, scene: str, seed: int) -> Plot:
+    def around_scene(cls, scene: str, seed: int) -> Scenario:
         """Draw a plot around a scene."""
-        calm = replace(cls.drawn(seed), weather=Weather(), power_cuts=0, person=False, scene=scene)
+        calm = replace(
+            cls.random(seed),
+            fault_rates=FaultRates(),
+            power_cuts=0,
+            with_commands=False,
+            scene=scene,
+        )
         return replace(calm, **SCENES[scene])
 
 
-class History:
+class Simulation:
     """A world on stage, played from a plot to its end."""
 
-    def __init__(self, plot: Plot) -> None:
-        self.plot = plot
-        self.world = World(plot.seed, plot.traits, selective=plot.selective)
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.world = World(scenario.seed, scenario.traits, selective=scenario.selective)
         self.rng = self.world.rng
-        self.laws = Laws(self.world, ROOT, output_of)
-        self.laws.lease_s, self.laws.attempts_max = plot.lease_s, plot.attempts_max
-        ambushes = [ambush.settled(self.rng) for ambush in plot.ambushes]
-        self.accidents = Accidents(self.world, plot.weather, plot.lease_s, ambushes)
-        self.accidents.cut_power = self._lose_power
+        self.checker = InvariantChecker(self.world, ROOT, output_of)
+        self.checker.lease_s, self.checker.attempts_max = scenario.lease_s, scenario.attempts_max
+        planned_faults = [planned.numbered(self.rng) for planned in scenario.planned_faults]
+        self.injector = FaultInjector(
+            self.world, scenario.fault_rates, scenario.lease_s, planned_faults
+        )
+        self.injector.cut_power = self._lose_power
         self.cuts = self.lost_names = 0
         self.hosts: list[Host] = []
-        self.pace_s = plot.pace_s
+        self.operation_s = scenario.operation_s
         self.restarts = 10
         self.last_worker: Process | None = None
 
-    def play(self) -> None:
+    def run(self) -> None:
         """Let it happen; raises Violation."""
         try:
-            self._storm()
-            self._calm()
+            self._run_with_faults()
+            self._run_to_the_end()
             self._judge()
         finally:
-            self.accidents.active = False
+            self.injector.active = False
             self.world.stop()
 
     # ---- the bad time ----
 
-    def _storm(self) -> None:
-        plot, rng, world = self.plot, self.rng, self.world
-        self.hosts = [self._host() for _ in range(plot.hosts)]
-        if plot.power_cuts or any(ambush.kind == "power cut" for ambush in plot.ambushes):
+    def _run_with_faults(self) -> None:
+        scenario, rng, world = self.scenario, self.rng, self.world
+        self.hosts = [self._host() for _ in range(scenario.hosts)]
+        if scenario.power_cuts or any(
+            planned.kind == "power cut" for planned in scenario.planned_faults
+        ):
             world.disk.arm()
-            for _ in range(plot.power_cuts):
-                world.at(rng.uniform(0, plot.storm_s), self._lose_power)
-        if not plot.rough_start:
-            self.accidents.active = False
-            first = self._plan(plot.inputs[: rng.randint(1, len(plot.inputs))])
+            for _ in range(scenario.power_cuts):
+                world.at(rng.uniform(0, scenario.faulty_s), self._lose_power)
+        if not scenario.faults_from_start:
+            self.injector.active = False
+            first = self._plan(scenario.inputs[: rng.randint(1, len(scenario.inputs))])
             self._run(lambda: not first.alive)
-            self.accidents.active = True
-        for _ in range(plot.planners):
-            some = rng.sample(plot.inputs, rng.randint(1, len(plot.inputs)))
-            late_s = rng.choice((10.0, plot.storm_s / 2))
+            self.injector.active = True
+        for _ in range(scenario.planners):
+            some = rng.sample(scenario.inputs, rng.randint(1, len(scenario.inputs)))
+            late_s = rng.choice((10.0, scenario.faulty_s / 2))
             self._soon(late_s, lambda some=tuple(some): self._plan(some))
-        for _ in range(plot.workers):
-            self._soon(20.0 if plot.rough_start else 2.0, self._work)
-        if plot.vandal:
-            self._soon(5.0, lambda: self._start("vandal", vandal(rng, plot.storm_s)))
-        if plot.person:
+        for _ in range(scenario.workers):
+            self._soon(20.0 if scenario.faults_from_start else 2.0, self._work)
+        if scenario.status_deleter:
+            self._soon(
+                5.0, lambda: self._start("status deleter", status_deleter(rng, scenario.faulty_s))
+            )
+        if scenario.with_commands:
             for _ in range(rng.randint(1, 4)):
-                self._soon(plot.storm_s, self._meddle)
-        self._run(lambda: world.now >= plot.storm_s)
+                self._soon(scenario.faulty_s, self._run_commands)
+        self._run(lambda: world.now >= scenario.faulty_s)
 
     def _host(self) -> Host:
         rng = self.rng
@@ -162,31 +184,32 @@ class History:
 
     def _start(self, name: str, body: Any, host: Host | None = None) -> Process:
         process = self.world.start(host or self.rng.choice(self.hosts), name, body)
-        self.world.say("starts", process.name)
+        self.world.log("starts", process.name)
         return process
 
     def _plan(self, inputs: tuple[str, ...]) -> Process:
-        plot = self.plot
-        body = planner(inputs, plot.spools, plot.lease_s, plot.attempts_max)
+        scenario = self.scenario
+        body = planner(inputs, scenario.spools, scenario.lease_s, scenario.attempts_max)
         return self._start("plan", body)
 
     def _work(self) -> Process:
-        rng, spools = self.rng, self.plot.spools
+        rng, spools = self.rng, self.scenario.spools
         settings = WorkerSettings(
             spool=rng.choice((*spools, None)),
             weight=rng.choice((0.5, 1.0, 4.0)),
             steal_interval_s=rng.choice((1.0, 3.0)),
-            linger_s=(self.plot.linger or rng.choice((0.0, 1.0, 2.0, 4.0))) * self.plot.lease_s,
+            linger_s=(self.scenario.linger or rng.choice((0.0, 1.0, 2.0, 4.0)))
+            * self.scenario.lease_s,
             claims_max=rng.choice((None, None, None, 1)),
-            time_limit_s=rng.choice((None, None, None, self.plot.lease_s)),
+            time_limit_s=rng.choice((None, None, None, self.scenario.lease_s)),
         )
-        return self._start("work", worker_body(self.laws.workers, settings))
+        return self._start("work", worker_body(self.checker.workers, settings))
 
-    def _meddle(self) -> None:
-        workers = self.laws.workers
+    def _run_commands(self) -> None:
+        workers = self.checker.workers
         what = self.rng.choice(("retry", "cancel", "drain", "undo", "recover", "some"))
         if what == "some":
-            ids = [id for id, known in self.laws.claims.items() if known.plan]
+            ids = [id for id, known in self.checker.claims.items() if known.plan]
             what, body = (
                 "cancel",
                 command(workers, "cancel", *self.rng.sample(ids, min(len(ids), 1))),
@@ -201,12 +224,12 @@ class History:
         self._start(what, body)
 
     def _lose_power(self) -> None:
-        self._go_dark()
-        self._soon(5.0, lambda: self._plan(self.plot.inputs))
-        for _ in range(self.plot.workers):
+        self._cut_power()
+        self._soon(5.0, lambda: self._plan(self.scenario.inputs))
+        for _ in range(self.scenario.workers):
             self._soon(20.0, self._work)
 
-    def _go_dark(self) -> None:
+    def _cut_power(self) -> None:
         """Let everything stop at once, and every host boot again."""
         world = self.world
         for process in world.processes:
@@ -217,36 +240,36 @@ class History:
         lost = world.disk.lose_power(self.rng)
         self.cuts += 1
         self.lost_names += lost
-        world.say("FAULT power loss", f"{lost} changes of names are lost")
+        world.log("FAULT power loss", f"{lost} changes of names are lost")
         for host in self.hosts:
             host.boot = world.token()
             misled = host.mount.misled
             host.mount = Mount(world.disk, world.traits, host.mount._clock, self.rng)
             host.mount.misled = misled
-        self.laws.look_again()
+        self.checker.look_again()
 
     # ---- the good time after it ----
 
-    def _calm(self) -> None:
+    def _run_to_the_end(self) -> None:
         world = self.world
-        self.accidents.active = False
-        world.say("CALM", "nothing goes wrong from here on")
+        self.injector.active = False
+        world.log("CALM", "nothing goes wrong from here on")
         world.later.clear()
-        self.pace_s = min(self.pace_s, 0.02)
+        self.operation_s = min(self.operation_s, 0.02)
         self.restarts = 0
         host = self._host()
         commands = [p for p in self.world.processes if not p.name.startswith("work")]
         self._run(lambda: not any(process.alive for process in commands))
-        undo = self._start("undo", command(self.laws.workers, "drain", undo=True), host)
+        undo = self._start("undo", command(self.checker.workers, "drain", undo=True), host)
         self._run(lambda: not undo.alive)
-        if self.plot.planner_returns:
-            plan = self._plan(self.plot.inputs)
+        if self.scenario.planner_returns:
+            plan = self._plan(self.scenario.inputs)
             self._run(lambda: not plan.alive)
         for process in world.processes:
             if process.alive and self.rng.random() < 0.5:
-                self._soon(2 * self.plot.lease_s, lambda p=process: p.signals.append(SIGTERM))
+                self._soon(2 * self.scenario.lease_s, lambda p=process: p.signals.append(SIGTERM))
         for _ in range(ROUNDS_MAX):
-            body = worker_body(self.laws.workers, WorkerSettings(spool=self.plot.spools[0]))
+            body = worker_body(self.checker.workers, WorkerSettings(spool=self.scenario.spools[0]))
             self._start("work", body, self._host())
             self._run(lambda: False)
             if not self._unfinished():
@@ -258,13 +281,13 @@ class History:
 
     def _nothing_overlooked(self, worker: Process) -> None:
         """Whoever is the last to leave because nothing is left has seen that nothing is left."""
-        if worker.exit not in (0, 3) or self.plot.traits.listings_s > 0.3:
+        if worker.exit not in (0, 3) or self.scenario.traits.listings_s > 0.3:
             return
         looked = worker.looked.get(f"{ROOT}/workers", 0.0)  # in its last sweep
         for known, place in self._unfinished():
-            owner = self.laws.workers.get(place.name.owner or "")
+            owner = self.checker.workers.get(place.name.owner or "")
             if place.area == "running" and owner is not None:
-                overlooked = looked - owner.ended_at > 1.5 * self.plot.lease_s
+                overlooked = looked - owner.ended_at > 1.5 * self.scenario.lease_s
             else:
                 overlooked = known.since < looked
             if overlooked:
@@ -274,7 +297,7 @@ class History:
         """Return every planned claim that is neither done nor failed."""
         return [
             (known, place)
-            for known in self.laws.claims.values()
+            for known in self.checker.claims.values()
             for place in known.places
             if known.plan
             and place.area in ("spools", "running")
@@ -285,7 +308,7 @@ class History:
     # ---- running ----
 
     def _run(self, over: Callable[[], bool]) -> None:
-        world, rng, stick = self.world, self.rng, self.plot.stick
+        world, rng, same_actor_chance = self.world, self.rng, self.scenario.same_actor_chance
         last = None
         while not over():
             ready = world.ready()
@@ -295,10 +318,10 @@ class History:
                     return
                 world.now = max(world.now, following)
             else:
-                if last not in ready or rng.random() >= stick:
+                if last not in ready or rng.random() >= same_actor_chance:
                     last = ready[int(rng.random() * len(ready))]
                 if last.pending is not None:
-                    world.now += rng.expovariate(1 / self.pace_s)
+                    world.now += rng.expovariate(1 / self.operation_s)
                 process = last.process
                 world.resume(last)
                 if not process.alive:
@@ -318,13 +341,13 @@ class History:
             self._left_with_reason(process)
         if self.restarts and process.name.startswith("work"):
             self.restarts -= 1
-            self._soon(self.plot.lease_s / 2, self._work)
+            self._soon(self.scenario.lease_s / 2, self._work)
 
     def _left_with_reason(self, worker: Process) -> None:
         """Who leaves because nothing is left has put nothing back just now: that would be left."""
         text, at, held_s = worker.released
         looked = [when for path, when in worker.looked.items() if "/spools/" in path]
-        lag_s = self.plot.traits.listings_s
+        lag_s = self.scenario.traits.listings_s
         knew = lag_s <= 1.0 and held_s > 3.0 + 3 * lag_s
         if worker.exit in (0, 3) and text and knew and at >= max(looked, default=0.0):
             raise Violation(f"{worker} put back {text}, and left as if nothing was left")
@@ -338,9 +361,9 @@ class History:
                 return
         raise Violation(f"{process} ended by {error!r}") from error
 
-    def tally(self) -> Counter[str]:
+    def count_events(self) -> Counter[str]:
         """Return how often what happened, of what somebody did and of what befell them."""
-        happened = self.accidents.count + self.laws.count
+        happened = self.injector.count + self.checker.count
         for host in self.hosts:
             happened += host.mount.misled
             happened["host with a wrong clock"] += 1
@@ -352,12 +375,12 @@ class History:
     # ---- the end ----
 
     def _judge(self) -> None:
-        laws = self.laws
-        ids = {id.partition("-")[0] for id, known in laws.claims.items() if known.plan}
-        stems = {text.partition(".")[0] for text in self.plot.inputs}
-        if not ids <= stems or self.plot.planner_returns and ids != stems:
+        checker = self.checker
+        ids = {id.partition("-")[0] for id, known in checker.claims.items() if known.plan}
+        stems = {text.partition(".")[0] for text in self.scenario.inputs}
+        if not ids <= stems or self.scenario.planner_returns and ids != stems:
             raise Violation(f"planned are {sorted(ids)}, and given were {sorted(stems)}")
-        for id, known in laws.claims.items():
+        for id, known in checker.claims.items():
             (place,) = [p for p in known.places if p.area != "staged"]
             record = f"{ROOT}/errors/{id}.a{place.name.attempt}.json"
             cancelled = role_of(place.name.owner or "") is Role.CANCEL
@@ -380,37 +403,37 @@ class History:
 
 
 @contextmanager
-def theatre() -> Iterator[None]:
+def simulated_fsqueue() -> Iterator[None]:
     """Put the simulation under fsqueue, for as many stories as are played inside."""
-    with on_stage(lambda _: Simulated()), on_command_line():
+    with simulated_modules(lambda _: Simulated()), on_command_line():
         try:
             yield
         finally:
-            STAGE.fault = no_fault
+            SIM.fault = no_fault
 
 
-def play(seed: int, plot: Plot | None = None) -> History:
+def run_scenario(seed: int, scenario: Scenario | None = None) -> Simulation:
     """Play one seed; raises Violation, with the trace's end in its notes."""
-    story = History(plot or Plot.drawn(seed))
-    STAGE.world = story.world
+    simulation = Simulation(scenario or Scenario.random(seed))
+    SIM.world = simulation.world
     try:
-        story.play()
+        simulation.run()
     except Violation as error:
-        error.add_note(told(story))
+        error.add_note(format_trace(simulation))
         raise
-    return story
+    return simulation
 
 
-def told(story: History, lines: int = 200) -> str:
-    """Return the plot and the end of the trace, as a person reads it."""
-    scene = f"SIM_SCENE='{story.plot.scene}' " if story.plot.scene else ""
-    again = (
-        f"{scene}SIM_SEEDS={story.plot.seed} python -m pytest tests/sim/test_stories.py -k story"
-    )
-    head = [f"replay with: {again}", ""]
-    head += [f"{name} = {getattr(story.plot, name)}" for name in story.plot.__slots__]
+def format_trace(simulation: Simulation, lines: int = 200) -> str:
+    """Return the command that replays a scenario, its parameters, and the end of its trace."""
+    scenario = simulation.scenario
+    variables = f"SIM_SEEDS={scenario.seed}"
+    if scenario.scene:
+        variables = f"SIM_SCENE='{scenario.scene}' {variables}"
+    head = [f"replay with: {variables} python -m pytest tests/sim/test_scenarios.py -k every", ""]
+    head += [f"{name} = {getattr(scenario, name)}" for name in scenario.__slots__]
     body = []
-    for line in story.world.trace[-lines:]:
+    for line in simulation.world.trace[-lines:]:
         paths = " -> ".join(path.removeprefix(f"{ROOT}/") for path in line.paths)
         outcome = f"   {line.outcome}" if line.outcome else ""
         body.append(f"{line.step:6} {line.now:9.3f} s  {line.who:16} {line.what} {paths}{outcome}")

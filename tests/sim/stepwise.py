@@ -19,9 +19,9 @@ from fsqueue.pool.settings import open_pool
 from fsqueue.pool.status import LeaveReason
 from fsqueue.worker.shutdown import Departure
 from fsqueue.worker.worker import Worker, WorkerSettings
-from tests.sim.calls import STAGE, Fault
-from tests.sim.cast import ROOT, Simulated
-from tests.sim.story import History, Plot
+from tests.sim.actors import ROOT, Simulated
+from tests.sim.fake_os import SIM, Fault
+from tests.sim.scenario import Scenario, Simulation
 from tests.sim.world import Host, Process
 
 FOREVER: Final = 1e12
@@ -34,36 +34,36 @@ ERRORS: Final[dict[str, Exception]] = {
     "stop": Interrupted("asked to stop"),
 }
 
-BroadcastRequest = Callable[["Driven"], Departure | None]
+Order = Callable[["SteppingWorker"], Departure | None]
 
 
-class Driven(Worker):
+class SteppingWorker(Worker):
     """A worker whose every step is an order."""
 
-    puppet: Puppet
+    stepped: SteppedWorker
 
     def _loop(self) -> Departure:
         while True:
-            order: BroadcastRequest = self.puppet.asked()
+            order: Order = self.stepped.next_order()
             if (departure := order(self)) is not None:
                 return departure
 
-    def hear(self) -> None:
+    def beat_once(self) -> None:
         """Beat, which also reads the orders."""
         if self.beat.lost is None:
             self.beat._beat()
 
 
-class Obedient(Simulated):
+class SteppingHandler(Simulated):
     """A handler that asks what becomes of its claim."""
 
-    def __init__(self, puppet: Puppet) -> None:
-        self._puppet = puppet
+    def __init__(self, stepped: SteppedWorker) -> None:
+        self._puppet = stepped
 
     def run(self, work: Work) -> None:
         self._puppet.work = work
         try:
-            while (order := self._puppet.asked()) != "finish":
+            while (order := self._puppet.next_order()) != "finish":
                 if order in ERRORS:
                     self._excuse(work, order)
                     raise ERRORS[order]
@@ -75,15 +75,15 @@ class Obedient(Simulated):
     @staticmethod
     def _excuse(work: Work, order: str) -> None:
         if order != "stop":
-            STAGE.world.me.excuses.add(f"{work.id}.a{work.attempt}")
+            SIM.world.me.excuses.add(f"{work.id}.a{work.attempt}")
         if order == "give up":
-            STAGE.world.me.excuses.add(f"{work.id}.a{work.attempt} for good")
+            SIM.world.me.excuses.add(f"{work.id}.a{work.attempt} for good")
 
 
-class Puppet:
+class SteppedWorker:
     """A driven worker, seen from the table."""
 
-    def __init__(self, table: Table, host: Host, spool: str | None) -> None:
+    def __init__(self, simulation: StepwiseSimulation, host: Host, spool: str | None) -> None:
         self.spool, self.boot = spool, host.boot
         self.waits = False
         """Whether it waits for an order; if not, it is in the middle of one."""
@@ -92,66 +92,66 @@ class Puppet:
         self.name: ClaimName | None = None
         """What it took last."""
         self._orders: list[Any] = []
-        self.process = table.start("work", self._body, host)
+        self.process = simulation.start("work", self._body, host)
         self.id = f"{host.name}-{self.process.name}"
-        table.laws.workers[self.id] = self.process
+        simulation.checker.workers[self.id] = self.process
 
     def __repr__(self) -> str:
         return self.id
 
     def _body(self, process: Process) -> int:
-        self.worker = Driven(open_pool(ROOT), WorkerSettings(spool=self.spool), id=self.id)
-        self.worker.puppet = self
+        self.worker = SteppingWorker(open_pool(ROOT), WorkerSettings(spool=self.spool), id=self.id)
+        self.worker.stepped = self
         self.worker.beat.start = lambda: None  # type: ignore[method-assign]
-        self.worker.handler_cache.handlers[Simulated.name] = Obedient(self)
+        self.worker.handler_cache.handlers[Simulated.name] = SteppingHandler(self)
         return self.worker.run()
 
-    def asked(self) -> Any:
+    def next_order(self) -> Any:
         """Wait for an order."""
         self.waits = True
-        STAGE.world.sleep(FOREVER, lambda: bool(self._orders))
+        SIM.world.sleep(FOREVER, lambda: bool(self._orders))
         self.waits = False
         return self._orders.pop(0)
 
-    def tell(self, order: Any) -> None:
+    def give_order(self, order: Any) -> None:
         """Give it an order; `Table.go` lets it obey."""
         assert self.waits
         self._orders.append(order)
 
     @property
-    def idles(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether it would go on."""
         return self.waits and not self._orders
 
 
-class Table(History):
+class StepwiseSimulation(Simulation):
     """A story in which nothing happens by itself until the calm at its end."""
 
-    def __init__(self, plot: Plot) -> None:
-        super().__init__(plot)
-        self.hosts = [self._host() for _ in range(plot.hosts)]
-        self.puppets: list[Puppet] = []
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.hosts = [self._host() for _ in range(scenario.hosts)]
+        self.stepped_workers: list[SteppedWorker] = []
         self.late: list[str] = []
         """Paths at which something may appear or go that was asked for long ago."""
         self.world.disk.arm()
         self.restarts = 0
-        STAGE.fault = self._fault
+        SIM.fault = self._fault
 
     def start(self, name: str, body: Any, host: Host) -> Process:
         """Start a process; it does nothing before `go`."""
         return self._start(name, body, host)
 
-    def enlist(self, host: Host, spool: str | None) -> Puppet:
+    def enlist(self, host: Host, spool: str | None) -> SteppedWorker:
         """Start a worker."""
-        puppet = Puppet(self, host, spool)
-        self.puppets.append(puppet)
-        return puppet
+        stepped = SteppedWorker(self, host, spool)
+        self.stepped_workers.append(stepped)
+        return stepped
 
-    def go(self, process: Process, puppet: Puppet | None = None) -> None:
+    def advance(self, process: Process, stepped: SteppedWorker | None = None) -> None:
         """Let a process go on until it ends, waits for an order, or is stopped."""
         world = self.world
         while process.alive and process.until <= world.now:
-            if puppet is not None and puppet.idles:
+            if stepped is not None and stepped.is_waiting:
                 return
             actor = process.actors[0]
             if actor.ready(world.now):
@@ -178,21 +178,21 @@ class Table(History):
 
     def by_hand(self, source: str, target: str) -> None:
         """Rename a claim's file as a person does, whom no law binds."""
-        disk, laws = self.world.disk, self.laws
-        old, new = laws._place(source.split("/")), laws._place(target.split("/"))
+        disk, checker = self.world.disk, self.checker
+        old, new = checker._place(source.split("/")), checker._place(target.split("/"))
         assert old is not None and new is not None
         watch, disk.watch = disk.watch, lambda *_: None
         disk.rename(f"{ROOT}/{source}", f"{ROOT}/{target}")
         disk.watch = watch
-        known = laws.claims[new.name.id]
+        known = checker.claims[new.name.id]
         known.places = [place for place in known.places if place.text != old.text] + [new]
         known.waited.add(str(new.name))
         known.since = self.world.now
-        self.world.say("mv by hand", "", source, target)
+        self.world.log("mv by hand", "", source, target)
 
-    def sprung(self) -> int:
+    def fault_count(self) -> int:
         """Return how many accidents have happened."""
-        count = self.accidents.count
+        count = self.injector.count
         return sum(count.values()) - count["resumed after a lease"] + self.cuts
 
     def end_all(self) -> None:
@@ -204,15 +204,15 @@ class Table(History):
 
     def settle(self, inputs: tuple[str, ...]) -> None:
         """Let fresh people end it all, and judge what they leave; raises Violation."""
-        self.plot = replace(self.plot, inputs=inputs)
+        self.scenario = replace(self.scenario, inputs=inputs)
         self.end_all()
-        self._calm()
+        self._run_to_the_end()
         self._judge()
 
     # ---- parts ----
 
     def _fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
-        fault = self.accidents.fault(what, paths)
+        fault = self.injector.fault(what, paths)
         if fault is not None and fault.again_s and "/control/" in paths[0]:
             self.late.append(paths[-1])  # an order has no name of its own: it may be another's
         return fault
@@ -222,41 +222,41 @@ class Table(History):
             self.late.append(paths[-1])
 
     def _lose_power(self) -> None:
-        self._go_dark()
+        self._cut_power()
         self.late.clear()
 
 
 # ---- orders ----
 
 
-def taking(puppet: Puppet, spool: str, name: ClaimName) -> BroadcastRequest:
+def taking(stepped: SteppedWorker, spool: str, name: ClaimName) -> Order:
     """Take a claim, and begin it."""
 
-    def order(me: Driven) -> Departure | None:
-        puppet.name = claims.take(me.pool, spool, name, me.id)
-        return me._run(puppet.name, spool) if puppet.name is not None else None
+    def order(me: SteppingWorker) -> Departure | None:
+        stepped.name = claims.take(me.pool, spool, name, me.id)
+        return me._run(stepped.name, spool) if stepped.name is not None else None
 
     return order
 
 
-def choosing(puppet: Puppet) -> BroadcastRequest:
+def choosing(stepped: SteppedWorker) -> Order:
     """Take what it likes best, its own or another's."""
 
-    def order(me: Driven) -> Departure | None:
+    def order(me: SteppingWorker) -> Departure | None:
         found = me.claim_source.next()
         if found is None:
             return None
-        puppet.name = found[0]
+        stepped.name = found[0]
         return me._run(*found)
 
     return order
 
 
-def saving(puppet: Puppet, part: str) -> BroadcastRequest:
+def saving(stepped: SteppedWorker, part: str) -> Order:
     """Save a part of the work, unless it was saved before."""
 
-    def order(me: Driven) -> None:
-        work = puppet.work
+    def order(me: SteppingWorker) -> None:
+        work = stepped.work
         assert work is not None
         data = f"{work.id} {part}".encode()
         there = work.checkpoints()
@@ -267,23 +267,23 @@ def saving(puppet: Puppet, part: str) -> BroadcastRequest:
     return order
 
 
-def hearing(me: Driven) -> Departure | None:
+def beating(me: SteppingWorker) -> Departure | None:
     """Beat; leave if there is a reason, and no claim to end before."""
-    me.hear()
+    me.beat_once()
     departure = me.shutdown.departure(me.taken)
-    return departure if me.puppet.work is None else None
+    return departure if me.stepped.work is None else None
 
 
-def sweeping(me: Driven) -> None:
+def sweeping(me: SteppingWorker) -> None:
     """Look who is dead, and put back what they held."""
     me.recovery.sweep()
 
 
-def idling(me: Driven) -> Departure | None:
+def idling(me: SteppingWorker) -> Departure | None:
     """Do what an idle worker does; leave if nothing is left."""
     return me._idle(100.0)
 
 
-def shutdown(me: Driven) -> Departure:
+def shutdown(me: SteppingWorker) -> Departure:
     """Leave."""
     return Departure(LeaveReason.ALL_DONE)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from random import Random
 from typing import Any, Final
 
-from tests.sim.ambush import BEFORE, Ambush
-from tests.sim.calls import LOST_REPLY, STAGE, Fault, _once_more
-from tests.sim.world import Actor, Gone, Process, World
+from tests.sim.fake_os import LOST_REPLY, SIM, Fault, _once_more
+from tests.sim.planned_faults import BEFORE, PlannedFault
+from tests.sim.world import Actor, ActorEnded, Process, World
 
 ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
 """What a full disk refuses."""
@@ -35,7 +35,7 @@ def _hot(paths: tuple[str, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class FaultRates:
     """Chances, per file operation, of each kind of accident.
 
     Those of lost and repeated replies count only where there is something to be lost or repeated.
@@ -63,61 +63,67 @@ class Weather:
     """ENOSPC, not done."""
 
     @classmethod
-    def drawn(cls, rng: Random) -> Weather:
+    def random(cls, rng: Random) -> FaultRates:
         """Draw which accidents happen, and how often: few kinds at a time, but of those some."""
         kinds = rng.sample([kind.name for kind in fields(cls)], rng.choice((0, 1, 1, 2, 2, 3, 5)))
         return cls(**{kind: 10 ** rng.uniform(*_RANGES.get(kind, (-2.7, -1.4))) for kind in kinds})
 
 
-class Accidents:
+class FaultInjector:
     """Cause what the weather brings, while it is bad."""
 
     def __init__(
-        self, world: World, weather: Weather, lease_s: float, ambushes: Iterable[Ambush] = ()
+        self,
+        world: World,
+        fault_rates: FaultRates,
+        lease_s: float,
+        planned_faults: Iterable[PlannedFault] = (),
     ) -> None:
         self.world = world
-        self.weather = weather
+        self.fault_rates = fault_rates
         self.lease_s = lease_s
         self.active = True
         self.count: Counter[str] = Counter()
         self.cut_power: Callable[[], None] = lambda: None
-        self._before_it = [ambush for ambush in ambushes if ambush.kind in BEFORE]
-        self._during_it = [ambush for ambush in ambushes if ambush.kind not in BEFORE]
-        w = weather
+        self._before_it = [planned for planned in planned_faults if planned.kind in BEFORE]
+        self._during_it = [planned for planned in planned_faults if planned.kind not in BEFORE]
+        w = fault_rates
         self._before = w.crash + w.ghost + w.pause + w.signal
         self._kinds = ("hang", "stale", "error", "full", "lost", "again")
         self._chances = (w.hang, w.stale, w.error, w.full, 3 * w.lost, 3 * w.again)
         world.before = self.before
-        STAGE.fault = self.fault
+        SIM.fault = self.fault
 
     def before(self, actor: Actor) -> None:
         """Let something happen to the process that is about to do an operation."""
         if not self.active:
             return
         assert actor.doing is not None
-        for kind in self._sprung(self._before_it, *actor.doing):
-            self._befall(actor, kind)
+        for kind in self._due_faults(self._before_it, *actor.doing):
+            self._cause(actor, kind)
         heat = HEAT if _hot(actor.doing[1]) else 1.0
         heat *= 1.0 if actor.process.name.startswith("work") else 0.3
         if self.world.rng.random() >= heat * self._before:
             return
-        w, rng = self.weather, self.world.rng
+        w, rng = self.fault_rates, self.world.rng
         kind = rng.choices(
             ("crash", "ghost", "pause", "signal"), (w.crash, w.ghost, w.pause, w.signal)
         )[0]
         asleep = any(other.until > self.world.now for other in self.world.processes if other.alive)
         if kind == "pause" and asleep and rng.random() < 0.8:
             return  # somebody must be awake to see that others are not
-        self._befall(actor, kind)
+        self._cause(actor, kind)
 
-    def _sprung(self, ambushes: list[Ambush], what: str, paths: tuple[Any, ...]) -> list[str]:
-        if not ambushes:
+    def _due_faults(
+        self, planned_faults: list[PlannedFault], what: str, paths: tuple[Any, ...]
+    ) -> list[str]:
+        if not planned_faults:
             return []
         overdue = lambda: self._hasty(paths[0]) and bool(self._overdue())  # noqa: E731
-        due = [ambush for ambush in ambushes if ambush.springs(what, paths, overdue)]
-        for ambush in due:
-            ambushes.remove(ambush)
-        return [ambush.kind for ambush in due]
+        due = [planned for planned in planned_faults if planned.is_due(what, paths, overdue)]
+        for planned in due:
+            planned_faults.remove(planned)
+        return [planned.kind for planned in due]
 
     def _hasty(self, path: str) -> bool:
         """Say whether this process has listed a directory a moment ago."""
@@ -129,7 +135,7 @@ class Accidents:
         sleepers = (process for process in self.world.processes if process.alive)
         return [p for p in sleepers if p.until > now and now - p.asleep_since >= self.lease_s]
 
-    def _befall(self, actor: Actor, kind: str) -> None:
+    def _cause(self, actor: Actor, kind: str) -> None:
         rng, process = self.world.rng, actor.process
         self.count["pause" if kind in ("long pause", "coma") else kind] += 1
         if kind == "pause":
@@ -147,7 +153,7 @@ class Accidents:
             self.world.sleep(0.0)
         elif kind == "signal":
             number = rng.choice((signal.SIGTERM, signal.SIGUSR1))
-            self.world.say(f"FAULT gets {number.name}", "")
+            self.world.log(f"FAULT gets {number.name}", "")
             process.signals.append(number)
         else:
             self._crash(actor, ghost=kind == "ghost")
@@ -156,7 +162,7 @@ class Accidents:
         """Let something happen to one operation."""
         if not self.active:
             return None
-        for kind in self._sprung(self._during_it, what, paths):
+        for kind in self._due_faults(self._during_it, what, paths):
             return self._noted(kind, what, paths)
         rng, count = self.world.rng, 6 if what in LOST_REPLY else 4
         chances = self._chances[:count]
@@ -206,7 +212,7 @@ class Accidents:
         process.stopped = self.world.rng.random() < 0.5
         process.asleep_since = self.world.now
         process.until = self.world.now + seconds
-        self.world.say("FAULT is stopped", f"for {seconds:.1f} s")
+        self.world.log("FAULT is stopped", f"for {seconds:.1f} s")
         self.world.sleep(0.0)
 
     def _crash(self, actor: Actor, *, ghost: bool) -> None:
@@ -218,9 +224,9 @@ class Accidents:
             note = f"and its {doing[0]} comes {after:.1f} s late"
             what, paths = doing
             self.world.at(self.world.now + after, lambda: _once_more(what, paths, process))
-        self.world.say("FAULT is killed", note)
+        self.world.log("FAULT is killed", note)
         self.world.end(process)
-        raise Gone
+        raise ActorEnded
 
     def _resumed(self, process: Process) -> None:
         self.count["resumed after a lease"] += process.alive

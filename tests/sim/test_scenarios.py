@@ -15,9 +15,9 @@ import os
 
 import pytest
 
-from tests.sim.ambush import SCENES
-from tests.sim.story import Plot, play
-from tests.sim.tally import TALLY
+from tests.sim.planned_faults import SCENES
+from tests.sim.scenario import Scenario, run_scenario
+from tests.sim.statistics import STATISTICS
 
 SEEDS = os.environ.get("SIM_SEEDS", "0-1999")
 SCENE = os.environ.get("SIM_SCENE", "")
@@ -34,21 +34,25 @@ def seeds() -> range:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(SCENE), reason="SIM_SCENE names one scene")
 @pytest.mark.parametrize("first", range(seeds().start, seeds().stop, 100))
-def test_every_story_ends_with_every_claim_done_once_or_failed_with_its_history(first: int) -> None:
+def test_every_scenario_ends_with_each_claim_done_once_or_failed_with_its_history(
+    first: int,
+) -> None:
     for seed in range(first, min(first + 100, seeds().stop)):
-        TALLY.add(play(seed))  # raises Violation, with the plot and the trace in its notes
+        STATISTICS.add(
+            run_scenario(seed)
+        )  # raises Violation, with the plot and the trace in its notes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", [SCENE] if SCENE else SCENES)
-def test_every_story_around_one_scene_ends_as_well(scene: str) -> None:
+def test_every_scenario_around_a_scene_ends_as_well(scene: str) -> None:
     for seed in range(SCENE_SEEDS) if SEEDS == "0-1999" else seeds():
-        TALLY.add(play(seed, Plot.of_scene(scene, seed)))
+        STATISTICS.add(run_scenario(seed, Scenario.around_scene(scene, seed)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(SCENE), reason="SIM_SCENE names one scene")
-def test_in_these_stories_everything_is_done_and_every_accident_happens() -> None:
-    for seed in set(range(REPRESENTATIVE)) - TALLY.seeds:
-        TALLY.add(play(seed))
-    assert TALLY.missing() == []
+def test_together_the_scenarios_contain_every_step_and_every_accident() -> None:
+    for seed in set(range(REPRESENTATIVE)) - STATISTICS.seeds:
+        STATISTICS.add(run_scenario(seed))
+    assert STATISTICS.missing() == []

@@ -27,7 +27,7 @@ STEPS: Final = {
     ("spools", "failed"): "cancel",
     ("failed", "spools"): "retry",
 }
-TOLD: Final = {"stole": "steal", "lost": "zombie refused", "adopted": "adopt"}
+JOURNAL_EVENTS: Final = {"stole": "steal", "lost": "zombie refused", "adopted": "adopt"}
 _PLAN: Final = re.compile(r"[0-9]{6,}\.json")
 
 
@@ -56,7 +56,7 @@ class Known:
     content: bytes = b""
 
 
-class Laws:
+class InvariantChecker:
     """Judge of everything that happens below one pool's root."""
 
     def __init__(self, world: World, root: str, output: Callable[[str], bytes]) -> None:
@@ -78,9 +78,9 @@ class Laws:
         """How often each thing was done, and what became of it."""
         world.disk.watch = self.changed
 
-    def copy(self) -> Laws:
+    def copy(self) -> InvariantChecker:
         """Return the same knowledge, of which changes do not show here."""
-        new: Laws = object.__new__(Laws)
+        new: InvariantChecker = object.__new__(InvariantChecker)
         new.__dict__.update(self.__dict__)
         new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
                       for id, known in self.claims.items()}  # fmt: skip
@@ -114,7 +114,7 @@ class Laws:
         if what in ("link", "rename") and not self._private(new):
             self.shown[inode.number] = target
 
-    def break_(self, law: str, text: str) -> None:
+    def violate(self, law: str, text: str) -> None:
         """Raise a Violation, which nobody can swallow: the world keeps the first."""
         error = Violation(f"{law}: {text}")
         self.world.violation = self.world.violation or error
@@ -123,17 +123,17 @@ class Laws:
     def _replaced(self, source: str, target: str, place: Place | None) -> None:
         area = target[len(self.root) + 1 :].split("/")[0]
         if area not in ("status", "events"):
-            self.break_("I4" if place else "I7", f"{source} was renamed over {target}")
+            self.violate("I4" if place else "I7", f"{source} was renamed over {target}")
 
     def _written(self, path: str, inode: Inode) -> None:
         if path.startswith("events/"):
-            return self._told(json.loads(inode.data.splitlines()[-1]))
+            return self._check_journal_entry(json.loads(inode.data.splitlines()[-1]))
         if (text := self.shown.get(inode.number)) is not None:
-            self.break_("I4", f"{text} was written to after it was visible")
+            self.violate("I4", f"{text} was written to after it was visible")
 
     def _unlinked(self, path: str, parts: list[str]) -> None:
         if parts[0] in ("plans", "errors", "spools") or len(parts) == 1:
-            self.break_("I4", f"{path} was removed")
+            self.violate("I4", f"{path} was removed")
 
     @staticmethod
     def _private(parts: list[str]) -> bool:
@@ -153,7 +153,7 @@ class Laws:
         name = ClaimName.parse(parts[-1])
         if name is None:
             if not parts[-1].startswith("."):
-                self.break_("I1", f"{'/'.join(parts)} is no claim's name")
+                self.violate("I1", f"{'/'.join(parts)} is no claim's name")
             return None
         return Place(area, where if area != parts[0] or area == "spools" else "", name,
                      "/".join(parts))  # fmt: skip
@@ -170,9 +170,9 @@ class Laws:
         if what == "rename" and old is not None and new is not None:
             self._moved(known, old, new, inode)
         elif place.area != "staged":
-            self.break_("I2", f"{place.text}: {what} of a claim's name")
+            self.violate("I2", f"{place.text}: {what} of a claim's name")
         elif what == "unlink" and known.plan == place.where:
-            self.break_("I1", f"{place.text} of a numbered plan was removed")
+            self.violate("I1", f"{place.text} of a numbered plan was removed")
         self._once(place.name.id, known)
 
     def _once(self, id: str, known: Known) -> None:
@@ -181,9 +181,9 @@ class Laws:
         count = len(shown) + len(mine) if known.plan else len(shown) + (1 if not shown else 0)
         if count != 1:
             where = ", ".join(p.text for p in known.places) or "nowhere"
-            self.break_("I1", f"{id} is in {count} places: {where}")
+            self.violate("I1", f"{id} is in {count} places: {where}")
         if not known.plan and shown:
-            self.break_("I1", f"{shown[0].text} is in no plan")
+            self.violate("I1", f"{shown[0].text} is in no plan")
 
     def _moved(self, known: Known, old: Place, new: Place, inode: Inode) -> None:
         if old.area == "staged" or new.area in ("spools", "running"):
@@ -195,41 +195,41 @@ class Laws:
         if step in (("staged", "spools"), ("spools", "running"), ("spools", "failed")):
             same = new.name.owned_by("") == old.name.owned_by("")
             if not same or (step[1] != "spools" and new.name.owner is None):
-                self.break_("I2", f"{old.text} became {new.text}")
+                self.violate("I2", f"{old.text} became {new.text}")
             taker = self.workers.get(new.name.owner or "")
             if step == ("spools", "running") and self._mover() is not taker:
-                self.break_("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
+                self.violate("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
         elif old.area == "running":
             self._left_running(known, old, new, mine)
         elif step == ("failed", "spools"):
             rounds = old.name.attempt // self.attempts_max + 1
             fresh = replace(old.name.returned(failed=True), attempt=rounds * self.attempts_max)
             if new.name != fresh:
-                self.break_("I2", f"{old.text} became {new.text}")
+                self.violate("I2", f"{old.text} became {new.text}")
         else:
-            self.break_("I2", f"{old.text} became {new.text}")
+            self.violate("I2", f"{old.text} became {new.text}")
         if new.area == "spools":
             if new.text in known.waited or str(new.name) in known.waited:
-                self.break_("I2", f"the waiting name {new.name} is used twice")
+                self.violate("I2", f"the waiting name {new.name} is used twice")
             known.waited.add(str(new.name))
 
     def _left_running(self, known: Known, old: Place, new: Place, mine: bool) -> None:
         name, owner = old.name, old.name.owner or ""
         if not mine and (lease := self.leases.get(owner)) is not None and lease[0].living:
-            self.break_("I3", f"{self._mover()} moved {old.text} while {lease[0]} holds")
+            self.violate("I3", f"{self._mover()} moved {old.text} while {lease[0]} holds")
         if new.area in ("done", "failed") and new.name != name:
-            self.break_("I2", f"{old.text} became {new.text}")
+            self.violate("I2", f"{old.text} became {new.text}")
         if new.area == "done":
             if not mine:
-                self.break_("I3", f"{self._mover()} finished {old.text}")
+                self.violate("I3", f"{self._mover()} finished {old.text}")
             self._has_output(name)
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
             if new.name != name.returned(failed=charged):
-                self.break_("I2", f"{old.text} became {new.text}")
+                self.violate("I2", f"{old.text} became {new.text}")
             if not charged and not mine and not self._published(name):
-                self.break_("attempts", f"{old.text} was taken from its owner and is not charged")
+                self.violate("attempts", f"{old.text} was taken from its owner and is not charged")
             self.count["recover" if not mine else "requeue" if charged else "release"] += 1
             if not charged and mine and (worker := self.workers.get(owner)) is not None:
                 worker.released = new.text, self.world.now, known.held_s
@@ -240,23 +240,23 @@ class Laws:
         path = f"{self.root}/errors/{name.id}.a{name.attempt}.json"
         record = self._json(path)
         if record is None:
-            self.break_("history", f"{name} was charged, and {path} is not there")
+            self.violate("history", f"{name} was charged, and {path} is not there")
         if (record["id"], record["attempt"]) != (name.id, name.attempt):
-            self.break_("history", f"{name} was charged, and {path} tells of {record}")
+            self.violate("history", f"{name} was charged, and {path} tells of {record}")
         cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
         worker = self.workers.get(name.owner or "")
         excuses = worker.excuses if worker is not None else set()
         decided = cancelled or f"{name.id}.a{name.attempt} for good" in excuses
         last = (name.attempt + 1) % self.attempts_max == 0
         if final is not last and not (final and decided):
-            self.break_("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
+            self.violate("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
         guilty = excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}
-        if not (cancelled or guilty or self._misled(excuses)):
-            self.break_("innocence", f"{name} was charged, and {worker} did nothing wrong: "
+        if not (cancelled or guilty or self._could_not_know(excuses)):
+            self.violate("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
 
-    def _misled(self, excuses: set[str]) -> bool:
+    def _could_not_know(self, excuses: set[str]) -> bool:
         """Say whether a worker could not know what it held: a reply was lost, and what it saw then
         was old.
         """
@@ -269,20 +269,20 @@ class Laws:
         except (ValueError, KeyError):
             whole = False
         if not whole:
-            self.break_("I4", f"{place.text} is not whole: {inode.data[:60]!r}")
+            self.violate("I4", f"{place.text} is not whole: {inode.data[:60]!r}")
 
     def _has_output(self, name: ClaimName) -> None:
         if not self._published(name):
-            self.break_("I6", f"{name} is done, and its output is not there")
+            self.violate("I6", f"{name} is done, and its output is not there")
 
     def _published(self, name: ClaimName) -> bool:
         inode = self.world.disk.find(f"{self.root}/outputs/{name.id}.txt")
         return inode is not None and inode.data == self.output(name.id)
 
-    def _told(self, event: dict[str, Any]) -> None:
+    def _check_journal_entry(self, event: dict[str, Any]) -> None:
         """Judge what a worker believes of its own claims."""
         worker = self.workers.get(event["worker"])
-        self.count[TOLD.get(event["event"], "tell")] += 1
+        self.count[JOURNAL_EVENTS.get(event["event"], "tell")] += 1
         if (
             worker is None
             or "fault" in worker.excuses
@@ -292,25 +292,25 @@ class Laws:
         places = [p for p in self.claims[event["id"]].places if p.name.owner == event["worker"]]
         mine = [place for place in places if place.area in ("running", "done")]
         if event["event"] == "finished" and not any(place.area == "done" for place in mine):
-            self.break_("belief", f"{worker} believes that it finished {event['id']}")
+            self.violate("belief", f"{worker} believes that it finished {event['id']}")
         if event["event"] == "lost" and mine and self.world.traits.listings_s < 0.2:
-            self.break_("belief", f"{worker} believes that it lost {mine[0].text}")
+            self.violate("belief", f"{worker} believes that it lost {mine[0].text}")
 
     # ---- outputs, plans ----
 
     def _output(self, what: str, old: list[str], new: list[str], inode: Inode) -> None:
         if old and not old[-1].startswith(".") and what != "link":
-            self.break_("I7", f"{what} of the output {'/'.join(old)}")
+            self.violate("I7", f"{what} of the output {'/'.join(old)}")
         if new and not new[-1].startswith("."):
             if what not in ("link", "rename"):
-                self.break_("I7", f"{'/'.join(new)} appeared by {what}")
+                self.violate("I7", f"{'/'.join(new)} appeared by {what}")
             if inode.data != self.output(new[-1].removesuffix(".txt")):
-                self.break_("I7", f"{'/'.join(new)} is not whole: {inode.data[:60]!r}")
+                self.violate("I7", f"{'/'.join(new)} is not whole: {inode.data[:60]!r}")
 
     def _planned(self, what: str, file: str, inode: Inode) -> None:
         facts = self._parse(inode.data)
         if what != "link" or facts is None:
-            self.break_("I4", f"plans/{file} appeared by {what}, {inode.data[-20:]!r}")
+            self.violate("I4", f"plans/{file} appeared by {what}, {inode.data[-20:]!r}")
         uid = facts["plan"]
         self.plans[file] = uid
         for text, _spool in facts["claims"]:
@@ -318,7 +318,7 @@ class Laws:
             assert name is not None
             known = self.claims.setdefault(name.id, Known())
             if known.plan:
-                self.break_("I1", f"{name.id} is planned by {known.plan} and by {uid}")
+                self.violate("I1", f"{name.id} is planned by {known.plan} and by {uid}")
             known.plan = uid
             self._once(name.id, known)
 
@@ -330,23 +330,23 @@ class Laws:
         if before is None and after is None:
             return
         if after is None or (before is None and what != "link"):
-            self.break_("I9", f"{what} of the lease {old or new}")
+            self.violate("I9", f"{what} of the lease {old or new}")
         assert after is not None
         worker = self.workers.get(after.worker)
         born = self.world.now
-        if before is None and self.world.behalf is not None and after.worker in self.leases:
+        if before is None and self.world.on_behalf_of is not None and after.worker in self.leases:
             return  # a dead worker's link, done twice: its lease stays ended, whatever lies there
         if before is None:
             if after.beat != 0 or self._mover() is not worker or after.worker in self.leases:
-                self.break_("I9", f"{self._mover()} made the lease {new}")
+                self.violate("I9", f"{self._mover()} made the lease {new}")
         elif before.worker != after.worker or not before.living:
-            self.break_("I9", f"{old} became {new}")
+            self.violate("I9", f"{old} became {new}")
         elif after.ended_by is not None:
             self._ended(before, after)
         elif self._mover() is not worker:
-            self.break_("I9", f"{self._mover()} renamed {old} to {new}")
+            self.violate("I9", f"{self._mover()} renamed {old} to {new}")
         elif after.living and after.beat != (before.beat or 0) + 1:
-            self.break_("I9", f"{old} became {new}")
+            self.violate("I9", f"{old} became {new}")
         elif not after.living and worker is not None:
             self._retired(after, worker)
         verb = "enlist" if before is None else "renew" if after.living else "retire"
@@ -364,24 +364,24 @@ class Laws:
         hindered = any(what != "rename" or "/running/" not in at for what, at in worker.troubles)
         traits = self.world.traits
         lagging = traits.listings_s > 0.2 or (worker.troubles and traits.entries_s > 0)
-        if held and not (hindered or lagging or self._misled(worker.excuses)):
-            self.break_("goodbye", f"{worker} became {lease}, and holds {', '.join(held)}")
+        if held and not (hindered or lagging or self._could_not_know(worker.excuses)):
+            self.violate("goodbye", f"{worker} became {lease}, and holds {', '.join(held)}")
 
     def _ended(self, before: LeaseName, after: LeaseName) -> None:
         worker, ender = self.workers.get(after.worker), self._mover()
         if ender is worker or self.workers.get(after.ended_by or "") is not ender:
-            self.break_("I9", f"{ender} renamed {before} to {after}")
+            self.violate("I9", f"{ender} renamed {before} to {after}")
         age_s = self.world.now - self.leases[after.worker][1]
         if worker is not None:
             if worker.alive and age_s < 0.98 * self.lease_s:
-                self.break_("I9", f"{before} was ended by {ender} after {age_s:.1f} s")
+                self.violate("I9", f"{before} was ended by {ender} after {age_s:.1f} s")
             worker.excuses.add("dead")
 
     # ---- parts ----
 
     def _mover(self) -> Process | None:
-        if self.world.behalf is not None:
-            return self.world.behalf
+        if self.world.on_behalf_of is not None:
+            return self.world.on_behalf_of
         return self.world.current.process if self.world.current else None
 
     def _json(self, path: str) -> dict[str, Any] | None:
