@@ -14,7 +14,8 @@ import pytest
 
 from embed.handlers.embed import Embed
 from embed.store import Store
-from embed.store.verify import info, verify
+from embed.store.info import info
+from embed.store.verify import verify
 from fsqueue.pool.inbox import inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
@@ -88,7 +89,8 @@ def stored(site: Path) -> list[str]:
     store.view.refresh()
     assert not (wrong := list(verify(store.view))), wrong
     assert info("default", store.view).duplicates == 0
-    found = [fact[1] for one in store.view.shards for fact in one.facts(list(range(one.count)))]
+    shards = store.view.shards
+    found = [row.record for shard in shards for row in shard.provenance(list(range(shard.count)))]
     assert len(set(found)) == len(found)
     return sorted(found)
 

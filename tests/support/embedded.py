@@ -1,6 +1,6 @@
-"""Pools of embeddings whose numbers are made up, so that no model is loaded to test what follows.
+"""Pools of embeddings with made-up numbers, for tests of what follows without loading a model.
 
-Planning, claims and outputs are the real ones. A row follows from its id and sequence alone.
+Planning, claims and outputs are the real ones. A row depends only on its id and sequence.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from embed.handlers.embed import Embed
-from embed.inputs.fasta import records
-from embed.inputs.segments import Segment, read_segment
+from embed.inputs.claims import read_records, segments_of
 from embed.outputs import claim_file
 from fsqueue import Work
 from fsqueue.pool.settings import PoolDirectory
@@ -48,12 +47,12 @@ def token_rows(id: str, residues: bytes, width: int) -> np.ndarray:
 
 
 def rows_of(sequences: Mapping[str, str], width: int) -> np.ndarray:
-    """Return the vectors of sequences, one below the other."""
+    """Return the vectors of sequences, in order."""
     rows = [row(id, residues.encode(), width) for id, residues in sequences.items()]
     return np.array(rows, np.float32).reshape(len(rows), width)
 
 
-class MadeUp(Embed):
+class FakeEmbed(Embed):
     """The embed handler with made-up numbers."""
 
     name = "embed"
@@ -65,12 +64,10 @@ class MadeUp(Embed):
         ids, rows, lengths = [], [], []
         is_ragged = work.options["pooling"] == "per-token"
         make = token_rows if is_ragged else row
-        for segment in map(Segment.decode, work.payload["segments"]):
-            for block in read_segment(segment):
-                for record in records(block):
-                    ids.append(record.id)
-                    lengths.append(len(record.residues))
-                    rows.append(make(record.id, record.residues, work.options["width"]))
+        for record in read_records(segments_of(work.payload)):
+            ids.append(record.id)
+            lengths.append(len(record.residues))
+            rows.append(make(record.id, record.residues, work.options["width"]))
         flat = [np.empty(0, np.float32), *(each.ravel() for each in rows)]
         table = np.concatenate(flat).reshape(-1, work.options["width"])
         metadata: Mapping[str, Any] = {
@@ -78,8 +75,8 @@ class MadeUp(Embed):
             "counts": {"sequences": len(ids)},
             "versions": {},
         }
-        cuts = {"offsets": np.cumsum([0, *lengths], dtype=np.int64)} if is_ragged else {}
-        claim_file.write(work.output, ids, table, metadata, cuts)
+        offsets = {"offsets": np.cumsum([0, *lengths], dtype=np.int64)} if is_ragged else {}
+        claim_file.write(work.output, ids, table, metadata, offsets)
 
 
 def fasta(path: Path, sequences: Mapping[str, str] | list[tuple[str, str]]) -> Path:
@@ -91,18 +88,18 @@ def fasta(path: Path, sequences: Mapping[str, str] | list[tuple[str, str]]) -> P
 
 
 def proteins(count: int, seed: int = 0, length: int = 400) -> dict[str, str]:
-    """Return sequences long enough that a file of a few dozen is cut into several claims."""
-    chance = np.random.default_rng(seed)
+    """Return sequences long enough that a file of a few dozen is divided into several claims."""
+    rng = np.random.default_rng(seed)
     letters = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
-    return {f"p{seed}_{n}": "".join(chance.choice(letters, length)) for n in range(count)}
+    return {f"p{seed}_{n}": "".join(rng.choice(letters, length)) for n in range(count)}
 
 
 def plan_embeddings(
     root: Path, inputs: list[Path], family: str = "esm2", **options: Any
 ) -> PoolDirectory:
-    """Plan inputs for a model, over two spools so that large files are cut."""
+    """Plan inputs for a model, over two spools so that large files are divided."""
     chosen = {**MODELS[family], **options}
-    pool, outcome = plan(root, MadeUp(), inputs, chosen, spools=("cpu0", "cpu1"))
+    pool, outcome = plan(root, FakeEmbed(), inputs, chosen, spools=("cpu0", "cpu1"))
     assert not outcome.bad, outcome.bad
     return pool
 
@@ -112,5 +109,5 @@ def embed_all(
 ) -> PoolDirectory:
     """Plan inputs, and do every claim."""
     pool = plan_embeddings(root, inputs, family, **options)
-    work_off(pool, handler=MadeUp())
+    work_off(pool, handler=FakeEmbed())
     return pool

@@ -1,7 +1,7 @@
-"""Kill a worker with SIGKILL in the middle of a long claim, and see what the next one repeats.
+"""Kill a worker with SIGKILL in the middle of a long claim, and find out what the next one repeats.
 
-The workers are real processes that run the real command; all that is added is a line in a log for
-every batch that was computed.
+The workers are real processes that run the real command, plus a line in a log for every computed
+batch.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLAN = """
-from fsqueue import planner
+from fsqueue.scheduling import planner
 planner.CLAIMS_PER_SPOOL = 1  # one long claim, where there would be eight
 from fsqueue.cli import main
 main()
 """
 WORK = """
 import os, sys, time
-from embed import mending
+from embed.engine import non_finite
 from fsqueue.cli import main
 
-real = mending.Mending.embed
+real = non_finite.Float32Fallback.embed
 log = open(os.environ["BATCHES"], "a", buffering=1)
 
 def logged(self, batch, warn):
@@ -35,7 +35,7 @@ def logged(self, batch, warn):
     log.write(f"{began} {time.monotonic()} {key} {sum(one.tokens for one in batch)}\\n")
     return rows
 
-mending.Mending.embed = logged
+non_finite.Float32Fallback.embed = logged
 main()
 """
 
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the two workers computed, beside a third that nobody disturbed."""
+    """What the two workers computed, and an undisturbed third one."""
 
     first: list[Batch]
     second: list[Batch]
@@ -80,13 +80,13 @@ class Report:
 def kill_and_resume(
     folder: Path, model: Path, fasta: Path, options: dict[str, int], checkpoints: int
 ) -> Report:
-    """Kill the first worker some time after so many checkpoints; let a second one finish."""
+    """Kill the first worker some time after that many checkpoints; let a second one finish."""
     for pool in ("killed", "undisturbed"):
         words = [f"--{name}={value}" for name, value in options.items()]
         _run(PLAN, "plan", "embed", folder / pool, fasta, "--model", model, "--gpus=cpu", *words)
     first = start(folder / "killed", folder / "first.log")
     _wait_for_checkpoints(folder / "killed", checkpoints, first)
-    time.sleep(0.6 * options["checkpoint-seconds"])  # somewhere between two, where it hurts
+    time.sleep(0.6 * options["checkpoint-seconds"])  # between two checkpoints
     first.kill()
     first.wait()
     saved = len(list((folder / "killed" / "partial").glob("*/rows-*")))

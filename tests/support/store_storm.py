@@ -28,7 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from embed.store.compact import compact
-from embed.store.verify import info, verify
+from embed.store.info import info
+from embed.store.verify import verify
 from embed.store.view import View
 from tests.support.processes import environment
 from tests.support.stores import keys_of, open_view, put, vectors_of

@@ -1,4 +1,4 @@
-"""`fsqueue embed`, `python -m embed` and `from embed import Encoder`, as they are typed."""
+"""`fsqueue embed`, `python -m embed` and `from embed import Encoder`, as a user runs them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dna(bases: int, seed: int) -> str:
 # ---- prepare ----
 
 
-def test_prepare_says_what_came_of_the_contigs(tmp_path: Path) -> None:
+def test_prepare_reports_its_counts(tmp_path: Path) -> None:
     path = fasta(tmp_path / "x.fa", {"a": dna(900, 1), "b": "A" * 400})
     result = run("prepare", path, "-o", tmp_path / "out", "--chunk", 300)
     assert "2 contigs, 5 chunks" in result.output
@@ -63,7 +63,7 @@ def test_prepare_says_what_came_of_the_contigs(tmp_path: Path) -> None:
 # ---- merge ----
 
 
-def test_merge_says_what_it_wrote(tmp_path: Path) -> None:
+def test_merge_reports_what_it_wrote(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(3))])
     result = run("merge", tmp_path / "pool", tmp_path / "out.npz")
     assert result.stdout == f"3 sequences x 5 numbers, of tiny_esm2: {tmp_path}/out.npz\n"
@@ -91,12 +91,12 @@ def test_the_pool_may_come_from_the_environment(
     assert (tmp_path / "out.npz").exists()
 
 
-def test_what_could_not_be_paired_is_said_on_stderr(tmp_path: Path) -> None:
+def test_sequences_without_a_partner_are_reported_on_stderr(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MK", "b": "MV"})])
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.fa", {"a": "ACGT"})], "dnabert")
     result = run("merge", tmp_path / "pool", tmp_path / "out.npz")
-    assert "fsqueue: 1 sequences are known to one of the models only" in result.stderr
-    assert result.stdout.startswith("1 sequences x 8 numbers, of tiny_dna and tiny_esm2")
+    assert "fsqueue: 1 sequence has a row from only one of the models" in result.stderr
+    assert result.stdout.startswith("1 sequence x 8 numbers, of tiny_dna and tiny_esm2")
 
 
 def test_an_unfinished_pool_ends_with_its_own_exit_status(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_unfinished_pool_ends_with_its_own_exit_status(tmp_path: Path) -> Non
 
 def test_one_out_is_needed(tmp_path: Path) -> None:
     for words in ([tmp_path], [tmp_path, "a", "b"]):
-        with pytest.raises(UsageError, match="one OUT is needed"):
+        with pytest.raises(UsageError, match="give one OUT"):
             run("merge", *words)
 
 
@@ -132,7 +132,7 @@ def test_one_file_without_a_pool_gives_what_a_pool_gives(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["npz", "h5", "parquet", "virnucpro"])
-def test_one_file_in_every_form(tmp_path: Path, tiny_model: Path, format: str) -> None:
+def test_one_file_in_every_format(tmp_path: Path, tiny_model: Path, format: str) -> None:
     path = fasta(tmp_path / "x.faa", SEQUENCES)
     run("file", path, "--model", tiny_model, "--format", format)
     assert (tmp_path / f"x.{format}").stat().st_size > 0
@@ -146,7 +146,7 @@ def test_one_file_with_a_row_for_each_token(tmp_path: Path, tiny_model: Path) ->
     table = read(tmp_path / "x.safetensors")
     assert table.rows.shape == (5, 32)
     assert table.columns["offsets"].tolist() == [0, 3, 5]
-    with pytest.raises(UsageError, match="no place for a row for each token"):
+    with pytest.raises(UsageError, match="cannot hold a row for each token"):
         run("file", path, "--model", tiny_model, "--pooling", "per-token", "--format", "npz")
 
 
@@ -162,7 +162,7 @@ def test_python_m_embed_embeds_a_file(tmp_path: Path, tiny_model: Path) -> None:
     path = fasta(tmp_path / "x.faa", {"a": "MKV"})
     words = [sys.executable, "-m", "embed", str(path), "--model", str(tiny_model)]
     done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"1 sequences: {tmp_path}/x.safetensors\n")
+    assert (done.returncode, done.stdout) == (0, f"1 sequence: {tmp_path}/x.safetensors\n")
     done = subprocess.run([*words[:3], "none", *words[4:]], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("embed: ")
@@ -211,7 +211,7 @@ def test_an_encoder_has_the_options_of_a_plan(tiny_model: Path, tiny_dnabert: Pa
     long = "MKVLAAGIVGLCAKAY"
     assert np.abs(cut.encode([long]) - cut.encode([long[:10]])).max() < 1e-6
     strict = embed.Encoder.load(str(tiny_model), max_residues=10, long="fail")
-    with pytest.raises(UsageError, match="longer than the 10"):
+    with pytest.raises(UsageError, match="longer than --max-residues 10"):
         strict.encode([long])
     with pytest.raises(UsageError, match="pooling 'per-token'"):
         embed.Encoder.load(str(tiny_model), pooling="per-token")

@@ -1,4 +1,4 @@
-"""Compactions lose nothing, whoever dies or looks on; verify sees what is wrong."""
+"""Compactions lose nothing, whatever is killed or read meanwhile; verify finds damage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 
 from embed.store import Store
 from embed.store.compact import compact
+from embed.store.info import info
 from embed.store.keys import hexadecimal
-from embed.store.places import Place, listed
+from embed.store.shard_names import ShardName, list_shards
 from embed.store.shards import StoreError
-from embed.store.verify import info, verify
+from embed.store.verify import verify
 from embed.store.view import View
 from fsqueue.storage import atomic
 from tests.support.crash import CHANGES
@@ -31,7 +32,7 @@ def filled(root: Path, shards: int = 6, each: int = 10) -> View:
 
 
 def holds(root: Path, numbers: range) -> bool:
-    """Say whether a fresh reader finds every number with its own vector."""
+    """Return whether a new reader finds every number with its own vector."""
     found, vectors = open_view(root).lookup(keys_of(numbers))
     return bool(found.all()) and vectors.tobytes() == vectors_of(numbers).tobytes()
 
@@ -55,17 +56,17 @@ def test_superseded_files_stay_for_a_while_and_are_not_read(tmp_path: Path) -> N
     view = filled(tmp_path / "store")
     done = compact(view)
     assert (done.removed, done.waiting) == (0, 6)
-    assert [shard.place for shard in view.shards] == [Place(1, 6)]
+    assert [shard.name for shard in view.shards] == [ShardName(1, 6)]
     found = info("default", view)
     assert (found.vectors, found.shards, found.superseded) == (60, 1, 6)
     assert compact(view, grace_s=0).removed == 6
 
 
-def test_a_writer_goes_on_after_the_compaction_s_number(tmp_path: Path) -> None:
+def test_a_writer_continues_after_the_compaction_s_number(tmp_path: Path) -> None:
     view = filled(tmp_path / "store")
     compact(open_view(tmp_path / "store"), grace_s=0)
     put(view, [60])
-    assert [shard.place for shard in view.shards] == [Place(1, 6), Place(7, 7)]
+    assert [shard.name for shard in view.shards] == [ShardName(1, 6), ShardName(7, 7)]
 
 
 def test_of_duplicates_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +91,15 @@ def test_of_duplicates_the_first_stays(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_shard_is_made_larger_than_the_limit(tmp_path: Path) -> None:
     view = filled(tmp_path / "store")
     compact(view, bytes_max=7 * view.shards[0].size // 2, grace_s=0)
-    assert [shard.place for shard in view.shards] == [Place(1, 3), Place(4, 6)]
+    assert [shard.name for shard in view.shards] == [ShardName(1, 3), ShardName(4, 6)]
     assert compact(view, bytes_max=view.shards[0].size, grace_s=0).made == 0
     assert holds(tmp_path / "store", range(60))
 
 
 @pytest.mark.slow
-def test_a_compaction_may_die_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compaction_may_be_killed_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in count(1):
         root = tmp_path / f"store{step}"
         view = filled(root, shards=3, each=4)
@@ -124,29 +127,29 @@ def test_a_compaction_may_die_at_any_step(tmp_path: Path, monkeypatch: pytest.Mo
         if finished:
             break
         compact(open_view(root), grace_s=0)
-        assert listed(view.directory) == [Place(1, 3)], step
+        assert list_shards(view.directory) == [ShardName(1, 3)], step
         assert holds(root, range(12)), step
     assert step > 20
 
 
 @pytest.mark.parametrize("answer", [errno.ENOENT, errno.ESTALE, errno.EBADF])
-def test_a_file_that_is_removed_between_opening_and_reading_is_read_where_it_went(
+def test_a_file_that_is_removed_between_opening_and_reading_is_read_from_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
 ) -> None:
-    """Whoever has it open may read on here; on network mounts it answers one of these."""
+    """An open file stays readable locally; network mounts answer one of these errors."""
     view = filled(tmp_path / "store")
     reader, real = open_view(tmp_path / "store"), os.preadv
 
-    def torn_away(*_: Any) -> int:
+    def removed(*_: Any) -> int:
         monkeypatch.setattr(os, "preadv", real)
         assert compact(view, grace_s=0).removed == 6
         raise OSError(answer, os.strerror(answer))
 
-    monkeypatch.setattr(os, "preadv", torn_away)
+    monkeypatch.setattr(os, "preadv", removed)
     found, vectors = reader.lookup(keys_of(range(60)))
     assert found.all()
     assert vectors.tobytes() == vectors_of(range(60)).tobytes()
-    assert [shard.place for shard in reader.shards] == [Place(1, 6)]
+    assert [shard.name for shard in reader.shards] == [ShardName(1, 6)]
 
 
 def test_a_missing_shard_is_reported_and_never_compacted_over(tmp_path: Path) -> None:
@@ -155,7 +158,7 @@ def test_a_missing_shard_is_reported_and_never_compacted_over(tmp_path: Path) ->
     fresh = open_view(tmp_path / "store")
     assert ["shard 3 is missing" in line for line in verify(fresh)] == [True]
     compact(fresh, grace_s=0)
-    assert [shard.place for shard in fresh.shards] == [Place(1, 2), Place(4, 6)]
+    assert [shard.name for shard in fresh.shards] == [ShardName(1, 2), ShardName(4, 6)]
     assert len(list(verify(fresh))) == 1
     found, _ = fresh.lookup(keys_of(range(60)))
     assert found.sum() == 50
@@ -170,7 +173,7 @@ def test_a_damaged_shard_is_reported_and_never_compacted(tmp_path: Path) -> None
     assert ["00000002" in line and "damaged" in line for line in verify(view)] == [True]
     with pytest.raises(StoreError, match="00000002"):
         compact(view, grace_s=0)
-    assert len(listed(view.directory)) == 2
+    assert len(list_shards(view.directory)) == 2
 
 
 def test_what_dead_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from embed.handlers.ingest import GROUP_BYTES, shared
-from embed.handlers.ingest_request import checked, completed
+from embed.handlers.ingest import GROUP_BYTES_MAX, GROUP_BYTES_MIN, document_groups
+from embed.handlers.ingest_request import check_options, complete_request
 from embed.store import Store
-from embed.store.folders import spaces
+from embed.store.spaces import list_spaces
 from fsqueue import UsageError
 from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
@@ -55,11 +55,12 @@ def data(tmp_path: Path, bert: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (2000, 4000))
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", 2000)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", 4000)
 
 
 def stored(root: str) -> int:
-    ((_, view),) = spaces(root)
+    ((_, view),) = list_spaces(root)
     view.refresh()
     return len({bytes(key) for shard in view.shards for key in shard.keys})
 
@@ -86,7 +87,7 @@ def test_replicas_converge_and_the_second_computes_nothing(
     assert sum(e.get("computed", 0) for e in events if e["event"] == "finished") == distinct
 
 
-def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
+def test_a_second_broadcast_neither_loads_nor_calls_the_model(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
     assert told(pool, data).outcome == "done" and computed
@@ -110,12 +111,12 @@ def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any
     assert stored(data["store"]) == made.totals()["computed"]
 
 
-def test_hits_say_document_chunk_and_place(pool: PoolDirectory, data: dict[str, Any]) -> None:
+def test_hits_name_document_chunk_and_position(pool: PoolDirectory, data: dict[str, Any]) -> None:
     told(pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]})
     store = Store(data["store"], "manuals")
     view = store.view
     view.refresh()
-    facts = [fact for shard in view.shards for fact in shard.facts(list(range(shard.count)))]
+    facts = [fact for shard in view.shards for fact in shard.provenance(list(range(shard.count)))]
     document = Path(data["documents"][0]).read_text()
     for input, record, length, text, begin in facts:
         if record == "b#1":
@@ -142,7 +143,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 @pytest.mark.parametrize(
     ("missing", "words"), [("model", "FSQUEUE_TEXT_MODEL"), ("store", "FSQUEUE_STORE")]
 )
-def test_what_is_not_named_anywhere_is_said(
+def test_a_missing_model_or_store_is_reported(
     pool: PoolDirectory, data: dict[str, Any], missing: str, words: str
 ) -> None:
     copy = told(pool, {name: value for name, value in data.items() if name != missing})
@@ -157,7 +158,7 @@ def test_a_model_that_reads_no_text_is_refused(
     assert copy.outcome == "failed" and "reads residues or bases" in copy.error
 
 
-def test_a_worker_takes_the_text_model_that_it_has_loaded(
+def test_a_worker_uses_the_text_model_that_it_has_loaded(
     pool: PoolDirectory, data: dict[str, Any], bert: Path, computed: list[int]
 ) -> None:
     worker = joined(pool)
@@ -214,7 +215,7 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     assert sum(computed) == stored(data["store"])
 
 
-def test_planning_it_says_what_it_is_for(pool: PoolDirectory, tmp_path: Path) -> None:
+def test_planning_it_is_refused_with_the_right_command(pool: PoolDirectory, tmp_path: Path) -> None:
     from fsqueue import BadInput
     from fsqueue.handler import load_handler
 
@@ -227,12 +228,12 @@ def test_planning_it_says_what_it_is_for(pool: PoolDirectory, tmp_path: Path) ->
 
 def order(number: int, copies: int, documents: list[dict[str, str]]) -> list[list[str]]:
     data = {"documents": documents, "copy": number, "copies": copies}
-    return [[one["name"] for one in group] for group in shared(data, f"job-{number}")]
+    return [[one["name"] for one in group] for group in document_groups(data, f"job-{number}")]
 
 
-def test_replicas_have_the_same_groups_and_begin_with_arcs_of_their_own() -> None:
-    chance = [(7 * n) % 13 + 1 for n in range(200)]
-    documents = [{"name": str(n), "text": "x" * (97 * size)} for n, size in enumerate(chance)]
+def test_replicas_have_the_same_groups_and_begin_with_different_ones() -> None:
+    sizes = [(7 * n) % 13 + 1 for n in range(200)]
+    documents = [{"name": str(n), "text": "x" * (97 * size)} for n, size in enumerate(sizes)]
     orders = [order(number, 3, documents) for number in range(3)]
     groups = [sorted(one) for one in orders]
     assert groups[0] == groups[1] == groups[2]
@@ -240,11 +241,12 @@ def test_replicas_have_the_same_groups_and_begin_with_arcs_of_their_own() -> Non
     third = len(orders[0]) // 3 - 2
     first = [{tuple(group) for group in one[:third]} for one in orders]
     assert not first[0] & first[1] and not first[1] & first[2] and not first[0] & first[2]
-    assert orders[0][-third:] != orders[1][-third:], "they would go on side by side"
+    assert orders[0][-third:] != orders[1][-third:], "they would continue side by side"
 
 
 def test_groups_grow_with_the_work_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", GROUP_BYTES)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", GROUP_BYTES_MIN)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", GROUP_BYTES_MAX)
     few = [{"name": str(n), "text": "x" * 10_000} for n in range(20)]
     assert {len(group) for group in order(0, 1, few)} <= {3, 2}
     many = few * 40
@@ -265,7 +267,7 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
         (tmp_path / name).write_text("x")
     named = [{"path": "d.md"}, {"name": "e", "text": "E."}]
     strings = ["notes", "my note.txt", "/elsewhere/c.txt", "A sentence.", "word"]
-    found = completed({"documents": [*strings, *named]})
+    found = complete_request({"documents": [*strings, *named]})
     paths = [f"{tmp_path}/notes/a.md", f"{tmp_path}/notes/b.md", f"{tmp_path}/my note.txt"]
     assert found["documents"][:4] == [{"path": path} for path in [*paths, "/elsewhere/c.txt"]]
     assert [one["text"] for one in found["documents"][4:6]] == ["A sentence.", "word"]
@@ -273,7 +275,7 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
     assert found["documents"][6:] == [{"path": f"{tmp_path}/d.md"}, {"name": "e", "text": "E."}]
     for unclear in ("gone.md", "notes/gone", "my other note.txt"):
         with pytest.raises(UsageError, match=f"{unclear}.*looks like a path"):
-            completed({"documents": [unclear]})
+            complete_request({"documents": [unclear]})
 
 
 @pytest.mark.parametrize(
@@ -281,25 +283,25 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
     [
         ({}, "missing or empty"),
         ({"documents": []}, "missing or empty"),
-        ({"documents": "a.md"}, "right type"),
+        ({"documents": "a.md"}, "wrong type"),
         ({"documents": [3]}, "3 is neither"),
         ({"documents": [" "]}, "is neither"),
         ({"documents": [{"name": "", "text": "x"}]}, "is neither"),
         ({"documents": [{"text": "x"}]}, "is neither"),
-        ({"documents": ["x"], "chunk_size": "512"}, "right type"),
-        ({"documents": ["x"], "chunk_size": True}, "right type"),
-        ({"documents": ["x"], "chunksize": 512}, "'chunksize' in --job-data is not known"),
+        ({"documents": ["x"], "chunk_size": "512"}, "wrong type"),
+        ({"documents": ["x"], "chunk_size": True}, "wrong type"),
+        ({"documents": ["x"], "chunksize": 512}, "'chunksize' in --job-data is unknown"),
     ],
 )
 def test_data_that_cannot_be_right_are_refused_before_anything_is_sent(
     data: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        completed(data)
+        complete_request(data)
 
 
 def test_options_of_embedding_are_checked_by_name_and_type() -> None:
-    assert checked({"dtype": "bfloat16", "threads": 2}) == {"dtype": "bfloat16", "threads": 2}
+    assert check_options({"dtype": "bfloat16", "threads": 2}) == {"dtype": "bfloat16", "threads": 2}
     for wrong in ({"dtype": "int8"}, {"threads": "2"}, {"model": "x"}, {"nonsense": 1}):
         with pytest.raises(UsageError, match='"options" in --job-data'):
-            checked(wrong)
+            check_options(wrong)

@@ -84,14 +84,14 @@ def test_selftest_answers_for_the_device_and_the_model(worker: Worker) -> None:
     assert len(found["first_numbers"]) == 4
 
 
-def test_selftest_fails_where_the_device_computes_wrongly(
+def test_selftest_fails_where_the_device_computes_wrong_results(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from embed.engine import self_test
 
     monkeypatch.setitem(self_test.ANSWERS, "esm2", (9.0, 9.0))
     copy = told(worker, "selftest", {})
-    assert copy.outcome == "failed" and "computes wrongly" in copy.error
+    assert copy.outcome == "failed" and "computes wrong results" in copy.error
 
 
 def test_drain_orders_its_addressee_to_leave(worker: Worker) -> None:

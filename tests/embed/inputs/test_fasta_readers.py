@@ -1,8 +1,8 @@
-"""FASTA as two independent readers see it: Biopython and dnaio, which share no code with ours.
+"""FASTA as two independent readers see it: Biopython and dnaio, which share no code with embed.
 
-The generated files hold what files in the wild hold. Where we differ it is on purpose, and said
-here: a header's id ends at the first white space of ASCII, blanks are no residues wherever they
-stand, stop codons that end a record are not counted, and what looks broken is refused.
+The generated files resemble files in the wild. The intended differences: a header's id ends at the
+first ASCII white space, blanks are never residues, stop codons that end a record are not counted,
+and what looks broken is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.inputs.fasta_scan import scan
 from fsqueue import BadInput
 
@@ -52,13 +52,13 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 def ours(data: bytes, *, packed: bytes | None = None) -> Records:
-    """Scan a file in small chunks and take its blocks apart."""
+    """Scan a file in small pieces and parse its blocks."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data if packed is None else packed)
         file.flush()
-        found = scan(file.name, lambda n: np.minimum(n, 10) + 2, chunk=17, grain=9)
+        found = scan(file.name, lambda n: np.minimum(n, 10) + 2, piece_bytes=17, block_bytes=9)
     parts = (data[begin : begin + n] for begin, n in found.blocks[["start", "length"]].tolist())
-    read = [(record.id, record.residues) for part in parts for record in records(part)]
+    read = [(record.id, record.residues) for part in parts for record in parse_records(part)]
     assert found.total("sequences") == len(read)
     assert found.total("residues") == sum(len(residues) for _, residues in read)
     assert found.empty == sum(not residues for _, residues in read)
@@ -66,7 +66,7 @@ def ours(data: bytes, *, packed: bytes | None = None) -> Records:
 
 
 def meant(header: str, sequence: str) -> tuple[str, bytes]:
-    """Return what another reader's record is to us, by the rules above."""
+    """Return what another reader's record is to us, by the rules of this module's docstring."""
     id = re.split("[ \t\r\v\f\n]", header.lstrip(" \t\r\v\f"), maxsplit=1)[0]
     residues = re.sub("[\0-\x20]", "", sequence).rstrip("*")
     return id, residues.encode()

@@ -23,9 +23,9 @@ RARE = "XBUZO.-"
 
 def sequences() -> list[str]:
     """200 sequences of 1 to 1,022 residues, most of them short: a whole claim in seconds."""
-    chance = random.Random(9)
-    lengths = [1, 2, 3, 1022, 1021, *(int(2 ** chance.uniform(0, 6.5)) for _ in range(195))]
-    found = ["".join(chance.choices(RESIDUES, k=length)) for length in lengths]
+    rng = random.Random(9)
+    lengths = [1, 2, 3, 1022, 1021, *(int(2 ** rng.uniform(0, 6.5)) for _ in range(195))]
+    found = ["".join(rng.choices(RESIDUES, k=length)) for length in lengths]
     found[10:14] = [text + RARE for text in found[10:14]]
     return found
 
@@ -49,7 +49,7 @@ def test_a_claim_gives_the_vectors_of_fair_esm(
 
 
 @pytest.mark.slow
-def test_longer_proteins_are_cut_where_extract_py_cuts_them(
+def test_longer_proteins_are_truncated_as_extract_py_does(
     make_bench: MakeBench, tmp_path: Path
 ) -> None:
     size = "esm2_t6_8M_UR50D"
@@ -58,11 +58,11 @@ def test_longer_proteins_are_cut_where_extract_py_cuts_them(
     text = "".join(random.Random(4).choices(RESIDUES, k=1300))
     table = bench.embed(bench.file(fasta([("long", text)])))
     assert relative(table.rows, fairesm.extract(model, [text])) <= 1e-5
-    assert bench.warnings == ["1 sequences were longer than --max-residues, and cut"]
+    assert bench.warnings == ["1 sequence was longer than --max-residues and truncated"]
 
 
 @pytest.mark.parametrize("size", fairesm.SIZES)
-def test_every_published_size_has_the_tensors_that_its_model_wants(size: str) -> None:
+def test_every_published_size_has_the_tensors_that_its_model_needs(size: str) -> None:
     """None missing, all of the right shape, and beside them only heads; without their gigabytes."""
     layers, width, heads = fairesm.SIZES[size]
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Shards are published whole under numbers, and the lowest number that holds a key counts."""
+"""Shards are published whole under numbers, and the lowest number with a key is used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from embed.store import folders, places, writer
+from embed.store import shard_names, spaces, writer
 from embed.store.keys import Space, from_hexadecimal, hexadecimal, key
-from embed.store.places import Place
-from embed.store.shards import Shard, StoreError, Vanished
+from embed.store.shard_names import ShardName
+from embed.store.shards import Shard, StoreError, Vanished, encode_shard
 from embed.store.view import View
 from fsqueue.storage import atomic
 from tests.support.crash import every_crash
@@ -36,12 +36,12 @@ def test_rows_that_lie_apart_are_read_in_the_order_asked(tmp_path: Path) -> None
     assert vectors.tobytes() == vectors_of(wanted).tobytes()
 
 
-def test_the_first_vector_of_a_key_counts_for_good(tmp_path: Path) -> None:
+def test_the_first_vector_of_a_key_is_used_forever(tmp_path: Path) -> None:
     first, second = open_view(tmp_path / "store"), open_view(tmp_path / "store")
     put(first, range(10))
-    counting = put(second, range(5, 15), "other")
-    assert counting[:5].tobytes() == vectors_of(range(5, 10)).tobytes()
-    assert counting[5:].tobytes() == vectors_of(range(10, 15), "other").tobytes()
+    used = put(second, range(5, 15), "other")
+    assert used[:5].tobytes() == vectors_of(range(5, 10)).tobytes()
+    assert used[5:].tobytes() == vectors_of(range(10, 15), "other").tobytes()
     assert [shard.count for shard in second.shards] == [10, 5]
 
 
@@ -57,30 +57,30 @@ def test_two_writers_of_one_key_at_once_get_the_same_vector(
         stage(path, parts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(atomic, "stage", overtaken)
-    counting = put(slow, range(10), "slow")
-    assert counting.tobytes() == vectors_of(range(10), "fast").tobytes()
+    used = put(slow, range(10), "slow")
+    assert used.tobytes() == vectors_of(range(10), "fast").tobytes()
     assert [shard.count for shard in slow.shards] == [10, 10]
-    assert slow.lookup(keys_of(range(10)))[1].tobytes() == counting.tobytes()
+    assert slow.lookup(keys_of(range(10)))[1].tobytes() == used.tobytes()
 
 
-def test_two_writers_of_one_key_get_the_same_vector_where_listings_are_late(
+def test_two_writers_of_one_key_get_the_same_vector_with_late_listings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slow one's mount shows the fast one's shard only some looks after link(2) refused it."""
+    """The slow one's mount shows the fast one's shard some attempts after link(2) refused it."""
     slow, fast = open_view(tmp_path / "store"), open_view(tmp_path / "store")
     put(fast, range(10), "fast")
-    real, waited = places.listed, list[float]()
+    real, waited = shard_names.list_shards, list[float]()
     monkeypatch.setattr("embed.store.view.time.sleep", waited.append)
-    monkeypatch.setattr(places, "listed", lambda d: real(d) if len(waited) > 20 else [])
-    counting = put(slow, range(10), "slow")
-    assert counting.tobytes() == vectors_of(range(10), "fast").tobytes()
-    assert [shard.place for shard in slow.shards] == [Place(1, 1), Place(2, 2)]
+    monkeypatch.setattr(shard_names, "list_shards", lambda d: real(d) if len(waited) > 20 else [])
+    used = put(slow, range(10), "slow")
+    assert used.tobytes() == vectors_of(range(10), "fast").tobytes()
+    assert [shard.name for shard in slow.shards] == [ShardName(1, 1), ShardName(2, 2)]
 
 
 def test_a_number_that_was_compacted_away_meanwhile_is_not_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer listed shard 1, then slept while 2 came, and both became 1-2."""
+    """The writer listed shard 1, then was paused while 2 was published and both became 1-2."""
     view = open_view(tmp_path / "store")
     put(view, [1])
     folder = Path(view.directory)
@@ -91,15 +91,17 @@ def test_a_number_that_was_compacted_away_meanwhile_is_not_used_again(
         other = open_view(tmp_path / "store")
         put(other, [2])
         columns, vectors = columns_of([1, 2]), vectors_of([1, 2])
-        data = writer.encode(columns, writer.norms(vectors), [vectors], (*vectors.shape, "<f4"))
-        (folder / Place(1, 2).name).write_bytes(b"".join(data))
+        data = encode_shard(
+            columns, writer.norms(vectors), [vectors], width=8, dtype=np.dtype("<f4")
+        )
+        (folder / ShardName(1, 2).filename).write_bytes(b"".join(data))
         for number in (1, 2):
-            (folder / Place(number, number).name).unlink()
+            (folder / ShardName(number, number).filename).unlink()
         stage(path, parts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(atomic, "stage", overtaken)
     put(view, [3])
-    assert [shard.place for shard in view.shards] == [Place(1, 2), Place(3, 3)]
+    assert [shard.name for shard in view.shards] == [ShardName(1, 2), ShardName(3, 3)]
     found, vectors = open_view(tmp_path / "store").lookup(keys_of([1, 2, 3]))
     assert found.all()
     assert vectors.tobytes() == vectors_of([1, 2, 3]).tobytes()
@@ -129,29 +131,31 @@ def test_a_shard_is_a_safetensors_file(tmp_path: Path) -> None:
 
 def test_half_precision_is_stored_and_returned_rounded(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store", store_dtype="float16")
-    counting = put(view, range(4))
-    assert counting.dtype == np.float16
-    assert counting.tobytes() == vectors_of(range(4)).astype(np.float16).tobytes()
+    used = put(view, range(4))
+    assert used.dtype == np.float16
+    assert used.tobytes() == vectors_of(range(4)).astype(np.float16).tobytes()
     assert view.shards[0].size < 1500
 
 
-def test_a_reader_whose_shard_vanished_reads_what_took_its_place(tmp_path: Path) -> None:
+def test_a_reader_whose_shard_vanished_reads_its_replacement(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     put(view, [1])
     put(view, [2])
     columns, vectors = columns_of([1, 2]), vectors_of([1, 2])
-    data = writer.encode(columns, writer.norms(vectors), [vectors], (*vectors.shape, "<f4"))
+    data = encode_shard(columns, writer.norms(vectors), [vectors], width=8, dtype=np.dtype("<f4"))
     reader = open_view(tmp_path / "store")
-    (Path(view.directory) / Place(1, 2).name).write_bytes(b"".join(data))
+    (Path(view.directory) / ShardName(1, 2).filename).write_bytes(b"".join(data))
     for number in (1, 2):
-        (Path(view.directory) / Place(number, number).name).unlink()
+        (Path(view.directory) / ShardName(number, number).filename).unlink()
     with pytest.raises(Vanished):
         reader.shards[0].vectors(np.array([0]))
     assert reader.lookup(keys_of([1, 2]))[1].tobytes() == vectors.tobytes()
 
 
 @pytest.mark.parametrize("change", ["cut", "empty", "text", "flipped"])
-def test_a_file_that_is_no_whole_shard_is_refused_by_name(tmp_path: Path, change: str) -> None:
+def test_a_file_that_is_not_a_complete_shard_is_refused_by_name(
+    tmp_path: Path, change: str
+) -> None:
     view = open_view(tmp_path / "store")
     put(view, range(20))
     path = Path(view.shards[0].path)
@@ -159,10 +163,10 @@ def test_a_file_that_is_no_whole_shard_is_refused_by_name(tmp_path: Path, change
     data[-100] ^= 1
     path.write_bytes({"cut": data[:-9], "empty": b"", "text": b"hello", "flipped": data}[change])
     if change == "flipped":
-        assert not Shard(view.directory, Place(1, 1)).is_whole()
+        assert not Shard(view.directory, ShardName(1, 1)).is_intact()
         return
     with pytest.raises(StoreError, match="00000001.safetensors"):
-        Shard(view.directory, Place(1, 1))
+        Shard(view.directory, ShardName(1, 1))
 
 
 def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "counting", "missing"),
+    ("names", "used", "missing"),
     [
         ([], [], []),
         ([(1, 1), (2, 2)], [(1, 1), (2, 2)], []),
@@ -184,29 +188,29 @@ def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
         ([(2, 2)], [(2, 2)], [(1, 1)]),
     ],
 )
-def test_what_counts_of_overlapping_shards(
-    names: list[tuple[int, int]], counting: list[tuple[int, int]], missing: list[tuple[int, int]]
+def test_which_of_overlapping_shards_are_in_use(
+    names: list[tuple[int, int]], used: list[tuple[int, int]], missing: list[tuple[int, int]]
 ) -> None:
-    found = [Place(*name) for name in names]
-    assert places.counting(found) == [Place(*name) for name in counting]
-    assert list(places.gaps(found)) == missing
-    assert set(places.superseded(found)) == set(found) - set(places.counting(found))
+    found = [ShardName(*name) for name in names]
+    assert shard_names.in_use(found) == [ShardName(*name) for name in used]
+    assert list(shard_names.gaps(found)) == missing
+    assert set(shard_names.superseded(found)) == set(found) - set(shard_names.in_use(found))
 
 
-NO_NAMES = (
+OTHER_NAMES = (
     "1.safetensors 00000002-00000001.safetensors x space.json 00000000.safetensors "
     "00000001-00000001.safetensors"
 ).split()
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
-def test_other_names_are_no_shards(name: str) -> None:
-    assert places.parse(name) is None
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_other_names_are_not_shards(name: str) -> None:
+    assert shard_names.parse(name) is None
 
 
-def test_names_are_read_as_they_are_written() -> None:
-    for place in (Place(1, 1), Place(1, 9), Place(99_999_999, 123_456_789)):
-        assert places.parse(place.name) == place
+def test_a_filename_is_parsed_as_it_was_written() -> None:
+    for name in (ShardName(1, 1), ShardName(1, 9), ShardName(99_999_999, 123_456_789)):
+        assert shard_names.parse(name.filename) == name
 
 
 def test_a_key_follows_from_the_tokens_and_the_space() -> None:
@@ -230,14 +234,14 @@ def test_ids_are_keys_in_hexadecimal() -> None:
         from_hexadecimal(["ab"])
 
 
-def test_a_store_whose_maker_was_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
-    """Nor does anybody who begins at the same moment take it for somebody else's directory."""
+def test_a_store_whose_creator_was_killed_is_completed_by_the_next_process(tmp_path: Path) -> None:
+    """A process that starts at the same time does not refuse the directory, either."""
 
     def prepare(n: int) -> dict[str, object]:
         return {**OPTIONS, "store": f"{tmp_path}/{n}"}
 
     n = 0
-    for n, options in every_crash(prepare, folders.opened):
-        assert folders.asked(options)["store"] == options["store"], n
+    for n, options in every_crash(prepare, spaces.open_space):
+        assert spaces.store_options(options)["store"] == options["store"], n
         put(open_view(tmp_path / str(n)), range(3))
     assert n > 8

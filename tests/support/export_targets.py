@@ -1,6 +1,6 @@
-"""Read what an export left, with the libraries that its users read it with; kill an export.
+"""Read an export's target with the libraries that its users use; kill an export.
 
-python -m tests.support.roads TO STORE TARGET N      dies when N batches have been passed on
+python -m tests.support.export_targets TO STORE TARGET N      # is killed after N batches
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from embed.export import lancedb_table
-from embed.export.export import Exported, ExportRequest, export
+from embed.export import target as export_target
+from embed.export.export_space import ExportRequest, ExportResult, export_space
 from tests.support.processes import wait_for
 
 NAME = "default"
@@ -28,23 +29,24 @@ NAME = "default"
 
 @dataclass(frozen=True)
 class Row:
-    """One vector, and what stands beside it."""
+    """One vector and its metadata."""
 
     vector: Any
     facts: dict[str, Any]
 
 
 Found = dict[str, Row]
-"""By id. Whoever reads asserts that no id comes twice."""
+"""By id. Every reader asserts that no id occurs twice."""
 
 
-def exported(to: str, root: Path, target: Path | str, **asked: Any) -> Exported:
-    """Export with nobody looking on."""
-    return export(to, str(target), ExportRequest(str(root), **asked), lambda _done, _total: None)
+def exported(to: str, root: Path, target: Path | str, **options: Any) -> ExportResult:
+    """Export without showing progress."""
+    request = ExportRequest(str(root), **options)
+    return export_space(to, str(target), request, lambda _done, _total: None)
 
 
 def by_id(rows: list[tuple[str, Any, dict[str, Any]]]) -> Found:
-    """Return rows by their id, none of which comes twice."""
+    """Return rows by their id, none of which occurs twice."""
     found = {id: Row(np.array(vector, np.float32), facts) for id, vector, facts in rows}
     assert len(found) == len(rows), "an id was added twice"
     return found
@@ -127,7 +129,7 @@ READERS: dict[str, Callable[[Path], Found]] = {
 
 @contextmanager
 def chroma_server(folder: Path) -> Iterator[str]:
-    """Run a real Chroma server on loopback, and yield its URL; it ends by its pid."""
+    """Run a real Chroma server on loopback, and yield its URL."""
     program = Path(sys.executable).parent / "chroma"
     log = folder / "chroma.log"
     port = free_port()
@@ -157,7 +159,7 @@ def chroma_server(folder: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody has."""
+    """Return an unused port of loopback."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -165,18 +167,18 @@ def free_port() -> int:
 
 
 def main() -> None:
-    """Export in small parts, and die by SIGKILL once the n-th has been passed on."""
+    """Export in small batches, and be killed by SIGKILL after the n-th."""
     to, root, target, at = sys.argv[1:]
-    target.BLOCK_BYTES, lancedb_table.BATCHES = 4 * 8 * 10, 2
-    told = 0
+    export_target.BLOCK_BYTES, lancedb_table.COMMIT_BATCHES = 4 * 8 * 10, 2
+    batches = 0
 
     def progress(_done: int, _total: int) -> None:
-        nonlocal told
-        told += 1
-        if told == int(at):
+        nonlocal batches
+        batches += 1
+        if batches == int(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    print(export(to, target, ExportRequest(root), progress).added)
+    print(export_space(to, target, ExportRequest(root), progress).added)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Open a store from Python: search it, get vectors out of it.
+"""Use a store from Python: search it, and get vectors and where they came from.
 
     store = Store("/shared/store", collection="manuals")
     ids, scores = store.search(vectors, 10)          # (queries, 10) each, the nearest first
     store.get(ids[0]), store.records(ids[0])
 
-An id is a key in hexadecimal. What is added meanwhile is seen from the next call on.
+An id is a key in hexadecimal. Vectors that are added meanwhile are seen by the next call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.store import folders
+from embed.store import spaces
 from embed.store.keys import Space, from_hexadecimal, hexadecimal
 from embed.store.view import View
 from fsqueue import UsageError
@@ -25,7 +25,7 @@ from fsqueue import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Where a vector came from: the first record that had its sequence."""
+    """Where a vector came from: the first record with its sequence."""
 
     id: str
     input: str
@@ -35,29 +35,29 @@ class Hit:
     text: str = ""
     """What was embedded, if that was text: a chunk of the document `input`."""
     begin: int = -1
-    """At which character of the document it begins; -1 if it is no text."""
+    """Its first character in the document; -1 if it is not text."""
 
     @property
     def end(self) -> int:
-        """Return the character of the document before which it ends; -1 if it is no text."""
+        """Return the character of the document after its last; -1 if it is not text."""
         return self.begin + self.length if self.begin >= 0 else -1
 
 
 class Store:
-    """One collection of a store, and in it the vectors of one model."""
+    """The vectors of one model in one collection of a store, for reading."""
 
     def __init__(
         self,
         root: str | os.PathLike[str],
-        collection: str = folders.DEFAULT,
+        collection: str = spaces.DEFAULT_COLLECTION,
         model: str | None = None,
     ) -> None:
-        """Open it for reading. Raises UsageError if there is none, or if several can be meant."""
-        self._view = folders.only(os.fspath(root), collection, model)
+        """Open it. Raises UsageError if it does not exist, or if `model` must be given."""
+        self._view = spaces.find_space(os.fspath(root), collection, model)
 
     @property
     def space(self) -> Space:
-        """Return what decided its vectors."""
+        """Return what all its vectors have in common: model, precision, pooling, ..."""
         return self._view.space
 
     @property
@@ -68,9 +68,9 @@ class Store:
     def search(
         self, vectors: NDArray[Any], k: int = 10
     ) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
-        """Return ids and cosines, (queries, k) each; k is less where the store holds less.
+        """Return ids and cosines, (queries, k) each; k is smaller if the store holds fewer vectors.
 
-        `vectors` is (queries, width). Every stored vector is compared: the answer is exact.
+        `vectors` is (queries, width). Every stored vector is compared: the result is exact.
         """
         from embed.store.search import keys_of, nearest
 
@@ -81,8 +81,8 @@ class Store:
                 f"{self.space.width}, or k is below 1. Embed them with {self.space.model}."
             )
         self._view.refresh()
-        places, scores = nearest(self._view, queries, k)
-        ids = [hexadecimal(keys_of(self._view.shards, row)) for row in places]
+        rows, scores = nearest(self._view, queries, k)
+        ids = [hexadecimal(keys_of(self._view.shards, row)) for row in rows]
         return np.array(ids, "U32"), np.array(scores, np.float32)
 
     def get(self, ids: Sequence[str]) -> NDArray[np.float32]:
@@ -96,7 +96,7 @@ class Store:
     def records(self, ids: Sequence[str]) -> list[Hit]:
         """Return where the vectors of ids came from. Raises KeyError for one that is not stored."""
         self._view.refresh()
-        return self._view.steadily(lambda: self._records(ids))
+        return self._view.retrying(lambda: self._records(ids))
 
     def _records(self, ids: Sequence[str]) -> list[Hit]:
         keys = from_hexadecimal(ids)
@@ -104,8 +104,15 @@ class Store:
         for shard in self._view.shards:
             rows = shard.find(keys)
             new = [n for n in np.flatnonzero(rows >= 0).tolist() if n not in hits]
-            for number, facts in zip(new, shard.facts(rows[new].tolist()), strict=True):
-                hits[number] = Hit(ids[number], *facts)
+            for number, source in zip(new, shard.provenance(rows[new].tolist()), strict=True):
+                hits[number] = Hit(
+                    id=ids[number],
+                    input=source.input,
+                    record=source.record,
+                    length=source.length,
+                    text=source.text,
+                    begin=source.begin,
+                )
         for number, id in enumerate(ids):
             if number not in hits:
                 raise KeyError(id)

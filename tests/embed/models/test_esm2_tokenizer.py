@@ -1,4 +1,4 @@
-"""Token ids by table equal the tokenizer's where that one is right."""
+"""Token ids by table equal those of transformers' tokenizer where that is right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embed.models.esm2.tokens import BEGIN, END, VOCABULARY, X, token_ids, unknown
+from embed.models.esm2.tokenizer import BEGIN, END, VOCABULARY, X, token_ids, unknown
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
 
 def test_ids_equal_the_tokenizers_for_clean_sequences(tokenizer) -> None:  # type: ignore[no-untyped-def]
     letters = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
-    chance = random.Random(1)
+    rng = random.Random(1)
     for length in (1, 2, 50, 400):
-        text = "".join(chance.choices(letters, k=length))
+        text = "".join(rng.choices(letters, k=length))
         ours = [BEGIN, *token_ids(text.encode()), END]
         assert ours == tokenizer(text)["input_ids"]
 
 
-def test_the_tokenizer_merges_unknown_runs_and_we_do_not(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_runs_of_unknown_residues_are_not_merged_as_the_tokenizer_does(tokenizer) -> None:  # type: ignore[no-untyped-def]
     text = "MKJJJL"
     assert len(tokenizer(text)["input_ids"]) == 4 + 2  # the trap: three residues became one token
     assert list(token_ids(text.encode())) == [
@@ -36,7 +36,7 @@ def test_the_tokenizer_merges_unknown_runs_and_we_do_not(tokenizer) -> None:  # 
     ]
 
 
-def test_every_byte_gives_one_token_and_lower_case_counts_as_upper() -> None:
+def test_every_byte_gives_one_token_and_lower_case_is_read_as_upper() -> None:
     everything = bytes(range(256))
     assert len(token_ids(everything)) == 256
     assert token_ids(b"mkvx-.") == token_ids(b"MKVX-.")

@@ -1,15 +1,15 @@
-"""Turn residues into ESM-2 token ids by table: one token per residue, whatever the residue is.
+"""Turn residues into ESM-2 token ids by table: one token for each residue, whatever it is.
 
-The tokenizer that comes with the model merges a run of unknown characters into a single `<unk>`, so
-that every later position shifts; and it is a hundred times slower. Here lower case counts as upper
-case, and every byte outside the vocabulary becomes one X (`unknown` counts them).
+The tokenizer that comes with the model merges a run of unknown characters into a single `<unk>`,
+which shifts every later position; and it is a hundred times slower. Here lower case is read as
+upper case, and every byte outside the vocabulary as one X (`unknown` counts them).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from embed.models.windows import ByLetters
+from embed.models.windows import LetterWindows
 
 VOCABULARY: Final = (
     "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
@@ -31,8 +31,8 @@ def _table() -> bytes:
 TABLE: Final = _table()
 
 
-class EsmTokens(ByLetters):
-    """Reads residues for ESM-2."""
+class EsmTokenizer(LetterWindows):
+    """The table of ESM-2."""
 
     def read(self, letters: bytes) -> tuple[bytes, int]:
         """Return the token ids, without begin and end, and how many residues are unknown."""
@@ -40,10 +40,10 @@ class EsmTokens(ByLetters):
 
 
 def token_ids(residues: bytes) -> bytes:
-    """Return one token id per residue, as bytes; begin and end tokens are not among them."""
+    """Return one token id for each residue, as bytes, without begin and end."""
     return residues.translate(TABLE)
 
 
 def unknown(residues: bytes) -> int:
-    """Count the residues that have no token of their own, and are read as X."""
+    """Count the residues without a token, which are read as X."""
     return len(residues.translate(None, KNOWN))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embed.handlers.calibrate import Calibration
+from embed.calibrate import Calibration
 from embed.models.cost import PER_SECOND
 from tests.support.auto import write_model
 from tests.support.processes import fsqueue
@@ -18,7 +18,7 @@ def made(cost: float, seconds: float = 10.0) -> Calibration:
     return Calibration("m", "float32", "cpu", seconds, 1.0, 10, 2000, int(cost))
 
 
-def test_a_weight_is_the_measured_speed_beside_an_rtx_3090() -> None:
+def test_a_weight_is_the_speed_relative_to_an_rtx_3090() -> None:
     assert made(10 * PER_SECOND).weight == 1.0
     assert made(15.04 * PER_SECOND).weight == 1.5
     assert made(0.1234 * PER_SECOND).weight == 0.012
@@ -26,9 +26,7 @@ def test_a_weight_is_the_measured_speed_beside_an_rtx_3090() -> None:
 
 
 @pytest.mark.slow
-def test_it_measures_and_says_what_to_type_and_the_line_can_be_typed(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_it_prints_a_weight_that_plan_accepts(tiny_model: Path, tmp_path: Path) -> None:
     before = sorted(os.listdir(tiny_model))
     run = fsqueue("embed", "calibrate", tiny_model, "--seconds", "1", "--json")
     assert run.returncode == 0, run.stderr
@@ -44,7 +42,7 @@ def test_it_measures_and_says_what_to_type_and_the_line_can_be_typed(
 
 
 @pytest.mark.slow
-def test_an_encoder_of_whatever_kind_is_measured_by_what_it_takes(tmp_path: Path) -> None:
+def test_any_encoder_can_be_measured(tmp_path: Path) -> None:
     model = write_model(tmp_path / "bert", "bert")
     run = fsqueue("embed", "calibrate", model, "--seconds", "1", "--json")
     assert run.returncode == 0, run.stderr
@@ -52,7 +50,10 @@ def test_an_encoder_of_whatever_kind_is_measured_by_what_it_takes(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_in_one_line(tmp_path: Path) -> None:
     run = fsqueue("embed", "calibrate", tmp_path / "none")
     assert run.returncode == 2
-    assert len(run.stderr.strip().splitlines()) == 1 and "there is no such folder" in run.stderr
+    assert (
+        len(run.stderr.strip().splitlines()) == 1
+        and "is neither a folder nor a hub id" in run.stderr
+    )

@@ -1,7 +1,7 @@
-"""Measure what this machine really does with a model, in less than a minute.
+"""Measure this machine's speed with a model, in less than a minute.
 
-A weight is a speed beside an RTX 3090. The table's are estimates over all kinds of work; this one
-is measured with the work that will be done. It is printed, and never used unless somebody types it.
+A weight is a speed relative to an RTX 3090. Those of fsqueue's table are estimates for all kinds of
+work; this one is measured with the actual model. It is printed, and only used if given as --weight.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from embed.models.families import FAMILIES
 log = logging.getLogger(__name__)
 
 LETTERS: Final = {"esm2": "ACDEFGHIKLMNPQRSTVWY", "dnabert": "ACGT", "auto": "ACGT"}
-"""What other encoders read is not known; these are bases, residues and letters."""
+"""What other encoders read is unknown; these letters are bases and residues alike."""
 LENGTHS: Final = {"esm2": (100, 500), "dnabert": (200, 1000), "auto": (100, 500)}
 FIRST_LETTERS: Final = 60
-"""The first batch is one such sequence: with a large model on a slow CPU, that alone takes long."""
+"""The first batch is one such sequence; with a large model on a slow CPU that alone takes long."""
 BATCH_S: Final = 8.0
-"""No batch should take longer."""
+"""The longest that a batch should take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured, and what follows from it."""
+    """A measurement; `weight` follows from it."""
 
     model: str
     dtype: str
@@ -47,31 +47,34 @@ class Calibration:
 
     @property
     def weight(self) -> float:
-        """Return the speed beside an RTX 3090, to two digits: there are no more in it."""
+        """Return the speed relative to an RTX 3090, to the two digits that are significant."""
         return float(f"{max(self.cost / self.seconds / PER_SECOND, 1e-6):.2g}")
 
 
 def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
-    """Run batches for about so long on the first visible GPU, or the CPU. Raises as `run` does."""
+    """Run batches for about `seconds` on the first visible GPU, or the CPU.
+
+    Raises as `Handler.run` does.
+    """
     handler = Embed()
     handler.name = "embed"
     options = handler.prepare(options)
     begun = time.monotonic()
-    engine, tokens = handler.engine(options, log.warning)
+    engine, tokenizer = handler.engine(options, log.warning)
     load_seconds = time.monotonic() - begun
-    _timed(engine, [Tokenized(0, tokens.read(b"ACGT" * 3)[0])])  # the first call is always slow
+    _time_batch(engine, [Tokenized(0, tokenizer.read(b"ACGT" * 3)[0])])  # the first call is slow
     costs, source = estimate(options).costs, _sequences(options)
     counts, spent, letters_max = np.zeros(3, np.int64), 0.0, FIRST_LETTERS
     while spent < seconds:
         batch = list(_batch(source, letters_max))
         lengths = np.array([len(letters) for letters in batch])
-        read = (next(tokens.windows(letters, options["max_residues"])) for letters in batch)
-        took = _timed(engine, [Tokenized(0, ids) for ids, _, _ in read])
-        if took < BATCH_S / 8 and letters_max < options["tokens_per_batch"]:
-            letters_max *= 4  # a machine this fast is told nothing by so small a batch
+        read = (next(tokenizer.windows(letters, options["max_residues"])) for letters in batch)
+        batch_s = _time_batch(engine, [Tokenized(0, ids) for ids, _, _ in read])
+        if batch_s < BATCH_S / 8 and letters_max < options["tokens_per_batch"]:
+            letters_max *= 4  # too small a batch to measure so fast a machine
             continue
         counts += (len(batch), lengths.sum(), costs(lengths).sum())
-        spent += took
+        spent += batch_s
     handler.close()
     sequences, residues, cost = counts.tolist()
     return Calibration(
@@ -86,14 +89,14 @@ def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
     )
 
 
-def _timed(engine: Any, batch: Sequence[Tokenized]) -> float:
+def _time_batch(engine: Any, batch: Sequence[Tokenized]) -> float:
     begun = time.monotonic()
-    engine.embed(batch, log.warning)  # its rows are on the CPU when it returns
+    engine.embed(batch, log.warning)  # when it returns, the rows are on the CPU
     return max(time.monotonic() - begun, 1e-6)
 
 
 def _batch(source: Iterator[bytes], letters_max: int) -> Iterator[bytes]:
-    """Yield sequences of so many letters together, one at least; a first one is cut to them."""
+    """Yield sequences of about `letters_max` letters in total, none longer than that."""
     letters = 0
     while letters < letters_max:
         sequence = next(source)[:letters_max]
@@ -102,8 +105,8 @@ def _batch(source: Iterator[bytes], letters_max: int) -> Iterator[bytes]:
 
 
 def _sequences(options: Mapping[str, Any]) -> Iterator[bytes]:
-    chance, family = random.Random(1), options["family"]
+    rng, family = random.Random(1), options["family"]
     letters = LETTERS[FAMILIES[family].name]
     while True:
-        length = min(chance.randint(*LENGTHS[family]), options["max_residues"])
-        yield "".join(chance.choices(letters, k=length)).encode()
+        length = min(rng.randint(*LENGTHS[family]), options["max_residues"])
+        yield "".join(rng.choices(letters, k=length)).encode()
