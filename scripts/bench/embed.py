@@ -375,7 +375,7 @@ def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
         for group in in_file_order(["" for _ in rows]):
             batch = [[1, *rows[n].tolist(), 2] for n in group]
             with torch.inference_mode():
-                found += dna.rendering(weights, config, batch)
+                found += dna.reference_states(weights, config, batch)
         return np.array([states.mean(0).numpy() for states in found])
 
     def ours(kind: torch.dtype) -> Variant:

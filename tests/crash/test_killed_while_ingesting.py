@@ -19,9 +19,9 @@ from embed.store.verify import verify
 from fsqueue.pool.inbox import inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from tests.support.auto import TEXTS, write_model
 from tests.support.cases import settle
-from tests.support.ingesting import joined, send, told, work_off
+from tests.support.generic_models import TEXTS, write_model
+from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 from tests.support.instants import disk_of, lived, put_back, spread
 from tests.support.pools import names_in, places
 from tests.support.ptrace import is_possible
@@ -37,7 +37,8 @@ MOST = 30
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Three documents of some chunks each, a group for each, and one whose text is given."""
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (200, 400))
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", 200)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", 400)
     paths = [tmp_path / f"{number}.md" for number in range(3)]
     for number, path in enumerate(paths):
         words = random.Random(number).choices(" ".join(TEXTS).split(), k=60)
@@ -57,15 +58,15 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
     embed.name = "embed"
     pool = create_pool(f"{site}/pool")
     begin = disk_of(site)
-    chunks = told(pool, data, embed=embed).result["chunks"]
+    chunks = broadcast_to_new_worker(pool, data, embed=embed).result["chunks"]
     ids = stored(site)
     assert len(ids) == chunks > 6
     put_back(site, begin)
 
     def ingest() -> None:
-        worker = joined(pool)
+        worker = start_worker(pool)
         send(pool, data)
-        work_off(worker)
+        run_inbox(worker)
         worker._leave()
 
     life = lived(ingest, site)
@@ -75,7 +76,7 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
         put_back(site, each.disk)
         embed._store = None  # it would keep open what was put back since
         what = f"killed at {each.number}: {each.change}"
-        result = told(pool, data, embed=embed).result
+        result = broadcast_to_new_worker(pool, data, embed=embed).result
         assert result["chunks"] == chunks and result["failed"] == 0, what
         assert result["computed"] + result["store_hits"] + result["repeats"] == chunks, what
         assert stored(site) == ids, what

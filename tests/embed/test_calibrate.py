@@ -10,7 +10,7 @@ import pytest
 
 from embed.calibrate import Calibration
 from embed.models.cost import PER_SECOND
-from tests.support.auto import write_model
+from tests.support.generic_models import write_model
 from tests.support.processes import fsqueue
 
 

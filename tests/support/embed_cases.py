@@ -15,10 +15,10 @@ from embed.store import Store
 from embed.store.verify import verify
 from fsqueue.handler import load_handler
 from fsqueue.pool.settings import open_pool
-from tests.support.auto import TEXTS, write_model
 from tests.support.cases import Prepare, Reads, Writes, settle
-from tests.support.embedded import embed_all, fasta, proteins
 from tests.support.export_targets import READERS
+from tests.support.fake_embeddings import embed_all, fasta, proteins
+from tests.support.generic_models import TEXTS, write_model
 from tests.support.planning import plan
 from tests.support.pools import places
 from tests.support.stores import keys_of, open_view, put, vectors_of

@@ -21,7 +21,7 @@ from embed.outputs.claim_file import read
 from fsqueue import FsqueueError, UsageError
 from fsqueue.cli import cli
 from tests.support.dnabert import write_model
-from tests.support.embedded import embed_all, fasta, plan_embeddings, proteins, rows_of
+from tests.support.fake_embeddings import embed_all, fasta, plan_embeddings, proteins, rows_of
 
 SEQUENCES = {f"s{n}": "MKVLAAGIVGLCAKAY"[n % 7 :] * (n % 9 + 1) for n in range(40)}
 

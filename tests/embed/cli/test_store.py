@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.embed.conftest import fasta
-from tests.support.embedded import proteins
+from tests.support.fake_embeddings import proteins
 from tests.support.processes import fsqueue
 
 pytestmark = pytest.mark.slow

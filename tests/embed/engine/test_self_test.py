@@ -64,7 +64,7 @@ def test_the_known_answers_are_those_of_independent_implementations(
         "num_hidden_layers": self_test.LAYERS,
         "layer_norm_eps": 1e-12,
     }
-    (states,) = reference.rendering(weights, config, [[1, *self_test.IDS, 2]])
+    (states,) = reference.reference_states(weights, config, [[1, *self_test.IDS, 2]])
     answer = self_test.ANSWERS["dnabert"]
     assert np.allclose(states.mean(0)[: len(answer)], answer, atol=1e-5)
 

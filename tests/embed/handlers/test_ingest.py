@@ -19,8 +19,8 @@ from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from tests.support.auto import TEXTS, write_model
-from tests.support.ingesting import joined, send, told, work_off
+from tests.support.generic_models import TEXTS, write_model
+from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 
 SENTENCES = [text for text in TEXTS if text]
 WORDS = " ".join(SENTENCES).split()
@@ -68,19 +68,19 @@ def stored(root: str) -> int:
 def test_replicas_converge_and_the_second_computes_nothing(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    workers = [joined(pool), joined(pool)]
-    made = send(pool, data)
+    workers = [start_worker(pool), start_worker(pool)]
+    sent = send(pool, data)
     for worker in workers:
-        work_off(worker)
-    broadcast.look(pool, made.copies)
-    results = {copy.worker: copy.result for copy in made.copies}
+        run_inbox(worker)
+    broadcast.look(pool, sent.copies)
+    results = {copy.worker: copy.result for copy in sent.copies}
     one, two = (results[worker.id] for worker in workers)
     distinct = stored(data["store"])
     assert one["documents"] == two["documents"] == 10 and one["failed"] == 0
     assert one["chunks"] == two["chunks"] == two["store_hits"] + two["repeats"]
     assert (one["computed"], two["computed"]) == (distinct, 0) and sum(computed) == distinct
     assert one["settings"]["chunk_size"] == 62
-    totals = made.outcome()["totals"]
+    totals = sent.outcome()["totals"]
     assert totals["computed"] == distinct and totals["chunks"] == 2 * one["chunks"]
     events = [json.loads(line) for path in Path(pool.root, "events").iterdir()
               for line in path.read_text().splitlines()]  # fmt: skip
@@ -90,29 +90,31 @@ def test_replicas_converge_and_the_second_computes_nothing(
 def test_a_second_broadcast_neither_loads_nor_calls_the_model(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    assert told(pool, data).outcome == "done" and computed
+    assert broadcast_to_new_worker(pool, data).outcome == "done" and computed
     computed.clear()
-    worker = joined(pool)
-    made = send(pool, data)
-    work_off(worker)
+    worker = start_worker(pool)
+    sent = send(pool, data)
+    run_inbox(worker)
     assert computed == [] and worker.status.loaded == []
-    broadcast.look(pool, made.copies)
-    assert made.copies[-1].result["computed"] == 0
+    broadcast.look(pool, sent.copies)
+    assert sent.copies[-1].result["computed"] == 0
 
 
 def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    workers = [joined(pool) for _ in range(3)]
-    made = send(pool, data, scatter=True)
+    workers = [start_worker(pool) for _ in range(3)]
+    sent = send(pool, data, scatter=True)
     for worker in workers:
-        work_off(worker)
-    broadcast.look(pool, made.copies)
-    assert sorted(copy.result["documents"] for copy in made.copies) == [3, 3, 4]
-    assert made.totals()["computed"] + made.totals()["repeats"] == made.totals()["chunks"]
-    assert stored(data["store"]) == made.totals()["computed"]
+        run_inbox(worker)
+    broadcast.look(pool, sent.copies)
+    assert sorted(copy.result["documents"] for copy in sent.copies) == [3, 3, 4]
+    assert sent.totals()["computed"] + sent.totals()["repeats"] == sent.totals()["chunks"]
+    assert stored(data["store"]) == sent.totals()["computed"]
 
 
 def test_hits_name_document_chunk_and_position(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    told(pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]})
+    broadcast_to_new_worker(
+        pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]}
+    )
     store = Store(data["store"], "manuals")
     view = store.view
     view.refresh()
@@ -132,7 +134,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\0")
     bad = [str(tmp_path / "photo.jpg"), str(tmp_path / "gone.md"), {"name": "n", "text": "a\0"}]
-    copy = told(pool, {**data, "documents": [*bad, *data["documents"]]})
+    copy = broadcast_to_new_worker(pool, {**data, "documents": [*bad, *data["documents"]]})
     assert copy.outcome == "done"
     assert copy.result["documents"] == 10 and copy.result["failed"] == 3
     named = {one["document"]: one["error"] for one in copy.result["errors"]}
@@ -146,7 +148,9 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 def test_a_missing_model_or_store_is_reported(
     pool: PoolDirectory, data: dict[str, Any], missing: str, words: str
 ) -> None:
-    copy = told(pool, {name: value for name, value in data.items() if name != missing})
+    copy = broadcast_to_new_worker(
+        pool, {name: value for name, value in data.items() if name != missing}
+    )
     assert copy.outcome == "failed"
     assert f"no {missing} is named" in copy.error and words in copy.error
 
@@ -154,22 +158,22 @@ def test_a_missing_model_or_store_is_reported(
 def test_a_model_that_reads_no_text_is_refused(
     pool: PoolDirectory, data: dict[str, Any], tiny_model: Path
 ) -> None:
-    copy = told(pool, {**data, "model": str(tiny_model)})
+    copy = broadcast_to_new_worker(pool, {**data, "model": str(tiny_model)})
     assert copy.outcome == "failed" and "reads residues or bases" in copy.error
 
 
 def test_a_worker_uses_the_text_model_that_it_has_loaded(
     pool: PoolDirectory, data: dict[str, Any], bert: Path, computed: list[int]
 ) -> None:
-    worker = joined(pool)
+    worker = start_worker(pool)
     warm = {"handler": "embed", "options": {"model": str(bert)}}
-    made = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
-    work_off(worker)
+    sent = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
+    run_inbox(worker)
     nameless = {name: value for name, value in data.items() if name != "model"}
-    made = send(pool, nameless)
-    work_off(worker)
-    broadcast.look(pool, made.copies)
-    assert made.copies[0].result["computed"] == sum(computed) > 0
+    sent = send(pool, nameless)
+    run_inbox(worker)
+    broadcast.look(pool, sent.copies)
+    assert sent.copies[0].result["computed"] == sum(computed) > 0
     assert worker.status.loaded == ["bert"], "one copy of the model serves both handlers"
 
 
@@ -178,27 +182,27 @@ def test_the_environment_may_name_model_and_store(
     pool: PoolDirectory, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     plain = {"documents": data["documents"][:1], "collection": "manuals"}
-    worker = joined(pool)
+    worker = start_worker(pool)
     with monkeypatch.context() as patched:
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             patched.setenv(f"FSQUEUE_{name}", value)
         if where == "sender":
-            made = send(pool, plain)
+            sent = send(pool, plain)
     if where == "worker":
-        made = send(pool, plain)
+        sent = send(pool, plain)
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             monkeypatch.setenv(f"FSQUEUE_{name}", value)
-    work_off(worker)
-    broadcast.look(pool, made.copies)
-    assert made.copies[0].outcome == "done", made.copies[0].error
+    run_inbox(worker)
+    broadcast.look(pool, sent.copies)
+    assert sent.copies[0].outcome == "done", sent.copies[0].error
     assert stored(data["store"]) > 0
 
 
 def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = joined(pool)
-    made = send(pool, data)
+    worker = start_worker(pool)
+    sent = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
         patched.setattr(type(worker.shutdown), "at_once", lambda _: next(looks) == 5)
@@ -206,11 +210,11 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
         assert name is not None
         worker._run_addressed(name)
     worker._leave()
-    broadcast.look(pool, made.copies)
-    assert made.copies[0].outcome == "failed" and "left before" in made.copies[0].error
+    broadcast.look(pool, sent.copies)
+    assert sent.copies[0].outcome == "failed" and "left before" in sent.copies[0].error
     done = sum(computed)
     assert 0 < done == stored(data["store"])
-    copy = told(pool, data)
+    copy = broadcast_to_new_worker(pool, data)
     assert copy.result["computed"] == stored(data["store"]) - done > 0
     assert sum(computed) == stored(data["store"])
 

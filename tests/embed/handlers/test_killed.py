@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.killed import kill_and_resume
+from tests.support.killed_worker import kill_and_resume
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from embed.inputs.chunking import BYTE_ORDER_MARK, Span, chunk_spans
 from embed.models.generic.tokenizer import GenericTokenizer
-from tests.support.auto import TEXTS, byte_level, unigram, wordpiece
+from tests.support.generic_models import TEXTS, byte_level, unigram, wordpiece
 
 PROSE = "\n\n".join(" ".join(TEXTS) for _ in range(20))
 KINDS = [wordpiece, byte_level, unigram]

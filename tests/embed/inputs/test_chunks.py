@@ -17,7 +17,7 @@ from embed.outputs.claim_file import read
 from embed.store import Store
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.auto import TEXTS, write_model
+from tests.support.generic_models import TEXTS, write_model
 from tests.support.processes import fsqueue
 
 MakeBench = Callable[..., Bench]
@@ -231,15 +231,15 @@ def test_documents_are_planned_embedded_merged_and_searched(bert: Path, tmp_path
     assert len(merged.columns["begins"]) == len(merged.ids)
     assert "1 claim" not in done("plan", "embed", pool, folder / "guide.md", *how)
 
-    ask = ("embed", "search", store, "--collection", "manuals", "-k", "2")
+    search = ("embed", "search", store, "--collection", "manuals", "-k", "2")
     question = "A worker takes a claim by renaming it."
-    (answer,) = json.loads(done(*ask, question, "--json"))
+    (answer,) = json.loads(done(*search, question, "--json"))
     hit = answer["hits"][0]
     assert answer["query"] == question and answer["scores"][0] > 0.999
     assert (hit["document"], hit["chunk"], hit["begin"], hit["end"]) == ("note.txt", 1, 0, 38)
     assert hit["text"] == question and hit["input"] == str(folder / "note.txt")
-    shown = done(*ask, folder / "note.txt")
+    shown = done(*search, folder / "note.txt")
     assert "note.txt#1" in shown and f"{folder}/note.txt, characters 0-38" in shown
     assert f"    {question}\n" in shown
-    assert "there is no such file" in done(*ask, "nowhere.md", status=2)
-    assert "the query is empty" in done(*ask, " ", status=2)
+    assert "there is no such file" in done(*search, "nowhere.md", status=2)
+    assert "the query is empty" in done(*search, " ", status=2)

@@ -31,9 +31,9 @@ def test_every_block_is_in_one_claim_in_order(files: list[list[int]], cost_max: 
     found = list(draft_claims(scans, cost_max))
     segments = [segment for draft in found for segment in draft.segments]
     for scan, costs in zip(scans, files, strict=True):
-        mine = [segment for segment in segments if segment.path == scan.path]
-        assert sum(len(segment.lengths) for segment in mine) == len(costs)
-        starts = [segment.start for segment in mine]
+        of_file = [segment for segment in segments if segment.path == scan.path]
+        assert sum(len(segment.lengths) for segment in of_file) == len(costs)
+        starts = [segment.start for segment in of_file]
         assert starts == sorted(starts)
     assert sum(draft.cost for draft in found) == sum(map(sum, files))
     for draft in found:

@@ -1,4 +1,4 @@
-"""DNABERT against an independent implementation of its architecture, and every known trap."""
+"""DNABERT against an independent implementation of its architecture, and against known mistakes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embed.models.dnabert.network import BEGIN, END, DnabertEncoder, load, slope
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.dnabert.tokenizer import DnaTokenizer, unknown
 from fsqueue import ClaimImpossible, UsageError
-from tests.support.dnabert import PUBLISHED, SIZE, checkpoint_names, rendering, write_model
+from tests.support.dnabert import PUBLISHED, SIZE, checkpoint_names, reference_states, write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +77,7 @@ def worst(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 def test_a_pack_equals_the_published_architecture(
     encoder: DnabertEncoder, weights: Weights, sequences: list[np.ndarray]
 ) -> None:
-    expected = rendering(weights, CONFIG, [whole(ids) for ids in sequences])
+    expected = reference_states(weights, CONFIG, [whole(ids) for ids in sequences])
     assert worst(encoder.hidden(sequences), expected) < 1e-5
 
 
@@ -100,11 +100,11 @@ def test_half_precision_works_and_is_near(
 
 
 @pytest.mark.slow
-def test_the_published_size_agrees_with_the_rendering(tmp_path: Path) -> None:
+def test_the_published_size_agrees_with_the_reference(tmp_path: Path) -> None:
     size = {"hidden_size": 768, "num_hidden_layers": 2, "intermediate_size": 3072}
     weights = write_model(tmp_path / "m", **size)
     ids = [np.arange(n, dtype=np.uint16) % 200 for n in (30, 108, 108, 120)]
-    expected = rendering(weights, {**CONFIG, **size}, [whole(row) for row in ids])
+    expected = reference_states(weights, {**CONFIG, **size}, [whole(row) for row in ids])
     assert (
         worst(load(str(tmp_path / "m"), "float32", CPU).hidden(ids), expected) < 3e-5
     )  # 1.0e-5 on an EPYC
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         network.encoder_weights({**weights, **change}, shape, "folder")
 
 
-class Trap:
+class Exploit:
     """Unpickling this would make a file."""
 
     def __init__(self, path: str) -> None:
@@ -225,7 +225,7 @@ class Trap:
 
 def test_nothing_in_a_checkpoint_is_ever_run(folder: Path, tmp_path: Path) -> None:
     copied = copy(folder, tmp_path / "evil")
-    torch.save({"x": Trap(str(tmp_path / "ran"))}, copied / "pytorch_model.bin")
+    torch.save({"x": Exploit(str(tmp_path / "ran"))}, copied / "pytorch_model.bin")
     with pytest.raises(ClaimImpossible, match="never loaded"):
         load(str(copied), "float32", CPU)
     assert not (tmp_path / "ran").exists()
@@ -254,7 +254,7 @@ def test_a_config_of_another_model_is_refused(
         DnabertShape.read(str(copied))
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_stock_transformers_would_load_random_layers_without_an_error(
 def test_mask_gate_and_bias_matter(
     encoder: DnabertEncoder, weights: Weights, sequences: list[np.ndarray], mistake: dict[str, bool]
 ) -> None:
-    wrong = rendering(weights, CONFIG, [whole(ids) for ids in sequences], **mistake)
+    wrong = reference_states(weights, CONFIG, [whole(ids) for ids in sequences], **mistake)
     assert worst(encoder.hidden(sequences), wrong) > 0.1
 
 

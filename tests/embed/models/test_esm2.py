@@ -1,4 +1,4 @@
-"""The packed encoder against an independent implementation of ESM-2, and every known trap."""
+"""The packed encoder against an independent implementation of ESM-2, and against known mistakes."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_positions_begin_anew_in_every_sequence(encoder: Esm2Encoder) -> None:
     assert worst(encoder.hidden([sequence] * 60)[-1:], alone) < 1e-5
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 def test_without_a_mask_padding_would_change_the_numbers(

@@ -20,8 +20,8 @@ from embed.models.generic.network import EVEN, even_batches, load
 from embed.models.generic.tokenizer import GenericTokenizer
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.auto import MODELS, TEXTS, write_model
 from tests.support.dnabert import write_model as write_dnabert
+from tests.support.generic_models import MODELS, TEXTS, write_model
 
 CPU = torch.device("cpu")
 TEXT_MODELS = ["bert", "roberta", "modernbert", "nomic", "t5", "gpt2"]
@@ -249,7 +249,7 @@ def minilm(folder: Path, text: str) -> np.ndarray:
     return np.asarray(x.mean(0).numpy())
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 def test_a_checkpoint_with_a_missing_weight_is_refused(
@@ -272,14 +272,14 @@ def test_a_tensor_that_the_architecture_has_no_place_for_is_refused(
 ) -> None:
     """As in a checkpoint of another architecture that claims to be a BERT."""
     extra = {"bert.encoder.layer.0.mlp.gated_layers.weight": torch.zeros(4, 4)}
-    strange = spoilt(folders["bert"], tmp_path / "strange", lambda weights: weights.update(extra))
+    extended = spoilt(folders["bert"], tmp_path / "extended", lambda weights: weights.update(extra))
     with pytest.raises(ClaimImpossible, match="gated_layers.weight"):
-        Encoder.load(str(strange))
+        Encoder.load(str(extended))
 
 
 def test_a_mosaicbert_is_never_loaded_as_a_bert(folders: dict[str, Path], tmp_path: Path) -> None:
-    """With its settings it goes to the module for DNABERT, which knows its vocabulary is another;
-    without them the stock BERT finds its own weights missing."""
+    """With its settings it is loaded as a DNABERT, whose vocabulary differs; without them the stock
+    BERT misses weights."""
     mosaic = tmp_path / "mosaic"
     write_dnabert(mosaic)
     shutil.copy(folders["bert"] / "tokenizer.json", mosaic / "tokenizer.json")
@@ -316,13 +316,13 @@ def test_pickled_weights_are_tensors_or_refused(folders: dict[str, Path], tmp_pa
     (folder / "model.safetensors").unlink()
     expected = Encoder.load(str(folders["bert"])).encode(TEXTS)
     assert np.array_equal(Encoder.load(str(folder)).encode(TEXTS), expected)
-    torch.save({"x": Trap(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    torch.save({"x": Exploit(tmp_path / "ran")}, folder / "pytorch_model.bin")
     with pytest.raises(ClaimImpossible, match="cannot load this model"):
         Encoder.load(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
-class Trap:
+class Exploit:
     """Unpickling this would make a file."""
 
     def __init__(self, path: Path) -> None:

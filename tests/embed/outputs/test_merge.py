@@ -17,7 +17,7 @@ from embed.outputs.merge import merge
 from fsqueue import FsqueueError, NotSupportedError, PoolReader, UsageError
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from tests.support.embedded import (
+from tests.support.fake_embeddings import (
     FakeEmbed,
     embed_all,
     fasta,
@@ -92,10 +92,13 @@ def test_the_format_is_an_option_or_follows_from_the_file_s_name(
 ) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     merge(str(tmp_path / "pool"), str(tmp_path / f"named.{format}"))
-    merge(str(tmp_path / "pool"), str(tmp_path / "asked"), format=format)
-    named, asked = (tmp_path / f"named.{format}").read_bytes(), (tmp_path / "asked").read_bytes()
-    assert named[:4] == asked[:4]
-    assert len(named) == len(asked)
+    merge(str(tmp_path / "pool"), str(tmp_path / "by_option"), format=format)
+    by_name, by_option = (
+        (tmp_path / f"named.{format}").read_bytes(),
+        (tmp_path / "by_option").read_bytes(),
+    )
+    assert by_name[:4] == by_option[:4]
+    assert len(by_name) == len(by_option)
 
 
 def test_the_plan_s_format_is_the_default(tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ def test_what_is_no_pool_of_embeddings_is_refused(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are asked for a block at a time, whatever is written."""
+    """Rows are read a block at a time in every format."""
     from embed.outputs import table
 
     monkeypatch.setattr(table, "BLOCK_BYTES", 4 * 5)

@@ -16,7 +16,7 @@ from embed.outputs.claim_file import read
 from embed.store import spaces
 from fsqueue import Interrupted, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.embedded import proteins
+from tests.support.fake_embeddings import proteins
 
 MakeBench = Callable[..., Bench]
 

@@ -172,9 +172,9 @@ def test_a_file_that_is_not_a_complete_shard_is_refused_by_name(
 def test_shards_of_another_width_are_refused(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     put(view, range(3))
-    strange = View(view.directory, Space.of({**OPTIONS, "width": 9}))
+    other = View(view.directory, Space.of({**OPTIONS, "width": 9}))
     with pytest.raises(StoreError, match="put here by hand"):
-        strange.refresh()
+        other.refresh()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Let workers in this process do broadcasts of documents, one step at a time."""
+"""Run workers that ingest broadcast documents, in this process, one step at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.worker import Worker
 
 
-def joined(pool: PoolDirectory, **handlers: Handler) -> Worker:
-    """Return a worker that lives, and has these handlers already."""
+def start_worker(pool: PoolDirectory, **handlers: Handler) -> Worker:
+    """Return a worker with a lease, which has these handlers already."""
     worker = Worker(pool, WorkerSettings(capabilities=frozenset({"embeddings"})))
     worker.handler_cache.handlers |= handlers
     worker.lease.enlist()
@@ -25,24 +25,26 @@ def joined(pool: PoolDirectory, **handlers: Handler) -> Worker:
     return worker
 
 
-def send(pool: PoolDirectory, data: Mapping[str, Any], **how: Any) -> Broadcast:
+def send(pool: PoolDirectory, data: Mapping[str, Any], **options: Any) -> Broadcast:
     """Broadcast documents."""
     return broadcast.broadcast(
-        pool, BroadcastRequest("rag_ingestion", dict(data), "embeddings", **how)
+        pool, BroadcastRequest("rag_ingestion", dict(data), "embeddings", **options)
     )
 
 
-def work_off(worker: Worker) -> None:
-    """Do all that is addressed to a worker."""
+def run_inbox(worker: Worker) -> None:
+    """Do everything that is addressed to a worker."""
     while (name := Inbox(worker.pool, worker.id).next()) is not None:
         worker._run_addressed(name)
 
 
-def told(pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler) -> Copy:
+def broadcast_to_new_worker(
+    pool: PoolDirectory, data: Mapping[str, Any], **handlers: Handler
+) -> Copy:
     """Let a new worker do a broadcast; return its copy."""
-    worker = joined(pool, **handlers)
+    worker = start_worker(pool, **handlers)
     made = send(pool, data)
-    work_off(worker)
+    run_inbox(worker)
     broadcast.look(pool, made.copies)
     worker._leave()
     return next(copy for copy in made.copies if copy.worker == worker.id)
