@@ -57,7 +57,6 @@ def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
     Raises as `Handler.run` does.
     """
     handler = Embed()
-    handler.name = "embed"
     options = handler.prepare(options)
     begun = time.monotonic()
     engine, tokenizer = handler.engine(options, log.warning)

@@ -34,7 +34,6 @@ def embed_file(
     `options` are all options of `fsqueue plan embed`. Raises UsageError, BadInput, ClaimFailed.
     """
     handler = Embed()
-    handler.name = "embed"
     options = handler.prepare(options)
     source = handler.survey(os.path.abspath(path), options)
     for note in source.notes:

@@ -36,6 +36,7 @@ from fsqueue import (
 class Compact(Handler):
     """Merge a store's many small shards into few large ones: work for storage workers."""
 
+    name = "compact"
     suffix = ".json"
     unit = "shards"
     tier = 3

@@ -45,6 +45,7 @@ RAGGED_BYTES: Final = 1 << 30
 class Embed(Handler):
     """Embed the sequences of FASTA files with ESM-2, DNABERT or another encoder."""
 
+    name = "embed"
     suffix = ".safetensors"
     unit = "sequences"
     options = OPTIONS

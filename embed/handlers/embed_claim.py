@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,18 +79,18 @@ def compute(
     """
     options, width = work.options, work.options["width"]
     assembly = Assembly(planned, width, options["pooling"])
-    progress = reuse or _Checkpoints(work, width)
+    saver: _Saver = reuse or _Checkpoints(work, width)
     needed = reuse.missing() if reuse else reader
     done = 0
     for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
         sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
-        rows, computed = progress.saved(number, sum(sizes)), 0
+        rows, computed = saver.saved(number, sum(sizes)), 0
         if rows is None:
-            progress.stop_if_requested()
+            saver.stop_if_requested()
             rows = model.load().embed(batch, work.warn)
             computed = sum(one.tokens for one in batch)
             _check(rows, sizes, width, [reader.ids[one.row] for one in batch])
-            progress.save(number, rows, batch)
+            saver.save(number, rows, batch)
         parts = np.split(rows, np.cumsum(sizes)[:-1])
         for one, part in zip(batch, parts, strict=True):
             assembly.add(one.row, part, window=one.window, share=one.share)
@@ -106,6 +106,19 @@ def compute(
     if reuse:
         reuse.finish(table)
     return table, offsets
+
+
+class _Saver(Protocol):
+    """Saves computed rows for the claim's next owner: as checkpoints, or in the store."""
+
+    def saved(self, number: int, count: int) -> Rows | None:
+        """Return the rows of a batch, `count` of them, if an earlier owner saved them."""
+
+    def save(self, number: int, rows: Rows, batch: Sequence[Tokenized]) -> None:
+        """Remember the rows of a batch, and save what is unsaved when it is time."""
+
+    def stop_if_requested(self) -> None:
+        """Save and raise Interrupted if the worker was asked to stop."""
 
 
 class _Checkpoints:

@@ -63,6 +63,7 @@ class Report:
 class Ingest(Handler):
     """Embed documents that a broadcast names; to plan files: fsqueue plan embed --text."""
 
+    name = "rag_ingestion"
     suffix = ".json"
     unit = "documents"
     personal = True  # it names files to read, and copies their text to where others may read it

@@ -112,7 +112,6 @@ class Ours:
 
     def __init__(self, folder: Path, model: Path, sequences: Sequence[str], dtype: str) -> None:
         self._handler = Embed()
-        self._handler.name = "embed"
         defaults = {option.name: option.default for option in Embed.options}
         self._folder = folder
         self.options = self._handler.prepare({**defaults, "model": str(model), "dtype": dtype})

@@ -55,7 +55,6 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
 ) -> None:
     site, embed = tmp_path / "site", Embed()
     site.mkdir()
-    embed.name = "embed"
     pool = create_pool(f"{site}/pool")
     begin = disk_of(site)
     chunks = broadcast_to_new_worker(pool, data, embed=embed).result["chunks"]

@@ -115,7 +115,6 @@ def make_bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
 
     def make(**options: Any) -> Bench:
         handler = Embed()
-        handler.name = "embed"
         chosen = {option.name: option.default for option in OPTIONS}
         chosen |= {"model": str(tiny_model), **options}
         return Bench(handler, handler.prepare(chosen), tmp_path)

@@ -30,7 +30,6 @@ def pool(tiny_model: Path, tmp_path: Path) -> PoolDirectory:
     path = tmp_path / "x.faa"
     path.write_text(">a\nMKVLAAGIVGLC\n")
     handler = Embed()
-    handler.name = "embed"
     options = {option.name: option.default for option in OPTIONS} | {"model": str(tiny_model)}
     return plan(tmp_path / "pool", handler, [path], options)[0]
 
