@@ -49,5 +49,5 @@ OPTIONS: Final = (
         "precision of stored vectors; float16 halves the size, and rounds",
         ("float32", "float16"),
     ),
-    Option("format", "safetensors", "what `fsqueue embed merge` writes by default", FORMATS),
+    Option("format", "safetensors", "format of the merged file", FORMATS),
 )

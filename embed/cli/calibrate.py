@@ -20,7 +20,13 @@ from fsqueue.cli.options import SETTINGS, json_option, print_json
     show_default=True,
     help="Time to measure, after loading.",
 )
-@click.option("--dtype", type=click.Choice(list(DTYPE_TAGS)), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPE_TAGS)),
+    default="float32",
+    show_default=True,
+    help="Precision, as in the plan.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(1),

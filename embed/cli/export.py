@@ -32,7 +32,7 @@ def export_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Add to TARGET the vectors of STORE that it is missing. Run it again to add new ones.
+    """Add the vectors of STORE to TARGET, except those that are there already.
 
     \b
     lancedb  a database: a directory, or anything that lancedb.connect() takes

@@ -22,7 +22,9 @@ def space_options(command: Any) -> Any:
     command = click.option(
         "--model", metavar="NAME", help="Model, if the collection has vectors of several."
     )(command)
-    return click.option("--collection", default="default", show_default=True)(command)
+    return click.option(
+        "--collection", default="default", show_default=True, help="Collection of STORE."
+    )(command)
 
 
 def split_store(second: str, words: tuple[str, ...], default: str | None = None) -> tuple[str, str]:

@@ -44,7 +44,11 @@ class Hit:
 
 
 class Store:
-    """The vectors of one model in one collection of a store, for reading."""
+    """The vectors of one model in one collection of a store, for reading.
+
+    `collection` is a name given by --collection. `model` is a model's name, needed only if the
+    collection has vectors of several; where that is not enough, it may be a space's directory name.
+    """
 
     def __init__(
         self,
