@@ -37,7 +37,7 @@ def overflowing(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "per-token"])
-def test_what_overflows_has_the_row_of_float32_and_the_others_their_own(
+def test_sequences_that_overflow_get_their_float32_rows_and_others_are_unchanged(
     make_bench: MakeBench, overflowing: Path, pooling: str
 ) -> None:
     half = make_bench(model=str(overflowing), dtype="float16", pooling=pooling)
@@ -92,7 +92,7 @@ def test_interruptions_change_no_byte(make_bench: MakeBench, overflowing: Path) 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_is_not_finite_in_float32_either_fails_its_claim_by_name(
+def test_a_vector_that_is_not_finite_in_float32_fails_its_claim(
     make_bench: MakeBench, tiny_model: Path, tmp_path: Path, dtype: str
 ) -> None:
     broken = with_w(tiny_model, tmp_path / "broken", float("nan"))

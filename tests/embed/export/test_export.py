@@ -61,7 +61,7 @@ def same(to: str, root: Path, target: Path | str) -> int:
 
 
 @every_target
-def test_the_same_vectors_come_back_and_a_second_export_adds_only_what_is_new(
+def test_the_same_vectors_are_exported_and_a_second_export_adds_only_new_ones(
     tmp_path: Path, to: str
 ) -> None:
     root, target = tmp_path / "store", tmp_path / "target"

@@ -198,7 +198,7 @@ def test_the_environment_may_name_model_and_store(
     assert stored(data["store"]) > 0
 
 
-def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
+def test_the_next_worker_completes_what_an_interrupted_one_began(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = start_worker(pool)

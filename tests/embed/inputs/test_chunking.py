@@ -55,7 +55,7 @@ def test_every_word_is_in_a_chunk_and_every_chunk_fits(
     assert len(found) == 1 or min(one.tokens for one in found[:-1]) > size // 3
 
 
-def test_a_chunk_repeats_about_as_many_tokens_as_were_asked(
+def test_a_chunk_repeats_about_the_requested_number_of_tokens(
     tokenizers: dict[str, GenericTokenizer],
 ) -> None:
     tokenizer = tokenizers["wordpiece"]
@@ -66,7 +66,7 @@ def test_a_chunk_repeats_about_as_many_tokens_as_were_asked(
     assert all(two.begin > one.end for one, two in zip(plain, plain[1:], strict=False))
 
 
-def test_what_has_no_white_space_is_cut_between_tokens(
+def test_text_without_white_space_is_cut_between_tokens(
     tokenizers: dict[str, GenericTokenizer],
 ) -> None:
     text = "of each the " + "theclaimsofaqueue" * 200 + " and so on"

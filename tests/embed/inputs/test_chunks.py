@@ -123,7 +123,7 @@ def test_a_plan_of_sequences_has_no_options_of_texts(
         ({"text": False, "chunk_size": 100}, "add --text"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(
+def test_impossible_chunk_options_are_refused(
     texts: Callable[..., Bench], options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):

@@ -170,7 +170,7 @@ def test_both_files_hold_the_same_ids_in_the_same_order(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "out")) == ["x.y_nucleotide.fa", "x.y_protein.faa"]
 
 
-def test_what_happened_to_every_chunk_is_counted(tmp_path: Path) -> None:
+def test_chunks_and_frames_are_counted(tmp_path: Path) -> None:
     closed = "TAATAATAA" * 20 + "TTATTATTA" * 20
     path = contigs(tmp_path / "x.fa", ("a", "A" * 360), ("b", closed), ("none", ""))
     result = prepare(path, str(tmp_path), 360)
@@ -214,7 +214,7 @@ def test_an_empty_file_gives_two_empty_files(tmp_path: Path) -> None:
         (b"@read\nACGT\n+\nIIII\n", "looks like FASTQ"),
     ],
 )
-def test_what_is_no_dna_is_refused_and_nothing_appears(
+def test_a_file_without_dna_is_refused_and_nothing_is_written(
     tmp_path: Path, data: bytes, words: str
 ) -> None:
     (tmp_path / "x.fa").write_bytes(data)

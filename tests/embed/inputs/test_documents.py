@@ -23,14 +23,14 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_what_is_no_text_is_refused_by_name_with_what_to_do(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_text_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
     data, words = WORDS[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(BadInput, match=f"{name}: .*{words}"):
         documents.read(str(tmp_path / name))
 
 
-def test_what_cannot_be_read_at_all_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, words in (("none.txt", "No such file"), ("pipe", "not a regular file"), ("", "not")):
         with pytest.raises(BadInput, match=words):

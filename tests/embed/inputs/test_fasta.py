@@ -46,7 +46,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_fasta_is_refused_by_name_with_the_reason(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_fasta_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
     data, reason = REFUSED[kind]
     path = tmp_path / "input.faa"
     path.write_bytes(data)

@@ -116,7 +116,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_others_read_in_one_way_or_another_is_refused(what: str) -> None:
+def test_files_that_other_readers_disagree_on_are_refused(what: str) -> None:
     """Biopython skips what stands before the first record, and keeps NULs; dnaio differs again."""
     with pytest.raises(BadInput):
         by_embed(REFUSED[what])

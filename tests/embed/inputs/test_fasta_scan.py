@@ -131,7 +131,7 @@ def test_an_empty_file_has_no_blocks() -> None:
     assert found.total("sequences") == 0
 
 
-def test_blank_lines_alone_are_no_sequences() -> None:
+def test_blank_lines_alone_are_not_sequences() -> None:
     assert scanned(b"\n\r\n  \n").total("sequences") == 0
 
 

@@ -43,7 +43,7 @@ def test_a_segment_is_read_again_to_the_byte(path: Path) -> None:
     assert data.startswith(b">id") and data.endswith(b"\n")
 
 
-def test_it_goes_through_json_unchanged(path: Path) -> None:
+def test_a_segment_survives_json_unchanged(path: Path) -> None:
     assert Segment.decode(middle(path).encode()) == middle(path)
 
 

@@ -38,7 +38,7 @@ def test_a_cost_is_what_the_layers_compute() -> None:
     assert cost(100) == int(np.ceil((linear + pairs) / 1e6))
 
 
-def test_what_is_cut_costs_no_more_than_what_is_read_and_windows_cost_their_sum() -> None:
+def test_truncated_residues_cost_nothing_and_windows_cost_their_sum() -> None:
     assert cost(5000) == cost(1022) > cost(1021)
     window = Estimate(SMALL, 1022, in_windows=True).costs(np.array([1022, 2044, 2045]))
     assert window[1] == pytest.approx(2 * window[0], abs=1)

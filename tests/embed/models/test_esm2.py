@@ -186,7 +186,7 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(tiny_model: Path, tmp_pat
         load(str(tmp_path / "holed"), "float32", CPU)
 
 
-def test_what_save_pretrained_writes_loads_to_the_same_numbers(
+def test_files_of_save_pretrained_give_the_same_numbers(
     tiny_model: Path, tmp_path: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     EsmForMaskedLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "mlm")

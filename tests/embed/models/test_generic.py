@@ -332,7 +332,9 @@ class Exploit:
         return Path.touch, (self.path,)
 
 
-def test_what_is_no_text_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_text_encoder_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "vision"
     shutil.copytree(folders["bert"], folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))

@@ -97,7 +97,7 @@ def test_shards_are_all_needed(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["no/such/folder", "/no/such/folder", "esm2", ""])
-def test_what_is_neither_a_folder_nor_an_id_is_refused(spec: str) -> None:
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="neither a folder nor a hub id"):
         hub.find(spec)
 

@@ -24,7 +24,7 @@ def rows(count: int, width: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_what_is_written_is_read_back(tmp_path: Path, count: int) -> None:
+def test_an_output_is_read_back_as_written(tmp_path: Path, count: int) -> None:
     ids = [f'id "{n}" é /\\\n' for n in range(count)]
     claim_file.write(tmp_path / "x.safetensors", ids, rows(count), META)
     found = claim_file.read(tmp_path / "x.safetensors")
@@ -74,7 +74,7 @@ def test_a_header_that_no_library_would_read_is_refused(
         claim_file.write(tmp_path / "x", ["i" * 1000], rows(1), META)
 
 
-def test_checkpoints_come_back_and_other_bytes_are_refused() -> None:
+def test_checkpoints_are_decoded_and_other_bytes_are_refused() -> None:
     batches = {3: rows(2), 4: rows(1)}
     found = claim_file.decode_checkpoint(claim_file.encode_checkpoint(batches))
     assert found.keys() == batches.keys()

@@ -233,7 +233,7 @@ def test_pairs_are_made_by_id_whatever_the_order(tmp_path: Path) -> None:
     assert [*paired.unmatched(0), *paired.unmatched(1)] == []
 
 
-def test_what_has_no_partner_is_left_out_and_listed(tmp_path: Path) -> None:
+def test_rows_without_a_partner_are_left_out_and_listed(tmp_path: Path) -> None:
     one, two = numbers(4, 3), numbers(3, 2, seed=1)
     first = table_of(tmp_path, "one", ["a", "b", "c", "d"], one)
     paired = PairedTable(first, table_of(tmp_path, "two", ["e", "d", "b"], two))

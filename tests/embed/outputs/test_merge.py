@@ -129,7 +129,7 @@ def test_a_pool_that_is_not_done_is_refused_and_nothing_is_written(tmp_path: Pat
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_where_only_failed_claims_are_left_the_exit_status_says_so(tmp_path: Path) -> None:
+def test_a_pool_with_only_failed_claims_left_has_its_own_exit_status(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     fail_one(pool)
     work_off(pool, handler=FakeEmbed())
@@ -203,7 +203,7 @@ def test_an_input_that_changed_and_was_planned_again_takes_its_last_place(
     assert result.notes == [f"{path}: was planned more than once; the last plan is used"]
 
 
-def test_what_remains_of_a_plan_that_was_superseded_does_not_matter(tmp_path: Path) -> None:
+def test_unfinished_claims_of_a_superseded_plan_do_not_matter(tmp_path: Path) -> None:
     path = fasta(tmp_path / "a.faa", {"old": "MKV"})
     pool = plan_embeddings(tmp_path / "pool", [path])
     fail_one(pool)
@@ -213,7 +213,7 @@ def test_what_remains_of_a_plan_that_was_superseded_does_not_matter(tmp_path: Pa
     assert read_merged(tmp_path / "out.safetensors")[0] == ["new"]
 
 
-def test_what_is_no_pool_of_embeddings_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_embeddings_is_refused(tmp_path: Path) -> None:
     from fsqueue.pool.settings import create_pool
 
     with pytest.raises(UsageError, match="is not a pool"):

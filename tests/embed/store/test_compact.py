@@ -69,7 +69,7 @@ def test_a_writer_continues_after_the_compaction_s_number(tmp_path: Path) -> Non
     assert [shard.name for shard in view.shards] == [ShardName(1, 6), ShardName(7, 7)]
 
 
-def test_of_duplicates_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_duplicates_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view, other = open_view(tmp_path / "store"), open_view(tmp_path / "store")
     stage = atomic.stage
 
@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_reported_and_never_compacted(tmp_path: Path) -> None
     assert len(list_shards(view.directory)) == 2
 
 
-def test_what_dead_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_dead_writers_are_removed_after_a_day(tmp_path: Path) -> None:
     view = filled(tmp_path / "store", shards=1)
     old, young = (Path(view.directory) / name for name in (".1-old", ".1-young"))
     old.write_bytes(b"half a shard")

@@ -63,7 +63,7 @@ def test_an_empty_space_has_no_hits(tmp_path: Path) -> None:
     assert ids.shape == scores.shape == (1, 0)
 
 
-def test_hits_say_where_they_came_from(tmp_path: Path) -> None:
+def test_hits_name_their_origin(tmp_path: Path) -> None:
     put(open_view(tmp_path / "store"), range(20))
     store = Store(tmp_path / "store")
     ids = hexadecimal(keys_of([7, 3]))
@@ -89,7 +89,7 @@ def test_a_reader_continues_while_shards_are_compacted_away(tmp_path: Path) -> N
     assert len(reader.shards) == 1
 
 
-def test_what_is_added_later_is_seen(tmp_path: Path) -> None:
+def test_vectors_that_are_added_later_are_found(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     store = Store(tmp_path / "store")
     put(view, [1])

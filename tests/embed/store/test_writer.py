@@ -19,7 +19,7 @@ from tests.support.crash import every_crash
 from tests.support.stores import OPTIONS, columns_of, keys_of, open_view, put, vectors_of
 
 
-def test_what_was_stored_is_found_again_exactly(tmp_path: Path) -> None:
+def test_stored_vectors_are_found_exactly(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     put(view, range(100))
     other = open_view(tmp_path / "store")
@@ -28,7 +28,7 @@ def test_what_was_stored_is_found_again_exactly(tmp_path: Path) -> None:
     assert vectors.tobytes() == vectors_of([5, 99, 0]).tobytes()
 
 
-def test_rows_that_lie_apart_are_read_in_the_order_asked(tmp_path: Path) -> None:
+def test_scattered_rows_are_read_in_the_order_given(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     put(view, range(50))
     wanted = [40, 3, 4, 5, 41, 0, 49, 20]
