@@ -535,12 +535,12 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_as_a_checkpoint() -> None:
     import pickle
 
-    from embed.outputs.claim_file import unpack
+    from embed.outputs.claim_file import decode_checkpoint
 
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, ("/tmp/never",)
 
     with pytest.raises(ValueError, match="not a checkpoint"):
-        unpack(pickle.dumps(Bomb()))
+        decode_checkpoint(pickle.dumps(Bomb()))
     assert not os.path.exists("/tmp/never")
