@@ -35,15 +35,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, too")
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole files to processes, and whole directories where `TOGETHER` says so."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            directory = nodeid.split("/")[1]
+            return directory if directory in TOGETHER else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip nightly tests unless asked for; keep each file's tests in one process, longest first."""
+    """Skip nightly tests unless asked for; in several processes, begin with the longest tests."""
     for item in items:
         if item.get_closest_marker("nightly") and not config.getoption("--nightly"):
             item.add_marker(pytest.mark.skip(reason="nightly: scripts/test --nightly runs it"))
-        directory, _, file = str(item.path.relative_to(ROOT / "tests")).partition("/")
-        group = directory if directory in TOGETHER else f"{directory}/{file}"
-        item.add_marker(pytest.mark.xdist_group(group))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_place_in_line)
 

@@ -201,7 +201,7 @@ def test_other_names_are_left_alone_and_check_reports_each_in_a_line(
     assert check.returncode == 1
     *lines, verdict = check.stdout.splitlines()
     assert len(lines) == len(names)
-    assert all("is no claim's name; remove it" in line and line.isprintable() for line in lines)
+    assert all("is not a claim's name; remove it" in line and line.isprintable() for line in lines)
     assert f"{len(names)} problems" in verdict
 
 

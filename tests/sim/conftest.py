@@ -8,20 +8,20 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import REPORT
-from tests.sim.story import theatre
-from tests.sim.tally import TALLY
+from tests.sim.scenario import simulated_fsqueue
+from tests.sim.statistics import STATISTICS
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Report how much was simulated, and what happened in it."""
-    if lines := TALLY.lines():
+    if lines := STATISTICS.lines():
         session.config.stash[REPORT]["simulation"] = lines
 
 
 @pytest.fixture(autouse=True)
-def stage() -> Iterator[None]:
+def simulation() -> Iterator[None]:
     """Put the simulation under fsqueue; what workers log in it is noise here."""
     logging.disable(logging.CRITICAL)
-    with theatre():
+    with simulated_fsqueue():
         yield
     logging.disable(logging.NOTSET)

@@ -23,12 +23,12 @@ from typing import Any, Final
 
 from greenlet import getcurrent, greenlet
 
-from tests.sim.calls import LOST_REPLY, QUIET, STAGE
-from tests.sim.cast import ROOT, output_of
+from tests.sim.actors import ROOT, output_of
 from tests.sim.disk import Disk, Inode, failure
-from tests.sim.laws import Laws
+from tests.sim.fake_os import LOST_REPLY, QUIET, SIM
+from tests.sim.invariants import InvariantChecker
 from tests.sim.mount import LOCAL, Mount
-from tests.sim.world import Gone, Host, Process, Violation
+from tests.sim.world import ActorEnded, Host, Process, Violation
 
 FIXED: Final = "pool.json plans spools running done failed errors workers outputs control".split()
 """Directories and files of the pool that are there from the beginning."""
@@ -75,7 +75,7 @@ class Pending:
     act: Callable[[], Any] | None = None
     hidden: bool = False
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return it as a person reads it."""
         paths = " -> ".join(path.removeprefix(f"{ROOT}/") for path in self.paths)
         return f"{self.what} {paths}"
@@ -111,8 +111,10 @@ class Node:
 class Run:
     """One execution of a process's code, driven by replies."""
 
-    def __init__(self, stage: Explorer, process: Process, body: Callable[[Process], Any]) -> None:
-        self.stage = stage
+    def __init__(
+        self, explorer: Explorer, process: Process, body: Callable[[Process], Any]
+    ) -> None:
+        self.explorer = explorer
         self.process = process
         self.threads: list[greenlet] = []
         self.pending: list[Pending] = []
@@ -132,7 +134,7 @@ class Run:
         def main() -> None:
             try:
                 body()
-            except Gone:
+            except ActorEnded:
                 return
             except BaseException as error:
                 self.error = self.error or f"{type(error).__name__}: {error}"
@@ -147,14 +149,14 @@ class Run:
         self._switch(thread, reply)
 
     def _switch(self, thread: int, *reply: Any) -> None:
-        outer, self.stage.run, self.stage.current_thread = (
-            (self.stage.run, self.stage.current_thread), self, thread)  # fmt: skip
+        outer, self.explorer.run, self.explorer.current_thread = (
+            (self.explorer.run, self.explorer.current_thread), self, thread)  # fmt: skip
         green = self.threads[thread]
         green.parent = getcurrent()
         try:
             green.switch(*reply)
         finally:
-            self.stage.run, self.stage.current_thread = outer
+            self.explorer.run, self.explorer.current_thread = outer
 
     def close(self) -> None:
         """End it where it stands."""
@@ -162,20 +164,22 @@ class Run:
         for green in self.threads:
             if not green.dead and green:
                 green.parent = getcurrent()
-                green.throw(Gone)
+                green.throw(ActorEnded)
         self.process.alive = True
 
 
 class Automaton:
     """What one process does, as far as it was asked: a tree of replies."""
 
-    def __init__(self, stage: Explorer, process: Process, body: Callable[[Process], Any]) -> None:
-        self.stage = stage
+    def __init__(
+        self, explorer: Explorer, process: Process, body: Callable[[Process], Any]
+    ) -> None:
+        self.explorer = explorer
         self.process = process
         self.body = body
         self.count = 0
         self._live: tuple[Node, Run] | None = None
-        self.root = self._node(None, 0, (), Run(stage, process, body))
+        self.root = self._node(None, 0, (), Run(explorer, process, body))
 
     def _node(self, parent: Node | None, thread: int, reply: Reply, run: Run) -> Node:
         self.count += 1
@@ -195,7 +199,7 @@ class Automaton:
             run, self._live = self._live[1], None
         else:
             self.close()
-            run = Run(self.stage, self.process, self.body)
+            run = Run(self.explorer, self.process, self.body)
             for known, old in node.path():
                 run.reply(known, old)
         run.reply(thread, reply)
@@ -208,7 +212,7 @@ class Automaton:
             self._live = None
 
 
-Told = tuple["Told | None", str]
+Trace = tuple["Trace | None", str]
 """A trace: what came before, and the last line."""
 
 
@@ -217,14 +221,14 @@ class State:
     """A disk, what the laws know of it, and where every process stands."""
 
     disk: Disk
-    laws: Laws
+    checker: InvariantChecker
     nodes: tuple[Node, ...]
     lost: int
     """How many replies may still be lost."""
     late: tuple[tuple[str, tuple[str, ...], int], ...]
     """Requests that the server may still get once more."""
     again: int
-    told: Told | None
+    trace: Trace | None
 
     def key(self) -> int:
         """Return what tells this state from others."""
@@ -252,9 +256,9 @@ class Explorer:
     def __init__(self) -> None:
         self.traits = LOCAL
         self.disk = Disk(lambda: 0.0)
-        self.laws: Laws
+        self.checker: InvariantChecker
         self.violation: Violation | None = None
-        self.behalf: Process | None = None
+        self.on_behalf_of: Process | None = None
         self.run: Run | None = None
         self.current_thread = 0
         self.acting: Process | None = None
@@ -269,8 +273,8 @@ class Explorer:
         self.locks: dict[str, Process] = {}
         self.now = 0.0
         self.processes: list[Process] = []
-        self.laws = Laws(self, ROOT, output_of)  # type: ignore[arg-type]
-        self.laws.lease_s = 0.0  # nobody's pause is too short here
+        self.checker = InvariantChecker(self, ROOT, output_of)  # type: ignore[arg-type]
+        self.checker.lease_s = 0.0  # nobody's pause is too short here
 
     # ---- what code on stage asks of its world ----
 
@@ -286,13 +290,13 @@ class Explorer:
         process = self.run.process if self.run is not None else self.acting or self.direct
         return SimpleNamespace(process=process) if process is not None else None
 
-    def say(self, what: str, outcome: str, *paths: str) -> None:
+    def log(self, what: str, outcome: str, *paths: str) -> None:
         """Say nothing: the trace is told by the search."""
 
     def sleep(self, seconds: float, ready_if: Any = None) -> None:
         """Let time pass for this process alone."""
         if not self.me.alive:
-            raise Gone
+            raise ActorEnded
         self.me.host.monotonic += max(seconds, LEAP_S)
 
     def token(self, length: int = 12) -> str:
@@ -309,7 +313,7 @@ class Explorer:
         if run is None:
             return act()
         if not run.process.alive:
-            raise Gone
+            raise ActorEnded
         unseen = run.at_once or hidden(what, paths, self.constant)
         run.pending[self.current_thread] = Pending(what, paths, act, unseen)
         return revived(what, paths, self._wait())
@@ -348,7 +352,7 @@ class Explorer:
         process = Process(name, host, 16 + number, f"{number}")
         host.pids[process.pid] = process
         self.processes.append(process)
-        self.laws.workers[name] = process
+        self.checker.workers[name] = process
         return process
 
     @contextmanager
@@ -376,11 +380,11 @@ class Explorer:
         """Search all orders from the present disk on; raises Violation with a trace."""
         known = len(self.processes)
         self.constant = tuple(f"{ROOT}/{name}" for name in constant)
-        base = self.disk, self.laws
+        base = self.disk, self.checker
         self.automata = [Automaton(self, self.process(name), body) for name, body in bodies.items()]
         roots = tuple(automaton.root for automaton in self.automata)
         first = State(*base, roots, lost, (), again, None)
-        found, settled, counts = Found(), set[int](), dict[int, int]()
+        found, numbered, counts = Found(), set[int](), dict[int, int]()
         for index in range(len(roots)):
             self._catch_up(first, index)
         stack = [(first, self._moves(first), first.key())]
@@ -402,14 +406,17 @@ class Explorer:
             assert len(counts) < states_max, f"more than {states_max} states"
             moves = self._moves(following)
             counts[name] = 0
-            if settle is not None and (public := following.disk.summary(shown=True)) not in settled:
-                settled.add(public)
+            if (
+                settle is not None
+                and (public := following.disk.summary(shown=True)) not in numbered
+            ):
+                numbered.add(public)
                 self._settle(following, settle)
             if not any(True for _ in self._moves(following)):
                 counts[name] = 1
                 self._ended(following)
             stack.append((following, moves, name))
-        found.states, found.ends = len(counts), len(settled)
+        found.states, found.ends = len(counts), len(numbered)
         found.schedules = counts[first.key()]
         found.replies = sum(automaton.count for automaton in self.automata)
         for automaton in self.automata:
@@ -435,20 +442,20 @@ class Explorer:
 
     def _step(self, state: State, index: int, thread: int, fault: str) -> State:
         disk = state.disk.copy()
-        laws = state.laws.copy()
-        following = State(disk, laws, state.nodes, state.lost, state.late, state.again, None)
+        checker = state.checker.copy()
+        following = State(disk, checker, state.nodes, state.lost, state.late, state.again, None)
         self._enter(following)
         try:
             if fault == "late":
                 what, paths, by = state.late[thread]
                 following.late = state.late[:thread] + state.late[thread + 1 :]
-                self.behalf = self.automata[by].process
+                self.on_behalf_of = self.automata[by].process
                 text = self._late(what, paths, by)
-                following.told = state.told, text
+                following.trace = state.trace, text
             else:
                 pending = state.nodes[index].pending[thread]
                 text = self._do(following, index, thread, fault)
-                following.told = state.told, f"{text}{f'   FAULT {fault}' if fault else ''}"
+                following.trace = state.trace, f"{text}{f'   FAULT {fault}' if fault else ''}"
                 if fault == "again":
                     following.late = *state.late, (pending.what, pending.paths, index)
                     following.again -= 1
@@ -456,15 +463,19 @@ class Explorer:
         except Violation as error:
             self.violation = None
             who, doing = self.automata[index].process, state.nodes[index].pending[thread]
-            error.add_note(self.story(following.told or (state.told, f"{who!r:10} {doing.told()}")))
+            error.add_note(
+                self.format_trace(
+                    following.trace or (state.trace, f"{who!r:10} {doing.describe()}")
+                )
+            )
             raise
         finally:
-            self.behalf = self.acting = None
+            self.on_behalf_of = self.acting = None
         return following
 
     def _enter(self, state: State) -> None:
-        self.disk, self.laws = state.disk, state.laws
-        self.disk.watch = self.laws.changed
+        self.disk, self.checker = state.disk, state.checker
+        self.disk.watch = self.checker.changed
         for process in self.processes:
             process.host.mount.disk = state.disk
 
@@ -474,25 +485,25 @@ class Explorer:
         pending = node.pending[thread]
         process = self.acting = automaton.process
         for each in self.processes:
-            each.excuses = set(state.laws.excuses.get(each.name, ()))
+            each.excuses = set(state.checker.excuses.get(each.name, ()))
         if fault == "lost":
             state.lost -= 1
             process.excuses.add("lost")
         reply = self._reply(pending)
         if pending.what not in ("open", "stat", "list", "fsync", "write") and pending.paths:
             parents = {path.rpartition("/")[0] for path in pending.paths}
-            assert not parents & set(self.constant), f"{pending.told()}: it was to be constant"
+            assert not parents & set(self.constant), f"{pending.describe()}: it was to be constant"
         if fault == "lost" and reply[0] != "error":
             reply = "error", LOST_REPLY[pending.what]
         for each in self.processes:
             if each.excuses:
-                state.laws.excuses[each.name] = frozenset(each.excuses)
+                state.checker.excuses[each.name] = frozenset(each.excuses)
         self.acting = None
         nodes = list(state.nodes)
         nodes[index] = automaton.child(node, thread, reply)
         state.nodes = tuple(nodes)
         tail = f"   {errno.errorcode[reply[1]]}" if reply[0] == "error" else ""
-        return f"{process.name:10} {pending.told()}{tail}"
+        return f"{process.name:10} {pending.describe()}{tail}"
 
     @staticmethod
     def _reply(pending: Pending) -> Reply:
@@ -532,30 +543,32 @@ class Explorer:
         for automaton, node in zip(self.automata, state.nodes, strict=True):
             if node.error:
                 error = Violation(f"{automaton.process.name} ended by {node.error}")
-                error.add_note(self.story(state.told))
+                error.add_note(self.format_trace(state.trace))
                 raise error
 
     def _settle(self, state: State, settle: Callable[[Explorer], None]) -> None:
         """Let all who are there be dead; whoever comes next must be able to end it well."""
-        left = State(state.disk.copy(), state.laws.copy(), (), 0, (), 0, state.told)
+        left = State(state.disk.copy(), state.checker.copy(), (), 0, (), 0, state.trace)
         self._enter(left)
         for process in self.processes:
-            process.excuses = set(state.laws.excuses.get(process.name, ())) | {"dead"}
+            process.excuses = set(state.checker.excuses.get(process.name, ())) | {"dead"}
         try:
             settle(self)
             if self.violation is not None:
                 raise self.violation
         except Exception as error:
             self.violation = None
-            error.add_note(f"{self.story(state.told)}\n(here everybody dies; somebody comes later)")
+            error.add_note(
+                f"{self.format_trace(state.trace)}\n(here everybody dies; somebody comes later)"
+            )
             raise
 
     @staticmethod
-    def story(told: Told | None) -> str:
+    def format_trace(trace: Trace | None) -> str:
         """Return the trace, as a person reads it."""
         lines = []
-        while told is not None:
-            told, line = told
+        while trace is not None:
+            trace, line = trace
             lines.append(line)
         return "\n".join(lines[::-1])
 
@@ -598,9 +611,9 @@ def revived(what: str, paths: tuple[str, ...], reply: Reply) -> Any:
 def exploring() -> Iterator[Explorer]:
     """Put an explorer on stage."""
     explorer = Explorer()
-    STAGE.world = explorer  # type: ignore[assignment]
-    outer, STAGE.perform = STAGE.perform, explorer.perform
+    SIM.world = explorer  # type: ignore[assignment]
+    outer, SIM.perform = SIM.perform, explorer.perform
     try:
         yield explorer
     finally:
-        STAGE.perform = outer
+        SIM.perform = outer

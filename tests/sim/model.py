@@ -90,7 +90,7 @@ def facts_of(disk: Disk, root: str, plans: Iterable[str]) -> Facts:
 
 
 @dataclass(slots=True)
-class Foresight:
+class Prediction:
     """What a step comes to."""
 
     sure: dict[Key, set[Any]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Foresight:
         for values in (self.sure, self.may):
             yield from ((key, value) for key in values for value in values[key])
 
-    def add(self, other: Foresight) -> Foresight:
+    def add(self, other: Prediction) -> Prediction:
         """Foresee another's as well."""
         for mine, theirs in ((self.sure, other.sure), (self.may, other.may)):
             for key, values in theirs.items():
@@ -176,7 +176,7 @@ class Model:
 
     # ---- what somebody does ----
 
-    def take(self, worker: str, spool: str, id: str, at: At) -> Foresight:
+    def take(self, worker: str, spool: str, id: str, at: At) -> Prediction:
         """Foresee that a worker takes a claim that waits, or waited, at `at`, and begins it."""
         seen = self._disturbed(worker, id)
         mine = replace(at, area="running", where=worker)
@@ -191,7 +191,7 @@ class Model:
             self._forgets(seen, worker, id)
         return seen
 
-    def finish(self, worker: str, id: str, at: At) -> Foresight:
+    def finish(self, worker: str, id: str, at: At) -> Prediction:
         """Foresee that a worker finishes a claim that it took as `at`."""
         seen = self._disturbed(worker, id)
         if self.claim(id) != at:  # a zombie: it may publish, and it may remove what was saved
@@ -211,7 +211,7 @@ class Model:
                 seen.sure[key].add(True)
         return seen
 
-    def fail(self, worker: str, id: str, at: At, *, final: bool, leaves: bool) -> Foresight:
+    def fail(self, worker: str, id: str, at: At, *, final: bool, leaves: bool) -> Prediction:
         """Foresee that an attempt fails, for good or not; it may be the worker's third in a row."""
         seen = self._disturbed(worker, id)
         if self.claim(id) == at:
@@ -220,7 +220,7 @@ class Model:
         self._leaves(seen, worker, surely=leaves, ended=id)
         return seen
 
-    def stop(self, worker: str, id: str, at: At) -> Foresight:
+    def stop(self, worker: str, id: str, at: At) -> Prediction:
         """Foresee that a worker ends a claim unfinished: it was told to, or it was cancelled."""
         order = f"cancel@{id}"
         if order in self.seen.get(worker, ()) and ("order", order) in self.facts:
@@ -233,13 +233,13 @@ class Model:
             seen.sure["claim", id] = {self.released(id)}
         return seen
 
-    def save(self, worker: str, id: str, part: str) -> Foresight:
+    def save(self, worker: str, id: str, part: str) -> Prediction:
         """Foresee that a worker saves a part of its work."""
         seen = self._disturbed(worker, id)
         seen.sure["saved", id, part] = {True}
         return seen
 
-    def renew(self, worker: str, beat: int) -> Foresight:
+    def renew(self, worker: str, beat: int) -> Prediction:
         """Foresee the beat after the last that the worker knows of, if the lease is not over."""
         seen = self._disturbed(worker)
         if self.lives(worker):
@@ -247,7 +247,7 @@ class Model:
             seen.may["lease", worker] |= {beat + 1}
         return seen
 
-    def leave(self, worker: str, spool: str) -> Foresight:
+    def leave(self, worker: str, spool: str) -> Prediction:
         """Foresee that a worker puts back what it holds, and retires."""
         seen = self._disturbed(worker)
         for id in self.held(worker):
@@ -255,7 +255,7 @@ class Model:
         self._leaves(seen, worker, surely=True)
         return seen
 
-    def recover(self) -> Foresight:
+    def recover(self) -> Prediction:
         """Foresee that somebody watches for more than a lease, in which nobody beats."""
         leases = [key[1] for key, beat in self.facts.items()
                   if key[0] == "lease" and isinstance(beat, int)]  # fmt: skip
@@ -266,7 +266,7 @@ class Model:
                 seen.sure["record", id, at.attempt] = {True}
         return seen
 
-    def idle(self, me: str, seen: Foresight) -> Foresight:
+    def idle(self, me: str, seen: Prediction) -> Prediction:
         """Foresee that an idle worker looks around: it sweeps, finds its own, or leaves."""
         for id in self.held(me):
             at = self.facts["claim", id]
@@ -276,17 +276,17 @@ class Model:
         self._leaves(seen, me, surely=False)
         return seen
 
-    def enlist(self, worker: str) -> Foresight:
+    def enlist(self, worker: str) -> Prediction:
         """Foresee a new lease."""
-        return Foresight({("lease", worker): {0}}, {("lease", worker): {0, "left"}})
+        return Prediction({("lease", worker): {0}}, {("lease", worker): {0, "left"}})
 
-    def by_hand(self, id: str, at: At) -> Foresight:
+    def by_hand(self, id: str, at: At) -> Prediction:
         """Foresee what a person has done already."""
-        return Foresight({("claim", id): {at}})
+        return Prediction({("claim", id): {at}})
 
-    def sweep(self, me: str, may_end: Iterable[str], must_end: Iterable[str] = ()) -> Foresight:
+    def sweep(self, me: str, may_end: Iterable[str], must_end: Iterable[str] = ()) -> Prediction:
         """Foresee that somebody looks who is dead, and puts back what they held."""
-        seen = self._disturbed(me) if me else Foresight()
+        seen = self._disturbed(me) if me else Prediction()
         seen.sweeps = True
         for worker in may_end:
             seen.sure["lease", worker] = {self.facts["lease", worker], "dead"}
@@ -300,15 +300,15 @@ class Model:
                 seen.sure[record] = {self.facts.get(record), True}
         return seen.add(self.complete())
 
-    def complete(self) -> Foresight:
+    def complete(self) -> Prediction:
         """Foresee that whatever a numbered plan has staged comes to its spool."""
-        seen = Foresight()
+        seen = Prediction()
         for id, at in self.of("staged"):
             seen.sure["claim", id] = {replace(at, area="spools")}
             seen.may["claim", id] = {replace(at, area="spools")}
         return seen
 
-    def plan(self, ids: Iterable[str]) -> Foresight:
+    def plan(self, ids: Iterable[str]) -> Prediction:
         """Foresee that these inputs are planned, unless they are."""
         seen = self.complete()
         for id in ids:
@@ -318,9 +318,9 @@ class Model:
                 seen.may["claim", id] = seen.sure["claim", id] | staged
         return seen
 
-    def retry(self, ids: Iterable[str]) -> Foresight:
+    def retry(self, ids: Iterable[str]) -> Prediction:
         """Foresee that these claims, if they failed, are put back."""
-        seen = Foresight()
+        seen = Prediction()
         for id in ids:
             at = self.claim(id)
             if at is not None and at.area == "failed":
@@ -328,9 +328,9 @@ class Model:
                 seen.sure["order", f"cancel@{id}"] = seen.may["order", f"cancel@{id}"] = {None}
         return seen
 
-    def cancel(self, ids: Iterable[str]) -> Foresight:
+    def cancel(self, ids: Iterable[str]) -> Prediction:
         """Foresee that these claims end in failed/ if they wait, and are to be stopped if not."""
-        seen = Foresight()
+        seen = Prediction()
         for id in ids:
             at = self.claim(id)
             if at is not None and at.area == "spools":
@@ -342,23 +342,23 @@ class Model:
                 seen.sure["order", f"cancel@{id}"] = seen.may["order", f"cancel@{id}"] = {True}
         return seen
 
-    def order(self, name: str, *, given: bool) -> Foresight:
+    def order(self, name: str, *, given: bool) -> Prediction:
         """Foresee that an order is given to all, or taken back."""
-        return Foresight({("order", name): {given or None}}, {("order", name): {given or None}})
+        return Prediction({("order", name): {given or None}}, {("order", name): {given or None}})
 
     # ---- parts ----
 
     def _saved(self, id: str) -> list[Key]:
         return [("saved", id, part) for part in PARTS if ("saved", id, part) in self.facts]
 
-    def _forgets(self, seen: Foresight, worker: str, id: str) -> None:
+    def _forgets(self, seen: Prediction, worker: str, id: str) -> None:
         """What was saved of a claim that is done is removed, and so is an order to cancel it."""
         for key in self._saved(id):
             seen.sure[key] = {None}
         if f"cancel@{id}" in self.seen.get(worker, ()):
             seen.sure["order", f"cancel@{id}"] = {None}
 
-    def _leaves(self, seen: Foresight, worker: str, *, surely: bool, ended: str = "") -> None:
+    def _leaves(self, seen: Prediction, worker: str, *, surely: bool, ended: str = "") -> None:
         """A worker that leaves puts back whatever it holds, but for the claim that has `ended`."""
         beat = self.facts.get(("lease", worker))
         if isinstance(beat, int):
@@ -369,9 +369,9 @@ class Model:
                 stays = set() if surely else {self.facts["claim", id]}
                 seen.sure.setdefault(("claim", id), back | stays)
 
-    def _disturbed(self, worker: str, *ids: str) -> Foresight:
+    def _disturbed(self, worker: str, *ids: str) -> Prediction:
         """Return all that may become of a worker and of what it holds when something goes wrong."""
-        seen = Foresight()
+        seen = Prediction()
         beat = self.facts.get(("lease", worker))
         seen.may["lease", worker] = {beat, "left"} if isinstance(beat, int) else {beat}
         for id in {*ids, *self.held(worker)}:
@@ -398,7 +398,7 @@ class Model:
                 for charged in (0, 1):
                     yield At("spools", spool, at.attempt + charged, at.returns + 1)
 
-    def still(self, seen: Foresight, old: Foresight, *, command: bool) -> Foresight:
+    def merged(self, seen: Prediction, old: Prediction, *, command: bool) -> Prediction:
         """Let what was foreseen when somebody began come true as well, now that he goes on.
 
         A worker's claim that moved meanwhile is no longer his. Who sweeps or gives a command moves
@@ -416,7 +416,7 @@ class Model:
 
     # ---- judging ----
 
-    def allow_late(self, paths: Iterable[str], seen: Foresight, ids: Iterable[str]) -> None:
+    def allow_late(self, paths: Iterable[str], seen: Prediction, ids: Iterable[str]) -> None:
         """Let what was asked for long ago be done by now: these paths appear, or go."""
         for path in paths:
             found = fact(path)
@@ -429,7 +429,7 @@ class Model:
                     known = seen.sure.setdefault(key, {None})
                     known |= {At("staged", spool) for spool in SPOOLS}
 
-    def judge(self, now: float, actual: Facts, seen: Foresight, *, calm: bool) -> None:
+    def judge(self, now: float, actual: Facts, seen: Prediction, *, calm: bool) -> None:
         """Compare what is there with what was foreseen, and go on from there; raises Violation."""
         for key in {*self.facts, *actual, *seen.sure}:
             was, value = self.facts.get(key), actual.get(key)
@@ -443,7 +443,7 @@ class Model:
             self._judge_sweep(actual, seen)
         self._go_on(now, actual, seen, calm=calm)
 
-    def _judge_sweep(self, actual: Facts, seen: Foresight) -> None:
+    def _judge_sweep(self, actual: Facts, seen: Prediction) -> None:
         for id, at in self.of("running"):
             key, lease = ("claim", id), actual.get(("lease", at.where))
             if len(seen.sure.get(key, ())) < 2 or lease is None:
@@ -455,7 +455,7 @@ class Model:
                 "record", id, at.attempt) not in actual:  # fmt: skip
                 raise Violation(f"model: {id} was charged, and has no record")
 
-    def _go_on(self, now: float, actual: Facts, seen: Foresight, *, calm: bool) -> None:
+    def _go_on(self, now: float, actual: Facts, seen: Prediction, *, calm: bool) -> None:
         """Take what is there for true; what it was, or was in between, a power loss may restore."""
         self._past += [(now, *entry) for entry in seen.all()]
         for key in {*self.facts, *actual}:
@@ -473,7 +473,7 @@ class Model:
         new = (key for key in actual if key[0] == "claim" and key not in self.facts)
         self.homes.update((key[1], actual[key].where) for key in new)
 
-    def lose_power(self, now: float, actual: Facts, seen: Foresight) -> None:
+    def lose_power(self, now: float, actual: Facts, seen: Prediction) -> None:
         """Judge what a power loss left: all that is old or was synced, and some of the rest."""
         allowed = {key: {self.facts.get(key)} for key in {*self.facts, *actual}}
         for key, value in [entry[1:] for entry in self._past] + list(seen.all()):

@@ -178,7 +178,7 @@ class Mount:
         self.disk.rmdir(path)
         self._did(path, None)
 
-    def unheard(self, what: str, *paths: str) -> None:
+    def lose_reply(self, what: str, *paths: str) -> None:
         """Let the server do what it was asked, and this host not hear that it did."""
         if what in ("rename", "unlink") and self.traits.entries_s:
             known = self._known(paths[0])

@@ -64,11 +64,19 @@ def mutation(
 
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """Make the mistake until the block ends, also where the function was imported by name."""
+    """Make the mistake until the block ends, also where the function was imported by name.
+
+    Raises RuntimeError if the wrong function itself does not fit the program any more.
+    """
     right = getattr(mutation.owner, mutation.function)
+    misfits: list[Exception] = []
 
     def wrong(*args: Any, **options: Any) -> Any:
-        return mutation.wrong(right, *args, **options)
+        try:
+            return mutation.wrong(right, *args, **options)
+        except (AttributeError, NameError, TypeError) as error:
+            misfits.append(error)
+            raise
 
     owners: list[Any] = [mutation.owner]
     if isinstance(mutation.owner, ModuleType):
@@ -78,6 +86,8 @@ def applied(mutation: Mutation) -> Iterator[None]:
             for name in [name for name, value in vars(owner).items() if value is right]:
                 stack.enter_context(patch.object(owner, name, wrong))
         yield
+    if misfits:
+        raise RuntimeError(f"rewrite the mutation {mutation.name!r}") from misfits[0]
 
 
 # ---- moving claims ----
@@ -448,9 +458,9 @@ def _(right: Function, pool: PoolDirectory, uid: str, path: str, number: int) ->
 
 
 @mutation("do not read again what was planned meanwhile", planner, "plan_into")
-def _(right: Function, pool: PoolDirectory, request: planner.Request, **how: Any) -> Any:
+def _(right: Function, pool: PoolDirectory, request: planner.PlanRequest, **how: Any) -> Any:
     plans.complete(pool)
-    outcome = planner.Outcome(spools=[add_spool(pool, spool) for spool in request.spools])
+    outcome = planner.PlanResult(spools=[add_spool(pool, spool) for spool in request.spools])
     sources = planner._survey(request, outcome, None)
     fresh = planner._fresh(pool, plans.numbers(pool), request, sources, outcome)
     planner._weigh(pool, request, fresh, outcome)

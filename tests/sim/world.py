@@ -29,7 +29,7 @@ class Violation(AssertionError):
     """Something that must never happen did."""
 
 
-class Gone(GreenletExit):
+class ActorEnded(GreenletExit):
     """Raised inside an actor whose process is no more."""
 
 
@@ -134,7 +134,7 @@ class World:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.violation: Violation | None = None
-        self.behalf: Process | None = None
+        self.on_behalf_of: Process | None = None
         """Whose request the server does now, if it comes late."""
         self.later: list[tuple[float, int, Callable[[], None]]] = []
         self.locks: dict[str, Process] = {}
@@ -166,11 +166,11 @@ class World:
         def main() -> None:
             try:
                 process.exit = body(process)
-            except Gone:
+            except ActorEnded:
                 return
             except BaseException as error:
                 process.error = error
-            self.say("ends", f"{process.error!r}" if process.error else f"{process.exit}")
+            self.log("ends", f"{process.error!r}" if process.error else f"{process.exit}")
             self.end(process)
 
         self.thread(process, "main", main)
@@ -182,7 +182,7 @@ class World:
         def run() -> None:
             try:
                 body()
-            except Gone:
+            except ActorEnded:
                 return
 
         actor = Actor(process, name, run, self.hub)
@@ -210,7 +210,7 @@ class World:
             if actor.green is not getcurrent() and not actor.green.dead:
                 outer, self.current = self.current, actor
                 actor.green.parent = getcurrent()  # where it goes when it has ended
-                actor.green.throw(Gone)
+                actor.green.throw(ActorEnded)
                 self.current = outer
 
     def stop(self) -> None:
@@ -232,7 +232,7 @@ class World:
         actor = self.current
         assert actor is not None
         if not actor.process.alive:
-            raise Gone
+            raise ActorEnded
         actor.pending = what, paths
         actor.wake, actor.ready_if = self.now, None
         self._park(actor)
@@ -245,30 +245,30 @@ class World:
         actor = self.current
         assert actor is not None
         if not actor.process.alive:
-            raise Gone
+            raise ActorEnded
         actor.wake, actor.ready_if = self.now + seconds, ready_if
         self._park(actor)
 
     def _park(self, actor: Actor) -> None:
         self.hub.switch()
         if not actor.process.alive:
-            raise Gone
+            raise ActorEnded
         process = actor.process
         while process.signals and actor is process.actors[0]:
             number = process.signals.pop(0)
             handler = process.handlers.get(number, DEFAULT)
             if handler is DEFAULT:
                 process.excuses.add("dead")
-                self.say("is killed by the signal", "")
+                self.log("is killed by the signal", "")
                 self.end(process)
-                raise Gone
+                raise ActorEnded
             handler(number, None)
 
     def inode(self, file: Any) -> Any:
         """Return the file that a descriptor stands for."""
         return file.inode
 
-    def say(self, what: str, outcome: str, *paths: str) -> None:
+    def log(self, what: str, outcome: str, *paths: str) -> None:
         """Add a line to the trace."""
         who = repr(self.current) if self.current else "world"
         self.trace.append(Line(self.steps, self.now, who, what, paths, outcome))

@@ -436,7 +436,7 @@ def test_a_link_that_a_member_plants_leads_nowhere(
         assert "precious\n" not in look.stdout
         assert "Traceback" not in look.stderr
     assert look.returncode == 1
-    assert f"outputs/{planned_ids[0]}.out is no regular file" in look.stdout
+    assert f"outputs/{planned_ids[0]}.out is not a regular file" in look.stdout
     assert "plans/000002.json is a symbolic link" in look.stdout
     assert precious.read_text() == "precious\n"
     assert os.listdir(precious.parent) == ["file"]
@@ -535,12 +535,12 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_as_a_checkpoint() -> None:
     import pickle
 
-    from embed.outputs.claim_file import unpack
+    from embed.outputs.claim_file import decode_checkpoint
 
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, ("/tmp/never",)
 
     with pytest.raises(ValueError, match="not a checkpoint"):
-        unpack(pickle.dumps(Bomb()))
+        decode_checkpoint(pickle.dumps(Bomb()))
     assert not os.path.exists("/tmp/never")

@@ -1,4 +1,4 @@
-"""Taking claims from the own spool without a lock, from others with one, from stale lists."""
+"""Claims from the own spool without a lock, from others with one, and despite stale lists."""
 
 from __future__ import annotations
 

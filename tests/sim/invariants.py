@@ -1,0 +1,426 @@
+"""The invariants I1-I9, checked on the true state of the disk at every change.
+
+`Laws` is told of each change by the disk, knows who made it, and keeps account of where every claim
+and every lease is; so a check costs the same however large the pool. What it cannot accept it
+raises as a `Violation` that names the invariant.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from fsqueue.pool.names import ClaimName, LeaseName
+from tests.sim.disk import Inode
+from tests.sim.world import Process, Violation, World
+
+OWNED: Final = ("running", "done", "failed")
+STEPS: Final = {
+    ("staged", "spools"): "publish",
+    ("spools", "running"): "take",
+    ("running", "done"): "finish",
+    ("running", "failed"): "fail",
+    ("spools", "failed"): "cancel",
+    ("failed", "spools"): "retry",
+}
+JOURNAL_EVENTS: Final = {"stole": "steal", "lost": "zombie refused", "adopted": "adopt"}
+_PLAN: Final = re.compile(r"[0-9]{6,}\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a claim's file is: waiting in a spool, staged by a plan, or in an owned state."""
+
+    area: str
+    where: str
+    name: ClaimName
+    text: str
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of one claim."""
+
+    places: list[Place] = field(default_factory=list)
+    plan: str = ""
+    since: float = 0.0
+    """When it came to where it is."""
+    held_s: float = 0.0
+    """How long it had been where it was before."""
+    waited: set[str] = field(default_factory=set)
+    """Every name under which it ever waited."""
+    content: bytes = b""
+
+
+class InvariantChecker:
+    """Judge of everything that happens below one pool's root."""
+
+    def __init__(self, world: World, root: str, output: Callable[[str], bytes]) -> None:
+        self.world = world
+        self.root = root
+        self.output = output
+        self.lease_s = 30.0
+        self.attempts_max = 3
+        self.claims: dict[str, Known] = {}
+        self.leases: dict[str, tuple[LeaseName, float]] = {}
+        """Every worker's lease, and since when it has that name."""
+        self.plans: dict[str, str] = {}
+        self.shown: dict[int, str] = {}
+        """Files that everybody can see, by their inodes' numbers."""
+        self.workers: dict[str, Process] = {}
+        self.excuses: dict[str, frozenset[str]] = {}
+        """For those who search: what each process may be excused with, in this state."""
+        self.count: Counter[str] = Counter()
+        """How often each thing was done, and what became of it."""
+        world.disk.watch = self.changed
+
+    def copy(self) -> InvariantChecker:
+        """Return the same knowledge, of which changes do not show here."""
+        new: InvariantChecker = object.__new__(InvariantChecker)
+        new.__dict__.update(self.__dict__)
+        new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
+                      for id, known in self.claims.items()}  # fmt: skip
+        new.leases, new.plans = dict(self.leases), dict(self.plans)
+        new.shown, new.excuses = dict(self.shown), dict(self.excuses)
+        return new
+
+    # ---- what happened ----
+
+    def changed(self, what: str, source: str, target: str, inode: Inode) -> None:
+        """Judge one change."""
+        base = len(self.root) + 1
+        if what == "write":
+            return self._written(source[base:], inode)
+        old = source[base:].split("/") if source else []
+        new = target[base:].split("/") if target else []
+        before = self._place(old) if what in ("rename", "unlink", "replace") else None
+        after = self._place(new)
+        if new and new[0] == "plans" and len(new) == 2 and _PLAN.fullmatch(new[-1]):
+            self._planned(what, new[-1], inode)
+        elif what == "replace":
+            self._replaced(source, target, after)
+        elif before is not None or after is not None:
+            self._claim(what, before, after, inode)
+        elif (new or old)[0] == "workers":
+            self._lease(what, old[-1] if old else "", new[-1] if new else "")
+        elif (new or old)[0] == "outputs" and len(new or old) == 2:
+            self._output(what, old, new, inode)
+        elif what == "unlink" and not self._private(old):
+            self._unlinked(source, old)
+        if what in ("link", "rename") and not self._private(new):
+            self.shown[inode.number] = target
+
+    def violate(self, law: str, text: str) -> None:
+        """Raise a Violation, which nobody can swallow: the world keeps the first."""
+        error = Violation(f"{law}: {text}")
+        self.world.violation = self.world.violation or error
+        raise error
+
+    def _replaced(self, source: str, target: str, place: Place | None) -> None:
+        area = target[len(self.root) + 1 :].split("/")[0]
+        if area not in ("status", "events"):
+            self.violate("I4" if place else "I7", f"{source} was renamed over {target}")
+
+    def _written(self, path: str, inode: Inode) -> None:
+        if path.startswith("events/"):
+            return self._check_journal_entry(json.loads(inode.data.splitlines()[-1]))
+        if (text := self.shown.get(inode.number)) is not None:
+            self.violate("I4", f"{text} was written to after it was visible")
+
+    def _unlinked(self, path: str, parts: list[str]) -> None:
+        if parts[0] in ("plans", "errors", "spools") or len(parts) == 1:
+            self.violate("I4", f"{path} was removed")
+
+    @staticmethod
+    def _private(parts: list[str]) -> bool:
+        return parts[-1].startswith(".") or any(part.endswith(".staged") for part in parts)
+
+    # ---- claims ----
+
+    def _place(self, parts: list[str]) -> Place | None:
+        if len(parts) == 2 and parts[0] in OWNED:
+            area, where = parts
+        elif len(parts) == 3 and parts[0] == "spools":
+            area, where = "spools", parts[1]
+        elif len(parts) == 4 and parts[1].endswith(".staged"):
+            area, where = "staged", parts[1].removesuffix(".staged")
+        else:
+            return None
+        name = ClaimName.parse(parts[-1])
+        if name is None:
+            if not parts[-1].startswith("."):
+                self.violate("I1", f"{'/'.join(parts)} is no claim's name")
+            return None
+        return Place(area, where if area != parts[0] or area == "spools" else "", name,
+                     "/".join(parts))  # fmt: skip
+
+    def _claim(self, what: str, old: Place | None, new: Place | None, inode: Inode) -> None:
+        place = new or old
+        assert place is not None
+        known = self.claims.setdefault(place.name.id, Known())
+        if old is not None:
+            known.places = [p for p in known.places if p.text != old.text]
+        if new is not None:
+            known.places.append(new)
+            known.held_s, known.since = self.world.now - known.since, self.world.now
+        if what == "rename" and old is not None and new is not None:
+            self._moved(known, old, new, inode)
+        elif place.area != "staged":
+            self.violate("I2", f"{place.text}: {what} of a claim's name")
+        elif what == "unlink" and known.plan == place.where:
+            self.violate("I1", f"{place.text} of a numbered plan was removed")
+        self._once(place.name.id, known)
+
+    def _once(self, id: str, known: Known) -> None:
+        shown = [p for p in known.places if p.area != "staged"]
+        mine = [p for p in known.places if p.area == "staged" and p.where == known.plan]
+        count = len(shown) + len(mine) if known.plan else len(shown) + (1 if not shown else 0)
+        if count != 1:
+            where = ", ".join(p.text for p in known.places) or "nowhere"
+            self.violate("I1", f"{id} is in {count} places: {where}")
+        if not known.plan and shown:
+            self.violate("I1", f"{shown[0].text} is in no plan")
+
+    def _moved(self, known: Known, old: Place, new: Place, inode: Inode) -> None:
+        if old.area == "staged" or new.area in ("spools", "running"):
+            self._whole(new, inode)
+        step = old.area, new.area
+        mine = self._mover() is self.workers.get(old.name.owner or "")
+        if step in STEPS:
+            self.count[STEPS[step]] += 1
+        if step in (("staged", "spools"), ("spools", "running"), ("spools", "failed")):
+            same = new.name.owned_by("") == old.name.owned_by("")
+            if not same or (step[1] != "spools" and new.name.owner is None):
+                self.violate("I2", f"{old.text} became {new.text}")
+            taker = self.workers.get(new.name.owner or "")
+            if step == ("spools", "running") and self._mover() is not taker:
+                self.violate("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
+        elif old.area == "running":
+            self._left_running(known, old, new, mine)
+        elif step == ("failed", "spools"):
+            rounds = old.name.attempt // self.attempts_max + 1
+            fresh = replace(old.name.returned(failed=True), attempt=rounds * self.attempts_max)
+            if new.name != fresh:
+                self.violate("I2", f"{old.text} became {new.text}")
+        else:
+            self.violate("I2", f"{old.text} became {new.text}")
+        if new.area == "spools":
+            if new.text in known.waited or str(new.name) in known.waited:
+                self.violate("I2", f"the waiting name {new.name} is used twice")
+            known.waited.add(str(new.name))
+
+    def _left_running(self, known: Known, old: Place, new: Place, mine: bool) -> None:
+        name, owner = old.name, old.name.owner or ""
+        if not mine and (lease := self.leases.get(owner)) is not None and lease[0].living:
+            self.violate("I3", f"{self._mover()} moved {old.text} while {lease[0]} holds")
+        if new.area in ("done", "failed") and new.name != name:
+            self.violate("I2", f"{old.text} became {new.text}")
+        if new.area == "done":
+            if not mine:
+                self.violate("I3", f"{self._mover()} finished {old.text}")
+            self._has_output(name)
+            return
+        charged = new.area == "failed" or new.name.attempt > name.attempt
+        if new.area == "spools":
+            if new.name != name.returned(failed=charged):
+                self.violate("I2", f"{old.text} became {new.text}")
+            if not charged and not mine and not self._published(name):
+                self.violate("attempts", f"{old.text} was taken from its owner and is not charged")
+            self.count["recover" if not mine else "requeue" if charged else "release"] += 1
+            if not charged and mine and (worker := self.workers.get(owner)) is not None:
+                worker.released = new.text, self.world.now, known.held_s
+        if charged:
+            self._charged(name, final=new.area == "failed", mine=mine)
+
+    def _charged(self, name: ClaimName, *, final: bool, mine: bool) -> None:
+        path = f"{self.root}/errors/{name.id}.a{name.attempt}.json"
+        record = self._json(path)
+        if record is None:
+            self.violate("history", f"{name} was charged, and {path} is not there")
+        if (record["id"], record["attempt"]) != (name.id, name.attempt):
+            self.violate("history", f"{name} was charged, and {path} tells of {record}")
+        cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
+        worker = self.workers.get(name.owner or "")
+        excuses = worker.excuses if worker is not None else set()
+        decided = cancelled or f"{name.id}.a{name.attempt} for good" in excuses
+        last = (name.attempt + 1) % self.attempts_max == 0
+        if final is not last and not (final and decided):
+            self.violate("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
+        worker = self.workers.get(name.owner or "")
+        guilty = excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}
+        if not (cancelled or guilty or self._could_not_know(excuses)):
+            self.violate("innocence", f"{name} was charged, and {worker} did nothing wrong: "
+                        f"{record['error']}")  # fmt: skip
+
+    def _could_not_know(self, excuses: set[str]) -> bool:
+        """Say whether a worker could not know what it held: a reply was lost, and what it saw then
+        was old.
+        """
+        traits = self.world.traits
+        return "lost" in excuses and (traits.entries_s > 0 or traits.listings_s > 0)
+
+    def _whole(self, place: Place, inode: Inode) -> None:
+        try:
+            whole = inode.data.endswith(b"}\n") and json.loads(inode.data)["id"] == place.name.id
+        except (ValueError, KeyError):
+            whole = False
+        if not whole:
+            self.violate("I4", f"{place.text} is not whole: {inode.data[:60]!r}")
+
+    def _has_output(self, name: ClaimName) -> None:
+        if not self._published(name):
+            self.violate("I6", f"{name} is done, and its output is not there")
+
+    def _published(self, name: ClaimName) -> bool:
+        inode = self.world.disk.find(f"{self.root}/outputs/{name.id}.txt")
+        return inode is not None and inode.data == self.output(name.id)
+
+    def _check_journal_entry(self, event: dict[str, Any]) -> None:
+        """Judge what a worker believes of its own claims."""
+        worker = self.workers.get(event["worker"])
+        self.count[JOURNAL_EVENTS.get(event["event"], "tell")] += 1
+        if (
+            worker is None
+            or "fault" in worker.excuses
+            or event["event"] not in ("finished", "lost")
+        ):
+            return
+        places = [p for p in self.claims[event["id"]].places if p.name.owner == event["worker"]]
+        mine = [place for place in places if place.area in ("running", "done")]
+        if event["event"] == "finished" and not any(place.area == "done" for place in mine):
+            self.violate("belief", f"{worker} believes that it finished {event['id']}")
+        if event["event"] == "lost" and mine and self.world.traits.listings_s < 0.2:
+            self.violate("belief", f"{worker} believes that it lost {mine[0].text}")
+
+    # ---- outputs, plans ----
+
+    def _output(self, what: str, old: list[str], new: list[str], inode: Inode) -> None:
+        if old and not old[-1].startswith(".") and what != "link":
+            self.violate("I7", f"{what} of the output {'/'.join(old)}")
+        if new and not new[-1].startswith("."):
+            if what not in ("link", "rename"):
+                self.violate("I7", f"{'/'.join(new)} appeared by {what}")
+            if inode.data != self.output(new[-1].removesuffix(".txt")):
+                self.violate("I7", f"{'/'.join(new)} is not whole: {inode.data[:60]!r}")
+
+    def _planned(self, what: str, file: str, inode: Inode) -> None:
+        facts = self._parse(inode.data)
+        if what != "link" or facts is None:
+            self.violate("I4", f"plans/{file} appeared by {what}, {inode.data[-20:]!r}")
+        uid = facts["plan"]
+        self.plans[file] = uid
+        for text, _spool in facts["claims"]:
+            name = ClaimName.parse(text)
+            assert name is not None
+            known = self.claims.setdefault(name.id, Known())
+            if known.plan:
+                self.violate("I1", f"{name.id} is planned by {known.plan} and by {uid}")
+            known.plan = uid
+            self._once(name.id, known)
+
+    # ---- leases ----
+
+    def _lease(self, what: str, old: str, new: str) -> None:
+        before = LeaseName.parse(old) if what != "link" else None
+        after = LeaseName.parse(new)
+        if before is None and after is None:
+            return
+        if after is None or (before is None and what != "link"):
+            self.violate("I9", f"{what} of the lease {old or new}")
+        assert after is not None
+        worker = self.workers.get(after.worker)
+        born = self.world.now
+        if before is None and self.world.on_behalf_of is not None and after.worker in self.leases:
+            return  # a dead worker's link, done twice: its lease stays ended, whatever lies there
+        if before is None:
+            if after.beat != 0 or self._mover() is not worker or after.worker in self.leases:
+                self.violate("I9", f"{self._mover()} made the lease {new}")
+        elif before.worker != after.worker or not before.living:
+            self.violate("I9", f"{old} became {new}")
+        elif after.ended_by is not None:
+            self._ended(before, after)
+        elif self._mover() is not worker:
+            self.violate("I9", f"{self._mover()} renamed {old} to {new}")
+        elif after.living and after.beat != (before.beat or 0) + 1:
+            self.violate("I9", f"{old} became {new}")
+        elif not after.living and worker is not None:
+            self._retired(after, worker)
+        verb = "enlist" if before is None else "renew" if after.living else "retire"
+        self.count["end a lease" if after.ended_by else verb] += 1
+        self.leases[after.worker] = after, born
+
+    def _retired(self, lease: LeaseName, worker: Process) -> None:
+        """Who retires holds nothing, as far as he could know and could put it back."""
+        held = [
+            place.text
+            for known in self.claims.values()
+            for place in known.places
+            if place.area == "running" and place.name.owner == lease.worker
+        ]
+        hindered = any(what != "rename" or "/running/" not in at for what, at in worker.troubles)
+        traits = self.world.traits
+        lagging = traits.listings_s > 0.2 or (worker.troubles and traits.entries_s > 0)
+        if held and not (hindered or lagging or self._could_not_know(worker.excuses)):
+            self.violate("goodbye", f"{worker} became {lease}, and holds {', '.join(held)}")
+
+    def _ended(self, before: LeaseName, after: LeaseName) -> None:
+        worker, ender = self.workers.get(after.worker), self._mover()
+        if ender is worker or self.workers.get(after.ended_by or "") is not ender:
+            self.violate("I9", f"{ender} renamed {before} to {after}")
+        age_s = self.world.now - self.leases[after.worker][1]
+        if worker is not None:
+            if worker.alive and age_s < 0.98 * self.lease_s:
+                self.violate("I9", f"{before} was ended by {ender} after {age_s:.1f} s")
+            worker.excuses.add("dead")
+
+    # ---- parts ----
+
+    def _mover(self) -> Process | None:
+        if self.world.on_behalf_of is not None:
+            return self.world.on_behalf_of
+        return self.world.current.process if self.world.current else None
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        inode = self.world.disk.find(path)
+        return self._parse(inode.data) if inode is not None else None
+
+    @staticmethod
+    def _parse(data: bytes) -> dict[str, Any] | None:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    # ---- after a power loss ----
+
+    def look_again(self) -> None:
+        """Take stock of the disk as it is found, and judge it as a whole."""
+        disk, base = self.world.disk, len(self.root) + 1
+        self.claims, self.leases, self.plans, self.shown = {}, {}, {}, {}
+        for path, inode in disk.below(self.root):
+            parts = path[base:].split("/")
+            place = self._place(parts)
+            if place is not None:
+                known = self.claims.setdefault(place.name.id, Known())
+                known.places.append(place)
+                if place.area == "spools":
+                    known.waited.add(str(place.name))
+                if place.area != "staged":
+                    self._whole(place, inode)
+            elif parts[0] == "workers" and (lease := LeaseName.parse(parts[-1])) is not None:
+                self.leases[lease.worker] = lease, self.world.now
+            elif parts[0] == "outputs" and len(parts) == 2:
+                self._output("link", [], parts, inode)
+        for path, inode in disk.below(f"{self.root}/plans"):
+            if _PLAN.fullmatch(path.rpartition("/")[2]):
+                self._planned("link", path.rpartition("/")[2], inode)
+        for id, known in self.claims.items():
+            self._once(id, known)
+            for place in known.places:
+                if place.area == "done":
+                    self._has_output(place.name)

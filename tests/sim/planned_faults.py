@@ -1,0 +1,151 @@
+"""Accidents that lie in wait for one operation, where chance would need thousands of stories.
+
+An ambush names a moment of the protocol, such as the rename that takes a claim, and what happens to
+whoever comes to it first, second or third. A scene is a plot in which few of them meet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from tests.sim.mount import LAGGING_NFS, LOCAL
+
+MOMENTS: Final = {
+    "stage a claim": ("create", r"\.staged/"),
+    "number a plan": ("link", r"/plans/[0-9]+\.json$"),
+    "sync the plans": ("fsync", r"/plans$"),
+    "publish a claim": ("rename", r"\.staged/"),
+    "sync a spool": ("fsync", r"/spools/[^./]+$"),
+    "enlist": ("link", r"/workers/"),
+    "take": ("rename", r"/running/[^ ]+$"),
+    "write an output": ("write", r"/outputs/\."),
+    "publish an output": ("link", r"/outputs/[^ .][^ ]*$"),
+    "sync the outputs": ("fsync", r"/outputs$"),
+    "finish": ("rename", r"/done/"),
+    "fail": ("rename", r"/running/.* .*/failed/"),
+    "put back": ("rename", r"/running/.* .*/spools/"),
+    "record an error": ("link", r"/errors/[^ .][^ ]*$"),
+    "renew": ("rename", r"\.b[0-9]+ .*\.b[0-9]+$"),
+    "end a lease": ("rename", r"\.dead@"),
+    "list the leases": ("list", r"/workers$"),
+    "retire": ("rename", r"\.left$"),
+    "retry": ("rename", r"/failed/.* .*/spools/"),
+    "cancel": ("rename", r"/spools/.* .*/failed/"),
+}
+"""Operations that decide something: what is done, and to which paths, with a space between two."""
+
+ANY: Final = -1
+"""Stands for one of the first three, drawn from the seed."""
+BEFORE: Final = ("crash", "ghost", "pause", "long pause", "coma", "overtaken", "power cut")
+DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full")
+_PATTERNS: Final = {name: (what, re.compile(path)) for name, (what, path) in MOMENTS.items()}
+
+
+@dataclass(slots=True)
+class PlannedFault:
+    """What happens to the `nth` process that comes to a moment, counted from 0."""
+
+    moment: str
+    kind: str
+    nth: int = 0
+
+    @classmethod
+    def random(cls, rng: Random) -> PlannedFault:
+        """Draw one."""
+        kinds = BEFORE[:3] + DURING
+        return cls(rng.choice(tuple(MOMENTS)), rng.choice(kinds), rng.choice((0, 0, 0, 1, 2)))
+
+    def numbered(self, rng: Random) -> PlannedFault:
+        """Return an ambush of one's own, which lies in wait for one operation."""
+        nth = rng.randrange(3) if self.nth == ANY else self.nth
+        return PlannedFault(self.moment, self.kind, nth)
+
+    def is_due(self, what: str, paths: tuple[Any, ...], overdue: Callable[[], bool]) -> bool:
+        """Say whether this operation is the one; called once for every operation.
+
+        An operation is overtaken only if it is the second of its kind at once, while somebody
+        sleeps whose lease has expired.
+        """
+        wanted, pattern = _PATTERNS[self.moment]
+        if what != wanted or not pattern.search(" ".join(paths)):
+            return False
+        if self.kind == "overtaken" and not overdue():
+            return False
+        self.nth -= 1
+        return self.nth == -1
+
+
+def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
+    """One worker sleeps for longer than its lease, and somebody is there to notice."""
+    return {
+        "traits": LOCAL,
+        "planned_faults": tuple(PlannedFault(moment, "long pause") for moment in moments),
+        "lease_s": 8.0,
+        "faulty_s": 60.0,
+        "hosts": 3,
+        "workers": 3,
+        "linger": 4.0,
+    } | how
+
+
+SCENES: Final[dict[str, dict[str, Any]]] = {
+    "a take succeeds and nobody knows": {
+        "traits": LAGGING_NFS,
+        "planned_faults": (PlannedFault("take", "lost"), PlannedFault("take", "lost", 1)),
+        "linger": 4.0,
+    },
+    "the reply of a finish is lost": {
+        "traits": LOCAL,
+        "planned_faults": (PlannedFault("finish", "lost"), PlannedFault("finish", "lost", 1)),
+    },
+    "a take is done, and reported as an I/O error": {
+        "traits": LOCAL,
+        "planned_faults": (PlannedFault("take", "error"), PlannedFault("take", "error", 1)),
+    },
+    "two signals come while a claim is taken": {
+        "traits": LOCAL,
+        "planned_faults": (PlannedFault("take", "interrupt"), PlannedFault("take", "interrupt", 1)),
+    },
+    "a zombie publishes": _zombie("publish an output"),
+    "a zombie finishes": _zombie("finish"),
+    "a zombie takes": _zombie("take"),
+    "a zombie wakes while it is declared dead": _zombie("write an output", "end a lease"),
+    "a zombie in a long claim wakes while it is declared dead": _zombie(
+        planned_faults=(
+            PlannedFault("renew", "long pause", 8),
+            PlannedFault("end a lease", "long pause"),
+        ),
+        inputs=("a.160.slow", "b.160.slow"),
+    ),
+    "a zombie wakes before it is declared dead": _zombie(
+        planned_faults=(
+            PlannedFault("renew", "coma", 5),
+            PlannedFault("list the leases", "overtaken", ANY),
+        ),
+        inputs=("a.160.slow", "b.160.slow"),
+    ),
+    "a planner dies between number and spools": {
+        "planned_faults": (PlannedFault("publish a claim", "crash"),),
+        "faults_from_start": True,
+        "planners": 2,
+        "planner_returns": False,
+    },
+    "the power fails when a plan has its number": {
+        "planned_faults": (PlannedFault("publish a claim", "power cut"),),
+        "faults_from_start": True,
+        "selective": True,
+    },
+    "the power fails when a claim is done": {
+        "planned_faults": (PlannedFault("finish", "power cut"),),
+        "selective": True,
+    },
+    "attempts leave half an output behind": {
+        "inputs": ("a.5.halves", "b.20.halves", "c.5.ok"),
+        "attempts_max": 3,
+    },
+}
+"""What each scene sets in an otherwise drawn plot; the weather is calm but for its ambushes."""
