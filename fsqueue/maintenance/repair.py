@@ -101,7 +101,7 @@ def cancel(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = Fals
             if ended is None:
                 taken.append(id)  # RACE: a worker took it first
                 continue
-            # After the move: a worker that takes the claim first must not find an error it did not make.
+            # After the move: if a worker takes the claim first, it must find no error record.
             claims.record_error(pool, ended, claims.CANCELLED_WAITING)
         cancelled.append(Cancelled(id, was))
     return Cancellation(tuple(cancelled), tuple(taken))
