@@ -58,6 +58,7 @@ Examples:
   fsqueue watch pool/
   ls pool/running
 
+\b
 Exit status: 0 done, 1 error, 2 usage, 3 some claims failed, 4 the machine lacks
 something, 5 work remains that this worker could not take, 75 drained, 130/143
 stopped by a signal. FSQUEUE_POOL stands in for POOL, and FSQUEUE_STEAL_INTERVAL
@@ -84,7 +85,9 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(COMMANDS.items())
-        rows += [(name, "(from another package)") for name in self.list_commands(ctx)[len(rows) :]]
+        rows += [
+            (name, "(provided by another package)") for name in self.list_commands(ctx)[len(rows) :]
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
