@@ -85,9 +85,12 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(COMMANDS.items())
-        rows += [
-            (name, "(provided by another package)") for name in self.list_commands(ctx)[len(rows) :]
-        ]
+        for name in self.list_commands(ctx)[len(rows) :]:
+            try:
+                command = self.get_command(ctx, name)
+                rows.append((name, command.get_short_help_str(limit=70) if command else ""))
+            except (ImportError, AttributeError) as error:
+                rows.append((name, f"(cannot be loaded: {error})"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
