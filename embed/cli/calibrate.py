@@ -11,7 +11,9 @@ from embed.options import DTYPE_TAGS, OPTIONS
 from fsqueue.cli.options import SETTINGS, json_option, print_json
 
 
-@click.command("calibrate", context_settings=SETTINGS)
+@click.command(
+    "calibrate", context_settings=SETTINGS, short_help="Measure this machine's speed with a model."
+)
 @click.argument("model")
 @click.option(
     "--seconds",

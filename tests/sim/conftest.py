@@ -1,4 +1,4 @@
-"""Put the simulation under every test here, and say at the end what was simulated."""
+"""Run every test here on the simulation, and report what was simulated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def simulation() -> Iterator[None]:
-    """Put the simulation under fsqueue; what workers log in it is noise here."""
+    """Run fsqueue on the simulation, without its log messages."""
     logging.disable(logging.CRITICAL)
     with simulated_fsqueue():
         yield

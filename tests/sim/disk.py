@@ -1,7 +1,7 @@
-"""The simulated disk: what is true on the server, and what of it a power loss would keep.
+"""The simulated disk: what is true on the server, and what a power loss would leave of it.
 
 Names are absolute paths. A directory is a dictionary of names; a file is an `Inode` with any number
-of names. Operations are those of POSIX, whole and in one order; `Mount` makes them look worse.
+of names. Operations are those of POSIX, atomic and in one order; `Mount` adds stale caches.
 
 A power loss keeps what was synced. Every change of names is a transaction, done whole or not at
 all, and depends on those before it that touched the same name or the directory itself. Of what was
@@ -19,7 +19,7 @@ from random import Random
 from typing import Any, Final
 
 COMMIT_S: Final = 30.0
-"""How long the disk keeps a change of names in memory, if nobody asks for it to be safe."""
+"""How long the disk keeps a change of names in memory if it is not synced."""
 
 Change = tuple[str, str, "Inode | None"]
 """A directory, a name in it, and what the name means now."""
@@ -53,7 +53,7 @@ class Disk:
         self.directories: dict[str, Inode] = {"": Inode(0, directory=True)}
         self.selective = selective
         self.watch: Callable[[str, str, str, Inode], None] = lambda *_: None
-        """Told of every change after it: what, from where, to where, which file."""
+        """Called after every change: what, from where, to where, which file."""
         self.journal: Journal | None = None
         self.lost_bytes = 0
         """How many bytes power losses took from files whose names they kept."""
@@ -189,7 +189,7 @@ class Disk:
             self.journal.note(self._clock(), what, source, target, inode)
         self.watch(what, source, target, inode)
 
-    # ---- comparing, for those who search ----
+    # ---- comparing, for explorations ----
 
     def copy(self) -> Disk:
         """Return a disk with the same files, of which changes do not show on this one."""
@@ -219,7 +219,7 @@ class Disk:
         return new
 
     def summary(self, *, shown: bool = False) -> int:
-        """Return a number that tells this disk from others; of what everybody sees, if `shown`."""
+        """Return a number that identifies the disk's content; with `shown`, of its public part."""
         facts: list[Any] = []
         for path, directory in self.directories.items():
             if path.endswith(("/status", "/events")) or shown and "/." in path:

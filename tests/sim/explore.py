@@ -1,14 +1,14 @@
 """Every interleaving of a few actors, at every file operation of the real code.
 
-An actor's code is deterministic: what it does next follows from the replies it got so far. So the
-code is run only to find that out, once for each sequence of replies (`Automaton`); the search
-itself walks over states, each a disk and, for every process, its sequence of replies. Two orders of
-operations that lead to one state are searched once from there on. No time passes: a process may
-stand still for as long as it likes, whatever its lease, and one that never goes on is one that was
-killed. So every crash and every zombie is among the interleavings.
+An actor's code is deterministic: its next operation follows from the replies it has got so far.
+The code is therefore run only once for each sequence of replies (`Automaton`), and the search walks
+over states: a disk, and each process's sequence of replies. Orders of operations that lead to the
+same state are searched once from there on. No time passes: a process may pause for any duration,
+whatever its lease, and one that never continues is one that was killed. So every crash and every
+zombie is among the interleavings.
 
-What only one process can see (its private files, fsync, its status and journal) is done together
-with the operation before it. States are told apart by 64-bit hashes.
+An operation that only its own process can see (private files, fsync, status, journal) is done
+together with the operation before it. States are compared by 64-bit hashes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.sim.world import ActorEnded, Host, Process, Violation
 FIXED: Final = "pool.json plans spools running done failed errors workers outputs control".split()
 """Directories and files of the pool that are there from the beginning."""
 LEAP_S: Final = 3.0
-"""Who sleeps sleeps at least so long: whoever waits for something looks again once or twice."""
+"""The shortest sleep, so that a process that waits for something looks again once or twice."""
 
 Body = Callable[[Process], Any]
 Reply = tuple[Any, ...]
@@ -41,7 +41,7 @@ Reply = tuple[Any, ...]
 
 
 def hidden(what: str, paths: tuple[str, ...], constant: tuple[str, ...] = ()) -> bool:
-    """Say whether no other process can tell when this operation is done, nor change its reply."""
+    """Return whether no other process can observe this operation or change its reply."""
     last = paths[-1].rpartition("/")[2]
     if (
         what in ("fsync", "write")
@@ -55,7 +55,7 @@ def hidden(what: str, paths: tuple[str, ...], constant: tuple[str, ...] = ()) ->
         if what == "create" and ".staged/" in paths[-1]:
             return True
     if what == "open" and "/workers/" in paths[-1]:
-        return True  # to prove a death: but here every process is of another host, so nothing is
+        return True  # to prove a death; no proof is possible here: each process has its own host
     if what == "list" and paths[-1] in constant:
         return True
     if what not in ("open", "stat"):
@@ -76,7 +76,7 @@ class Pending:
     hidden: bool = False
 
     def describe(self) -> str:
-        """Return it as a person reads it."""
+        """Return it as a line of text."""
         paths = " -> ".join(path.removeprefix(f"{ROOT}/") for path in self.paths)
         return f"{self.what} {paths}"
 
@@ -218,7 +218,7 @@ Trace = tuple["Trace | None", str]
 
 @dataclass(slots=True)
 class State:
-    """A disk, what the laws know of it, and where every process stands."""
+    """A disk, what the invariant checker knows of it, and where every process stands."""
 
     disk: Disk
     checker: InvariantChecker
@@ -231,7 +231,7 @@ class State:
     trace: Trace | None
 
     def key(self) -> int:
-        """Return what tells this state from others."""
+        """Return what identifies this state."""
         places = tuple(0 if node.ended else node.number for node in self.nodes)
         return hash((self.disk.summary(), places, self.lost, self.late, self.again))
 
@@ -251,7 +251,7 @@ class Found:
 
 
 class Explorer:
-    """A stage on which all orders are played. It stands where `World` stands."""
+    """The search over all orders, in the place of `World`."""
 
     def __init__(self) -> None:
         self.traits = LOCAL
@@ -263,10 +263,10 @@ class Explorer:
         self.current_thread = 0
         self.acting: Process | None = None
         self.direct: Process | None = None
-        """Who acts at once, without any other: before and after the exploration."""
+        """The process that acts alone, before and after the exploration."""
         self.tokens = 0
         self.constant: tuple[str, ...] = ()
-        """Directories in which nobody makes or removes anything, while this is explored."""
+        """Directories that do not change during the exploration."""
         self.rng: Any = SimpleNamespace(
             shuffle=list.sort, uniform=lambda low, high: low, random=lambda: 0.0
         )
@@ -274,9 +274,9 @@ class Explorer:
         self.now = 0.0
         self.processes: list[Process] = []
         self.checker = InvariantChecker(self, ROOT, output_of)  # type: ignore[arg-type]
-        self.checker.lease_s = 0.0  # nobody's pause is too short here
+        self.checker.lease_s = 0.0  # no pause is too short here
 
-    # ---- what code on stage asks of its world ----
+    # ---- what the code asks of its world ----
 
     @property
     def me(self) -> Process:
@@ -291,7 +291,7 @@ class Explorer:
         return SimpleNamespace(process=process) if process is not None else None
 
     def log(self, what: str, outcome: str, *paths: str) -> None:
-        """Say nothing: the trace is told by the search."""
+        """Do nothing: the search writes the trace."""
 
     def sleep(self, seconds: float, ready_if: Any = None) -> None:
         """Let time pass for this process alone."""
@@ -300,7 +300,7 @@ class Explorer:
         self.me.host.monotonic += max(seconds, LEAP_S)
 
     def token(self, length: int = 12) -> str:
-        """Return digits that nobody else gets."""
+        """Return digits that no other call returns."""
         if self.run is not None:
             self.run.tokens += 1
             return f"{self.run.process.pid:x}{self.run.tokens:0{length - 2}x}"[:length]
@@ -308,7 +308,7 @@ class Explorer:
         return f"f{self.tokens:0{length - 1}x}"
 
     def perform(self, what: str, act: Callable[[], Any], *paths: str) -> Any:
-        """Do one operation of the code on stage, when the search says so."""
+        """Do one operation of the code, when the search says so."""
         run = self.run
         if run is None:
             return act()
@@ -337,15 +337,15 @@ class Explorer:
     def inode(self, file: Any) -> Inode:
         """Return the file that a descriptor stands for, on the disk of this moment."""
         found = self.disk.find(file.path)
-        return found if found is not None else Inode(0)  # it was removed: nobody sees it
+        return found if found is not None else Inode(0)  # it was removed: no process sees it
 
     def thread(self, process: Process, name: str, body: Callable[[], None]) -> None:
-        """Start no thread for whoever acts alone: nobody waits for its beats."""
+        """Start a thread, but none for a process that acts alone: nothing waits for its beats."""
 
     # ---- making ----
 
     def process(self, name: str) -> Process:
-        """Make a process, on a host of its own."""
+        """Make a process, on its own host."""
         number = len(self.processes) + 1
         mount = Mount(self.disk, LOCAL, lambda: 0.0, Random(0))
         host = Host(f"host{number}", mount, f"boot{number}", 0.0, 1.79e9, rate=0.0)
@@ -492,7 +492,9 @@ class Explorer:
         reply = self._reply(pending)
         if pending.what not in ("open", "stat", "list", "fsync", "write") and pending.paths:
             parents = {path.rpartition("/")[0] for path in pending.paths}
-            assert not parents & set(self.constant), f"{pending.describe()}: it was to be constant"
+            assert not parents & set(self.constant), (
+                f"{pending.describe()}: it was declared constant"
+            )
         if fault == "lost" and reply[0] != "error":
             reply = "error", LOST_REPLY[pending.what]
         for each in self.processes:
@@ -547,7 +549,7 @@ class Explorer:
                 raise error
 
     def _settle(self, state: State, settle: Callable[[Explorer], None]) -> None:
-        """Let all who are there be dead; whoever comes next must be able to end it well."""
+        """Let every process be dead; a fresh worker must be able to finish the pool."""
         left = State(state.disk.copy(), state.checker.copy(), (), 0, (), 0, state.trace)
         self._enter(left)
         for process in self.processes:
@@ -558,14 +560,12 @@ class Explorer:
                 raise self.violation
         except Exception as error:
             self.violation = None
-            error.add_note(
-                f"{self.format_trace(state.trace)}\n(here everybody dies; somebody comes later)"
-            )
+            error.add_note(f"{self.format_trace(state.trace)}\n(here every process dies)")
             raise
 
     @staticmethod
     def format_trace(trace: Trace | None) -> str:
-        """Return the trace, as a person reads it."""
+        """Return the trace as lines of text."""
         lines = []
         while trace is not None:
             trace, line = trace
@@ -588,7 +588,7 @@ def compared(what: str, paths: tuple[str, ...], result: Any) -> Reply:
 
 
 def revived(what: str, paths: tuple[str, ...], reply: Reply) -> Any:
-    """Return what code on stage is told."""
+    """Return what the code gets as the result, or raise its error."""
     kind = reply[0]
     if kind == "error":
         raise failure(reply[1], paths[0])
@@ -609,7 +609,7 @@ def revived(what: str, paths: tuple[str, ...], reply: Reply) -> Any:
 
 @contextmanager
 def exploring() -> Iterator[Explorer]:
-    """Put an explorer on stage."""
+    """Let an explorer take the place of the world."""
     explorer = Explorer()
     SIM.world = explorer  # type: ignore[assignment]
     outer, SIM.perform = SIM.perform, explorer.perform

@@ -1,4 +1,4 @@
-"""What is explored: a few actors of the real code, each with little to do, on a small pool."""
+"""The actors of explorations: real code, each with little to do, on a small pool."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_pool(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> None:
 def worker(explorer: Explorer, *, beats: int = 0, newcomer: bool = False) -> Body:
     """Enlist, take, run and finish; put back what is held; retire. A thread renews the lease.
 
-    Unless it is a newcomer, it has enlisted before anything else happens.
+    Unless it is a newcomer, it enlists before the exploration begins.
     """
 
     def body(process: Process) -> None:
@@ -76,7 +76,7 @@ def _beat(me: Worker, beats: int) -> None:
 
 
 def recoverer(explorer: Explorer, sweeps: int = 3) -> Body:
-    """Sweep now and then, with half a lease in between."""
+    """Sweep several times, half a lease apart."""
 
     def body(process: Process) -> None:
         pool = open_pool(ROOT)
@@ -90,7 +90,7 @@ def recoverer(explorer: Explorer, sweeps: int = 3) -> Body:
 
 
 def late_planner(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> Body:
-    """Plan these inputs beside others."""
+    """Plan these inputs while others act."""
     plan = planner(inputs, (SPOOL,), LEASE_S, attempts_max)
 
     def body(process: Process) -> None:
@@ -101,7 +101,7 @@ def late_planner(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> Bod
 
 
 def completer(explorer: Explorer) -> Body:
-    """Complete whatever plans have a number, twice."""
+    """Complete the plans that have a number, twice."""
 
     def body(process: Process) -> None:
         pool = open_pool(ROOT)
@@ -113,7 +113,7 @@ def completer(explorer: Explorer) -> Body:
 
 
 def settle(explorer: Explorer) -> None:
-    """Let a fresh worker end it all, and look at what it leaves."""
+    """Let a fresh worker finish the pool; raise Violation if it cannot, or leaves problems."""
     process = explorer.process("settler")
     try:
         with explorer.alone(process):

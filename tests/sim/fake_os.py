@@ -1,7 +1,7 @@
-"""Stand-ins for `os`, `time` and the like, put under the modules of fsqueue.
+"""Fakes of `os`, `time` and other modules, patched into the modules of fsqueue.
 
-Each call goes to the world that is on stage, on behalf of the actor that runs there. What is not
-simulated raises: no call reaches the real file system by accident.
+Each call goes to the current world, on behalf of the actor that runs there. What is not simulated
+raises an error: no call reaches the real file system by accident.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.sim.disk import Inode, failure
 from tests.sim.world import Process, World
 
 QUIET: Final = ("/status/", "/events/")
-"""What is only for eyes (I8) is not worth a decision of the scheduler."""
+"""Operations on what is only displayed (I8) are not scheduled separately."""
 LOST_REPLY: Final = {
     "rename": errno.ENOENT,
     "unlink": errno.ENOENT,
@@ -44,16 +44,16 @@ LOST_REPLY: Final = {
 
 
 class Context:
-    """Where the world stands that is being run."""
+    """The world that is being run, and how operations are done in it."""
 
     world: World
     fault: Callable[[str, tuple[str, ...]], Fault | None]
     perform: Callable[..., Any]
-    """Does an operation for the code that runs, when it is its turn: what, how, which paths."""
+    """Do an operation of the running code, when it is its turn: what, how, which paths."""
 
 
 class Fault:
-    """What goes wrong with one operation: whether it is done, and what its caller is told."""
+    """What goes wrong with one operation: whether it is done, and which error its caller gets."""
 
     __slots__ = ("number", "done", "delay_s", "again_s")
 
@@ -61,12 +61,12 @@ class Fault:
         self, number: int = 0, *, done: bool = False, delay_s: float = 0.0, again_s: float = 0.0
     ) -> None:
         self.number = number
-        """The error told, 0 for none."""
+        """The error that the caller gets; 0 for none."""
         self.done = done
         self.delay_s = delay_s
-        """How long the caller waits for the answer."""
+        """How long the caller waits for the reply."""
         self.again_s = again_s
-        """The server gets the request once more, so much later."""
+        """If not 0, the server gets the request once more, this much later."""
 
 
 def no_fault(what: str, paths: tuple[str, ...]) -> Fault | None:
@@ -129,7 +129,7 @@ class SimOs:
             return getattr(os, name)
         raise AttributeError(f"os.{name} is not simulated")
 
-    # ---- who we are ----
+    # ---- identity ----
 
     def getpid(self) -> int:
         return SIM.world.me.pid if SIM.world.current else 1
@@ -221,7 +221,7 @@ class SimOs:
         return found
 
     def scandir(self, where: int | str) -> Any:
-        """List what is there, all of it files: nobody makes anything else where this is asked."""
+        """List a directory in which there are only files."""
         entries = [
             SimpleNamespace(name=name, is_file=lambda follow_symlinks=True: True)
             for name in self.listdir(where)
@@ -246,7 +246,7 @@ class SimOs:
         SIM.perform("mkdir", lambda: SIM.world.me.host.mount.mkdir(path), path)
 
     def chmod(self, path: str, mode: int) -> None:
-        """Do nothing: one user owns all that is simulated, and modes keep nobody out."""
+        """Do nothing: one user owns every simulated file."""
 
     def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
         if not self.path.isdir(path):
@@ -293,7 +293,7 @@ def _closed(fd: int) -> None:
 
 
 def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
-    """Wait for our turn, do one operation or have it go wrong, and write down what happened."""
+    """Wait for the actor's turn, do one operation or let it go wrong, and log what happened."""
     world = SIM.world
     if any(part in paths[-1] for part in QUIET):
         if not world.me.alive:
@@ -301,14 +301,14 @@ def _do(what: str, act: Callable[[], Any], *paths: str) -> Any:
         return act()
     world.turn(what, paths)
     fault = SIM.fault(what, paths)
-    told = 0
+    reported = 0
     try:
         if fault is not None:
-            told = fault.number
+            reported = fault.number
             return _go_wrong(what, act, paths, fault)
         result = act()
     except OSError as error:
-        if error.errno != told:  # that was said
+        if error.errno != reported:  # already logged
             world.log(what, errno.errorcode.get(error.errno or 0, "?"), *paths)
         raise
     world.log(what, f"{len(result)} names" if what == "list" else "", *paths)
@@ -319,8 +319,8 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
     world = SIM.world
     me = world.me
     number, result = fault.number, None
-    told = errno.errorcode[number] if number else "ok"
-    note = f"done, but told {told}" if fault.done and number else told
+    reported = errno.errorcode[number] if number else "ok"
+    note = f"done, but reported {reported}" if fault.done and number else reported
     if fault.again_s:
         note += f", and once more in {fault.again_s:.1f} s"
         world.at(world.now + fault.again_s, lambda: _once_more(what, paths, me))
@@ -337,7 +337,7 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
 
 
 def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
-    """Let the server do a request that it got late or twice."""
+    """Let the server do a request that arrived late or twice."""
     world = SIM.world
     outcome = "had no effect"
     world.on_behalf_of = process
@@ -357,7 +357,7 @@ SIM.perform = _do
 
 
 class SimTime:
-    """`time` in the simulated world, as the clocks of the actor's host tell it."""
+    """`time`, by the clocks of the actor's host."""
 
     def __getattr__(self, name: str) -> Any:
         if name in ("strftime", "gmtime"):
@@ -436,7 +436,7 @@ class SimHeartbeat(Heartbeat):
 
 
 class SimSignal:
-    """`signal`, for processes that are simulated."""
+    """`signal`, for simulated processes."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("SIG") or name == "Signals":
@@ -450,7 +450,7 @@ class SimSignal:
 
 @contextmanager
 def sim_try_lock(path: str) -> Iterator[bool]:
-    """A lock that excludes as much as the file system's kind lets it."""
+    """A lock that excludes other processes as far as the kind of file system does."""
     world = SIM.world
     kind = world.traits.locks
     key = f"{path}@{world.me.host.name}" if kind == "host" else path
@@ -468,7 +468,7 @@ def sim_try_lock(path: str) -> Iterator[bool]:
 
 
 def proc_open(path: str, *_: Any) -> io.StringIO:
-    """`open` of what /proc tells on the actor's host."""
+    """`open` for /proc on the actor's host."""
     world = SIM.world
     host = world.me.host
     if path.endswith("/boot_id"):
@@ -500,7 +500,7 @@ def sim_open(path: str, mode: str = "r", **_: Any) -> Any:
 
 @contextmanager
 def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
-    """Put the stand-ins under fsqueue; `handler` takes the place of `load_handler`."""
+    """Patch the fakes into fsqueue; `handler` replaces `load_handler`."""
     token_hex = lambda size: SIM.world.token(2 * size)  # noqa: E731
     modules: list[tuple[Any, Any]] = [
         (os, SIM_OS),
@@ -531,7 +531,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
 
 @contextmanager
 def _sim_clock(function: Any) -> Iterator[None]:
-    """Let simulated time be the default wherever the real one is."""
+    """Let simulated time be the default argument wherever real time is."""
     plain = getattr(function, "__defaults__", None)
     named = getattr(function, "__kwdefaults__", None)
     if time.monotonic not in (*(plain or ()), *(named or {}).values()):

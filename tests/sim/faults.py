@@ -1,4 +1,4 @@
-"""What may go wrong in a simulated world, and how often: all of it drawn from the seed."""
+"""What may go wrong in a simulated world, and how often: all of it chosen by the seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.sim.planned_faults import BEFORE, PlannedFault
 from tests.sim.world import Actor, ActorEnded, Process, World
 
 ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
-"""What a full disk refuses."""
+"""The operations that a full disk refuses."""
 
 
 _RANGES: Final = {
@@ -24,10 +24,10 @@ _RANGES: Final = {
     "signal": (-3.2, -2.2),
     "pause": (-2.2, -1.4),
 }
-"""Decimal logarithms of chances: whoever is killed at once has no time to meet anything else."""
+"""Decimal logarithms of rates; low, because a process killed at once meets no other fault."""
 
 HEAT: Final = 4.0
-"""How much likelier an accident is at the operations that decide something."""
+"""How much likelier a fault is at the operations that decide something."""
 
 
 def _hot(paths: tuple[str, ...]) -> bool:
@@ -36,25 +36,25 @@ def _hot(paths: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FaultRates:
-    """Chances, per file operation, of each kind of accident.
+    """The probability of each kind of fault, per file operation.
 
-    Those of lost and repeated replies count only where there is something to be lost or repeated.
+    Lost and repeated replies occur only with operations that have a reply to lose or repeat.
     """
 
     crash: float = 0.0
     """The process ends before the operation."""
     ghost: float = 0.0
-    """The process ends, and the server gets its request later."""
+    """The process ends, and the server does its request later."""
     pause: float = 0.0
-    """The process is stopped for up to three leases, then goes on."""
+    """The process is stopped for up to three leases, then continues."""
     hang: float = 0.0
-    """The operation is done, and its answer comes up to two leases later."""
+    """The operation is done, and its reply comes up to two leases later."""
     signal: float = 0.0
     """The process gets SIGTERM or SIGUSR1."""
     lost: float = 0.0
-    """The operation is done, and its caller is told that it was not."""
+    """The operation is done, and its caller gets an error as if it were not."""
     again: float = 0.0
-    """The operation is done and answered, and the server gets it once more, later."""
+    """The operation is done and answered, and the server does it once more, later."""
     stale: float = 0.0
     """ESTALE, not done."""
     error: float = 0.0
@@ -64,13 +64,13 @@ class FaultRates:
 
     @classmethod
     def random(cls, rng: Random) -> FaultRates:
-        """Draw which accidents happen, and how often: few kinds at a time, but of those some."""
+        """Choose which faults occur, and how often: few kinds at a time, but several of those."""
         kinds = rng.sample([kind.name for kind in fields(cls)], rng.choice((0, 1, 1, 2, 2, 3, 5)))
         return cls(**{kind: 10 ** rng.uniform(*_RANGES.get(kind, (-2.7, -1.4))) for kind in kinds})
 
 
 class FaultInjector:
-    """Cause what the weather brings, while it is bad."""
+    """Cause planned and random faults, while active."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class FaultInjector:
         SIM.fault = self.fault
 
     def before(self, actor: Actor) -> None:
-        """Let something happen to the process that is about to do an operation."""
+        """Perhaps do something to the process that is about to do an operation."""
         if not self.active:
             return
         assert actor.doing is not None
@@ -111,7 +111,7 @@ class FaultInjector:
         )[0]
         asleep = any(other.until > self.world.now for other in self.world.processes if other.alive)
         if kind == "pause" and asleep and rng.random() < 0.8:
-            return  # somebody must be awake to see that others are not
+            return  # one process must be awake to see that others are not
         self._cause(actor, kind)
 
     def _due_faults(
@@ -126,11 +126,11 @@ class FaultInjector:
         return [planned.kind for planned in due]
 
     def _hasty(self, path: str) -> bool:
-        """Say whether this process has listed a directory a moment ago."""
+        """Return whether this process has just listed the directory."""
         return self.world.now - self.world.me.looked.get(path, -9.0) < 2.0
 
     def _overdue(self) -> list[Process]:
-        """Return who sleeps, and has for longer than a lease."""
+        """Return the processes that have slept for longer than a lease."""
         now = self.world.now
         sleepers = (process for process in self.world.processes if process.alive)
         return [p for p in sleepers if p.until > now and now - p.asleep_since >= self.lease_s]
@@ -159,7 +159,7 @@ class FaultInjector:
             self._crash(actor, ghost=kind == "ghost")
 
     def fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
-        """Let something happen to one operation."""
+        """Return the fault of one operation, if any."""
         if not self.active:
             return None
         for kind in self._due_faults(self._during_it, what, paths):
@@ -189,7 +189,7 @@ class FaultInjector:
             self.world.me.signals += [signal.SIGTERM] * 2
             return Fault(delay_s=0.01)
         if kind == "lost" and what in LOST_REPLY:
-            # Replies get lost where requests are sent again, and that takes a while.
+            # A reply is lost where a request is sent again, and that takes a while.
             return Fault(LOST_REPLY[what], done=True, delay_s=rng.choice((0.2, self._long())))
         if kind == "again" and what in LOST_REPLY:
             return Fault(again_s=self._long())
@@ -202,7 +202,7 @@ class FaultInjector:
         return None
 
     def _long(self) -> float:
-        """Return a time that matters: any, or about as long as a lease."""
+        """Return a duration: any, or about as long as a lease."""
         share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.6), (1.0, 2.5)))
         return self.world.rng.uniform(*share) * self.lease_s
 

@@ -1,8 +1,8 @@
 """The invariants I1-I9, checked on the true state of the disk at every change.
 
-`Laws` is told of each change by the disk, knows who made it, and keeps account of where every claim
-and every lease is; so a check costs the same however large the pool. What it cannot accept it
-raises as a `Violation` that names the invariant.
+The disk passes each change to `InvariantChecker`, which knows the process that made it and keeps
+account of where every claim and lease is, so that a check costs the same however large the pool. It
+raises a `Violation` that names the invariant.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class Place:
 
 @dataclass(slots=True)
 class Known:
-    """What is known of one claim."""
+    """What is known about one claim."""
 
     places: list[Place] = field(default_factory=list)
     plan: str = ""
     since: float = 0.0
-    """When it came to where it is."""
+    """When it came to its present place."""
     held_s: float = 0.0
-    """How long it had been where it was before."""
+    """How long it had been in the place before."""
     waited: set[str] = field(default_factory=set)
     """Every name under which it ever waited."""
     content: bytes = b""
 
 
 class InvariantChecker:
-    """Judge of everything that happens below one pool's root."""
+    """Checks everything that happens below one pool's root."""
 
     def __init__(self, world: World, root: str, output: Callable[[str], bytes]) -> None:
         self.world = world
@@ -70,16 +70,16 @@ class InvariantChecker:
         """Every worker's lease, and since when it has that name."""
         self.plans: dict[str, str] = {}
         self.shown: dict[int, str] = {}
-        """Files that everybody can see, by their inodes' numbers."""
+        """Public files, by the numbers of their inodes."""
         self.workers: dict[str, Process] = {}
         self.excuses: dict[str, frozenset[str]] = {}
-        """For those who search: what each process may be excused with, in this state."""
+        """For explorations: the excuses of each process in this state."""
         self.count: Counter[str] = Counter()
-        """How often each thing was done, and what became of it."""
+        """How often each thing was done."""
         world.disk.watch = self.changed
 
     def copy(self) -> InvariantChecker:
-        """Return the same knowledge, of which changes do not show here."""
+        """Return an independent copy."""
         new: InvariantChecker = object.__new__(InvariantChecker)
         new.__dict__.update(self.__dict__)
         new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
@@ -91,7 +91,7 @@ class InvariantChecker:
     # ---- what happened ----
 
     def changed(self, what: str, source: str, target: str, inode: Inode) -> None:
-        """Judge one change."""
+        """Check one change."""
         base = len(self.root) + 1
         if what == "write":
             return self._written(source[base:], inode)
@@ -114,9 +114,9 @@ class InvariantChecker:
         if what in ("link", "rename") and not self._private(new):
             self.shown[inode.number] = target
 
-    def violate(self, law: str, text: str) -> None:
-        """Raise a Violation, which nobody can swallow: the world keeps the first."""
-        error = Violation(f"{law}: {text}")
+    def violate(self, invariant: str, text: str) -> None:
+        """Raise a Violation. The world keeps the first, in case the code swallows it."""
+        error = Violation(f"{invariant}: {text}")
         self.world.violation = self.world.violation or error
         raise error
 
@@ -242,7 +242,7 @@ class InvariantChecker:
         if record is None:
             self.violate("history", f"{name} was charged, and {path} is not there")
         if (record["id"], record["attempt"]) != (name.id, name.attempt):
-            self.violate("history", f"{name} was charged, and {path} tells of {record}")
+            self.violate("history", f"{name} was charged, and {path} is about {record}")
         cancelled = self.world.disk.find(f"{self.root}/control/cancel@{name.id}") is not None
         worker = self.workers.get(name.owner or "")
         excuses = worker.excuses if worker is not None else set()
@@ -257,8 +257,8 @@ class InvariantChecker:
                         f"{record['error']}")  # fmt: skip
 
     def _could_not_know(self, excuses: set[str]) -> bool:
-        """Say whether a worker could not know what it held: a reply was lost, and what it saw then
-        was old.
+        """Return whether a worker could not know what it held: a reply was lost, and its view was
+        stale.
         """
         traits = self.world.traits
         return "lost" in excuses and (traits.entries_s > 0 or traits.listings_s > 0)
@@ -280,7 +280,7 @@ class InvariantChecker:
         return inode is not None and inode.data == self.output(name.id)
 
     def _check_journal_entry(self, event: dict[str, Any]) -> None:
-        """Judge what a worker believes of its own claims."""
+        """Check what a worker believes about its own claims."""
         worker = self.workers.get(event["worker"])
         self.count[JOURNAL_EVENTS.get(event["event"], "tell")] += 1
         if (
@@ -354,7 +354,7 @@ class InvariantChecker:
         self.leases[after.worker] = after, born
 
     def _retired(self, lease: LeaseName, worker: Process) -> None:
-        """Who retires holds nothing, as far as he could know and could put it back."""
+        """Check that a retiring worker holds nothing that it knows of and could put back."""
         held = [
             place.text
             for known in self.claims.values()
@@ -399,7 +399,7 @@ class InvariantChecker:
     # ---- after a power loss ----
 
     def look_again(self) -> None:
-        """Take stock of the disk as it is found, and judge it as a whole."""
+        """Take stock of the disk as it is, and check it as a whole."""
         disk, base = self.world.disk, len(self.root) + 1
         self.claims, self.leases, self.plans, self.shown = {}, {}, {}, {}
         for path, inode in disk.below(self.root):

@@ -1,9 +1,9 @@
-"""What a pool must hold after each thing that somebody does in it: a dictionary, and no files.
+"""What a pool must hold after each step of any process: a dictionary, and no files.
 
-`Model` knows the protocol as ARCHITECTURE.md tells it, and nothing of how it is done. For each step
-it foresees what becomes of every claim, lease, output, error record, checkpoint and order: surely,
-if nothing goes wrong, and what else may, if something does. All that it does not mention must stay
-as it is.
+`Model` knows the protocol as ARCHITECTURE.md describes it, not the code. For each step it predicts
+what becomes of every claim, lease, output, error record, checkpoint and order: `sure` is what must
+happen if nothing goes wrong, and `may` what can also be true if something does. What no step has
+reason to change must stay as it was.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class At:
 
 
 def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
-    """Return what it says that a path below the pool's root is there, if it says anything."""
+    """Return the fact that a path below the pool's root stands for, if any."""
     area, *rest = path.split("/")
     name = rest[-1] if rest else ""
     if not rest or name.startswith("."):
@@ -101,12 +101,12 @@ class Prediction:
     """Whether the claims of all whose lease is over must have been recovered."""
 
     def all(self) -> Iterator[tuple[Key, Any]]:
-        """Yield everything that may come of it, for better or worse."""
+        """Yield everything that may come of it, with or without faults."""
         for values in (self.sure, self.may):
             yield from ((key, value) for key in values for value in values[key])
 
     def add(self, other: Prediction) -> Prediction:
-        """Foresee another's as well."""
+        """Add another prediction."""
         for mine, theirs in ((self.sure, other.sure), (self.may, other.may)):
             for key, values in theirs.items():
                 mine[key] = mine.get(key, set()) | values
@@ -115,7 +115,7 @@ class Prediction:
 
 
 class Model:
-    """A pool, as whoever wrote the protocol thinks of it."""
+    """A pool as the protocol describes it."""
 
     def __init__(self, attempts_max: int) -> None:
         self.attempts_max = attempts_max
@@ -143,11 +143,11 @@ class Model:
         return [id for id, at in self.of("running") if at.where == worker]
 
     def orders(self) -> set[str]:
-        """Return the orders that are given to everybody."""
+        """Return the orders that are given to all workers."""
         return {key[1] for key in self.facts if key[0] == "order" and "@" not in key[1]}
 
     def lives(self, worker: str) -> bool:
-        """Say whether a worker's lease holds."""
+        """Return whether a worker's lease holds."""
         return isinstance(self.facts.get(("lease", worker)), int)
 
     # ---- steps of one claim ----
@@ -169,15 +169,15 @@ class Model:
         return self.released(id) if ("output", id) in self.facts else self.charged(id)
 
     def retried(self, id: str) -> At:
-        """Return where a failed claim goes that somebody retries."""
+        """Return where a failed claim goes when it is retried."""
         at = self.facts["claim", id]
         rounds = at.attempt // self.attempts_max + 1
         return At("spools", self.homes[id], rounds * self.attempts_max, at.returns + 1)
 
-    # ---- what somebody does ----
+    # ---- steps ----
 
     def take(self, worker: str, spool: str, id: str, at: At) -> Prediction:
-        """Foresee that a worker takes a claim that waits, or waited, at `at`, and begins it."""
+        """Predict that a worker takes a claim that waits, or waited, at `at`, and begins it."""
         seen = self._disturbed(worker, id)
         mine = replace(at, area="running", where=worker)
         adopts = at.returns > 0 and ("output", id) in self.facts
@@ -192,7 +192,7 @@ class Model:
         return seen
 
     def finish(self, worker: str, id: str, at: At) -> Prediction:
-        """Foresee that a worker finishes a claim that it took as `at`."""
+        """Predict that a worker finishes a claim that it took as `at`."""
         seen = self._disturbed(worker, id)
         if self.claim(id) != at:  # a zombie: it may publish, and it may remove what was saved
             for key in [("output", id), *self._saved(id)]:
@@ -203,7 +203,7 @@ class Model:
         if not at.returns:  # whose first attempt a power loss undid, and not what it had saved
             for key in self._saved(id):
                 seen.sure[key].add(True)
-        if not self.lives(worker):  # whoever declared it dead has removed what it wrote
+        if not self.lives(worker):  # the process that declared it dead has removed what it wrote
             seen.sure["claim", id] |= {self.charged(id)}
             seen.sure["output", id] |= {self.facts.get(("output", id))}
             seen.sure["record", id, at.attempt] = {True, None}
@@ -212,7 +212,7 @@ class Model:
         return seen
 
     def fail(self, worker: str, id: str, at: At, *, final: bool, leaves: bool) -> Prediction:
-        """Foresee that an attempt fails, for good or not; it may be the worker's third in a row."""
+        """Predict that an attempt fails, for good or not; it may be the worker's third in a row."""
         seen = self._disturbed(worker, id)
         if self.claim(id) == at:
             seen.sure["claim", id] = {self.charged(id, final=final)}
@@ -221,7 +221,7 @@ class Model:
         return seen
 
     def stop(self, worker: str, id: str, at: At) -> Prediction:
-        """Foresee that a worker ends a claim unfinished: it was told to, or it was cancelled."""
+        """Predict that a worker ends a claim unfinished: by an order, or a cancellation."""
         order = f"cancel@{id}"
         if order in self.seen.get(worker, ()) and ("order", order) in self.facts:
             seen = self.fail(worker, id, at, final=True, leaves=False)
@@ -234,13 +234,13 @@ class Model:
         return seen
 
     def save(self, worker: str, id: str, part: str) -> Prediction:
-        """Foresee that a worker saves a part of its work."""
+        """Predict that a worker saves a part of its work."""
         seen = self._disturbed(worker, id)
         seen.sure["saved", id, part] = {True}
         return seen
 
     def renew(self, worker: str, beat: int) -> Prediction:
-        """Foresee the beat after the last that the worker knows of, if the lease is not over."""
+        """Predict the beat after the last that the worker knows of, if the lease is not over."""
         seen = self._disturbed(worker)
         if self.lives(worker):
             seen.sure["lease", worker] = {beat + 1}
@@ -248,7 +248,7 @@ class Model:
         return seen
 
     def leave(self, worker: str, spool: str) -> Prediction:
-        """Foresee that a worker puts back what it holds, and retires."""
+        """Predict that a worker puts back what it holds, and retires."""
         seen = self._disturbed(worker)
         for id in self.held(worker):
             seen.sure["claim", id] = {self.released(id, spool)}
@@ -256,7 +256,7 @@ class Model:
         return seen
 
     def recover(self) -> Prediction:
-        """Foresee that somebody watches for more than a lease, in which nobody beats."""
+        """Predict that a recoverer watches for more than a lease, during which no worker beats."""
         leases = [key[1] for key, beat in self.facts.items()
                   if key[0] == "lease" and isinstance(beat, int)]  # fmt: skip
         seen = self.sweep("", leases)
@@ -267,7 +267,7 @@ class Model:
         return seen
 
     def idle(self, me: str, seen: Prediction) -> Prediction:
-        """Foresee that an idle worker looks around: it sweeps, finds its own, or leaves."""
+        """Predict that an idle worker looks around: it sweeps, finds its own, or leaves."""
         for id in self.held(me):
             at = self.facts["claim", id]
             if at.returns and ("output", id) in self.facts:
@@ -277,15 +277,15 @@ class Model:
         return seen
 
     def enlist(self, worker: str) -> Prediction:
-        """Foresee a new lease."""
+        """Predict a new lease."""
         return Prediction({("lease", worker): {0}}, {("lease", worker): {0, "left"}})
 
     def by_hand(self, id: str, at: At) -> Prediction:
-        """Foresee what a person has done already."""
+        """Predict what was done by hand already."""
         return Prediction({("claim", id): {at}})
 
     def sweep(self, me: str, may_end: Iterable[str], must_end: Iterable[str] = ()) -> Prediction:
-        """Foresee that somebody looks who is dead, and puts back what they held."""
+        """Predict that a recoverer looks for dead workers, and puts back what they held."""
         seen = self._disturbed(me) if me else Prediction()
         seen.sweeps = True
         for worker in may_end:
@@ -301,7 +301,7 @@ class Model:
         return seen.add(self.complete())
 
     def complete(self) -> Prediction:
-        """Foresee that whatever a numbered plan has staged comes to its spool."""
+        """Predict that what a numbered plan has staged comes to its spool."""
         seen = Prediction()
         for id, at in self.of("staged"):
             seen.sure["claim", id] = {replace(at, area="spools")}
@@ -309,7 +309,7 @@ class Model:
         return seen
 
     def plan(self, ids: Iterable[str]) -> Prediction:
-        """Foresee that these inputs are planned, unless they are."""
+        """Predict that these inputs are planned, unless they are."""
         seen = self.complete()
         for id in ids:
             if self.claim(id) is None:
@@ -319,7 +319,7 @@ class Model:
         return seen
 
     def retry(self, ids: Iterable[str]) -> Prediction:
-        """Foresee that these claims, if they failed, are put back."""
+        """Predict that these claims, if they failed, are put back."""
         seen = Prediction()
         for id in ids:
             at = self.claim(id)
@@ -329,7 +329,7 @@ class Model:
         return seen
 
     def cancel(self, ids: Iterable[str]) -> Prediction:
-        """Foresee that these claims end in failed/ if they wait, and are to be stopped if not."""
+        """Predict that these claims end in failed/ if they wait, and are to be stopped if not."""
         seen = Prediction()
         for id in ids:
             at = self.claim(id)
@@ -343,7 +343,7 @@ class Model:
         return seen
 
     def order(self, name: str, *, given: bool) -> Prediction:
-        """Foresee that an order is given to all, or taken back."""
+        """Predict that an order is given to all, or taken back."""
         return Prediction({("order", name): {given or None}}, {("order", name): {given or None}})
 
     # ---- parts ----
@@ -399,10 +399,10 @@ class Model:
                     yield At("spools", spool, at.attempt + charged, at.returns + 1)
 
     def merged(self, seen: Prediction, old: Prediction, *, command: bool) -> Prediction:
-        """Let what was foreseen when somebody began come true as well, now that he goes on.
+        """Allow what was predicted when a process began its step, too, now that it continues.
 
-        A worker's claim that moved meanwhile is no longer his. Who sweeps or gives a command moves
-        anybody's claims, and goes by what he saw before.
+        A worker's claim that moved meanwhile is no longer its own. A sweep or a command moves any
+        worker's claims, and goes by what it saw before.
         """
         command |= seen.sweeps
         seen.sweeps = False
@@ -430,7 +430,7 @@ class Model:
                     known |= {At("staged", spool) for spool in SPOOLS}
 
     def judge(self, now: float, actual: Facts, seen: Prediction, *, calm: bool) -> None:
-        """Compare what is there with what was foreseen, and go on from there; raises Violation."""
+        """Compare what is there with the prediction, and continue from there; raises Violation."""
         for key in {*self.facts, *actual, *seen.sure}:
             was, value = self.facts.get(key), actual.get(key)
             allowed = seen.sure.get(key, {was})

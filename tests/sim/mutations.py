@@ -346,7 +346,7 @@ def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
 
 
 @mutation(
-    "whoever lost the race for a lease recovers all the same",
+    "recover after losing the race for a lease",
     Observer,
     "end",
     scene="a zombie in a long claim wakes while it is declared dead",
@@ -411,7 +411,7 @@ def _(right: Function, facts: Mapping[str, Any]) -> Any:
     return right({**facts, "boot": leases.proof_of_life()["boot"]} if facts else facts)
 
 
-@mutation("leave while somebody may be dead", Observer, "sees_alive")
+@mutation("leave while a worker may be dead", Observer, "sees_alive")
 def _(right: Function, self: Observer, worker: str) -> bool:
     return True
 
@@ -435,7 +435,7 @@ def _(right: Function, pool: PoolDirectory, listed: Any = None) -> int:
     return 0
 
 
-@mutation("whoever lost a plan's number goes on", plans, "number_plan")
+@mutation("go on after losing a plan's number", plans, "number_plan")
 def _(right: Function, pool: PoolDirectory, uid: str, path: str, number: int) -> bool:
     if not right(pool, uid, path, number):
         atomic.discard(path)
@@ -529,7 +529,7 @@ def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     "a claim won without knowing is left alone",
     Recovery,
     "sweep",
-    scene="a take succeeds and nobody knows",
+    scene="a take succeeds and its reply is lost",
 )
 def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     recovered: list[Any] = right(self, quiet=quiet)
@@ -537,6 +537,6 @@ def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     return recovered
 
 
-@mutation("recover whoever is not seen living", Recovery, "_dead")
+@mutation("recover from any worker not seen alive", Recovery, "_dead")
 def _(right: Function, self: Recovery, worker: str, *, gone: bool) -> bool:
     return gone or self.observer.standing(worker) in (Standing.EXPIRED, Standing.ENDED)

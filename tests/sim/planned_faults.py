@@ -1,7 +1,7 @@
-"""Accidents that lie in wait for one operation, where chance would need thousands of stories.
+"""Faults planned for one operation, where chance would need thousands of scenarios.
 
-An ambush names a moment of the protocol, such as the rename that takes a claim, and what happens to
-whoever comes to it first, second or third. A scene is a plot in which few of them meet.
+A planned fault names a moment of the protocol, such as the rename that takes a claim, and what
+happens to the first, second or third process that comes to it. A scene is a scenario around a few.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ MOMENTS: Final = {
     "retry": ("rename", r"/failed/.* .*/spools/"),
     "cancel": ("rename", r"/spools/.* .*/failed/"),
 }
-"""Operations that decide something: what is done, and to which paths, with a space between two."""
+"""Operations that decide something: what is done, and a pattern of the paths, joined by spaces."""
 
 ANY: Final = -1
-"""Stands for one of the first three, drawn from the seed."""
+"""One of the first three, chosen by the seed."""
 BEFORE: Final = ("crash", "ghost", "pause", "long pause", "coma", "overtaken", "power cut")
 DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full")
 _PATTERNS: Final = {name: (what, re.compile(path)) for name, (what, path) in MOMENTS.items()}
@@ -55,20 +55,20 @@ class PlannedFault:
 
     @classmethod
     def random(cls, rng: Random) -> PlannedFault:
-        """Draw one."""
+        """Choose one."""
         kinds = BEFORE[:3] + DURING
         return cls(rng.choice(tuple(MOMENTS)), rng.choice(kinds), rng.choice((0, 0, 0, 1, 2)))
 
     def numbered(self, rng: Random) -> PlannedFault:
-        """Return an ambush of one's own, which lies in wait for one operation."""
+        """Return a copy whose `nth` is a number."""
         nth = rng.randrange(3) if self.nth == ANY else self.nth
         return PlannedFault(self.moment, self.kind, nth)
 
     def is_due(self, what: str, paths: tuple[Any, ...], overdue: Callable[[], bool]) -> bool:
-        """Say whether this operation is the one; called once for every operation.
+        """Return whether this operation is the one; called once for every operation.
 
-        An operation is overtaken only if it is the second of its kind at once, while somebody
-        sleeps whose lease has expired.
+        An operation is overtaken only if its process has just done the same, while a process sleeps
+        whose lease has expired.
         """
         wanted, pattern = _PATTERNS[self.moment]
         if what != wanted or not pattern.search(" ".join(paths)):
@@ -80,7 +80,7 @@ class PlannedFault:
 
 
 def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
-    """One worker sleeps for longer than its lease, and somebody is there to notice."""
+    """Return a scene in which one worker sleeps for longer than its lease while others watch."""
     return {
         "traits": LOCAL,
         "planned_faults": tuple(PlannedFault(moment, "long pause") for moment in moments),
@@ -93,7 +93,7 @@ def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
 
 
 SCENES: Final[dict[str, dict[str, Any]]] = {
-    "a take succeeds and nobody knows": {
+    "a take succeeds and its reply is lost": {
         "traits": LAGGING_NFS,
         "planned_faults": (PlannedFault("take", "lost"), PlannedFault("take", "lost", 1)),
         "linger": 4.0,
@@ -148,4 +148,4 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
         "attempts_max": 3,
     },
 }
-"""What each scene sets in an otherwise drawn plot; the weather is calm but for its ambushes."""
+"""What each scene sets in an otherwise random scenario without any other faults."""

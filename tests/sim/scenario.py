@@ -1,4 +1,4 @@
-"""One seed, one story: a pool, its people, the weather, and how it must end."""
+"""One seed, one scenario: a pool, its processes, the faults, and how it must end."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Scenario:
     workers: int
     planners: int
     faults_from_start: bool
-    """Whether the weather is bad before there is a pool."""
+    """Whether faults occur before there is a pool."""
     operation_s: float
     """The mean time that an operation takes."""
     same_actor_chance: float
-    """The chance that whoever did the last operation does the next one too."""
+    """The chance that the actor of the last operation does the next one, too."""
     faulty_s: float
     selective: bool
     power_cuts: int
@@ -64,14 +64,14 @@ class Scenario:
     status_deleter: bool
     planned_faults: tuple[PlannedFault, ...] = ()
     planner_returns: bool = True
-    """Whether somebody plans once more after the storm, and so completes what was left."""
+    """Whether the inputs are planned once more afterwards, which completes unfinished plans."""
     linger: float | None = None
-    """For how many leases workers wait for more, if not drawn for each."""
+    """For how many leases workers wait for more work, if not chosen for each."""
     scene: str = ""
 
     @classmethod
     def random(cls, seed: int) -> Scenario:
-        """Draw a plot."""
+        """Choose a scenario."""
         rng = Random(seed)
         lease_s = rng.choice((8.0, 30.0))
         return cls(
@@ -103,7 +103,7 @@ class Scenario:
 
     @classmethod
     def around_scene(cls, scene: str, seed: int) -> Scenario:
-        """Draw a plot around a scene."""
+        """Choose a scenario around a scene."""
         calm = replace(
             cls.random(seed),
             fault_rates=FaultRates(),
@@ -115,7 +115,7 @@ class Scenario:
 
 
 class Simulation:
-    """A world on stage, played from a plot to its end."""
+    """A world that is run through a scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -135,7 +135,7 @@ class Simulation:
         self.last_worker: Process | None = None
 
     def run(self) -> None:
-        """Let it happen; raises Violation."""
+        """Run to the end; raises Violation."""
         try:
             self._run_with_faults()
             self._run_to_the_end()
@@ -144,7 +144,7 @@ class Simulation:
             self.injector.active = False
             self.world.stop()
 
-    # ---- the bad time ----
+    # ---- while faults occur ----
 
     def _run_with_faults(self) -> None:
         scenario, rng, world = self.scenario, self.rng, self.world
@@ -230,7 +230,7 @@ class Simulation:
             self._soon(20.0, self._work)
 
     def _cut_power(self) -> None:
-        """Let everything stop at once, and every host boot again."""
+        """Stop everything at once, and boot every host again."""
         world = self.world
         for process in world.processes:
             process.excuses.add("dead")  # even if it had left: that may not have lasted
@@ -248,12 +248,12 @@ class Simulation:
             host.mount.misled = misled
         self.checker.look_again()
 
-    # ---- the good time after it ----
+    # ---- afterwards ----
 
     def _run_to_the_end(self) -> None:
         world = self.world
         self.injector.active = False
-        world.log("CALM", "nothing goes wrong from here on")
+        world.log("CALM", "no faults from here on")
         world.later.clear()
         self.operation_s = min(self.operation_s, 0.02)
         self.restarts = 0
@@ -280,7 +280,7 @@ class Simulation:
         raise Violation(f"{ROUNDS_MAX} healthy workers could not finish {left}")
 
     def _nothing_overlooked(self, worker: Process) -> None:
-        """Whoever is the last to leave because nothing is left has seen that nothing is left."""
+        """Check that the last worker did not leave while it could see work."""
         if worker.exit not in (0, 3) or self.scenario.traits.listings_s > 0.3:
             return
         looked = worker.looked.get(f"{ROOT}/workers", 0.0)  # in its last sweep
@@ -344,7 +344,7 @@ class Simulation:
             self._soon(self.scenario.lease_s / 2, self._work)
 
     def _left_with_reason(self, worker: Process) -> None:
-        """Who leaves because nothing is left has put nothing back just now: that would be left."""
+        """A worker that leaves because nothing remains has put nothing back just now."""
         text, at, held_s = worker.released
         looked = [when for path, when in worker.looked.items() if "/spools/" in path]
         lag_s = self.scenario.traits.listings_s
@@ -362,7 +362,7 @@ class Simulation:
         raise Violation(f"{process} ended by {error!r}") from error
 
     def count_events(self) -> Counter[str]:
-        """Return how often what happened, of what somebody did and of what befell them."""
+        """Return how often each step was done and each fault occurred."""
         happened = self.injector.count + self.checker.count
         for host in self.hosts:
             happened += host.mount.misled
@@ -404,7 +404,7 @@ class Simulation:
 
 @contextmanager
 def simulated_fsqueue() -> Iterator[None]:
-    """Put the simulation under fsqueue, for as many stories as are played inside."""
+    """Run fsqueue on the simulation until the block ends."""
     with simulated_modules(lambda _: Simulated()), on_command_line():
         try:
             yield
@@ -413,7 +413,7 @@ def simulated_fsqueue() -> Iterator[None]:
 
 
 def run_scenario(seed: int, scenario: Scenario | None = None) -> Simulation:
-    """Play one seed; raises Violation, with the trace's end in its notes."""
+    """Run one scenario; raises Violation, with the end of the trace in its notes."""
     simulation = Simulation(scenario or Scenario.random(seed))
     SIM.world = simulation.world
     try:

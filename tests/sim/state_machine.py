@@ -1,13 +1,13 @@
 """A state machine: the real protocol, one step at a time, against a model.
 
-Each rule lets somebody do one thing (plan, take, finish, fail, renew, sweep, retry, ...) with the
-real code on the simulated disk, or arranges that something goes wrong at the next such moment. The
-laws I1-I9 are held after every file operation; after every step all that the pool holds is compared
-with what `Model` foresaw. At the end everybody is killed, and fresh people must end it well.
+Each rule lets a process do one thing (plan, take, finish, fail, renew, sweep, retry, ...) with the
+real code on the simulated disk, or plans a fault for the next such moment. The invariants I1-I9 are
+checked after every file operation; after every step the whole content of the pool is compared with
+what `Model` predicted. At the end every process is killed, and a fresh worker must finish the pool.
 
-A rule chooses among those who can do a thing at that moment, by number, and not from a bundle:
-whoever was put into one may run a claim, be stopped in the middle of something, or be dead by now.
-There are few rules, of many steps each, for hypothesis leaves some rules out of every example.
+A rule chooses by number among the processes that can do a thing at that moment, not from a bundle:
+a process in a bundle may run a claim, be stopped in the middle of a step, or be dead by now. There
+are few rules, of many steps each, because hypothesis leaves some rules out of every example.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ LEASE_S = 8.0
 WORKERS_MAX = 3
 PLANNED_FAULTS_MAX = 8
 CALM_STEPS = 12
-"""Between two power losses: whatever is lost so, others do not get to."""
+"""The number of steps between two power losses, so that there is something to lose."""
 TROUBLES = ("pause", *(kind for kind in (*BEFORE, *DURING) if kind not in ("overtaken", "coma")))
 LIKELY_MOMENTS = "take finish renew".split() + ["publish an output", "put back", "record an error"]
 LIKELY_MOMENTS += ["end a lease", "list the leases", "write an output"]
 WHICH = st.integers(0, 7)
 IDLE = "take choose take renew sweep idle leave".split()
 BUSY = "finish renew checkpoint finish fail sweep release give_up break".split()
-"""What workers do, some of it more often."""
+"""What workers do; repeated words are done more often."""
 EVENTS = "enlist plan_fault pass_time kill wake lose_power".split()
 COMMANDS = "plan retry cancel move_by_hand recover undo_drain drain".split()
 STEPS = {*IDLE, *BUSY, *EVENTS, *COMMANDS}
 Interrupted = tuple[Process, SteppedWorker | None, Callable[[], Prediction], Prediction, bool]
-"""Who stopped in the middle of a step, what was foreseen, and whether more than that went wrong."""
+"""A process stopped in the middle of a step, its predictions, and whether more went wrong."""
 
 
 def id_of(text: str) -> str:
@@ -75,7 +75,7 @@ SOME = st.lists(st.sampled_from(INPUTS), min_size=1, unique=True)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """A pool, those who work it, and what should become of it."""
+    """A pool, its processes, and the model of what becomes of it."""
 
     count: Counter[str] = Counter()
 
@@ -117,11 +117,11 @@ class PoolMachine(RuleBasedStateMachine):
         self._do("plan", 0, inputs)
         self._enlist_two()
 
-    # ---- planners and other people ----
+    # ---- commands ----
 
     @rule(what=st.integers(0, 31), which=WHICH, inputs=SOME)
     def run_command(self, what: int, which: int, inputs: list[str]) -> None:
-        """Let a person do one of the things that make sense just now."""
+        """Run one of the commands that make sense just now."""
         of, format_trace = self.model.of, self.model.orders()
         sense = (True, of("failed"), of("spools", "running"), of("running", "failed"),
                  of("running", "staged"), format_trace, not format_trace)  # fmt: skip
@@ -159,7 +159,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._command("drain", which, [], predict, undo=True)
 
     def _move_by_hand(self, which: int, inputs: list[str]) -> None:
-        """Put a claim back as README says: a running one charged, a failed one as it is."""
+        """Put a claim back with mv, as the README shows: a running one is charged."""
         claims = sorted(self.model.of("running", "failed"), key=str)
         id, at = claims[which % len(claims)]
         place = next(p for p in self.simulation.checker.claims[id].places if p.area == at.area)
@@ -208,7 +208,7 @@ class PoolMachine(RuleBasedStateMachine):
             self._do(sensible[order % len(sensible)], stepped, order // len(sensible))
 
     def _take(self, stepped: SteppedWorker, number: int) -> None:
-        """Take what waits, or waited once: a listing may be as old as it likes."""
+        """Take what waits, or waited once: a listing may be arbitrarily old."""
         if not self.waited:
             return
         spool, name = self.waited[-1 - number % len(self.waited)]
@@ -217,14 +217,14 @@ class PoolMachine(RuleBasedStateMachine):
         self._give_order(stepped, stepwise.taking(stepped, spool, name), predict)
 
     def _choose(self, stepped: SteppedWorker, _: int) -> None:
-        """Take what it likes best."""
+        """Take what the policy chooses."""
 
         def predict() -> Prediction:
             seen = Prediction()
             for id, at in self.model.of("spools"):
                 seen.add(self.model.take(stepped.id, at.where, id, at))
             for key, values in seen.sure.items():
-                values.add(self.model.facts.get(key))  # it takes one of them at most
+                values.add(self.model.facts.get(key))  # it takes at most one of them
             return seen
 
         self._give_order(stepped, stepwise.choosing(stepped), predict)
@@ -261,7 +261,7 @@ class PoolMachine(RuleBasedStateMachine):
         )
 
     def _renew(self, stepped: SteppedWorker, _: int) -> None:
-        """Beat, and read the orders: who idles may leave."""
+        """Beat, and read the orders: an idle worker may leave."""
 
         def predict() -> Prediction:
             seen = self.model.renew(stepped.id, stepped.worker.lease.name.beat or 0)
@@ -291,14 +291,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(what=st.integers(0, 31), which=WHICH)
     def let_something_happen(self, what: int, which: int) -> None:
-        """Let time pass, or an accident happen, or be over."""
+        """Let time pass, or cause or end a fault."""
         dark = self.steps >= CALM_STEPS
         names = ["pass_time", *["wake"] * bool(self.middle), *["kill"] * bool(self._alive())]
         names += ["lose_power"] * dark
         self._do(names[what % len(names)], which)
 
     def _wake(self, which: int) -> None:
-        """Let somebody go on who was stopped in the middle of something, however long ago."""
+        """Let a process continue that was stopped in the middle of a step, however long ago."""
         process, stepped, predict, old, harmed = self.middle.pop(which % len(self.middle))
         if process.alive:
             process.until = self.world.now
@@ -323,7 +323,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self._planned_faults()) < PLANNED_FAULTS_MAX)
     @rule(moment=st.sampled_from((*LIKELY_MOMENTS, *MOMENTS)), kind=st.sampled_from(TROUBLES))
     def plan_fault(self, moment: str, kind: str) -> None:
-        """Let this happen to whoever comes next to this moment: a lost reply, an error, ..."""
+        """Plan a fault for the next process at this moment: a lost reply, an error, ..."""
         self.count["plan_fault"] += 1
         injector = self.simulation.injector
         planned_faults = injector._before_it if kind in BEFORE else injector._during_it

@@ -1,8 +1,8 @@
-"""Workers that do one thing at a time, as they are told; and the table on which they do it.
+"""Workers that do one step at a time, on order.
 
-A driven worker is the real one but for its loop: it waits for an order, does it, and waits again,
-and so does its handler while a claim runs. Nobody else acts meanwhile, unless it is stopped in the
-middle; then it goes on when somebody says so, a zombie by then or not.
+A stepping worker is the real one but for its loop: it waits for an order, obeys, and waits again.
+So does its handler while a claim runs. Nothing else happens meanwhile, unless the worker is stopped
+in the middle of a step; then it continues when it is woken, perhaps as a zombie.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ class SteppingWorker(Worker):
 
 
 class SteppingHandler(Simulated):
-    """A handler that asks what becomes of its claim."""
+    """A handler whose every step is an order."""
 
     def __init__(self, stepped: SteppedWorker) -> None:
-        self._puppet = stepped
+        self._stepped = stepped
 
     def run(self, work: Work) -> None:
-        self._puppet.work = work
+        self._stepped.work = work
         try:
-            while (order := self._puppet.next_order()) != "finish":
+            while (order := self._stepped.next_order()) != "finish":
                 if order in ERRORS:
                     self._excuse(work, order)
                     raise ERRORS[order]
-                order(self._puppet.worker)
+                order(self._stepped.worker)
             self._write(work)
         finally:
-            self._puppet.work = None
+            self._stepped.work = None
 
     @staticmethod
     def _excuse(work: Work, order: str) -> None:
@@ -81,7 +81,7 @@ class SteppingHandler(Simulated):
 
 
 class SteppedWorker:
-    """A driven worker, seen from the table."""
+    """A stepping worker, seen from outside."""
 
     def __init__(self, simulation: StepwiseSimulation, host: Host, spool: str | None) -> None:
         self.spool, self.boot = spool, host.boot
@@ -114,7 +114,7 @@ class SteppedWorker:
         return self._orders.pop(0)
 
     def give_order(self, order: Any) -> None:
-        """Give it an order; `Table.go` lets it obey."""
+        """Give it an order; `StepwiseSimulation.advance` lets it obey."""
         assert self.waits
         self._orders.append(order)
 
@@ -125,20 +125,20 @@ class SteppedWorker:
 
 
 class StepwiseSimulation(Simulation):
-    """A story in which nothing happens by itself until the calm at its end."""
+    """A simulation in which nothing happens by itself until its end."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario)
         self.hosts = [self._host() for _ in range(scenario.hosts)]
         self.stepped_workers: list[SteppedWorker] = []
         self.late: list[str] = []
-        """Paths at which something may appear or go that was asked for long ago."""
+        """Paths at which a late request may make something appear or go."""
         self.world.disk.arm()
         self.restarts = 0
         SIM.fault = self._fault
 
     def start(self, name: str, body: Any, host: Host) -> Process:
-        """Start a process; it does nothing before `go`."""
+        """Start a process; it does nothing before `advance`."""
         return self._start(name, body, host)
 
     def enlist(self, host: Host, spool: str | None) -> SteppedWorker:
@@ -148,7 +148,7 @@ class StepwiseSimulation(Simulation):
         return stepped
 
     def advance(self, process: Process, stepped: SteppedWorker | None = None) -> None:
-        """Let a process go on until it ends, waits for an order, or is stopped."""
+        """Run a process until it ends, waits for an order, or is stopped."""
         world = self.world
         while process.alive and process.until <= world.now:
             if stepped is not None and stepped.is_waiting:
@@ -168,7 +168,7 @@ class StepwiseSimulation(Simulation):
             self._explain(process, process.error)
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, and happen what is due."""
+        """Let time pass, and let happen what is due."""
         world = self.world
         until = world.now + seconds
         while world.later and world.later[0][0] <= until:
@@ -177,7 +177,7 @@ class StepwiseSimulation(Simulation):
         world.now = until
 
     def by_hand(self, source: str, target: str) -> None:
-        """Rename a claim's file as a person does, whom no law binds."""
+        """Rename a claim's file by hand, without any check."""
         disk, checker = self.world.disk, self.checker
         old, new = checker._place(source.split("/")), checker._place(target.split("/"))
         assert old is not None and new is not None
@@ -191,19 +191,19 @@ class StepwiseSimulation(Simulation):
         self.world.log("mv by hand", "", source, target)
 
     def fault_count(self) -> int:
-        """Return how many accidents have happened."""
+        """Return how many faults have occurred."""
         count = self.injector.count
         return sum(count.values()) - count["resumed after a lease"] + self.cuts
 
     def end_all(self) -> None:
-        """Kill everybody."""
+        """Kill every process."""
         for process in self.world.processes:
             if process.alive:
                 process.excuses.add("dead")
                 self.world.end(process)
 
     def settle(self, inputs: tuple[str, ...]) -> None:
-        """Let fresh people end it all, and judge what they leave; raises Violation."""
+        """Let fresh processes finish the pool, and check what they leave; raises Violation."""
         self.scenario = replace(self.scenario, inputs=inputs)
         self.end_all()
         self._run_to_the_end()
@@ -214,7 +214,7 @@ class StepwiseSimulation(Simulation):
     def _fault(self, what: str, paths: tuple[str, ...]) -> Fault | None:
         fault = self.injector.fault(what, paths)
         if fault is not None and fault.again_s and "/control/" in paths[0]:
-            self.late.append(paths[-1])  # an order has no name of its own: it may be another's
+            self.late.append(paths[-1])  # orders have no unique names: it may be another's
         return fault
 
     def _ghost(self, what: str, paths: tuple[str, ...]) -> None:
@@ -240,7 +240,7 @@ def taking(stepped: SteppedWorker, spool: str, name: ClaimName) -> Order:
 
 
 def choosing(stepped: SteppedWorker) -> Order:
-    """Take what it likes best, its own or another's."""
+    """Take what the policy chooses, from its own spool or another."""
 
     def order(me: SteppingWorker) -> Departure | None:
         found = me.claim_source.next()
@@ -275,7 +275,7 @@ def beating(me: SteppingWorker) -> Departure | None:
 
 
 def sweeping(me: SteppingWorker) -> None:
-    """Look who is dead, and put back what they held."""
+    """Look for dead workers, and put back what they held."""
     me.recovery.sweep()
 
 

@@ -1,8 +1,7 @@
-"""All orders of the operations of a few actors: finished, not sampled; the counts are printed.
+"""All orders of the operations of a few actors: complete, not sampled; the counts are printed.
 
-Every crash and every pause is among the orders (see `explore.py`), and from every pool that may be
-left behind a fresh worker must reach a good end. A mistake that lies in an order is found without
-luck.
+Every crash and every pause is among the orders (see `explore.py`), and a fresh worker must be able
+to finish every pool that can be left behind. A mistake in an order is found without luck.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from tests.sim.explored_actors import completer, late_planner, make_pool, recove
 from tests.sim.statistics import STATISTICS
 
 STILL = ("plans", "control", "spools")
-"""Where nothing changes once everything is planned."""
+"""Directories that do not change once everything is planned."""
 
 Actors = Callable[[Explorer], dict[str, Body]]
 
 
 def explored(cast: Actors, *inputs: str, **how: Any) -> Found:
-    """Search all orders of a cast's operations on a pool in which these inputs wait."""
+    """Search all orders of the actors' operations on a pool in which these inputs wait."""
     with exploring() as explorer:
         make_pool(explorer, *inputs)
         bodies = cast(explorer)
@@ -76,8 +75,8 @@ PROGRAMS: dict[str, tuple[Actors, tuple[str, ...], dict[str, Any]]] = {
     "two planners": (two_planners, ("z.5.ok",), {"constant": ()}),
     "a planner, a completer": (a_planner_and_a_completer, ("z.5.ok",), {"constant": ()}),
 }
-"""Who acts on a pool where which inputs wait. Planners find the spool made: then each has less to
-do, and those who make it at once are in the stories.
+"""The actors, and the inputs that wait. Planners find the spool made, so that they have less to do;
+scenarios cover planners that make it at the same time.
 """
 
 

@@ -58,13 +58,13 @@ SHOWN_BY_STEPS = (
     "a first sight counts from the beginning of time",
     "another host's process counts as gone",
     "a suspect is as good as dead",
-    "leave while somebody may be dead",
+    "leave while a worker may be dead",
     "work without a lease",
 )
 """Mistakes that single steps show within about twenty examples.
 
 Left out are mistakes in how a file appears or a claim moves, which the first plan already shows;
-those that need two processes in the middle of one step ("whoever lost a plan's number goes on",
+those that need two processes in the middle of one step ("go on after losing a plan's number",
 "do not read again what was planned meanwhile", "tidy up after the living"); and those that take 70
 examples or more ("no look after a rename that reported failure", "no fsync of what was staged",
 "complete what has no number", "retire before putting back", "leave without putting back").
@@ -87,13 +87,13 @@ FOUND_BY_EXPLORING = {
     "publish by exists, then rename": "two workers, one claim, a lost reply",
     "finish before publishing": "two workers, two claims",
     "renew without the compare": "a worker that beats, a recoverer",
-    "whoever lost the race for a lease recovers all the same": "a worker that beats, a recoverer",
+    "recover after losing the race for a lease": "a worker that beats, a recoverer",
     "recover before winning the lease": "a worker that beats, a recoverer",
-    "recover whoever is not seen living": "a worker that beats, a recoverer",
+    "recover from any worker not seen alive": "a worker that beats, a recoverer",
     "a claim that was lost is finished all the same": "a worker, a recoverer, a lost reply",
     "the error is recorded for the next attempt": "a worker, a recoverer, a lost reply",
     "tidy up after the living": "a worker that beats, a recoverer",
-    "whoever lost a plan's number goes on": "two planners",
+    "go on after losing a plan's number": "two planners",
     "complete what has no number": "a planner, a completer",
     "move the claims before the plan has its number": "two planners",
 }

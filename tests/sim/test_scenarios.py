@@ -1,10 +1,10 @@
-"""The real protocol on a simulated shared file system: every seed is a story that must end well.
+"""The real protocol on a simulated shared file system: every seed is a scenario that must end well.
 
 Many processes on several hosts, one file operation at a time in an order that the seed decides,
 with crashes, pauses, lost replies, stale caches, full disks and power cuts; the invariants are held
 against the true state of the disk after every operation, and at the end every claim is done once
-or failed with its history. A story that does not prints its plot, its trace, and the command that
-replays it. SIM_SEEDS=FIRST-LAST plays other seeds, or more of them:
+or failed with its history. A scenario that does not prints its parameters, its trace, and how to
+replay it. SIM_SEEDS=FIRST-LAST runs other seeds, or more of them:
 
     SIM_SEEDS=0-9999 pytest tests/sim
 """
@@ -23,7 +23,7 @@ SEEDS = os.environ.get("SIM_SEEDS", "0-1999")
 SCENE = os.environ.get("SIM_SCENE", "")
 SCENE_SEEDS = 20
 REPRESENTATIVE = 400
-"""So many stories meet every kind of accident."""
+"""This many scenarios contain every kind of fault."""
 
 
 def seeds() -> range:
@@ -38,9 +38,7 @@ def test_every_scenario_ends_with_each_claim_done_once_or_failed_with_its_histor
     first: int,
 ) -> None:
     for seed in range(first, min(first + 100, seeds().stop)):
-        STATISTICS.add(
-            run_scenario(seed)
-        )  # raises Violation, with the plot and the trace in its notes
+        STATISTICS.add(run_scenario(seed))
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 """The real protocol against a model, in steps that hypothesis chooses (see `state_machine.py`).
 
-What happens at once with other things is for `test_scenarios.py`, and all orders of few actors are
-for `test_exploration.py`.
+`test_scenarios.py` has concurrent processes, and `test_exploration.py` all orders of a few actors.
 
-    SIM_EXAMPLES=5000 pytest tests/sim/test_state_machine.py    # as many, and others every time
+    SIM_EXAMPLES=5000 pytest tests/sim/test_state_machine.py    # other examples every time
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ EXAMPLES = int(os.environ.get("SIM_EXAMPLES", "150"))
 
 
 def run_examples(examples: int, *, shrink: bool = True) -> None:
-    """Play so many examples; raises what hypothesis found, with the steps that lead there."""
+    """Run this many examples; raises what hypothesis found, with the steps that lead there."""
     run_state_machine_as_test(
         PoolMachine,
         settings=settings(

@@ -1,8 +1,8 @@
-"""A world in which one actor runs at a time, and somebody decides before each file operation which.
+"""A world in which one actor runs at a time, chosen before each file operation.
 
 An actor is a thread of a process: a greenlet that runs the real code. It stops before every
-operation on the shared file system and whenever it sleeps or waits; then `World.run` picks who goes
-on. Time is simulated and passes only between operations. Processes live on hosts; a host has its
+operation on the shared file system and whenever it sleeps or waits; then the next actor is chosen.
+Time is simulated and passes only between operations. Processes live on hosts; a host has its
 own clocks and its own sight of the disk.
 """
 
@@ -22,20 +22,20 @@ TRACE_MAX: Final = 20_000
 
 
 def DEFAULT(number: int, frame: Any) -> None:
-    """Stand for what a signal does that a process does not handle: end it."""
+    """Stand for the default action of a signal: end the process."""
 
 
 class Violation(AssertionError):
-    """Something that must never happen did."""
+    """Something happened that must never happen."""
 
 
 class ActorEnded(GreenletExit):
-    """Raised inside an actor whose process is no more."""
+    """Raised inside an actor whose process has ended."""
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """A machine: what it sees of the disk, what its clocks say, which processes it runs."""
+    """A machine: its view of the disk, its clocks, and its processes."""
 
     name: str
     mount: Mount
@@ -98,7 +98,7 @@ class Actor:
         self.doing: tuple[str, tuple[Any, ...]] | None = None
 
     def ready(self, now: float) -> bool:
-        """Say whether it could go on now."""
+        """Return whether it can continue now."""
         if self.process.until > now:
             return False
         return self.wake <= now or (self.ready_if is not None and self.ready_if())
@@ -284,12 +284,12 @@ class World:
         self.later.sort(key=lambda entry: entry[:2])
 
     def ready(self) -> list[Actor]:
-        """Return who could go on now."""
+        """Return the actors that can continue now."""
         now = self.now
         return [actor for actor in self.actors if actor.ready(now)]
 
     def next_event(self) -> float | None:
-        """Return when somebody wakes or something is due, if ever."""
+        """Return when the next actor wakes or the next event is due, if ever."""
         times = [max(actor.wake, actor.process.until) for actor in self.actors]
         times += [self.later[0][0]] if self.later else []
         return min(times, default=None)

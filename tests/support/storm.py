@@ -41,15 +41,18 @@ class StormSettings:
     claims: int = 400
     workers: int = 6
     lasts_s: float = 60.0
+    """It lasts longer if the workers have not been killed often enough by then."""
+    hits_min: int = 1
+    """How many workers are killed, at least, while they hold a claim."""
     kill_every_s: float = 0.3
     pause_min_s: float = 0.005
     pause_max_s: float = 0.6
     lease_s: float = 3.0
     attempts: int = 100
     further_claims: int = 60
-    """So many more are planned whenever all is done before the storm is over; 0 ends it."""
+    """How many more are planned whenever all is done before the storm is over; with 0, it ends."""
     aimed: bool = False
-    """Kill only who holds a claim."""
+    """Whether only workers that hold a claim are killed."""
 
 
 @dataclass(slots=True)
@@ -134,9 +137,13 @@ class Storm:
             attempts=self.weather.attempts,
         )
 
+    def _is_enough(self) -> bool:
+        """Return whether enough has happened, so that the storm may end when its time is up."""
+        return self.tally.hits >= self.weather.hits_min
+
     def _rage(self, until: float) -> None:
         self._next_kill = time.monotonic()
-        while time.monotonic() < until:
+        while time.monotonic() < until or not self._is_enough():
             self._muster()
             self._strike()
             self.witness.look()

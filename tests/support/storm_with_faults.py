@@ -86,6 +86,15 @@ class StormWithFaults(Storm):
 
     # ---- in place of a plain storm's ----
 
+    def _is_enough(self) -> bool:
+        harm = self.tally.harm
+        disk = ("disk full", "no inodes", "read-only", "disk lost")
+        return (
+            all(harm[kind] for kind in ("pauses", "clock jumps", "workshops deleted"))
+            and any(harm[kind] for kind in disk)
+            and super()._is_enough()
+        )
+
     def _environment(self) -> dict[str, str]:
         return {"LD_PRELOAD": str(preload()), "CLOCK_SHIFT_FILE": str(self._shift)}
 

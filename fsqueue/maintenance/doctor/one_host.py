@@ -249,7 +249,7 @@ def locks(scratch: str) -> Finding:
     if excludes is None:
         return note("flock", f"does not work here: {SLOWER}")
     if not excludes:
-        return note("flock", f"excludes nobody: {SLOWER}")
+        return note("flock", f"excludes no other process: {SLOWER}")
     return fine("flock", "excludes another process of this host")
 
 

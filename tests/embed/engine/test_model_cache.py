@@ -127,4 +127,4 @@ def test_the_shape_in_a_plan_is_not_decisive(plans: list[dict[str, Any]]) -> Non
         "layers": 2, "width": 32, "inner": 64, "heads": 4, "gated": False
     }  # fmt: skip
     assert ModelShape(**plans[1]["shape"]).gated
-    assert "shape" not in Embed().decisive(plans[0])
+    assert "shape" not in Embed().result_options(plans[0])

@@ -205,7 +205,7 @@ def test_the_next_worker_completes_what_an_interrupted_one_began(
     sent = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
-        patched.setattr(type(worker.shutdown), "at_once", lambda _: next(looks) == 5)
+        patched.setattr(type(worker.shutdown), "interrupts_claim", lambda _: next(looks) == 5)
         name = Inbox(pool, worker.id).next()
         assert name is not None
         worker._run_addressed(name)

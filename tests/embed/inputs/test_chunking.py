@@ -24,6 +24,11 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GenericTok
     return found
 
 
+def is_blank(text: str) -> bool:
+    """Return whether there is nothing but white space and byte-order marks, anywhere."""
+    return not text.replace(BYTE_ORDER_MARK, " ").strip()
+
+
 def check(text: str, tokenizer: GenericTokenizer, size: int, overlap: int) -> list[Span]:
     """Cut a text, and hold the chunks to what is promised of all."""
     found = list(chunk_spans(text, tokenizer.offsets, size, overlap))
@@ -33,11 +38,10 @@ def check(text: str, tokenizer: GenericTokenizer, size: int, overlap: int) -> li
         assert one.tokens == len(tokenizer.offsets(text[one.begin : one.end]))
         assert one.end > reached
         gap = text[reached : one.begin]
-        assert not gap.strip().strip(BYTE_ORDER_MARK) or not tokenizer.offsets(gap), gap
+        assert is_blank(gap) or not tokenizer.offsets(gap), gap
         reached = one.end
-    assert not text[reached:].strip().strip(BYTE_ORDER_MARK) or not tokenizer.offsets(
-        text[reached:]
-    )
+    rest = text[reached:]
+    assert is_blank(rest) or not tokenizer.offsets(rest)
     return found
 
 

@@ -162,7 +162,7 @@ def test_a_store_is_not_decisive_but_its_precision_is(
 ) -> None:
     plain, stored = make_bench(), make_bench(store=str(tmp_path / "store"), collection="x")
     rounded = make_bench(store=str(tmp_path / "store"), store_dtype="float16")
-    decisive = [bench.handler.decisive(bench.options) for bench in (plain, stored, rounded)]
+    decisive = [bench.handler.result_options(bench.options) for bench in (plain, stored, rounded)]
     assert decisive[0] == decisive[1] != decisive[2]
 
 

@@ -185,7 +185,7 @@ def flock_missing(fd: int, operation: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flock", "says"),
-    [(flock_for_nobody, "excludes nobody"), (flock_missing, "does not work here")],
+    [(flock_for_nobody, "excludes no other process"), (flock_missing, "does not work here")],
 )
 def test_locks_that_do_nothing_are_a_note_and_no_reason_against_a_pool(
     flock: Callable[[int, int], None],
