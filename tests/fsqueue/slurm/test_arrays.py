@@ -39,7 +39,7 @@ HERE = Cluster(1001, frozenset({"rtx4090", "rtx3090"}))
         ("", set()),
     ],
 )
-def test_types_are_read_off_what_sinfo_prints(nodes: str, types: set[str]) -> None:
+def test_gpu_types_are_parsed_from_sinfo(nodes: str, types: set[str]) -> None:
     assert parse_gpu_types(nodes) == types
 
 
@@ -112,7 +112,7 @@ def test_a_pool_that_was_never_planned_has_no_arrays() -> None:
         workers_for([])
 
 
-def test_each_model_has_an_array_of_its_own_and_its_indices_mean_its_spools() -> None:
+def test_each_model_has_its_own_array_with_the_indices_of_its_spools() -> None:
     arrays, absent = arrays_for(workers_for(MIXED, count=7), 3, HERE)
     assert absent == []
     assert arrays == [
