@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from fsqueue.history import summary
 from fsqueue.history.attempts import Attempted
 from fsqueue.history.report import page
 from fsqueue.history.summary import SLOTS_MAX, Summary
-from fsqueue.history import summary
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.monitor_data import enlist, fail, finish, take, write_events
 from tests.support.pools import make_pool
