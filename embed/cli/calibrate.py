@@ -11,7 +11,9 @@ from embed.options import DTYPE_TAGS, OPTIONS
 from fsqueue.cli.options import SETTINGS, json_option, print_json
 
 
-@click.command("calibrate", context_settings=SETTINGS)
+@click.command(
+    "calibrate", context_settings=SETTINGS, short_help="Measure this machine's speed with a model."
+)
 @click.argument("model")
 @click.option(
     "--seconds",
@@ -41,7 +43,7 @@ def calibrate_command(model: str, seconds: float, dtype: str, threads: int, as_j
     Run it once on every kind of machine; CUDA_VISIBLE_DEVICES selects the GPU. Nothing is changed:
     a weight is used where you type it.
     """
-    from embed.calibrate import calibrate
+    from embed.handlers.calibrate import calibrate
 
     options = {option.name: option.default for option in OPTIONS}
     result = calibrate(options | {"model": model, "dtype": dtype, "threads": threads}, seconds)

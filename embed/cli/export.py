@@ -16,7 +16,7 @@ TARGETS: Final = ("lancedb", "chroma", "faiss", "h5", "parquet", "npz")
 """The keys of `embed.export.export_space.TARGETS`, which is not imported for --help."""
 
 
-@click.command("export", context_settings=SETTINGS)
+@click.command("export", context_settings=SETTINGS, short_help="Copy a store's vectors elsewhere.")
 @click.argument("words", metavar="STORE TARGET", nargs=-1)
 @click.option("--to", required=True, type=click.Choice(TARGETS), help="Kind of target.")
 @space_options

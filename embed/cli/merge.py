@@ -11,7 +11,9 @@ from fsqueue import UsageError
 from fsqueue.cli.options import SETTINGS, json_option, plural, print_json, split_pool, trust_option
 
 
-@click.command("merge", context_settings=SETTINGS)
+@click.command(
+    "merge", context_settings=SETTINGS, short_help="Join a pool's outputs into one file."
+)
 @click.argument("words", nargs=-1, metavar="POOL OUT")
 @trust_option
 @click.option(

@@ -18,7 +18,9 @@ SNIPPET: Final = 160
 """How many characters of a text are shown."""
 
 
-@click.command("search", context_settings=SETTINGS)
+@click.command(
+    "search", context_settings=SETTINGS, short_help="Find the nearest vectors in a store."
+)
 @click.argument("words", metavar="STORE QUERY", nargs=-1)
 @click.option("-k", "count", type=click.IntRange(1, 10_000), default=10, show_default=True,
               help="Number of neighbours.")  # fmt: skip

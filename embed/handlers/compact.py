@@ -40,7 +40,7 @@ class Compact(Handler):
     suffix = ".json"
     unit = "shards"
     tier = 3
-    options = (Option("grace", 600.0, "seconds that superseded files are kept"),)
+    options = (Option("grace", 600.0, "Seconds that superseded files are kept."),)
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """List the shards of a store; `path` is its store.json, which STORE expands to."""
