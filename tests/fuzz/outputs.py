@@ -28,7 +28,7 @@ def _checkpoint(data: bytes) -> None:
     try:
         found = claim_file.unpack(data)
     except ValueError:
-        return  # as promised: nobody's checkpoint
+        return  # refused, as promised
     assert all(isinstance(number, int) for number in found)
     again = claim_file.unpack(claim_file.pack(found))
     assert {number: rows.tobytes() for number, rows in again.items()} == {

@@ -1,15 +1,15 @@
 """A storm over a store: writers and compactors are killed at random; then vectors are compared.
 
 Each writer computes other last digits for the same keys, as workers do whose batches differ, and
-notes which vectors counted, once `add` has told it. At the end every note must still be true: a
-vector that was ever given out is the one that everybody gets, on every host.
+notes which vectors counted, once `add` has returned them. At the end every note must still be true:
+a vector that was ever returned is the one that every reader gets, on every host.
 
     python -m tests.support.store_storm write SHARE NUMBERS WRITER [alone]
     python -m tests.support.store_storm compact SHARE GRACE_S
     python -m tests.support.store_storm look SHARE NUMBERS [compact]
 
-A share is a directory with the store and the notes in it. Whoever runs a storm touches none itself,
-so that it may be one that only other hosts can see.
+A share is a directory with the store and the notes in it. The process that runs a storm does
+not touch it, so that it may be visible to other hosts only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.stores import keys_of, open_view, put, vectors_of
 BATCH = 40
 WRITERS = range(8)
 COMPACTORS = range(2)
-PEACE_S = 240.0
+FINISH_S = 240.0
 
 
 class Process(Protocol):
@@ -103,7 +103,7 @@ class Seen:
     """Notes that are not true any more."""
     missing: int = 0
     strange: int = 0
-    """Keys whose vector nobody computed."""
+    """Keys whose vector no writer computed."""
     wrong: list[str] = field(default_factory=list)
     """What `verify` says."""
 
@@ -128,34 +128,34 @@ class Storm:
     _started: list[Process] = field(default_factory=list)
 
     def run(self) -> Storm:
-        """Kill for a while, then let each writer do its share in peace, and look."""
+        """Kill processes for a while, then let each writer do its share undisturbed, and look."""
         chance = random.Random()
         names = [("write", n) for n in WRITERS] + [("compact", n) for n in COMPACTORS]
-        crew = {each: self._start(*each) for each in names}
+        running = {each: self._start(*each) for each in names}
         begun, every_s = time.monotonic(), self.kill_every_s
         while not self._is_over(time.monotonic() - begun):
             if time.monotonic() - begun > self.lasts_s:
-                every_s *= 1.2  # on a busy machine nobody lived long enough to do anything
-            time.sleep(chance.uniform(0.2, 1.8) * every_s)  # the weather
-            each = chance.choice(list(crew))
-            self._kill(crew[each])
+                every_s *= 1.2  # on a busy machine no process lived long enough to do anything
+            time.sleep(chance.uniform(0.2, 1.8) * every_s)
+            each = chance.choice(list(running))
+            self._kill(running[each])
             self.kills += 1
-            crew[each] = self._start(*each)
-        for process in crew.values():
+            running[each] = self._start(*each)
+        for process in running.values():
             self._kill(process)
-        calm = [self._start("write", n, "alone") for n in WRITERS]
-        self._end_well(calm)
+        undisturbed = [self._start("write", n, "alone") for n in WRITERS]
+        self._end_well(undisturbed)
         self.seen = [self._look(host) for host in self.hosts]
         self.seen += [self._look(host, "compact") for host in self.hosts]
         self._read_logs()
         return self
 
     def _is_over(self, seconds: float) -> bool:
-        """Say whether it raged long enough, and somebody was killed who had done something."""
+        """Return whether it lasted long enough, and both kinds of processes got something done."""
         if seconds < self.lasts_s:
             return False
         said = "".join(process.said()[0] for process in self._started)
-        return "made" in said and "noted" in said or seconds > PEACE_S
+        return "made" in said and "noted" in said or seconds > FINISH_S
 
     def _start(self, verb: str, number: int, *more: str) -> Process:
         host = self.hosts[number % len(self.hosts)]
@@ -169,11 +169,11 @@ class Storm:
 
     def _kill(self, process: Process) -> None:
         process.send(signal.SIGKILL)
-        process.reap(deadline_s=PEACE_S)
+        process.reap(deadline_s=FINISH_S)
 
     def _end_well(self, processes: Sequence[Process]) -> None:
         for process in processes:
-            if status := process.reap(deadline_s=PEACE_S):
+            if status := process.reap(deadline_s=FINISH_S):
                 self.wrong.append(f"ended with {status}: {process.said()[1][-2000:]}")
 
     def _look(self, host: Host, *more: str) -> Seen:
@@ -189,7 +189,7 @@ class Storm:
                 self.wrong.append(err[-2000:])
 
     def verify(self) -> str:
-        """Find every key there as computed and nothing else wrong; say how it went."""
+        """Assert that every key is there as computed; return a summary."""
         assert not self.wrong, "\n".join(self.wrong)
         for seen in self.seen:
             assert not seen.wrong, "\n".join(seen.wrong)
@@ -206,7 +206,7 @@ class Storm:
 
 
 def write(share: Path, numbers: int, writer: int, *, alone: bool) -> None:
-    """Store random batches for ever; or, when the storm is over, the numbers that are ours."""
+    """Store random batches forever; or, when the storm is over, this writer's numbers."""
     view = open_view(share / "store")
     mine = list(range(numbers)[writer :: len(WRITERS)] if alone else range(numbers))
     with open(share / f"notes-{writer}", "a") as file:
