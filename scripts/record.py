@@ -39,7 +39,7 @@ HEAD = """# A run, watched
 Four workers embed 687 proteins; `gpu3`'s is killed half-way, and the others end its work. What two
 terminals showed, at the same points of the run, recorded by `scripts/record.py` on a machine
 without a GPU. Where there are GPUs, there are columns for their use, memory, temperature and power
-too: a column that nobody can fill is left out, and on a narrow terminal the least important ones go
+too: a column without data is left out, and on a narrow terminal the least important ones go
 first.
 """
 
@@ -99,7 +99,7 @@ def start_worker(directory: Path, pool: Path, spool: str) -> subprocess.Popen[by
 
 
 class Terminal:
-    """A tmux of its own in which `fsqueue watch` runs."""
+    """A private tmux in which `fsqueue watch` runs."""
 
     def __init__(self, directory: Path, pool: Path, width: int, rows: int) -> None:
         self._tmux = ["tmux", "-S", str(directory / f"tmux-{width}"), "-f", os.devnull]

@@ -3,11 +3,11 @@
 
     scripts/bench/storm.py --runs 20               the full benchmark: 20 storms of 60 s
     scripts/bench/storm.py --runs 1 --seed 7 --lasts 20
-    scripts/bench/storm.py --harsh --lasts 40      also pauses, OOM kills, clock jumps, a failing disk
+    scripts/bench/storm.py --harsh --lasts 40      also pauses, OOM kills, clock jumps, bad disks
 
-A worker of six is killed by SIGKILL every 0.3 s and replaced, while 400 and more claims run a real
-program. Afterwards every claim must be done, every output be there once, whole, and the same file
-that was first seen. Exit status 1 if anything was lost, doubled or torn.
+Every 0.3 s one of six workers is killed by SIGKILL and replaced, while 400 or more claims run a
+real program. Afterwards every claim must be done, and every output be there once, whole, and still
+the file that was first seen. Exit status 1 if anything was lost, doubled or torn.
 """
 
 from __future__ import annotations
