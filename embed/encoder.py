@@ -1,18 +1,19 @@
-"""Embed sequences from Python: no pool, no files.
+"""Embed sequences from Python, without a pool or files.
 
     from embed import Encoder
     encoder = Encoder.load("facebook/esm2_t6_8M_UR50D")
     vectors = encoder.encode(["MKVLAAGIVGLC", "MKAY"])  # float32, (2, 320)
 
-Of a model that transformers has, other than ESM-2 and DNABERT, they may be texts as well.
-The numbers are those that a pool gives; see `pooling.py` for what is averaged.
+Models other than ESM-2 and DNABERT take texts as well. The vectors are those that a pool computes;
+see `models/pooling.py` for what is averaged.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +22,32 @@ from embed.engine import engine, non_finite
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
 from embed.engine.non_finite import Float32Fallback
-from embed.engine.tokenizing import Reading
+from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import hub
-from embed.models.families import FAMILIES, Tokens
+from embed.models.families import FAMILIES, Tokenizer
 from fsqueue import ClaimFailed, ClaimImpossible, UsageError
 
 log = logging.getLogger(__name__)
 
 POOLINGS: Final = ("mean", "cls", "max")
-"""Those that give a vector for each sequence."""
+"""Those that give one vector for each sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    pooling: str
+    long: str
+    max_residues: int
+    keeps_blanks: bool
+    """Whether blanks and a final `*` are part of the input, as in a text."""
 
 
 class Encoder:
-    """A loaded model."""
+    """A loaded model. Create it by `Encoder.load`."""
 
-    def __init__(self, engine: Float32Fallback, tokens: Tokens, how: dict[str, Any]) -> None:
-        self._engine, self._tokens, self._how = engine, tokens, how
+    def __init__(self, engine: Float32Fallback, tokenizer: Tokenizer, settings: _Settings) -> None:
+        self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
 
     @classmethod
     def load(
@@ -51,23 +61,23 @@ class Encoder:
     ) -> Encoder:
         """Load a model by its folder or hub id, onto the first visible GPU or else the CPU.
 
-        The options are those of `fsqueue plan embed`. Raises UsageError, saying what to type.
+        The options are those of `fsqueue plan embed`. Raises UsageError, with what to type.
         """
         if pooling not in POOLINGS:
             raise UsageError(f"pooling {pooling!r}: must be one of {', '.join(POOLINGS)}.")
         found = hub.find(model)
         family = FAMILIES[found.family]
         device = engine.choose_device(log.warning)
-        mended, tokens = non_finite.load(
+        loaded, tokenizer = non_finite.load(
             family.name, found.folder, device, dtype=dtype, pool=pooling
         )
-        how = {
-            "pooling": pooling,
-            "long": long or family.long,
-            "max_residues": max_residues or found.longest or family.residues_max,
-            "is_text": family.in_tokens,
-        }
-        return cls(mended, tokens, how)
+        settings = _Settings(
+            pooling=pooling,
+            long=long or family.long,
+            max_residues=max_residues or found.longest or family.residues_max,
+            keeps_blanks=family.in_tokens,
+        )
+        return cls(loaded, tokenizer, settings)
 
     @property
     def width(self) -> int:
@@ -79,18 +89,18 @@ class Encoder:
     ) -> NDArray[np.float32]:
         """Return the vectors of sequences, float32 of shape (sequences, width), in their order.
 
-        An empty sequence has zeros. Raises UsageError for a longer one than `max_residues` where
-        `long` is `fail`, ClaimFailed if a vector is not finite.
+        The vector of an empty sequence is zeros. Raises UsageError for a sequence longer than
+        `max_residues` if `long` is `fail`, ClaimFailed if a vector is not finite.
         """
-        how = self._how
-        letters = [text.encode() for text in sequences]
-        if not how["is_text"]:
-            letters = [each.translate(None, BLANKS).rstrip(b"*") for each in letters]
-        records = (Record(f"sequence {n}", each) for n, each in enumerate(letters))
-        reading = Reading(records, self._tokens, how["max_residues"], long=how["long"])
-        assembly = Assembly(len(letters), self.width, how["pooling"])
+        settings = self._settings
+        inputs = [text.encode() for text in sequences]
+        if not settings.keeps_blanks:
+            inputs = [each.translate(None, BLANKS).rstrip(b"*") for each in inputs]
+        records = (Record(f"sequence {n}", each) for n, each in enumerate(inputs))
+        reader = SequenceReader(records, self._tokenizer, settings.max_residues, long=settings.long)
+        assembly = Assembly(len(inputs), self.width, settings.pooling)
         try:
-            for batch in batches(reading, tokens_per_batch):
+            for batch in batches(reader, tokens_per_batch):
                 rows = self._engine.embed(batch, log.warning)
                 for one, row in zip(batch, rows, strict=True):
                     assembly.add(one.row, row[None], window=one.window, share=one.share)
@@ -99,8 +109,9 @@ class Encoder:
         vectors, _ = assembly.finish()
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
+            are = "1 vector is" if len(bad) == 1 else f"{len(bad):,} vectors are"
             raise ClaimFailed(
-                f"{len(bad)} vectors are not finite, even in float32, that of sequence {bad[0]} "
-                f"first; the model's weights or the device are faulty. Fetch the model again."
+                f"{are} not finite, even in float32, the first of sequence {bad[0]}; the model's "
+                f"weights or the device are faulty. Fetch the model again."
             )
         return vectors

@@ -1,6 +1,6 @@
-"""The options of `fsqueue plan embed`, and of `fsqueue embed file`, which has them all.
+"""The options of `fsqueue plan embed`, most of which `fsqueue embed file` has, too.
 
-Imported by the command line for every `--help`: it imports nothing heavy.
+Imported by the command line for every `--help`, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,30 +19,36 @@ OPTIONS: Final = (
     Option(
         "model",
         None,
-        "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision]",
+        "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision].",
         required=True,
     ),
-    Option("dtype", "float32", "precision; float16 is slow on most CPUs", tuple(DTYPE_TAGS)),
-    Option("pooling", "mean", "what is kept of a sequence's tokens", tuple(POOLINGS)),
-    Option("long", None, "longer sequences; default: DNABERT window, others truncate", LONG),
+    Option("dtype", "float32", "Precision; float16 is slow on most CPUs.", tuple(DTYPE_TAGS)),
+    Option("pooling", "mean", "How a sequence's tokens become its vector.", tuple(POOLINGS)),
+    Option(
+        "long",
+        None,
+        "What to do with sequences that are too long. Default: window for DNABERT, else truncate.",
+        LONG,
+    ),
     Option(
         "max_residues",
         0,
-        "what is longer; 0: 1022 for ESM-2 as extract.py, 10000 for DNABERT, others' own",
+        "Longest sequence. 0: 1022 for ESM-2 as in extract.py, 10000 for DNABERT, else the "
+        "model's own limit.",
     ),
-    Option("text", False, "inputs are documents in UTF-8; a row for each chunk"),
-    Option("chunk_size", CHUNK_SIZE, "tokens of a chunk; fewer where the model takes fewer"),
-    Option("chunk_overlap", 32, "tokens that a chunk repeats, about; half of it at most"),
-    Option("tokens_per_batch", 4096, "tokens computed together; halved where memory runs out"),
-    Option("threads", 1, "threads of a worker without a GPU; the last digits depend on it"),
-    Option("checkpoint_seconds", 60, "how often a long claim saves what it has"),
-    Option("store", None, "a directory of vectors to take from and add to; nothing is done twice"),
-    Option("collection", "default", "which of the store's collections"),
+    Option("text", False, "Inputs are documents in UTF-8; each chunk gives a row."),
+    Option("chunk_size", CHUNK_SIZE, "Tokens in a chunk, at most as many as the model takes."),
+    Option("chunk_overlap", 32, "Tokens repeated from the chunk before, at most half a chunk."),
+    Option("tokens_per_batch", 4096, "Tokens computed together; halved when memory runs out."),
+    Option("threads", 1, "CPU threads of a worker without a GPU; the last digits depend on it."),
+    Option("checkpoint_seconds", 60, "Interval between checkpoints of a long claim."),
+    Option("store", None, "Directory of vectors to reuse and add to; nothing is computed twice."),
+    Option("collection", "default", "Collection of the store."),
     Option(
         "store_dtype",
         "float32",
-        "how the store keeps them; float16 halves it, and rounds",
+        "Precision of stored vectors; float16 halves the size, and rounds.",
         ("float32", "float16"),
     ),
-    Option("format", "safetensors", "what `fsqueue embed merge` writes of it", FORMATS),
+    Option("format", "safetensors", "Format of the merged file.", FORMATS),
 )

@@ -1,54 +1,56 @@
-"""Embed one file without a pool: plan it, do its claims one after the other, and join them.
+"""Embed one file without a pool: plan it, do its claims one after the other, and join the outputs.
 
-What is written is what `fsqueue embed merge` would write of a pool that holds this file alone.
+The result is what `fsqueue embed merge` would write of a pool with only this file.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from embed.handlers.embed import Embed
+from embed.outputs.atomic_write import atomic_write, private_folder
 from embed.outputs.collect import table_of
-from embed.outputs.formats import FORMATS, check
+from embed.outputs.formats import FORMATS, check_format
 from embed.outputs.table import Part
-from embed.outputs.whole_files import private_folder, whole
 from fsqueue import Item, Work
 
-COST_MAX = 10**18
-"""No reason to divide: only what an output can hold limits a claim."""
+COST_MAX: Final = 10**18
+"""No limit to a claim, except what an output can hold."""
+NEVER_S: Final = 10**18
+
+Progress = Callable[[int, int], None]
+"""Is called with the number of sequences done, and of all."""
+Warn = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """Where to tell what happens: (sequences done, in all), and warnings."""
-
-    progress: Callable[[int, int], None]
-    warn: Callable[[str], None]
-
-
-def embed_file(path: str, out: str, options: dict[str, Any], said: Said) -> int:
+def embed_file(
+    path: str, out: str, options: dict[str, Any], *, progress: Progress, warn: Warn
+) -> int:
     """Embed the file at `path` into the file `out`; return how many sequences it has.
 
-    `options` are those of `fsqueue plan embed`, all of them. Raises UsageError, BadInput,
-    ClaimFailed.
+    `options` are all options of `fsqueue plan embed`. Raises UsageError, BadInput, ClaimFailed.
     """
     handler = Embed()
-    handler.name = "embed"
     options = handler.prepare(options)
     source = handler.survey(os.path.abspath(path), options)
     for note in source.notes:
-        said.warn(note)
+        warn(note)
     total, done = source.measures["sequences"], 0
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     with private_folder(target) as folder:
         parts = []
         for number, item in enumerate(handler.cut([source], options, COST_MAX)):
-            work = _work(item, options, f"{folder}/{number}", said, (done, total))
+
+            def report(
+                claim_done: int, _total: int, _measures: Mapping[str, int], before: int = done
+            ) -> None:
+                progress(before + claim_done, total)
+
+            work = _work(item, options, f"{folder}/{number}", report, warn)
             handler.run(work)
             count = item.measures["sequences"]
             parts.append(Part(str(work.output), 0, count, count))
@@ -59,31 +61,34 @@ def embed_file(path: str, out: str, options: dict[str, Any], said: Said) -> int:
 
 
 def _work(
-    item: Item, options: Mapping[str, Any], place: str, said: Said, counts: tuple[int, int]
+    item: Item,
+    options: Mapping[str, Any],
+    output: str,
+    report: Callable[[int, int, Mapping[str, int]], None],
+    warn: Warn,
 ) -> Work:
-    before, total = counts
     return Work(
         id=item.stem,
         kind=item.kind,
         cost=item.cost,
         attempt=0,
         payload=item.payload,
-        options={**options, "checkpoint_seconds": COST_MAX},
-        output=Path(place),
-        partial=f"{place}.partial",
+        options={**options, "checkpoint_seconds": NEVER_S},
+        output=Path(output),
+        partial=f"{output}.partial",
         is_stopping=lambda: False,
-        report=lambda done, _total, _measures: said.progress(before + done, total),
-        warn=said.warn,
+        report=report,
+        warn=warn,
     )
 
 
 def _write(target: Path, parts: list[Part], options: Mapping[str, Any]) -> None:
     table = table_of(parts, options["width"], options["pooling"])
-    check(options["format"], table)
+    check_format(options["format"], table)
     if options["format"] == "virnucpro":
         from embed.outputs.virnucpro import write_features
 
         write_features(target, table, options["family"])
         return
-    with whole(target) as private:
+    with atomic_write(target) as private:
         FORMATS[options["format"]](private, table)

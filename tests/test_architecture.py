@@ -19,8 +19,8 @@ ROOMS = {
         "monitor dashboard maintenance api cli __main__"
     ).split(),
     "embed": (
-        "options models outputs inputs engine store export handlers encoder single_file query "
-        "cli __main__"
+        "options safetensors_header models outputs inputs engine store export handlers encoder "
+        "single_file query calibrate cli __main__"
     ).split(),
 }
 """Each imports only from those before it."""

@@ -54,7 +54,7 @@ class Unlucky(Trivial):
 
 
 def life_of_a_pool(pool: PoolDirectory) -> None:
-    """Plan, take, fail, requeue, put back, finish, cancel and retry: every transition there is."""
+    """Plan, take, fail, requeue, put back, finish, cancel and retry: every transition."""
     plan(pool, "a.5", "b.4", "c.3")
     hand = ManualWorker(pool, handler=Unlucky())
     hand.run(hand.take())  # fails, and is requeued
@@ -201,7 +201,7 @@ def test_i4_at_every_operation_each_visible_claim_is_whole_and_as_it_was(tmp_pat
 def test_i5_with_every_lock_removed_each_claim_has_one_owner(
     tmp_path: Path, seed: int, granted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two thieves and two owners take turns at every rename and listing, by a seed."""
+    """Two thieves and two owners take turns at every rename and listing, in a seeded order."""
     inputs = [f"x{n}.{n}" for n in range(1, 13)]
     pool = make_pool(tmp_path / "pool", *inputs, weights=(1.0, 1.0))
 
@@ -338,7 +338,7 @@ def test_i8_deleting_status_and_events_at_any_operation_changes_nothing_else(
 
 
 def test_i9_a_worker_that_loses_the_race_for_its_lease_has_lost_it(pool: PoolDirectory) -> None:
-    """For every number of beats that pass between an observer's look and its attempt to end."""
+    """For every number of beats between an observer's look and its attempt to end the lease."""
     for beats in range(3):
         hand = ManualWorker(pool)
         observer = Observer(pool)

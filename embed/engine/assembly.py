@@ -1,8 +1,8 @@
-"""Put the rows of batches where they belong: a sequence's row, or its part of a ragged matrix.
+"""Assemble the rows of batches in the order of the sequences, in a table or a ragged matrix.
 
-A sequence that was read in windows has a vector from each. Means are joined by the windows' shares
-of its letters, in float64 and in the windows' order, so that neither batches nor their order show;
-of maxima the largest counts. Rows per token follow each other as the tokens do.
+A sequence that was read in windows has a vector from each. Means are weighted by the windows'
+shares of its letters and added in float64 in the windows' order, so that the result does not depend
+on batches or their order; of maxima the largest is taken. Rows per token are concatenated.
 
 What this module does not know: tokens, batches and files.
 """
@@ -19,7 +19,7 @@ Rows = NDArray[np.float32]
 
 
 class Assembly:
-    """The table of one claim, while it is being filled."""
+    """The table of one claim while it is filled."""
 
     def __init__(self, sequences: int, width: int, pooling: str) -> None:
         self._pooling = pooling
@@ -30,18 +30,18 @@ class Assembly:
 
     @property
     def ragged(self) -> bool:
-        """Say whether a sequence has a row for each token."""
+        """Return whether a sequence has a row for each token."""
         return self._pooling == "per-token"
 
     def add(self, row: int, rows: Rows, *, window: int = 0, share: float = 1.0) -> None:
-        """Take the rows of sequence number `row`, or those of one of its windows."""
+        """Add the rows of sequence number `row`, or those of one of its windows."""
         if share == 1.0 and not self.ragged:
             self._table[row] = rows[0]
         else:
             self._windows[row][window] = share, rows
 
     def finish(self) -> tuple[Rows, dict[str, NDArray[Any]]]:
-        """Return all rows, and for a ragged matrix the `offsets` that cut it into sequences.
+        """Return all rows, and for a ragged matrix the `offsets` that divide it into sequences.
 
         A sequence that was never added has zeros, or no rows.
         """

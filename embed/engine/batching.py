@@ -1,9 +1,9 @@
-"""Gather sequences into batches of a bounded number of tokens.
+"""Group sequences into batches of a bounded number of tokens.
 
-Batches follow from the sequences alone, in windows of bounded size: the same claim makes the same
-batches wherever, whenever and after how many interruptions it runs. Inside a window the longest
-come first, so that what does not fit into memory shows early, and equal lengths meet, which
-attention can take in one call.
+Batches depend only on the sequences: the same claim gives the same batches, wherever it runs and
+however often it was interrupted. Sequences are sorted within groups of bounded size, the longest
+first, so that running out of memory shows early, and equal lengths are neighbours, which attention
+can process in one call.
 
 What this module does not know: residues. A sequence is its number of tokens.
 """
@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 
 Item = TypeVar("Item")
 
-WINDOW_BATCHES: Final = 64
-"""Sequences for about this many batches are held at a time. More sorts better; 64 leaves under
+BATCHES_SORTED: Final = 64
+"""Sequences for about this many batches are sorted at a time. With more there would be less than
 1 % to gain."""
 
 
@@ -26,8 +26,8 @@ WINDOW_BATCHES: Final = 64
 class Tokenized:
     """One sequence to embed: its row in the result, and its token ids without begin and end.
 
-    Where a sequence is read in windows, each is one of these; `share` is its part of the letters.
-    `text` is that of a document's chunk.
+    If a sequence is read in windows, each window is one of these; `share` is its fraction of the
+    letters. `text` is that of a document's chunk.
     """
 
     row: int
@@ -43,36 +43,36 @@ class Tokenized:
 
 def batches(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
     """Yield batches of at most `tokens_max` tokens; a longer sequence is a batch of its own."""
-    for window in ahead(_windows(sequences, WINDOW_BATCHES * tokens_max)):
-        yield from divided(window, tokens_max)
+    for group in prefetched(_sorted_groups(sequences, BATCHES_SORTED * tokens_max)):
+        yield from divide_batch(group, tokens_max)
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items, each prepared by a thread while the caller is busy with the one before.
+def prefetched(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items, each computed by a thread while the caller processes the one before.
 
-    Raises in the caller what preparing raised, at the item that it happened to.
+    An exception is raised in the caller, in place of the item that it happened at.
     """
-    with ThreadPoolExecutor(1, "ahead") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        future = thread.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = thread.submit(next, items, None)
             yield item
 
 
-def _windows(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
-    """Yield runs of about so many tokens, the longest sequences first in each."""
-    window: list[Tokenized] = []
+def _sorted_groups(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
+    """Yield runs of about this many tokens, the longest sequences first in each."""
+    group: list[Tokenized] = []
     tokens = 0
     for sequence in sequences:
-        window.append(sequence)
+        group.append(sequence)
         tokens += sequence.tokens
         if tokens >= tokens_max:
-            yield _longest_first(window)
-            window, tokens = [], 0
-    yield _longest_first(window)
+            yield _longest_first(group)
+            group, tokens = [], 0
+    yield _longest_first(group)
 
 
-def divided(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
+def divide_batch(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
     """Yield runs of at most `tokens_max` tokens, or of one sequence, in the order given."""
     batch: list[Tokenized] = []
     tokens = 0
@@ -86,5 +86,5 @@ def divided(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[To
         yield batch
 
 
-def _longest_first(window: list[Tokenized]) -> list[Tokenized]:
-    return sorted(window, key=lambda one: (-one.tokens, one.row, one.window))
+def _longest_first(group: list[Tokenized]) -> list[Tokenized]:
+    return sorted(group, key=lambda one: (-one.tokens, one.row, one.window))

@@ -1,8 +1,8 @@
-"""Run batches on a device, and survive what devices do.
+"""Run batches on a device, and handle its errors.
 
-Out of memory: the batch is divided, and the smaller budget kept for all that follows. An error that
-leaves the CUDA context unusable ends the worker: nothing that this process does afterwards on its
-GPU can succeed, and every claim it took would fail.
+When memory runs out, the batch is divided, and later batches are kept as small. An error that
+leaves the CUDA context unusable ends the worker: nothing that this process does on its GPU
+afterwards can succeed, so every claim that it took would fail.
 
 What this module does not know: files, claims and rows.
 """
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.engine.batching import Tokenized, divided
+from embed.engine.batching import Tokenized, divide_batch
 from embed.models import pooling
 from fsqueue import ClaimFailed, WorkerBroken
 
-POISON: Final = (
+UNUSABLE_CONTEXT: Final = (
     "device-side assert",
     "unspecified launch failure",
     "illegal memory access",
@@ -40,7 +40,7 @@ NO_MEMORY: Final = ("out of memory", "alloc_failed", "can't allocate memory")
 def use_threads(count: int) -> None:
     """Compute with this many threads on the CPU, whatever the environment says.
 
-    Bytes depend on it: a matrix product that is divided otherwise is rounded otherwise.
+    The results depend on it: a matrix product that is divided differently is rounded differently.
     """
     torch.set_num_threads(count)
 
@@ -51,26 +51,26 @@ def choose_device(warn: Callable[[str], None]) -> torch.device:
         return torch.device("cuda:0")
     if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         warn(
-            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use; working "
-            f"on the CPU. Install a build for CUDA that its driver supports, or say that the CPU "
-            f"is meant: CUDA_VISIBLE_DEVICES="
+            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use; using "
+            f"the CPU. Install a CUDA build that the driver supports, or choose the CPU "
+            f"explicitly: CUDA_VISIBLE_DEVICES="
         )
     return torch.device("cpu")
 
 
 class Encoder(Protocol):
-    """A loaded model, of whatever family."""
+    """A loaded model of any family."""
 
     @property
     def width(self) -> int:
         """Return how many numbers a state has."""
 
     def hidden(self, sequences: Sequence[Any]) -> list[torch.Tensor]:
-        """Return the states of each sequence of ids, begin and end token included."""
+        """Return the states of each sequence of ids, including the begin and end tokens."""
 
 
 class Engine:
-    """An encoder on its device, with what was learned about the device's memory."""
+    """An encoder on its device, and how many tokens fit into the device's memory."""
 
     def __init__(self, encoder: Encoder, pool: pooling.Pooling = pooling.mean) -> None:
         self._encoder = encoder
@@ -82,27 +82,30 @@ class Engine:
         return self._encoder.width
 
     def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
-        """Return the sequences' rows, one after the other: one each as pooled, or one per token.
+        """Return the sequences' rows, in order: one for each, or one for each token.
 
-        None may be empty. Raises ClaimFailed if a single sequence does not fit, WorkerBroken if the
-        GPU is beyond use.
+        No sequence may be empty. Raises ClaimFailed if a single sequence does not fit into memory,
+        WorkerBroken if the GPU is unusable.
         """
-        budget = self._tokens_max or sum(sequence.tokens for sequence in batch)
-        rows = [self._part(part, warn) for part in divided(batch, budget)]
+        tokens_max = self._tokens_max or sum(sequence.tokens for sequence in batch)
+        rows = [self._embed_part(part, warn) for part in divide_batch(batch, tokens_max)]
         return np.concatenate(rows)
 
-    def _part(self, part: list[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
+    def _embed_part(
+        self, part: list[Tokenized], warn: Callable[[str], None]
+    ) -> NDArray[np.float32]:
         try:
             return self._forward(part)
         except RuntimeError as error:
-            if _says(error, POISON):
+            if _mentions(error, UNUSABLE_CONTEXT):
                 raise WorkerBroken(
-                    f"this GPU's context is beyond repair ({_first_line(error)}); a fault of the "
-                    f"card or its driver. This worker stops. Look at: nvidia-smi -q, dmesg"
+                    f"this GPU's context is unusable ({_first_line(error)}); a fault of the card "
+                    f"or its driver. This worker stops. See: nvidia-smi -q, dmesg"
                 ) from error
             if not is_out_of_memory(error):
                 raise
-            # Outside this block, or the exception's frames keep the failed batch's memory.
+            # The retry is outside this block, where the exception's frames would keep the failed
+            # batch's memory.
         self._shrink(part, warn)
         return self.embed(part, warn)
 
@@ -116,20 +119,23 @@ class Engine:
         tokens = sum(sequence.tokens for sequence in part)
         if len(part) == 1:
             raise ClaimFailed(
-                f"a single sequence of {tokens:,} tokens does not fit into the memory of this GPU, "
-                f"even alone. Plan with a smaller --max-residues, or use a GPU with more memory."
+                f"a single sequence of {tokens:,} tokens does not fit into this GPU's memory. Plan "
+                f"with a smaller --max-residues, or use a GPU with more memory."
             )
         self._tokens_max = min(tokens // 2, self._tokens_max or tokens)
         torch.cuda.empty_cache()
-        warn(f"out of GPU memory with {tokens:,} tokens; going on with {self._tokens_max:,}")
+        warn(
+            f"out of GPU memory with {tokens:,} tokens; continuing with at most "
+            f"{self._tokens_max:,} at once"
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether a device, or the machine, had no room for what was asked of it."""
-    return isinstance(error, MemoryError) or _says(error, NO_MEMORY)
+    """Return whether a device, or the machine, ran out of memory."""
+    return isinstance(error, MemoryError) or _mentions(error, NO_MEMORY)
 
 
-def _says(error: Exception, phrases: Sequence[str]) -> bool:
+def _mentions(error: Exception, phrases: Sequence[str]) -> bool:
     text = str(error).lower()
     return any(phrase in text for phrase in phrases)
 

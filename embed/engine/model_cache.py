@@ -1,7 +1,7 @@
-"""Keep models loaded while there is room; the least recently used goes first.
+"""Keep models loaded while they fit into memory; the least recently used is evicted first.
 
-Loads are serialised per host: several at once from one disk take longer than one after the other,
-and need their memory twice while they convert.
+Loads are serialised on each host: several at once from one disk take longer than one after the
+other, and need their memory twice while they convert.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from typing import Any, Final
 import torch
 
 from embed.engine.engine import Encoder, is_out_of_memory
-from embed.engine.non_finite import Float32Fallback, mended
+from embed.engine.non_finite import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
-from embed.models.families import Tokens
+from embed.models.families import Tokenizer
 from fsqueue import NotSupportedError, host_lock, memory_available
 
 ROOM_BYTES: Final = 2 << 30
-"""What a batch may need beside the weights."""
+"""What a batch may need in addition to the weights."""
 
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A loaded model, and an engine for each way of pooling that was asked of it."""
+    """A loaded model, and an engine for each pooling that was used."""
 
     kind: str
     spec: str
-    """The model as it is asked for: its folder, or its hub id and revision."""
+    """The model as --model takes it: its folder, or its hub id and revision."""
     folder: str
     device: torch.device
     encoder: Encoder
-    tokens: Tokens
+    tokenizer: Tokenizer
     engines: dict[str, Float32Fallback] = field(default_factory=dict)
 
     def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
-        way = options["pooling"]
-        if way not in self.engines:
-            self.engines[way] = mended(
+        pool = options["pooling"]
+        if pool not in self.engines:
+            self.engines[pool] = with_float32_fallback(
                 self.encoder,
-                self.tokens,
+                self.tokenizer,
                 options["family"],
                 self.folder,
                 self.device,
                 dtype=options["dtype"],
-                pool=way,
+                pool=pool,
             )
-        return self.engines[way]
+        return self.engines[pool]
 
 
 class ModelCache:
@@ -62,30 +62,30 @@ class ModelCache:
 
     @classmethod
     def on(cls, device: torch.device) -> ModelCache:
-        """Return an empty set for a device, which knows the device's free memory."""
+        """Return an empty cache for a device, bounded by the device's free memory."""
         return cls(device, lambda: free_bytes(device))
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
 
     def get(self, options: Mapping[str, Any], kind: str, models_max: int | None) -> LoadedModel:
-        """Return the model of a plan's options, loading it if it is not there.
+        """Return the model of a plan's options, loading it if necessary.
 
-        Raises what `families.load` and `hub.locate` do, NotSupportedError if it does not fit.
+        Raises as `families.load` and `hub.locate` do, and NotSupportedError if it does not fit.
         """
         key = (options["weights"], options["dtype"])
         if key in self._models:
-            self._models[key] = self._models.pop(key)  # now the last to go
+            self._models[key] = self._models.pop(key)  # now the most recently used
             return self._models[key]
         with host_lock("load"):
             folder = hub.locate(options)
             self._make_room(_size(folder, options["dtype"]), models_max)
-            encoder, tokens = self._load(options, folder)
+            encoder, tokenizer = self._load(options, folder)
         spec = options["folder"] or f"{options['model']}@{options['revision']}"
-        self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokens)
+        self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokenizer)
         return self._models[key]
 
-    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokens]:
+    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokenizer]:
         while True:
             try:
                 return families.load(options["family"], folder, options["dtype"], self.device)
@@ -94,8 +94,8 @@ class ModelCache:
                     raise
                 if not self._models:
                     raise NotSupportedError(
-                        f"the model {options['model']} does not fit into this device's memory, "
-                        f"even alone. Plan with --dtype bfloat16, or use a GPU with more memory."
+                        f"the model {options['model']} does not fit into this device's memory. "
+                        f"Plan with --dtype bfloat16, or use a GPU with more memory."
                     ) from error
             self._evict()
 
@@ -116,18 +116,18 @@ class ModelCache:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free on a device, None if nobody knows."""
+    """Return the memory that is free on a device, None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return memory_available()
 
 
 def device_name() -> str:
-    """Return what `--weight` calls the device that would be used here."""
+    """Return the name, as in `--weight`, of the device that would be used here."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
 
 
 def _size(folder: str, dtype: str) -> int:
-    """Return about what a model takes: its files are float32, as a rule."""
+    """Return about how much memory a model needs; its files are usually float32."""
     size = sum(os.path.getsize(path) for path in files.weight_files(folder))
     return size if dtype == "float32" else size // 2

@@ -1,10 +1,10 @@
-"""Show on a known input that a device computes rightly, and that a loaded model does.
+"""Check with known inputs that a device computes correctly, and that a loaded model does.
 
-The device is shown by a tiny model of the family whose every weight follows from a formula: what it
-answers to a fixed input is written here, as plain transformers (ESM-2) and a rendering of the
-published code (DNABERT) computed it once in float64. A loaded model's own numbers nobody knows
-beforehand; of it is asked that a sequence gives the same vector in company as alone, and its first
-numbers are returned, so that workers can be compared.
+The device runs a tiny model of the family, whose weights all follow from a formula. The expected
+answer to a fixed input is in this module; plain transformers (ESM-2) and a transcription of the
+published code (DNABERT) computed it once in float64. The numbers of a loaded model are not known
+beforehand: it must give a sequence the same vector in a batch as alone, and its first numbers are
+returned, so that workers can be compared.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized
-from embed.models.dnabert import shape as dnabert_shape
-from embed.models.families import Tokens
+from embed.models.dnabert.shape import DnabertShape
+from embed.models.families import Tokenizer
 from embed.models.pooling import pooling
 from fsqueue import ClaimImpossible, WorkerBroken
 
@@ -35,8 +35,8 @@ ANSWERS: Final = {
     "dnabert": (0.713519, 1.316073, -1.523435, -0.158766, 1.806813, -1.075351),
 }
 """The first numbers of the vector of IDS."""
-WITHIN: Final = 1e-3
-ALIKE: Final = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+ANSWER_TOLERANCE: Final = 1e-3
+BATCH_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 PROBES: Final = {
     "esm2": (
         b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ",
@@ -48,40 +48,42 @@ PROBES: Final = {
 
 
 def check_device(family: str, device: Any) -> None:
-    """Run the tiny model there. Raises WorkerBroken if what it answers is not what is known.
+    """Run the tiny model there. Raises WorkerBroken if its answer is wrong.
 
-    For a family without a tiny model that of ESM-2 serves: the device does the same products.
+    For a family without a tiny model, that of ESM-2 is used: the device does the same products.
     """
     from embed.engine.engine import Engine
 
     family = family if family in ANSWERS else "esm2"
-    rows = Engine(load(family, device), pooling("mean", family)).embed([_known(family)], _ignore)
+    engine = Engine(load_tiny_model(family, device), pooling("mean", family))
+    rows = engine.embed([_known_input(family)], _ignore)
     answer = np.array(ANSWERS[family], np.float32)
-    if not np.allclose(rows[0, : len(answer)], answer, rtol=WITHIN, atol=WITHIN):
+    found = rows[0, : len(answer)]
+    if not np.allclose(found, answer, rtol=ANSWER_TOLERANCE, atol=ANSWER_TOLERANCE):
         raise WorkerBroken(
-            f"the device {device} computes wrongly: a known input to a known {family} gave "
-            f"{rows[0, :3].tolist()} where {answer[:3].tolist()} is right; the card, its driver or "
-            f"its PyTorch is faulty. This worker stops. Try another; look at: nvidia-smi -q, dmesg"
+            f"the device {device} computes wrong results: a known input to a known {family} gave "
+            f"{found[:3].tolist()} instead of {answer[:3].tolist()}; the card, its driver or its "
+            f"PyTorch is faulty. This worker stops. Try another one; see: nvidia-smi -q, dmesg"
         )
 
 
 def check_model(
-    engine: Float32Fallback, tokens: Tokens, options: Mapping[str, Any]
+    engine: Float32Fallback, tokenizer: Tokenizer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Embed a few sequences together and alone. Raises ClaimImpossible if the vectors differ."""
     batch = [
-        Tokenized(row, tokens.read(letters)[0])
+        Tokenized(row, tokenizer.read(letters)[0])
         for row, letters in enumerate(PROBES.get(options["family"], PROBES["esm2"]))
     ]
     together = engine.embed(batch, _ignore)
     alone = np.concatenate([engine.embed([one], _ignore) for one in batch])
     scale = float(np.abs(alone).max()) or 1.0
     apart = float(np.abs(together - alone).max()) / scale
-    if not apart <= ALIKE[options["dtype"]]:  # NaN is not
+    if not apart <= BATCH_TOLERANCE[options["dtype"]]:  # also if it is NaN
         raise ClaimImpossible(
-            f"the model {options['model']} gives a sequence another vector in company than alone "
-            f"({apart:.1e} of the largest number apart); its numbers cannot be relied on here. "
-            f"Compare with another worker, and report this defect."
+            f"the model {options['model']} gives a sequence another vector in a batch than alone "
+            f"(they differ by {apart:.1e} of the largest number); its results are not reliable on "
+            f"this machine. Compare with another worker, and report this defect."
         )
     numbers = [round(float(number), 5) for number in alone[0, :4]]
     return {"sequences": len(batch), "apart": apart, "first_numbers": numbers}
@@ -90,10 +92,10 @@ def check_model(
 # ---- the tiny models ----
 
 
-def load(family: str, device: Any) -> Encoder:
-    """Return the family's tiny model on a device, by way of files as published ones have."""
+def load_tiny_model(family: str, device: Any) -> Encoder:
+    """Load the family's tiny model on a device, from files like those of published models."""
     with tempfile.TemporaryDirectory(prefix="fsqueue-selftest-") as folder:
-        write(family, Path(folder))
+        write_tiny_model(family, Path(folder))
         if family == "dnabert":
             from embed.models.dnabert import network as dnabert
 
@@ -103,7 +105,7 @@ def load(family: str, device: Any) -> Encoder:
         return esm2.load(folder, "float32", device)
 
 
-def write(family: str, folder: Path) -> None:
+def write_tiny_model(family: str, folder: Path) -> None:
     """Write the tiny model's config.json and model.safetensors."""
     from safetensors.numpy import save_file
 
@@ -123,7 +125,7 @@ def write(family: str, folder: Path) -> None:
         config |= {"architectures": ["EsmModel"], "layer_norm_eps": 1e-5}
     (folder / "config.json").write_text(json.dumps(config))
     if family == "dnabert":
-        shapes = dict(dnabert_shape.Shape.read(str(folder)).tensors())
+        shapes = dict(DnabertShape.read(str(folder)).tensors())
     else:
         shapes = dict(_esm_tensors())
     weights = {name: _weight(name, shape) for name, shape in shapes.items()}
@@ -134,7 +136,7 @@ def write(family: str, folder: Path) -> None:
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return a tensor's numbers: they follow from its name and their places."""
+    """Return a tensor's numbers, which follow from its name and their positions."""
     count, start = int(np.prod(shape)), sum(name.encode()) % 97
     waves = np.sin(1.7 * np.arange(count) + start).reshape(shape)
     is_norm = "norm" in name.lower() and name.endswith("weight")
@@ -161,7 +163,7 @@ def _esm_tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "contact_head.regression.bias", (1,)
 
 
-def _known(family: str) -> Tokenized:
+def _known_input(family: str) -> Tokenized:
     ids = np.array(IDS, np.uint16) if family == "dnabert" else bytes(IDS)
     return Tokenized(0, ids)
 

@@ -1,10 +1,9 @@
-"""Take vectors to a Chroma collection, in a directory or on a server. The only door to chromadb.
+"""Export to a Chroma collection, in a directory or on a server. The only door to chromadb.
 
 A collection compares by cosine, as a store does. Chroma then keeps unit vectors, and multiplies
-them by their lengths again for whoever asks: they come back right to the last digit but one of a
-float32. Metadata are collection, input, record, length and model; what was embedded, if that was
-text, is the document, and its metadata have `begin`. Which ids are there is asked of the database
-itself.
+them by their lengths when they are read: they are exact to the last digit but one of a float32.
+Metadata are collection, input, record, length and model; what was embedded, if that was text, is
+the document, and its metadata have `begin`. Which ids exist is queried from the database.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from embed.export.target import Origin, Target, not_installed, told_by
-from embed.store.keys import KEY, Keys, from_hexadecimal, hexadecimal
-from embed.store.walk import Batch, without
+from embed.export.target import Origin, Target, library_errors, missing_library
+from embed.store.keys import KEY, Keys, difference, from_hexadecimal, hexadecimal
+from embed.store.scan import Batch
 from fsqueue import UsageError
 
-MARK: Final = "fsqueue_space"
+SPACE_METADATA: Final = "fsqueue_space"
 PORT: Final = 8000
-"""A Chroma server's own, where a URL names none."""
+"""A Chroma server's default."""
 
 
 class Chroma(Target):
@@ -33,16 +32,16 @@ class Chroma(Target):
         try:
             import chromadb
         except ImportError as error:
-            raise not_installed("chroma", error) from error
+            raise missing_library("chroma", error) from error
         self._chromadb, self._target, self._origin = chromadb, target, origin
         self._client: Any = None
 
-    def lacking(self, keys: Keys) -> Keys:
-        """Ask for the ids, many at a time, if the collection is there."""
+    def missing(self, keys: Keys) -> Keys:
+        """Query the ids, many at a time, if the collection exists."""
         if not self._is_url() and not os.path.exists(self._target):
             return keys
-        with told_by("Chroma", self._target):
-            self._client = self._connected()
+        with library_errors("Chroma", self._target):
+            self._client = self._connect()
             try:
                 found = self._client.get_collection(self._origin.name, embedding_function=None)
             except self._chromadb.errors.NotFoundError:
@@ -50,9 +49,9 @@ class Chroma(Target):
             self._check(found)
             if not found.count():
                 return keys
-            return without(keys, self._known(found, keys))
+            return difference(keys, self._existing(found, keys))
 
-    def _known(self, collection: Any, keys: Keys) -> Keys:
+    def _existing(self, collection: Any, keys: Keys) -> Keys:
         step = self._client.get_max_batch_size()
         parts = [np.empty(0, KEY)]
         for begin in range(0, len(keys), step):
@@ -60,41 +59,44 @@ class Chroma(Target):
             parts.append(from_hexadecimal(collection.get(ids=ids, include=[])["ids"]))
         return np.unique(np.concatenate(parts))
 
-    def put(self, walks: Callable[[], Iterator[Batch]], count: int) -> None:
-        """Add records; what a crash leaves out is added by the next export."""
-        with told_by("Chroma", self._target):
-            self._client = self._client or self._connected()
+    def add(self, batches: Callable[[], Iterator[Batch]], count: int) -> None:
+        """Add records; after a crash the next export adds the rest."""
+        with library_errors("Chroma", self._target):
+            self._client = self._client or self._connect()
             collection = self._client.get_or_create_collection(
                 self._origin.name,
                 embedding_function=None,
                 configuration={"hnsw": {"space": "cosine"}},
-                metadata={MARK: self._origin.space.name, "model": self._origin.space.model},
+                metadata={
+                    SPACE_METADATA: self._origin.space.name,
+                    "model": self._origin.space.model,
+                },
             )
             self._check(collection)
             step = self._client.get_max_batch_size()
-            for batch in walks():
+            for batch in batches():
                 for begin in range(0, len(batch.hits), step):
                     hits = batch.hits[begin : begin + step]
                     collection.add(
                         ids=[hit.id for hit in hits],
                         embeddings=batch.vectors[begin : begin + step],
-                        metadatas=[self._origin.facts(hit) for hit in hits],
+                        metadatas=[self._origin.metadata(hit) for hit in hits],
                         documents=[hit.text for hit in hits] if any(h.text for h in hits) else None,
                     )
 
     def _check(self, collection: Any) -> None:
-        found = (collection.metadata or {}).get(MARK)
+        found = (collection.metadata or {}).get(SPACE_METADATA)
         if found != self._origin.space.name:
             raise UsageError(
-                f"{self._target}: its collection {self._origin.name} is of "
-                f"{found or 'something else'}, and not of {self._origin.space.name}. Name another: "
-                f"--name NAME"
+                f"{self._target}: its collection {self._origin.name} belongs to "
+                f"{found or 'another program'}, not to {self._origin.space.name}. Choose another "
+                f"name: --name NAME"
             )
 
     def _is_url(self) -> bool:
         return self._target.startswith(("http://", "https://"))
 
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
         settings = self._chromadb.config.Settings(anonymized_telemetry=False)
         if not self._is_url():
             return self._chromadb.PersistentClient(self._target, settings=settings)

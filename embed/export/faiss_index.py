@@ -1,12 +1,12 @@
-"""Take vectors to a faiss index, and their records to TARGET.jsonl. The only door to faiss.
+"""Export to a faiss index, and the records to TARGET.jsonl. The only door to faiss.
 
-The index is flat and compares by inner product; its vectors are of length 1, so that this is the
-cosine. Line i of TARGET.jsonl says whose its vector i is. faiss reads and writes an index as a
-whole, so the whole is in memory meanwhile.
+The index is flat and compares by inner product; its vectors have length 1, so this is the cosine.
+Line i of TARGET.jsonl is the record of vector i. faiss reads and writes whole indexes, so the index
+is in memory meanwhile.
 
-Both files are written anew and moved into place, the records first: rows are only ever added, so
-that whoever dies between the two leaves records that no vector belongs to yet, and all that has one
-is right. The next export takes up from the index.
+Both files are written anew and moved into place, the records first. Rows are only appended, so a
+process that is killed between the two leaves correct records, of which the last have no vectors
+yet. The next export continues from the index.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from embed.export.target import Origin, Target, not_installed, told_by
-from embed.outputs.whole_files import whole
-from embed.store.keys import KEY, Keys, from_hexadecimal
-from embed.store.walk import Batch, without
+from embed.export.target import Origin, Target, library_errors, missing_library
+from embed.outputs.atomic_write import atomic_write
+from embed.store.keys import KEY, Keys, difference, from_hexadecimal
+from embed.store.scan import Batch
 from fsqueue import UsageError
 
 
@@ -34,63 +34,62 @@ class FaissIndex(Target):
         try:
             import faiss
         except ImportError as error:
-            raise not_installed("faiss", error) from error
+            raise missing_library("faiss", error) from error
         self._faiss, self._target, self._origin = faiss, target, origin
         self._records = Path(f"{target}.jsonl")
         self._index: Any = None
 
-    def lacking(self, keys: Keys) -> Keys:
-        """Read the index and its records, if they are there."""
+    def missing(self, keys: Keys) -> Keys:
+        """Read the index and its records, if they exist."""
         if not os.path.lexists(self._target):
             return keys
-        with told_by("faiss", self._target):
+        with library_errors("faiss", self._target):
             self._index = self._faiss.read_index(self._target)
-        known = self._known()
-        strangers = without(known, keys)
-        if self._index.d != self._origin.space.width or len(strangers):
+        existing = self._existing()
+        if self._index.d != self._origin.space.width or len(difference(existing, keys)):
             raise UsageError(
                 f"{self._target}: holds vectors that are not in this space of the store "
                 f"({self._origin.space.name}). Name another TARGET."
             )
-        return without(keys, known)
+        return difference(keys, existing)
 
-    def _known(self) -> Keys:
+    def _existing(self) -> Keys:
         try:
             with open(self._records, encoding="utf-8") as file:
                 ids = [json.loads(line)["id"] for line in islice(file, self._index.ntotal)]
             keys = from_hexadecimal(ids)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._not_ours(error) from error
+            raise self._unknown_index(error) from error
         if len(keys) != self._index.ntotal:
-            raise self._not_ours(f"{len(keys):,} records for {self._index.ntotal:,} vectors")
+            raise self._unknown_index(f"{len(keys):,} records for {self._index.ntotal:,} vectors")
         return np.unique(np.concatenate([np.empty(0, KEY), keys]))
 
-    def _not_ours(self, why: object) -> UsageError:
+    def _unknown_index(self, why: object) -> UsageError:
         return UsageError(
-            f"{self._records}: does not say whose the vectors of the index are ({why}); another "
+            f"{self._records}: does not hold the records of the index's vectors ({why}); another "
             f"program wrote the index, or this file was changed. Name another TARGET."
         )
 
-    def put(self, walks: Callable[[], Iterator[Batch]], count: int) -> None:
+    def add(self, batches: Callable[[], Iterator[Batch]], count: int) -> None:
         """Add rows to the index, and lines to its records."""
         if self._index is None:
             self._index = self._faiss.IndexFlatIP(self._origin.space.width)
         before = self._index.ntotal
-        with whole(self._target) as index, whole(self._records) as records:
+        with atomic_write(self._target) as index, atomic_write(self._records) as records:
             with open(records, "w", encoding="utf-8") as file:
                 if before:
                     with open(self._records, encoding="utf-8") as old:
                         file.writelines(islice(old, before))
-                for batch in walks():
+                for batch in batches():
                     for hit in batch.hits:
-                        facts = {"id": hit.id, **self._origin.facts(hit)}
-                        facts |= {"text": hit.text} if hit.text else {}
-                        file.write(json.dumps(facts) + "\n")
-                    self._index.add(_unit(batch.vectors))
-            with told_by("faiss", self._target):
+                        record = {"id": hit.id, **self._origin.metadata(hit)}
+                        record |= {"text": hit.text} if hit.text else {}
+                        file.write(json.dumps(record) + "\n")
+                    self._index.add(_unit_vectors(batch.vectors))
+            with library_errors("faiss", self._target):
                 self._faiss.write_index(self._index, str(index))
 
 
-def _unit(vectors: Any) -> Any:
+def _unit_vectors(vectors: Any) -> Any:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)

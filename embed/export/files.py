@@ -1,9 +1,9 @@
-"""Take vectors to one h5, parquet or npz file: the store's space as it is, in its order.
+"""Export to one h5, parquet or npz file: a space of the store as it is, in its order.
 
-A file holds nothing but that, and is written anew if there is anything that it lacks: none of the
-three can be added to so that a crash leaves it readable. The form is that of `fsqueue embed merge`,
-with `collection`, `input`, `record`, `length` and `model` beside the ids; parquet has the embedded
-text, too, and where in its document it begins.
+A file holds only that, and is written anew if anything is missing in it: none of these formats can
+be appended to so that a crash leaves a readable file. The layout is that of `fsqueue embed merge`,
+with columns `input`, `record` and `length` beside the ids, and the space and its collection as
+metadata; parquet also has the embedded text, and its begin in its document.
 """
 
 from __future__ import annotations
@@ -19,87 +19,89 @@ import numpy as np
 
 from embed.export.target import Origin, Target
 from embed.outputs import formats
+from embed.outputs.atomic_write import atomic_write
 from embed.outputs.table import Block
-from embed.outputs.whole_files import whole
-from embed.store.keys import Keys, from_hexadecimal
-from embed.store.walk import Batch, without
+from embed.store.keys import Keys, difference, from_hexadecimal
+from embed.store.scan import Batch
 from fsqueue import UsageError
 
-TEXT: Final = np.dtype("U")
+STRING: Final = np.dtype("U")
+COLUMNS: Final = {"input": STRING, "record": STRING, "length": np.dtype(np.int64)}
+TEXT_COLUMNS: Final = {"text": STRING, "begin": np.dtype(np.int64)}
 
 
-class Rows:
-    """What is written, as a table."""
+class SpaceTable:
+    """A space of a store as a table."""
 
     name = "embeddings"
     ragged = False
 
-    def __init__(self, count: int, origin: Origin, walks: Callable[[], Iterator[Batch]]) -> None:
+    def __init__(
+        self,
+        count: int,
+        origin: Origin,
+        batches: Callable[[], Iterator[Batch]],
+        columns: dict[str, np.dtype[Any]],
+    ) -> None:
+        """`columns` are attributes of `Hit`."""
         self.count = self.rows = count
         self.width = origin.space.width
-        self.columns = {"input": TEXT, "record": TEXT, "length": np.dtype(np.int64)}
-        facts = {name: str(value) for name, value in asdict(origin.space).items()}
-        self.metadata = facts | {"collection": origin.collection, "space": origin.space.name}
-        self._walks = walks
+        self.columns = columns
+        space = {name: str(value) for name, value in asdict(origin.space).items()}
+        self.metadata = space | {"collection": origin.collection, "space": origin.space.name}
+        self._batches = batches
 
     def blocks(self) -> Iterator[Block]:
         """Yield all rows in order."""
-        for batch in self._walks():
+        for batch in self._batches():
             columns = {
-                name: np.array([getattr(hit, name) for hit in batch.hits], kind)
-                for name, kind in self.columns.items()
+                name: np.array([getattr(hit, name) for hit in batch.hits], dtype)
+                for name, dtype in self.columns.items()
             }
             yield Block([hit.id for hit in batch.hits], batch.vectors, columns)
 
 
-class WithTexts(Rows):
-    """The same, with what was embedded."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.columns |= {"text": TEXT, "begin": np.dtype(np.int64)}
-
-
-class _File(Target):
-    """One file; what it is written and read by is chosen by its format."""
+class _FileTarget(Target):
+    """One file of any of the formats."""
 
     format: ClassVar[str]
+    columns: ClassVar[dict[str, np.dtype[Any]]] = COLUMNS
     rewrites = True
-    table: ClassVar[type[Rows]] = Rows
 
     def __init__(self, target: str, origin: Origin) -> None:
         self._path, self._origin = Path(target), origin
         if self.format in formats.EXTRAS:
             formats.library(self.format)
 
-    def lacking(self, keys: Keys) -> Keys:
-        """Read the ids of the file, if it is there."""
+    def missing(self, keys: Keys) -> Keys:
+        """Read the ids of the file, if it exists."""
         if not os.path.lexists(self._path):
             return keys
         try:
-            known = np.unique(from_hexadecimal(self._ids()))
+            existing = np.unique(from_hexadecimal(self._ids()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{self._path}: is there, and is no {self.format} file of an export ({error}). "
-                f"Name another TARGET."
+                f"{self._path}: exists, and is not an exported {self.format} file ({error}). Name "
+                f"another TARGET."
             ) from error
-        if strangers := len(without(known, keys)):
+        if others := len(difference(existing, keys)):
             raise UsageError(
-                f"{self._path}: holds {strangers:,} vectors that are not in this space of the "
-                f"store ({self._origin.space.name}), and would lose them. Name another TARGET."
+                f"{self._path}: holds {others:,} vectors that are not in this space of the store "
+                f"({self._origin.space.name}), and would lose them. Name another TARGET."
             )
-        return without(keys, known)
+        return difference(keys, existing)
 
     def _ids(self) -> Iterable[str]:
         raise NotImplementedError
 
-    def put(self, walks: Callable[[], Iterator[Batch]], count: int) -> None:
+    def add(self, batches: Callable[[], Iterator[Batch]], count: int) -> None:
         """Write all of them, and move the file into place."""
-        with whole(self._path) as private:
-            formats.FORMATS[self.format](private, self.table(count, self._origin, walks))
+        table = SpaceTable(count, self._origin, batches, self.columns)
+        with atomic_write(self._path) as private:
+            formats.FORMATS[self.format](private, table)
 
 
-class Npz(_File):
+class NpzFile(_FileTarget):
     """An npz file."""
 
     format = "npz"
@@ -109,7 +111,7 @@ class Npz(_File):
             return [str(id) for id in file["ids"]]
 
 
-class Hdf5(_File):
+class Hdf5File(_FileTarget):
     """An HDF5 file."""
 
     format = "h5"
@@ -119,11 +121,11 @@ class Hdf5(_File):
             return list(file)
 
 
-class Parquet(_File):
-    """A parquet file."""
+class ParquetFile(_FileTarget):
+    """A parquet file, which also holds the embedded texts."""
 
     format = "parquet"
-    table = WithTexts
+    columns = COLUMNS | TEXT_COLUMNS
 
     def _ids(self) -> Iterable[str]:
         formats.library("parquet")

@@ -1,8 +1,8 @@
-"""Take vectors to a LanceDB table, which is committed every 64 MiB. The only door to lancedb.
+"""Export to a LanceDB table, with a commit every 64 MiB. The only door to lancedb.
 
 Columns `id`, `vector` (a list of fixed size, float32), `collection`, `input`, `record`, `length`,
-`model`, `text` and `begin` (null where no text was embedded). No index is made: LanceDB searches
-without one, exactly, and whoever wants one chooses it. The table's metadata say which space it is.
+`model`, `text` and `begin` (null where no text was embedded). No index is created: LanceDB searches
+exactly without one, and its choice is left to the user. The table's metadata name the space.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from embed.export.target import BLOCK_BYTES, Origin, Target, not_installed, told_by
-from embed.store.keys import KEY, Keys, from_hexadecimal
-from embed.store.walk import Batch, without
+from embed.export.target import BLOCK_BYTES, Origin, Target, library_errors, missing_library
+from embed.store.keys import KEY, Keys, difference, from_hexadecimal
+from embed.store.scan import Batch
 from fsqueue import UsageError
 
-MARK: Final = b"fsqueue_space"
-BATCHES: Final = (64 << 20) // BLOCK_BYTES
-"""So many are one commit: it is a version with files of its own, and what a crash may cost."""
+SPACE_METADATA: Final = b"fsqueue_space"
+COMMIT_BATCHES: Final = (64 << 20) // BLOCK_BYTES
+"""Batches in one commit, which is a version with its own files, and the most that a crash loses."""
 
 
 class LanceTable(Target):
@@ -31,15 +31,15 @@ class LanceTable(Target):
         try:
             import lancedb
         except ImportError as error:
-            raise not_installed("lancedb", error) from error
+            raise missing_library("lancedb", error) from error
         self._lancedb, self._target, self._origin = lancedb, target, origin
         self._table: Any = None
 
-    def lacking(self, keys: Keys) -> Keys:
-        """Read the ids of the table, if there is one."""
+    def missing(self, keys: Keys) -> Keys:
+        """Read the ids of the table, if it exists."""
         if "://" not in self._target and not os.path.exists(self._target):
             return keys
-        with told_by("LanceDB", self._target):
+        with library_errors("LanceDB", self._target):
             try:
                 self._table = self._lancedb.connect(self._target).open_table(self._origin.name)
             except ValueError as error:
@@ -47,35 +47,36 @@ class LanceTable(Target):
                     return keys
                 raise
             self._check()
-            return without(keys, self._ids())
+            return difference(keys, self._existing())
 
     def _check(self) -> None:
-        found = (self._table.schema.metadata or {}).get(MARK, b"").decode()
+        found = (self._table.schema.metadata or {}).get(SPACE_METADATA, b"").decode()
         if found != self._origin.space.name:
             raise UsageError(
-                f"{self._target}: its table {self._origin.name} is of {found or 'something else'}, "
-                f"and not of {self._origin.space.name}. Name another: --name NAME"
+                f"{self._target}: its table {self._origin.name} belongs to "
+                f"{found or 'another program'}, not to {self._origin.space.name}. Choose another "
+                f"name: --name NAME"
             )
 
-    def _ids(self) -> Keys:
+    def _existing(self) -> Keys:
         batches = self._table.search().select(["id"]).to_batches()
         parts = [from_hexadecimal(batch["id"].to_pylist()) for batch in batches]
         return np.unique(np.concatenate([np.empty(0, KEY), *parts]))
 
-    def put(self, walks: Callable[[], Iterator[Batch]], count: int) -> None:
+    def add(self, batches: Callable[[], Iterator[Batch]], count: int) -> None:
         """Append rows, in commits of many batches."""
         import pyarrow
 
         schema = self._schema(pyarrow)
-        with told_by("LanceDB", self._target):
+        with library_errors("LanceDB", self._target):
             if self._table is None:
                 database = self._lancedb.connect(self._target)
                 self._table = database.create_table(self._origin.name, schema=schema, exist_ok=True)
                 self._check()
-            batches = walks()
-            while (first := next(batches, None)) is not None:
-                some = chain([first], islice(batches, BATCHES - 1))
-                rows = (self._rows(pyarrow, schema, batch) for batch in some)
+            remaining = batches()
+            while (first := next(remaining, None)) is not None:
+                commit = chain([first], islice(remaining, COMMIT_BATCHES - 1))
+                rows = (self._rows(pyarrow, schema, batch) for batch in commit)
                 self._table.add(pyarrow.RecordBatchReader.from_batches(schema, rows))
 
     def _schema(self, pyarrow: Any) -> Any:
@@ -84,14 +85,19 @@ class LanceTable(Target):
         fields += [("collection", text), ("input", text), ("record", text)]
         fields += [("length", pyarrow.int64()), ("model", text)]
         fields += [("text", text), ("begin", pyarrow.int64())]
-        return pyarrow.schema(fields, metadata={MARK: self._origin.space.name.encode()})
+        return pyarrow.schema(fields, metadata={SPACE_METADATA: self._origin.space.name.encode()})
 
     def _rows(self, pyarrow: Any, schema: Any, batch: Batch) -> Any:
         flat = pyarrow.array(batch.vectors.reshape(-1))
         vectors = pyarrow.FixedSizeListArray.from_arrays(flat, batch.vectors.shape[1])
-        rows = [self._origin.facts(hit) | {"id": hit.id, "text": hit.text or None}
-                for hit in batch.hits]  # fmt: skip
-        columns = [vectors if field.name == "vector"
-                   else pyarrow.array([row.get(field.name) for row in rows], field.type)
-                   for field in schema]  # fmt: skip
+        rows = [
+            self._origin.metadata(hit) | {"id": hit.id, "text": hit.text or None}
+            for hit in batch.hits
+        ]
+        columns = [
+            vectors
+            if field.name == "vector"
+            else pyarrow.array([row.get(field.name) for row in rows], field.type)
+            for field in schema
+        ]
         return pyarrow.record_batch(columns, schema=schema)

@@ -1,4 +1,4 @@
-"""What a road is: it says which keys its target lacks, and takes their vectors there."""
+"""What an export target is: it reports which keys it is missing, and adds their vectors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from embed.store.contents import Hit
 from embed.store.keys import Keys, Space
-from embed.store.walk import Batch
+from embed.store.scan import Batch
+from embed.store.store import Hit
 from fsqueue import FsqueueError, NotSupportedError
 
 BLOCK_BYTES: Final = 8 << 20
-"""What is passed on together, in float32."""
+"""The size of a batch of vectors, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the vectors come from, and what the table that they go to is called."""
+    """Where the vectors come from, and the name of the table that they are copied to."""
 
     collection: str
     space: Space
@@ -27,45 +27,45 @@ class Origin:
 
     @property
     def rows_max(self) -> int:
-        """Return how many vectors are passed on together."""
+        """Return how many vectors are in one batch."""
         return max(1, BLOCK_BYTES // (4 * self.space.width))
 
-    def facts(self, hit: Hit) -> dict[str, Any]:
-        """Return what goes along with a vector, but its text; `begin` only where it has one."""
-        facts = {
+    def metadata(self, hit: Hit) -> dict[str, Any]:
+        """Return the metadata of a vector without its text; `begin` only if it has a text."""
+        metadata = {
             "collection": self.collection,
             "input": hit.input,
             "record": hit.record,
             "length": hit.length,
             "model": self.space.model,
         }
-        return facts | ({"begin": hit.begin} if hit.begin >= 0 else {})
+        return metadata | ({"begin": hit.begin} if hit.begin >= 0 else {})
 
 
 class Target(ABC):
-    """One target. Made without touching it, so that --dry-run leaves nothing behind."""
+    """One target. Creating it does not touch the target, so --dry-run leaves nothing behind."""
 
     rewrites = False
-    """Whether `put` is to be given every vector, and not only those that are lacking."""
+    """Whether `add` needs all vectors, and not only the missing ones."""
 
     @abstractmethod
     def __init__(self, target: str, origin: Origin) -> None:
         """Import the library. Raises NotSupportedError if it is not installed."""
 
     @abstractmethod
-    def lacking(self, keys: Keys) -> Keys:
+    def missing(self, keys: Keys) -> Keys:
         """Return those of these keys, which are sorted, that the target does not have."""
 
     @abstractmethod
-    def put(self, walks: Callable[[], Iterator[Batch]], count: int) -> None:
-        """Add the vectors of so many keys, which each call of `walks` goes through.
+    def add(self, batches: Callable[[], Iterator[Batch]], count: int) -> None:
+        """Add `count` vectors; each call of `batches` yields them all.
 
         A crash leaves the target readable, and another export completes it.
         """
 
 
-def not_installed(extra: str, error: ImportError) -> NotSupportedError:
-    """Return what to raise where the library of an extra is missing."""
+def missing_library(extra: str, error: ImportError) -> NotSupportedError:
+    """Return the error for a library that is not installed."""
     return NotSupportedError(
         f"--to {extra}: its library is not installed ({error}). Type: pip install "
         f"'fsqueue[{extra}]'"
@@ -73,15 +73,15 @@ def not_installed(extra: str, error: ImportError) -> NotSupportedError:
 
 
 @contextmanager
-def told_by(library: str, target: str) -> Iterator[None]:
-    """Make one line of whatever a library raises; databases raise anything."""
+def library_errors(library: str, target: str) -> Iterator[None]:
+    """Turn any exception of a library into a one-line FsqueueError; databases raise all kinds."""
     try:
         yield
     except FsqueueError:
         raise
     except Exception as error:
-        said = (str(error).strip() or repr(error)).splitlines()[0][:200].rstrip(".")
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:200].rstrip(".")
         raise FsqueueError(
-            f"{target}: {library} says: {said}. Check TARGET and --name; what an export has added "
-            f"stays, and the next one goes on from there."
+            f"{target}: {library} failed: {reason}. Check TARGET and --name; what an export has "
+            f"added stays, and the next one continues from there."
         ) from error

@@ -1,5 +1,5 @@
-"""What fsqueue calls: the handlers `embed`, `rag_ingestion` and `compact`.
+"""The handlers that fsqueue calls: `embed`, `ingest` (as `rag_ingestion`) and `compact`.
 
-`claim` computes one claim, `ingest_request` checks what a broadcast asks for, and `calibrate`
-measures how fast this machine does what the `embed` handler would do.
+`embed_claim` computes one claim of either of the first two, and `ingest_request` checks what a
+broadcast to `rag_ingestion` asks for.
 """

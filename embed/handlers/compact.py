@@ -1,10 +1,11 @@
-"""The `compact` handler: a claim for storage workers that makes few shards of a store's many.
+"""The `compact` handler: merges a store's many shards into few, as work for storage workers.
 
     fsqueue plan compact pool/ STORE
     fsqueue work pool/ --role storage
 
-A claim is one space as it was listed when it was planned: planned again before anything was added,
-it adds nothing. A worker that dies in it, or two that do it at once, harm nothing (`compact.py`).
+A claim is one space with its list of shards at the time of planning, so planning it again before
+anything was added adds no claim. A worker may be killed in it, and two may do it at once
+(`store/compact.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from embed.store import places
 from embed.store.compact import compact
-from embed.store.folders import spaces
+from embed.store.shard_names import list_shards
+from embed.store.spaces import list_spaces
 from fsqueue import (
     BadInput,
     ClaimImpossible,
@@ -33,22 +34,25 @@ from fsqueue import (
 
 
 class Compact(Handler):
-    """Make few large shards of a store's many small ones: work for storage workers."""
+    """Merge a store's many small shards into few large ones: work for storage workers."""
 
+    name = "compact"
     suffix = ".json"
     unit = "shards"
     tier = 3
-    options = (Option("grace", 600.0, "seconds that files stay after a shard stands for them"),)
+    options = (Option("grace", 600.0, "Seconds that superseded files are kept."),)
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
-        """List the store whose store.json is at `path`, which is what STORE expands to."""
+        """List the shards of a store; `path` is its store.json, which STORE expands to."""
         root = os.path.dirname(path) if os.path.basename(path) == "store.json" else path
         try:
-            found = [(name, view) for name, view in spaces(root)]
+            directories = [view.directory for _name, view in list_spaces(root)]
         except UsageError as error:
             raise BadInput(str(error)) from error
-        listed = {view.directory: [place.name for place in places.listed(view.directory)]
-                  for _, view in found}  # fmt: skip
+        listed = {
+            directory: [name.filename for name in list_shards(directory)]
+            for directory in directories
+        }
         shards = sum(map(len, listed.values()))
         key = hashlib.sha256(json.dumps([root, listed], sort_keys=True).encode()).hexdigest()
         return Source(path, key, max(1, shards), {"shards": shards}, (), (root, listed))
@@ -68,14 +72,14 @@ class Compact(Handler):
     def run(self, work: Work) -> None:
         """Compact the space; write what was done."""
         wanted = work.payload["folder"]
-        for _name, view in spaces(work.payload["store"]):
+        for _name, view in list_spaces(work.payload["store"]):
             if view.directory == wanted:
                 grace_s = work.options["grace"]
                 done = compact(view, grace_s=grace_s, stop=lambda: work.stopping)
                 if work.stopping:
-                    raise Interrupted("stopped between two shards; what is made stays")
+                    raise Interrupted("stopped between two shards; finished ones stay")
                 work.output.write_text(
                     json.dumps({"space": wanted} | asdict(done), indent=1) + "\n"
                 )
                 return
-        raise ClaimImpossible(f"{wanted}: is not there any more; the store was removed or moved.")
+        raise ClaimImpossible(f"{wanted}: no longer exists; the store was removed or moved.")

@@ -1,9 +1,9 @@
 """The `embed` handler: FASTA in, one vector per sequence out, by ESM-2, DNABERT or another model.
 
-Planning knows files and counts only; torch and transformers are imported when the first claim runs.
-A claim is read in windows, embedded in batches that follow from the claim alone, checked, and
-written. Finished batches are checkpointed, so that an interruption costs at most
-`checkpoint_seconds` and changes no byte of the result.
+Planning needs only files and counts; torch and transformers are imported when the first claim runs.
+A claim is embedded in batches that depend on the claim alone, checked, and written. Finished
+batches are checkpointed, so an interruption costs at most `checkpoint_seconds` and changes no byte
+of the result.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from embed.engine.tokenizing import parts_of, verify_all
-from embed.handlers import claim
-from embed.inputs import division, document_plan
+from embed.handlers import embed_claim
+from embed.handlers.embed_claim import ClaimModel
+from embed.inputs import chunks
+from embed.inputs.claims import draft_claims, segments_of
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
-from embed.models.cost import PER_SECOND, Shape, estimate
-from embed.models.families import FAMILIES, Tokens
+from embed.models.cost import PER_SECOND, ModelShape, estimate
+from embed.models.families import FAMILIES, Tokenizer
 from embed.options import DTYPE_TAGS, OPTIONS
-from embed.store import folders
+from embed.store import spaces
 from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
@@ -36,14 +37,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape", "store", "collection")
-"""What is no part of the work: where model and store lie, how often to save, what comes later."""
+"""Options that do not change an output: where model and store are, how often to save, ..."""
 RAGGED_BYTES: Final = 1 << 30
-"""An output with a row for each token should not be larger."""
+"""The largest output with a row for each token."""
 
 
 class Embed(Handler):
     """Embed the sequences of FASTA files with ESM-2, DNABERT or another encoder."""
 
+    name = "embed"
     suffix = ".safetensors"
     unit = "sequences"
     options = OPTIONS
@@ -52,7 +54,7 @@ class Embed(Handler):
     def __init__(self) -> None:
         self._model_cache: ModelCache | None = None
         self._store: View | None = None
-        self._tokens: dict[str, Tokens] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     # ---- planning ----
 
@@ -62,12 +64,12 @@ class Embed(Handler):
         family = FAMILIES[model.family]
         if options["format"] == "virnucpro" and family.name == "auto":
             raise UsageError(
-                "--format virnucpro: that pipeline reads vectors of ESM-2 and DNABERT only. Take "
+                "--format virnucpro: that pipeline reads vectors of ESM-2 and DNABERT only. Use "
                 "another format for this model."
             )
         is_text = options.get("text")
         options = {
-            **(options if is_text else document_plan.without(options)),
+            **(options if is_text else chunks.drop_text_options(options)),
             "max_residues": options["max_residues"] or model.longest or family.residues_max,
             "long": options["long"] or family.long,
         }
@@ -76,27 +78,27 @@ class Embed(Handler):
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
         options = {
             **options,
-            **folders.asked(options),
+            **spaces.store_options(options),
             "model": model.name,
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
             "family": family.name,
             "width": model.width,
-            "shape": asdict(Shape.of(files.config(model.folder))),
+            "shape": asdict(ModelShape.of(files.read_config(model.folder))),
         }
-        return options | (document_plan.prepared(options, self.tokens(options)) if is_text else {})
+        return options | (chunks.text_options(options, self.tokenizer(options)) if is_text else {})
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out what decides no byte of the outputs."""
-        plain = ("store_dtype", "float32")  # what is stored as computed is as if it were not
-        return {k: v for k, v in options.items() if k not in NOT_DECISIVE and (k, v) != plain}
+        """Leave out the options that do not change the outputs."""
+        exact = ("store_dtype", "float32")  # a store in float32 does not round
+        return {k: v for k, v in options.items() if k not in NOT_DECISIVE and (k, v) != exact}
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Count the sequences and residues of a file. Raises BadInput."""
         path = os.path.abspath(path) if path != "-" else path
         if options.get("text"):
-            return document_plan.survey(path, options, self.tokens(options), estimate(options))
+            return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
         found = scan(path, estimate(options).costs)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
@@ -104,15 +106,16 @@ class Embed(Handler):
         in_letters = not FAMILIES[options["family"]].in_tokens
         if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
             raise BadInput(
-                f"{path}: holds a sequence of {longest:,} residues, more than --max-residues "
-                f"{options['max_residues']}, and --long fail refuses it. Raise the one or change "
-                f"the other: --long truncate|window"
+                f"{path}: contains a sequence of {longest:,} residues, more than --max-residues "
+                f"{options['max_residues']}, and --long fail refuses it. Raise --max-residues, or "
+                f"use --long truncate or window."
             )
         notes = []
         if not measures["sequences"]:
-            notes.append(f"{path}: holds no sequences; its claim will give an empty table.")
+            notes.append(f"{path}: contains no sequences; its claim will give an empty table.")
         if found.empty:
-            notes.append(f"{path}: {found.empty} sequences have no residues; theirs will be zeros.")
+            have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
+            notes.append(f"{path}: {have} no residues; the vector will be zeros.")
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
 
     def cut(
@@ -123,7 +126,7 @@ class Embed(Handler):
         if options["pooling"] == "per-token":
             tokens_max = RAGGED_BYTES // (4 * options["width"])
             cost_max = min(cost_max, int(tokens_max * estimate(options).per_token))
-        for draft in division.drafts([source.detail for source in sources], cost_max):
+        for draft in draft_claims([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
             letters = "characters" if options.get("text") else "residues"
             measures = {"sequences": draft.sequences, letters: draft.residues}
@@ -133,44 +136,51 @@ class Embed(Handler):
     # ---- running ----
 
     def run(self, work: Work) -> None:
-        """Embed one claim. Raises what `Handler.run` may."""
-        verify_all(parts_of(work.payload))  # a changed input fails here, not after an hour
-        claim.embed(work, self.model(work), _provenance(work.options), self.view(work.options))
-
-    def model(self, work: Work) -> claim.Model:
-        """Return the model of a claim, which is loaded once something must be computed."""
-        return claim.Model(
-            self.tokens(work.options), lambda: self.engine(work.options, work.warn)[0]
+        """Embed one claim. Raises as `Handler.run` may."""
+        for segment in segments_of(work.payload):
+            segment.verify()  # a changed input fails here, not after an hour
+        embed_claim.embed(
+            work, self.model(work), _provenance(work.options), self.view(work.options)
         )
 
-    def tokens(self, options: Mapping[str, Any]) -> Tokens:
-        """Return what reads sequences for these options' model, without loading that."""
-        if options["weights"] not in self._tokens:
+    def model(self, work: Work) -> ClaimModel:
+        """Return the model of a claim, which is loaded when something must be computed."""
+        return ClaimModel(
+            self.tokenizer(work.options), lambda: self.engine(work.options, work.warn)[0]
+        )
+
+    def tokenizer(self, options: Mapping[str, Any]) -> Tokenizer:
+        """Return the tokenizer of these options' model, without loading the model."""
+        if options["weights"] not in self._tokenizers:
             folder = "" if options["family"] == "esm2" else hub.locate(options)
-            self._tokens[options["weights"]] = families.reader(options["family"], folder)
-        return self._tokens[options["weights"]]
+            tokenizer = families.load_tokenizer(options["family"], folder)
+            self._tokenizers[options["weights"]] = tokenizer
+        return self._tokenizers[options["weights"]]
 
     def inputs(self, payload: Mapping[str, Any]) -> list[str]:
         """Return the files that a claim reads, each once."""
-        return list(dict.fromkeys(part.path for part in parts_of(payload)))
+        return list(dict.fromkeys(part.path for part in segments_of(payload)))
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load the model of these options."""
         self.engine(options, log.warning)
 
     def selftest(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a known input; ClaimImpossible if this device or the model answers wrongly."""
+        """Run known inputs.
 
-        engine, tokens = self.engine(options, log.warning)
-        assert self._model_cache is not None
+        Raises WorkerBroken if this device computes wrong results, ClaimImpossible if the model
+        does.
+        """
         from embed.engine import self_test
 
+        engine, tokenizer = self.engine(options, log.warning)
+        assert self._model_cache is not None
         self_test.check_device(options["family"], self._model_cache.device)
-        return {"kind": _kind(options)} | self_test.check_model(engine, tokens, options)
+        return {"kind": _kind(options)} | self_test.check_model(engine, tokenizer, options)
 
     def text_model(self) -> str:
-        """Return the model that is loaded and reads text, as --model takes it; "" without one."""
-        found = [each for each in self._model_cache or () if document_plan.reads_text(each.tokens)]
+        """Return a text model that is loaded, as --model takes it; "" if none is."""
+        found = [each for each in self._model_cache or () if chunks.reads_text(each.tokenizer)]
         return found[-1].spec if found else ""
 
     def loaded(self) -> list[str]:
@@ -178,49 +188,50 @@ class Embed(Handler):
 
     def close(self) -> None:
         self._model_cache = self._store = None
-        self._tokens = {}
+        self._tokenizers = {}
 
     def view(self, options: Mapping[str, Any]) -> View | None:
-        """Return the space that the plan stores to; its shards stay open between claims."""
+        """Return the space that the plan stores into; its shards stay open between claims."""
         if not options.get("store"):
             return None
-        if self._store is None or self._store.directory != folders.place(options):
-            self._store = folders.opened(options)
+        if self._store is None or self._store.directory != spaces.space_directory(options):
+            self._store = spaces.open_space(options)
         return self._store
 
     def engine(
         self, options: Mapping[str, Any], warn: Callable[[str], None]
-    ) -> tuple[Float32Fallback, Tokens]:
-        """Return the engine for these options' model, loading it if it is not there."""
+    ) -> tuple[Float32Fallback, Tokenizer]:
+        """Return the engine and tokenizer of these options' model, loading it if necessary."""
         from embed.engine.engine import choose_device, use_threads
         from embed.engine.model_cache import ModelCache
 
         use_threads(options["threads"])
         if self._model_cache is None:
-            _compare_threads(options["threads"], warn)
+            _warn_of_few_cores(options["threads"], warn)
             self._model_cache = ModelCache.on(choose_device(warn))
         found = self._model_cache.get(options, _kind(options), self.models_max)
-        return found.engine(options), found.tokens
+        return found.engine(options), found.tokenizer
 
 
-def _compare_threads(threads: int, warn: Callable[[str], None]) -> None:
+def _warn_of_few_cores(threads: int, warn: Callable[[str], None]) -> None:
     cores = len(os.sched_getaffinity(0))
     if threads > cores:
         warn(
-            f"planned with --threads {threads}, and this worker has {cores} cores; "
-            f"more threads than cores slow each other down, but decide the last digits"
+            f"planned with --threads {threads}, but this worker has only {cores} "
+            f"{'core' if cores == 1 else 'cores'}; it will be "
+            f"slow, because the same number of threads is needed for the same results"
         )
 
 
 def _kind(options: Mapping[str, Any]) -> str:
-    """Return what a worker must have loaded, as it stands in a claim's name: at most 32 bytes."""
+    """Return the kind in a claim's name, which identifies the loaded model: at most 32 bytes."""
     tag = DTYPE_TAGS[options["dtype"]]
     name = options["model"].rsplit("/", 1)[-1].lower()
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
 def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an output's header says about how its numbers came about."""
+    """Return what an output's header says about how its numbers were computed."""
     return {
         "model": options["model"],
         "revision": options["revision"],

@@ -1,16 +1,16 @@
-"""The `rag_ingestion` job: embed the documents that a broadcast names into a store.
+"""The `rag_ingestion` handler: embed the documents that a broadcast names into a store.
 
     fsqueue broadcast POOL --job-type rag_ingestion --job-data '{"documents": ["a.md", ...],
         "collection": "manuals", "chunk_size": 512}' --required-capability embeddings
 
-Every worker gets all documents, or with --scatter its part of them. Replicas share the work all the
-same, by the store alone: each begins with an arc of its own, in groups of documents, and looks up
-what others have stored before it computes a group. The rest it visits in an order of its own, or
-two that meet would go on side by side and compute everything twice. What they do compute twice, as
-they cannot see what the other is at, is harmless.
+Every worker gets all documents, or with --scatter its part of them. Workers with the same documents
+share the work through the store alone: each begins with its own part of the groups of documents,
+and before it computes a group it looks up what others have stored. It visits the other groups in a
+random order; otherwise two workers that meet would continue side by side and compute everything
+twice. Computing a group twice is harmless.
 
-What a worker computed is in the store from group to group, so whoever is killed or sent away leaves
-it there, and the same broadcast once more does the rest.
+Vectors are stored after each group, so a killed worker loses at most one, and repeating the
+broadcast completes the work.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from embed.handlers import claim
 from embed.handlers.embed import Embed
-from embed.handlers.ingest_request import checked, completed
+from embed.handlers.embed_claim import compute, reader_of
+from embed.handlers.ingest_request import check_options, complete_request
 from embed.inputs import documents
-from embed.inputs.chunk_ranges import Chunk, chunks_of
-from embed.inputs.chunks import spans
-from embed.models.generic.tokens import GenericTokens
+from embed.inputs.chunking import chunk_spans
+from embed.inputs.chunks import Chunk, cut_chunks
+from embed.models.generic.tokenizer import GenericTokenizer
 from embed.store.reuse import Reuse
 from fsqueue import BadInput, ClaimImpossible, Handler, Interrupted, Source, UsageError, Work
 
-GROUP_BYTES: Final = (1 << 15, 1 << 20)
-"""Documents of about so many bytes are looked up, computed and stored together, least and most."""
+GROUP_BYTES_MIN: Final = 1 << 15
+GROUP_BYTES_MAX: Final = 1 << 20
+"""The size of a group of documents, which are looked up, computed and stored together."""
 GROUPS: Final = 64
-"""So many groups has each worker's arc if there is enough to do."""
+"""How many groups each worker's own part has, if there is enough to do."""
 ERRORS_MAX: Final = 100
-"""A report names so many documents that failed."""
+"""How many failed documents a report lists."""
 
 
 Document = Mapping[str, str]
@@ -46,7 +47,7 @@ Document = Mapping[str, str]
 
 @dataclass(slots=True)
 class Report:
-    """What became of a worker's documents; what is counted adds up over workers."""
+    """What was done with a worker's documents. The counts of several workers can be added up."""
 
     documents: int = 0
     chunks: int = 0
@@ -62,21 +63,22 @@ class Report:
 class Ingest(Handler):
     """Embed documents that a broadcast names; to plan files: fsqueue plan embed --text."""
 
+    name = "rag_ingestion"
     suffix = ".json"
     unit = "documents"
-    personal = True  # it says which files to read, and their text goes where others may read it
+    personal = True  # it names files to read, and copies their text to where others may read it
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
-        return checked(options)
+        return check_options(options)
 
     def prepare_payload(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the job's data with its documents found, as every worker is to see them."""
-        return completed(data)
+        """Return the request with its documents resolved, the same for every worker."""
+        return complete_request(data)
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         raise BadInput(
-            f"{path}: rag_ingestion is a job for fsqueue broadcast. To plan documents: fsqueue "
-            f"plan embed POOL {path} --text --model MODEL --store DIR"
+            f"{path}: rag_ingestion is for fsqueue broadcast only. To plan documents: fsqueue plan "
+            f"embed POOL {path} --text --model MODEL --store DIR"
         )
 
     def run(self, work: Work) -> None:
@@ -87,7 +89,7 @@ class Ingest(Handler):
             options = _options(work, embed)
         except UsageError as error:
             raise ClaimImpossible(str(error)) from error
-        report = _Run(work, embed, options).run()
+        report = _Ingestion(work, embed, options).run()
         work.count(
             store_hits=report.store_hits, store_repeats=report.repeats, computed=report.computed
         )
@@ -95,38 +97,39 @@ class Ingest(Handler):
 
 
 def _options(work: Work, embed: Embed) -> dict[str, Any]:
-    """Return what `plan embed --text` would say. Raises UsageError, naming what is missing."""
+    """Return the options of an equivalent `plan embed --text`. Raises UsageError."""
     data = work.payload
     model = data.get("model") or os.environ.get("FSQUEUE_TEXT_MODEL") or embed.text_model()
     if not model:
         raise UsageError(
-            'no model is named: not as "model" in --job-data, not by FSQUEUE_TEXT_MODEL where this '
-            "worker was started, and it has not loaded one that reads text. Name one: a folder, or "
-            "a hub id."
+            'no model is named: --job-data has no "model", FSQUEUE_TEXT_MODEL was not set when '
+            "this worker started, and it has no text model loaded. Name one: a folder, or a hub id."
         )
-    given = {name: data[name] for name in ("store", "collection", "chunk_size", "chunk_overlap")
-             if name in data}  # fmt: skip
+    names = ("store", "collection", "chunk_size", "chunk_overlap")
+    requested = {name: data[name] for name in names if name in data}
     defaults = {option.name: option.default for option in embed.options}
-    options = embed.prepare(defaults | dict(work.options) | given | {"model": model, "text": True})
+    options = embed.prepare(
+        defaults | dict(work.options) | requested | {"model": model, "text": True}
+    )
     if not options["store"]:
         raise UsageError(
-            'no store is named: not as "store" in --job-data, and not by FSQUEUE_STORE where this '
-            "worker was started. Name a directory that all workers see."
+            'no store is named: --job-data has no "store", and FSQUEUE_STORE was not set when this '
+            "worker started. Name a directory that all workers can see."
         )
     return options
 
 
-class _Run:
+class _Ingestion:
     """One worker's share of a broadcast."""
 
     def __init__(self, work: Work, embed: Embed, options: dict[str, Any]) -> None:
-        tokens, view = embed.tokens(options), embed.view(options)
-        assert isinstance(tokens, GenericTokens) and view is not None
-        self._tokens, self._view = tokens, view
-        self._work = replace(work, options=options, report=self._progress)
+        tokenizer, view = embed.tokenizer(options), embed.view(options)
+        assert isinstance(tokenizer, GenericTokenizer) and view is not None
+        self._tokenizer, self._view = tokenizer, view
+        self._work = replace(work, options=options, report=self._on_progress)
         self._model = embed.model(self._work)
-        self._tell = work.report
-        self._groups = shared(work.payload, work.id)
+        self._report_progress = work.report
+        self._groups = document_groups(work.payload, work.id)
         self._total = sum(map(len, self._groups))
         names = ("model", "weights", "store", "collection", "chunk_size", "chunk_overlap")
         self._report = Report(settings={name: options[name] for name in names})
@@ -140,7 +143,7 @@ class _Run:
         return self._report
 
     def _read(self, document: Document) -> list[tuple[str, Chunk]]:
-        """Return (input, chunk) pairs; none, and a line in the report, if it is no document."""
+        """Return (input, chunk) pairs; for an invalid document none, and an error in the report."""
         try:
             found = self._chunks(document)
         except BadInput as error:
@@ -153,11 +156,12 @@ class _Run:
         if "path" in document:
             data, name = documents.read(document["path"]), os.path.basename(document["path"])
         else:
-            data, name = documents.of_text(document["name"], document["text"]), document["name"]
+            data, name = documents.encode(document["name"], document["text"]), document["name"]
         text, options = data.decode(), self._work.options
-        found = spans(text, self._tokens.places, options["chunk_size"], options["chunk_overlap"])
-        places = ((span.begin, span.end) for span in found)
-        return [(document.get("path", name), one) for one in chunks_of(name, text, places)]
+        size, overlap = options["chunk_size"], options["chunk_overlap"]
+        found = chunk_spans(text, self._tokenizer.offsets, size, overlap)
+        spans = ((span.begin, span.end) for span in found)
+        return [(document.get("path", name), one) for one in cut_chunks(name, text, spans)]
 
     def _refuse(self, document: Document, error: BadInput) -> None:
         self._report.failed += 1
@@ -168,24 +172,24 @@ class _Run:
 
     def _ingest(self, group: list[tuple[str, Chunk]]) -> None:
         options, report = self._work.options, self._report
-        reading = claim.reading_of((chunk for _, chunk in group), self._model, options)
-        reuse = Reuse(self._view, self._work, reading, lambda row: group[row][0])
-        claim.compute(self._work, self._model, reading, len(group), reuse)
+        reader = reader_of((chunk for _, chunk in group), self._model, options)
+        reuse = Reuse(self._view, self._work, reader, lambda row: group[row][0])
+        compute(self._work, self._model, reader, len(group), reuse)
         report.chunks += len(group)
-        report.computed += reuse.tally.computed
-        report.store_hits += reuse.tally.hits
-        report.repeats += reuse.tally.repeats
+        report.computed += reuse.counts.computed
+        report.store_hits += reuse.counts.hits
+        report.repeats += reuse.counts.repeats
 
-    def _progress(self, _done: int, _total: int, measures: Mapping[str, int]) -> None:
+    def _on_progress(self, _done: int, _total: int, measures: Mapping[str, int]) -> None:
         done = self._report.documents + self._report.failed
-        self._tell(done, self._total, measures)
+        self._report_progress(done, self._total, measures)
 
 
-def shared(data: Mapping[str, Any], seed: str) -> list[list[Document]]:
-    """Return the groups of a copy's documents, in the order in which it is to do them.
+def document_groups(data: Mapping[str, Any], seed: str) -> list[list[Document]]:
+    """Return the groups of documents of one copy of the broadcast, in the order to do them.
 
-    A part of them with scatter, else all. The groups are the same for all replicas; their orders
-    are not.
+    With --scatter these are its part of the documents. Without, all copies have the same groups, in
+    different orders.
     """
     if "shards" in data:
         mine = _grouped(data["documents"][data["shard"] :: data["shards"]], 1)
@@ -203,13 +207,12 @@ def shared(data: Mapping[str, Any], seed: str) -> list[list[Document]]:
 
 
 def _grouped(every: list[Document], copies: int) -> list[tuple[list[Document], int]]:
-    """Return runs of documents, and how many bytes each has."""
+    """Return runs of documents, and the size of each in bytes."""
     sizes = [_size(document) for document in every]
-    least, most = GROUP_BYTES
-    enough = min(max(least, sum(sizes) // (GROUPS * copies)), most)
+    bytes_max = min(max(GROUP_BYTES_MIN, sum(sizes) // (GROUPS * copies)), GROUP_BYTES_MAX)
     groups: list[tuple[list[Document], int]] = []
     for document, size in zip(every, sizes, strict=True):
-        if groups and groups[-1][1] + size <= enough:
+        if groups and groups[-1][1] + size <= bytes_max:
             groups[-1] = [*groups[-1][0], document], groups[-1][1] + size
         else:
             groups.append(([document], size))
@@ -222,4 +225,4 @@ def _size(document: Document) -> int:
     try:
         return os.stat(document["path"]).st_size
     except OSError:
-        return 0  # it will be refused by name
+        return 0  # reading it will fail, and report it

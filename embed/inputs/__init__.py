@@ -1,7 +1,8 @@
-"""Inputs: FASTA, documents and contigs are read, counted, cut, and pinned by content.
+"""Inputs: FASTA files and documents, read, divided among claims, and pinned by content.
 
-`fasta` and `documents` read files; `fasta_scan` and `chunks` divide them; `segments` and
-`chunk_ranges` name a part so that a worker reads exactly what was planned; `division` and
-`document_plan` make claims of them; `contigs` prepares contigs for two models. Nothing here imports
-torch.
+FASTA: `fasta` reads files, `fasta_scan` divides one into blocks while planning, and `segments`
+names a run of blocks so that a worker reads exactly what was planned. Documents likewise:
+`documents` reads files of text, `chunking` finds where to cut one, and `chunks` names a run of
+chunks. `claims` groups either into claims, and finds a claim's inputs in its payload. `contigs`
+prepares contigs for two models. Nothing here imports torch.
 """

@@ -1,13 +1,13 @@
 """Prepare contigs for two models: cut them into chunks, and translate each chunk in six frames.
 
-These are VirNucPro's rules, to the letter, because classifiers were trained on what they give:
+These are exactly VirNucPro's rules, because classifiers were trained on its results:
 
-* A contig of L bases makes ceil(L / c) chunks. Their overlaps differ by one at most, but are not
-  spread evenly, and the last chunk may be short (`starts`).
-* A chunk is read in capitals; frames 1-3 of it, then of its reverse complement. A codon with
+* A contig of L bases makes ceil(L / c) chunks. Their overlaps differ by at most one, but are not
+  spread evenly, and the last chunk may be short (`chunk_starts`).
+* A chunk is read in upper case: its frames 1-3, then those of its reverse complement. A codon with
   anything but A, C, G, T translates to nothing: it leaves no gap and no X.
 * A frame is kept if its protein is not empty and has no stop. Its nucleotides are three for each
-  residue from the frame's start, and one more where the chunk has one.
+  residue from the frame's start, and one more if the chunk has one.
 
 The two files hold the same ids in the same order: `{contig}_chunk_{n}F1` and so on. What this
 module does not know: models and pools.
@@ -27,11 +27,18 @@ from typing import BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.inputs.fasta import Bytes, Record, explained, opened, records, refuse_other_kinds
-from embed.outputs.whole_files import private_folder, whole
+from embed.inputs.fasta import (
+    Bytes,
+    Record,
+    input_errors,
+    open_fasta,
+    parse_records,
+    refuse_non_fasta,
+)
+from embed.outputs.atomic_write import atomic_write, private_folder
 from fsqueue import BadInput, UsageError
 
-PIECE: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 20
 CHUNK_MIN: Final = 3
 """One codon."""
 BASES: Final = b"ACGT"
@@ -40,17 +47,17 @@ NOTHING: Final = 0
 RESIDUES: Final = b"KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
 """The standard code, codons in the order of BASES."""
 NOT_BASES: Final = b"EFILPQefilpq"
-"""Residues that no nucleotide code has: a file with many of them holds proteins."""
+"""Residues that are no IUPAC nucleotide code: a file with many of them holds proteins."""
 
-_CAPITALS: Final = bytes(range(256)).upper()
+_UPPER_CASE: Final = bytes(range(256)).upper()
 _COMPLEMENT: Final = bytes.maketrans(b"ACGT", b"TGCA")
 _CODES: Final = bytes(BASES.find(byte) % 256 for byte in range(256))
 
 
 def _table(*, reverse: bool) -> bytes:
-    """Return the residue of every codon code, forward or read from the other strand.
+    """Return the residue of every codon code, read forward or from the other strand.
 
-    Codes are in base 5, the fifth digit an ambiguous base.
+    A code has three digits in base 5; the fifth digit stands for an ambiguous base.
     """
     table = bytearray([NOTHING]) * 256
     for number, residue in enumerate(RESIDUES):
@@ -65,8 +72,8 @@ FORWARD, REVERSE = _table(reverse=False), _table(reverse=True)
 
 
 @dataclass(slots=True)
-class Prepared:
-    """What came out of a file of contigs."""
+class PreparedContigs:
+    """The files made of a file of contigs, and counts."""
 
     nucleotides: str
     proteins: str
@@ -74,14 +81,14 @@ class Prepared:
     chunks: int = 0
     frames: int = 0
     closed: int = 0
-    """Chunks without an open frame: they are in no output."""
+    """Chunks without an open frame, which are in no output."""
 
 
-def starts(length: int, chunk: int) -> list[int]:
+def chunk_starts(length: int, chunk: int) -> list[int]:
     """Return where the chunks of a contig begin.
 
-    The surplus of ceil(L / c) whole chunks is taken up by overlaps: the first `low + rest` of them
-    are of `low + 1` bases, the others of `low`.
+    The surplus of ceil(L / c) whole chunks becomes overlaps: the first `low + rest` of them have
+    `low + 1` bases, the others `low`.
     """
     count = -(-length // chunk)
     surplus = count * chunk - length
@@ -92,57 +99,59 @@ def starts(length: int, chunk: int) -> list[int]:
 def frames(bases: bytes, chunk: int) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield (suffix of the id, nucleotides, protein) for every open frame of every chunk.
 
-    `bases` is a whole contig, in capitals. A chunk without an open frame yields nothing.
+    `bases` is a whole contig, in upper case. A chunk without an open frame yields nothing.
     """
     codons = _codons(bases)
     forward, reverse = codons.translate(FORWARD), codons.translate(REVERSE)
-    for number, start in enumerate(starts(len(bases), chunk), 1):
+    for number, start in enumerate(chunk_starts(len(bases), chunk), 1):
         stop = min(start + chunk, len(bases))
-        read = bases[start:stop]
+        strand = bases[start:stop]
         for frame in range(3):
             residues = forward[start + frame : max(stop - 2, 0) : 3]
-            if protein := _open(residues):
-                yield f"_chunk_{number}F{frame + 1}", _slice(read, frame, protein), protein
-        other = b""
+            if protein := _open_protein(residues):
+                yield f"_chunk_{number}F{frame + 1}", _coding(strand, frame, protein), protein
+        other_strand = b""
         for frame in range(3):
             residues = reverse[start : max(stop - 2 - frame, start)][::-3]
-            if protein := _open(residues):
-                other = other or read.translate(_COMPLEMENT)[::-1]
-                yield f"_chunk_{number}R{frame + 1}", _slice(other, frame, protein), protein
+            if protein := _open_protein(residues):
+                other_strand = other_strand or strand.translate(_COMPLEMENT)[::-1]
+                yield f"_chunk_{number}R{frame + 1}", _coding(other_strand, frame, protein), protein
 
 
 def _codons(bases: bytes) -> bytes:
-    """Return the code of the codon that begins at each base but the last two."""
+    """Return the code of the codon at each base except the last two."""
     digits: NDArray[np.uint8] = np.frombuffer(bases.translate(_CODES), np.uint8)
     digits = np.minimum(digits, 4)
     return (digits[:-2] * 25 + digits[1:-1] * 5 + digits[2:]).tobytes() if len(bases) > 2 else b""
 
 
-def _open(residues: bytes) -> bytes:
-    """Return the protein of a frame, empty if a stop closes it."""
+def _open_protein(residues: bytes) -> bytes:
+    """Return the protein of a frame, or nothing if the frame has a stop."""
     return b"" if b"*" in residues else residues.translate(None, bytes([NOTHING]))
 
 
-def _slice(read: bytes, frame: int, protein: bytes) -> bytes:
-    return read[frame : frame + 3 * len(protein) + 1]
+def _coding(strand: bytes, frame: int, protein: bytes) -> bytes:
+    return strand[frame : frame + 3 * len(protein) + 1]
 
 
-def prepare(path: str, folder: str, chunk: int) -> Prepared:
-    """Write X_nucleotide.fa and X_protein.faa into `folder`, X being the file's stem.
+def prepare(path: str, folder: str, chunk: int) -> PreparedContigs:
+    """Write X_nucleotide.fa and X_protein.faa into `folder`, where X is the file's stem.
 
-    Memory is that of the longest contig. Raises BadInput, UsageError.
+    Needs the memory of the longest contig. Raises BadInput, UsageError.
     """
     if chunk < CHUNK_MIN:
         raise UsageError(f"--chunk {chunk}: a chunk must have at least {CHUNK_MIN} bases, a codon.")
-    refuse_other_kinds(path)
+    refuse_non_fasta(path)
     stem = f"{folder}/{_stem(path)}"
-    result = Prepared(f"{stem}_nucleotide.fa", f"{stem}_protein.faa")
+    result = PreparedContigs(f"{stem}_nucleotide.fa", f"{stem}_protein.faa")
     os.makedirs(folder, exist_ok=True)
     with ExitStack() as stack:
-        proteins = stack.enter_context(open(stack.enter_context(whole(result.proteins)), "wb"))
-        bases = stack.enter_context(open(stack.enter_context(whole(result.nucleotides)), "wb"))
-        stack.enter_context(explained(path))
-        file, _size = stack.enter_context(opened(path))
+        private = stack.enter_context(atomic_write(result.proteins))
+        proteins = stack.enter_context(open(private, "wb"))
+        private = stack.enter_context(atomic_write(result.nucleotides))
+        bases = stack.enter_context(open(private, "wb"))
+        stack.enter_context(input_errors(path))
+        file, _size = stack.enter_context(open_fasta(path))
         for contig in _contigs(file):
             _refuse_protein(path, contig)
             result.contigs += 1
@@ -150,10 +159,11 @@ def prepare(path: str, folder: str, chunk: int) -> Prepared:
     return result
 
 
-def split(path: str, folder: str, count: int) -> int:
+def split_file(path: str, folder: str, count: int) -> int:
     """Divide a file of `prepare` into folder/output_1.fa, output_2.fa ..., `count` sequences each.
 
-    It appears whole. Returns how many files are in it. One that is there, and the same, stays.
+    The folder appears whole. An existing folder with the same content is kept. Returns the number
+    of files.
     """
     if count < 1:
         raise UsageError(f"--split {count}: a file must hold at least 1 sequence.")
@@ -169,27 +179,27 @@ def split(path: str, folder: str, count: int) -> int:
         except OSError as error:
             if not _is_same(private, Path(folder)):
                 raise UsageError(
-                    f"{folder}: cannot be made ({error.strerror}); one of an earlier run is in its "
-                    f"place. Remove it, then type the same again: rm -r {folder}"
+                    f"{folder}: cannot be created ({error.strerror}); an earlier run left another "
+                    f"one there. Remove it, then repeat the command: rm -r {folder}"
                 ) from error
     return number
 
 
-def _is_same(ours: Path, other: Path) -> bool:
-    """Say whether two directories hold the same files: then an earlier run made the other."""
-    names = sorted(os.listdir(ours))
+def _is_same(folder: Path, other: Path) -> bool:
+    """Return whether two directories hold the same files, as after the same run before."""
+    names = sorted(os.listdir(folder))
     if not other.is_dir() or sorted(os.listdir(other)) != names:
         return False
-    return all(filecmp.cmp(ours / name, other / name, shallow=False) for name in names)
+    return all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names)
 
 
 def _write(
-    contig: Record, chunk: int, bases: BinaryIO, proteins: BinaryIO, result: Prepared
+    contig: Record, chunk: int, bases: BinaryIO, proteins: BinaryIO, result: PreparedContigs
 ) -> None:
     """Write the open frames of one contig, and count them."""
     name = contig.id.encode()
     open_chunks = set()
-    for suffix, nucleotides, protein in frames(contig.residues.translate(_CAPITALS), chunk):
+    for suffix, nucleotides, protein in frames(contig.residues.translate(_UPPER_CASE), chunk):
         head = b">" + name + suffix.encode() + b"\n"
         bases.write(head + nucleotides + b"\n")
         proteins.write(head + protein + b"\n")
@@ -201,27 +211,27 @@ def _write(
 
 
 def _contigs(file: Bytes) -> Iterator[Record]:
-    """Yield the records of a FASTA file, reading as far as the next one begins."""
+    """Yield the records of a FASTA file, each once the next one has begun."""
     parts: list[bytes] = []
-    tail = b"\n"  # so that a record at the very start is found too
-    while piece := file.read(PIECE):
+    tail = b"\n"  # so that a record at the start of the file is found, too
+    while piece := file.read(PIECE_BYTES):
         seam = tail + piece
         cut = seam.rfind(b"\n>") - len(tail) + 1  # where in the piece the last record begins
         if cut >= 0:
-            yield from records(b"".join([*parts, piece[:cut]]))
+            yield from parse_records(b"".join([*parts, piece[:cut]]))
             parts, piece = [], piece[cut:]
         parts.append(piece)
         tail = seam[-1:]
-    yield from records(b"".join(parts))
+    yield from parse_records(b"".join(parts))
 
 
 def _refuse_protein(path: str, contig: Record) -> None:
     residues = contig.residues
-    strange = len(residues) - len(residues.translate(None, NOT_BASES))
-    if strange > len(residues) // 10:
+    not_bases = len(residues) - len(residues.translate(None, NOT_BASES))
+    if not_bases > len(residues) // 10:
         raise BadInput(
-            f"{path}: {contig.id!r} has {strange:,} letters of {len(residues):,} that stand for no "
-            f"base; it looks like protein. Proteins need no preparing: fsqueue plan embed"
+            f"{path}: {not_bases:,} of {len(residues):,} letters of {contig.id!r} are not bases; "
+            f"it looks like protein. Proteins need no preparation: fsqueue plan embed"
         )
 
 

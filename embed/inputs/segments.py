@@ -1,9 +1,9 @@
-"""Name a run of a file's blocks so that a worker reads exactly what was planned.
+"""Name a run of a FASTA file's blocks so that a worker reads exactly what was planned.
 
 A segment is a path, a range of its (uncompressed) bytes, the lengths of the blocks in it, one
 digest over the digests of those blocks, and the number of sequences in them. Reading goes block by
-block, in bounded memory, and checks the digest at the end: a file that was merely touched or copied
-back is the same input, one whose bytes changed is not. Times and inode numbers play no part.
+block, in bounded memory, and checks the digest at the end: a file that was only touched or copied
+back is the same input, one whose bytes changed is not. Times and inode numbers do not matter.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.inputs.fasta import BROKEN, Bytes, opened
+from embed.inputs.fasta import GZIP_ERRORS, Bytes, Record, open_fasta, parse_records
 from fsqueue import ClaimFailed, ClaimImpossible
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive blocks of one file; what a claim's payload holds."""
+    """Consecutive blocks of one file, as a claim's payload holds them."""
 
     path: str
     start: int
@@ -32,7 +32,7 @@ class Segment:
 
     @classmethod
     def of(cls, path: str, blocks: NDArray[np.void]) -> Segment:
-        """Return the segment that these consecutive rows of `Scan.blocks` make."""
+        """Return the segment of these consecutive rows of `Scan.blocks`."""
         start = int(blocks["start"][0]) if len(blocks) else 0
         digest = digest_of(blocks["digest"].tolist())
         sequences = int(blocks["sequences"].sum())
@@ -40,6 +40,7 @@ class Segment:
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> Segment:
+        """Return the segment that `encode` wrote."""
         lengths = tuple(data["lengths"])
         return cls(data["path"], data["start"], lengths, data["digest"], data["sequences"])
 
@@ -49,44 +50,46 @@ class Segment:
         return {**self.identity(), **counts}
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this segment from every other."""
+        """Return what distinguishes this segment from every other."""
         return {"path": self.path, "start": self.start, "digest": self.digest}
+
+    def records(self) -> Iterator[Record]:
+        """Yield its sequences. Raises as `blocks` does."""
+        for block in self.blocks():
+            yield from parse_records(block)
+
+    def verify(self) -> None:
+        """Read it once, only to check its digest. Raises as `blocks` does."""
+        for _block in self.blocks():
+            pass
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield each block's bytes; after the last, raise ClaimImpossible if any has changed.
+
+        Raises ClaimFailed if the file cannot be read here, because another machine may have it.
+        """
+        try:
+            with open_fasta(self.path) as (file, _size):
+                yield from self._checked_blocks(file)
+        except GZIP_ERRORS as error:
+            raise changed(self.path) from error
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+    def _checked_blocks(self, file: Bytes) -> Iterator[bytes]:
+        file.seek(self.start)  # in a gzip file this decompresses everything before
+        digests = []
+        for length in self.lengths:
+            block = _read(file, length)
+            digests.append(hashlib.sha256(block).digest())
+            yield block
+        if digest_of(digests) != self.digest:
+            raise changed(self.path)
 
 
 def digest_of(digests: Sequence[bytes]) -> str:
     """Return the digest of a run of blocks."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def read_segment(segment: Segment) -> Iterator[bytes]:
-    """Yield each block's bytes; after the last, raise ClaimImpossible if any had changed.
-
-    Raises ClaimFailed if the file cannot be read here: another machine may have it.
-    """
-    try:
-        with opened(segment.path) as (file, _size):
-            yield from _checked(segment, file)
-    except BROKEN as error:
-        raise changed(segment.path) from error
-    except OSError as error:
-        raise unreadable(segment.path, error) from error
-
-
-def _checked(segment: Segment, file: Bytes) -> Iterator[bytes]:
-    file.seek(segment.start)  # in a gzip file this decompresses all that comes before
-    digests = []
-    for length in segment.lengths:
-        block = _read(file, length)
-        digests.append(hashlib.sha256(block).digest())
-        yield block
-    if digest_of(digests) != segment.digest:
-        raise changed(segment.path)
-
-
-def verify(segment: Segment) -> None:
-    """Read a segment once, for its digest alone."""
-    for _block in read_segment(segment):
-        pass
 
 
 def _read(file: Bytes, length: int) -> bytes:
@@ -98,7 +101,7 @@ def _read(file: Bytes, length: int) -> bytes:
 
 
 def unreadable(path: str, error: OSError) -> ClaimFailed:
-    """Return what to raise where an input cannot be read: another machine may have it."""
+    """Return the error for an input that cannot be read here; another machine may have it."""
     return ClaimFailed(
         f"{path}: cannot be read on this machine ({error.strerror or error}); it was moved, or its "
         f"file system is not mounted here. Put it back, then: fsqueue retry POOL"
@@ -106,8 +109,8 @@ def unreadable(path: str, error: OSError) -> ClaimFailed:
 
 
 def changed(path: str) -> ClaimImpossible:
-    """Return what to raise where an input is not what was planned."""
+    """Return the error for an input that is not what was planned."""
     return ClaimImpossible(
-        f"{path}: this input changed since it was planned; its bytes are not those that were "
+        f"{path}: this input changed after it was planned; its bytes are not those that were "
         f"counted then. If the new content is right, plan it again: fsqueue plan embed POOL {path}"
     )

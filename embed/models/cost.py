@@ -1,16 +1,16 @@
-"""Estimate what sequences cost. Everything that plans by cost asks here, and nowhere else.
+"""Estimate the cost of embedding sequences. All planning by cost uses this module.
 
 The unit is a megaflop in float32. A layer of a transformer computes, for a sequence of T tokens,
 
-    2 T (4 d^2 + m d f)     the products with its weights: width d, inner width f, m of those
-    4 T^2 d                 each token with each other
-    ELEMENT T (d + f)       what goes number by number: norms, activations, sums
+    2 T (4 d^2 + m d f)     products with its weights: width d, inner width f, m inner matrices
+    4 T^2 d                 attention of each token to each other
+    ELEMENT T (d + f)       elementwise operations: norms, activations, sums
     SOFTMAX T^2 heads       softmax, fused with the products around it
     BIAS T^2 heads          DNABERT's bias, a number for each pair and head
 
-so claims of DNABERT and of ESM-2 of any size compare. The last three are few operations and much
-memory traffic; the constants say how many flops of the others they are worth. What the estimate is
-worth, measured: docs/benchmarks.md, by scripts/bench/cost.py.
+so costs of DNABERT and of ESM-2 of any size compare. The last three terms are few operations but
+much memory traffic; the constants convert them into flops of the others. How good the estimate is
+was measured by scripts/bench/cost.py: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from numpy.typing import NDArray
 from embed.models.families import FAMILIES
 
 SPECIALS = 2
-"""Tokens that a model adds to a sequence: one before, one after."""
+"""Tokens that a model adds to a sequence: one before it, one after it."""
 ELEMENT: Final = 400.0
 SOFTMAX: Final = 10.0
 BIAS: Final = 200.0
 PER_SECOND: Final = 22e6
-"""Megaflops in float32 that an RTX 3090 does in a second: some 60 % of its published peak."""
+"""Megaflops in float32 that an RTX 3090 does in a second: about 60 % of its published peak."""
 HALF: Final = 2.5
-"""How many times faster half precision is there, by its published peaks and what is reached."""
+"""How many times faster half precision is there, by published peaks and by what is reached."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What a model's config.json says of its size."""
+class ModelShape:
+    """A model's size, by its config.json. Stored in plans as the option `shape`."""
 
     layers: int
     width: int
@@ -46,10 +46,10 @@ class Shape:
     gated: bool = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Return the shape of a model by the names that architectures have for its parts.
+    def of(cls, config: Mapping[str, Any]) -> ModelShape:
+        """Read the sizes under the names that the various architectures give them.
 
-        DNABERT's inner layer has a gate. What a model does not say is taken as most have it: this
+        DNABERT's inner layer has a gate. Missing sizes are assumed to be the usual ones, since this
         is an estimate.
         """
         width = _first(config, ("hidden_size", "d_model", "n_embd", "dim"), 768)
@@ -63,13 +63,13 @@ class Shape:
 
     @property
     def per_token(self) -> float:
-        """Return the flops of each token by itself."""
+        """Return the flops that each token costs by itself."""
         products = 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.inner
         return self.layers * (2 * products + ELEMENT * (self.width + self.inner))
 
     @property
     def per_pair(self) -> float:
-        """Return the flops of each token with each."""
+        """Return the flops that each pair of tokens costs."""
         each = SOFTMAX + (BIAS if self.gated else 0.0)
         return self.layers * (4 * self.width + each * self.heads)
 
@@ -80,18 +80,18 @@ def _first(config: Mapping[str, Any], names: Sequence[str], default: int) -> int
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What decides the cost of a sequence beside its length."""
+    """Everything but its length that decides the cost of a sequence."""
 
-    shape: Shape
+    shape: ModelShape
     residues_max: int
     in_windows: bool = False
     tokens_per_residue: float = 1.0
     half: bool = False
 
     def costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the cost of sequences of these many residues, in whole megaflops.
+        """Return the cost of sequences with these numbers of residues, in whole megaflops.
 
-        Longer ones are cut to `residues_max`, or read whole in windows of as many.
+        Those longer than `residues_max` are truncated to it, or read in windows of that size.
         """
         whole, rest = np.divmod(lengths, self.residues_max)
         if not self.in_windows:
@@ -101,7 +101,7 @@ class Estimate:
 
     @property
     def per_token(self) -> float:
-        """Return the megaflops of a token, at least."""
+        """Return the least number of megaflops that a token costs."""
         return self.shape.per_token / self._divisor
 
     def _flops(self, residues: NDArray[np.int64]) -> NDArray[Any]:
@@ -117,10 +117,10 @@ class Estimate:
 
 
 def estimate(options: Mapping[str, Any]) -> Estimate:
-    """Return what decides the costs of a plan's sequences."""
+    """Return the estimate for the sequences of a plan with these options."""
     family, longest = FAMILIES[options["family"]], options["max_residues"]
     return Estimate(
-        Shape(**options["shape"]),
+        ModelShape(**options["shape"]),
         int(longest / family.tokens_per_residue) if family.in_tokens else longest,
         in_windows=options["long"] == "window",
         tokens_per_residue=family.tokens_per_residue,

@@ -1,8 +1,8 @@
-"""Know the families of models: how long a sequence each takes, how it reads one, who loads it.
+"""List the families of models: how long a sequence each takes, how it is tokenized and loaded.
 
-Two are known by heart, ESM-2 and DNABERT; the third is whatever else transformers can load.
-Planning asks for the numbers; only `load` imports torch. Another family would be a row here, a
-loader with `hidden`, and a reader of its alphabet.
+Two have their own code, ESM-2 and DNABERT; the third is any other model that transformers can load.
+Planning needs only the numbers; only `load` imports torch. To add a family: a row here, a network
+with a method `hidden`, and a tokenizer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Final, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What planning must know of a kind of model."""
+    """What planning must know about a kind of model."""
 
     name: str
     residues_max: int
-    """The longest sequence it was trained on, in letters: what --max-residues is unless said."""
+    """The longest sequence it was trained on, in letters: the default of --max-residues."""
     long: str
-    """What becomes of longer ones unless said: truncate, window or fail."""
+    """The default of --long, for longer sequences: truncate, window or fail."""
     tokens_per_residue: float
     libraries: tuple[str, ...]
-    """Whose versions an output's header tells."""
+    """The libraries whose versions are in an output's header."""
     in_tokens: bool = False
-    """Whether the longest sequence is counted in tokens, as only the model knows them."""
+    """Whether lengths are counted in tokens, which takes the model's tokenizer."""
 
 
 FAMILIES: Final = {
@@ -37,52 +37,52 @@ FAMILIES: Final = {
 }
 
 
-class Tokens(Protocol):
-    """Reads the letters of a sequence."""
+class Tokenizer(Protocol):
+    """Turns the letters of a sequence into token ids."""
 
     edges: tuple[int, int]
-    """How many tokens the encoder puts before and after them."""
+    """How many tokens the encoder adds before and after them."""
 
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""
 
     def windows(self, letters: bytes, most: int) -> Iterator[tuple[Sized, int, float]]:
-        """Yield what the model takes at once: ids, how many are unknown, how many letters."""
+        """Yield windows that fit into the model: ids, how many are unknown, how many letters."""
 
 
-def reader(family: str, folder: str) -> Tokens:
-    """Return what reads sequences for the model in `folder`; ESM-2 needs none to be there.
+def load_tokenizer(family: str, folder: str) -> Tokenizer:
+    """Load the tokenizer of the model in `folder`; that of ESM-2 needs no files.
 
-    Raises ClaimImpossible if its tokenizer cannot be read.
+    Raises ClaimImpossible if it cannot be read.
     """
     if family == "auto":
-        from embed.models.generic.tokens import GenericTokens
+        from embed.models.generic.tokenizer import GenericTokenizer
 
-        return GenericTokens(folder)
+        return GenericTokenizer(folder)
     if family == "dnabert":
-        from embed.models.dnabert.tokens import DnaTokens
+        from embed.models.dnabert.tokenizer import DnaTokenizer
 
-        return DnaTokens(folder)
-    from embed.models.esm2.tokens import EsmTokens
+        return DnaTokenizer(folder)
+    from embed.models.esm2.tokenizer import EsmTokenizer
 
-    return EsmTokens()
+    return EsmTokenizer()
 
 
-def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokens]:
-    """Load the encoder of the model in `folder` to a torch device, and what reads its sequences.
+def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokenizer]:
+    """Load the encoder of the model in `folder` to a torch device, and its tokenizer.
 
-    Raises ClaimImpossible if the files are not all that the model needs.
+    Raises ClaimImpossible if files that the model needs are missing.
     """
     if family == "auto":
         from embed.models.generic import network as generic
-        from embed.models.generic.tokens import GenericTokens
+        from embed.models.generic.tokenizer import GenericTokenizer
 
-        tokens = GenericTokens(folder)
-        return generic.load(folder, dtype, device, tokens.frame), tokens
+        tokenizer = GenericTokenizer(folder)
+        return generic.load(folder, dtype, device, tokenizer.frame), tokenizer
     if family == "dnabert":
         from embed.models.dnabert import network as dnabert
 
-        return dnabert.load(folder, dtype, device), reader(family, folder)
+        return dnabert.load(folder, dtype, device), load_tokenizer(family, folder)
     from embed.models.esm2 import network as esm2
 
-    return esm2.load(folder, dtype, device), reader(family, folder)
+    return esm2.load(folder, dtype, device), load_tokenizer(family, folder)

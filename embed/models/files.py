@@ -1,7 +1,7 @@
-"""Look at a model's folder, as its publisher ships it, without loading anything.
+"""Inspect a model's folder, as its publisher ships it, without loading the model.
 
-Answers whether it is an ESM-2, a DNABERT or another model, whether its files are whole, and which
-bytes it is made of.
+Finds out whether it is an ESM-2, a DNABERT or another model, whether its files are complete, and a
+hash of them.
 """
 
 from __future__ import annotations
@@ -9,51 +9,51 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import zipfile
 from dataclasses import dataclass
 from typing import Any, Final
 
-from embed.models.dnabert import shape as dnabert_shape
-from embed.models.esm2.tokens import VOCABULARY
-from embed.models.generic import shape as generic_shape
+from embed.models.dnabert.shape import DnabertShape
+from embed.models.esm2.tokenizer import VOCABULARY
+from embed.models.generic.shape import TOKENIZER_FILES, TOKENIZER_SETTINGS, GenericShape
+from embed.safetensors_header import is_complete
 from fsqueue import UsageError
 
 PICKLED: Final = "pytorch_model.bin"
-SAFE: Final = ("model.safetensors", "model.safetensors.index.json")
+SAFETENSORS: Final = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a folder's files say of the model."""
+class ModelFacts:
+    """What a folder's files say about the model."""
 
     family: str
     width: int
     """Numbers per embedding."""
     longest: int = 0
-    """Its longest input in tokens; 0 where the family knows."""
+    """Its longest input in tokens; 0 where the family decides."""
 
 
-def inspect(folder: str) -> Facts:
+def inspect(folder: str) -> ModelFacts:
     """Return what the model in `folder` is.
 
-    Raises UsageError if it is nothing that can be loaded, or if a file is missing or cut short.
+    Raises UsageError if it cannot be loaded, or if a file is missing or truncated.
     """
-    config = _json(f"{folder}/config.json")
+    config = read_config(folder)
     if _is_dnabert(config):
-        facts = Facts("dnabert", _inspect_dnabert(folder))
+        facts = ModelFacts("dnabert", _inspect_dnabert(folder))
     elif _is_esm2(folder, config):
-        facts = Facts("esm2", int(config["hidden_size"]))
+        facts = ModelFacts("esm2", int(config["hidden_size"]))
     else:
-        shape = generic_shape.Shape.read(folder)
-        facts = Facts("auto", shape.width, shape.tokens_max)
+        shape = GenericShape.read(folder)
+        facts = ModelFacts("auto", shape.width, shape.tokens_max)
     for path in weight_files(folder):
-        _check_whole(path)
+        _check_complete(path)
     return facts
 
 
-def config(folder: str) -> dict[str, Any]:
-    """Return what config.json says of a model. Raises UsageError if it cannot be read."""
+def read_config(folder: str) -> dict[str, Any]:
+    """Return a model's config.json. Raises UsageError if it cannot be read."""
     return _json(f"{folder}/config.json")
 
 
@@ -64,20 +64,20 @@ def _is_dnabert(config: dict[str, Any]) -> bool:
 def _inspect_dnabert(folder: str) -> int:
     if not os.path.isfile(f"{folder}/tokenizer.json"):
         raise UsageError(
-            f"{folder}/tokenizer.json: is missing, and DNABERT reads DNA by it. Fetch the model "
-            f"again; it is among its files."
+            f"{folder}/tokenizer.json: is missing, and DNABERT needs it to read DNA. Fetch the "
+            f"model again; it is among its files."
         )
-    return dnabert_shape.Shape.read(folder).width
+    return DnabertShape.read(folder).width
 
 
 def _is_esm2(folder: str, config: dict[str, Any]) -> bool:
-    """Say whether it is an ESM-2, whose residues are read by table; others have a tokenizer."""
+    """Return whether it is an ESM-2, whose residues are read by table; others have a tokenizer."""
     if config.get("model_type") != "esm":
         return False
     if config.get("is_folding_model"):
         raise UsageError(
-            f"{folder}: is an ESMFold, which folds and does not embed. Give one of the esm2_t* "
-            f"models, which it is made from."
+            f"{folder}: is an ESMFold, which folds proteins and does not embed them. Give one of "
+            f"the esm2_t* models, which it is built on."
         )
     is_rotary = config.get("position_embedding_type") == "rotary"
     return is_rotary and config.get("vocab_size") == len(VOCABULARY) and _vocabulary_agrees(folder)
@@ -86,10 +86,12 @@ def _is_esm2(folder: str, config: dict[str, Any]) -> bool:
 def weight_files(folder: str) -> list[str]:
     """Return the files that hold the weights: safetensors, or what a publisher ships instead.
 
-    An ESM-2 has safetensors in every published size, and is taken in no other form.
+    ESM-2 is published as safetensors in every size, and no other form of it is accepted.
     """
-    config = _json(f"{folder}/config.json")
-    for name in SAFE if _is_esm2(folder, config) else (*SAFE, PICKLED, f"{PICKLED}.index.json"):
+    names = list(SAFETENSORS)
+    if not _is_esm2(folder, read_config(folder)):
+        names += [PICKLED, f"{PICKLED}.index.json"]
+    for name in names:
         path = f"{folder}/{name}"
         if os.path.isfile(path):
             if not name.endswith(".json"):
@@ -110,32 +112,24 @@ def _vocabulary_agrees(folder: str) -> bool:
         return file.read().split() == VOCABULARY
 
 
-def _check_whole(path: str) -> None:
-    """Compare a safetensors file's size with what its header promises; a zip file ends in its
-    directory."""
+def _check_complete(path: str) -> None:
+    """Raise UsageError if a file of weights is missing or truncated.
+
+    A safetensors file must have the size that its header says; a zip file ends in its directory.
+    """
     try:
-        is_whole = zipfile.is_zipfile if path.endswith(".bin") else _is_whole_safetensors
-        whole = is_whole(path)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
-        whole = False
-    if not whole:
+        if path.endswith(".bin"):
+            complete = zipfile.is_zipfile(path)
+        else:
+            with open(path, "rb") as file:
+                complete = is_complete(file.fileno())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        complete = False
+    if not complete:
         raise UsageError(
-            f"{path}: is missing, cut short or no file of weights; an interrupted copy or "
-            f"download does that. Fetch the model again."
+            f"{path}: is missing, truncated or not a file of weights, as an interrupted copy or "
+            f"download leaves it. Fetch the model again."
         )
-
-
-def _is_whole_safetensors(path: str) -> bool:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, 100_000_000)))
-        size = os.fstat(file.fileno()).st_size
-    ends = [tensor["data_offsets"][1] for tensor in _tensors(header)]
-    return bool(size == 8 + length + max(ends))
-
-
-def _tensors(header: dict[str, Any]) -> list[dict[str, Any]]:
-    return [value for name, value in header.items() if name != "__metadata__"]
 
 
 def _json(path: str) -> dict[str, Any]:
@@ -144,21 +138,21 @@ def _json(path: str) -> dict[str, Any]:
             data = json.load(file)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path}: cannot be read as JSON ({error}); the folder holds no model, or only part of "
-            f"one. Give a folder as save_pretrained writes it."
+            f"{path}: cannot be read as JSON ({error}); the folder does not hold a complete model. "
+            f"Give a folder as save_pretrained writes it."
         ) from error
     return data if isinstance(data, dict) else {}
 
 
 def hash_files(folder: str) -> str:
-    """Return a hash over the configuration, the weights, and the tokenizer if one is used."""
+    """Return a hash of the configuration, the weights, and the tokenizer if one is used."""
     total = hashlib.sha256()
-    config = _json(f"{folder}/config.json")
+    config = read_config(folder)
     names = ["config.json"]
     if _is_dnabert(config):
         names.append("tokenizer.json")
     elif not _is_esm2(folder, config):
-        known = (*generic_shape.TOKENIZERS, *generic_shape.BESIDE)
+        known = (*TOKENIZER_FILES, *TOKENIZER_SETTINGS)
         names += [name for name in known if os.path.isfile(f"{folder}/{name}")]
     for path in [*(f"{folder}/{name}" for name in names), *weight_files(folder)]:
         with open(path, "rb") as file:

@@ -1,11 +1,10 @@
 """Find a model's files, on this machine or on the hub, and pin them to their exact bytes.
 
 A model is a local folder, as `save_pretrained` writes it, or a hub id with an optional `@revision`.
-A folder is pinned by a hash over its configuration and weights, a hub id by its commit. What is
-cached is used without asking the network; the network is asked once, with a short deadline.
+A folder is pinned by a hash of its configuration and weights, a hub id by its commit. A cached
+model is used without a request to the network; otherwise there is one, with a short timeout.
 
-The only door to huggingface_hub. What this module does not import: torch and transformers, so that
-planning starts fast.
+The only door to huggingface_hub. Imports neither torch nor transformers, so planning starts fast.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embed.models import files
-from embed.models.generic import shape
+from embed.models.generic.shape import TOKENIZER_FILES, TOKENIZER_SETTINGS
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
 
 FILES: Final = [
     "config.json",
-    *shape.TOKENIZERS,
-    *shape.BESIDE,
+    *TOKENIZER_FILES,
+    *TOKENIZER_SETTINGS,
     "model*.safetensors",
     "model.safetensors.index.json",
 ]
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-DEADLINE_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A model whose files are here, whole and identified."""
+class PinnedModel:
+    """A model whose files are on this machine, complete and identified."""
 
     name: str
-    """The hub id, or the folder's own name: what is written into results, the same everywhere."""
+    """The hub id, or the folder's base name: what results say, the same on every machine."""
     folder: str
     revision: str
     """The hub's commit; empty for a folder."""
@@ -46,21 +45,21 @@ class Model:
     width: int
     """Numbers per embedding."""
     longest: int = 0
-    """Its longest input in tokens; 0 where the family knows."""
+    """Its longest input in tokens; 0 where the family decides."""
 
 
-def find(spec: str) -> Model:
-    """Return the model that a user asked for, fetching it from the hub if it is not here.
+def find(spec: str) -> PinnedModel:
+    """Return the model that a user named, fetching it from the hub if necessary.
 
-    Raises UsageError, saying what to type.
+    Raises UsageError, with what to type.
     """
     folder = os.path.expanduser(spec)
     if os.path.isdir(folder):
         return local(os.path.abspath(folder))
     if HUB_ID.fullmatch(spec) is None:
         raise UsageError(
-            f"--model {spec}: there is no such folder, and it is not a hub id either. Give a "
-            f"folder with config.json and model.safetensors, or an id: facebook/esm2_t6_8M_UR50D."
+            f"--model {spec}: is neither a folder nor a hub id. Give a folder with config.json and "
+            f"model.safetensors, or an id: facebook/esm2_t6_8M_UR50D."
         )
     name, _, revision = spec.partition("@")
     return hub(name, revision or "main")
@@ -69,8 +68,8 @@ def find(spec: str) -> Model:
 def locate(options: Mapping[str, Any]) -> str:
     """Return the folder of the model that a plan pinned, on the machine where a claim runs.
 
-    Raises NotSupportedError if it is not here, for other machines may have it; ClaimImpossible if
-    it is another model by now.
+    Raises NotSupportedError if it is not here, because other machines may have it; ClaimImpossible
+    if it was replaced by another model.
     """
     try:
         if options["revision"]:
@@ -86,21 +85,21 @@ def locate(options: Mapping[str, Any]) -> str:
     return model.folder
 
 
-def local(folder: str) -> Model:
+def local(folder: str) -> PinnedModel:
     """Return the model in a folder, hashing its files."""
     facts = files.inspect(folder)
     weights = f"sha256:{files.hash_files(folder)}"
     name = os.path.basename(folder)
-    return Model(name, folder, "", weights, facts.family, facts.width, facts.longest)
+    return PinnedModel(name, folder, "", weights, facts.family, facts.width, facts.longest)
 
 
-def hub(name: str, revision: str) -> Model:
-    """Return the model `name` of the hub at `revision`, from the cache if it is there."""
+def hub(name: str, revision: str) -> PinnedModel:
+    """Return the hub's model `name` at `revision`, from the cache if possible."""
     folder = _cached(name, revision) or _fetch(name, revision)
     commit = os.path.basename(folder)
     facts = files.inspect(folder)
     weights = f"commit:{commit}"
-    return Model(name, folder, commit, weights, facts.family, facts.width, facts.longest)
+    return PinnedModel(name, folder, commit, weights, facts.family, facts.width, facts.longest)
 
 
 def _cached(name: str, revision: str) -> str | None:
@@ -111,7 +110,7 @@ def _cached(name: str, revision: str) -> str | None:
         folder = snapshot_download(name, revision=revision, local_files_only=True)
         files.inspect(folder)
     except (LocalEntryNotFoundError, UsageError):
-        return None  # not there, or half of it: a download that was cut short
+        return None  # not cached, or only in part, by an interrupted download
     return folder
 
 
@@ -121,20 +120,20 @@ def _fetch(name: str, revision: str) -> str:
     command = f"hf download {name} --revision {revision}"
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
-            f"--model {name}: not whole in the cache ({constants.HF_HUB_CACHE}), and "
-            f"HF_HUB_OFFLINE forbids to fetch it. Where there is a network, type: {command}"
+            f"--model {name}: is not complete in the cache ({constants.HF_HUB_CACHE}), and "
+            f"HF_HUB_OFFLINE forbids fetching it. On a machine with a network, type: {command}"
         )
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=DEADLINE_S)
-        held = [file.rfilename for file in info.siblings or []]
-        only_pickled = not any(file.endswith(".safetensors") for file in held)
+        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S)
+        names = [file.rfilename for file in info.siblings or []]
+        only_pickled = not any(name.endswith(".safetensors") for name in names)
         wanted = [*FILES, "pytorch_model*"] if only_pickled else FILES
         return snapshot_download(name, revision=info.sha, allow_patterns=wanted)
     except Exception as error:  # what a failing network raises depends on the client's version
         raise UsageError(
-            f"--model {name}: not in the cache ({constants.HF_HUB_CACHE}), and the hub did not "
-            f"give it at revision {revision} ({_first_line(error)}). Check the name and the "
-            f"network, then type: {command}; or give a folder that holds the model."
+            f"--model {name}: is not in the cache ({constants.HF_HUB_CACHE}), and revision "
+            f"{revision} could not be fetched from the hub ({_first_line(error)}). Check the name "
+            f"and the network, then type: {command}; or give a folder that holds the model."
         ) from error
 
 

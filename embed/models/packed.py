@@ -1,11 +1,11 @@
-"""What both models are made of: sequences end to end in one pack, no padding and no mask.
+"""Packed batches, which the ESM-2 and DNABERT networks run on: sequences end to end, no padding.
 
 Linear maps and norms see the pack as one long matrix. Attention stays inside each sequence: one
-call for every run of equal lengths, or where PyTorch has a kernel for it, one call for all. A
+call for every run of equal lengths, or one call for all where PyTorch has a kernel for that. A
 block-diagonal mask over the pack, flex attention and nested tensors give the same numbers, and were
 5 to 13 times slower on CPU.
 
-One of the doors to torch. What this module does not know: models, weights' names, and tokens.
+One of the doors to torch. What this module does not know: models, names of weights, and tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-Map = Callable[[torch.Tensor], torch.Tensor]
+TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
 DTYPES: Final = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 TYPICAL_TOKENS: Final = 4096
-"""Rows that oneDNN should expect when it lays out a weight; others are right too."""
+"""Rows that oneDNN should expect when it lays out a weight; other numbers work, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Pack:
     tokens: torch.Tensor
     """(tokens,) int64."""
     positions: NDArray[np.int64]
-    """(tokens,): counted from 0 in every sequence."""
+    """(tokens,): from 0 in every sequence."""
     runs: list[tuple[int, int, int]]
     """(first token, sequences, length of each) for every run of sequences of equal length."""
 
@@ -55,7 +55,7 @@ class Pack:
         return cls(lengths, to_device(torch.from_numpy(packed), device), positions, _runs(lengths))
 
     def bounds(self) -> torch.Tensor:
-        """Return where sequences begin and end, (sequences + 1,) int32, on the tokens' device."""
+        """Return the offsets of the sequences, (sequences + 1,) int32, on the tokens' device."""
         ends = np.cumsum([0, *self.lengths], dtype=np.int32)
         return to_device(torch.from_numpy(ends), self.tokens.device)
 
@@ -70,30 +70,34 @@ def _runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor of the CPU's to `device`; to a GPU while the GPU goes on with what it has."""
+    """Copy a CPU tensor to `device`; to a GPU without waiting for what it is computing."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def linear(weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False) -> Map:
-    """Return x -> x @ weight.T + bias, followed by the exact (not the tanh) gelu if asked.
+def linear(
+    weight: torch.Tensor, bias: torch.Tensor | None = None, *, gelu: bool = False
+) -> TensorMap:
+    """Return x -> x @ weight.T + bias, optionally followed by the exact (not the tanh) gelu.
 
-    On a CPU by oneDNN with its own layout of the weight, made here once: 10 to 20 % faster than
-    `F.linear` on AMD's, where MKL is not at its best, and the gelu costs no pass of its own.
+    On a CPU this uses oneDNN with its own layout of the weight, made once: 10 to 20 % faster than
+    `F.linear` on AMD CPUs, where MKL is slow, and the gelu needs no pass of its own.
     """
     if _has_onednn(weight):
-        ready = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_TOKENS)
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_TOKENS)
         after: tuple[str, list[float], str] = ("gelu" if gelu else "none", [], "none")
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, ready, bias, *after)  # type: ignore[no-any-return]
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, bias, *after)  # type: ignore[no-any-return]
     if gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias))
     return lambda x: F.linear(x, weight, bias)
 
 
 def _has_onednn(weight: torch.Tensor) -> bool:
-    """Say whether oneDNN computes in the weight's type on this machine; the operators are torch's
-    own, for its compiler, and not promised, so their absence is no error."""
+    """Return whether oneDNN can compute in the weight's dtype on this machine.
+
+    The operators are internal to torch, for its compiler, so their absence is not an error.
+    """
     ops = torch.ops.mkldnn
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -101,18 +105,15 @@ def _has_onednn(weight: torch.Tensor) -> bool:
         return False
     if weight.dtype == torch.float32:
         return True
-    asked = (
-        "_is_mkldnn_bf16_supported"
-        if weight.dtype == torch.bfloat16
-        else "_is_mkldnn_fp16_supported"
-    )
-    return hasattr(ops, asked) and bool(getattr(ops, asked)())
+    short = "bf16" if weight.dtype == torch.bfloat16 else "fp16"
+    is_supported = getattr(ops, f"_is_mkldnn_{short}_supported", None)
+    return is_supported is not None and bool(is_supported())
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Attend inside each sequence: (tokens, heads, d) each, to (tokens, heads * d) of v's type."""
-    kind = scores_type(v)
-    q, k, values = q.to(kind), k.to(kind), v.to(kind)
+    """Attend inside each sequence: (tokens, heads, d) each, to (tokens, heads * d) of v's dtype."""
+    dtype = scores_dtype(v)
+    q, k, values = q.to(dtype), k.to(dtype), v.to(dtype)
     varlen = _varlen(q)
     if varlen is not None:
         bounds, longest = pack.bounds(), max(pack.lengths)
@@ -126,18 +127,21 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> tor
     return output.flatten(1)
 
 
-def scores_type(values: torch.Tensor) -> torch.dtype:
-    """Return the type to attend in: on a CPU float32, which is faster there than half precision
-    where that has no matrix instructions, and more exact."""
+def scores_dtype(values: torch.Tensor) -> torch.dtype:
+    """Return the dtype to attend in.
+
+    On a CPU that is float32: it is more exact, and faster than half precision without matrix
+    instructions for that.
+    """
     return torch.float32 if values.device.type == "cpu" else values.dtype
 
 
 def _varlen(q: torch.Tensor) -> Any:
-    """Return PyTorch's attention over packs, which half precision has on CUDA; else None."""
+    """Return PyTorch's attention over packs, which exists for half precision on CUDA; else None."""
     if q.device.type != "cuda" or q.dtype == torch.float32:
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # came with PyTorch 2.10
+    except ImportError:  # new in PyTorch 2.10
         return None
     return varlen_attn

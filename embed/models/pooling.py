@@ -1,12 +1,12 @@
-"""Make one vector of a sequence's hidden states, or leave it one for each token.
+"""Pool a sequence's hidden states into one vector, or keep one for each token.
 
 `hidden` is (tokens, width): the first and last rows belong to the tokens that begin and end every
-input, one of each unless `edges` says otherwise. All is computed and returned in float32, for half
-precision would lose digits in a sum.
+input, one of each unless `edges` says otherwise. Everything is computed and returned in float32,
+because half precision would lose digits in a sum.
 
-ESM-2's mean leaves begin and end out, as fair-esm's extract.py does. DNABERT's takes them in, as
-its authors' training and evaluation do; their published example is that for one sequence. Other
-models' does too, as is customary for texts.
+ESM-2's mean leaves begin and end out, as fair-esm's extract.py does. DNABERT's includes them, as
+its authors' training, evaluation and published example do. So does that of other models, as is
+usual for texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mean(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def mean_of_all(hidden: torch.Tensor) -> torch.Tensor:
-    """Return the mean over all tokens, begin and end among them."""
+    """Return the mean over all tokens, including begin and end."""
     return hidden.float().mean(0)
 
 
@@ -34,8 +34,8 @@ def cls(hidden: torch.Tensor) -> torch.Tensor:
     return hidden[0].float()
 
 
-def greatest(hidden: torch.Tensor) -> torch.Tensor:
-    """Return the maximum over the sequence's own tokens, number by number."""
+def maximum(hidden: torch.Tensor) -> torch.Tensor:
+    """Return the elementwise maximum over the sequence's own tokens."""
     return hidden[1:-1].float().amax(0)
 
 
@@ -47,25 +47,25 @@ def per_token(hidden: torch.Tensor) -> torch.Tensor:
 POOLINGS: Final[dict[str, Pooling]] = {
     "mean": mean,
     "cls": cls,
-    "max": greatest,
+    "max": maximum,
     "per-token": per_token,
 }
 
 
 def pooling(name: str, family: str, edges: tuple[int, int] = (1, 1)) -> Pooling:
-    """Return what --pooling names for a family of models."""
+    """Return the function that --pooling names, for a family of models."""
     if name == "mean" and family != "esm2":
         return mean_of_all
     if name in ("max", "per-token") and edges != (1, 1):
-        return _within(POOLINGS[name], *edges)
+        return _without_edges(POOLINGS[name], *edges)
     return POOLINGS[name]
 
 
-def _within(pool: Pooling, begin: int, end: int) -> Pooling:
-    """Return `pool` for sequences that have other edges than one token each."""
+def _without_edges(pool: Pooling, begin: int, end: int) -> Pooling:
+    """Return `pool` for sequences with another number of edge tokens than one each."""
 
     def pooled(hidden: torch.Tensor) -> torch.Tensor:
         own = hidden[begin : len(hidden) - end]
-        return pool(torch.cat([own[:1], own, own[:1]]))  # its first and last row do not count
+        return pool(torch.cat([own[:1], own, own[:1]]))  # `pool` ignores the first and last row
 
     return pooled

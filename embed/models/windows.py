@@ -1,4 +1,4 @@
-"""Cut a sequence by its letters, where a model's longest input is counted in them.
+"""Divide a sequence into windows of letters, for models whose longest input is counted in letters.
 
 What this module does not know: which token a letter is.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 
 
-class ByLetters:
-    """Reads windows of letters; what a window's letters mean, a subclass says."""
+class LetterWindows:
+    """The part of a tokenizer that reads windows of letters; subclasses implement `read`."""
 
     edges = (1, 1)
-    """How many tokens the encoder puts before and after a sequence."""
+    """How many tokens the encoder adds before and after a sequence."""
 
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""

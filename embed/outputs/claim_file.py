@@ -1,22 +1,21 @@
-"""Write and read what a claim gives: one safetensors file, the same bytes for the same work.
+"""Write and read a claim's output: one safetensors file, the same bytes for the same work.
 
 Tensor `embeddings`, (sequences, width) float32, in input order; `lengths`, each sequence's residues
-as they stand in its file; `flags`, sums of FLAGS. Where every token has a row, `offsets` cuts
+as they stand in its file; `flags`, sums of FLAGS. Where every token has a row, `offsets` divides
 `embeddings` into sequences: those of sequence i are rows offsets[i] to offsets[i + 1].
 
 The header's metadata are strings: `ids` is a JSON list, in the same order; `counts` and `versions`
-are JSON objects; the rest says how the numbers came about (`model`, `revision`, `weights`, `dtype`,
-`pooling`, `long`, `residues_max`). A merged file has its ids in two tensors instead.
+are JSON objects; the rest describes how the numbers were computed (`model`, `revision`, `weights`,
+`dtype`, `pooling`, `long`, `residues_max`). A merged file has its ids in two tensors instead.
 
-The file is written here and not by the safetensors library, whose header lists metadata in the
-order of a hash table that changes from process to process. No time, host or path is in it.
+The file is not written by the safetensors library, because that lists metadata in the order of a
+hash table that changes from process to process. No time, host or path is in it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +24,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.safetensors_header import HEADER_MAX, lay_out
 from fsqueue import ClaimImpossible
 
-TYPES: Final = {"<f4": "F32", "<i8": "I64", "|u1": "U8"}
 FLAGS: Final = {"truncated": 1, "windowed": 2, "unknown_residues": 4, "empty": 8}
-"""What a sequence's entry in `flags` adds up."""
-HEADER_MAX: Final = 100_000_000
-"""What the safetensors library reads at most."""
+"""The terms of a sequence's entry in `flags`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +49,24 @@ def write(
     metadata: Mapping[str, Any],
     columns: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write one output file. Values of `metadata` are strings, or go in as JSON.
+    """Write one output file. Metadata that are not strings are written as JSON.
 
-    `columns` are int64 or uint8, and not called `embeddings`.
+    `columns` are int64 or uint8, and none is called `embeddings`.
     """
     texts = {name: _text(value) for name, value in {**metadata, "ids": list(ids)}.items()}
     arrays = {"embeddings": np.ascontiguousarray(rows, "<f4"), **(columns or {})}
-    # The largest items first, so that every tensor begins at a multiple of its own.
-    ordered = sorted(arrays.items(), key=lambda named: (-named[1].itemsize, named[0]))
-    tensors, end = {}, 0
-    for name, array in ordered:
-        begin, end = end, end + array.nbytes
-        kind, shape = TYPES[array.dtype.str], list(array.shape)
-        tensors[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    header = _json({"__metadata__": texts, **tensors}).encode()
-    header += b" " * (-len(header) % 8)  # the data begin at a multiple of 8
-    if len(header) > HEADER_MAX:
+    # The largest items first, so that every tensor is aligned to its item size.
+    ordered = dict(sorted(arrays.items(), key=lambda named: (-named[1].itemsize, named[0])))
+    shapes = {name: (array.dtype, array.shape) for name, array in ordered.items()}
+    header = lay_out(shapes, texts, _json).header
+    if len(header) - 8 > HEADER_MAX:
         raise ClaimImpossible(
-            f"the ids of {len(ids):,} sequences make a header of {len(header):,} bytes, and "
-            f"safetensors reads {HEADER_MAX:,} at most. Shorten the ids, or plan smaller files."
+            f"the ids of {len(ids):,} sequences make a header of {len(header) - 8:,} bytes, and "
+            f"safetensors reads at most {HEADER_MAX:,}. Shorten the ids, or plan smaller files."
         )
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for _name, array in ordered:
+        file.write(header)
+        for array in ordered.values():
             file.write(array.data.cast("B") if array.size else b"")
 
 
@@ -89,26 +81,23 @@ def read(path: str | os.PathLike[str]) -> Embeddings:
     if "ids" in metadata:
         ids = json.loads(metadata.pop("ids"))
     else:
-        text, cuts = columns.pop("ids").tobytes(), columns.pop("id_offsets").tolist()
-        ids = [text[a:b].decode() for a, b in zip(cuts, cuts[1:], strict=False)]
+        text, offsets = columns.pop("ids").tobytes(), columns.pop("id_offsets").tolist()
+        ids = [text[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
     for name in ("counts", "versions", "models"):
         if metadata.get(name, "").startswith(("{", "[")):
             metadata[name] = json.loads(metadata[name])
     return Embeddings(ids, rows, metadata, columns)
 
 
-# ---- finished batches, as a checkpoint keeps them ----
-
-
-def pack(batches: Mapping[int, NDArray[np.float32]]) -> bytes:
-    """Return the rows of finished batches, by the batch's number, as bytes."""
+def encode_checkpoint(batches: Mapping[int, NDArray[np.float32]]) -> bytes:
+    """Return the rows of finished batches, by batch number, as bytes."""
     from safetensors.numpy import save
 
     return save({str(number): np.ascontiguousarray(rows) for number, rows in batches.items()})
 
 
-def unpack(data: bytes) -> dict[int, NDArray[np.float32]]:
-    """Return what `pack` packed. Raises ValueError if the bytes are nothing of the kind."""
+def decode_checkpoint(data: bytes) -> dict[int, NDArray[np.float32]]:
+    """Return the batches of a checkpoint. Raises ValueError if the bytes are not one."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

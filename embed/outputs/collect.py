@@ -1,9 +1,9 @@
-"""Find what a pool has embedded: which model, which inputs, and where the rows of each input are.
+"""Find what a pool has embedded: which models, which inputs, and where the rows of each input are.
 
-Plans that give rows of one table (same weights, precision, pooling, cut) are gathered together,
-inputs in the order in which they were planned. An input that was planned again, because it changed,
-counts as planned last. What is planned must be there, each part of an input once and none missing;
-`partial` makes do with what is.
+Plans whose rows belong into one table (same weights, precision, pooling, chunking) are collected
+together, inputs in the order in which they were planned. An input that was planned again, because
+it changed, takes its last place. Every planned part of an input must be there exactly once;
+`partial` accepts missing ones.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from embed.outputs.table import Joined, Part, Ragged
+from embed.outputs.table import JoinedTable, Part, RaggedTable
 from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
-DECIDING: Final = (
+DECISIVE: Final = (
     *("weights", "dtype", "pooling", "long", "max_residues"),
     *("text", "chunk_size", "chunk_overlap"),
 )
-"""The options by which rows of two plans belong into one table, or do not."""
+"""The options that decide whether rows of two plans belong into one table."""
 
 
 class Unfinished(FsqueueError):
-    """Claims are not done, so that a table would lack their rows."""
+    """Claims are not done, so a table would lack their rows."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
@@ -31,13 +31,13 @@ class Unfinished(FsqueueError):
 
 
 @dataclass(slots=True)
-class Input:
+class InputRows:
     """One planned file, and where the rows of its sequences are."""
 
     path: str
     pieces: list[tuple[int, int, Part]] = field(default_factory=list)
-    """(first byte, byte after the last, rows), in the order of the file once gathered."""
-    whole: bool = True
+    """(first byte, byte after the last, rows) of each part of the file."""
+    complete: bool = True
     """Whether all of its claims are done."""
 
     def parts(self) -> list[Part]:
@@ -45,18 +45,18 @@ class Input:
         self.pieces.sort(key=lambda piece: piece[:2])
         reached = 0
         for begin, end, _part in self.pieces:
-            if begin != reached and self.whole:
+            if begin != reached and self.complete:
                 raise FsqueueError(
                     f"{self.path}: its outputs do not join: one ends at byte {reached:,}, the next "
-                    f"begins at {begin:,}. The pool was edited: fsqueue check POOL; plan anew."
+                    f"begins at {begin:,}. The pool was edited: fsqueue check POOL; plan it again."
                 )
             reached = end
         return [part for _begin, _end, part in self.pieces]
 
 
 @dataclass(slots=True)
-class Gathered:
-    """All that one model has embedded in a pool."""
+class ModelOutputs:
+    """Everything that one model has embedded in a pool."""
 
     model: str
     kind: str
@@ -64,44 +64,45 @@ class Gathered:
     width: int
     format: str
     pooling: str
-    inputs: dict[str, Input] = field(default_factory=dict)
+    inputs: dict[str, InputRows] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def table(self) -> Joined:
+    def table(self) -> JoinedTable:
         """Return all rows, inputs in planned order."""
         parts = [part for one in self.inputs.values() for part in one.parts()]
         return table_of(parts, self.width, self.pooling)
 
 
-def table_of(parts: list[Part], width: int, pooling: str) -> Joined:
-    """Return parts of outputs as one table, ragged if their sequences have rows by token."""
-    return (Ragged if pooling == "per-token" else Joined)(parts, width)
+def table_of(parts: list[Part], width: int, pooling: str) -> JoinedTable:
+    """Return parts of outputs as one table, ragged if they were pooled per token."""
+    return (RaggedTable if pooling == "per-token" else JoinedTable)(parts, width)
 
 
-def gather(root: str, *, partial: bool = False) -> list[Gathered]:
+def collect(root: str, *, partial: bool = False) -> list[ModelOutputs]:
     """Return what each model has embedded, DNA before protein.
 
     Raises Unfinished if claims are not done, unless `partial`.
     """
     reader = PoolReader(root)
-    found: dict[tuple[Any, ...], Gathered] = {}
-    unfinished: list[tuple[ClaimView, Input]] = []
+    found: dict[tuple[Any, ...], ModelOutputs] = {}
+    unfinished: list[tuple[ClaimView, InputRows]] = []
     for plan in reader.plans("embed"):
         options = plan.options
-        one = found.setdefault(
-            tuple(str(options.get(name)) for name in DECIDING),
-            Gathered(
-                options["model"],
-                "",
-                options.get("family", "esm2"),
-                options["width"],
-                options.get("format", "safetensors"),
-                options["pooling"],
+        outputs = found.setdefault(
+            tuple(str(options.get(name)) for name in DECISIVE),
+            ModelOutputs(
+                model=options["model"],
+                kind="",
+                family=options.get("family", "esm2"),
+                width=options["width"],
+                format=options.get("format", "safetensors"),
+                pooling=options["pooling"],
             ),
         )
-        unfinished += _take_in(reader, plan, one)
-    wanted = {id(source) for one in found.values() for source in one.inputs.values()}
-    missing = {claim.id: claim for claim, source in unfinished if id(source) in wanted}
+        unfinished += _add_plan(reader, plan, outputs)
+    # An input that was planned again no longer needs the claims of its earlier plan.
+    needed = {id(source) for one in found.values() for source in one.inputs.values()}
+    missing = {claim.id: claim for claim, source in unfinished if id(source) in needed}
     if missing and not partial:
         raise _unfinished(reader.root, [*missing.values()])
     if not found:
@@ -111,49 +112,51 @@ def gather(root: str, *, partial: bool = False) -> list[Gathered]:
     return sorted(found.values(), key=lambda one: one.family != "dnabert")
 
 
-def _take_in(
-    reader: PoolReader, plan: PlanView, one: Gathered
-) -> Iterator[tuple[ClaimView, Input]]:
-    """Add what a plan's claims have given; yield those that are not done, and what of."""
-    mine = {path: Input(path) for path in plan.inputs}
-    for path in mine:
-        if one.inputs.pop(path, None):
-            one.notes.append(f"{path}: was planned more than once; its last plan counts")
-    one.inputs |= mine
+def _add_plan(
+    reader: PoolReader, plan: PlanView, outputs: ModelOutputs
+) -> Iterator[tuple[ClaimView, InputRows]]:
+    """Add the outputs of a plan's claims; yield each claim that is not done, with its input."""
+    planned = {path: InputRows(path) for path in plan.inputs}
+    for path in planned:
+        if outputs.inputs.pop(path, None):
+            outputs.notes.append(f"{path}: was planned more than once; the last plan is used")
+    outputs.inputs |= planned
     for claim in reader.claims(plan):
-        one.kind = claim.kind
+        outputs.kind = claim.kind
         done, row = claim.state == "done", 0
-        for segment in _segments(reader, claim):
+        for segment, total in _segments(reader, claim):
             begin, end = segment["start"], segment["start"] + sum(segment["lengths"])
-            part = Part(claim.output, row, segment["sequences"], segment["of"])
+            part = Part(claim.output, row, segment["sequences"], total)
             row += segment["sequences"]
-            source = mine[segment["path"]]
+            source = planned[segment["path"]]
             if done:
                 source.pieces.append((begin, end, part))
             else:
-                source.whole = False
+                source.complete = False
                 yield claim, source
 
 
-def _segments(reader: PoolReader, claim: ClaimView) -> list[dict[str, Any]]:
-    """Return the segments of a claim, each with how many rows its output has in all."""
+def _segments(reader: PoolReader, claim: ClaimView) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the segments of a claim, each with the total number of rows in its output."""
     try:
         payload = reader.payload(claim)
     except FileNotFoundError as error:
         # RACE: it moved since the pool was listed; a claim that is done does not.
         raise Unfinished(
-            f"{reader.root}: {claim.id} is on its way to another state. Try again, or wait: "
-            f"fsqueue wait {reader.root}",
+            f"{reader.root}: {claim.id} is changing its state. Try again, or wait: fsqueue wait "
+            f"{reader.root}",
             5,
         ) from error
-    return [{**segment, "of": payload["sequences"]} for segment in payload["segments"]]
+    for segment in payload["segments"]:
+        yield segment, payload["sequences"]
 
 
 def _unfinished(root: str, claims: list[ClaimView]) -> Unfinished:
     failed = sum(claim.state == "failed" for claim in claims)
-    what = f"{len(claims):,} claims are not done ({failed:,} of them failed), {claims[0].id} first"
+    subject = "1 claim is" if len(claims) == 1 else f"{len(claims):,} claims are"
     return Unfinished(
-        f"{root}: {what}; a table would lack their sequences. See: fsqueue status {root}; failed "
-        f"ones: fsqueue failed {root}, fsqueue retry {root}. Or merge what is there: --partial",
+        f"{root}: {subject} not done ({failed:,} failed), among them {claims[0].id}; the table "
+        f"would lack their sequences. See: fsqueue status {root}. Retry failed claims: fsqueue "
+        f"failed {root}, fsqueue retry {root}. Or merge what is done: --partial",
         3 if failed == len(claims) else 5,
     )

@@ -1,17 +1,17 @@
-"""Write a table in the forms that people read: safetensors, npz, HDF5, parquet.
+"""Write a table as safetensors, npz, HDF5 or parquet.
 
-Each is written block by block, so that memory does not grow with the table, and through the library
-of its own field. Those that fsqueue does not need otherwise are imported when they are asked for.
+Each is written block by block, so memory does not grow with the table. Optional libraries are
+imported only when their format is written.
 
-    safetensors  `embeddings` (rows, width); `ids` as one text's bytes, cut by `id_offsets`
+    safetensors  `embeddings` (rows, width); `ids` as the bytes of one text, split by `id_offsets`
     npz          `embeddings`, `ids`, `metadata` (JSON); numpy.load reads it without pickle
     h5           a dataset per id, as UniProt ships its embeddings
     parquet      columns `id` and `embedding`
 
-A pair of models has `data` where one has `embeddings`. Columns (`lengths`, `flags`; of an exported
-store also texts, which safetensors has no place for) go along. Where a sequence has a row for each
-token, safetensors has `offsets`, too: its rows are offsets[i] to offsets[i + 1]. The other forms
-have no place for such rows.
+A pair of models has `data` instead of `embeddings`. Columns are written, too: `lengths` and
+`flags`; of an exported store also strings, which safetensors cannot hold. If a sequence has a row
+for each token, safetensors also has `offsets`: sequence i has rows offsets[i] to offsets[i + 1].
+The other formats cannot hold such rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,97 +26,86 @@ from typing import Any, Final
 
 import numpy as np
 
-from embed.outputs.safetensors_header import KINDS
-from embed.outputs.table import Ragged, Table
+from embed.outputs.table import RaggedTable, Table
+from embed.safetensors_header import lay_out
 from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
-"""The extras of setup.cfg, and the library that each brings."""
+"""The extras of setup.cfg, and the library that each installs."""
 
 
 def write_safetensors(path: Path, table: Table) -> None:
-    """Write one safetensors file, into a place of the right size from the start."""
+    """Write one safetensors file, at its full size from the start."""
     offsets = np.zeros(table.count + 1, "<i8")
     row = 0
     for block in table.blocks():
         for id in block.ids:
             row += 1
             offsets[row] = offsets[row - 1] + len(id.encode())
-    kinds = {table.name: ("F32", [table.rows, table.width])}
-    names = {kind: name for name, kind in KINDS.items()}
-    kinds |= {n: (names[k.str.lstrip("|")], [table.count]) for n, k in table.columns.items()}
-    kinds |= {"id_offsets": ("I64", [len(offsets)]), "ids": ("U8", [int(offsets[-1])])}
-    if isinstance(table, Ragged):
-        kinds["offsets"] = ("I64", [len(offsets)])
-    header, places, size = _layout(kinds, table.metadata)
+    int64, float32, uint8 = np.dtype("<i8"), np.dtype("<f4"), np.dtype("u1")
+    tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    tensors = {table.name: (float32, (table.rows, table.width))}
+    tensors |= {name: (dtype, (table.count,)) for name, dtype in table.columns.items()}
+    tensors |= {"id_offsets": (int64, offsets.shape), "ids": (uint8, (int(offsets[-1]),))}
+    if isinstance(table, RaggedTable):
+        tensors["offsets"] = (int64, offsets.shape)
+    layout = lay_out(tensors, table.metadata, _compact_json)
     with open(path, "wb") as file:
-        file.truncate(size)
-        file.write(header)
+        file.truncate(layout.size)
+        file.write(layout.header)
         file.flush()
-        fd = file.fileno()
-        _pwrite(fd, offsets.tobytes(), places["id_offsets"])
-        if isinstance(table, Ragged):
-            _pwrite(fd, table.offsets.astype("<i8").tobytes(), places["offsets"])
+        fd, at = file.fileno(), dict(layout.begins)
+        _pwrite(fd, offsets.tobytes(), at["id_offsets"])
+        if isinstance(table, RaggedTable):
+            _pwrite(fd, table.offsets.astype("<i8").tobytes(), at["offsets"])
         for block in table.blocks():
             text = "".join(block.ids).encode()
             for name, data in ((table.name, block.rows), ("ids", text), *block.columns.items()):
                 data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-                _pwrite(fd, data, places[name])
-                places[name] += len(data)
+                _pwrite(fd, data, at[name])
+                at[name] += len(data)
 
 
-def _layout(
-    kinds: dict[str, tuple[str, list[int]]], metadata: Any
-) -> tuple[bytes, dict[str, int], int]:
-    """Return the header, where each tensor's data go, and the size of the file."""
-    tensors: dict[str, Any] = {}
-    end = 0
-    for name, (kind, shape) in kinds.items():
-        begin, end = end, end + int(np.prod(shape)) * np.dtype(KINDS[kind]).itemsize
-        tensors[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps({"__metadata__": dict(metadata), **tensors}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    places = {name: start + tensor["data_offsets"][0] for name, tensor in tensors.items()}
-    return struct.pack("<Q", len(text)) + text, places, start + end
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
-def _pwrite(fd: int, data: bytes, place: int) -> None:
+def _pwrite(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(fd, view, place)
-        view, place = view[written:], place + written
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
 
 
-def check(format: str, table: Table) -> None:
-    """Raise UsageError if this form has no place for the table's rows."""
+def check_format(format: str, table: Table) -> None:
+    """Raise UsageError if a format cannot hold the table's rows."""
     if table.ragged and format != "safetensors":
         raise UsageError(
-            f"--format {format}: has no place for a row for each token (--pooling per-token). "
-            f"Take safetensors: rows offsets[i] to offsets[i + 1] are those of sequence i."
+            f"--format {format}: cannot hold a row for each token (--pooling per-token). Use "
+            f"safetensors: sequence i has rows offsets[i] to offsets[i + 1]."
         )
 
 
 def write_npz(path: Path, table: Table) -> None:
-    """Write one npz file, not compressed: embeddings do not compress."""
-    kinds = _npz_kinds(table)
-    text = kinds.pop("ids")
+    """Write one npz file, uncompressed, because embeddings do not compress."""
+    dtypes = _npz_dtypes(table)
+    id_dtype = dtypes.pop("ids")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         shape = (table.count, table.width)
         rows = (block.rows.tobytes() for block in table.blocks())
-        _member(archive, table.name, np.dtype("<f4"), shape, rows)
-        ids = (np.array(block.ids, text).tobytes() for block in table.blocks())
-        _member(archive, "ids", text, (table.count,), ids)
-        for name, kind in kinds.items():
-            values = (block.columns[name].astype(kind).tobytes() for block in table.blocks())
-            _member(archive, name, kind, (table.count,), values)
-        facts = np.array(json.dumps(dict(table.metadata)))
-        _member(archive, "metadata", facts.dtype, (), iter([facts.tobytes()]))
+        _write_member(archive, table.name, np.dtype("<f4"), shape, rows)
+        ids = (np.array(block.ids, id_dtype).tobytes() for block in table.blocks())
+        _write_member(archive, "ids", id_dtype, (table.count,), ids)
+        for name, dtype in dtypes.items():
+            values = (block.columns[name].astype(dtype).tobytes() for block in table.blocks())
+            _write_member(archive, name, dtype, (table.count,), values)
+        metadata = np.array(json.dumps(dict(table.metadata)))
+        _write_member(archive, "metadata", metadata.dtype, (), iter([metadata.tobytes()]))
 
 
-def _npz_kinds(table: Table) -> dict[str, np.dtype[Any]]:
-    """Return the type of `ids` and of each column: texts are as wide as the longest of them."""
-    texts = [name for name, kind in table.columns.items() if kind.kind == "U"]
+def _npz_dtypes(table: Table) -> dict[str, np.dtype[Any]]:
+    """Return the dtype of `ids` and of each column: strings are as wide as the longest of them."""
+    texts = [name for name, dtype in table.columns.items() if dtype.kind == "U"]
     widths = dict.fromkeys(["ids", *texts], 1)
     for block in table.blocks():
         for name in widths:
@@ -126,14 +114,14 @@ def _npz_kinds(table: Table) -> dict[str, np.dtype[Any]]:
     return {**table.columns} | {name: np.dtype(f"<U{width}") for name, width in widths.items()}
 
 
-def _member(
+def _write_member(
     archive: zipfile.ZipFile,
     name: str,
-    kind: np.dtype[Any],
+    dtype: np.dtype[Any],
     shape: tuple[int, ...],
     data: Iterator[bytes],
 ) -> None:
-    facts = {"descr": kind.str, "fortran_order": False, "shape": shape}
+    facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same table gives the same bytes
     with archive.open(info, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, facts)
@@ -142,10 +130,10 @@ def _member(
 
 
 def write_h5(path: Path, table: Table) -> None:
-    """Write one HDF5 file with a dataset per id.
+    """Write one HDF5 file with a dataset for each id.
 
-    A `/` in an id would make a group, so `_` stands for it; an id that comes again gets `~2`, `~3`
-    at its end. Such a dataset has the id itself as its attribute `original_id`.
+    A `/` in an id would make a group and is replaced by `_`; repeated ids get suffixes `~2`, `~3`.
+    A renamed dataset has the id itself as its attribute `original_id`.
     """
     with library("h5").File(path, "w") as file:
         file.attrs.update(table.metadata)
@@ -186,13 +174,13 @@ def write_parquet(path: Path, table: Table) -> None:
 
 
 def library(extra: str) -> Any:
-    """Return the library of a form. Raises NotSupportedError if it is not installed."""
+    """Return the library of a format. Raises NotSupportedError if it is not installed."""
     try:
         return importlib.import_module(EXTRAS[extra])
     except ImportError as error:
         raise NotSupportedError(
             f"{extra}: {EXTRAS[extra]} is not installed ({error}). Type: "
-            f"pip install 'fsqueue[{extra}]', or take another format."
+            f"pip install 'fsqueue[{extra}]', or use another format."
         ) from error
 
 

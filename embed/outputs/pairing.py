@@ -1,7 +1,7 @@
-"""Pair two tables by id: what a classifier reads that was trained on two models at once.
+"""Pair two tables by id, for a classifier that was trained on two models at once.
 
-The third sequence of an id pairs with the third of that id, so a repeated id loses nothing. In
-memory are 20 bytes for each row, and a block of rows.
+Of a repeated id, the n-th row of one table pairs with the n-th of the other, so none is lost.
+Memory: 20 bytes for each row, and a block of rows.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.outputs.table import Block, Joined
+from embed.outputs.table import Block, JoinedTable
 
 
-class Paired:
+class PairedTable:
     """The rows of two tables that have the same id, side by side, in the first one's order."""
 
     name = "data"
     columns: Mapping[str, np.dtype[Any]] = {}
     ragged = False
 
-    def __init__(self, first: Joined, second: Joined) -> None:
+    def __init__(self, first: JoinedTable, second: JoinedTable) -> None:
         self._tables = first, second
-        _, one, two = np.intersect1d(
+        _, in_first, in_second = np.intersect1d(
             _keys(first), _keys(second), assume_unique=True, return_indices=True
         )
-        order = np.argsort(one)
-        self._numbers = one[order], two[order]
+        order = np.argsort(in_first)
+        self._numbers = in_first[order], in_second[order]
         self.count = self.rows = len(order)
         self.width = first.width + second.width
         self.metadata = {"models": json.dumps([first.metadata, second.metadata], sort_keys=True)}
 
     def blocks(self) -> Iterator[Block]:
         """Yield all rows in order."""
-        one, two = self._numbers
+        in_first, in_second = self._numbers
         first, second = self._tables
         start = 0
         for block in first.blocks():
             stop = start + len(block.ids)
-            begin, end = np.searchsorted(one, (start, stop))
-            mine = one[begin:end] - start
+            begin, end = np.searchsorted(in_first, (start, stop))
+            here = in_first[begin:end] - start
             start = stop
-            if len(mine):
-                rows = np.concatenate([block.rows[mine], second.take(two[begin:end])], axis=1)
-                yield Block([block.ids[n] for n in mine], rows, {})
+            if len(here):
+                partners = second.take(in_second[begin:end])
+                rows = np.concatenate([block.rows[here], partners], axis=1)
+                yield Block([block.ids[n] for n in here], rows, {})
 
     def unmatched(self, which: int) -> Iterator[str]:
-        """Yield the ids of the first (0) or second (1) table that the other one lacks."""
+        """Yield the ids of the first (0) or second (1) table that have no partner."""
         matched = np.zeros(self._tables[which].count, np.bool_)
         matched[self._numbers[which]] = True
         start = 0
@@ -60,10 +61,10 @@ class Paired:
             start = stop
 
 
-def _keys(table: Joined) -> NDArray[np.bytes_]:
-    """Return 20 bytes for each row: a digest of its id, and how often that came before.
+def _keys(table: JoinedTable) -> NDArray[np.bytes_]:
+    """Return 20 bytes for each row: a digest of its id, and how often the id occurred before.
 
-    Ids themselves would take many times the memory.
+    The ids themselves would take many times the memory.
     """
     digests = np.empty(table.count, "S16")
     start = 0

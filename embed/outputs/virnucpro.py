@@ -1,11 +1,11 @@
-"""Write features as VirNucPro's own stages do, so that its merging and predicting go on from them.
+"""Write features as VirNucPro's own stages do, so its later stages can continue from them.
 
     STEM_ESM.pt          {'proteins': [id...], 'data': [float32 tensor (width,)...]}
     STEM_DNABERT_S.pt    {'nucleotide': [id...], 'data': [{'label', 'mean_representation'}...]}
     STEM_merged.pt       {'ids': [id...], 'data': float32 tensor (rows, 768 + 2560)}
 
-The first two say `version` and `status` besides. Beside each file stands an empty FILE.done once it
-is whole. One of the doors to torch.
+The first two also have `version` and `status`. An empty FILE.done beside each file marks it as
+complete. One of the doors to torch.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from embed.outputs.pairing import Paired
-from embed.outputs.table import Joined, Table
-from embed.outputs.whole_files import whole
+from embed.outputs.atomic_write import atomic_write
+from embed.outputs.pairing import PairedTable
+from embed.outputs.table import JoinedTable, Table
 from fsqueue import UsageError
 
 SUFFIX: Final = {"dnabert": "_DNABERT_S.pt", "esm2": "_ESM.pt"}
 """What follows the input's stem, by the model's family."""
 MERGED: Final = "_merged.pt"
 ROWS_MAX: Final = 100_000
-"""Such a file is made, and read, in memory: up to 25 kB for each row."""
+"""Such a file is written and read in memory: up to 25 kB for each row."""
 
 
-def write_features(path: Path, table: Joined, family: str) -> None:
+def write_features(path: Path, table: JoinedTable, family: str) -> None:
     """Write the features of one input by one model, then its marker."""
     _refuse_large(path, table)
-    ids, rows = _all(table)
+    ids, rows = _load(table)
     if family == "dnabert":
         labelled = zip(ids, rows.tolist(), strict=True)
         data: list[Any] = [{"label": id, "mean_representation": row} for id, row in labelled]
         facts = {"nucleotide": ids, "data": data}
-    else:  # a copy of each row: a view would save its whole table along
+    else:  # a copy of each row, because a view would be saved with its whole table
         facts = {"proteins": ids, "data": [torch.from_numpy(row.copy()) for row in rows]}
     _save(path, {**facts, "version": "1.0", "status": "complete"})
 
 
-def write_merged(path: Path, table: Paired) -> None:
+def write_merged(path: Path, table: PairedTable) -> None:
     """Write the paired features of two inputs, then their marker."""
     _refuse_large(path, table)
-    ids, rows = _all(table)
+    ids, rows = _load(table)
     _save(path, {"ids": ids, "data": torch.from_numpy(rows)})
 
 
-def _all(table: Table) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
+def _load(table: Table) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
     ids: list[str] = []
     rows = np.empty((table.count, table.width), np.float32)
     for block in table.blocks():
@@ -58,11 +58,14 @@ def _all(table: Table) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]
 
 
 def _save(path: Path, facts: dict[str, Any]) -> None:
-    """The marker goes first and comes last, so that it never stands beside another file's bytes."""
+    """Write a file and its marker.
+
+    The marker is removed before and made after, so it never marks the bytes of another run.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     marker = path.with_name(path.name + ".done")
     marker.unlink(missing_ok=True)
-    with whole(path) as private:
+    with atomic_write(path) as private:
         torch.save(facts, private)
     marker.touch()
 
@@ -70,7 +73,7 @@ def _save(path: Path, facts: dict[str, Any]) -> None:
 def _refuse_large(path: Path, table: Table) -> None:
     if table.count > ROWS_MAX:
         raise UsageError(
-            f"{path.name}: {table.count:,} sequences; this format is made and read in memory, and "
-            f"holds {ROWS_MAX:,} at most. Plan smaller inputs (fsqueue embed prepare --split "
-            f"10000), or take another --format."
+            f"{path.name}: {table.count:,} sequences; this format is written and read in memory, "
+            f"and holds at most {ROWS_MAX:,}. Plan smaller inputs (fsqueue embed prepare --split "
+            f"10000), or use another --format."
         )

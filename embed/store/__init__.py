@@ -1,24 +1,24 @@
-"""Keep every vector that was ever computed, in a directory that any number of processes may share.
+"""Keep every computed vector in a directory that any number of processes may share.
 
     STORE/store.json                         the format; written once
-    STORE/COLLECTION/SPACE/space.json        what decides a vector beside its sequence; written once
+    STORE/COLLECTION/SPACE/space.json        model, precision, pooling, ...; written once
     STORE/COLLECTION/SPACE/00000007.safetensors            a shard, published whole, never replaced
-    STORE/COLLECTION/SPACE/00000001-00000006.safetensors   one that stands for shards 1 to 6
+    STORE/COLLECTION/SPACE/00000001-00000006.safetensors   one that replaces shards 1 to 6
 
-`keys` says which sequences share a vector; `places` names shards, and knows which of them count;
-`encoding` writes and `shards` reads the file of one, `view` is the shards of a space as they are
-now, `writer` adds to them. `folders` finds spaces, `reuse` is what a claim does with all that.
-`search` asks a store, `walk` goes through it, `compact` and `verify` tend it, `contents` is the
-Python door.
-
-Promises. A key's vector never changes: of several shards that hold it, the one with the lowest
-number counts, and a shard's number is given by one link(2), so that no later writer comes before
-it. Nothing is modified in place. Whoever reads may lose a file that a compaction took the place of,
-and reads that instead. There is no lock, and no index beside the shards.
+`keys` defines which sequences share a vector; `shard_names` names shards, and decides which are in
+use; `shards` writes and reads the file of one; `view` is the current set of shards of a space, and
+`writer` adds to it. `spaces` finds the spaces of a store, and `reuse` is how a claim uses one.
+`search` finds nearest vectors, `scan` reads all of them; `compact`, `info` and `verify` maintain a
+store. `store` holds the Python interface:
 
     from embed.store import Store
     store = Store("/shared/store")
     ids, scores = store.search(vectors, 10)
+
+Promises. A key's vector never changes: of several shards that hold it, the one with the lowest
+number is used, and a shard's number is assigned by one link(2), so that no later writer gets a
+lower one. Nothing is modified in place. A reader may find that a compaction removed a file; it then
+reads the one that replaces it. There are no locks, and no index beside the shards.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embed.store.contents import Hit, Store
+    from embed.store.store import Hit, Store
 
 __all__ = ["Hit", "Store"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from embed.store import contents
+    import importlib
 
-    return getattr(contents, name)
+    return getattr(importlib.import_module("embed.store.store"), name)

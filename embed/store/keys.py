@@ -1,9 +1,9 @@
-"""Say what decides a vector: the sequence as the model reads it, and the space it lives in.
+"""Compute the key of a vector: a hash of the sequence as the model reads it, and of its space.
 
-A key is a hash of both. The sequence enters as its token ids, after cutting or in its windows, so
-that what the model cannot tell apart (lower case, letters it reads as unknown, what a truncation
-drops) has one key. The batch that it was computed in is not part of it: the last digits of a vector
-depend on that, and the first ones to be stored count for good.
+The sequence is hashed as its token ids, truncated or in windows, so that sequences which the model
+cannot distinguish (by lower case, by letters that it reads as unknown, by what is truncated) have
+one key. The batch that a vector was computed in is not part of the key: its last digits depend on
+that, and those that are stored first are used from then on.
 
 What this module does not know: files.
 """
@@ -21,23 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEY: Final = np.dtype("S16")
-"""128 bits. numpy compares them as bytes, so that sorted arrays can be searched."""
+"""128 bits. numpy compares them as bytes, so sorted arrays can be searched."""
 
 WIDTH_MAX: Final = 1 << 24
 Keys = NDArray[np.bytes_]
 
 STORED: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-"""What vectors may be kept as, by the name of --store-dtype."""
+"""The dtypes of stored vectors, by the value of --store-dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Whatever decides a vector but its sequence. Vectors of two spaces are never compared."""
+    """What decides a vector besides its sequence. Vectors of two spaces are never compared."""
 
     model: str
-    """Only for eyes, as `folder`: `weights` tells models apart."""
+    """For display only, like `folder`: `weights` identifies the model."""
     folder: str
-    """Where it was when the space was made, if it is not of the hub."""
+    """Where the model was when the space was created, if it is not from the hub."""
     weights: str
     family: str
     dtype: str
@@ -54,8 +54,8 @@ class Space:
         return cls(stored=options.get("store_dtype", "float32"), **facts)
 
     @classmethod
-    def checked(cls, facts: Any) -> Space:
-        """Return the space that a file speaks of. Raises ValueError, TypeError."""
+    def decode(cls, facts: Any) -> Space:
+        """Return the space that a space.json describes. Raises ValueError, TypeError."""
         space = cls(**facts)
         for name, value in asdict(space).items():
             if type(value) is not (int if name in ("max_residues", "width") else str):
@@ -66,7 +66,7 @@ class Space:
 
     @property
     def digest(self) -> bytes:
-        """Return what enters every key."""
+        """Return the space's part of every key."""
         facts = {
             name: value for name, value in asdict(self).items() if name not in ("model", "folder")
         }
@@ -79,30 +79,38 @@ class Space:
         return f"{model[:40] or 'model'}-{self.digest.hex()[:12]}"
 
     @property
-    def number(self) -> np.dtype[Any]:
-        """Return the type of the stored numbers."""
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the stored numbers."""
         return STORED[self.stored]
 
 
 def key(space: bytes, windows: Iterable[Any]) -> bytes:
-    """Return the key of a sequence in the space of this digest, from the ids of its windows."""
-    found = hashlib.sha256(space)
+    """Return the key of a sequence in the space with this digest, from the ids of its windows."""
+    hashed = hashlib.sha256(space)
     for ids in windows:
         numbers = np.frombuffer(ids, "u1") if isinstance(ids, bytes) else np.asarray(ids)
-        found.update(len(numbers).to_bytes(8, "little"))
-        found.update(numbers.astype("<u4").tobytes())
-    return found.digest()[: KEY.itemsize]
+        hashed.update(len(numbers).to_bytes(8, "little"))
+        hashed.update(numbers.astype("<u4").tobytes())
+    return hashed.digest()[: KEY.itemsize]
+
+
+def difference(keys: Keys, known: Keys) -> Keys:
+    """Return those of `keys` that are not among `known`; both are sorted."""
+    if not len(known):
+        return keys
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return keys[known[at] != keys]
 
 
 def hexadecimal(keys: Keys) -> list[str]:
-    """Return keys as people and databases hold them: 32 hex digits each."""
+    """Return keys as the ids that people and databases use: 32 hex digits each."""
     width = KEY.itemsize
     raw = np.ascontiguousarray(keys, KEY).tobytes()
     return [raw[at : at + width].hex() for at in range(0, len(raw), width)]
 
 
 def from_hexadecimal(ids: Iterable[str]) -> Keys:
-    """Return the keys behind such ids. Raises ValueError if one is no id."""
+    """Return the keys of ids. Raises ValueError if one is not an id."""
     raw = [bytes.fromhex(id) for id in ids]
     if any(len(each) != KEY.itemsize for each in raw):
         raise ValueError("an id has 32 hex digits")

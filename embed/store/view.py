@@ -1,8 +1,9 @@
-"""See the shards of one space as they are now, and look keys up in them.
+"""The current shards of one space, and the vectors of keys in them.
 
-A view is refreshed by listing the directory; shards that it knows already stay open. Whatever finds
-a shard gone lists again and starts over, for then another stands for it. Where a mount shows old
-listings, that one is out of sight for as long as they are kept: so whoever looks waits between.
+A view is refreshed by listing the directory; shards that it already has stay open. When a shard
+turns out to have been removed, the directory is listed again and the read repeated, because another
+shard replaces it. A mount that shows old listings hides that one until its cache expires, so there
+are pauses between the attempts.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.store import places
+from embed.store import shard_names
 from embed.store.keys import Keys, Space
-from embed.store.places import Place
+from embed.store.shard_names import ShardName
 from embed.store.shards import Shard, StoreError, Vanished
 from fsqueue.storage import atomic, directories
 
 log = logging.getLogger(__name__)
 
 PAUSES_S: Final = (*(0.01 * 2**n for n in range(7)), *(1.0 for _ in range(60)))
-"""Between looks: at once good where listings are fresh, and longer in all than mounts keep them."""
+"""Between attempts: short at first, and longer in total than mounts cache their listings."""
 T = TypeVar("T")
 
 
-def patiently(directory: str) -> Iterator[None]:
-    """Yield for each look, and wait between them. Raises StoreError when it has been enough."""
+def attempts(directory: str) -> Iterator[None]:
+    """Yield for each attempt, and pause between them. Raises StoreError after the last."""
     for pause_s in PAUSES_S:
         yield
         time.sleep(pause_s)
     raise StoreError(
-        f"{directory}: names files that are not there, for {sum(PAUSES_S):.0f} s now. Either they "
-        f"vanish faster than they can be read, or this mount shows listings that are older still; "
-        f"try again, or on another host."
+        f"{directory}: has listed files that do not exist for {sum(PAUSES_S):.0f} s. Either they "
+        f"are removed faster than they can be read, or this mount shows even older listings; try "
+        f"again, or on another host."
     )
 
 
@@ -46,102 +47,107 @@ class View:
     """The shards of one space."""
 
     def __init__(self, directory: str, space: Space) -> None:
-        """Look at a directory that need not exist yet; nothing is read until `refresh`."""
+        """The directory need not exist yet; nothing is read until `refresh`."""
         self.directory, self.space = directory, space
         self.shards: list[Shard] = []
-        """Those that count, in the order in which they are asked."""
+        """Those in use, in the order in which they are searched."""
         self.top = 0
-        """The highest number given so far."""
-        self._open: dict[Place, Shard] = {}
-        self._missed: list[tuple[int, int]] = []
+        """The highest number assigned so far."""
+        self._open: dict[ShardName, Shard] = {}
+        self._known_gaps: list[tuple[int, int]] = []
 
     def make(self) -> None:
-        """Make the directory, and write down what space it is."""
+        """Create the directory and its space.json."""
         directories.make(self.directory.rpartition("/")[0])
         directories.make(self.directory)
         facts = json.dumps(asdict(self.space), indent=1).encode() + b"\n"
         atomic.publish(f"{self.directory}/space.json", facts)
 
-    def refresh(self, given: int = 0) -> None:
-        """List the directory, and open what is new. Raises StoreError, OSError.
+    def refresh(self, published: int = 0) -> None:
+        """List the directory, and open new shards. Raises StoreError, OSError.
 
-        With the number that we were `given`, wait until the listing stands for it and for all that
-        were given since the last look: they are there, though a mount may not show them yet.
+        With the number that this process `published`, wait until the listing covers it and all that
+        were assigned since the last refresh: they exist, though a mount may not show them yet.
         """
-        for _ in patiently(self.directory):
-            found = self._listed()
-            if given and self._is_late(found, given):
+        for _ in attempts(self.directory):
+            found = self._list()
+            if published and self._is_late(found, published):
                 continue
             try:
-                wanted = places.counting(found)
+                names = shard_names.in_use(found)
                 self._open = {
-                    place: self._open.get(place) or Shard(self.directory, place) for place in wanted
+                    name: self._open.get(name) or Shard(self.directory, name) for name in names
                 }
             except Vanished:
-                # RACE: a compaction removed it; what stands for it is listed now, or will be soon.
+                # RACE: a compaction removed it; what replaces it is listed now, or will be soon.
                 continue
-            self.shards = [self._open[place] for place in wanted]
-            self.top = max((place.last for place in wanted), default=0)
+            self.shards = [self._open[name] for name in names]
+            self.top = max((name.last for name in names), default=0)
             self._check()
             return
 
-    def _is_late(self, found: list[Place], given: int) -> bool:
-        beyond = Place(given + 1, given + 1)
-        return any(last > self.top for _, last in places.gaps([*found, beyond]))
+    def _is_late(self, found: list[ShardName], published: int) -> bool:
+        next_name = ShardName(published + 1, published + 1)
+        return any(last > self.top for _, last in shard_names.gaps([*found, next_name]))
 
     def _check(self) -> None:
         for shard in self.shards:
-            if (shard.width, shard.number) != (self.space.width, self.space.number):
+            if (shard.width, shard.dtype) != (self.space.width, self.space.stored_dtype):
                 raise StoreError(
-                    f"{shard.path}: holds vectors of {shard.width} numbers as {shard.number}, not "
-                    f"{self.space.width} as {self.space.number}; put here by hand. Remove it."
+                    f"{shard.path}: holds vectors of {shard.width} numbers as {shard.dtype}, not "
+                    f"{self.space.width} as {self.space.stored_dtype}; it was put here by hand. "
+                    f"Remove it."
                 )
 
-    def _listed(self) -> list[Place]:
-        """List the shards; look again if a number is missing that the last look did not miss."""
-        missing: list[tuple[int, int]] = []
+    def _list(self) -> list[ShardName]:
+        """List the shards; repeat if a number is missing that was not missing before."""
+        gaps: list[tuple[int, int]] = []
         for _ in range(3):
-            found = places.listed(self.directory)
-            missing = list(places.gaps(found))
-            if missing == self._missed:
+            found = shard_names.list_shards(self.directory)
+            gaps = list(shard_names.gaps(found))
+            if gaps == self._known_gaps:
                 return found
             # RACE: while a directory changes, one listing may show neither an old name nor the new.
             time.sleep(0.02)
-        if missing:
-            log.warning("%s: shard %d is missing; see: store verify", self.directory, missing[0][0])
-        self._missed = missing
+        if gaps:
+            log.warning(
+                "%s: shard %d is missing; see: fsqueue embed store verify",
+                self.directory,
+                gaps[0][0],
+            )
+        self._known_gaps = gaps
         return found
 
-    def steadily(self, look: Callable[[], T]) -> T:
-        """Return what `look` returns; while shards vanish under it, refresh and look again."""
-        for _ in patiently(self.directory):
+    def retrying(self, read: Callable[[], T]) -> T:
+        """Return the result of `read`; if it finds a shard removed, refresh and repeat it."""
+        for _ in attempts(self.directory):
             try:
-                return look()
+                return read()
             except Vanished:
                 self.refresh()
-        raise AssertionError("patience ends in an error")
+        raise AssertionError("attempts() ends in an error")
 
     def lookup(
         self, keys: Keys, *, before: int | None = None
     ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Return which keys are stored, and the vectors of those, one below the other.
+        """Return which keys are stored, and the vectors of those, in order.
 
-        With `before`, only shards with a lower number are asked.
+        With `before`, only shards with a lower number are searched.
         """
-        return self.steadily(lambda: self._lookup(keys, before))
+        return self.retrying(lambda: self._lookup(keys, before))
 
     def _lookup(self, keys: Keys, before: int | None) -> tuple[NDArray[np.bool_], NDArray[Any]]:
         found = np.zeros(len(keys), np.bool_)
-        vectors = np.empty((len(keys), self.space.width), self.space.number)
+        vectors = np.empty((len(keys), self.space.width), self.space.stored_dtype)
         for shard in self.shards:
-            if before is not None and shard.place.first >= before:
+            if before is not None and shard.name.first >= before:
                 break
-            open_ = np.flatnonzero(~found)
-            if not len(open_):
+            missing = np.flatnonzero(~found)
+            if not len(missing):
                 break
-            rows = shard.find(keys[open_])
+            rows = shard.find(keys[missing])
             here = np.flatnonzero(rows >= 0)
             if len(here):
-                vectors[open_[here]] = shard.vectors(rows[here])
-                found[open_[here]] = True
+                vectors[missing[here]] = shard.vectors(rows[here])
+                found[missing[here]] = True
         return found, vectors[found]

@@ -58,6 +58,7 @@ Examples:
   fsqueue watch pool/
   ls pool/running
 
+\b
 Exit status: 0 done, 1 error, 2 usage, 3 some claims failed, 4 the machine lacks
 something, 5 work remains that this worker could not take, 75 drained, 130/143
 stopped by a signal. FSQUEUE_POOL stands in for POOL, and FSQUEUE_STEAL_INTERVAL
@@ -84,7 +85,12 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = list(COMMANDS.items())
-        rows += [(name, "(from another package)") for name in self.list_commands(ctx)[len(rows) :]]
+        for name in self.list_commands(ctx)[len(rows) :]:
+            try:
+                command = self.get_command(ctx, name)
+                rows.append((name, command.get_short_help_str(limit=70) if command else ""))
+            except (ImportError, AttributeError) as error:
+                rows.append((name, f"(cannot be loaded: {error})"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

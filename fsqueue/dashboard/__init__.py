@@ -1,9 +1,9 @@
-"""Draw a pool in a terminal: the only door to rich.
+"""A pool drawn on a terminal or in a notebook: the only door to rich.
 
-`board` decides what is said, `draw` makes it a frame, `live` keeps the frame fresh and obeys keys,
-`background` does so from a thread. A frame is a pure function of a snapshot, a view and a size.
-Text from the pool is shown, never obeyed: it arrives printable (`status.printable`), and nothing
-here reads it as markup.
+`board` decides what is shown, `draw` makes a frame of it, `live` keeps the frame up to date and
+reacts to keys, `background` does the same from a thread. A frame is a pure function of a snapshot,
+a view and a size. Text from the pool is never interpreted: it arrives printable, and nothing here
+treats it as markup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dashboard beside other work: a thread that looks, draws and keeps the metrics log."""
+"""The dashboard in a background thread, which also keeps the metrics log."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class LoadBalancingDashboard:
-    """The dashboard beside other work of one process: `start` it, and `stop` it.
+    """A dashboard beside other work in one process: `start` it, and `stop` it.
 
     On a terminal it draws; elsewhere it logs lines. Either way it keeps the metrics log, at
-    `log_file` in the pool. Without a coordinator there is nothing to show, and nothing fails.
+    `log_file` in the pool. Without a coordinator it shows nothing, and nothing fails.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class LoadBalancingDashboard:
         self._metrics: MetricsLog | None = None
 
     def start(self) -> None:
-        """Begin updating in a background thread; once is enough."""
+        """Start updating in a background thread; does nothing if it runs already."""
         if self._thread is None:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._update_loop, name="dashboard", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, after a last frame; the terminal is as it was. May be called again."""
+        """Stop the thread after a last frame and restore the terminal. May be called again."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout=10.0)
@@ -85,7 +85,7 @@ class LoadBalancingDashboard:
             self._metrics = None
 
     def _collect_metrics(self) -> Snapshot | None:
-        """Look at the pool; what no worker says of a GPU of this host, the monitor may know."""
+        """Read the pool; the monitor fills in what no worker reports about this host's GPUs."""
         if self._coordinator is None:
             return None
         snapshot = self._coordinator.snapshot()
@@ -95,14 +95,14 @@ class LoadBalancingDashboard:
         return replace(snapshot, spools=tuple(rows))
 
     def _generate_table(self, metrics: Snapshot | None) -> RenderableType:
-        """Return what is drawn; the same metrics and size give the same drawing."""
+        """Return the frame; the same metrics and size give the same frame."""
         if metrics is None:
             return line("no pool", "dim")
         width, height = self._console.size
         return render(metrics, View(), width, height, ascii=self._console.options.ascii_only)
 
     def _log_metrics(self, metrics: Snapshot | None) -> None:
-        """Append a line per GPU to the metrics log. A disk that is full costs only those lines."""
+        """Append a line per GPU to the metrics log. A full disk costs only those lines."""
         if metrics is None:
             return
         try:

@@ -1,6 +1,6 @@
-"""Read single keys from a terminal, where it allows; elsewhere wait as long.
+"""Read single keys from a terminal, if there is one; elsewhere only wait.
 
-The terminal is put back as it was, however the watching ends.
+The terminal is always restored.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, Final
 
 ESCAPE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|O.?)?")
-"""What an arrow or a function key sends: no key of ours, but letters are in it."""
+"""What arrow and function keys send: ignored, because letters are in it."""
 
 
 class Keys:
-    """Keys as they are typed, between `with` and its end."""
+    """Keys as they are typed, inside a `with` block."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -37,7 +37,7 @@ class Keys:
                 tty.setcbreak(fd)
                 self._fd = fd
         except (OSError, ValueError, termios.error):
-            self._fd = None  # no stdin, or no terminal: there are no keys, and nothing is lost
+            self._fd = None  # no stdin or no terminal, so no keys
         return self
 
     def __exit__(
@@ -54,11 +54,11 @@ class Keys:
 
     @property
     def usable(self) -> bool:
-        """Say whether keys can be typed at all."""
+        """Whether keys can be typed at all."""
         return self._fd is not None
 
     def wait(self, seconds: float) -> str:
-        """Return the next key, or "" if none came for so long."""
+        """Return the next key, or "" if none was typed within `seconds`."""
         if self._typed:
             return self._typed.popleft()
         if self._fd is None:

@@ -1,11 +1,11 @@
-"""Verify a pool's invariants on disk, and say in plain words what contradicts them.
+"""Verify a pool's invariants on disk, and report in plain words what contradicts them.
 
-A pool may be at work meanwhile, and no set of listings is one moment: a claim that moves between
-two of them is seen twice or not at all. So what looks wrong is looked at again, and believed when
-it looks wrong the same way three times.
+Workers may be at work meanwhile, and listings are not taken at one moment: a claim that moves
+between two of them is seen twice or not at all. So what looks wrong is looked at again, and
+reported only if it looks wrong the same way three times.
 
-Of a claim that looks right only marks are held (`marks.py`), 26 bytes in all. What looks wrong by
-its mark is then looked at by name.
+Of a claim that looks right only fingerprints are kept (`pool.name_sets`), 26 bytes in all. What
+looks wrong by its fingerprint is then looked up by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import partial
 from typing import TypeVar
 
 from fsqueue.errors import FsqueueError, PoolError
-from fsqueue.maintenance.cleanup import Cleaner
+from fsqueue.maintenance.cleanup import Cleaner, LeftoverKind
+from fsqueue.monitor.format import plural
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import DIRECTORIES, State
 from fsqueue.pool.leases import lease_names
@@ -33,8 +34,8 @@ LOOKS = 3
 
 
 @dataclass(slots=True)
-class Report:
-    """What a check found. A pool without problems is clean; notes are no problems."""
+class AuditReport:
+    """What an audit found. A pool without problems is clean; notes are not problems."""
 
     planned: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -42,9 +43,9 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def audit_pool(pool: PoolDirectory) -> Report:
-    """Look at everything in the pool; change nothing."""
-    report = Report()
+def audit_pool(pool: PoolDirectory) -> AuditReport:
+    """Check everything in the pool; change nothing."""
+    report = AuditReport()
     for name in DIRECTORIES:
         try:
             atomic.gather(pool.directory(name), _any)
@@ -67,16 +68,16 @@ def _any(texts: Iterator[str]) -> bool:
 # ---- I1: each planned claim is in exactly one place ----
 
 
-def _check_places(pool: PoolDirectory, report: Report) -> Planned:
+def _check_places(pool: PoolDirectory, report: AuditReport) -> Planned:
     asked: set[int] = set()
     planned = planned_in(pool, asked)
     places = places_in(pool, planned.uids, asked)
     suspects: dict[str, str] = {}
-    if asked := odd_marks(planned, places):
+    if asked := suspect_fingerprints(planned, places):
         for time in range(LOOKS):
             planned = planned_in(pool, asked)  # each time: a planner may be at work, too
             places = places_in(pool, planned.uids, asked)
-            wrong = dict(odd(places.found, planned.ids))
+            wrong = dict(suspects_among(places.found, planned.ids))
             same = {id: what for id, what in suspects.items() if wrong.get(id) == what}
             suspects = same if time else wrong
             if not suspects:
@@ -85,11 +86,11 @@ def _check_places(pool: PoolDirectory, report: Report) -> Planned:
     report.counts = dict(places.counts)
     report.problems += planned.problems
     report.problems += [f"I1: {id} {what}" for id, what in sorted(suspects.items())]
-    report.problems += places.strangers
+    report.problems += places.other_names
     if staged := places.counts["staged"]:
         report.notes.append(
-            f"{staged} claims of a plan are not yet in their spools: its planner is at "
-            f"work, or died. The next plan, an idle worker or fsqueue recover completes it."
+            f"{plural(staged, 'claim')} of a plan not in a spool yet: its planner is at work, or "
+            f"died. The next plan, an idle worker or fsqueue recover completes it."
         )
     return planned
 
@@ -97,7 +98,7 @@ def _check_places(pool: PoolDirectory, report: Report) -> Planned:
 # ---- I4: what waits or runs is whole ----
 
 
-def _check_spools(pool: PoolDirectory, report: Report) -> None:
+def _check_spools(pool: PoolDirectory, report: AuditReport) -> None:
     for spool in spool_names(pool):
         try:
             atomic.gather(pool.spool(spool), _any)
@@ -106,7 +107,7 @@ def _check_spools(pool: PoolDirectory, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def _check_contents(pool: PoolDirectory, uids: Set[str], report: Report) -> None:
+def _check_contents(pool: PoolDirectory, uids: Set[str], report: AuditReport) -> None:
     for place, directory, owned in claim_directories(pool, uids):
         if not owned or place == State.RUNNING:
             report.problems += listed(directory, partial(_not_whole, directory))
@@ -131,7 +132,7 @@ def _not_whole(directory: str, texts: Iterator[str]) -> list[str]:
 # ---- I6: done implies output ----
 
 
-def _check_outputs(pool: PoolDirectory, planned: Planned, report: Report) -> None:
+def _check_outputs(pool: PoolDirectory, planned: Planned, report: AuditReport) -> None:
     done = Fingerprints()
     done.extend(
         atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=frozenset())).marks
@@ -149,18 +150,18 @@ def _check_outputs(pool: PoolDirectory, planned: Planned, report: Report) -> Non
         report.problems += _without_output(pool, asked)
 
 
-def _outputs(pool: PoolDirectory, report: Report | None = None) -> Iterator[str]:
-    """Yield the names of all outputs; report what is none."""
+def _outputs(pool: PoolDirectory, report: AuditReport | None = None) -> Iterator[str]:
+    """Yield the names of all outputs; report what is not an output."""
     with os.scandir(pool.directory("outputs")) as entries:
         for entry in entries:
             private = entry.name.startswith(".")
             if report and not private and not entry.is_file(follow_symlinks=False):
-                report.problems.append(f"outputs/{entry.name} is no regular file; remove it")
+                report.problems.append(f"outputs/{entry.name} is not a regular file; remove it")
             yield entry.name
 
 
 def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[str]:
-    """Look at the claims in question by name; yield what is wrong with them."""
+    """Look up the claims in question by name; yield what is wrong with them."""
     done = atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=asked)).asked
     planned = planned_in(pool, asked)
     suffixes = {id: planned.suffixes[number] for id, number in planned.ids.items()}
@@ -171,18 +172,20 @@ def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[str]:
         yield f"I6: {id} is done, and outputs/{name} is missing"
 
 
-# ---- no problems, but worth a word ----
+# ---- not problems, but worth a note ----
 
 
-def _note_leftovers(pool: PoolDirectory, planned: Planned, report: Report) -> None:
+def _note_leftovers(pool: PoolDirectory, planned: Planned, report: AuditReport) -> None:
     for uid in sorted(staged_in(pool) - planned.uids):
         report.notes.append(
             f"{pool.staged(uid)} belongs to no plan yet: its planner is at work, or died before it "
-            f"planned anything; then nothing needs it: fsqueue clean {pool.root}"
+            f"planned anything; then remove it: fsqueue clean {pool.root}"
         )
-    for litter in [] if planned.problems else Cleaner(pool).look():
-        if litter.kind != "workshop":
-            report.notes.append(f"nothing needs {litter.path} any more: fsqueue clean {pool.root}")
+    for leftover in [] if planned.problems else Cleaner(pool).look():
+        if leftover.kind != LeftoverKind.WORKSHOP:
+            report.notes.append(
+                f"{leftover.path} is not needed any more: fsqueue clean {pool.root}"
+            )
     living = {name.worker for name in lease_names(pool) if name.living}
     for name in claims.owned(pool, State.RUNNING):
         if name.owner not in living:
@@ -193,34 +196,32 @@ def _note_leftovers(pool: PoolDirectory, planned: Planned, report: Report) -> No
     for text in atomic.private_names(pool.directory("outputs")):
         if text[1:] not in living:
             report.notes.append(
-                f"outputs/{text} was left by a worker that is gone; nothing reads it: "
-                f"fsqueue clean {pool.root}"
+                f"outputs/{text} was left by a worker that is gone: fsqueue clean {pool.root}"
             )
 
 
 # ---- compare plans with where claims are ----
 #
-# Of a claim that is planned once and found once, two marks are held (`marks.py`), 17 bytes in
-# all.
+# Of a claim that is planned once and found once, two fingerprints are kept, 17 bytes in all.
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Planned:
-    """What the plans say: the output suffix of every plan, their uids, and marks of all ids."""
+    """What was planned: the output suffix of every plan, their uids, fingerprints of all ids."""
 
     suffixes: dict[int, str | None] = field(default_factory=dict)
     uids: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     marks: dict[str | None, Fingerprints] = field(default_factory=dict)
-    """Of the ids, by the suffix of their outputs."""
+    """Fingerprints of the ids, by the suffix of their outputs."""
     ids: dict[str, int] = field(default_factory=dict)
-    """The plan of each id that was asked for."""
+    """The plan of each id that is looked up by name."""
 
 
 def planned_in(pool: PoolDirectory, asked: Set[int]) -> Planned:
-    """Read all plans; `asked` are the marks of the ids that are to be known by name."""
+    """Read all plans; `asked` are the fingerprints of the ids to look up by name."""
     planned = Planned()
     for number in plans.numbers(pool):
         try:
@@ -244,25 +245,25 @@ def planned_in(pool: PoolDirectory, asked: Set[int]) -> Planned:
 
 @dataclass(slots=True)
 class Places:
-    """Where claims are: how many in each state, marks of their ids, names that are no claims'."""
+    """Where claims are: how many in each state, their fingerprints, and names of other things."""
 
     counts: Counter[str] = field(default_factory=Counter)
     marks: Fingerprints = field(default_factory=Fingerprints)
-    strangers: list[str] = field(default_factory=list)
+    other_names: list[str] = field(default_factory=list)
     found: dict[str, list[str]] = field(default_factory=dict)
-    """Where each id is that was asked for."""
+    """The places of each id that is looked up by name."""
 
 
 def places_in(pool: PoolDirectory, uids: Set[str], asked: Set[int]) -> Places:
-    """Look where all claims are; `uids` are the plans that have a number."""
+    """List where all claims are; `uids` are the plans that have a number."""
     places = Places()
     for place, directory, owned in claim_directories(pool, uids):
         seen = listed(directory, partial(look, owned=owned, asked=asked))
         places.marks.extend(seen.marks)
         if seen.marks:
             places.counts[place.split("/")[0]] += len(seen.marks)
-        for text in seen.strangers:
-            places.strangers.append(f"{directory}/{text!r} is no claim's name; remove it")
+        for text in seen.other_names:
+            places.other_names.append(f"{directory}/{text!r} is not a claim's name; remove it")
         for id, text in seen.asked:
             places.found.setdefault(id, []).append(f"{place}/{text}")
     return places
@@ -273,17 +274,17 @@ class Seen:
     """One directory of claims."""
 
     marks: array[int] = field(default_factory=lambda: array("q"))
-    strangers: list[str] = field(default_factory=list)
+    other_names: list[str] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
 
 def look(texts: Iterator[str], *, owned: bool, asked: Set[int]) -> Seen:
-    """Take in the names in one directory."""
+    """Read the names in one directory."""
     seen = Seen()
     for text in texts:
         facts = id_and_cost(text, owned=owned)
         if facts is None:
-            seen.strangers.append(text)
+            seen.other_names.append(text)
             continue
         seen.marks.append(mark(facts[0]))
         if asked and mark(facts[0]) in asked:
@@ -294,8 +295,8 @@ def look(texts: Iterator[str], *, owned: bool, asked: Set[int]) -> Seen:
 def claim_directories(pool: PoolDirectory, uids: Set[str]) -> Iterator[tuple[str, str, bool]]:
     """Yield each place, its directory, and whether claims have an owner there.
 
-    What is staged counts once its plan has a number. Before that it is no claim, and may be what a
-    planner left that died: the next plan has planned it anew.
+    Staged claims count once their plan has a number. Before that they may have been left by a
+    planner that died, and the next plan has planned them anew.
     """
     for uid in staged_in(pool) & uids:
         for spool in filter(SPOOL.fullmatch, listed(pool.staged(uid), list)):
@@ -314,15 +315,15 @@ def staged_in(pool: PoolDirectory) -> set[str]:
 
 
 def listed(directory: str, into: Callable[[Iterator[str]], T]) -> T:
-    """Gather the names in a directory, none if it is not there."""
+    """Gather the names in a directory; none if it does not exist."""
     try:
         return atomic.gather(directory, into)
     except PoolError:
-        return into(iter(()))  # a broken spool is reported by itself; a staged one just completed
+        return into(iter(()))  # a broken spool is reported separately; a staged one was completed
 
 
-def odd_marks(planned: Planned, places: Places) -> set[int]:
-    """Return the marks of ids that are not planned once and found once."""
+def suspect_fingerprints(planned: Planned, places: Places) -> set[int]:
+    """Return the fingerprints of ids that are not planned once and found once."""
     groups = planned.marks.values()
     odd = repeated(*groups) | repeated(places.marks)
     for found, *those in sets(places.marks, *groups):
@@ -330,13 +331,15 @@ def odd_marks(planned: Planned, places: Places) -> set[int]:
     return odd
 
 
-def odd(found: dict[str, list[str]], planned: dict[str, int]) -> Iterator[tuple[str, str]]:
+def suspects_among(
+    found: dict[str, list[str]], planned: dict[str, int]
+) -> Iterator[tuple[str, str]]:
     """Yield the ids that are not planned once and found once, and what is wrong with them."""
     for id in planned:
         if id not in found:
-            yield id, "is planned but nowhere: somebody removed its file"
+            yield id, "is planned but nowhere: its file was removed"
     for id, places in found.items():
         if len(places) > 1:
             yield id, f"is in {len(places)} places: {', '.join(sorted(places))}"
         elif id not in planned:
-            yield id, f"is in {places[0]}, and no plan holds it"
+            yield id, f"is in {places[0]}, but in no plan"

@@ -1,21 +1,21 @@
-"""Find what killed processes left behind that nothing needs, and remove it.
+"""Find and remove what killed processes left behind and nothing needs any more.
 
-Litter is                                          once
-    private files (.NAME.PID-RANDOM)               they were there for a whole lease, and no living
+What is removed                                    when
+    private files (.NAME.PID-RANDOM)               they existed for a whole lease, and no living
                                                    worker has that PID
-    running/.renew.WORKER/, spools/S/.renew...     the same, and that worker does not live
+    running/.renew.WORKER/, spools/S/.renew...     the same, and that worker is not alive
     plans/UID.staged/, plans/.UID.json             the plan got no number, and did not grow, for a
                                                    whole lease
     outputs/.WORKER/ or .WORKER.dead/,
     control/ORDER@WORKER                           that worker is gone
     partial/ID/                                    ID is done
-    a worker's status, journal and ended lease     it left or died long enough ago: if asked for
+    a worker's status, journal and ended lease     it left or died long enough ago, on request
 
-Who lives is read from leases; how long ago a worker left, from the age of a file, for want of a
-better clock and at the risk of a line in a report.
+Which workers are alive is read from leases; how long ago a worker left, from the age of a file,
+because there is no better clock; all that is at stake is a line in a report.
 
 Workers, planners and other cleaners may be at work meanwhile, and any of them may be killed at any
-operation. A planner that was only slow finds that its plan can get no number any more (`_abandon`);
+operation. A planner that was only slow finds that its plan can get no number any more (`_abandon`),
 so no plan is ever left without its claims.
 """
 
@@ -26,6 +26,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from fsqueue.errors import PoolError
@@ -44,17 +45,33 @@ _PRIVATE_PLAN: Final = re.compile(r"\.([0-9a-f]+)\.json", re.ASCII)
 _PID: Final = re.compile(r"-(\d+)-[^-]*$", re.ASCII)
 
 
+class LeftoverKind(StrEnum):
+    """What was left behind."""
+
+    UNFINISHED = "unfinished"
+    """A file that was being written."""
+    PLAN = "plan"
+    """A staged plan that never got a number."""
+    WORKSHOP = "workshop"
+    """The private directory of a dead worker in outputs/."""
+    ORDER = "order"
+    CHECKPOINTS = "checkpoints"
+    STATUS = "status"
+    JOURNAL = "journal"
+    LEASE = "lease"
+
+
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that nothing needs any more: its kind, where it is, and whose it was."""
+    """Something that is not needed any more: what it is, where, and which process left it."""
 
-    kind: str
+    kind: LeftoverKind
     path: str
     whose: str
 
     @property
     def size(self) -> int:
-        """How many bytes it holds; 0 if it is gone."""
+        """Its size in bytes; 0 if it is gone."""
         within = (f"{at}/{name}" for at, _, files in os.walk(self.path) for name in files)
         return sum(map(_size, within)) if os.path.isdir(self.path) else _size(self.path)
 
@@ -93,7 +110,7 @@ def clean_pool(
 
 
 class Cleaner:
-    """One look after another at a pool's litter."""
+    """Looks at a pool repeatedly to find what is not needed."""
 
     def __init__(
         self,
@@ -112,7 +129,7 @@ class Cleaner:
         """Whether more looks, for up to a lease, may find more."""
 
     def look(self) -> list[Leftover]:
-        """Return what is litter as far as this look and those before it can tell."""
+        """Return what is certainly not needed, by this look and those before it."""
         pool, now, self.doubtful = self._pool, self._clock(), False
         holders = {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
         workshops, orders = set(self._workshops()), dict(self._orders())
@@ -129,16 +146,20 @@ class Cleaner:
         for worker in sorted((workshops | orders.keys()) - living):
             if self._is_gone(worker):
                 shops = [each.workshop(worker) for each in self._pools]
-                shops += [f"{path}.dead" for path in shops]  # of whom was killed as he removed it
-                ripe += [Leftover("workshop", path, worker) for path in shops]
-                ripe += [Leftover("order", path, worker) for path in orders.get(worker, ())]
+                shops += [
+                    f"{path}.dead" for path in shops
+                ]  # left by a worker that was killed while removing it
+                ripe += [Leftover(LeftoverKind.WORKSHOP, path, worker) for path in shops]
+                ripe += [
+                    Leftover(LeftoverKind.ORDER, path, worker) for path in orders.get(worker, ())
+                ]
             else:
-                self.doubtful = True  # it shows no lease; but a renewal can hide one for a moment
+                self.doubtful = True  # no lease is listed, but a renewal can hide one for a moment
         ripe += [*self._checkpoints(), *self._records(living)]
         return [each for each in ripe if os.path.lexists(each.path)]
 
     def _lives(self, worker: str) -> bool:
-        """Say whether a worker that shows a lease may live: nothing less than proof counts."""
+        """Return whether a worker with a lease may be alive: only proof of death counts."""
         return self._observer.process(worker) is not Process.GONE
 
     def _is_gone(self, worker: str) -> bool:
@@ -151,7 +172,7 @@ class Cleaner:
             yield from (match[1] for name in names if (match := _WORKSHOP.fullmatch(name)))
 
     def _orders(self) -> dict[str, list[str]]:
-        """Return the orders to one worker each, by worker."""
+        """Return the orders that are for a single worker, by worker."""
         root = self._pool.directory("control")
         found: dict[str, list[str]] = {}
         for match in map(ORDER.fullmatch, atomic.names(root)):
@@ -160,7 +181,7 @@ class Cleaner:
         return found
 
     def _unfinished(self, living: set[str]) -> Iterator[tuple[object, Leftover]]:
-        """Yield what was being written, by whoever is no living worker."""
+        """Yield files that were being written by a process that is not a living worker."""
         pids = {match[1] for worker in living if (match := _PID.search(worker))}
         pool, inbox = self._pools
         directories = [pool.directory(name) for name in DIRECTORIES]
@@ -172,59 +193,61 @@ class Cleaner:
             for name in atomic.private_names(directory):
                 path = f"{directory}/{name}"
                 if (match := _PRIVATE.fullmatch(name)) and match[1] not in pids:
-                    yield path, Leftover("unfinished", path, f"process {match[1]}")
+                    yield path, Leftover(LeftoverKind.UNFINISHED, path, f"process {match[1]}")
                 elif (match := _RENEW.fullmatch(name)) and match[1] not in living:
-                    yield path, Leftover("unfinished", path, match[1])
+                    yield path, Leftover(LeftoverKind.UNFINISHED, path, match[1])
 
     def _unnumbered(self) -> Iterator[tuple[object, Leftover]]:
-        """Yield what is left of plans that have no number, with how far they came."""
+        """Yield what is left of plans without a number, with their progress."""
         pool, root = self._pool, self._pool.directory("plans")
         staged = {name[:-7] for name in atomic.names(root) if name.endswith(".staged")}
         numbered = {plan.uid for plan in plans.read_plans(pool)}
         for uid in sorted(filter(ID.fullmatch, staged - numbered)):
             parts = sorted(_listed(pool.staged(uid)))
             far = tuple((part, len(_listed(f"{pool.staged(uid)}/{part}"))) for part in parts)
-            yield (uid, far), Leftover("plan", pool.staged(uid), uid)
+            yield (uid, far), Leftover(LeftoverKind.PLAN, pool.staged(uid), uid)
         for match in map(_PRIVATE_PLAN.fullmatch, atomic.private_names(root)):
             if match is not None and match[1] not in staged:
                 path = f"{root}/{match[0]}"
                 if not os.path.isdir(path):  # see `_abandon`
-                    yield path, Leftover("unfinished", path, f"plan {match[1]}")
+                    yield path, Leftover(LeftoverKind.UNFINISHED, path, f"plan {match[1]}")
 
     def _checkpoints(self) -> Iterator[Leftover]:
         partial = set(filter(ID.fullmatch, _listed(self._pool.directory("partial"))))
-        done = claims.owned(self._pool, State.DONE) if partial else ()  # it may be long
+        done = claims.owned(self._pool, State.DONE) if partial else ()  # a long listing
         for id in sorted(partial & {name.id for name in done}):
-            yield Leftover("checkpoints", self._pool.partial(id), id)
+            yield Leftover(LeftoverKind.CHECKPOINTS, self._pool.partial(id), id)
 
     def _records(self, living: set[str]) -> Iterator[Leftover]:
-        """Yield what tells of workers that left or died longer ago than was asked for."""
+        """Yield the records of workers that left or died longer ago than `older_than_s`."""
         pool = self._pool
         for name in sorted(lease_names(pool), key=str) if self._older_than_s is not None else ():
             path, worker = pool.lease(name), name.worker
             if name.living or worker in living or _age_s(path) < (self._older_than_s or 0.0):
                 continue
-            yield Leftover("status", pool.status(worker), worker)
-            yield Leftover("journal", pool.events(worker), worker)
-            yield Leftover("lease", path, worker)  # the last, lest a kill hides the others
+            yield Leftover(LeftoverKind.STATUS, pool.status(worker), worker)
+            yield Leftover(LeftoverKind.JOURNAL, pool.events(worker), worker)
+            yield Leftover(
+                LeftoverKind.LEASE, path, worker
+            )  # last: if killed before, the next run finds it
 
 
-def remove(pool: PoolDirectory, litter: Leftover) -> bool:
-    """Remove it; False if it is needed after all."""
-    if litter.kind == "plan":
-        return _abandon(pool, litter.whose)
-    if os.path.isdir(litter.path):
-        directories.discard(litter.path)
+def remove(pool: PoolDirectory, leftover: Leftover) -> bool:
+    """Remove a leftover; return False if it is needed after all."""
+    if leftover.kind == LeftoverKind.PLAN:
+        return _abandon(pool, leftover.whose)
+    if os.path.isdir(leftover.path):
+        directories.discard(leftover.path)
     else:
-        atomic.discard(litter.path)
+        atomic.discard(leftover.path)
     return True
 
 
 def _abandon(pool: PoolDirectory, uid: str) -> bool:
-    """Remove a staged plan, and see to it that it never gets a number, should its planner live.
+    """Remove a staged plan, and make sure that it never gets a number if its planner is alive.
 
     A plan is written under a private name, and gets its number by a link from there. So an empty
-    directory takes that name, and stays: nobody can write a file in its place, nor link it.
+    directory takes that name and stays: no file can be written in its place or linked from it.
     """
     plans.forbid(pool, uid)
     if uid in {plan.uid for plan in plans.read_plans(pool)}:
@@ -238,7 +261,7 @@ def _listed(directory: str) -> list[str]:
     try:
         return atomic.names(directory)
     except PoolError:
-        return []  # RACE: completed or cleaned meanwhile; and most pools have no inbox
+        return []  # RACE: completed or cleaned meanwhile; most pools have no inbox
 
 
 def _size(path: str) -> int:

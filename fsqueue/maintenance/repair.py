@@ -101,7 +101,7 @@ def cancel(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = Fals
             if ended is None:
                 taken.append(id)  # RACE: a worker took it first
                 continue
-            # After the move: whoever loses the claim must not find an error it did not make.
+            # After the move: if a worker takes the claim first, it must find no error record.
             claims.record_error(pool, ended, claims.CANCELLED_WAITING)
         cancelled.append(Cancelled(id, was))
     return Cancellation(tuple(cancelled), tuple(taken))
@@ -167,7 +167,7 @@ def recover(
 
 
 def _targets(workers: Sequence[str]) -> Sequence[str | None]:
-    """Return whom an order is for; None stands for every worker."""
+    """Return the targets of an order; None stands for every worker."""
     return workers or (None,)
 
 

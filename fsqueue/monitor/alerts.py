@@ -1,7 +1,7 @@
-"""Say what somebody should look at: workers in trouble, work that nobody does, the disk.
+"""What needs attention: workers in trouble, work that no worker does, the disk.
 
-Each notice has a kind and a subject, and keeps both as long as the trouble lasts; so whoever logs
-them can say each once when it begins and once when it ends.
+An alert keeps its kind and subject for as long as it lasts, so that a log can report each once when
+it begins and once when it ends.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from fsqueue.monitor.counts import Count
+from fsqueue.monitor.format import plural
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import LeaveReason
@@ -28,11 +30,30 @@ ORDERS: Final = {
 }
 
 
+class AlertKind(StrEnum):
+    """What an alert is about; the values are keys of `status --json`."""
+
+    DAMAGE = "damage"
+    """Something in the pool could not be read."""
+    STALLED = "stalled"
+    LIMITED = "budget"
+    """A worker spends much time waiting because of --max-metadata-ops."""
+    SUSPECT = "suspect"
+    LOST = "lost"
+    BROKEN = "broken"
+    """A worker stopped itself."""
+    ORDER = "order"
+    DESERTED = "deserted"
+    """Claims wait and no worker is alive."""
+    DISK = "disk"
+    IMBALANCE = "imbalance"
+
+
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something to look at. `kind` is one word; `subject` is a worker, a spool or ""."""
+    """Something that needs attention; `subject` is a worker, a spool or ""."""
 
-    kind: str
+    kind: AlertKind
     subject: str
     text: str
 
@@ -40,16 +61,16 @@ class Alert:
 def alerts(
     pool: PoolDirectory, count: Count, workers: Sequence[WorkerRow], orders: frozenset[str]
 ) -> Iterator[Alert]:
-    """Yield what is wrong, the gravest first."""
+    """Yield what is wrong, most serious first."""
     yield from _disk(pool)
     if count.finished:
         return
     yield from _workers(workers)
     for order in sorted(orders & ORDERS.keys()):
-        yield Alert("order", order, f"{ORDERS[order]} (control/{order})")
+        yield Alert(AlertKind.ORDER, order, f"{ORDERS[order]} (control/{order})")
     if not any(row.living for row in workers):
-        todo = f"{count.waiting.claims:,} claims wait and no worker lives"
-        yield Alert("deserted", "", f"{todo}. Start one: fsqueue work {pool.root}")
+        todo = f"{count.waiting.claims:,} claims wait and no worker is alive"
+        yield Alert(AlertKind.DESERTED, "", f"{todo}. Start one: fsqueue work {pool.root}")
     yield from _imbalance(count, workers)
 
 
@@ -57,22 +78,22 @@ def _workers(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
     for row in workers:
         gpu = row.status.spool or row.id
         if row.stalled:
-            yield Alert("stalled", row.id, f"GPU {gpu} {row.trouble}")
+            yield Alert(AlertKind.STALLED, row.id, f"GPU {gpu} {row.trouble}")
         elif row.living and row.status.held_back >= HELD_BACK_MIN:
             limit = f"--max-metadata-ops {row.status.metadata_ops_max:g}"
             yield Alert(
-                "budget",
+                AlertKind.LIMITED,
                 row.id,
                 f"{row.id}: {row.status.held_back:.0%} of its time is "
                 f"spent waiting because of {limit}",
             )
         elif row.health == "degraded":
-            yield Alert("suspect", row.id, f"{row.id}: {row.trouble}")
+            yield Alert(AlertKind.SUSPECT, row.id, f"{row.id}: {row.trouble}")
         elif row.health == "lost" and row.holds:
             what = f"{row.trouble}; its claim goes to another: fsqueue recover"
-            yield Alert("lost", row.id, f"{row.id}: {what}")
+            yield Alert(AlertKind.LOST, row.id, f"{row.id}: {what}")
         if not row.living and row.status.left_because in STOPPED_ITSELF:
-            yield Alert("broken", row.id, f"{row.id} stopped itself: {row.status.message}")
+            yield Alert(AlertKind.BROKEN, row.id, f"{row.id} stopped itself: {row.status.message}")
 
 
 def _disk(pool: PoolDirectory) -> Iterator[Alert]:
@@ -81,20 +102,20 @@ def _disk(pool: PoolDirectory) -> Iterator[Alert]:
     except OSError:
         return
     free = facts.f_bavail * facts.f_frsize
-    # Without a size nothing is known of what is free, and CephFS counts -1 free inodes.
+    # Without a size, free space is unknown; CephFS reports -1 free inodes.
     if facts.f_blocks and (free < FREE_MIN or facts.f_bavail < FREE_SHARE_MIN * facts.f_blocks):
         text = f"the disk is nearly full: {free / (1 << 30):.1f} GiB left under {pool.root}"
-        yield Alert("disk", "space", text)
+        yield Alert(AlertKind.DISK, "space", text)
     if facts.f_files and 0 <= facts.f_favail < FREE_SHARE_MIN * facts.f_files:
         text = f"the disk is nearly out of inodes: {facts.f_favail:,} left under {pool.root}"
-        yield Alert("disk", "inodes", text)
+        yield Alert(AlertKind.DISK, "inodes", text)
 
 
 # ---- imbalance ----
 
 
 def imbalanced(depths: Sequence[float]) -> bool:
-    """Say whether queues of these depths differ so much that someone should ask why."""
+    """Return whether queues of these depths differ suspiciously."""
     if len(depths) < 2:
         return False
     low, high = min(depths), max(depths)
@@ -102,7 +123,7 @@ def imbalanced(depths: Sequence[float]) -> bool:
 
 
 def weighted_depths(count: Count, weights: dict[str, float]) -> dict[str, float]:
-    """Return what waits in each spool by the time it takes there, in claims of the mean cost."""
+    """Return what waits in each spool, as time on its GPU, in units of the mean claim."""
     if not count.waiting.cost:
         return dict.fromkeys(count.spools, 0.0)
     mean = count.waiting.cost / count.waiting.claims
@@ -113,7 +134,7 @@ def weighted_depths(count: Count, weights: dict[str, float]) -> dict[str, float]
 
 
 def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Alert]:
-    """Work that lies in one spool while another's worker has had nothing to do for a while."""
+    """Yield an alert if work waits in one spool while workers have been idle for a while."""
     idle = [
         row.status.spool
         for row in workers
@@ -126,8 +147,9 @@ def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Alert]:
     full = max(depths, key=lambda name: depths[name])
     waiting = count.spools[full][1].claims
     yield Alert(
-        "imbalance",
+        AlertKind.IMBALANCE,
         full,
-        f"imbalanced: {waiting:,} claims wait in {full} while {len(idle)} workers are idle; may "
-        f"they steal (--work-stealing), and can they take such claims?",
+        f"imbalanced: {plural(waiting, 'claim')} waiting in {full} while "
+        f"{plural(len(idle), 'worker')} idle: check --work-stealing, and whether the workers can "
+        f"do such claims",
     )

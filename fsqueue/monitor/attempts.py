@@ -1,8 +1,8 @@
-"""Tell every attempt at every claim, from the workers' journals, in the order in which they ended.
+"""Every attempt at every claim, from the workers' journals, in the order in which they ended.
 
 All of it is a hint (I8): a journal may be missing, cut or hostile, and what makes no sense in it is
-left out. A million attempts need no more memory than a few: each journal is read a piece at a time,
-and what is kept is one attempt a worker, and the claims that were taken back from the dead.
+left out. A million attempts need no more memory than a few: each journal is read piece by piece,
+and only one attempt per worker is kept, and the claims that were recovered from dead workers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 from fsqueue.errors import FsqueueError
@@ -24,26 +25,41 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 
+
+class Ending(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    RELEASED = "released"
+    """Put back by a worker that left."""
+    LOST = "lost"
+    """Its worker was declared dead while it ran, and noticed."""
+    KILLED = "killed"
+    """Its worker died, and the claim was recovered."""
+    RUNNING = "running"
+    UNKNOWN = "unknown"
+    """The journal ends, the worker is gone, and the claim was not recovered."""
+
+
 BEGINNINGS: Final = frozenset({EventKind.TOOK, EventKind.STOLE})
-ENDINGS: Final[dict[str, str]] = {
-    EventKind.FINISHED: "done",
-    EventKind.FAILED: "failed",
-    EventKind.RELEASED: "released",
-    EventKind.LOST: "lost",
+ENDINGS: Final[dict[str, Ending]] = {
+    EventKind.FINISHED: Ending.DONE,
+    EventKind.FAILED: Ending.FAILED,
+    EventKind.RELEASED: Ending.RELEASED,
+    EventKind.LOST: Ending.LOST,
 }
-"""What an event calls the end of an attempt, and what it is called here. Also: killed, running, and
-unknown, where the journal says no more, though the worker is gone and nobody took the claim back.
-"""
+"""How each event ends an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempted:
-    """One attempt at a claim. Times are of its worker's clock; None is what nobody wrote down."""
+    """One attempt at a claim. Times are by its worker's clock; None where none was recorded."""
 
     id: str
     worker: str
     host: str
-    ending: str
+    ending: Ending
     started: float | None = None
     seconds: float | None = None
     attempt: int | None = None
@@ -58,30 +74,32 @@ class Attempted:
 
     @property
     def ended(self) -> float:
-        """Return when it ended, for whoever sorts by it."""
+        """When it ended, for sorting."""
         return (self.started or 0.0) + (self.seconds or 0.0)
 
 
 def attempts(pool: PoolDirectory) -> Iterator[Attempted]:
-    """Yield every attempt as it ended, those that still run (ending "running") among them."""
+    """Yield every attempt in the order in which they ended, including those that still run."""
     try:
         listed = sorted(atomic.names(pool.directory("events")))
     except (OSError, FsqueueError):
-        return  # removed: nothing is known of what happened
+        return  # events/ was removed: the history is lost
     workers = [name[:-6] for name in listed if name.endswith(".jsonl")]
     paths = {worker: pool.events(worker) for worker in workers if WORKER.fullmatch(worker)}
     sizes = {worker: _size(path) for worker, path in paths.items()}
     recovered = _recovered(paths, sizes)
-    alive = _alive(pool)  # after the sizes: what is open in a journal there has begun by now
-    tales = (
-        _Tale(worker, recovered, alive).tell(JournalReader(paths[worker]).events(sizes[worker]))
+    alive = _alive(pool)  # after the sizes: attempts that are open in a journal began before
+    streams = (
+        _WorkerAttempts(worker, recovered, alive).read(
+            JournalReader(paths[worker]).events(sizes[worker])
+        )
         for worker in paths
     )
-    yield from heapq.merge(*tales, key=lambda attempt: attempt.ended)
+    yield from heapq.merge(*streams, key=lambda attempt: attempt.ended)
 
 
 def _recovered(paths: dict[str, str], sizes: dict[str, int]) -> dict[tuple[str, str], float]:
-    """Return when each claim was taken back from each dead worker."""
+    """Return when each claim was recovered from each dead worker."""
     found: dict[tuple[str, str], float] = {}
     for worker, path in paths.items():
         having = EventKind.RECOVERED.encode()
@@ -92,7 +110,7 @@ def _recovered(paths: dict[str, str], sizes: dict[str, int]) -> dict[tuple[str, 
 
 
 def _alive(pool: PoolDirectory) -> set[str]:
-    """Return who has a living lease, or a claim that nobody has taken back yet."""
+    """Return the workers with a living lease, or with a claim that was not recovered yet."""
     try:
         living = {name.worker for name in lease_names(pool) if name.living}
         return living | {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
@@ -101,8 +119,8 @@ def _alive(pool: PoolDirectory) -> set[str]:
 
 
 @dataclass(slots=True)
-class _Tale:
-    """One worker's attempts: it has one claim at a time, and says so when it begins and ends."""
+class _WorkerAttempts:
+    """The attempts of one worker, which has one claim at a time and records begin and end."""
 
     worker: str
     recovered: dict[tuple[str, str], float]
@@ -111,7 +129,7 @@ class _Tale:
     begun: dict[str, Any] | None = None
     names: dict[str, str] = field(default_factory=dict)
 
-    def tell(self, events: Iterator[dict[str, Any]]) -> Iterator[Attempted]:
+    def read(self, events: Iterator[dict[str, Any]]) -> Iterator[Attempted]:
         self.host = self.worker.rsplit("-", 2)[0]
         for facts in events:
             kind = facts["event"]
@@ -119,11 +137,11 @@ class _Tale:
                 self.host = printable(facts.get("host", self.host), 80).replace(" ", "_")
             elif kind in BEGINNINGS and _text(ID, facts.get("id")):
                 if self.begun is not None:
-                    yield self._ended(self.begun, None, "unknown")
+                    yield self._ended(self.begun, None, Ending.UNKNOWN)
                 self.begun = facts
             elif kind in ENDINGS and _text(ID, facts.get("id")):
                 if self.begun is not None and self.begun["id"] != facts["id"]:
-                    yield self._ended(self.begun, None, "unknown")
+                    yield self._ended(self.begun, None, Ending.UNKNOWN)
                     self.begun = None
                 yield self._ended(self.begun or {"id": facts["id"]}, facts, ENDINGS[kind])
                 self.begun = None
@@ -134,10 +152,13 @@ class _Tale:
         """Return the attempt that the journal does not end."""
         taken_back = self.recovered.get((begun["id"], self.worker))
         if taken_back is not None:
-            return self._ended(begun, {"t": taken_back}, "killed")
-        return self._ended(begun, None, "running" if self.worker in self.alive else "unknown")
+            return self._ended(begun, {"t": taken_back}, Ending.KILLED)
+        alive = self.worker in self.alive
+        return self._ended(begun, None, Ending.RUNNING if alive else Ending.UNKNOWN)
 
-    def _ended(self, begun: dict[str, Any], end: dict[str, Any] | None, ending: str) -> Attempted:
+    def _ended(
+        self, begun: dict[str, Any], end: dict[str, Any] | None, ending: Ending
+    ) -> Attempted:
         facts = begun | (end or {})
         started = event_time(begun) if "t" in begun else None
         seconds = number(facts.get("seconds"))

@@ -1,7 +1,7 @@
-"""Draw what happened as SVG that stands in a page: a lane per worker, and claims done over time.
+"""A history drawn as SVG inside a page: a lane per worker, and claims done over time.
 
-Colours are classes of the page's style sheet (`report.py`), so that they follow light and dark.
-Every text is escaped here. A chart is yielded in pieces, for it may be long.
+Colours are classes of the page's style sheet (`report`), so that they follow light and dark mode.
+Every text is escaped here. A chart is yielded in pieces because it may be long.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ NAME_MAX: Final = 28
 class Axis:
     """Time from left to right."""
 
-    def __init__(self, story: History) -> None:
-        self.begin = story.first
-        self.span = max(story.last - story.first, 1e-3)
+    def __init__(self, history: History) -> None:
+        self.begin = history.first
+        self.span = max(history.last - history.first, 1e-3)
 
     def x(self, t: float) -> float:
-        """Return where a moment is."""
+        """Return the x coordinate of a time."""
         share = min(1.0, max(0.0, (t - self.begin) / self.span))
         return LEFT + share * (WIDTH - LEFT)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Yield where ticks are, and how long after the beginning each is."""
+        """Yield the x coordinate of each tick, and its time since the beginning."""
         step = next((s for s in STEPS_S if self.span / s <= TICKS), None)
         step = step or 86400 * max(1, round(self.span / 86400 / TICKS))
         for number in range(int(self.span // step) + 1):
             yield self.x(self.begin + number * step), format.duration(number * step)
 
     def grid(self, height: float) -> Iterator[str]:
-        """Yield lines from top to bottom, with their times below."""
+        """Yield vertical lines with their times below."""
         for x, text in self.ticks():
             yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height:.0f}"/>'
             anchor = "end" if x > WIDTH - 30 else "start" if x < LEFT + 10 else "middle"
@@ -71,7 +71,7 @@ class Axis:
 
 
 def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
-    """Yield a picture around its parts."""
+    """Yield an SVG element around its parts."""
     yield (
         f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
@@ -83,15 +83,15 @@ def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
 # ---- lanes ----
 
 
-def lanes(story: History) -> Iterator[str]:
-    """Yield a lane for each worker, with each attempt, or with how busy it was if they are many."""
-    shown = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
+def lanes(history: History) -> Iterator[str]:
+    """Yield a lane for each worker: every attempt, or how busy it was if there are too many."""
+    shown = sorted(history.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
     height = LANE * len(shown)
-    yield from svg("What each worker did", height + 20, _lanes(story, shown, height))
+    yield from svg("What each worker did", height + 20, _lanes(history, shown, height))
 
 
-def _lanes(story: History, shown: list[Lane], height: float) -> Iterator[str]:
-    axis = Axis(story)
+def _lanes(history: History, shown: list[Lane], height: float) -> Iterator[str]:
+    axis = Axis(history)
     yield from axis.grid(height)
     tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
     for lane in shown:
@@ -99,15 +99,15 @@ def _lanes(story: History, shown: list[Lane], height: float) -> Iterator[str]:
         y = tops[lane.worker]
         whole = f"<title>{escape(lane.worker)}</title>"
         yield f'<text x="0" y="{y + 14:.0f}">{escape(name)}{whole}</text>'
-        if story.drawn is None:
-            yield from _slots(story, axis, lane, y)
-    for attempt in story.drawn or ():
+        if history.drawn is None:
+            yield from _slots(history, axis, lane, y)
+    for attempt in history.drawn or ():
         if attempt.worker in tops:
-            yield _attempt(story, axis, attempt, tops[attempt.worker])
+            yield _attempt(history, axis, attempt, tops[attempt.worker])
 
 
-def _attempt(story: History, axis: Axis, attempt: Attempted, y: float) -> str:
-    begin, end = attempt.started or 0.0, story.end_of(attempt)
+def _attempt(history: History, axis: Axis, attempt: Attempted, y: float) -> str:
+    begin, end = attempt.started or 0.0, history.end_of(attempt)
     left = axis.x(begin)
     width = max(1.0, axis.x(end) - left - 0.5)
     style = f"{attempt.ending} stolen" if attempt.stolen else attempt.ending
@@ -121,12 +121,12 @@ def _attempt(story: History, axis: Axis, attempt: Attempted, y: float) -> str:
     )
 
 
-def _slots(story: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
-    """Yield a piece of the lane for each piece of time, the fuller the busier the worker was."""
+def _slots(history: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
+    """Yield a bar for each slot of a lane, as high as the worker was busy."""
     for slot, seconds in sorted(lane.slots.items()):
-        begin = slot * story.slot_s
-        left, right = axis.x(begin), axis.x(begin + story.slot_s)
-        share = min(1.0, seconds / story.slot_s)
+        begin = slot * history.slot_s
+        left, right = axis.x(begin), axis.x(begin + history.slot_s)
+        share = min(1.0, seconds / history.slot_s)
         tall = max(1.0, share * (LANE - 6))
         bad = lane.bad.get(slot, 0)
         about = f"{format.percent(100 * share, 0)} busy" + (
@@ -142,15 +142,15 @@ def _slots(story: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
 # ---- claims done over time ----
 
 
-def throughput(story: History) -> Iterator[str]:
-    """Yield how many claims were finished in each piece of time."""
-    yield from svg("Claims done over time", HEIGHT + 20, _throughput(story))
+def throughput(history: History) -> Iterator[str]:
+    """Yield how many claims were finished in each slot."""
+    yield from svg("Claims done over time", HEIGHT + 20, _throughput(history))
 
 
-def _throughput(story: History) -> Iterator[str]:
-    axis = Axis(story)
+def _throughput(history: History) -> Iterator[str]:
+    axis = Axis(history)
     yield from axis.grid(HEIGHT)
-    pieces, width_s = _pieces(story)
+    pieces, width_s = _pieces(history)
     most = max(pieces.values(), default=0.0)
     for slot, count in sorted(pieces.items()):
         left = axis.x(slot * width_s)
@@ -165,13 +165,13 @@ def _throughput(story: History) -> Iterator[str]:
     yield f'<text x="0" y="30">in {format.duration(width_s)}</text>'
 
 
-def _pieces(story: History) -> tuple[dict[int, float], float]:
-    """Return what was done, in some sixty pieces: more of them would only be noise."""
-    together = max(1, round((story.last - story.first) / story.slot_s / 60))
+def _pieces(history: History) -> tuple[dict[int, float], float]:
+    """Return what was done in about sixty slots: more would only show noise."""
+    together = max(1, round((history.last - history.first) / history.slot_s / 60))
     pieces: dict[int, float] = {}
-    for slot, count in story.done.items():
+    for slot, count in history.done.items():
         pieces[slot // together] = pieces.get(slot // together, 0.0) + count
-    return pieces, story.slot_s * together
+    return pieces, history.slot_s * together
 
 
 LEGEND: Final = {
@@ -179,6 +179,6 @@ LEGEND: Final = {
     "done stolen": "done, stolen from another spool",
     "running": "running",
     "released": "put back by a worker that left",
-    "unknown": "no journal says how it ended",
-    **{ending: ending for ending in sorted(BAD)},
+    "unknown": "ending not recorded",
+    **{str(ending): str(ending) for ending in sorted(BAD)},
 }

@@ -1,7 +1,7 @@
-"""Answer the questions of a load balancer by reading the pool's directory.
+"""The interface of a load balancer's coordinator, answered by reading the pool's directory.
 
-There is no coordinator process: what the answers are made of lies on disk, and any number of
-readers may ask. A GPU's id is the name of its spool.
+There is no coordinator process: everything is on disk, and there may be any number of readers. A
+GPU's id is the name of its spool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkStealingCoordinator:
-    """A reader of a pool under the names of a load balancer. It coordinates nothing itself."""
+    """Reads a pool; it coordinates nothing itself."""
 
     def __init__(self, pool: PoolDirectory, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._reader = Reader(pool, clock=clock)
@@ -32,7 +32,7 @@ class WorkStealingCoordinator:
         return self._reader.snapshot()
 
     def get_gpu_metrics(self) -> dict[str, dict[str, Any]]:
-        """Return what is known of each GPU, by its id.
+        """Return what is known about each GPU, by its id.
 
         `work_stolen_from` counts claims stolen from this GPU's spool, `work_stolen_to` those that
         its workers stole from others.
@@ -59,7 +59,7 @@ class WorkStealingCoordinator:
         }
 
     def get_recent_steal_events(self, limit: int = 50) -> list[dict[str, Any]]:
-        """Return the last steals that were seen, the newest last."""
+        """Return the last steals, newest last."""
         return [
             {
                 "timestamp": steal.t,
@@ -73,9 +73,9 @@ class WorkStealingCoordinator:
         ]
 
     def detect_stalled_workers(self, stall_threshold: float = STALL_S) -> list[str]:
-        """Return the GPUs whose workers hold or could take work and make no progress.
+        """Return the GPUs whose workers hold or could take work but make no progress.
 
-        Logs a warning when that begins, and one when it is over.
+        Logs a warning when that begins, and another when it ends.
         """
         stalled: dict[str, float] = {}
         for row in self._reader.snapshot(stall_s=stall_threshold).workers:
@@ -89,7 +89,7 @@ class WorkStealingCoordinator:
         return sorted(stalled)
 
     def detect_imbalance(self) -> bool:
-        """Say whether some spool is left with much more to do than another, by their weights."""
+        """Return whether some spool has much more left to do than another, by their weights."""
         snapshot = self.snapshot()
         weights = {row.name: row.weight for row in snapshot.spools}
         return imbalanced(list(weighted_depths(snapshot.count, weights).values()))

@@ -1,12 +1,12 @@
-"""Count the claims of a pool, from the names in its directories and the heads of its plans.
+"""How many claims a pool has in each state, from its directories and the heads of its plans.
 
-What is counted is true, not reported: status/ and events/ are never read here. done/ and outputs/
-are never listed, however many claims there are: done is what was planned and is nowhere else.
+Claims are counted, not reported: status/ and events/ are never read here. done/ and outputs/ are
+never listed, however many claims there are: a claim is done if it was planned and is nowhere else.
 
-The directories are listed one after the other while claims move between them. They are listed in
-the order in which claims move, so that a claim on its way is seen twice rather than never, and seen
-twice it has the same name, so that it counts once. Only a claim that goes back to waiting at that
-moment can be missed; so "nothing is left" is said after a second look.
+The directories are listed one after the other while claims move between them, in the order in which
+claims move. So a claim on its way is seen twice rather than never, under the same name, and counts
+once. Only a claim that goes back to waiting at that moment can be missed; therefore "nothing is
+left" is believed only after a second look.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ INPUTS: Final = "inputs"
 class Count:
     """Where the claims are. planned == waiting + running + done + failed.
 
-    `waiting` includes `staged`, what its planner has not yet moved to the spools. Not `certain`:
-    something could not be listed or read (`damage` says what). What may be hidden there counts as
-    waiting, and a damaged pool never looks finished.
+    `waiting` includes `staged`: claims that their planner has not moved to the spools yet. If not
+    `certain`, something could not be listed or read (`damage` says what). Claims that may be hidden
+    there count as waiting, and a damaged pool never looks finished.
     """
 
     planned: Amount
@@ -52,7 +52,7 @@ class Count:
     """By name, in natural order: what was planned for the spool, and what waits in it."""
     held: tuple[ClaimName, ...]
     lost: tuple[ClaimName, ...]
-    """The last few that failed; the newest last."""
+    """The last few that failed, newest last."""
     damage: tuple[str, ...]
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
@@ -65,19 +65,19 @@ class Count:
 
     @property
     def finished(self) -> bool:
-        """Say whether nothing waits and nothing runs, for sure."""
+        """Whether it is certain that nothing waits and nothing runs."""
         return self.certain and not self.waiting.claims and not self.running.claims
 
     @property
     def exit_status(self) -> int:
-        """Return the exit status that says how the pool stands."""
+        """0 all done, 3 all finished but some failed, 5 work remains."""
         if not self.finished:
             return ExitStatus.WORK_REMAINS
         return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
 
 
 class ClaimCounter:
-    """One observer's counting: it remembers the last listings, for what cannot be listed now."""
+    """Counts repeatedly; remembers the last listings, for directories that cannot be listed now."""
 
     def __init__(self, pool: PoolDirectory) -> None:
         self._pool = pool
@@ -92,7 +92,7 @@ class ClaimCounter:
         self._certain = True
 
     def take(self) -> Count:
-        """Look at every directory once; again, if a plan appeared meanwhile or all seems done."""
+        """List every directory once; again, if a plan appeared meanwhile or all seems done."""
         for look in range(LOOKS_MAX):
             before = self._look()
             count = self._count()
@@ -112,7 +112,7 @@ class ClaimCounter:
         self._count_once()
         return numbers
 
-    # ---- looking ----
+    # ---- listing ----
 
     def _plan_numbers(self) -> list[int]:
         try:
@@ -196,7 +196,7 @@ class ClaimCounter:
     # ---- counting ----
 
     def _count_once(self) -> None:
-        """Where a claim was seen twice on its way, keep the place where it was seen last."""
+        """If a claim was seen twice on its way, keep the place where it was seen last."""
         last_first = [self._failed, self._running, *self._spools.values(), *self._staged]
         twice = repeated(Fingerprints(chain.from_iterable(listing.marks for listing in last_first)))
         seen: set[int] = set()
@@ -242,7 +242,7 @@ class ClaimCounter:
 
 
 def _sound(plan: Plan) -> Plan:
-    """Refuse the head of a plan whose numbers cannot be added up."""
+    """Return the plan; PoolError if its numbers cannot be added up."""
     for share in (plan.total, *plan.spools.values()):
         facts = share.measures
         counts = [share.claims, share.cost, *(facts.values() if isinstance(facts, dict) else "?")]
@@ -259,7 +259,7 @@ def _sound(plan: Plan) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """How many claims, and what they cost together."""
+    """A number of claims, and their total cost."""
 
     claims: int = 0
     cost: int = 0
@@ -272,19 +272,19 @@ class Amount:
 
 
 class Listing:
-    """The claims in one directory: a mark and the cost of each, 17 bytes, and no name."""
+    """The claims in one directory: a fingerprint and the cost of each, 17 bytes, and no name."""
 
     def __init__(self, *, owned: bool = False) -> None:
         self._owned = owned
         self.marks = array("q")
-        """Of the names by which they wait or waited: the same wherever a claim is seen."""
+        """Of the names under which they wait or waited: the same wherever a claim is seen."""
         self._costs = array("q")
         self._cost = 0
         self.assumed: Amount | None = Amount()
-        """What may be here, as long as the directory could not be listed once."""
+        """What may be here, until the directory could be listed once."""
 
     def look(self, texts: Iterable[str]) -> None:
-        """Take in a fresh listing. What is not the name of a claim in this state is left out."""
+        """Read a new listing. Names that are not those of claims in this state are ignored."""
         marks, costs = array("q"), array("q")
         its = waiting_mark if self._owned else mark
         for text in texts:
@@ -295,7 +295,7 @@ class Listing:
         self.assumed = None
 
     def drop_seen(self, twice: Set[int], seen: set[int]) -> None:
-        """Of the claims in `twice`, drop those that are `seen` already, and see the others."""
+        """Drop the claims in `twice` that are in `seen` already, and add the others to `seen`."""
         if twice.isdisjoint(self.marks):
             return
         kept = bytearray(b"\1") * len(self.marks)
@@ -314,12 +314,12 @@ class Listing:
 
 
 def waiting_mark(text: str) -> int:
-    """Return the mark of the name by which a claim waits or waited."""
+    """Return the fingerprint of the name under which a claim waits or waited."""
     return mark(text.partition("@")[0])
 
 
 def newest(texts: Iterable[str], count: int, *, shown: Sequence[str], fresh: Set[int]) -> list[str]:
-    """Return the last `count` that came: those `shown` at the look before, and `fresh` since."""
+    """Return the last `count` that arrived: those `shown` by the last look, and `fresh` ones."""
 
     def rank(text: str) -> tuple[int, int, str]:
         if text in shown:

@@ -1,9 +1,9 @@
-"""Add up what happened in a pool: who did what when, and how fast the whole went.
+"""What happened in a pool, added up: what each worker did when, and how fast the whole went.
 
 One pass over the attempts, in memory that does not grow with them: up to DRAWN_MAX are kept one by
-one, and from then on only how busy each worker was in each of at most SLOTS_MAX equal pieces of
-time. A piece doubles whenever there would be more, so that nobody need know the beginning or the
-end before. Times are of the workers' own clocks.
+one, and from then on only how busy each worker was in each of at most SLOTS_MAX equal slots of
+time. Slots double in length whenever there would be more, so neither the beginning nor the end need
+be known in advance. Times are by the workers' own clocks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fsqueue.monitor.attempts import Attempted
+from fsqueue.monitor.attempts import Attempted, Ending
 
 DRAWN_MAX: Final = 3000
 SLOTS_MAX: Final = 400
-ENDINGS: Final = ("done", "failed", "killed", "lost", "released", "unknown", "running")
+ENDINGS: Final = (
+    Ending.DONE,
+    Ending.FAILED,
+    Ending.KILLED,
+    Ending.LOST,
+    Ending.RELEASED,
+    Ending.UNKNOWN,
+    Ending.RUNNING,
+)
 Slots = dict[int, float]
-BAD: Final = frozenset({"failed", "killed", "lost"})
+BAD: Final = frozenset({Ending.FAILED, Ending.KILLED, Ending.LOST})
 
 
 @dataclass(slots=True)
@@ -28,21 +36,21 @@ class Lane:
 
     worker: str
     host: str
-    endings: Counter[str] = field(default_factory=Counter)
+    endings: Counter[Ending] = field(default_factory=Counter)
     stolen: int = 0
     busy_s: float = 0.0
     cost: float = 0.0
-    """Of what it finished."""
+    """Of the claims it finished."""
     first: float = float("inf")
     last: float = float("-inf")
     slots: Slots = field(default_factory=dict)
-    """Seconds at work, by piece of time."""
+    """Busy seconds, by slot."""
     bad: Slots = field(default_factory=dict)
-    """Attempts that ended badly, by piece of time."""
+    """Attempts that ended badly, by slot."""
 
     @property
     def attempts(self) -> int:
-        """Return how many attempts it made."""
+        """How many attempts it made."""
         return sum(self.endings.values())
 
 
@@ -51,31 +59,31 @@ class History:
     """All attempts, added up."""
 
     now: float
-    """Until when what still runs is drawn."""
+    """Attempts that still run are drawn up to here."""
     lanes: dict[str, Lane] = field(default_factory=dict)
-    endings: Counter[str] = field(default_factory=Counter)
+    endings: Counter[Ending] = field(default_factory=Counter)
     steals: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By the spool that lost the claim, and the worker that took it."""
+    """By the spool that lost the claim and the worker that took it."""
     drawn: list[Attempted] | None = field(default_factory=list)
-    """Every attempt whose beginning is known; None once there are too many."""
+    """Every attempt whose start is known; None once there are too many."""
     slot_s: float = 1.0
     done: Slots = field(default_factory=dict)
-    """Claims that were finished, by piece of time."""
+    """Finished claims, by slot."""
     first: float = float("inf")
     last: float = float("-inf")
 
     @property
     def attempts(self) -> int:
-        """Return how many there were."""
+        """How many attempts there were."""
         return sum(self.endings.values())
 
-    def tell(self, attempts: Iterable[Attempted]) -> History:
-        """Take in attempts, in any order."""
+    def add(self, attempts: Iterable[Attempted]) -> History:
+        """Add attempts, in any order."""
         for attempt in attempts:
-            self._add(attempt)
+            self._add_one(attempt)
         return self
 
-    def _add(self, attempt: Attempted) -> None:
+    def _add_one(self, attempt: Attempted) -> None:
         lane = self.lanes.setdefault(attempt.worker, Lane(attempt.worker, attempt.host))
         lane.host = attempt.host or lane.host
         lane.endings[attempt.ending] += 1
@@ -83,12 +91,12 @@ class History:
         if attempt.stolen:
             lane.stolen += 1
             self.steals[attempt.spool or "?", attempt.worker] += 1
-        if attempt.ending == "done":
+        if attempt.ending == Ending.DONE:
             lane.cost += attempt.cost or 0.0
         if attempt.started is None:
-            return  # its beginning is in no journal: it counts, and has no place in time
+            return  # its start is in no journal: it is counted, but cannot be drawn
         begin, end = attempt.started, self.end_of(attempt)
-        if attempt.ending not in ("killed", "lost"):  # when it died is not known, only when missed
+        if attempt.ending not in (Ending.KILLED, Ending.LOST):  # its time of death is not known
             lane.busy_s += end - begin
         for one in (lane, self):
             one.first, one.last = min(one.first, begin), max(one.last, end)
@@ -96,7 +104,7 @@ class History:
         for slot, seconds in self._pieces(begin, end):
             _count(lane.slots, slot, seconds)
         at = int(end // self.slot_s)
-        if attempt.ending == "done":
+        if attempt.ending == Ending.DONE:
             _count(self.done, at, 1)
         elif attempt.ending in BAD:
             _count(lane.bad, at, 1)
@@ -106,11 +114,11 @@ class History:
                 self.drawn = None
 
     def end_of(self, attempt: Attempted) -> float:
-        """Return until when an attempt is drawn."""
+        """Return up to when an attempt is drawn."""
         begin = attempt.started or 0.0
         if attempt.seconds is not None:
             return begin + attempt.seconds
-        return max(begin, self.now) if attempt.ending == "running" else begin
+        return max(begin, self.now) if attempt.ending == Ending.RUNNING else begin
 
     def _make_room(self) -> None:
         while self.last // self.slot_s - self.first // self.slot_s >= SLOTS_MAX:

@@ -1,7 +1,7 @@
-"""Find one claim: where it is, since when, what went wrong, and why nobody has taken it.
+"""Find one claim: where it is, since when, what went wrong, and why no worker has taken it.
 
-For a person who asks, not for a worker that decides: places come from directories and are true at
-the moment they were listed; times, reasons and forecasts come from journals and statuses (I8).
+For people, not for decisions: places come from directories and are right at the moment they were
+listed; times, reasons and forecasts come from journals and statuses (I8).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Taker:
-    """A living worker, and why it has not taken the claim; `may` if nothing forbids it to."""
+    """A living worker, whether it may take the claim, and why it has not."""
 
     worker: str
     may: bool
@@ -48,7 +48,7 @@ class Taker:
 
 @dataclass(slots=True)
 class Location:
-    """What is known of one claim. `since` is when it came there, by whoever moved it."""
+    """What is known about one claim; `since` is when it arrived at its place."""
 
     id: str
     places: list[Place] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Location:
     errors: list[dict[str, Any]] = field(default_factory=list)
     takers: list[Taker] = field(default_factory=list)
     ahead: int = 0
-    """How many claims of its spool are taken before it."""
+    """How many claims of its spool come before it."""
     forecast: str = ""
 
 
@@ -102,12 +102,12 @@ def _errors(pool: PoolDirectory, id: str) -> Iterator[dict[str, Any]]:
         try:
             record = read_json(f"{directory}/{text}", patience_s=0.0)
         except (OSError, FsqueueError):
-            continue  # damaged: fsqueue check says so
+            continue  # damaged: fsqueue check reports it
         yield {key: record.get(key) for key in ("attempt", "worker", "at", "error")}
 
 
 def _since(pool: PoolDirectory, found: Location) -> float | None:
-    """Return when the claim came where it is: its inode changed then, on the server's clock."""
+    """Return when the claim was moved to its place: its ctime, by the server's clock."""
     if len(found.places) != 1:
         return None
     try:
@@ -136,7 +136,7 @@ def _explain_wait(pool: PoolDirectory, found: Location, spool: str, name: ClaimN
         if status is not None and not why:
             able.append(peer_of(status, held.get(worker)))
     if not able:
-        found.forecast = "nobody who lives may take it" if living else "no worker lives"
+        found.forecast = "no living worker may take it" if living else "no worker is alive"
         return
     race = Race(able[1:], able[0])
     measured = any(peer.rates for peer in able)
@@ -145,7 +145,7 @@ def _explain_wait(pool: PoolDirectory, found: Location, spool: str, name: ClaimN
         winner, end = race.deal(each, claim)
         if claim.id == name.id:
             when = f", done in {end:,.0f} s" if measured and math.isfinite(end) else ""
-            found.forecast = f"by cost and speeds it falls to {winner.worker}{when}"
+            found.forecast = f"by cost and speed, {winner.worker} should take it{when}"
             return
 
 
@@ -154,23 +154,23 @@ def _forbids(
 ) -> str:
     for order in ("stop", "drain", "pause"):
         if orders & {order, f"{order}@{worker}"}:
-            return f"told to {order}"
+            return f"ordered to {order}"
     if status is None:
-        return ""  # it reports nothing, so nothing is known against it
+        return ""  # no status: nothing rules it out
     if status.state in ("draining", "stopped", "failed"):
         return f"it is {status.state}"
     if name.kind in status.unable:
-        return f"it found that it cannot do claims of kind {name.kind}; its log says why"
+        return f"it cannot do claims of kind {name.kind}; its log has the reason"
     if lacking := lacks(name.kind, status.tier, status.capabilities):
         return lacking
     if not status.stealing and status.spool != spool:
-        return f"it works {status.spool} alone (--no-work-stealing)"
+        return f"it works only on {status.spool} (--no-work-stealing)"
     return ""
 
 
 def _busy(status: Status | None, claim: ClaimName | None) -> str:
     if status is None:
-        return "it lives, and reports nothing"
+        return "it is alive, but reports nothing"
     if claim is None:
         return f"it is {status.state} and looks again within --steal-interval"
     peer = peer_of(status, claim)

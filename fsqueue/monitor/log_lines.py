@@ -12,7 +12,7 @@ from typing import Final
 
 from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
-from fsqueue.monitor.alerts import Alert
+from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.pool.settings import PoolDirectory
@@ -20,7 +20,7 @@ from fsqueue.pool.settings import PoolDirectory
 EVERY_S: Final = 10.0
 PATIENCE_S: Final = 10.0
 """How long no worker may be alive before that is reported: they may be starting."""
-RECOVERED: Final = {"stalled": "recovered", "suspect": "recovered"}
+RECOVERABLE: Final = frozenset({AlertKind.STALLED, AlertKind.SUSPECT})
 POLL_S: Final = 0.2
 IDLE_SHARE: Final = 5
 PAUSE_MIN_S: Final = 0.05
@@ -96,13 +96,13 @@ class Lines:
         standing = {(alert.kind, alert.subject): alert for alert in snapshot.warnings}
         self._since = {key: self._since.get(key, now) for key in standing}
         for key, alert in standing.items():
-            patient = alert.kind == "deserted" and now - self._since[key] < PATIENCE_S
+            patient = alert.kind == AlertKind.DESERTED and now - self._since[key] < PATIENCE_S
             if key not in self._shown and not patient:
                 self._shown[key] = alert
                 yield f"{at} warning: {alert.text}"
-        for key in [key for key in self._shown if key not in standing]:
-            alert = self._shown.pop(key)
-            yield f"{at} {RECOVERED.get(alert.kind, 'over')}: {alert.text}"
+        for ended in [key for key in self._shown if key not in standing]:
+            alert = self._shown.pop(ended)
+            yield f"{at} {'recovered' if alert.kind in RECOVERABLE else 'over'}: {alert.text}"
 
 
 def spool_line(row: SpoolRow, unit: str) -> str:

@@ -63,11 +63,11 @@ class MetricsLog:
 
     @property
     def writing(self) -> bool:
-        """Say whether it is we who write."""
+        """Whether this process is the writer."""
         return self._file is not None
 
     def write(self, lines: Sequence[str]) -> None:
-        """Append lines, if it is we who write; start a new file once this one is large."""
+        """Append lines if this process is the writer; start a new file once this one is large."""
         if self._file is None:
             self._try()
         if self._file is None or not lines:
@@ -81,21 +81,21 @@ class MetricsLog:
         self._file.line("\n".join(lines).encode())
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Append a line per GPU. A disk that is full costs those lines, and a warning."""
+        """Append a line per GPU. A full disk costs those lines and a warning."""
         try:
             self.write(metric_lines(snapshot.spools, snapshot.taken_at))
         except OSError as error:
-            log.warning("a look is missing in %s: %s", self._path, error)
+            log.warning("metrics could not be appended to %s: %s", self._path, error)
 
     def _size(self) -> int:
-        """Return how large the log is, -1 if it is no more: set aside, by us or by a person."""
+        """Return the size of the log; -1 if it was set aside, by this process or by a person."""
         try:
             return os.path.getsize(self._path)
         except FileNotFoundError:
-            return -1  # RACE: moved away between two lines; a new one is begun
+            return -1  # RACE: moved away between two lines; a new log is started
 
     def close(self) -> None:
-        """Stop writing, and let another watcher write."""
+        """Stop writing, so that another process can."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -103,11 +103,11 @@ class MetricsLog:
 
 
 def _opened(path: str) -> atomic.Appender:
-    """Open the log. What a killed writer left of a line is made a line of its own."""
+    """Open the log. A line that a killed writer left incomplete is ended."""
     file = atomic.Appender(path, in_turn=True)
     size = os.path.getsize(path)
     if size <= len(HEADER):
-        file.line(HEADER[size:].encode())  # all of it, or what a full disk left out
+        file.line(HEADER[size:].encode())  # or the part that a full disk left out
     elif not _ends_a_line(path):
         file.line(b"")
     return file

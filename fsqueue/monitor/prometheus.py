@@ -1,8 +1,8 @@
-"""Tell Prometheus about a pool through a text file, as node_exporter's textfile collector reads it.
+"""A pool's metrics for Prometheus, as a text file for node_exporter's textfile collector.
 
 Names follow Prometheus' conventions: base units (seconds, ratios, degrees Celsius, watts), counters
-end in `_total`, what is unknown has no sample. What is true of the claims is read from directories;
-samples named after a spool or a GPU are its workers' reports.
+end in `_total`, unknown values have no sample. Claims are counted in directories; samples for a
+spool or a GPU are its workers' reports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Sample = tuple[Labels, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric and its samples; one whose value is None is left out."""
+    """One metric and its samples; samples whose value is None are left out."""
 
     name: str
     kind: str
@@ -45,19 +45,19 @@ class TextFile:
         directory = os.path.dirname(self._path)
         if not os.path.isdir(directory) or os.path.isdir(self._path):
             raise UsageError(
-                f"--textfile {path} cannot be written: {directory} must be a directory, and the "
-                f"file's name in it end in .prom, or node_exporter does not look at it."
+                f"--textfile {path} cannot be written: {directory} must be a directory. The file's "
+                f"name should end in .prom, or node_exporter ignores it."
             )
 
     def write(self, snapshot: Snapshot) -> None:
-        """Replace the file. A disk that is full costs a warning, and the metrics get old."""
+        """Replace the file. A full disk costs a warning, and stale metrics."""
         try:
             atomic.replace(self._path, exposition(snapshot).encode("utf-8", "replace"))
             self._failed = ""
         except OSError as error:
             why = error.strerror or str(error)
             if why != self._failed:
-                log.warning("%s is not written: %s", self._path, why)
+                log.warning("%s could not be written: %s", self._path, why)
             self._failed = why
 
 
@@ -105,7 +105,7 @@ def _of_pool(snapshot: Snapshot) -> Iterator[Family]:
     yield one("fsqueue_remaining_seconds", "Estimated time until all is done.", snapshot.eta_s)
     workers = tuple(({"state": state}, number) for state, number in sorted(states.items()))
     yield Family("fsqueue_workers", "gauge", "Workers that are alive or hold a claim.", workers)
-    warnings = tuple(({"kind": kind}, number) for kind, number in sorted(troubles.items()))
+    warnings = tuple(({"kind": str(kind)}, number) for kind, number in sorted(troubles.items()))
     yield Family("fsqueue_warnings", "gauge", "Things that need attention.", warnings)
     yield one("fsqueue_look_timestamp_seconds", "When the pool was looked at.", snapshot.taken_at)
     yield one("fsqueue_look_duration_seconds", "How long that look took.", snapshot.took_s)

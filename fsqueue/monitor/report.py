@@ -1,8 +1,8 @@
-"""Say how a pool went, or goes, in one HTML file that needs nothing but a browser.
+"""How a pool went, or is going, as one HTML page that needs nothing but a browser.
 
-No script, no font, no picture from elsewhere: the page's policy forbids them all, and every text of
-the pool is escaped. How many claims are where is counted as `fsqueue status` does; who did what
-when is told by the workers' journals, and is a hint (I8).
+No scripts, fonts or images from elsewhere: the page's policy forbids them all, and every text from
+the pool is escaped. Claims are counted as `fsqueue status` counts them; what each worker did when
+comes from the workers' journals and is a hint (I8).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 def page(pool: PoolDirectory) -> Iterator[str]:
     """Yield the page in pieces."""
     snapshot = Reader(pool).snapshot()
-    story = History(now=snapshot.taken_at).tell(attempts(pool))
+    history = History(now=snapshot.taken_at).add(attempts(pool))
     title = f"fsqueue: {snapshot.pool}"
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,36 +88,36 @@ def page(pool: PoolDirectory) -> Iterator[str]:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
-    yield from _heading(snapshot, story)
-    if story.last >= story.first:
-        yield from _pictures(story)
+    yield from _heading(snapshot, history)
+    if history.last >= history.first:
+        yield from _pictures(history)
     yield from _spools(snapshot)
-    yield from _workers(snapshot, story)
-    yield from _steals(story)
+    yield from _workers(snapshot, history)
+    yield from _steals(history)
     yield from _failures(pool, snapshot)
     yield "</body>\n</html>\n"
 
 
-# ---- what it all came to ----
+# ---- totals ----
 
 
-def _heading(snapshot: Snapshot, story: History) -> Iterator[str]:
+def _heading(snapshot: Snapshot, history: History) -> Iterator[str]:
     count = snapshot.count
     yield f"<h1>{escape(snapshot.pool)}</h1>\n"
-    yield f"<p>{_when(snapshot, story)}</p>\n"
+    yield f"<p>{_when(snapshot, history)}</p>\n"
     tiles = [
         ("done", f"{count.done.claims:,} of {count.planned.claims:,}"),
         ("failed", f"{count.failed.claims:,}"),
         ("running", f"{count.running.claims:,}"),
         ("waiting", f"{count.waiting.claims:,}"),
         ("progress by cost", format.share(snapshot.progress, 1.0)),
-        ("attempts", f"{story.attempts:,}"),
-        ("stolen", f"{story.steals.total():,}"),
-        ("workers", f"{len(story.lanes):,}"),
+        ("attempts", f"{history.attempts:,}"),
+        ("stolen", f"{history.steals.total():,}"),
+        ("workers", f"{len(history.lanes):,}"),
     ]
     tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
-    if story.last > story.first:
-        tiles.append(("took so far" if not snapshot.finished else "took", _took(story)))
+    if history.last > history.first:
+        tiles.append(("took so far" if not snapshot.finished else "took", _took(history)))
     if not snapshot.finished:
         tiles.append((f"{snapshot.unit}/s", format.rate(snapshot.items_per_s)))
         tiles.append(("ETA", format.duration(snapshot.eta_s)))
@@ -136,14 +136,14 @@ def _heading(snapshot: Snapshot, story: History) -> Iterator[str]:
         yield f"<p>! {escape(alert.text)}</p>\n"
 
 
-def _when(snapshot: Snapshot, story: History) -> str:
-    begun = f"begun {_local(story.first)}, " if story.last >= story.first else ""
+def _when(snapshot: Snapshot, history: History) -> str:
+    begun = f"begun {_local(history.first)}, " if history.last >= history.first else ""
     state = "finished" if snapshot.finished else "not finished"
     return f"{begun}{state} as of {_local(snapshot.taken_at)}"
 
 
-def _took(story: History) -> str:
-    return format.duration(story.last - story.first)
+def _took(history: History) -> str:
+    return format.duration(history.last - history.first)
 
 
 def _local(t: float) -> str:
@@ -153,23 +153,23 @@ def _local(t: float) -> str:
         return "?"
 
 
-def _pictures(story: History) -> Iterator[str]:
-    yield "<h2>Who did what when</h2>\n"
+def _pictures(history: History) -> Iterator[str]:
+    yield "<h2>What each worker did</h2>\n"
     yield '<p class="legend">'
-    named = {ending for ending, count in story.endings.items() if count}
+    named = {ending for ending, count in history.endings.items() if count}
     for style, text in charts.LEGEND.items():
-        if style.split()[0] in named and ("stolen" not in style or story.steals):
+        if style.split()[0] in named and ("stolen" not in style or history.steals):
             yield f'<span><i class="{style}"></i>{text}</span>'
     yield "</p>\n"
-    if story.drawn is None:
-        piece = format.duration(story.slot_s)
-        yield f"<p>Too many attempts to draw each: how busy, by {piece}.</p>\n"
-    if len(story.lanes) > charts.LANES_MAX:
-        yield f"<p>The first {charts.LANES_MAX} of {len(story.lanes):,} workers.</p>\n"
+    if history.drawn is None:
+        piece = format.duration(history.slot_s)
+        yield f"<p>Too many attempts to draw; shown is how busy each worker was, by {piece}.</p>\n"
+    if len(history.lanes) > charts.LANES_MAX:
+        yield f"<p>The first {charts.LANES_MAX} of {len(history.lanes):,} workers.</p>\n"
     yield '<div class="wide">'
-    yield from charts.lanes(story)
+    yield from charts.lanes(history)
     yield '</div>\n<h2>Claims done over time</h2>\n<div class="wide">'
-    yield from charts.throughput(story)
+    yield from charts.throughput(history)
     yield "</div>\n"
 
 
@@ -195,9 +195,9 @@ def _spools(snapshot: Snapshot) -> Iterator[str]:
     yield from _table("Spools", header, rows)
 
 
-def _workers(snapshot: Snapshot, story: History) -> Iterator[str]:
+def _workers(snapshot: Snapshot, history: History) -> Iterator[str]:
     states = {row.id: row.state for row in snapshot.workers}
-    order = sorted(story.lanes.values(), key=lambda lane: (lane.host, lane.worker))
+    order = sorted(history.lanes.values(), key=lambda lane: (lane.host, lane.worker))
     rows = []
     for lane in order[:ROWS_MAX]:
         ends = [lane.endings[ending] for ending in ENDINGS]
@@ -215,13 +215,13 @@ def _workers(snapshot: Snapshot, story: History) -> Iterator[str]:
     yield from _table(f"Workers ({len(order):,})", header, rows)
 
 
-def _steals(story: History) -> Iterator[str]:
+def _steals(history: History) -> Iterator[str]:
     rows = [
         (spool, worker, f"{count:,}")
-        for (spool, worker), count in story.steals.most_common(STEALS_MAX)
+        for (spool, worker), count in history.steals.most_common(STEALS_MAX)
     ]
     if rows:
-        more = len(story.steals) - len(rows)
+        more = len(history.steals) - len(rows)
         title = "Steals" + (
             f" (the most frequent {len(rows)} of {more + len(rows):,})" * (more > 0)
         )
@@ -243,7 +243,7 @@ def _table(
 
 
 def _failures(pool: PoolDirectory, snapshot: Snapshot) -> Iterator[str]:
-    """Yield the claims that gave up, with the last lines of their last attempts."""
+    """Yield the claims that failed for good, with the last lines of their last attempts."""
     failed = snapshot.count.failed.claims
     if not failed:
         return
@@ -251,8 +251,8 @@ def _failures(pool: PoolDirectory, snapshot: Snapshot) -> Iterator[str]:
     names = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
     for name in islice(names, FAILURES_MAX):
         record = _record(pool, name.id, name.attempt)
-        about = f"{name.id}, {name.attempt + 1} attempts, last by {name.owner}"
-        said = printable(record.get("error") or "no reason was given", 500)
+        about = f"{name.id}, {format.plural(name.attempt + 1, 'attempt')}, last by {name.owner}"
+        said = printable(record.get("error") or "no reason was recorded", 500)
         tail = str(record.get("detail") or "").splitlines()[-LINES_MAX:]
         lines = "\n".join(printable(line, 500) for line in tail)
         yield f"<details><summary><b>{escape(about)}</b>: {escape(said)}</summary>"

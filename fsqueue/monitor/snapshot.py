@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fsqueue.errors import PoolError
 from fsqueue.monitor import format
-from fsqueue.monitor.alerts import Alert, alerts
+from fsqueue.monitor.alerts import Alert, AlertKind, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
@@ -118,7 +118,7 @@ class Reader:
         workers = tuple(self.workers.rows(count, self.journals, stall_s=stall_s, paused=paused))
         spools = tuple(spool_rows(count, workers, self._spool))
         cost_per_s = cost_rate(workers)
-        warnings = [Alert("damage", text, text) for text in damage if text]
+        warnings = [Alert(AlertKind.DAMAGE, text, text) for text in damage if text]
         warnings += alerts(self.pool, count, workers, orders)
         return Snapshot(
             pool=printable(self.pool.root),

@@ -1,6 +1,6 @@
-"""Draw what happened as a Chrome trace, which Perfetto (ui.perfetto.dev) opens.
+"""Attempts as a Chrome trace, which Perfetto (ui.perfetto.dev) opens.
 
-A process per host and in it a lane per worker, with a slice per attempt. What was stolen also
+One process per host, in it one lane per worker, with a slice per attempt. A stolen claim also
 leaves a mark on a lane of the spool that lost it, with an arrow from there to the thief's slice.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fsqueue.monitor.attempts import Attempted
 
-SPOOLS: Final = "spools: what was stolen from them"
+SPOOLS: Final = "spools: claims stolen from them"
 Record = dict[str, Any]
 
 
@@ -20,7 +20,7 @@ def records(attempts: Iterable[Attempted]) -> Iterator[Record]:
     lanes = _Lanes()
     for flow, attempt in enumerate(attempts, 1):
         if attempt.started is None:
-            continue  # its beginning is in no journal: there is no place for it
+            continue  # its start is in no journal: it cannot be drawn
         yield from lanes.name(attempt.host, attempt.worker)
         here = lanes.place(attempt.host, attempt.worker)
         begin = _us(attempt.started)
@@ -36,8 +36,8 @@ def records(attempts: Iterable[Attempted]) -> Iterator[Record]:
 
 
 def _slice(attempt: Attempted, begin: int) -> Record:
-    """Return an attempt as a slice: what still runs is open to its right, and what ended unseen a
-    mark at its beginning, lest it spans all that came after it.
+    """Return an attempt as a slice: open to the right if it still runs, a mark at its start if its
+    end is not known.
     """
     facts = {
         "ending": attempt.ending,
@@ -61,18 +61,18 @@ def _us(seconds: float) -> int:
 
 
 class _Lanes:
-    """Numbers for processes and lanes, in the order in which they are met."""
+    """Numbers of processes and lanes, in order of appearance."""
 
     def __init__(self) -> None:
         self._processes: dict[str, int] = {}
         self._lanes: dict[tuple[str, str], int] = {}
 
     def place(self, process: str, lane: str) -> Record:
-        """Return where a slice belongs."""
+        """Return the process and lane of a slice."""
         return {"pid": self._processes[process], "tid": self._lanes[process, lane]}
 
     def name(self, process: str, lane: str) -> Iterator[Record]:
-        """Yield what names a process or a lane that is new."""
+        """Yield the records that name a process or a lane, the first time."""
         if process not in self._processes:
             pid = self._processes[process] = len(self._processes) + 1
             about = {"ph": "M", "pid": pid, "tid": 0}

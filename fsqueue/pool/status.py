@@ -11,12 +11,13 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from fsqueue.errors import PoolError
-from fsqueue.pool.names import WORKER
+from fsqueue.pool.names import WORKER, ClaimName
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, read_json
@@ -121,6 +122,56 @@ class Status:
     message: str = ""
     left_because: str = ""
     """A `LeaveReason` once it left."""
+
+    def start_claim(self, current: Current) -> None:
+        """Note that the worker runs a claim now."""
+        self.current, self.state, self.last_activity = current, WorkerState.RUNNING, time.time()
+
+    def note_progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
+        """Note progress in the current claim, and what was counted since the last report."""
+        self.last_activity = time.time()
+        if self.current is not None:
+            self.current.done, self.current.total = done, total
+            _add(self.current.measures, measures)
+
+    def finish_claim(
+        self,
+        name: ClaimName,
+        handler: str,
+        seconds: float,
+        measures: Mapping[str, int],
+        *,
+        measure_rate: bool,
+    ) -> None:
+        """Note that a claim was done; `measure_rate`: its time was all work, without loading."""
+        self.claims_done += 1
+        self.cost_done += name.cost
+        self.busy_s += seconds
+        self.last_activity = time.time()
+        _add(self.measures_done, measures)
+        if measure_rate:
+            rate = name.cost / max(seconds, 1e-6)
+            old = self.rates.get(name.kind)
+            self.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
+        self.services_status[handler] = "healthy"
+        self.current = None
+
+    def fail_claim(self, handler: str | None) -> None:
+        """Note that a claim failed; `handler`: the one to blame for it, if any."""
+        self.claims_failed += 1
+        if handler:
+            self.services_status[handler] = "unhealthy"
+
+    def note_steal(self, spool: str) -> None:
+        """Note that a claim was stolen from a spool."""
+        self.steals_in += 1
+        self.stolen_from[spool] = self.stolen_from.get(spool, 0) + 1
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        if isinstance(count, int):
+            counts[name] = counts.get(name, 0) + count
 
 
 def write_status(pool: PoolDirectory, status: Status) -> None:

@@ -60,7 +60,7 @@ def assign(
 
 
 def _largest_first(costs: Sequence[float]) -> Iterator[int]:
-    """Return the indices by descending cost, sorted in runs: a million take 4 bytes each, not 70."""
+    """Return the indices by descending cost, sorted in runs: a million take 4 MB, not 70."""
     runs = []
     for begin in range(0, len(costs), RUN):
         items = range(begin, min(begin + RUN, len(costs)))

@@ -39,8 +39,8 @@ CLAIMS_PER_SPOOL: Final = 8
 """With fewer claims, stealing cannot even out a spool: with 2, a mixed pair ends 25 % late; with 8,
 4 % late."""
 CLAIM_S: Final = 90.0
-"""How long a claim may take on the reference GPU. If shorter, the overhead per claim begins to show;
-if longer, the last claims keep other workers waiting."""
+"""How long a claim may take on the reference GPU. If shorter, the overhead per claim shows; if
+longer, the last claims keep other workers waiting."""
 
 
 @dataclass(slots=True)

@@ -68,7 +68,7 @@ def require_trusted(path: str, facts: os.stat_result, uid: int) -> None:
 
 
 def is_written_by(facts: os.stat_result, uid: int) -> bool:
-    """Return whether user `uid` wrote a personal claim and nobody else put it where it is."""
+    """Return whether user `uid` wrote a personal claim and no other user put it where it is."""
     if facts.st_uid != uid or not _shared_groups:
         return facts.st_uid == uid
     return facts.st_nlink == 1 and not facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO)

@@ -37,7 +37,7 @@ from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import Current, WorkerState
+from fsqueue.pool.status import Current
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import run_handler
 from fsqueue.worker.heartbeat import Heartbeat
@@ -78,7 +78,7 @@ class Attempt:
     """Whether a checkpoint was saved, however the run ended."""
     _loaded_first: bool = False
     """Whether the run had to load something first, so that its time shows no rate."""
-    _handler: str = ""
+    _handler_name: str = ""
 
     def run(self) -> Ending:
         """Run the claim to one of its endings."""
@@ -162,7 +162,7 @@ class Attempt:
         claim = claims.read_claim(self.pool, self.name)
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
-        self._handler = claim.handler
+        self._handler_name = claim.handler
         handler = self.handler_for(claim.handler)
         if handler.personal and not claim.written_by_this_user:
             raise UsageError(
@@ -226,9 +226,7 @@ class Attempt:
             EventKind.FAILED, id=self.name.id, attempt=self.name.attempt, last=last, **cause
         )
         with self.beat.lock:
-            self.beat.status.claims_failed += 1
-            if self._handler and not record.get("cancelled"):
-                self.beat.status.services_status[self._handler] = "unhealthy"
+            self.beat.status.fail_claim(None if record.get("cancelled") else self._handler_name)
         return Ending.FAILED
 
     def _is_cancelled(self) -> bool:
@@ -264,11 +262,7 @@ class Attempt:
 
     def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
         with self.beat.lock:
-            status = self.beat.status
-            status.last_activity = time.time()
-            if status.current is not None:
-                status.current.done, status.current.total = done, total
-                _add(status.current.measures, measures)
+            self.beat.status.note_progress(done, total, measures)
             self.beat.mark_changed()
 
     def _warn(self, text: str) -> None:
@@ -278,39 +272,20 @@ class Attempt:
     # ---- what is shown ----
 
     def _show_running(self, unit: str) -> None:
-        name, status = self.name, self.beat.status
-        now = time.time()
+        name, now = self.name, time.time()
         current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
         with self.beat.lock:
-            status.current, status.state, status.last_activity = current, WorkerState.RUNNING, now
+            self.beat.status.start_claim(current)
             self.beat.mark_changed()
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
         name, status = self.name, self.beat.status
         if status.current is not None and status.current.measures:
             measures = {**status.current.measures, **measures}
-        shown = (
-            {key: n for key, n in measures.items() if key not in FINISHED_FIELDS}
-            if measures
-            else {}
-        )
-        self.journal.claim(EventKind.FINISHED, name, seconds=round(seconds, 6), **shown)
+        counters = {key: n for key, n in measures.items() if key not in FINISHED_FIELDS}
+        self.journal.claim(EventKind.FINISHED, name, seconds=round(seconds, 6), **counters)
         with self.beat.lock:
-            status.claims_done += 1
-            status.cost_done += name.cost
-            status.busy_s += seconds
-            status.last_activity = time.time()
-            _add(status.measures_done, measures)
-            if not self._loaded_first:
-                rate = name.cost / (seconds if seconds > 1e-6 else 1e-6)
-                old = status.rates.get(name.kind)
-                status.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
-            status.services_status[self._handler] = "healthy"
-            status.current = None
+            status.finish_claim(
+                name, self._handler_name, seconds, measures, measure_rate=not self._loaded_first
+            )
         self.beat.mark_changed()
-
-
-def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, count in more.items():
-        if isinstance(count, int):
-            counts[name] = counts.get(name, 0) + count

@@ -261,10 +261,8 @@ class ClaimSource:
             return taken
         log.info("%s stole work from %s: %s", self._worker, spool, name.id)
         self._journal.claim(EventKind.STOLE, name, **{"from": spool}, to=self._spool)
-        status = self._beat.status
         with self._beat.lock:
-            status.steals_in += 1
-            status.stolen_from[spool] = status.stolen_from.get(spool, 0) + 1
+            self._beat.status.note_steal(spool)
         return taken
 
     def _list_others(self) -> None:

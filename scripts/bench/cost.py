@@ -85,7 +85,6 @@ def timed(handler: Embed, item: Item, options: dict[str, Any], folder: Path) -> 
 def measure(name: str, model: Path, letters: str, folder: Path) -> list[Run]:
     """Run claims of every mix with one model."""
     handler = Embed()
-    handler.name = "embed"
     options = handler.prepare({o.name: o.default for o in OPTIONS} | {"model": str(model)})
     per_token = 5 if letters == "ACGT" else 1
     runs = []

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from embed import Encoder
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.models.hub import find
 from scripts.make_model import write_random
 
@@ -33,7 +33,7 @@ def sequences(model: str, count: int) -> list[str]:
     if find(model).family == "dnabert":
         chance = random.Random(1)
         return ["".join(chance.choices("ACGT", k=chance.randint(150, 500))) for _ in range(count)]
-    found = [record.residues.decode() for record in records(PROTEINS.read_bytes())]
+    found = [record.residues.decode() for record in parse_records(PROTEINS.read_bytes())]
     return sorted(found, key=len)[:count]
 
 

@@ -34,9 +34,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from embed.engine.batching import batches
-from embed.engine.tokenizing import Reading
+from embed.engine.sequence_reader import SequenceReader
 from embed.handlers.embed import Embed
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.outputs import claim_file
 from fsqueue import Work
 from tests.support import dnabert as dna
@@ -91,7 +91,7 @@ def real_proteins() -> list[str]:
 
     folder = Path(pyhmmer.__file__).parent / "tests" / "data" / "seqs"
     text = (folder / "938293.PRJEB85.HG003687.faa").read_bytes()
-    return [each.residues.decode().replace("*", "")[:1022] for each in records(text)]
+    return [each.residues.decode().replace("*", "")[:1022] for each in parse_records(text)]
 
 
 def up_to(tokens: int, sequences: Iterator[str]) -> list[str]:
@@ -112,7 +112,6 @@ class Ours:
 
     def __init__(self, folder: Path, model: Path, sequences: Sequence[str], dtype: str) -> None:
         self._handler = Embed()
-        self._handler.name = "embed"
         defaults = {option.name: option.default for option in Embed.options}
         self._folder = folder
         self.options = self._handler.prepare({**defaults, "model": str(model), "dtype": dtype})
@@ -136,11 +135,12 @@ class Ours:
 
     def bare(self) -> Rows:
         """Only batches through the engine."""
-        engine, tokens = self._handler.engine(self.options, print)
+        engine, tokenizer = self._handler.engine(self.options, print)
         wanted = (Record(text.encode()) for text in self.sequences)
-        reading = Reading(wanted, tokens, self.options["max_residues"], long=self.options["long"])
+        options = self.options
+        reader = SequenceReader(wanted, tokenizer, options["max_residues"], long=options["long"])
         rows = np.zeros((len(self.sequences), engine.width), np.float32)
-        for batch in batches(reading, self.options["tokens_per_batch"]):
+        for batch in batches(reader, options["tokens_per_batch"]):
             for one, row in zip(batch, engine.embed(batch, print), strict=True):
                 rows[one.row] += one.share * row
         return rows
@@ -356,9 +356,9 @@ def verdicts(where: str, results: dict[str, Result]) -> Iterator[str]:
 def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
     """Compare DNABERT's published shape with a padded reference in the same weights."""
     from embed.models.dnabert import network as native
-    from embed.models.dnabert.shape import Shape
+    from embed.models.dnabert.shape import DnabertShape
 
-    shape = Shape(4096, 768, 12, 12, 3072, 2, 1e-12)
+    shape = DnabertShape(4096, 768, 12, 12, 3072, 2, 1e-12)
     torch.manual_seed(4)
     weights = {name: torch.randn(size) * 0.02 + ("orm.weight" in name)
                for name, size in shape.tensors().items()}  # fmt: skip
@@ -374,11 +374,11 @@ def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
         for group in in_file_order(["" for _ in rows]):
             batch = [[1, *rows[n].tolist(), 2] for n in group]
             with torch.inference_mode():
-                found += dna.rendering(weights, config, batch)
+                found += dna.reference_states(weights, config, batch)
         return np.array([states.mean(0).numpy() for states in found])
 
     def ours(kind: torch.dtype) -> Variant:
-        encoder = native.Encoder(shape, {name: w.to(kind) for name, w in weights.items()})
+        encoder = native.DnabertEncoder(shape, {name: w.to(kind) for name, w in weights.items()})
 
         def run() -> Rows:
             states = encoder.hidden([rows[n] for n in order])

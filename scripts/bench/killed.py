@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.make_model import write_random
-from tests.support.kill_and_resume import kill_and_resume
+from tests.support.killed_worker import kill_and_resume
 
 PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003685.faa"
 RESIDUES = 148_143

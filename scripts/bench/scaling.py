@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.make_model import write_random
-from tests.support.kill_and_resume import read_log, start
+from tests.support.killed_worker import read_log, start
 
 PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003685.faa"
 

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from embed.store import folders, writer
+from embed.store import spaces, writer
 from embed.store.compact import compact
-from embed.store.contents import Store
 from embed.store.keys import KEY
 from embed.store.shards import Columns
+from embed.store.store import Store
 from tests.support.stores import OPTIONS
 
 K, QUERIES, BATCH = 10, 100, 50_000
@@ -39,7 +39,7 @@ def fill(root: Path, count: int, width: int) -> None:
     chance = np.random.default_rng(5)
     centres = chance.standard_normal((1000, width), np.float32)
     asked = {**OPTIONS, "store": str(root), "width": width, "store_dtype": "float16"}
-    view = folders.opened(asked)
+    view = spaces.open_space(asked)
     for start in range(0, count, BATCH):
         rows = min(BATCH, count - start)
         vectors = centres[chance.integers(1000, size=rows)]

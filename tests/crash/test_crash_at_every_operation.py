@@ -1,4 +1,4 @@
-"""Kill a process at every operation of what it does; then a fresh worker settles everything.
+"""Kill a process at every operation; then a fresh worker settles everything.
 
 Whatever the dead one left, each claim ends done exactly once, or failed with its history, no human
 repairs anything, and `fsqueue check` finds nothing.
@@ -113,7 +113,7 @@ def test_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
 
 
 def live(pool: PoolDirectory, **how: Any) -> None:
-    """Live a short worker's life: enlist, take, run, leave."""
+    """Do what a worker does in a short life: enlist, take, run, leave."""
     hand = ManualWorker(pool, **how)
     hand.beat.flush()
     name = hand.take()

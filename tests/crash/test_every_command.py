@@ -1,4 +1,4 @@
-"""Whatever command is killed, at whichever of its changes, typing it again makes all well.
+"""Kill each command at each of its changes; running it again puts everything right.
 
 Each command lives once under a tracer, which knows every state that SIGKILL could leave behind (see
 `support/disk_states.py`); the same command is then typed again in each of them, and a fresh worker
@@ -58,7 +58,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly() -> Iterator[None]:
-    """Look up entry points once, and let the collector leave alone what children share with us."""
+    """Look up entry points once, and keep the garbage collector off memory shared with children."""
     looked_up = functools.cache(entry_points)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +171,7 @@ def test_the_disk_predicted_from_one_run_is_what_real_kills_leave(
 
 
 def nameless(disk: Disk) -> list[str]:
-    """Return the names on a disk without what chance or a process id has put into them."""
+    """Return the names on a disk without random parts and process ids."""
     return sorted(re.sub(r"[0-9]+-[0-9a-f]{6,12}|[0-9a-f]{12}", "#", name) for name in disk)
 
 

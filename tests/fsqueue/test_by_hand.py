@@ -1,4 +1,4 @@
-"""Workers that a person starts on any host, with nothing but a GPU to see and a path."""
+"""Workers started by hand on any host, with only a visible GPU and a path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handler `command`: real programs, run as it runs them."""
+"""The handler `command`, with real programs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def shell(script: str, *words: str) -> list[str]:
-    """Return the argv of a small script; its $1 is the input, and further words follow."""
+    """Return the argv of a small script, with the input as $1 before further words."""
     return ["sh", "-c", script, "sh", "{input}", *words]
 
 
@@ -191,7 +191,7 @@ def test_a_program_may_use_its_grace_to_tidy_up(run: Callable[..., Path], tmp_pa
 
 
 def read_family(path: Path) -> list[int]:
-    """Return the ids of the program and of the one that it started."""
+    """Return the process ids of the program and of its child."""
     family = [int(word) for word in path.read_text().split()]
     assert len(family) == 2
     return family
@@ -233,7 +233,7 @@ def test_a_program_dies_with_a_worker_that_was_killed(start: Start, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_program_whose_worker_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
-    """The worker is killed between fork and exec, before its child could tie its life to it."""
+    """The worker is killed between fork and exec, before its child called prctl."""
     script = f"""
 import os, signal
 from fsqueue.command import _die_with_parent
@@ -275,7 +275,7 @@ def test_stderr_of_every_attempt_is_kept_and_the_output_of_none(tmp_path: Path) 
 def test_what_a_failed_attempt_left_is_not_taken_for_the_next_ones_output(
     tmp_path: Path, place: str
 ) -> None:
-    """Attempt 0 writes and fails; attempt 1 writes nothing; attempt 2 does it right."""
+    """Attempt 0 writes and fails; attempt 1 writes nothing; attempt 2 succeeds."""
     write = 'echo "from attempt $2"' + (' > "$3"' if place == "{output}" else "")
     script = f"case $2 in 0) {write}; exit 1;; 1) exit 1;; *) {write};; esac"
     if place == "{output}":

@@ -30,7 +30,7 @@ from tests.support.interleave import interpose
 
 
 class Words(Handler):
-    """The smallest handler there is: the one of the module's docstring."""
+    """The smallest handler: the one in the module's docstring."""
 
     name = "words"
     suffix = ".txt"
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_is_there_is_never_replaced(work: Work) -> None:
 def test_a_checkpoint_is_saved_though_a_zombie_removes_the_directory_under_it(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The zombie has published the claim's output, and has no more use for its checkpoints."""
+    """A zombie published the claim's output and removed its checkpoints."""
     removed: list[str] = []
 
     def open_(real: Callable[..., int], path: str, *args: Any) -> int:
@@ -243,7 +243,7 @@ def test_a_crash_at_any_operation_of_saving_leaves_the_checkpoint_whole_or_not_t
 def test_a_checkpoint_removed_while_being_read_is_skipped(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The claim's last owner is removing them: it has finished."""
+    """The claim's last owner is removing them after finishing."""
     work.checkpoint("part.1", b"one")
     work.checkpoint("part.2", b"two")
 

@@ -1,4 +1,4 @@
-"""What is wrong with a pool, its inputs or its disk gets one clear message; the rest goes on."""
+"""A fault in a pool, its inputs or its disk gets one clear message, and the rest goes on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 
 def only_message(run: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that the command said on stderr."""
+    """Return the one line that the command printed on stderr."""
     lines = run.stderr.splitlines()
     if "work" in run.args:
         lines = [line for line in lines if "spool cpu0 (its model is cpu)" not in line]
@@ -48,7 +48,7 @@ def only_message(run: subprocess.CompletedProcess[str]) -> str:
 
 
 def warnings(run: subprocess.CompletedProcess[str], about: str) -> list[str]:
-    """Return the lines of a worker's log that name something."""
+    """Return the lines of a worker's log that contain a text."""
     assert "Traceback" not in run.stderr, run.stderr
     return [line for line in run.stderr.splitlines() if about in line]
 
@@ -56,7 +56,7 @@ def warnings(run: subprocess.CompletedProcess[str], about: str) -> list[str]:
 def plant(
     pool: PoolDirectory, id: str = "planted", *, spool: str = "cpu0", spool_inside: str = "cpu0"
 ) -> Path:
-    """Return the path of a claim that no plan knows; it holds a program that fails."""
+    """Write a claim that is in no plan, with a program that fails; return its path."""
     name = ClaimName(id, "command", 999)
     options = {"argv": ["false", "{input}"], "grace": 1.0, "timeout": 0.0}
     facts = os.stat("/dev/null")
@@ -164,7 +164,7 @@ def test_a_special_file_named_like_a_claim_fails_and_the_others_are_done(
 
 
 def make_odd(path: Path, what: str, target: Path) -> None:
-    """Make something at `path` that is no regular file."""
+    """Make a special file at `path`."""
     if what == "directory":
         path.mkdir()
     elif what == "fifo":
@@ -201,7 +201,7 @@ def test_other_names_are_left_alone_and_check_reports_each_in_a_line(
     assert check.returncode == 1
     *lines, verdict = check.stdout.splitlines()
     assert len(lines) == len(names)
-    assert all("is no claim's name; remove it" in line and line.isprintable() for line in lines)
+    assert all("is not a claim's name; remove it" in line and line.isprintable() for line in lines)
     assert f"{len(names)} problems" in verdict
 
 
@@ -243,7 +243,7 @@ def test_a_claim_of_a_missing_spool_harms_no_other(pool: PoolDirectory, spool: s
 
 @pytest.fixture
 def two_spools(tmp_path: Path) -> PoolDirectory:
-    """Two claims in cpu0, and two in cpu1 that something is wrong with."""
+    """Two claims in cpu0, and two in cpu1, which has a fault."""
     inputs = make_inputs(tmp_path / "in", 4)
     return plan_command(tmp_path / "pool", inputs, CAT, spools=("cpu0", "cpu1"))
 
@@ -350,7 +350,7 @@ def test_a_pool_that_cannot_be_written_is_refused_in_one_line(
 
 
 def fill_up(disk: Path) -> Path:
-    """Write until there is no room; return the file to remove again."""
+    """Fill the disk; return the file to remove again."""
     ballast = disk / "ballast"
     with open(ballast, "wb", buffering=0) as file:
         try:
@@ -384,7 +384,7 @@ def test_a_worker_does_not_begin_on_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_fails_only_the_program_that_met_it(tmp_path: Path) -> None:
-    """The largest claim's output does not fit; it fails with what its program said."""
+    """The largest claim's output does not fit; it fails with its program's error."""
     (tmp_path / "disk").mkdir()
     inputs = make_inputs(tmp_path / "in", 4)
     script = "case $1 in *000) head -c 4m /dev/zero;; *) echo fine;; esac"
@@ -402,7 +402,7 @@ def test_a_full_disk_fails_only_the_program_that_met_it(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_under_a_claim_stops_the_worker_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
-    """Not even what went wrong can be written down: the claim goes back as it was."""
+    """Not even the error can be recorded: the claim goes back as it was."""
     (tmp_path / "disk").mkdir()
     inputs = make_inputs(tmp_path / "in", 4)
     with tiny_disk(tmp_path / "disk", 1024) as disk:
@@ -436,7 +436,7 @@ class Made(Handler):
         run = fsqueue("work", disk / "pool", *QUICK, env=env)
         assert run.returncode == 1
         (message,) = warnings(run, "No space left on device")
-        assert "The claim is put back; free some space" in message
+        assert "The claim was put back; free some space" in message
         pool = open_pool(str(disk / "pool"))
         assert counts(pool) == {"waiting": 4}
         assert {name.attempt for name in names_in(pool, State.WAITING)} == {0}
@@ -537,4 +537,4 @@ def test_a_mount_that_shuts_this_host_out_is_named(
         main()
     assert left.value.code == 1
     said = capsys.readouterr().err
-    assert "/pool/workers" in said and "let go of this host" in said and "Mount it again" in said
+    assert "/pool/workers" in said and "disconnected this host" in said and "Mount it again" in said

@@ -1,4 +1,4 @@
-"""What a command holds for each claim of a pool: a few bytes, so that a million are no burden."""
+"""Commands hold only a few bytes for each claim of a pool, so that a million fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.handlers import install_handler
 from tests.support.memory_use import MeasuredCommand
 
 FEW, MANY = 10_000, 30_000
-"""What is held for a moment, whatever the number, is there with the few already."""
+"""Memory that does not depend on the number of claims is used with a few already."""
 NOISE = 400 << 10
 HANDLER = """
 from fsqueue import Handler

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.inputs.fasta_scan import scan
 from fsqueue import BadInput
 from tests.fuzz.sandbox import directory, put
@@ -30,19 +30,21 @@ def run(data: bytes) -> None:
     path = str(directory() / "input.fa")
     put(path, data)
     try:
-        found = scan(path, lambda lengths: np.minimum(lengths, 10) + 2, chunk=chunk, grain=grain)
+        found = scan(
+            path, lambda lengths: np.minimum(lengths, 10) + 2, piece_bytes=chunk, block_bytes=grain
+        )
     except BadInput as error:
         assert str(error).startswith(path) and "\n" not in str(error)
         assert is_refusable(data), error
         return
     if data.startswith(b"\x1f\x8b"):
-        return  # compressed: `test_scan.py` has those
+        return  # compressed: `test_fasta_scan.py` has those
     assert b"\0" not in data
     expected = naive(data)
     starts = found.blocks[["start", "length"]].tolist()
     blocks = [data[start : start + length] for start, length in starts]
     assert b"".join(blocks) == data
-    assert [(r.id, r.residues) for block in blocks for r in records(block)] == expected
+    assert [(r.id, r.residues) for block in blocks for r in parse_records(block)] == expected
     for block, row in zip(blocks, found.blocks, strict=True):
         lengths = [len(residues) for _, residues in naive(block)]
         assert row["sequences"] == len(lengths) and row["residues"] == sum(lengths)

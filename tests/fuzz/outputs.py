@@ -8,29 +8,29 @@ from functools import cache
 import numpy as np
 
 from embed.outputs import claim_file
-from embed.outputs.table import Joined, Output, Part
+from embed.outputs.table import JoinedTable, OutputFile, Part
 from tests.fuzz.sandbox import directory, pick, put, typed_errors_only
 
 
 def _table(data: bytes) -> None:
     path = str(directory() / "output.safetensors")
     put(path, data)
-    output = Output(path)
+    output = OutputFile(path)
     assert output.count >= 0 and output.width >= 0
     output.ids()
     if not output.ragged:
-        joined = Joined([Part(path, 0, output.count, output.count)])
+        joined = JoinedTable([Part(path, 0, output.count, output.count)])
         rows = [block.rows for block in joined.blocks()]
         assert sum(len(each) for each in rows) == output.count
 
 
 def _checkpoint(data: bytes) -> None:
     try:
-        found = claim_file.unpack(data)
+        found = claim_file.decode_checkpoint(data)
     except ValueError:
         return  # refused, as promised
     assert all(isinstance(number, int) for number in found)
-    again = claim_file.unpack(claim_file.pack(found))
+    again = claim_file.decode_checkpoint(claim_file.encode_checkpoint(found))
     assert {number: rows.tobytes() for number, rows in again.items()} == {
         number: rows.tobytes() for number, rows in found.items()
     }
@@ -51,7 +51,10 @@ def good_output() -> bytes:
 READERS: tuple[Callable[[bytes], None], ...] = (_table, _checkpoint)
 SEEDS = (
     b"\x00" + good_output(),
-    b"\x01" + claim_file.pack({3: np.ones((1, 2), np.float32), 12: np.zeros((0, 2), np.float32)}),
+    b"\x01"
+    + claim_file.encode_checkpoint(
+        {3: np.ones((1, 2), np.float32), 12: np.zeros((0, 2), np.float32)}
+    ),
     b"\x01\x80\x04\x95cos\nsystem\n(S'id'\ntR.",
 )
 

@@ -1,4 +1,4 @@
-"""Two actors in every order: takers, a zombie and its successor, a person and a worker.
+"""Two actors in every order: takers, a zombie and its successor, an operator and a worker.
 
 One of them is held inside an operation, or at every operation in turn, while the other does all
 that it has to do. Nothing here waits for chance.
@@ -49,7 +49,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 def ordered_by(
     patch: pytest.MonkeyPatch, first: Callable[[str, str], bool], *, calls: int = 2
 ) -> None:
-    """Let the rename that `first` picks out happen before the other, though both have begun."""
+    """Order two concurrent renames: the one that `first` selects happens first."""
     steps = Sequencer()
     begun = [0]
 
@@ -153,20 +153,20 @@ class World:
         return world
 
     def declare_dead(self) -> None:
-        """Watch for a lease in which the worker does not beat; take over all that it holds."""
+        """Watch for a lease while the worker does not renew; recover all that it holds."""
         for _ in range(BEATS_PER_LEASE + 1):
             self.judge.sweep()
             self.clock.forward(self.pool.lease_s / BEATS_PER_LEASE)
 
     def declare_dead_and_succeed(self) -> None:
-        """... and do the claims that wait, too."""
+        """Do the same, and then run the claims that wait."""
         self.declare_dead()
         while names_in(self.pool, State.WAITING):
             assert self.judge.run(self.judge.take()) is Ending.DONE
 
 
 class Numbered(Trivial):
-    """Save a checkpoint on the way, and write an output that tells its attempts apart."""
+    """Save a checkpoint, then write an output that differs between attempts."""
 
     def run(self, work: Work) -> None:
         work.checkpoint("part", b"as good as any other")
@@ -174,7 +174,7 @@ class Numbered(Trivial):
 
 
 def work_once(world: World) -> Ending | None:
-    """Take the claim, beat, run it, beat; None if it could not be taken any more."""
+    """Take the claim, beat, run it, beat; None if it could not be taken."""
     name = next(iter(names_in(world.pool, State.WAITING)), None)
     if name is None or (taken := claims.take(world.pool, "gpu0", name, world.worker.id)) is None:
         return None
@@ -260,7 +260,7 @@ def test_a_worker_that_leaves_on_purpose_at_any_moment_of_a_sweep_costs_no_attem
 def test_the_first_output_stands_and_the_other_is_adopted(
     pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A zombie and its successor have both done the work, and publish at one time. I7."""
+    """A zombie and its successor have both done the work, and publish at the same time. I7."""
     world = World.make(pool)
     held = world.worker.take()
     declared = threading.Event()
@@ -302,7 +302,7 @@ def test_the_first_output_stands_and_the_other_is_adopted(
 def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
     pool: PoolDirectory, taken_back: bool
 ) -> None:
-    """The worker heard the order with its last beat, before the retry removed it."""
+    """The worker read the order at its last beat, before the retry removed it."""
     hand = ManualWorker(pool)
 
     class Obedient(Trivial):
@@ -328,7 +328,7 @@ def test_a_cancel_that_a_retry_took_back_does_not_hit_the_next_run(
 def test_of_three_takers_with_one_listing_each_claim_has_one_owner(
     tmp_path: Path, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All listed before any took: the second and third must look at what they really got."""
+    """All list before any takes: the second and third must check what they really got."""
     pool = make_pool(tmp_path / "pool", "a.3", "b.2")
     listing = claims.waiting(pool, "gpu0")
     workers = [f"w-{index}-aaaaaa" for index in range(3)]

@@ -101,7 +101,7 @@ class Trial:
         worker = self.workers[self.victim.name]
         assert worker.reap(deadline_s=DEADLINE_S) == 1, worker.said()
         said = worker.said()[1]
-        assert "was declared dead by" in said or "let go of this host" in said, said
+        assert "was declared dead by" in said or "disconnected this host" in said, said
         return time.monotonic() - begun
 
     def tally(self) -> dict[str, Any]:

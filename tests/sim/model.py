@@ -221,7 +221,7 @@ class Model:
         return seen
 
     def stop(self, worker: str, id: str, at: At) -> Prediction:
-        """Predict that a worker ends a claim unfinished, on an order or a cancellation."""
+        """Predict that a worker ends a claim unfinished: by an order, or a cancellation."""
         order = f"cancel@{id}"
         if order in self.seen.get(worker, ()) and ("order", order) in self.facts:
             seen = self.fail(worker, id, at, final=True, leaves=False)

@@ -1,7 +1,7 @@
-"""A small DNABERT saved as its publisher saves one, and the architecture written down once more.
+"""A small DNABERT saved as its publisher saves one, and a reference implementation.
 
-The rendering here is for checking and nothing else: a padded batch, a loop over heads, every
-operation spelled out, and the slopes as numbers. It shares no line and no import with `embed`.
+The reference is only for comparison: a padded batch, a loop over heads, every operation spelled
+out, and the slopes as numbers. It shares no code with `embed`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def write_model(folder: Path, **size: Any) -> dict[str, torch.Tensor]:
 def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return weights large enough that attention, position and both norms matter."""
     d, inner = config["hidden_size"], config["intermediate_size"]
-    chance = torch.Generator().manual_seed(11)
+    rng = torch.Generator().manual_seed(11)
     shapes = {
         "word_embeddings.weight": (config["vocab_size"], d),
         "token_type_embeddings.weight": (2, d),
@@ -87,9 +87,7 @@ def random_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     weights = {}
     for name in checkpoint_names(config["num_hidden_layers"]):
         shape = next((s for end, s in shapes.items() if name.endswith(end)), (d,))
-        noise = torch.randn(shape, generator=chance) * (
-            1.4 / math.sqrt(d) if len(shape) > 1 else 0.1
-        )
+        noise = torch.randn(shape, generator=rng) * (1.4 / math.sqrt(d) if len(shape) > 1 else 0.1)
         is_scale = name.lower().endswith("layernorm.weight")
         weights[name] = noise + 1.0 if is_scale else noise
     return weights
@@ -99,9 +97,9 @@ def write_tokenizer(path: Path, vocabulary: int) -> None:
     """Train a BPE tokenizer on random DNA; save it with the padding and truncation published."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-    chance = random.Random(5)
-    motifs = ["".join(chance.choices("ACGT", k=6)) for _ in range(60)]
-    text = ["".join(chance.choices(motifs, k=50)) for _ in range(300)]
+    rng = random.Random(5)
+    motifs = ["".join(rng.choices("ACGT", k=6)) for _ in range(60)]
+    text = ["".join(rng.choices(motifs, k=50)) for _ in range(300)]
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
@@ -118,7 +116,7 @@ def write_tokenizer(path: Path, vocabulary: int) -> None:
     tokenizer.save(str(path))
 
 
-def rendering(
+def reference_states(
     weights: dict[str, torch.Tensor],
     config: dict[str, Any],
     batch: Sequence[Sequence[int]],
@@ -127,7 +125,7 @@ def rendering(
     swapped: bool = False,
     biased: bool = True,
 ) -> list[torch.Tensor]:
-    """Return the last states of each sequence of ids, its [CLS] and [SEP] included in the ids.
+    """Return the last states of each sequence of ids, with [CLS] and [SEP] included in the ids.
 
     `masked=False`, `swapped=True` and `biased=False` make one mistake each.
     """
@@ -144,7 +142,7 @@ def rendering(
     types = torch.zeros_like(ids)
     x = weights["embeddings.word_embeddings.weight"][ids]
     x = norm(x + weights["embeddings.token_type_embeddings.weight"][types], "embeddings.LayerNorm")
-    apart = torch.tensor([[abs(i - j) for j in range(longest)] for i in range(longest)])
+    distance = torch.tensor([[abs(i - j) for j in range(longest)] for i in range(longest)])
     for n in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{n}."
         qkv = x @ weights[at + "attention.self.Wqkv.weight"].T
@@ -152,13 +150,13 @@ def rendering(
         views = []
         for head, slope in enumerate(SLOPES_12[:heads]):
             size = x.shape[-1] // heads
-            mine = slice(head * size, (head + 1) * size)
-            scores = query[..., mine] @ key[..., mine].mT / math.sqrt(size)
-            scores = scores - slope * apart if biased else scores
+            part = slice(head * size, (head + 1) * size)
+            scores = query[..., part] @ key[..., part].mT / math.sqrt(size)
+            scores = scores - slope * distance if biased else scores
             if masked:
                 scores = scores.masked_fill(~real[:, None, :], -torch.inf)
             portion = torch.exp(scores - scores.amax(-1, keepdim=True))
-            views.append(portion / portion.sum(-1, keepdim=True) @ value[..., mine])
+            views.append(portion / portion.sum(-1, keepdim=True) @ value[..., part])
         y = torch.cat(views, -1) @ weights[at + "attention.output.dense.weight"].T
         y = y + weights[at + "attention.output.dense.bias"]
         x = norm(x + y, at + "attention.output.LayerNorm")

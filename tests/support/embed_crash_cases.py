@@ -16,8 +16,8 @@ from embed.store.verify import verify
 from fsqueue.handler import load_handler
 from fsqueue.pool.settings import open_pool
 from tests.support.crash_cases import Prepare, Reads, Writes, settle
-from tests.support.embedding_pools import embed_all, fasta, proteins
-from tests.support.export_readers import READERS
+from tests.support.export_targets import READERS
+from tests.support.fake_embeddings import embed_all, fasta, proteins
 from tests.support.generic_models import TEXTS, write_model
 from tests.support.planning import plan
 from tests.support.pools import state_counts
@@ -68,13 +68,13 @@ def contigs(site: Path, _shared: Path) -> None:
 
 
 def embedded(site: Path, _shared: Path) -> None:
-    """A pool that is done, of one model."""
+    """A finished pool of one model."""
     inputs = [fasta(site.parent / "in" / f"{n}.faa", proteins(5, n, 40)) for n in range(2)]
     embed_all(site / "pool", inputs)
 
 
 def pairs(site: Path, _shared: Path) -> None:
-    """A pool that is done, of two models; one knows a sequence that the other does not."""
+    """A finished pool of two models; one has a sequence that the other does not."""
     both = proteins(5, 0, 40)
     one = fasta(site.parent / "in" / "x_protein.faa", both | {"more": "MKV"})
     other = fasta(site.parent / "in" / "x_nucleotide.fa", both)
@@ -89,7 +89,7 @@ def stored(site: Path, _shared: Path) -> None:
         put(view, VECTORS[begin : begin + 4])
 
 
-def asked(site: Path, shared: Path) -> None:
+def searchable(site: Path, shared: Path) -> None:
     """A store, and a vector to look for."""
     stored(site, shared)
     np.save(site / "query.npy", vectors_of([1]))
@@ -99,9 +99,9 @@ def asked(site: Path, shared: Path) -> None:
 
 
 def holds_all(site: Path) -> None:
-    """Assert that the store is whole, and holds each vector once."""
+    """Assert that the store is intact, and holds each vector once."""
     view = open_view(site / "store")
-    assert not (wrong := list(verify(view))), wrong
+    assert not (problems := list(verify(view))), problems
     found, vectors = view.lookup(keys_of(VECTORS))
     assert found.all() and vectors.tobytes() == vectors_of(VECTORS).tobytes()
 
@@ -118,14 +118,15 @@ def compaction_done(site: Path) -> None:
 
 
 def stores_documents(site: Path) -> None:
-    """Assert that a fresh worker embeds what the plan holds, into the store, each chunk once."""
-    embed()._store = None  # it would keep open what was put back since
+    """Assert that a fresh worker embeds everything planned into the store, each chunk once."""
+    embed()._store = None  # it would keep shards open that were restored since
     settle(site / "pool", embed())
     assert state_counts(open_pool(f"{site}/pool")).keys() == {"done"}
     store = Store(site / "store")
     store.view.refresh()
-    assert not (wrong := list(verify(store.view))), wrong
-    ids = [fact[1] for shard in store.view.shards for fact in shard.facts(list(range(shard.count)))]
+    assert not (problems := list(verify(store.view))), problems
+    shards = store.view.shards
+    ids = [row.record for shard in shards for row in shard.provenance(list(range(shard.count)))]
     assert len(set(ids)) == len(ids) and {id.partition("#")[0] for id in ids} == {"0.txt", "1.txt"}
 
 
@@ -190,7 +191,7 @@ WRITES: Final = {
 
 READS: Final = {
     "embed calibrate": Reads("embed calibrate SHARED/bert --seconds 1", texts),
-    "embed search": Reads("embed search SITE/store SITE/query.npy", asked),
+    "embed search": Reads("embed search SITE/store SITE/query.npy", searchable),
     "embed store info": Reads("embed store info SITE/store", stored),
     "embed store verify": Reads("embed store verify SITE/store", stored),
     "embed export (dry run)": Reads("embed export SITE/store SITE/out --to npz --dry-run", stored),

@@ -1,7 +1,7 @@
-"""fair-esm 2.0.0, the publisher's own ESM-2, as the judge of ours: one set of weights for both.
+"""fair-esm 2.0.0, the publisher's own ESM-2, to compare with: one set of weights for both.
 
-Only tests import fair-esm. Its model is written here as its publisher's hub folder has it: the
-names of `facebook/esm2_*`, the heads for training beside the encoder, `inv_freq` in every layer.
+Only tests import fair-esm. Its model is saved as in its publisher's hub folders: the names of
+`facebook/esm2_*`, training heads besides the encoder, `inv_freq` in every layer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def config(layers: int, width: int, heads: int) -> dict[str, Any]:
 
 
 def published_name(name: str) -> str:
-    """Return what a tensor of fair-esm is called in the hub's folder."""
+    """Return the name of a tensor of fair-esm in the hub's folder."""
     if name in SHORT:
         return SHORT[name]
     stem, _, last = name.rpartition(".")
@@ -95,9 +95,9 @@ def random_model(name: str, seed: int = 5) -> esm.ESM2:
     torch.manual_seed(seed)
     model = esm.ESM2(layers, width, heads, alphabet="ESM-1b").eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms start out at 0 and 1: too plain
+        for parameter in model.parameters():  # biases and norms are 0 and 1 initially
             parameter.add_(torch.randn_like(parameter) * 0.02)
-        for layer in model.layers:  # released checkpoints hold it rounded to half precision
+        for layer in model.layers:  # as released checkpoints, in half precision
             layer.self_attn.rot_emb.inv_freq.copy_(layer.self_attn.rot_emb.inv_freq.half())
     return model
 

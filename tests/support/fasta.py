@@ -6,7 +6,7 @@ import re
 
 
 def naive(data: bytes) -> list[tuple[str, bytes]]:
-    """Read FASTA a line at a time, byte by byte. Raises ValueError if it is none."""
+    """Read FASTA a line at a time, byte by byte. Raises ValueError if it is not FASTA."""
     found: list[tuple[str, bytes]] = []
     for line in data.split(b"\n"):
         if line.startswith(b">"):

@@ -1,7 +1,7 @@
 """Small random models of architectures that transformers has, saved as their publishers save them.
 
-Each comes with the tokenizer of its kind, trained on a few sentences, and with what trips people:
-fixed padding in tokenizer.json, heads for training, a decoder beside the encoder.
+Each has a tokenizer of its kind, trained on a few sentences, and known difficulties: fixed padding
+in tokenizer.json, training heads, a decoder besides the encoder.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def wordpiece(folder: Path) -> None:
 
 
 def byte_level(folder: Path) -> None:
-    """RoBERTa's: no text is unknown to it."""
+    """RoBERTa's: it has no unknown token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -114,7 +114,7 @@ def unigram(folder: Path) -> None:
 
 
 def spaced_residues(folder: Path) -> None:
-    """ProtBert's: capital residues with blanks between them."""
+    """ProtBert's: upper-case residues with blanks between them."""
     letters = {token: n for n, token in enumerate([*BERT_SPECIAL, *"LAGVERSTIDPKQNFYMHWCXUBZO"])}
     tokenizer = Tokenizer(models.WordPiece(letters, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -125,7 +125,7 @@ def spaced_residues(folder: Path) -> None:
 
 
 def six_mers(folder: Path) -> None:
-    """The Nucleotide Transformer's: a vocabulary of six bases to a token, and no tokenizer.json."""
+    """The Nucleotide Transformer's: a vocabulary of six bases in a token, and no tokenizer.json."""
     mers = ["ACGTAC", "GTACGT", "TTTTTT", "GGGGGG"]
     words = ["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", *mers, *"ATCGN"]
     (folder / "vocab.txt").write_text("\n".join(words))

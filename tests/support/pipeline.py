@@ -1,6 +1,6 @@
 """Take real proteins and a real genome through prepare, plan, two workers and merge, and count.
 
-What must have come out is counted from the files themselves, by the few lines below.
+The expected counts are taken from the files by independent code in this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORKERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one model's merged table says, beside what the FASTA files say."""
+    """The counts of one model's merged table, and those of the FASTA files."""
 
     table: dict[str, int]
     files: dict[str, int]
@@ -43,7 +43,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a whole run."""
+    """The results of a whole run."""
 
     prepared: dict[str, Any]
     claims: int
@@ -79,8 +79,8 @@ def run_pipeline(folder: Path, proteins: Path, genome: Path, *, esm: Path, dnabe
     pool = folder / "pool"
     command("plan", "embed", pool, residues, proteins, "--model", esm, "--gpus", "cpux2")
     command("plan", "embed", pool, bases, "--model", dnabert)
-    crew = [begin("work", pool, "--spool", f"cpu{n}") for n in range(WORKERS)]
-    assert [worker.wait() for worker in crew] == [0] * WORKERS
+    workers = [begin("work", pool, "--spool", f"cpu{n}") for n in range(WORKERS)]
+    assert [worker.wait() for worker in workers] == [0] * WORKERS
     tables = {}
     for model in (esm, dnabert):
         out = folder / f"{model.name}.safetensors"
@@ -101,7 +101,7 @@ def run_pipeline(folder: Path, proteins: Path, genome: Path, *, esm: Path, dnabe
 
 
 def counted(out: Path, files: list[Path], *, most: int, letters: bytes) -> Counted:
-    """Compare a merged table with its files, whose longest are cut (proteins) or windowed (DNA)."""
+    """Compare a merged table with its files, truncating long proteins, windowing long DNA."""
     table = read(out)
     records = [record for path in files for record in fasta(path)]
     ids = [id for id, _ in records]

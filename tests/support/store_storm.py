@@ -1,15 +1,15 @@
 """A storm over a store: writers and compactors are killed at random; then vectors are compared.
 
 Each writer computes other last digits for the same keys, as workers do whose batches differ, and
-notes which vectors counted, once `add` has returned them. At the end every note must still be true:
-a vector that was ever returned is the one that every reader gets, on every host.
+records the vectors that `add` returned. At the end every record must still be true: a vector that
+was returned once is what every reader gets, on every host.
 
     python -m tests.support.store_storm write SHARE NUMBERS WRITER [alone]
     python -m tests.support.store_storm compact SHARE GRACE_S
-    python -m tests.support.store_storm look SHARE NUMBERS [compact]
+    python -m tests.support.store_storm compare SHARE NUMBERS [compact]
 
-A share is a directory with the store and the notes in it. The process that runs a storm does
-not touch it, so that it may be visible to other hosts only.
+A share is a directory with the store and the records in it. The process that runs a storm does not
+access it, so it may be one that only other hosts can see.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from embed.store.compact import compact
-from embed.store.verify import info, verify
+from embed.store.info import info
+from embed.store.verify import verify
 from embed.store.view import View
 from tests.support.processes import environment
 from tests.support.stores import keys_of, open_view, put, vectors_of
@@ -36,7 +37,7 @@ from tests.support.stores import keys_of, open_view, put, vectors_of
 BATCH = 40
 WRITERS = range(8)
 COMPACTORS = range(2)
-FINISH_S = 240.0
+DEADLINE_S = 240.0
 
 
 class Process(Protocol):
@@ -95,17 +96,17 @@ class Child:
 
 
 @dataclass(slots=True)
-class Seen:
-    """What one host sees of the store when all is over."""
+class Comparison:
+    """What one host finds in the store at the end."""
 
-    notes: int = 0
-    untrue: list[str] = field(default_factory=list)
-    """Notes that are not true any more."""
+    records: int = 0
+    changed: list[str] = field(default_factory=list)
+    """Records that are no longer true."""
     missing: int = 0
-    strange: int = 0
-    """Keys whose vector no writer computed."""
-    wrong: list[str] = field(default_factory=list)
-    """What `verify` says."""
+    unknown: int = 0
+    """Keys with a vector that no writer computed."""
+    problems: list[str] = field(default_factory=list)
+    """Reported by `verify`."""
 
 
 @dataclass(slots=True)
@@ -118,44 +119,43 @@ class Storm:
     lasts_s: float = 10.0
     kill_every_s: float = 0.13
     grace_s: float = 0.0
-    """How long compactors leave what is superseded: longer than any mount shows old listings."""
+    """How long compactors keep superseded files: longer than any mount shows old listings."""
     kills: int = 0
     compactions: int = 0
-    seen: list[Seen] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     """By host."""
-    wrong: list[str] = field(default_factory=list)
-    """Processes that did not end as they should."""
+    failures: list[str] = field(default_factory=list)
+    """Errors of processes that should have succeeded."""
     _started: list[Process] = field(default_factory=list)
 
     def run(self) -> Storm:
-        """Kill processes for a while, then let each writer do its share undisturbed, and look."""
-        chance = random.Random()
+        """Kill for a while, then let each writer finish its share undisturbed, and compare."""
+        rng = random.Random()
         names = [("write", n) for n in WRITERS] + [("compact", n) for n in COMPACTORS]
-        running = {each: self._start(*each) for each in names}
+        processes = {each: self._start(*each) for each in names}
         begun, every_s = time.monotonic(), self.kill_every_s
         while not self._is_over(time.monotonic() - begun):
             if time.monotonic() - begun > self.lasts_s:
-                every_s *= 1.2  # on a busy machine no process lived long enough to do anything
-            time.sleep(chance.uniform(0.2, 1.8) * every_s)
-            each = chance.choice(list(running))
-            self._kill(running[each])
+                every_s *= 1.2  # on a busy machine no process may have lived long enough
+            time.sleep(rng.uniform(0.2, 1.8) * every_s)
+            each = rng.choice(list(processes))
+            self._kill(processes[each])
             self.kills += 1
-            running[each] = self._start(*each)
-        for process in running.values():
+            processes[each] = self._start(*each)
+        for process in processes.values():
             self._kill(process)
-        undisturbed = [self._start("write", n, "alone") for n in WRITERS]
-        self._end_well(undisturbed)
-        self.seen = [self._look(host) for host in self.hosts]
-        self.seen += [self._look(host, "compact") for host in self.hosts]
+        self._expect_success([self._start("write", n, "alone") for n in WRITERS])
+        self.comparisons = [self._compare(host) for host in self.hosts]
+        self.comparisons += [self._compare(host, "compact") for host in self.hosts]
         self._read_logs()
         return self
 
     def _is_over(self, seconds: float) -> bool:
-        """Return whether it lasted long enough, and both kinds of processes got something done."""
+        """Return whether it lasted long enough, and killed processes that had done something."""
         if seconds < self.lasts_s:
             return False
-        said = "".join(process.said()[0] for process in self._started)
-        return "made" in said and "noted" in said or seconds > FINISH_S
+        output = "".join(process.said()[0] for process in self._started)
+        return "made" in output and "stored" in output or seconds > DEADLINE_S
 
     def _start(self, verb: str, number: int, *more: str) -> Process:
         host = self.hosts[number % len(self.hosts)]
@@ -169,36 +169,36 @@ class Storm:
 
     def _kill(self, process: Process) -> None:
         process.send(signal.SIGKILL)
-        process.reap(deadline_s=FINISH_S)
+        process.reap(deadline_s=DEADLINE_S)
 
-    def _end_well(self, processes: Sequence[Process]) -> None:
+    def _expect_success(self, processes: Sequence[Process]) -> None:
         for process in processes:
-            if status := process.reap(deadline_s=FINISH_S):
-                self.wrong.append(f"ended with {status}: {process.said()[1][-2000:]}")
+            if status := process.reap(deadline_s=DEADLINE_S):
+                self.failures.append(f"ended with {status}: {process.said()[1][-2000:]}")
 
-    def _look(self, host: Host, *more: str) -> Seen:
-        process = self._on(host, "look", str(self.numbers), *more)
-        self._end_well([process])
-        return Seen(**json.loads(process.said()[0]))
+    def _compare(self, host: Host, *more: str) -> Comparison:
+        process = self._on(host, "compare", str(self.numbers), *more)
+        self._expect_success([process])
+        return Comparison(**json.loads(process.said()[0]))
 
     def _read_logs(self) -> None:
         for process in self._started:
             out, err = process.said()
             self.compactions += out.count("made")
             if "Traceback" in err:
-                self.wrong.append(err[-2000:])
+                self.failures.append(err[-2000:])
 
     def verify(self) -> str:
-        """Assert that every key is there as computed; return a summary."""
-        assert not self.wrong, "\n".join(self.wrong)
-        for seen in self.seen:
-            assert not seen.wrong, "\n".join(seen.wrong)
-            assert not seen.untrue
-            assert (seen.missing, seen.strange) == (0, 0)
-        assert self.kills and self.compactions and self.seen[0].notes > self.numbers
+        """Assert that every vector is as it was first returned; return a line of counts."""
+        assert not self.failures, "\n".join(self.failures)
+        for found in self.comparisons:
+            assert not found.problems, "\n".join(found.problems)
+            assert not found.changed
+            assert (found.missing, found.unknown) == (0, 0)
+        assert self.kills and self.compactions and self.comparisons[0].records > self.numbers
         return (
             f"{self.name}: a store of {self.numbers} keys, {self.kills} kills, "
-            f"{self.compactions} compactions, {self.seen[0].notes} vectors given out, all true"
+            f"{self.compactions} compactions, {self.comparisons[0].records} vectors, all unchanged"
         )
 
 
@@ -206,28 +206,28 @@ class Storm:
 
 
 def write(share: Path, numbers: int, writer: int, *, alone: bool) -> None:
-    """Store random batches forever; or, when the storm is over, this writer's numbers."""
+    """Store random batches forever; or, after the storm, this writer's own numbers."""
     view = open_view(share / "store")
-    mine = list(range(numbers)[writer :: len(WRITERS)] if alone else range(numbers))
-    with open(share / f"notes-{writer}", "a") as file:
-        for batch in _batches(mine, endless=not alone):
-            counting = put(view, batch, f"w{writer}")
-            for number, vector in zip(batch, counting, strict=True):
+    own = list(range(numbers)[writer :: len(WRITERS)] if alone else range(numbers))
+    with open(share / f"records-{writer}", "a") as file:
+        for batch in _batches(own, endless=not alone):
+            used = put(view, batch, f"w{writer}")
+            for number, vector in zip(batch, used, strict=True):
                 file.write(json.dumps([number, vector.tobytes().hex()]) + "\n")
             file.flush()
-            print("noted", flush=True)
+            print("stored", flush=True)
 
 
-def _batches(mine: list[int], *, endless: bool) -> Iterator[list[int]]:
-    chance = random.Random()
+def _batches(numbers: list[int], *, endless: bool) -> Iterator[list[int]]:
+    rng = random.Random()
     while endless:
-        yield chance.sample(mine, BATCH)
-    for start in range(0, len(mine), BATCH):
-        yield mine[start : start + BATCH]
+        yield rng.sample(numbers, BATCH)
+    for start in range(0, len(numbers), BATCH):
+        yield numbers[start : start + BATCH]
 
 
-def compact_for_ever(share: Path, grace_s: float) -> None:
-    """Compact, and remove what is superseded: at once, if readers are to meet what has gone."""
+def compact_forever(share: Path, grace_s: float) -> None:
+    """Compact, and remove superseded files: at once, if readers are to find files removed."""
     view = open_view(share / "store")
     while True:
         done = compact(view, grace_s=grace_s)
@@ -236,51 +236,51 @@ def compact_for_ever(share: Path, grace_s: float) -> None:
         time.sleep(0.02)
 
 
-def look(share: Path, numbers: int, *, last: bool) -> Seen:
-    """Compare what is stored with every note; verify all of it, after a compaction if it is the
-    last look."""
-    seen, view = Seen(), open_view(share / "store")
-    if last:
+def compare(share: Path, numbers: int, *, compact_first: bool) -> Comparison:
+    """Compare the store with every record, and verify all of it, optionally compacted before."""
+    result, view = Comparison(), open_view(share / "store")
+    if compact_first:
         done = compact(view, grace_s=0)
         found = info("default", view)
         if (found.vectors, found.duplicates) != (numbers, 0) or done.waiting:
-            seen.wrong.append(f"after the last compaction: {found} {done}")
-    _compare(view, share, numbers, seen)
-    seen.wrong += list(verify(view))
-    return seen
+            result.problems.append(f"after the last compaction: {found} {done}")
+    _compare_records(view, share, numbers, result)
+    result.problems += list(verify(view))
+    return result
 
 
-def _compare(view: View, share: Path, numbers: int, seen: Seen) -> None:
+def _compare_records(view: View, share: Path, numbers: int, result: Comparison) -> None:
     found, vectors = view.lookup(keys_of(range(numbers)))
-    seen.missing = int((~found).sum())
-    if seen.missing:
+    result.missing = int((~found).sum())
+    if result.missing:
         return
     possible = np.stack([vectors_of(range(numbers), f"w{n}") for n in WRITERS])
-    seen.strange = int((~(possible == vectors).all(2).any(0)).sum())
-    for notes in share.glob("notes-*"):
-        for number, vector in _notes(notes):
-            seen.notes += 1
+    result.unknown = int((~(possible == vectors).all(2).any(0)).sum())
+    for path in share.glob("records-*"):
+        for number, vector in _records(path):
+            result.records += 1
             if vectors[number].tobytes().hex() != vector:
-                seen.untrue.append(f"{notes.name}: {number}")
+                result.changed.append(f"{path.name}: {number}")
 
 
-def _notes(path: Path) -> Iterator[Any]:
+def _records(path: Path) -> Iterator[Any]:
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)
         except ValueError:
-            continue  # a kill cut it short, and the next line may hang on to it
+            continue  # truncated by a kill; the next line may be joined to it
 
 
 def main() -> None:
-    """Be one of the processes."""
+    """Run one of the processes."""
     verb, share, *rest = sys.argv[1:]
     if verb == "write":
         write(Path(share), int(rest[0]), int(rest[1]), alone="alone" in rest)
     elif verb == "compact":
-        compact_for_ever(Path(share), float(rest[0]))
+        compact_forever(Path(share), float(rest[0]))
     else:
-        print(json.dumps(asdict(look(Path(share), int(rest[0]), last="compact" in rest))))
+        result = compare(Path(share), int(rest[0]), compact_first="compact" in rest)
+        print(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

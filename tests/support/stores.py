@@ -1,4 +1,4 @@
-"""Stores whose vectors follow from their keys, so that any reader can tell whether one is right."""
+"""Stores whose vectors follow from their keys, so that any reader can check one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.store import folders, writer
+from embed.store import spaces, writer
 from embed.store.keys import KEY, Keys
 from embed.store.shards import Columns
 from embed.store.view import View
@@ -32,8 +32,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def open_view(root: Path, **options: Any) -> View:
-    """Return a space of a store, made if it is not there."""
-    view = folders.opened({**OPTIONS, "store": str(root), **options})
+    """Return a space of a store, which is created if necessary."""
+    view = spaces.open_space({**OPTIONS, "store": str(root), **options})
     view.refresh()
     return view
 
@@ -45,7 +45,7 @@ def keys_of(numbers: Iterable[int]) -> Keys:
 
 
 def vectors_of(numbers: Iterable[int], salt: str = "", width: int = WIDTH) -> NDArray[Any]:
-    """Return the vectors of some numbers; a salt makes others of them."""
+    """Return the vectors of some numbers; another salt gives other vectors."""
     rows = []
     for number in numbers:
         seed = int.from_bytes(hashlib.sha256(f"{number}{salt}".encode()).digest()[:8])
@@ -54,7 +54,7 @@ def vectors_of(numbers: Iterable[int], salt: str = "", width: int = WIDTH) -> ND
 
 
 def columns_of(numbers: Iterable[int], input: str = "a.faa") -> Columns:
-    """Return what stands beside the vectors of some numbers."""
+    """Return the columns of some numbers."""
     found = list(numbers)
     return Columns(
         keys=keys_of(found),
@@ -67,6 +67,6 @@ def columns_of(numbers: Iterable[int], input: str = "a.faa") -> Columns:
 
 
 def put(view: View, numbers: Iterable[int], salt: str = "") -> NDArray[Any]:
-    """Store some numbers; return the vectors that count."""
+    """Store some numbers; return the vectors that are used."""
     found = list(numbers)
     return writer.add(view, columns_of(found), vectors_of(found, salt, view.space.width))

@@ -1,1 +1,1 @@
-"""DNABERT-2 and DNABERT-S: their shape, their tokens, and their network on packed batches."""
+"""DNABERT-2 and DNABERT-S: their shape, their tokenizer, and their network on packed batches."""

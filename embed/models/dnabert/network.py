@@ -1,15 +1,15 @@
 """DNABERT-2 and DNABERT-S: load the published weights and run them on packed batches.
 
-The architecture, as published: word and type embeddings, summed and normalised, no table of
-positions; then layers of attention and a gated feed-forward block, each followed (not preceded) by
-its normalisation. Position enters as a bias on the attention's scores, -slope * |i - j|, with a
-slope of its own for every head. Nothing of it is in transformers: its stock BertModel takes such a
-checkpoint without an error, and leaves every layer as it was initialised at random. So a
-checkpoint must have exactly the tensors that `dnabert_shape.py` names.
+The published architecture: word and type embeddings, summed and normalised, without position
+embeddings; then layers of attention and a gated feed-forward block, each followed (not preceded) by
+its normalisation. Position enters as a bias on the attention's scores, -slope * |i - j|, with
+another slope for every head. transformers does not have it: its stock BertModel loads such a
+checkpoint without an error, and leaves every layer randomly initialised. So a checkpoint must have
+exactly the tensors that `shape.py` lists.
 
 Sequences of a batch lie end to end, without padding; attention runs once for every run of equal
 lengths. One of the doors to torch. What this module does not know: bases, tokenizers, claims, and
-what becomes of the hidden states.
+how the hidden states are used.
 """
 
 from __future__ import annotations
@@ -25,55 +25,57 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from embed.models.dnabert.shape import Shape
-from embed.models.packed import Map, Pack, linear, scores_type
+from embed.models.dnabert.shape import DnabertShape
+from embed.models.packed import Pack, TensorMap, linear, scores_dtype
 from fsqueue import ClaimImpossible
 
 BEGIN, END = 1, 2
 """[CLS] and [SEP] of every published checkpoint's tokenizer."""
 HEADS_ONLY: Final = ("cls.", "pooler.")
-"""What these checkpoints hold besides the encoder: heads for training, which embed nothing."""
+"""Tensors of these checkpoints that are not part of the encoder: heads for training."""
 BIAS_MAX: Final = 1 << 26
-"""Numbers in one bias, 256 MiB: 12 heads over 2,364 tokens, which is 11 kb of DNA. What is longer
-attends in portions of its tokens."""
+"""Numbers in one bias, 256 MiB: 12 heads over 2,364 tokens, which is 11 kb of DNA. The tokens of
+longer sequences attend in portions."""
 
 Weights = dict[str, torch.Tensor]
 
 
-def load(folder: str, dtype: str, device: torch.device) -> Encoder:
-    """Load the model in `folder`. Raises ClaimImpossible unless its tensors are exactly those of
-    the architecture: none missing, none of another shape, none left over."""
-    shape = Shape.read(folder)
+def load(folder: str, dtype: str, device: torch.device) -> DnabertEncoder:
+    """Load the model in `folder`.
+
+    Raises ClaimImpossible unless its tensors are exactly those of the architecture: none missing,
+    none of another shape, none unknown.
+    """
+    shape = DnabertShape.read(folder)
     weights = encoder_weights(_read(folder), shape, folder)
-    kind = getattr(torch, dtype)
-    return Encoder(shape, {name: weight.to(device, kind) for name, weight in weights.items()})
+    torch_dtype = getattr(torch, dtype)
+    return DnabertEncoder(shape, {name: w.to(device, torch_dtype) for name, w in weights.items()})
 
 
-def encoder_weights(found: Weights, shape: Shape, folder: str) -> Weights:
+def encoder_weights(found: Weights, shape: DnabertShape, folder: str) -> Weights:
     """Return the encoder's tensors by their published names, checked against the architecture.
 
-    Checkpoints for masked language modelling say `bert.` before every name, and hold a head.
+    Checkpoints for masked language modelling prefix every name with `bert.`, and hold a head.
     """
     named = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
     named = {name: tensor for name, tensor in named.items() if not name.startswith(HEADS_ONLY)}
     expected = shape.tensors()
     missing = [name for name in expected if name not in named]
-    strange = [name for name in named if name not in expected]
+    unknown = [name for name in named if name not in expected]
     wrong = [
         name for name in expected if name in named and tuple(named[name].shape) != expected[name]
     ]
-    for names, what in ((missing, "missing"), (strange, "unknown"), (wrong, "of another shape")):
+    for names, what in ((missing, "missing"), (unknown, "unknown"), (wrong, "of another shape")):
         if names:
             raise ClaimImpossible(
-                f"{folder}: {len(names)} tensors of its checkpoint are {what}, {names[0]} first; "
-                f"it is incomplete, or of another architecture than DNABERT-2. Fetch it again."
+                f"{folder}: tensors of its checkpoint are {what} ({len(names)}; the first is "
+                f"{names[0]}); it is incomplete, or not a DNABERT-2. Fetch it again."
             )
     return {name: named[name] for name in expected}
 
 
 def _read(folder: str) -> Weights:
-    """Read safetensors, or what the publisher ships instead: a pickle, of which only tensors are
-    ever unpickled."""
+    """Read safetensors, or the pickle that the publisher ships; only tensors are loaded from it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -87,25 +89,25 @@ def _read(folder: str) -> Weights:
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         raise ClaimImpossible(
             f"{path}: cannot be read as a checkpoint of tensors ({type(error).__name__}); it is "
-            f"missing, cut short, or holds other objects, which are never run. Fetch it again."
+            f"missing, truncated, or holds other objects, which are never loaded. Fetch it again."
         ) from error
 
 
-class Encoder:
+class DnabertEncoder:
     """A loaded DNABERT."""
 
-    def __init__(self, shape: Shape, weights: Weights) -> None:
+    def __init__(self, shape: DnabertShape, weights: Weights) -> None:
         self.shape = shape
         self.width = shape.width
         word = weights["embeddings.word_embeddings.weight"]
         self.device = word.device
-        # Every token is of type 0, so the two tables are one.
+        # Every token is of type 0, so one table holds both embeddings.
         self._words = word + weights["embeddings.token_type_embeddings.weight"][0]
-        self._first = _norm(shape, weights, "embeddings.LayerNorm")
+        self._norm = _norm(shape, weights, "embeddings.LayerNorm")
         self._layers = [
             _Layer(shape, weights, f"encoder.layer.{number}") for number in range(shape.layers)
         ]
-        self._biases = _Biases(shape.heads, scores_type(word), self.device)
+        self._biases = _Biases(shape.heads, scores_dtype(word), self.device)
 
     def hidden(self, sequences: Sequence[NDArray[np.uint16]]) -> list[torch.Tensor]:
         """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
@@ -114,30 +116,30 @@ class Encoder:
         """
         with torch.inference_mode():
             pack = Pack.of(sequences, BEGIN, END, self.device)
-            x = self._first(F.embedding(pack.tokens, self._words))
+            x = self._norm(F.embedding(pack.tokens, self._words))
             for layer in self._layers:
                 x = layer(x, pack, self._biases)
             return list(x.split(pack.lengths))
 
 
 class _Layer:
-    def __init__(self, shape: Shape, weights: Weights, at: str) -> None:
+    def __init__(self, shape: DnabertShape, weights: Weights, prefix: str) -> None:
         self._heads = shape.heads
-        self._qkv = _linear(weights, f"{at}.attention.self.Wqkv")
-        self._out = _linear(weights, f"{at}.attention.output.dense")
-        self._first = _norm(shape, weights, f"{at}.attention.output.LayerNorm")
-        gate, up = weights[f"{at}.mlp.gated_layers.weight"].chunk(2)
+        self._qkv = _linear(weights, f"{prefix}.attention.self.Wqkv")
+        self._out = _linear(weights, f"{prefix}.attention.output.dense")
+        self._attention_norm = _norm(shape, weights, f"{prefix}.attention.output.LayerNorm")
+        gate, up = weights[f"{prefix}.mlp.gated_layers.weight"].chunk(2)
         self._gate, self._up = linear(gate.contiguous(), gelu=True), linear(up.contiguous())
-        self._down = _linear(weights, f"{at}.mlp.wo")
-        self._second = _norm(shape, weights, f"{at}.mlp.layernorm")
+        self._down = _linear(weights, f"{prefix}.mlp.wo")
+        self._mlp_norm = _norm(shape, weights, f"{prefix}.mlp.layernorm")
 
     def __call__(self, x: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
-        x = self._first(self._out(self._attend(self._qkv(x), pack, biases)) + x)
-        return self._second(self._down(self._gate(x) * self._up(x)) + x)
+        x = self._attention_norm(self._out(self._attend(self._qkv(x), pack, biases)) + x)
+        return self._mlp_norm(self._down(self._gate(x) * self._up(x)) + x)
 
     def _attend(self, qkv: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
         """Attend inside each sequence: (tokens, 3 * width) to (tokens, width)."""
-        wide = qkv.to(scores_type(qkv))
+        wide = qkv.to(scores_dtype(qkv))
         output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         for start, count, length in pack.runs:
             stop = start + count * length
@@ -150,11 +152,11 @@ class _Layer:
         return output
 
 
-def _linear(weights: Weights, name: str) -> Map:
+def _linear(weights: Weights, name: str) -> TensorMap:
     return linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
 
 
-def _norm(shape: Shape, weights: Weights, name: str) -> Map:
+def _norm(shape: DnabertShape, weights: Weights, name: str) -> TensorMap:
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
     return lambda x: F.layer_norm(x, (shape.width,), weight, bias, shape.epsilon)
 
@@ -162,17 +164,20 @@ def _norm(shape: Shape, weights: Weights, name: str) -> Map:
 class _Biases:
     """What attention adds to its scores: -slope * |i - j|, with a slope for each head."""
 
-    def __init__(self, heads: int, kind: torch.dtype, device: torch.device) -> None:
+    def __init__(self, heads: int, dtype: torch.dtype, device: torch.device) -> None:
         self._slopes = torch.tensor(slopes(heads), device=device)[:, None, None]
-        self._kind = kind
+        self._dtype = dtype
         self._whole = torch.empty(heads, 0, 0)
 
     def of(self, length: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Yield the bias of a sequence of this length, (1, heads, tokens, length), in as many
-        portions of its tokens as BIAS_MAX asks for. One that is whole serves shorter ones too."""
+        """Yield (first token, token after the last, bias) for a sequence of this length.
+
+        A bias is (1, heads, tokens, length). There is one for the whole sequence, which is kept and
+        reused for shorter ones, or, beyond BIAS_MAX, one for each portion of its tokens.
+        """
         if len(self._slopes) * length * length <= BIAS_MAX:
             if self._whole.shape[1] < length:
-                size = -(-length // 64) * 64  # kernels want aligned rows
+                size = -(-length // 64) * 64  # kernels need aligned rows
                 self._whole = self._portion(0, size, size)
             yield 0, length, self._whole[None, :, :length, :length]
             return
@@ -185,14 +190,15 @@ class _Biases:
         """Return -slope * |i - j| for tokens i in [first, last) and j in [0, length)."""
         i = torch.arange(first, last, device=self._slopes.device)[:, None]
         j = torch.arange(length, device=self._slopes.device)
-        return (-self._slopes * (i - j).abs()).to(self._kind)
+        return (-self._slopes * (i - j).abs()).to(self._dtype)
 
 
 def slopes(heads: int) -> list[float]:
     """Return the slope of each head's bias.
 
-    For 8 heads 1/2, 1/4 ... 1/256; for another power of two the same way to 2**-8. In between: all
-    of the lower power's, then every other one of the higher power's. 12 heads: 8 and 4.
+    For 8 heads 1/2, 1/4 ... 1/256; for another power of two likewise down to 2**-8. For a number
+    between two powers: all of the lower power's, then every other one of the higher power's. For 12
+    heads: 8 and 4.
     """
     lower = 1 << int(math.log2(heads))
     series = [2.0 ** (-8.0 * (n + 1) / lower) for n in range(lower)]

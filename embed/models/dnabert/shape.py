@@ -1,6 +1,6 @@
-"""Know what a DNABERT-2 or DNABERT-S consists of: its size, and the name and shape of every tensor.
+"""The size of a DNABERT-2 or DNABERT-S, and the name and shape of every tensor of it.
 
-Planning asks here without importing torch. What this module does not know: how the model computes.
+Planning uses this without importing torch. What this module does not know: how the model computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fsqueue import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DnabertShape:
     """What config.json says about a model's size."""
 
     vocabulary: int
@@ -25,7 +25,7 @@ class Shape:
     epsilon: float
 
     @classmethod
-    def read(cls, folder: str) -> Shape:
+    def read(cls, folder: str) -> DnabertShape:
         """Return the shape of the model in `folder`. Raises UsageError if it is another model."""
         with open(f"{folder}/config.json", encoding="utf-8") as file:
             config = json.load(file)
@@ -52,7 +52,7 @@ class Shape:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Return the name and shape of every tensor of the encoder, as published."""
         d, inner = self.width, self.inner
-        found: dict[str, tuple[int, ...]] = {
+        tensors: dict[str, tuple[int, ...]] = {
             "embeddings.word_embeddings.weight": (self.vocabulary, d),
             "embeddings.token_type_embeddings.weight": (self.types, d),
             "embeddings.LayerNorm.weight": (d,),
@@ -60,7 +60,7 @@ class Shape:
         }
         for layer in range(self.layers):
             at = f"encoder.layer.{layer}"
-            found |= {
+            tensors |= {
                 f"{at}.attention.self.Wqkv.weight": (3 * d, d),
                 f"{at}.attention.self.Wqkv.bias": (3 * d,),
                 f"{at}.attention.output.dense.weight": (d, d),
@@ -73,7 +73,7 @@ class Shape:
                 f"{at}.mlp.layernorm.weight": (d,),
                 f"{at}.mlp.layernorm.bias": (d,),
             }
-        return found
+        return tensors
 
 
 def _heads_do_not_divide(config: dict[str, Any]) -> bool:

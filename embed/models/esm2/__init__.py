@@ -1,1 +1,1 @@
-"""ESM-2: its tokens by table, and its network on packed batches."""
+"""ESM-2: its tokenizer, a table, and its network on packed batches."""

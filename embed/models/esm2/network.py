@@ -1,10 +1,11 @@
 """Load an ESM-2 and run it on packed batches: sequences end to end, no padding, no mask.
 
-The only door to transformers, whose `EsmModel` reads every published size and names what is
-missing. The forward pass over its tensors is ours, for packs (`packed.py`); the numbers are those
-of the stock model for a sequence alone (`tests/embed/test_models.py` holds them to 1e-5).
+transformers' `EsmModel` loads every published size and reports missing weights. The forward pass
+over its tensors is written here, for packs (`packed.py`); its numbers are those of the stock model
+for a single sequence, within 1e-5 (`tests/embed/models/test_esm2.py`).
 
-What this module does not know: residues, claims, and what becomes of the hidden states.
+One of the doors to torch and transformers. What this module does not know: residues, claims, and
+how the hidden states are used.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from torch.nn import functional
 from transformers import EsmModel
 from transformers.utils import logging
 
-from embed.models.esm2.tokens import BEGIN, END
-from embed.models.packed import DTYPES, Map, Pack, attend, linear, to_device
+from embed.models.esm2.tokenizer import BEGIN, END
+from embed.models.packed import DTYPES, Pack, TensorMap, attend, linear, to_device
 from fsqueue import ClaimImpossible
 
 
-def load(folder: str, dtype: str, device: torch.device) -> Encoder:
-    """Load the model in `folder`. Raises ClaimImpossible if a weight is missing: no layer is ever
-    left as it was initialised at random."""
-    with quietly():
+def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
+    """Load the model in `folder`.
+
+    Raises ClaimImpossible if a weight is missing, so that no layer is left randomly initialised.
+    """
+    with transformers_silenced():
         model, found = EsmModel.from_pretrained(
             folder,
             add_pooling_layer=False,
@@ -39,31 +42,31 @@ def load(folder: str, dtype: str, device: torch.device) -> Encoder:
     missing = sorted(found["missing_keys"])
     if missing:
         raise ClaimImpossible(
-            f"{folder}: {len(missing)} of the model's weights are not in its files, {missing[0]} "
-            f"first; it was saved from another kind of model. Give a complete ESM-2."
+            f"{folder}: weights of the model are missing from its files ({len(missing)}; the first "
+            f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
-    return Encoder(model.to(device).eval())
+    return Esm2Encoder(model.to(device).eval())
 
 
-class Encoder:
+class Esm2Encoder:
     """A loaded ESM-2: the tensors of transformers' `EsmModel`, computed in fewer and larger steps.
 
-    Query, key and value come from one product. Of each head the two halves that a rotation mixes
-    are laid side by side, so that the pairs are complex numbers and the rotation one
-    multiplication; the scores, sums over a head, do not see the order.
+    Query, key and value come from one product. The two halves of each head that a rotation mixes
+    are interleaved, so that the pairs are complex numbers and the rotation is one multiplication;
+    the scores, sums over a head, do not depend on the order.
     """
 
     def __init__(self, model: Any) -> None:
-        config, kind = model.config, model.dtype
+        config, dtype = model.config, model.dtype
         self.width: int = config.hidden_size
         self.device: torch.device = model.device
         self._heads: int = config.num_attention_heads
-        # What the model was trained with: 12 % of its inputs were zeros, and none is now.
+        # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
         word = model.embeddings.word_embeddings.weight.detach()
-        self._words = (word.float() * scale).to(kind)
-        self._before = model.embeddings.layer_norm
-        self._after = model.encoder.emb_layer_norm_after
+        self._words = (word.float() * scale).to(dtype)
+        self._norm_before = model.embeddings.layer_norm
+        self._norm_after = model.encoder.emb_layer_norm_after
         self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
         self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
 
@@ -75,19 +78,19 @@ class Encoder:
         arrays = [np.frombuffer(ids, np.uint8) for ids in sequences]
         with torch.inference_mode():
             pack = Pack.of(arrays, BEGIN, END, self.device)
-            turns = self._turns(pack)
+            rotations = self._rotations(pack)
             x = functional.embedding(pack.tokens, self._words)
-            if self._before is not None:
-                x = self._before(x)
+            if self._norm_before is not None:
+                x = self._norm_before(x)
             for layer in self._layers:
-                x = layer(x, turns, pack)
-            return list(self._after(x).split(pack.lengths))
+                x = layer(x, rotations, pack)
+            return list(self._norm_after(x).split(pack.lengths))
 
-    def _turns(self, pack: Pack) -> torch.Tensor:
-        """Return e^(i * position * speed), (tokens, 1, 1, d / 2) complex64."""
+    def _rotations(self, pack: Pack) -> torch.Tensor:
+        """Return e^(i * position * inv_freq), (tokens, 1, 1, d / 2) complex64."""
         angles = torch.outer(torch.arange(max(pack.lengths), dtype=torch.float32), self.inv_freq)
-        turns = torch.polar(torch.ones_like(angles), angles)[torch.from_numpy(pack.positions)]
-        return to_device(turns[:, None, None], self.device)
+        rotations = torch.polar(torch.ones_like(angles), angles)[torch.from_numpy(pack.positions)]
+        return to_device(rotations[:, None, None], self.device)
 
 
 class _Layer:
@@ -96,10 +99,10 @@ class _Layer:
     def __init__(self, layer: Any, heads: int) -> None:
         attention = layer.attention
         projections = [getattr(attention.self, name) for name in ("query", "key", "value")]
-        weights = [_paired(p.weight.detach(), heads) for p in projections[:2]]
-        biases = [_paired(p.bias.detach(), heads) for p in projections[:2]]
+        weights = [_interleaved(p.weight.detach(), heads) for p in projections[:2]]
+        biases = [_interleaved(p.bias.detach(), heads) for p in projections[:2]]
         self._heads = heads
-        self._first, self._second = attention.LayerNorm, layer.LayerNorm
+        self._attention_norm, self._mlp_norm = attention.LayerNorm, layer.LayerNorm
         self._qkv = linear(
             torch.cat([*weights, projections[2].weight.detach()]),
             torch.cat([*biases, projections[2].bias.detach()]),
@@ -108,26 +111,26 @@ class _Layer:
         self._up = _linear(layer.intermediate.dense, gelu=True)
         self._down = _linear(layer.output.dense)
 
-    def __call__(self, x: torch.Tensor, turns: torch.Tensor, pack: Pack) -> torch.Tensor:
-        qkv = self._qkv(self._first(x)).view(len(x), 3, self._heads, -1)
+    def __call__(self, x: torch.Tensor, rotations: torch.Tensor, pack: Pack) -> torch.Tensor:
+        qkv = self._qkv(self._attention_norm(x)).view(len(x), 3, self._heads, -1)
         pairs = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2)))
-        q, k = torch.view_as_real(pairs * turns).flatten(-2).unbind(1)
+        q, k = torch.view_as_real(pairs * rotations).flatten(-2).unbind(1)
         x = x + self._out(attend(q, k, qkv[:, 2], pack))
-        return x + self._down(self._up(self._second(x)))
+        return x + self._down(self._up(self._mlp_norm(x)))
 
 
-def _linear(module: Any, *, gelu: bool = False) -> Map:
+def _linear(module: Any, *, gelu: bool = False) -> TensorMap:
     return linear(module.weight.detach(), module.bias.detach(), gelu=gelu)
 
 
-def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
+def _interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder each head's rows from (first half, second half) to pairs of one of each."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers from printing its loading bar and its table of unused weights."""
+def transformers_silenced() -> Iterator[None]:
+    """Keep transformers from printing its progress bar and its table of unused weights."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,1 +1,1 @@
-"""Any other encoder that transformers has: its shape, its tokens, and its network."""
+"""Any other encoder that transformers has: its shape, its tokenizer, and its network."""

@@ -1,11 +1,13 @@
-"""Any other encoder that transformers has: BERT and its kin, T5's encoder, ESM-1, ...
+"""Load and run any other encoder that transformers has: BERT and its relatives, T5's encoder, ...
 
-Nothing is known of how it attends, so batches are padded, with a mask, and never by much: they come
-sorted by length, and one that is uneven all the same is divided. One of the doors to transformers.
+How it attends is not known, so batches are padded, with a mask. They arrive sorted by length, and
+one of uneven lengths is divided, so there is little padding.
 
-Two ways to load a model wrongly without an error are closed here: a layer that the files lack would
-stay as it was initialised at random, and a tensor that the model has no place for would be left
-out, as where a checkpoint of another architecture claims to be a plain BERT.
+transformers accepts two kinds of unsuitable files without an error, which are refused here: with
+tensors missing, it would leave layers randomly initialised; with tensors left over, as in a
+checkpoint of another architecture that claims to be a plain BERT, it would ignore them.
+
+One of the doors to torch and transformers.
 """
 
 from __future__ import annotations
@@ -18,33 +20,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.models.esm2.network import DTYPES, quietly
+from embed.models.esm2.network import transformers_silenced
+from embed.models.packed import DTYPES
 from fsqueue import ClaimImpossible
 
 EVEN: Final = 0.75
-"""In one padded batch the shortest has at least this part of the longest's tokens."""
-NOT_NEEDED: Final = "pooler"
-"""What many have beside the encoder and few were trained with; the states come from before it."""
-FIXED: Final = ("position_ids", "inv_freq", "masked_bias", "attn.bias", "embed_positions.weights")
-"""Tables that older files hold, though they follow from the configuration."""
+"""In one padded batch the shortest sequence has at least this fraction of the longest's tokens."""
+UNUSED: Final = "pooler"
+"""A part after the encoder, which many models have untrained; the states are taken before it."""
+DERIVED: Final = ("position_ids", "inv_freq", "masked_bias", "attn.bias", "embed_positions.weights")
+"""Tables in older files that follow from the configuration."""
 
 Ids = NDArray[np.int64]
 
 
-def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) -> Encoder:
-    """Load the model in `folder`; `frame` are the tokens that begin and end every input.
+def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) -> GenericEncoder:
+    """Load the model in `folder`; `frame` holds the tokens that begin and end every input.
 
-    Raises ClaimImpossible unless its files and the architecture in transformers agree.
+    Raises ClaimImpossible unless its files match the architecture in transformers.
     """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
     try:
-        with quietly():
+        with transformers_silenced():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            halved = config.is_encoder_decoder and type(config) in ENCODERS
-            kind = AutoModelForTextEncoding if halved else AutoModel
-            model, found = kind.from_pretrained(
+            encoder_only = config.is_encoder_decoder and type(config) in ENCODERS
+            model_class = AutoModelForTextEncoding if encoder_only else AutoModel
+            model, found = model_class.from_pretrained(
                 folder,
                 config=config,
                 dtype=DTYPES[dtype],
@@ -57,36 +60,37 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
             f"{folder}: transformers cannot load this model ({_first_line(error)}); its files are "
             f"damaged, or it needs another version. Fetch it again, or give another model."
         ) from error
-    _check(folder, model, found)
-    if config.is_encoder_decoder and not halved:
+    _check_weights(folder, model, found)
+    if config.is_encoder_decoder and not encoder_only:
         model = model.get_encoder()
     if model.main_input_name != "input_ids":
         raise ClaimImpossible(
             f"{folder}: a {config.model_type!r} reads {model.main_input_name}, not text. Give a "
             f"text or sequence encoder."
         )
-    return Encoder(model.to(device).eval(), config, frame)
+    return GenericEncoder(model.to(device).eval(), config, frame)
 
 
-def _check(folder: str, model: Any, found: dict[str, Any]) -> None:
-    missing = sorted(name for name in found["missing_keys"] if NOT_NEEDED not in name.split("."))
-    parts = {name for name, _ in model.named_children()} - {NOT_NEEDED}
+def _check_weights(folder: str, model: Any, found: dict[str, Any]) -> None:
+    missing = sorted(name for name in found["missing_keys"] if UNUSED not in name.split("."))
+    parts = {name for name, _ in model.named_children()} - {UNUSED}
     prefix = f"{model.base_model_prefix}."
-    strange = sorted(
+    unexpected = sorted(
         name
         for name in found["unexpected_keys"]
-        if name.removeprefix(prefix).split(".")[0] in parts and not name.endswith(FIXED)
+        if name.removeprefix(prefix).split(".")[0] in parts and not name.endswith(DERIVED)
     )
-    for names, what in ((missing, "are not in its files"), (strange, "have no place in it")):
+    for names, what in ((missing, "missing from"), (unexpected, "unexpected in")):
         if names:
             raise ClaimImpossible(
-                f"{folder}: {len(names)} weights {what}, {names[0]} first: it was saved from "
-                f"another architecture than the {type(model).__name__} of transformers, and "
-                f"would be random in part. Give a model that transformers has."
+                f"{folder}: weights are {what} its files ({len(names)}; the first is {names[0]}): "
+                f"it was saved from another architecture than transformers' "
+                f"{type(model).__name__}, which would be partly random. Give a model that "
+                f"transformers has."
             )
 
 
-class Encoder:
+class GenericEncoder:
     """A loaded model of any architecture."""
 
     def __init__(self, model: Any, config: Any, frame: tuple[Ids, Ids]) -> None:
@@ -99,15 +103,15 @@ class Encoder:
     def hidden(self, sequences: Sequence[Ids]) -> list[torch.Tensor]:
         """Return the last layer's states of each sequence of token ids, (tokens, width) each.
 
-        The tokens that begin and end an input are added here, and have the first and last rows.
+        The first and last rows belong to the begin and end tokens, which are added here.
         """
         framed = [np.concatenate([self._begin, ids, self._end]) for ids in sequences]
         states: list[torch.Tensor] = []
-        for batch in even(framed):
-            states += self._padded(batch)
+        for batch in even_batches(framed):
+            states += self._run_padded(batch)
         return states
 
-    def _padded(self, batch: Sequence[Ids]) -> list[torch.Tensor]:
+    def _run_padded(self, batch: Sequence[Ids]) -> list[torch.Tensor]:
         longest = max(map(len, batch))
         ids = np.full((len(batch), longest), self._padding, np.int64)
         mask = np.zeros((len(batch), longest), np.int64)
@@ -122,8 +126,8 @@ class Encoder:
         return [row[: len(one)] for row, one in zip(states, batch, strict=True)]
 
 
-def even(framed: Sequence[Ids]) -> Iterator[list[Ids]]:
-    """Divide a batch, in its order, into runs of sequences of about equal length."""
+def even_batches(framed: Sequence[Ids]) -> Iterator[list[Ids]]:
+    """Divide a batch, in its order, into runs of sequences of similar length."""
     run: list[Ids] = []
     shortest = longest = 0
     for one in framed:

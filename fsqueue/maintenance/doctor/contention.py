@@ -1,9 +1,8 @@
-"""Let several processes reach for the same names at the same moments, and judge who won.
+"""Let several processes compete for the same names at the same moments, and judge who won.
 
-The three things that must have one winner wherever they are done: the rename that takes a claim (by
-the very function that takes claims), the link that publishes an output, and O_EXCL. Nobody waits
-for anybody: every round has its own moment on the wall clock, which whoever arranges a contest
-between hosts corrects for their skew.
+Three operations must have exactly one winner: the rename that takes a claim (by the same function
+that takes claims), the link that publishes an output, and O_EXCL. The contestants do not wait for
+each other: every round has its own moment on the wall clock, corrected for skew between hosts.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ ROUND_S: Final = 0.02
 
 
 def prepare(directory: str, rounds: int) -> None:
-    """Make what is to be taken; one contestant does, before the start."""
+    """Make the files to be taken; one contestant does this before the start."""
     for number in range(rounds):
         atomic.stage(f"{directory}/taken{number}", (b"claim",))
 
 
 def contend(directory: str, me: str, rounds: int, start: float) -> list[str]:
-    """Reach for everything at its moment from `start`, wall clock; return what was won."""
+    """Try each prize at its moment, counted from `start` (wall clock); return what was won."""
     won = []
     for number in range(rounds):
         time.sleep(max(0.0, start + number * ROUND_S - time.time()))
@@ -45,7 +44,7 @@ def contend(directory: str, me: str, rounds: int, start: float) -> list[str]:
 
 
 def judge(won: Iterable[Sequence[str]], rounds: int) -> list[str]:
-    """Return what is wrong with the contestants' wins: each prize must be won exactly once."""
+    """Return what is wrong with the wins: each prize must be won exactly once."""
     wins = Counter(prize for each in won for prize in each)
     problems = []
     for race in RACES:
@@ -59,7 +58,7 @@ def judge(won: Iterable[Sequence[str]], rounds: int) -> list[str]:
 
 
 def run_contest_here(directory: str, *, rounds: int, processes: int) -> list[list[str]]:
-    """Contend with processes of this host; return what each won."""
+    """Run a contest among processes of this host; return what each won."""
     from multiprocessing import get_context
 
     prepare(directory, rounds)
@@ -69,7 +68,7 @@ def run_contest_here(directory: str, *, rounds: int, processes: int) -> list[lis
     for number in range(processes):
         reader, writer = fork.Pipe(duplex=False)
         given = (writer, directory, f"p{number}", rounds, start)
-        contestant = fork.Process(target=_contend_and_tell, args=given)
+        contestant = fork.Process(target=_contend_and_report, args=given)
         contestant.start()
         writer.close()
         contestants.append((contestant, reader))
@@ -78,12 +77,12 @@ def run_contest_here(directory: str, *, rounds: int, processes: int) -> list[lis
         try:
             won.append(reader.recv())
         except EOFError:
-            won.append(["it ended before it could tell"])
+            won.append(["it ended before it could report"])
         contestant.join()
     return won
 
 
-def _contend_and_tell(
+def _contend_and_report(
     writer: Connection, directory: str, me: str, rounds: int, start: float
 ) -> None:
     writer.send(contend(directory, me, rounds, start))
@@ -101,7 +100,7 @@ def _create(path: str, me: str) -> bool:
         atomic.stage(path, (me.encode(),))
         return True
     except OSError as error:
-        # RACE: another created it first. sshfs says EPERM for it.
+        # RACE: another created it first. sshfs reports EPERM then.
         if not isinstance(error, FileExistsError | PermissionError):
             raise
         return False

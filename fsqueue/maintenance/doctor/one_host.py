@@ -1,8 +1,8 @@
-"""Try out in a directory what fsqueue assumes of a file system, from one host.
+"""Test in a directory what fsqueue assumes of a file system, from one host.
 
-Each probe uses the very calls of the protocol (`atomic.py`), in a private directory that is removed
-again, and returns a finding. `quick` is milliseconds and a few dozen operations; `thorough` also
-lets several processes contend. What only a second host can show is in `meeting.py`.
+Each probe uses the same calls as the protocol (`storage.atomic`), in a private directory that is
+removed afterwards, and returns a finding. `quick` takes milliseconds and a few dozen operations;
+`thorough` also lets several processes compete. What only a second host can show is in `two_hosts`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LITTLE_INODES: Final = 10_000
 SLOW_S: Final = 0.1
 SKEW_S: Final = 2.0
 NAME_BYTES: Final = 255
-SLOWER: Final = "thieves may scan at the same time, which is slower and still right"
-OWN_TIME: Final = "no decision rests on it; times shown are each host's own"
+SLOWER: Final = "thieves may scan at the same time, which is slower but still correct"
+OWN_TIME: Final = "no decision depends on it; times shown are each host's own"
 
 
 class Level(StrEnum):
@@ -38,14 +38,14 @@ class Level(StrEnum):
 
     FINE = "ok"
     NOTE = "note"
-    """Something is missing or slow that fsqueue does without."""
+    """Something is missing or slow that fsqueue can do without."""
     BAD = "BAD"
-    """A pool would not be right here."""
+    """The directory is not suitable for a pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried, what was seen, and what it means."""
+    """One thing that was tested, what was seen, and what it means."""
 
     name: str
     level: Level
@@ -68,9 +68,9 @@ def bad(name: str, text: str) -> Finding:
 
 
 def refuse_unfit(root: str) -> None:
-    """Raise NotSupportedError, with the reason, where a pool at `root` could not be right.
+    """Raise NotSupportedError, with the reason, if a pool at `root` would not work.
 
-    Tries it in the nearest directory that exists; an error of the system itself is raised as it is.
+    Tests the nearest directory that exists; an OSError is raised as it is.
     """
     directory = os.path.abspath(root)
     while not os.path.isdir(directory):
@@ -79,12 +79,12 @@ def refuse_unfit(root: str) -> None:
     if unfit:
         raise NotSupportedError(
             f"{root} cannot hold a pool: {'; '.join(unfit)}. Put the pool on another file system; "
-            f"fsqueue doctor {directory} says more."
+            f"for details: fsqueue doctor {directory}"
         )
 
 
 def quick(directory: str) -> Iterator[Finding]:
-    """Try what takes milliseconds. Raises OSError if nothing can be written there at all."""
+    """Run the tests that take milliseconds. Raises OSError if nothing can be written there."""
     mount = mount_of(directory)
     yield kind(mount)
     yield space(mount)
@@ -94,7 +94,7 @@ def quick(directory: str) -> Iterator[Finding]:
 
 
 def thorough(directory: str) -> Iterator[Finding]:
-    """Try what one host alone can show."""
+    """Run all tests that one host can make alone."""
     yield from quick(directory)
     with private_directory(directory) as scratch:
         for probe in (contends, opens, locks, syncs, clock):
@@ -102,16 +102,16 @@ def thorough(directory: str) -> Iterator[Finding]:
 
 
 def guarded(probe: Callable[[str], Finding], scratch: str) -> Iterator[Finding]:
-    """Run one probe; an error that it did not foresee is a finding, too."""
+    """Run one probe; an error that it did not expect is a finding, too."""
     try:
         yield probe(scratch)
     except (OSError, NotSupportedError) as error:
-        yield bad(probe.__name__, f"it could not be tried: {error}")
+        yield bad(probe.__name__, f"it could not be tested: {error}")
 
 
 @contextmanager
 def private_directory(directory: str) -> Iterator[str]:
-    """Make a directory that nobody else looks into, and remove it with all that is in it."""
+    """Make a private directory, and remove it with its contents afterwards."""
     scratch = f"{directory}/{PRIVATE}{secrets.token_hex(6)}"
     directories.make(scratch)
     try:
@@ -120,28 +120,28 @@ def private_directory(directory: str) -> Iterator[str]:
         directories.discard(scratch)
 
 
-# ---- the quick ones ----
+# ---- quick probes ----
 
 
 def kind(mount: Mount) -> Finding:
-    """Say what it is."""
+    """Report the type of the file system."""
     text = f"{mount.type or 'unknown'} from {mount.source or '?'} ({mount.options or '?'})"
     if mount.one_host:
-        return note("type", f"{text}: only this host sees it, so all workers must run here")
+        return note("type", f"{text}: only this host can see it, so all workers must run here")
     return fine("type", text)
 
 
 def space(mount: Mount) -> Finding:
-    """Say what is free. A claim takes an inode, and so does each output."""
+    """Report the free space. A claim takes an inode, and so does its output."""
     inodes = "no fixed number of" if mount.free_inodes is None else f"{mount.free_inodes:,}"
     if mount.free_bytes is None:
         text = (
-            f"its size is unknown, and {inodes} inodes are free: perhaps its servers just came up"
+            f"its size is unknown, and {inodes} inodes are free: perhaps its servers just started"
         )
-        return note("space", f"{text}; where nothing can be written yet, try again in a minute")
+        return note("space", f"{text}; if nothing can be written yet, try again in a minute")
     text = f"{mount.free_bytes / 2**30:,.1f} GiB and {inodes} inodes are free"
     if mount.free_bytes < 1 << 20 or (mount.free_inodes or 1000) < 1000:
-        return bad("space", f"{text}: that is not enough for a pool")
+        return bad("space", f"{text}: not enough for a pool")
     if mount.free_bytes < LITTLE_BYTES or (mount.free_inodes or LITTLE_INODES) < LITTLE_INODES:
         return note("space", f"{text}: little; a claim and its output take one inode each")
     return fine("space", text)
@@ -163,15 +163,15 @@ def names(scratch: str) -> Finding:
 
 
 def publishes(scratch: str) -> Finding:
-    """Publish a name twice: the first one's bytes must stand."""
+    """Publish a name twice: the first one's bytes must stay."""
     path = f"{scratch}/published"
     try:
         first, second = atomic.publish(path, b"first"), atomic.publish(path, b"second")
     except NotSupportedError:
         return bad("link", "hard links do not work, and only link(2) publishes without replacing")
     if not first or second or atomic.read(path) != b"first":
-        return bad("link", "link(2) replaced a name that was there: an output could be overwritten")
-    return fine("link", "never replaces: an output that is there stands")
+        return bad("link", "link(2) replaced an existing name: an output could be overwritten")
+    return fine("link", "never replaces: an existing output stays")
 
 
 def creates(scratch: str) -> Finding:
@@ -181,9 +181,9 @@ def creates(scratch: str) -> Finding:
     try:
         atomic.stage(path, (b"second",))
     except FileExistsError:
-        # Not a RACE: nobody else looks in here; this is what is wanted.
-        return fine("create", "O_EXCL refuses a name that is there")
-    return bad("create", "O_EXCL opened a file that was there: half-written files could mix")
+        # Not a RACE: the directory is private; this is the expected answer.
+        return fine("create", "O_EXCL refuses an existing name")
+    return bad("create", "O_EXCL opened an existing file: half-written files could mix")
 
 
 def renames(scratch: str) -> Finding:
@@ -197,16 +197,16 @@ def renames(scratch: str) -> Finding:
     try:
         atomic.rename(f"{scratch}/waiting", f"{scratch}/again")
     except FileNotFoundError:
-        # Not a RACE: nobody else looks in here; this is what is wanted.
+        # Not a RACE: the directory is private; this is the expected answer.
         return fine("rename", "moves a name, and fails once it is gone: a claim has one owner")
-    return bad("rename", "of a name that is gone reports success: a claim could have two owners")
+    return bad("rename", "reports success for a name that is gone: a claim could have two owners")
 
 
-# ---- those that take a second ----
+# ---- probes that take a second ----
 
 
 def contends(scratch: str) -> Finding:
-    """Let four processes of this host reach for the same names at the same moments."""
+    """Let four processes of this host compete for the same names at the same moments."""
     rounds = 40
     problems = judge(run_contest_here(scratch, rounds=rounds, processes=4), rounds)
     if problems:
@@ -232,7 +232,7 @@ def opens(scratch: str) -> Finding:
         _close(fd)
     if not whole:
         return note("open files", "change when they are renamed: readers try again")
-    after = f"; one that is removed leaves {left[0][:12]}… behind, which is ignored" if left else ""
+    after = f"; removing one leaves {left[0][:12]}… behind, which is ignored" if left else ""
     return fine("open files", f"can be renamed while they are read{after}")
 
 
@@ -240,7 +240,7 @@ def _close(fd: int) -> None:
     try:
         os.close(fd)
     except OSError:
-        pass  # ESTALE of a file that is no more; there is nothing to be lost
+        pass  # ESTALE for a file that was removed; nothing is lost
 
 
 def locks(scratch: str) -> Finding:
@@ -249,12 +249,12 @@ def locks(scratch: str) -> Finding:
     if free is None:
         return note("flock", f"does not work here: {SLOWER}")
     if free:
-        return note("flock", f"excludes nobody: {SLOWER}")
+        return note("flock", f"excludes no other process: {SLOWER}")
     return fine("flock", "excludes another process of this host")
 
 
 def syncs(scratch: str) -> Finding:
-    """Time what publishing a small file durably takes."""
+    """Time how long it takes to publish a small file durably."""
     times = sorted(_seconds_to_publish(f"{scratch}/sync{number}") for number in range(5))
     text = f"a file and its directory in {1000 * times[2]:.1f} ms"
     if times[2] > SLOW_S:
@@ -263,7 +263,7 @@ def syncs(scratch: str) -> Finding:
 
 
 def clock(scratch: str) -> Finding:
-    """Compare the time that the file system gives a new file with ours."""
+    """Compare the file system's clock, by the mtime of a new file, with this host's."""
     skew_s = clock_skew_s(scratch)
     text = f"files are stamped {abs(skew_s):.2f} s {'ahead of' if skew_s > 0 else 'behind'} here"
     if abs(skew_s) > SKEW_S:
@@ -272,7 +272,7 @@ def clock(scratch: str) -> Finding:
 
 
 def clock_skew_s(directory: str) -> float:
-    """Return how far the clock that stamps new files is ahead of ours; median of five."""
+    """Return how far the file system's clock is ahead of this host's; median of five."""
     skews = []
     for index in range(5):
         path = f"{directory}/clock{index}"
@@ -291,5 +291,5 @@ def _seconds_to_publish(path: str) -> float:
 
 
 def fit(findings: Iterable[Finding]) -> bool:
-    """Say whether a pool would be right where these were found."""
+    """Return whether a directory with these findings is suitable for a pool."""
     return all(finding.level is not Level.BAD for finding in findings)

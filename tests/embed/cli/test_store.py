@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.embed.conftest import fasta
-from tests.support.embedding_pools import proteins
+from tests.support.fake_embeddings import proteins
 from tests.support.processes import fsqueue
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def finished(pool: Path) -> list[dict[str, int]]:
     return [event for event in events if event["event"] == "finished"]
 
 
-def test_two_pools_share_a_store_and_it_answers_questions(tmp_path: Path, tiny_model: Path) -> None:
+def test_two_pools_share_a_store_and_it_can_be_searched(tmp_path: Path, tiny_model: Path) -> None:
     store, query = tmp_path / "store", tmp_path / "query.faa"
     everything = list(proteins(40, length=60).items())
     (tmp_path / "a.faa").write_text(fasta(everything))
@@ -51,12 +51,12 @@ def test_two_pools_share_a_store_and_it_answers_questions(tmp_path: Path, tiny_m
     assert [sum(e["store_hits"] for e in events) for events in (first, second)] == [0, 40]
     assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
     status = json.loads(done("status", tmp_path / "second", "--json"))
-    assert status["counters"]["store_hits"] == 40
-    assert "40 store hits" in done("status", tmp_path / "second")
+    assert status["store_hits"] == 40
+    assert "40 from the store" in done("status", tmp_path / "second")
 
     (info,) = json.loads(done("embed", "store", "info", store, "--json"))
     assert (info["vectors"], info["duplicates"], info["model"]) == (40, 0, "tiny_esm2")
-    assert "1 space, as they were written" in done("embed", "store", "verify", store)
+    assert "1 space, all intact" in done("embed", "store", "verify", store)
 
 
 def query_answers(store: Path, query: Path) -> None:
@@ -72,7 +72,7 @@ def query_answers(store: Path, query: Path) -> None:
     assert len(json.loads(done("embed", "search", store, vectors, "--json"))) == 2
 
 
-def test_a_storage_worker_compacts_a_store_and_others_leave_it_alone(
+def test_a_storage_worker_compacts_a_store_and_other_workers_do_not(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     store, pool = tmp_path / "store", tmp_path / "pool"
@@ -93,7 +93,7 @@ def test_a_storage_worker_compacts_a_store_and_others_leave_it_alone(
     assert "planned before" in done("plan", "compact", pool, store, "--grace", "0")
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, tiny_model: Path) -> None:
+def test_errors_are_reported_in_one_line(tmp_path: Path, tiny_model: Path) -> None:
     store, path = tmp_path / "store", tmp_path / "a.faa"
     path.write_text(fasta(proteins(5, length=30).items()))
     done("embed", "file", path, "--model", tiny_model, "--store", store)
@@ -111,5 +111,5 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, tiny_model: Path) -> 
     ):
         result = fsqueue("embed", *words)
         assert result.returncode == 2, words
-        assert "is no store" in result.stderr
+        assert "is not a store" in result.stderr
         assert "Traceback" not in result.stderr

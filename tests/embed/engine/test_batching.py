@@ -1,4 +1,4 @@
-"""Batches hold every sequence once, within the budget, whatever comes before or after."""
+"""Batches hold every sequence once, within the budget, whatever is before or after them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed.engine.batching import WINDOW_BATCHES, Tokenized, ahead, batches, divided
+from embed.engine.batching import BATCHES_SORTED, Tokenized, batches, divide_batch, prefetched
 
 
 def made(lengths: list[int]) -> list[Tokenized]:
@@ -29,7 +29,7 @@ def test_every_sequence_is_in_one_batch_and_no_batch_is_too_large(
         assert tokens == sorted(tokens, reverse=True)
 
 
-def test_at_most_two_windows_are_held_at_a_time() -> None:
+def test_at_most_two_sorted_groups_are_held_at_a_time() -> None:
     seen = 0
 
     def endless():  # type: ignore[no-untyped-def]
@@ -41,18 +41,18 @@ def test_at_most_two_windows_are_held_at_a_time() -> None:
     found = batches(endless(), 100)
     next(found)
     found.close()  # type: ignore[attr-defined]
-    assert WINDOW_BATCHES * 100 // 10 <= seen <= 2 * WINDOW_BATCHES * 100 // 10
+    assert BATCHES_SORTED * 100 // 10 <= seen <= 2 * BATCHES_SORTED * 100 // 10
 
 
 def test_dividing_keeps_the_order() -> None:
-    parts = list(divided(made([5, 3, 9, 1]), 12))
+    parts = list(divide_batch(made([5, 3, 9, 1]), 12))
     assert [[sequence.row for sequence in part] for part in parts] == [[0, 1], [2], [3]]
 
 
-# ---- reading ahead ----
+# ---- prefetching ----
 
 
-def test_the_next_is_prepared_while_the_caller_has_the_one_before() -> None:
+def test_the_next_item_is_computed_while_the_caller_has_the_one_before() -> None:
     prepared, resumed = threading.Event(), threading.Event()
 
     def items() -> Iterator[str]:
@@ -61,27 +61,27 @@ def test_the_next_is_prepared_while_the_caller_has_the_one_before() -> None:
         assert resumed.wait(30)
         yield "second"
 
-    found = ahead(items())
+    found = prefetched(items())
     assert next(found) == "first"
     assert prepared.wait(30)
     resumed.set()
     assert list(found) == ["second"]
 
 
-def test_what_preparing_raises_is_raised_after_the_items_before_it() -> None:
+def test_an_exception_is_raised_after_the_items_before_it() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
 
-    found = ahead(items())
+    found = prefetched(items())
     assert next(found) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
 
 
-def test_a_reader_that_nobody_waits_for_ends() -> None:
+def test_closing_the_generator_ends_its_thread() -> None:
     before = threading.active_count()
-    found = ahead(iter(range(1, 1000)))
+    found = prefetched(iter(range(1, 1000)))
     assert next(found) == 1
     assert isinstance(found, Generator)
     found.close()

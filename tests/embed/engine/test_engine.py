@@ -1,4 +1,4 @@
-"""What devices do to a batch. No GPU is here, so the encoder that fails is a stand-in."""
+"""How the engine handles device errors; a fake encoder raises them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_single_sequence_that_does_not_fit_fails_its_claim_with_advice() -> No
         "CUDA error: an illegal memory access was encountered",
     ],
 )
-def test_a_poisoned_context_ends_the_worker(error: str) -> None:
+def test_an_unusable_context_ends_the_worker(error: str) -> None:
     engine = Engine(SmallDevice(room=0, error=error))  # type: ignore[arg-type]
     with pytest.raises(WorkerBroken, match=error[12:30]):
         engine.embed(batch(5), lambda _text: None)
@@ -88,13 +88,15 @@ def test_the_first_visible_gpu_is_chosen_else_the_cpu() -> None:
     assert choose_device(pytest.fail).type == kind
 
 
-def test_a_gpu_that_this_pytorch_cannot_use_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_this_pytorch_cannot_use_gives_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidia0")
     warnings: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     choose_device(warnings.append)
-    assert not warnings  # the CPU was asked for
+    assert not warnings  # the CPU was chosen explicitly
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert choose_device(warnings.append).type == "cpu"
-    assert "Install a build for CUDA" in warnings[0]
+    assert "Install a CUDA build" in warnings[0]

@@ -1,4 +1,4 @@
-"""Models stay loaded while there is room, and the least recently used goes first."""
+"""Models stay loaded while they fit into memory; the least recently used is evicted first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from embed.engine import model_cache
 from embed.engine.model_cache import ROOM_BYTES, ModelCache
 from embed.handlers.embed import Embed
-from embed.models.cost import Shape
+from embed.models.cost import ModelShape
 from embed.options import OPTIONS
 from fsqueue import NotSupportedError
 from tests.support.dnabert import write_model
@@ -22,24 +22,26 @@ def plans(tiny_model: Path, tmp_path: Path) -> list[dict[str, Any]]:
     """The options of three plans, each of another model or precision."""
     write_model(tmp_path / "dna")
     defaults = {option.name: option.default for option in OPTIONS}
-    asked = [
+    models = [
         {"model": str(tiny_model)},
         {"model": str(tmp_path / "dna")},
         {"model": str(tiny_model), "dtype": "bfloat16"},
     ]
-    return [Embed().prepare(defaults | each) for each in asked]
+    return [Embed().prepare(defaults | each) for each in models]
 
 
 def kinds(model_cache: ModelCache) -> list[str]:
     return [each.kind for each in model_cache]
 
 
-def held(free: int | None = None) -> ModelCache:
+def cache_with(free: int | None = None) -> ModelCache:
     return ModelCache(torch.device("cpu"), lambda: free)
 
 
-def test_models_stay_and_the_least_recently_used_goes_first(plans: list[dict[str, Any]]) -> None:
-    models = held()
+def test_models_stay_and_the_least_recently_used_is_evicted_first(
+    plans: list[dict[str, Any]],
+) -> None:
+    models = cache_with()
     for plan, kind in zip(plans[:2], "ab", strict=True):
         models.get(plan, kind, None)
     first = models.get(plans[0], "a", 2)
@@ -50,14 +52,14 @@ def test_models_stay_and_the_least_recently_used_goes_first(plans: list[dict[str
 
 
 def test_at_most_one_model_means_one(plans: list[dict[str, Any]]) -> None:
-    models = held()
+    models = cache_with()
     for plan, kind in zip(plans, "abc", strict=True):
         models.get(plan, kind, 1)
         assert kinds(models) == [kind]
 
 
-def test_what_does_not_fit_beside_others_sends_them_away(plans: list[dict[str, Any]]) -> None:
-    models = held(ROOM_BYTES)
+def test_models_are_evicted_until_a_new_one_fits(plans: list[dict[str, Any]]) -> None:
+    models = cache_with(ROOM_BYTES)
     models.get(plans[0], "a", None)
     models.get(plans[1], "b", None)
     assert kinds(models) == ["b"], "there is never room for two"
@@ -75,7 +77,7 @@ def test_a_load_that_runs_out_of_memory_is_tried_again_without_the_others(
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return real(*args)
 
-    models = held()
+    models = cache_with()
     models.get(plans[0], "a", None)
     monkeypatch.setattr(model_cache.families, "load", load)
     models.get(plans[1], "b", None)
@@ -89,12 +91,12 @@ def test_a_model_that_does_not_fit_alone_is_left_to_a_machine_with_more_memory(
         raise RuntimeError("CUDA out of memory. Tried to allocate 90 GiB")
 
     monkeypatch.setattr(model_cache.families, "load", load)
-    with pytest.raises(NotSupportedError, match="even alone"):
-        held().get(plans[0], "a", None)
+    with pytest.raises(NotSupportedError, match="does not fit into this device's memory"):
+        cache_with().get(plans[0], "a", None)
 
 
 def test_two_ways_of_pooling_share_one_loaded_model(plans: list[dict[str, Any]]) -> None:
-    models = held()
+    models = cache_with()
     one = models.get(plans[0], "a", None)
     assert one.engine(plans[0]) is one.engine(plans[0])
     assert one.engine({**plans[0], "pooling": "max"}) is not one.engine(plans[0])
@@ -107,7 +109,7 @@ def test_free_memory_is_known_here() -> None:
     assert model_cache.device_name()
 
 
-def test_a_handler_tells_what_it_has_loaded_and_lets_go_of_it(plans: list[dict[str, Any]]) -> None:
+def test_a_handler_reports_what_it_has_loaded_and_unloads_it(plans: list[dict[str, Any]]) -> None:
     handler = Embed()
     assert handler.loaded() == []
     handler.warm(plans[0])
@@ -120,9 +122,9 @@ def test_a_handler_tells_what_it_has_loaded_and_lets_go_of_it(plans: list[dict[s
     assert handler.loaded() == []
 
 
-def test_the_shape_in_a_plan_decides_no_byte(plans: list[dict[str, Any]]) -> None:
+def test_the_shape_in_a_plan_is_not_decisive(plans: list[dict[str, Any]]) -> None:
     assert plans[0]["shape"] == {
         "layers": 2, "width": 32, "inner": 64, "heads": 4, "gated": False
     }  # fmt: skip
-    assert Shape(**plans[1]["shape"]).gated
+    assert ModelShape(**plans[1]["shape"]).gated
     assert "shape" not in Embed().result_options(plans[0])

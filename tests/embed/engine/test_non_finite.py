@@ -1,4 +1,4 @@
-"""What half precision cannot hold is computed in float32, alone, and else fails by name."""
+"""What overflows in half precision is computed in float32; what is still not finite fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from embed import Encoder
-from embed.models.esm2.tokens import VOCABULARY
+from embed.models.esm2.tokenizer import VOCABULARY
 from fsqueue import ClaimFailed, Interrupted
 from tests.embed.conftest import Bench, fasta
 
@@ -37,7 +37,7 @@ def overflowing(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "per-token"])
-def test_what_overflows_has_the_row_of_float32_and_the_others_their_own(
+def test_sequences_that_overflow_get_their_float32_rows_and_others_are_unchanged(
     make_bench: MakeBench, overflowing: Path, pooling: str
 ) -> None:
     half = make_bench(model=str(overflowing), dtype="float16", pooling=pooling)
@@ -45,16 +45,16 @@ def test_what_overflows_has_the_row_of_float32_and_the_others_their_own(
     path = half.file(fasta(SEQUENCES))
     found, exact = half.embed(path), full.embed(path)
     assert np.isfinite(found.rows).all()
-    line = "2 vectors overflowed in half precision, and are computed in float32"
+    line = "2 vectors overflowed in half precision; computing in float32 instead"
     assert half.warnings.count(line) == 1 and not full.warnings
     for n, (id, _) in enumerate(SEQUENCES):
         cuts = found.columns.get("offsets", np.arange(len(SEQUENCES) + 1))
-        mine, theirs = (table.rows[cuts[n] : cuts[n + 1]] for table in (found, exact))
-        assert np.allclose(mine, theirs, atol=1e-6) is (id in ("w", "w2"))
-        assert np.allclose(mine, theirs, atol=0.05)
+        row, expected = (table.rows[cuts[n] : cuts[n + 1]] for table in (found, exact))
+        assert np.allclose(row, expected, atol=1e-6) is (id in ("w", "w2"))
+        assert np.allclose(row, expected, atol=0.05)
 
 
-def test_the_model_is_loaded_again_once_if_ever(
+def test_the_model_is_loaded_again_once_and_only_if_needed(
     make_bench: MakeBench, overflowing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from embed.models import families
@@ -83,8 +83,8 @@ def test_interruptions_change_no_byte(make_bench: MakeBench, overflowing: Path) 
     stops = 0
     while not bench.work(item).output.exists():
         try:
-            asked = iter([False])
-            make_bench(**options).handler.run(bench.work(item, stop=partial(next, asked, True)))
+            stopping = iter([False])
+            make_bench(**options).handler.run(bench.work(item, stop=partial(next, stopping, True)))
         except Interrupted:
             stops += 1
     assert stops >= 4
@@ -92,20 +92,22 @@ def test_interruptions_change_no_byte(make_bench: MakeBench, overflowing: Path) 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_is_not_finite_in_float32_either_fails_its_claim_by_name(
+def test_a_vector_that_is_not_finite_in_float32_fails_its_claim(
     make_bench: MakeBench, tiny_model: Path, tmp_path: Path, dtype: str
 ) -> None:
     broken = with_w(tiny_model, tmp_path / "broken", float("nan"))
     bench = make_bench(model=str(broken), dtype=dtype)
     (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
-    with pytest.raises(ClaimFailed, match=r"2 vectors .* even in float32, that of 'w' first"):
+    with pytest.raises(
+        ClaimFailed, match=r"2 vectors .* even in float32, the first of sequence 'w'"
+    ):
         bench.run(item)
     assert not bench.work(item).output.exists()
-    with pytest.raises(ClaimFailed, match="that of sequence 1 first"):
+    with pytest.raises(ClaimFailed, match="the first of sequence 1"):
         Encoder.load(str(broken), dtype=dtype).encode([text for _, text in SEQUENCES])
 
 
-def test_an_encoder_mends_too(overflowing: Path) -> None:
+def test_an_encoder_falls_back_to_float32_too(overflowing: Path) -> None:
     texts = [text for _, text in SEQUENCES]
     half = Encoder.load(str(overflowing), dtype="float16").encode(texts)
     full = Encoder.load(str(overflowing)).encode(texts)

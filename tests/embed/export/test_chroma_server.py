@@ -1,4 +1,4 @@
-"""The road to a real Chroma server on loopback, by the command that people type."""
+"""Export to a real Chroma server on loopback, by the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embed.store import Store
-from tests.support.export_readers import chroma_client, chroma_server, of_chroma
+from tests.support.export_targets import chroma_client, chroma_server, of_chroma
 from tests.support.processes import fsqueue
 from tests.support.stores import open_view, put, vectors_of
 
@@ -66,4 +66,4 @@ def test_the_store_may_stand_in_the_environment(tmp_path: Path) -> None:
     assert "record2" in done.stdout, done.stderr
     done = fsqueue("embed", "search", tmp_path / "query.npy")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "STORE and QUERY are needed" in done.stderr
+    assert "give STORE and QUERY" in done.stderr

@@ -1,4 +1,4 @@
-"""Every road gives back the store's vectors, each once, whoever dies or compacts meanwhile."""
+"""Every target returns the store's vectors, each once, with compactions and crashes meanwhile."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 
 from embed.export import target
-from embed.store import Store, places, view, walk, writer
+from embed.store import Store, scan, shard_names, view, writer
 from embed.store.compact import compact
 from embed.store.keys import hexadecimal
 from embed.store.shards import StoreError
 from fsqueue import NotSupportedError, UsageError
 from fsqueue.storage import atomic
 from tests.support.crash import CHANGES
-from tests.support.export_readers import READERS, chroma_client, exported
+from tests.support.export_targets import READERS, chroma_client, exported
 from tests.support.processes import environment
 from tests.support.stores import columns_of, keys_of, open_view, put, vectors_of
 
 pytestmark = pytest.mark.slow
-every_road = pytest.mark.parametrize("to", READERS)
+every_target = pytest.mark.parametrize("to", READERS)
 
 
 def unit(vectors: Any) -> Any:
@@ -60,8 +60,8 @@ def same(to: str, root: Path, target: Path | str) -> int:
     return len(found)
 
 
-@every_road
-def test_the_same_vectors_come_back_and_a_second_export_adds_only_what_is_new(
+@every_target
+def test_the_same_vectors_are_exported_and_a_second_export_adds_only_new_ones(
     tmp_path: Path, to: str
 ) -> None:
     root, target = tmp_path / "store", tmp_path / "target"
@@ -83,7 +83,7 @@ def test_the_same_vectors_come_back_and_a_second_export_adds_only_what_is_new(
 
 
 @pytest.mark.parametrize("to", ["h5", "npz", "parquet"])
-def test_a_file_is_left_alone_where_nothing_is_new(tmp_path: Path, to: str) -> None:
+def test_a_file_is_unchanged_if_nothing_is_new(tmp_path: Path, to: str) -> None:
     filled(tmp_path / "store")
     exported(to, tmp_path / "store", tmp_path / "target")
     before = os.stat(tmp_path / "target")
@@ -92,8 +92,8 @@ def test_a_file_is_left_alone_where_nothing_is_new(tmp_path: Path, to: str) -> N
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-@every_road
-def test_of_two_vectors_of_one_key_the_one_that_counts_is_exported(
+@every_target
+def test_of_two_vectors_of_one_key_the_one_in_use_is_exported(
     tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "store"
@@ -112,15 +112,15 @@ def test_of_two_vectors_of_one_key_the_one_that_counts_is_exported(
     assert same(to, root, tmp_path / "target") == 8
 
 
-@every_road
+@every_target
 def test_an_empty_store_adds_nothing(tmp_path: Path, to: str) -> None:
     open_view(tmp_path / "store")
     assert exported(to, tmp_path / "store", tmp_path / "target").added == 0
     assert not (tmp_path / "target").exists()
 
 
-@every_road
-def test_any_name_and_any_half_precision_passes(tmp_path: Path, to: str) -> None:
+@every_target
+def test_any_name_and_half_precision_can_be_exported(tmp_path: Path, to: str) -> None:
     shards = open_view(tmp_path / "store", store_dtype="float16")
     names = ["a/../b", "tab\tand\nnewline", "no utf-8: \udcff", "NaN", ""]
     columns = replace(columns_of(range(5), 'in "quotes" \udcfe.faa'), ids=names)
@@ -128,8 +128,8 @@ def test_any_name_and_any_half_precision_passes(tmp_path: Path, to: str) -> None
     exported(to, tmp_path / "store", tmp_path / "target")
     found = READERS[to](tmp_path / "target")
     rows = [found[id] for id in hexadecimal(keys_of(range(5)))]
-    legible = [*names[:2], "no utf-8: \\xff", *names[3:]]
-    assert [row.facts["record"] for row in rows] == legible
+    valid = [*names[:2], "no utf-8: \\xff", *names[3:]]
+    assert [row.facts["record"] for row in rows] == valid
     assert {row.facts["input"] for row in rows} == {'in "quotes" \\xfe.faa'}
     halves = vectors_of(range(5)).astype(np.float16).astype(np.float32)
     expected = unit(halves) if to == "faiss" else halves
@@ -137,7 +137,7 @@ def test_any_name_and_any_half_precision_passes(tmp_path: Path, to: str) -> None
 
 
 @pytest.mark.parametrize("to", ["lancedb", "chroma", "faiss", "parquet"])
-def test_embedded_texts_go_along(tmp_path: Path, to: str) -> None:
+def test_embedded_texts_are_exported(tmp_path: Path, to: str) -> None:
     columns = replace(
         columns_of([1, 2], "manual.txt"),
         texts=["Press the button.", "Wait."],
@@ -160,12 +160,12 @@ def test_a_database_finds_the_neighbours_that_the_store_finds(tmp_path: Path, to
     exported(to, tmp_path / "store", tmp_path / "target")
     queries = vectors_of(range(1000, 1010))
     ids, scores = Store(tmp_path / "store").search(queries, 5)
-    found, cosines = asked(to, tmp_path / "target", queries)
+    found, cosines = neighbours(to, tmp_path / "target", queries)
     assert found == ids.tolist()
     np.testing.assert_allclose(cosines, scores, atol=1e-5)
 
 
-def asked(to: str, target: Path, queries: Any) -> tuple[list[list[str]], Any]:
+def neighbours(to: str, target: Path, queries: Any) -> tuple[list[list[str]], Any]:
     """Return the ids and cosines of the nearest five, as the database has them."""
     if to == "lancedb":
         import lancedb
@@ -188,14 +188,14 @@ def asked(to: str, target: Path, queries: Any) -> tuple[list[list[str]], Any]:
 # ---- compactions beside an export ----
 
 
-@every_road
-def test_an_export_goes_on_while_shards_are_compacted_away(
+@every_target
+def test_an_export_continues_while_shards_are_compacted_away(
     tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "store"
     filled(root, shards=4)
     monkeypatch.setattr(target, "BLOCK_BYTES", 4 * 8 * 7)
-    real, batches = walk.Batch, 0
+    real, batches = scan.Batch, 0
 
     def compacting(*args: Any) -> Any:
         nonlocal batches
@@ -204,24 +204,26 @@ def test_an_export_goes_on_while_shards_are_compacted_away(
             assert compact(open_view(root), grace_s=0).removed == 4
         return real(*args)
 
-    monkeypatch.setattr(walk, "Batch", compacting)
+    monkeypatch.setattr(scan, "Batch", compacting)
     assert exported(to, root, tmp_path / "target").added == 80
-    monkeypatch.setattr(walk, "Batch", real)
+    monkeypatch.setattr(scan, "Batch", real)
     assert same(to, root, tmp_path / "target") == 80
 
 
-@pytest.mark.parametrize("looks", [1, 12])
+@pytest.mark.parametrize("attempts", [1, 12])
 def test_a_reader_waits_for_listings_that_are_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
     """The mount shows what was there before a compaction, and what it shows is gone."""
     shards = filled(tmp_path / "store")
-    reader, old = open_view(tmp_path / "store"), places.listed(shards.directory)
+    reader, old = open_view(tmp_path / "store"), shard_names.list_shards(shards.directory)
     compact(shards, grace_s=0)
     waited: list[float] = []
     monkeypatch.setattr("embed.store.view.time.sleep", waited.append)
-    real = places.listed
-    monkeypatch.setattr(places, "listed", lambda d: old if len(waited) < looks else real(d))
+    real = shard_names.list_shards
+    monkeypatch.setattr(
+        shard_names, "list_shards", lambda d: old if len(waited) < attempts else real(d)
+    )
     found, vectors = reader.lookup(keys_of(range(60)))
     assert found.all() and vectors.tobytes() == vectors_of(range(60)).tobytes()
     waited.clear()
@@ -229,33 +231,33 @@ def test_a_reader_waits_for_listings_that_are_late(
     assert [shard.count for shard in fresh.shards] == [60]
 
 
-def test_a_reader_says_so_where_listings_stay_wrong(
+def test_a_reader_gives_up_if_listings_stay_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = filled(tmp_path / "store")
-    reader, old = open_view(tmp_path / "store"), places.listed(shards.directory)
+    reader, old = open_view(tmp_path / "store"), shard_names.list_shards(shards.directory)
     compact(shards, grace_s=0)
     waited: list[float] = []
     monkeypatch.setattr("embed.store.view.time.sleep", waited.append)
-    monkeypatch.setattr(places, "listed", lambda _directory: old)
-    with pytest.raises(StoreError, match="names files that are not there"):
+    monkeypatch.setattr(shard_names, "list_shards", lambda _directory: old)
+    with pytest.raises(StoreError, match="listed files that do not exist"):
         reader.lookup(keys_of(range(60)))
     assert sum(waited) > 30
 
 
-def test_what_something_else_removed_ends_the_walk(tmp_path: Path) -> None:
+def test_a_shard_that_something_else_removed_ends_the_scan(tmp_path: Path) -> None:
     shards = filled(tmp_path / "store")
-    keys = walk.every_key(shards)
+    keys = scan.all_keys(shards)
     os.unlink(shards.shards[1].path)
-    with pytest.raises(StoreError, match="20 vectors are not there any more"):
-        list(walk.walk(shards, keys, 100))
+    with pytest.raises(StoreError, match="20 vectors no longer exist"):
+        list(scan.scan(shards, keys, 100))
 
 
-# ---- deaths ----
+# ---- crashes ----
 
 
 @pytest.mark.parametrize("to", ["faiss", "h5", "npz", "parquet"])
-def test_whoever_dies_writing_a_file_leaves_the_old_one_or_the_new(
+def test_a_crash_while_writing_leaves_the_old_file_or_the_new(
     tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, target = tmp_path / "store", tmp_path / "target"
@@ -300,7 +302,7 @@ def test_an_export_that_was_killed_is_completed_by_the_next(
 ) -> None:
     root, target = tmp_path / "store", tmp_path / "target"
     filled(root)
-    command = [sys.executable, "-m", "tests.support.export_readers", to, root, target]
+    command = [sys.executable, "-m", "tests.support.export_targets", to, root, target]
     killed = subprocess.run([*command, str(at)], env=environment(), capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     rest = exported(to, root, target).added
@@ -313,7 +315,7 @@ def test_an_export_that_was_killed_is_completed_by_the_next(
 
 
 @pytest.mark.parametrize("to", ["lancedb", "chroma"])
-def test_a_table_of_another_model_is_refused_and_can_be_called_otherwise(
+def test_a_table_of_another_model_is_refused_and_can_get_another_name(
     tmp_path: Path, to: str
 ) -> None:
     filled(tmp_path / "one")
@@ -326,7 +328,7 @@ def test_a_table_of_another_model_is_refused_and_can_be_called_otherwise(
 
 
 @pytest.mark.parametrize("to", ["faiss", "h5", "npz", "parquet"])
-def test_a_file_that_holds_what_the_store_lacks_is_refused(tmp_path: Path, to: str) -> None:
+def test_a_file_that_holds_what_is_missing_in_the_store_is_refused(tmp_path: Path, to: str) -> None:
     filled(tmp_path / "one")
     put(open_view(tmp_path / "two"), range(55, 65))
     exported(to, tmp_path / "one", tmp_path / "target")

@@ -18,9 +18,9 @@ import torch
 
 from embed import read
 from embed.models.esm2.network import load
-from embed.models.esm2.tokens import token_ids
+from embed.models.esm2.tokenizer import token_ids
 from embed.models.pooling import mean
-from embed.outputs.claim_file import unpack
+from embed.outputs.claim_file import decode_checkpoint
 from fsqueue import (
     BadInput,
     ClaimFailed,
@@ -52,7 +52,7 @@ def test_rows_are_the_mean_vectors_in_input_order(bench: Bench) -> None:
         assert np.abs(row - alone(bench, residues)).max() < 1e-5
 
 
-def test_the_header_says_how_the_numbers_came_about(bench: Bench) -> None:
+def test_the_header_says_how_the_numbers_were_computed(bench: Bench) -> None:
     found = bench.embed(bench.file(fasta(SEQUENCES)))
     meta = found.metadata
     assert meta["model"] == "tiny_esm2"
@@ -63,7 +63,7 @@ def test_the_header_says_how_the_numbers_came_about(bench: Bench) -> None:
     assert bench.warnings == []
 
 
-def test_where_the_input_lies_is_not_in_the_output(bench: Bench) -> None:
+def test_the_location_of_the_input_is_not_in_the_output(bench: Bench) -> None:
     """Nor who computed it, or when: the header holds these entries and no others."""
     (bench.tmp_path / "elsewhere").mkdir()
     (one,) = bench.plan(bench.file(fasta(SEQUENCES)))
@@ -81,7 +81,7 @@ def test_long_sequences_are_cut_and_counted(make_bench: MakeBench) -> None:
     found = bench.embed(bench.file(fasta([("long", "MKVLA" * 30), ("fits", "MKVLA" * 10)])))
     assert np.abs(found.rows[0] - found.rows[1]).max() < 1e-5
     assert found.metadata["counts"]["truncated"] == 1
-    assert bench.warnings == ["1 sequences were longer than --max-residues, and cut"]
+    assert bench.warnings == ["1 sequence was longer than --max-residues and truncated"]
 
 
 def test_the_default_cut_is_at_1022_residues(bench: Bench) -> None:
@@ -107,19 +107,19 @@ def test_an_empty_sequence_gets_zeros_and_is_counted(bench: Bench) -> None:
     assert np.isfinite(found.rows).all()
 
 
-def test_duplicate_ids_are_kept_by_position_and_warned_of(bench: Bench) -> None:
+def test_duplicate_ids_are_kept_in_order_with_a_warning(bench: Bench) -> None:
     found = bench.embed(bench.file(fasta([("a", "MKV"), ("a", "WWW"), ("b", "L"), ("a", "MKV")])))
     assert found.ids == ["a", "a", "b", "a"]
     assert np.abs(found.rows[0] - found.rows[3]).max() < 1e-5
     assert np.abs(found.rows[0] - found.rows[1]).max() > 0.01
     assert found.metadata["counts"]["duplicate_ids"] == 2
-    assert any("2 sequences have an id that came before" in line for line in bench.warnings)
+    assert any("2 sequences have the id of an earlier one" in line for line in bench.warnings)
 
 
 def test_a_file_without_sequences_gives_an_empty_table(bench: Bench) -> None:
     path = bench.file(b"")
     source = bench.handler.survey(path, bench.options)
-    assert source.notes == [f"{path}: holds no sequences; its claim will give an empty table."]
+    assert source.notes == [f"{path}: contains no sequences; its claim will give an empty table."]
     found = bench.embed(path)
     assert (found.ids, found.rows.shape) == ([], (0, 32))
 
@@ -149,7 +149,7 @@ def test_a_vector_that_is_not_finite_fails_the_claim_by_name(
 
     monkeypatch.setattr(engine.Engine, "embed", overflowing)
     (item,) = bench.plan(bench.file(fasta([("big", "MKV")])))
-    with pytest.raises(ClaimFailed, match=r"'big' first.*Fetch the model again"):
+    with pytest.raises(ClaimFailed, match=r"'big'.*Fetch the model again"):
         bench.run(item)
     assert not os.path.exists(bench.work(item).partial)
 
@@ -196,8 +196,8 @@ def test_an_interrupted_claim_ends_in_the_same_bytes(
     bench.work(item).output.unlink()
     stopped = 0
     while stopped < 300:
-        asked = iter([False] * stops_every)
-        work = bench.work(item, stop=partial(next, asked, True))
+        stopping = iter([False] * stops_every)
+        work = bench.work(item, stop=partial(next, stopping, True))
         try:
             make_bench(tokens_per_batch=300).handler.run(work)
             break
@@ -237,7 +237,7 @@ def test_a_crash_costs_what_was_not_yet_saved(
     assert len(done) == total + 1
 
 
-def test_a_checkpoint_holds_the_batches_that_its_name_tells(make_bench: MakeBench) -> None:
+def test_a_checkpoint_holds_the_batches_in_its_name(make_bench: MakeBench) -> None:
     """Two owners may save the same name: then what either holds must do for both."""
     bench = make_bench(tokens_per_batch=300)
     bench.options["checkpoint_seconds"] = 0
@@ -248,23 +248,23 @@ def test_a_checkpoint_holds_the_batches_that_its_name_tells(make_bench: MakeBenc
         if number not in (4, 5, 9):
             path.unlink()
     bench.options["checkpoint_seconds"] = 3600
-    asked = iter([False] * 12)
+    stopping = iter([False] * 12)
     with pytest.raises(Interrupted):
-        bench.handler.run(bench.work(item, stop=partial(next, asked, True)))
+        bench.handler.run(bench.work(item, stop=partial(next, stopping, True)))
     assert len(list(partial_directory.iterdir())) == 6  # 0-3, 4, 5, 6-8, 9, 10-14
     for name, data in bench.work(item).checkpoints().items():
         _, first, last = name.split("-")
-        assert sorted(unpack(data)) == list(range(int(first), int(last) + 1))
+        assert sorted(decode_checkpoint(data)) == list(range(int(first), int(last) + 1))
     assert bench.run(item) == undisturbed
 
 
-def test_damaged_checkpoints_are_left_out(make_bench: MakeBench) -> None:
+def test_damaged_checkpoints_are_ignored(make_bench: MakeBench) -> None:
     bench = make_bench(tokens_per_batch=300)
     (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
     undisturbed = bench.run(item)
     bench.work(item).checkpoint("rows-0000000-0000003", b"rubbish")
     assert bench.run(item) == undisturbed
-    assert any("rows-0000000-0000003 is left out" in line for line in bench.warnings)
+    assert any("rows-0000000-0000003 is ignored" in line for line in bench.warnings)
 
 
 def test_progress_adds_up(make_bench: MakeBench) -> None:
@@ -278,7 +278,7 @@ def test_progress_adds_up(make_bench: MakeBench) -> None:
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
     (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
-    mine = bench.run(item)
+    expected = bench.run(item)
     work = tmp_path / "work.pickle"
     work.write_bytes(pickle.dumps((item.payload, bench.options)))
     code = (
@@ -291,9 +291,9 @@ def test_another_process_writes_the_same_bytes(bench: Bench, tmp_path: Path) -> 
         "Embed().run(work)"
     )
     out = tmp_path / "other.safetensors"
-    environment = {**os.environ, "OMP_NUM_THREADS": "4"}  # what it says of threads must not matter
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}  # must not matter
     subprocess.run([sys.executable, "-c", code, work, out], check=True, env=environment)
-    assert out.read_bytes() == mine
+    assert out.read_bytes() == expected
 
 
 def test_a_model_is_found_and_loaded_under_this_host_s_lock(
@@ -328,7 +328,7 @@ def test_a_model_is_found_and_loaded_under_this_host_s_lock(
     assert not held
 
 
-def test_more_threads_than_cores_are_used_as_planned_and_told_of(
+def test_more_threads_than_cores_are_used_as_planned_with_a_warning(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -339,7 +339,9 @@ def test_more_threads_than_cores_are_used_as_planned_and_told_of(
     try:
         bench.embed(bench.file(fasta(SEQUENCES[:3])))
         assert torch.get_num_threads() == 2
-        assert bench.warnings[0].startswith("planned with --threads 2, and this worker has 1 cores")
+        assert bench.warnings[0].startswith(
+            "planned with --threads 2, but this worker has only 1 core"
+        )
     finally:
         torch.set_num_threads(before)
 
@@ -351,7 +353,7 @@ def test_a_changed_input_fails_its_claim_and_loads_no_model(bench: Bench) -> Non
     path = bench.file(fasta(SEQUENCES))
     (item,) = bench.plan(path)
     bench.file(fasta(SEQUENCES).replace("id7\nM", "id7\nW"))
-    with pytest.raises(ClaimImpossible, match="changed since it was planned"):
+    with pytest.raises(ClaimImpossible, match="changed after it was planned"):
         bench.run(item)
     assert bench.handler.loaded() == []
 
@@ -371,7 +373,7 @@ def test_an_input_that_changes_while_it_is_embedded_gives_no_output(
         return False
 
     work = bench.work(item, stop=changing)
-    with pytest.raises(ClaimImpossible, match="changed since it was planned"):
+    with pytest.raises(ClaimImpossible, match="changed after it was planned"):
         bench.handler.run(work)
     assert not work.output.exists()
 
@@ -383,7 +385,7 @@ def test_a_changed_model_fails_the_claim(bench: Bench) -> None:
         bench.run(item)
 
 
-def test_a_machine_without_the_model_says_so_and_another_may_try(bench: Bench) -> None:
+def test_a_machine_without_the_model_leaves_the_claim_to_others(bench: Bench) -> None:
     (item,) = bench.plan(bench.file(fasta(SEQUENCES)))
     bench.options["folder"] = str(bench.tmp_path / "gone")
     with pytest.raises(NotSupportedError, match="this machine lacks the planned model"):
@@ -393,7 +395,7 @@ def test_a_machine_without_the_model_says_so_and_another_may_try(bench: Bench) -
 # ---- planning ----
 
 
-def test_options_are_pinned_and_only_what_decides_bytes_enters_an_id(bench: Bench) -> None:
+def test_options_are_pinned_and_only_decisive_ones_enter_an_id(bench: Bench) -> None:
     options = bench.options
     assert options["model"] == "tiny_esm2"
     assert os.path.isabs(options["folder"])

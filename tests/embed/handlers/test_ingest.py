@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from embed.handlers.ingest import GROUP_BYTES, shared
-from embed.handlers.ingest_request import checked, completed
+from embed.handlers.ingest import GROUP_BYTES_MAX, GROUP_BYTES_MIN, document_groups
+from embed.handlers.ingest_request import check_options, complete_request
 from embed.store import Store
-from embed.store.folders import spaces
+from embed.store.spaces import list_spaces
 from fsqueue import UsageError
 from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.generic_models import TEXTS, write_model
-from tests.support.ingest_broadcasts import empty_inbox, enlisted_worker, ingest_and_leave, send
+from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 
 SENTENCES = [text for text in TEXTS if text]
 WORDS = " ".join(SENTENCES).split()
@@ -55,11 +55,12 @@ def data(tmp_path: Path, bert: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", (2000, 4000))
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", 2000)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", 4000)
 
 
 def stored(root: str) -> int:
-    ((_, view),) = spaces(root)
+    ((_, view),) = list_spaces(root)
     view.refresh()
     return len({bytes(key) for shard in view.shards for key in shard.keys})
 
@@ -67,57 +68,57 @@ def stored(root: str) -> int:
 def test_replicas_converge_and_the_second_computes_nothing(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    workers = [enlisted_worker(pool), enlisted_worker(pool)]
-    made = send(pool, data)
+    workers = [start_worker(pool), start_worker(pool)]
+    sent = send(pool, data)
     for worker in workers:
-        empty_inbox(worker)
-    broadcast.update_outcomes(pool, made.copies)
-    results = {copy.worker: copy.result for copy in made.copies}
+        run_inbox(worker)
+    broadcast.update_outcomes(pool, sent.copies)
+    results = {copy.worker: copy.result for copy in sent.copies}
     one, two = (results[worker.id] for worker in workers)
     distinct = stored(data["store"])
     assert one["documents"] == two["documents"] == 10 and one["failed"] == 0
     assert one["chunks"] == two["chunks"] == two["store_hits"] + two["repeats"]
     assert (one["computed"], two["computed"]) == (distinct, 0) and sum(computed) == distinct
     assert one["settings"]["chunk_size"] == 62
-    totals = made.outcome()["totals"]
+    totals = sent.outcome()["totals"]
     assert totals["computed"] == distinct and totals["chunks"] == 2 * one["chunks"]
     events = [json.loads(line) for path in Path(pool.root, "events").iterdir()
               for line in path.read_text().splitlines()]  # fmt: skip
     assert sum(e.get("computed", 0) for e in events if e["event"] == "finished") == distinct
 
 
-def test_a_second_broadcast_makes_no_call_of_the_model_and_loads_none(
+def test_a_second_broadcast_neither_loads_nor_calls_the_model(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int]
 ) -> None:
-    assert ingest_and_leave(pool, data).outcome == "done" and computed
+    assert broadcast_to_new_worker(pool, data).outcome == "done" and computed
     computed.clear()
-    worker = enlisted_worker(pool)
-    made = send(pool, data)
-    empty_inbox(worker)
+    worker = start_worker(pool)
+    sent = send(pool, data)
+    run_inbox(worker)
     assert computed == [] and worker.status.loaded == []
-    broadcast.update_outcomes(pool, made.copies)
-    assert made.copies[-1].result["computed"] == 0
+    broadcast.update_outcomes(pool, sent.copies)
+    assert sent.copies[-1].result["computed"] == 0
 
 
 def test_with_scatter_each_has_its_part(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    workers = [enlisted_worker(pool) for _ in range(3)]
-    made = send(pool, data, scatter=True)
+    workers = [start_worker(pool) for _ in range(3)]
+    sent = send(pool, data, scatter=True)
     for worker in workers:
-        empty_inbox(worker)
-    broadcast.update_outcomes(pool, made.copies)
-    assert sorted(copy.result["documents"] for copy in made.copies) == [3, 3, 4]
-    assert made.totals()["computed"] + made.totals()["repeats"] == made.totals()["chunks"]
-    assert stored(data["store"]) == made.totals()["computed"]
+        run_inbox(worker)
+    broadcast.update_outcomes(pool, sent.copies)
+    assert sorted(copy.result["documents"] for copy in sent.copies) == [3, 3, 4]
+    assert sent.totals()["computed"] + sent.totals()["repeats"] == sent.totals()["chunks"]
+    assert stored(data["store"]) == sent.totals()["computed"]
 
 
-def test_hits_say_document_chunk_and_place(pool: PoolDirectory, data: dict[str, Any]) -> None:
-    ingest_and_leave(
+def test_hits_name_document_chunk_and_position(pool: PoolDirectory, data: dict[str, Any]) -> None:
+    broadcast_to_new_worker(
         pool, {**data, "documents": [data["documents"][0], {"name": "b", "text": SENTENCES[1]}]}
     )
     store = Store(data["store"], "manuals")
     view = store.view
     view.refresh()
-    facts = [fact for shard in view.shards for fact in shard.facts(list(range(shard.count)))]
+    facts = [fact for shard in view.shards for fact in shard.provenance(list(range(shard.count)))]
     document = Path(data["documents"][0]).read_text()
     for input, record, length, text, begin in facts:
         if record == "b#1":
@@ -133,7 +134,7 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\0")
     bad = [str(tmp_path / "photo.jpg"), str(tmp_path / "gone.md"), {"name": "n", "text": "a\0"}]
-    copy = ingest_and_leave(pool, {**data, "documents": [*bad, *data["documents"]]})
+    copy = broadcast_to_new_worker(pool, {**data, "documents": [*bad, *data["documents"]]})
     assert copy.outcome == "done"
     assert copy.result["documents"] == 10 and copy.result["failed"] == 3
     named = {one["document"]: one["error"] for one in copy.result["errors"]}
@@ -144,10 +145,12 @@ def test_a_bad_document_fails_by_name_and_the_rest_is_ingested(
 @pytest.mark.parametrize(
     ("missing", "words"), [("model", "FSQUEUE_TEXT_MODEL"), ("store", "FSQUEUE_STORE")]
 )
-def test_what_is_not_named_anywhere_is_said(
+def test_a_missing_model_or_store_is_reported(
     pool: PoolDirectory, data: dict[str, Any], missing: str, words: str
 ) -> None:
-    copy = ingest_and_leave(pool, {name: value for name, value in data.items() if name != missing})
+    copy = broadcast_to_new_worker(
+        pool, {name: value for name, value in data.items() if name != missing}
+    )
     assert copy.outcome == "failed"
     assert f"no {missing} is named" in copy.error and words in copy.error
 
@@ -155,22 +158,22 @@ def test_what_is_not_named_anywhere_is_said(
 def test_a_model_that_reads_no_text_is_refused(
     pool: PoolDirectory, data: dict[str, Any], tiny_model: Path
 ) -> None:
-    copy = ingest_and_leave(pool, {**data, "model": str(tiny_model)})
+    copy = broadcast_to_new_worker(pool, {**data, "model": str(tiny_model)})
     assert copy.outcome == "failed" and "reads residues or bases" in copy.error
 
 
-def test_a_worker_takes_the_text_model_that_it_has_loaded(
+def test_a_worker_uses_the_text_model_that_it_has_loaded(
     pool: PoolDirectory, data: dict[str, Any], bert: Path, computed: list[int]
 ) -> None:
-    worker = enlisted_worker(pool)
+    worker = start_worker(pool)
     warm = {"handler": "embed", "options": {"model": str(bert)}}
-    made = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
-    empty_inbox(worker)
+    sent = broadcast.broadcast(pool, BroadcastRequest("warmup", warm))
+    run_inbox(worker)
     nameless = {name: value for name, value in data.items() if name != "model"}
-    made = send(pool, nameless)
-    empty_inbox(worker)
-    broadcast.update_outcomes(pool, made.copies)
-    assert made.copies[0].result["computed"] == sum(computed) > 0
+    sent = send(pool, nameless)
+    run_inbox(worker)
+    broadcast.update_outcomes(pool, sent.copies)
+    assert sent.copies[0].result["computed"] == sum(computed) > 0
     assert worker.status.loaded == ["bert"], "one copy of the model serves both handlers"
 
 
@@ -179,27 +182,27 @@ def test_the_environment_may_name_model_and_store(
     pool: PoolDirectory, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     plain = {"documents": data["documents"][:1], "collection": "manuals"}
-    worker = enlisted_worker(pool)
+    worker = start_worker(pool)
     with monkeypatch.context() as patched:
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             patched.setenv(f"FSQUEUE_{name}", value)
         if where == "sender":
-            made = send(pool, plain)
+            sent = send(pool, plain)
     if where == "worker":
-        made = send(pool, plain)
+        sent = send(pool, plain)
         for name, value in (("TEXT_MODEL", data["model"]), ("STORE", data["store"])):
             monkeypatch.setenv(f"FSQUEUE_{name}", value)
-    empty_inbox(worker)
-    broadcast.update_outcomes(pool, made.copies)
-    assert made.copies[0].outcome == "done", made.copies[0].error
+    run_inbox(worker)
+    broadcast.update_outcomes(pool, sent.copies)
+    assert sent.copies[0].outcome == "done", sent.copies[0].error
     assert stored(data["store"]) > 0
 
 
-def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
+def test_the_next_worker_completes_what_an_interrupted_one_began(
     pool: PoolDirectory, data: dict[str, Any], computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = enlisted_worker(pool)
-    made = send(pool, data)
+    worker = start_worker(pool)
+    sent = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
         patched.setattr(type(worker.shutdown), "interrupts_claim", lambda _: next(looks) == 5)
@@ -207,16 +210,16 @@ def test_what_an_interrupted_worker_did_stays_and_the_next_does_the_rest(
         assert name is not None
         worker._run_addressed(name)
     worker._leave()
-    broadcast.update_outcomes(pool, made.copies)
-    assert made.copies[0].outcome == "failed" and "left before" in made.copies[0].error
+    broadcast.update_outcomes(pool, sent.copies)
+    assert sent.copies[0].outcome == "failed" and "left before" in sent.copies[0].error
     done = sum(computed)
     assert 0 < done == stored(data["store"])
-    copy = ingest_and_leave(pool, data)
+    copy = broadcast_to_new_worker(pool, data)
     assert copy.result["computed"] == stored(data["store"]) - done > 0
     assert sum(computed) == stored(data["store"])
 
 
-def test_planning_it_says_what_it_is_for(pool: PoolDirectory, tmp_path: Path) -> None:
+def test_planning_it_is_refused_with_the_right_command(pool: PoolDirectory, tmp_path: Path) -> None:
     from fsqueue import BadInput
     from fsqueue.handler import load_handler
 
@@ -229,12 +232,12 @@ def test_planning_it_says_what_it_is_for(pool: PoolDirectory, tmp_path: Path) ->
 
 def order(number: int, copies: int, documents: list[dict[str, str]]) -> list[list[str]]:
     data = {"documents": documents, "copy": number, "copies": copies}
-    return [[one["name"] for one in group] for group in shared(data, f"job-{number}")]
+    return [[one["name"] for one in group] for group in document_groups(data, f"job-{number}")]
 
 
-def test_replicas_have_the_same_groups_and_begin_with_arcs_of_their_own() -> None:
-    chance = [(7 * n) % 13 + 1 for n in range(200)]
-    documents = [{"name": str(n), "text": "x" * (97 * size)} for n, size in enumerate(chance)]
+def test_replicas_have_the_same_groups_and_begin_with_different_ones() -> None:
+    sizes = [(7 * n) % 13 + 1 for n in range(200)]
+    documents = [{"name": str(n), "text": "x" * (97 * size)} for n, size in enumerate(sizes)]
     orders = [order(number, 3, documents) for number in range(3)]
     groups = [sorted(one) for one in orders]
     assert groups[0] == groups[1] == groups[2]
@@ -242,11 +245,12 @@ def test_replicas_have_the_same_groups_and_begin_with_arcs_of_their_own() -> Non
     third = len(orders[0]) // 3 - 2
     first = [{tuple(group) for group in one[:third]} for one in orders]
     assert not first[0] & first[1] and not first[1] & first[2] and not first[0] & first[2]
-    assert orders[0][-third:] != orders[1][-third:], "they would go on side by side"
+    assert orders[0][-third:] != orders[1][-third:], "they would continue side by side"
 
 
 def test_groups_grow_with_the_work_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES", GROUP_BYTES)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MIN", GROUP_BYTES_MIN)
+    monkeypatch.setattr("embed.handlers.ingest.GROUP_BYTES_MAX", GROUP_BYTES_MAX)
     few = [{"name": str(n), "text": "x" * 10_000} for n in range(20)]
     assert {len(group) for group in order(0, 1, few)} <= {3, 2}
     many = few * 40
@@ -267,7 +271,7 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
         (tmp_path / name).write_text("x")
     named = [{"path": "d.md"}, {"name": "e", "text": "E."}]
     strings = ["notes", "my note.txt", "/elsewhere/c.txt", "A sentence.", "word"]
-    found = completed({"documents": [*strings, *named]})
+    found = complete_request({"documents": [*strings, *named]})
     paths = [f"{tmp_path}/notes/a.md", f"{tmp_path}/notes/b.md", f"{tmp_path}/my note.txt"]
     assert found["documents"][:4] == [{"path": path} for path in [*paths, "/elsewhere/c.txt"]]
     assert [one["text"] for one in found["documents"][4:6]] == ["A sentence.", "word"]
@@ -275,7 +279,7 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
     assert found["documents"][6:] == [{"path": f"{tmp_path}/d.md"}, {"name": "e", "text": "E."}]
     for unclear in ("gone.md", "notes/gone", "my other note.txt"):
         with pytest.raises(UsageError, match=f"{unclear}.*looks like a path"):
-            completed({"documents": [unclear]})
+            complete_request({"documents": [unclear]})
 
 
 @pytest.mark.parametrize(
@@ -283,25 +287,25 @@ def test_strings_are_paths_or_texts_and_what_is_unclear_is_refused(
     [
         ({}, "missing or empty"),
         ({"documents": []}, "missing or empty"),
-        ({"documents": "a.md"}, "right type"),
+        ({"documents": "a.md"}, "wrong type"),
         ({"documents": [3]}, "3 is neither"),
         ({"documents": [" "]}, "is neither"),
         ({"documents": [{"name": "", "text": "x"}]}, "is neither"),
         ({"documents": [{"text": "x"}]}, "is neither"),
-        ({"documents": ["x"], "chunk_size": "512"}, "right type"),
-        ({"documents": ["x"], "chunk_size": True}, "right type"),
-        ({"documents": ["x"], "chunksize": 512}, "'chunksize' in --job-data is not known"),
+        ({"documents": ["x"], "chunk_size": "512"}, "wrong type"),
+        ({"documents": ["x"], "chunk_size": True}, "wrong type"),
+        ({"documents": ["x"], "chunksize": 512}, "'chunksize' in --job-data is unknown"),
     ],
 )
 def test_data_that_cannot_be_right_are_refused_before_anything_is_sent(
     data: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        completed(data)
+        complete_request(data)
 
 
 def test_options_of_embedding_are_checked_by_name_and_type() -> None:
-    assert checked({"dtype": "bfloat16", "threads": 2}) == {"dtype": "bfloat16", "threads": 2}
+    assert check_options({"dtype": "bfloat16", "threads": 2}) == {"dtype": "bfloat16", "threads": 2}
     for wrong in ({"dtype": "int8"}, {"threads": "2"}, {"model": "x"}, {"nonsense": 1}):
         with pytest.raises(UsageError, match='"options" in --job-data'):
-            checked(wrong)
+            check_options(wrong)

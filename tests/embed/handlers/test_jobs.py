@@ -1,4 +1,4 @@
-"""The jobs that every worker knows, with a real model: warmup, selftest, evict, drain."""
+"""The built-in jobs with a real model: warmup, selftest, evict, drain."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def pool(tiny_model: Path, tmp_path: Path) -> PoolDirectory:
-    """A pool in which a claim of the tiny ESM-2 waits."""
+    """A pool with one waiting claim of the tiny ESM-2."""
     path = tmp_path / "x.faa"
     path.write_text(">a\nMKVLAAGIVGLC\n")
     handler = Embed()
-    handler.name = "embed"
     options = {option.name: option.default for option in OPTIONS} | {"model": str(tiny_model)}
     return plan(tmp_path / "pool", handler, [path], options)[0]
 
@@ -44,8 +43,8 @@ def worker(pool: PoolDirectory) -> Worker:
     return worker
 
 
-def told(worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
-    """Broadcast a job, let the worker do it, and return what became of it."""
+def run_job(worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
+    """Broadcast a job, let the worker do it, and return its copy."""
     made = broadcast.broadcast(worker.pool, BroadcastRequest(job, data))
     name = Inbox(worker.pool, worker.id).next()
     assert name is not None
@@ -54,28 +53,28 @@ def told(worker: Worker, job: str, data: dict[str, Any]) -> broadcast.Copy:
     return made.copies[0]
 
 
-def test_warmup_loads_the_planned_model_and_evict_lets_it_go(worker: Worker) -> None:
-    assert told(worker, "warmup", {}).outcome == "done"
+def test_warmup_loads_the_planned_model_and_evict_unloads_it(worker: Worker) -> None:
+    assert run_job(worker, "warmup", {}).outcome == "done"
     assert worker.status.loaded == ["tiny_esm2"]
-    assert told(worker, "evict", {}).outcome == "done"
+    assert run_job(worker, "evict", {}).outcome == "done"
     assert worker.status.loaded == []
     found = worker.claim_source.next()
     assert found is not None and worker._run(*found) is None
-    assert state_counts(worker.pool) == {"done": 1}, "what was let go is loaded again when needed"
+    assert state_counts(worker.pool) == {"done": 1}, "an evicted model is loaded again when needed"
 
 
-def test_warmup_takes_a_model_that_nobody_planned(worker: Worker, tmp_path: Path) -> None:
+def test_warmup_loads_a_model_that_is_in_no_plan(worker: Worker, tmp_path: Path) -> None:
     write_model(tmp_path / "dna")
     data = {"handler": "embed", "options": {"model": str(tmp_path / "dna")}}
-    copy = told(worker, "warmup", data)
+    copy = run_job(worker, "warmup", data)
     assert copy.outcome == "done", copy.error
     assert worker.status.loaded == ["dna"]
-    copy = told(worker, "warmup", {"handler": "embed", "options": {}})
+    copy = run_job(worker, "warmup", {"handler": "embed", "options": {}})
     assert copy.outcome == "failed" and "lack 'model'" in copy.error
 
 
 def test_selftest_answers_for_the_device_and_the_model(worker: Worker) -> None:
-    copy = told(worker, "selftest", {})
+    copy = run_job(worker, "selftest", {})
     assert copy.outcome == "done", copy.error
     report = json.loads(Path(copy.output).read_bytes())
     assert report["worker"] == worker.id
@@ -84,16 +83,16 @@ def test_selftest_answers_for_the_device_and_the_model(worker: Worker) -> None:
     assert len(found["first_numbers"]) == 4
 
 
-def test_selftest_fails_where_the_device_computes_wrongly(
+def test_selftest_fails_where_the_device_computes_wrong_results(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from embed.engine import self_test
 
     monkeypatch.setitem(self_test.ANSWERS, "esm2", (9.0, 9.0))
-    copy = told(worker, "selftest", {})
-    assert copy.outcome == "failed" and "computes wrongly" in copy.error
+    copy = run_job(worker, "selftest", {})
+    assert copy.outcome == "failed" and "computes wrong results" in copy.error
 
 
 def test_drain_orders_its_addressee_to_leave(worker: Worker) -> None:
-    told(worker, "drain", {})
+    run_job(worker, "drain", {})
     assert atomic.names(worker.pool.directory("control")) == [f"drain@{worker.id}"]

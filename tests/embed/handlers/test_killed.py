@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kill_and_resume import kill_and_resume
+from tests.support.killed_worker import kill_and_resume
 
 
 @pytest.mark.slow
@@ -21,6 +21,6 @@ def test_the_next_worker_repeats_no_more_than_a_checkpoint_interval(
     every = [batch.key for batch in report.whole]
     assert len(every) == len(set(every)) > 100
     assert {b.key for b in report.first} | {b.key for b in report.second} == set(every)
-    # A batch is saved with the first that ends a second or more after the last save.
+    # Batches are saved when one ends a second or more after the last checkpoint.
     assert report.repeated_s <= 1 + 2 * report.longest_s
     assert len(report.second) <= len(every) - (len(report.first) - len(report.repeated))

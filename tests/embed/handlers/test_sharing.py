@@ -1,4 +1,4 @@
-"""The outputs do not depend on who ran what: real workers, in every way of sharing the work."""
+"""The outputs do not depend on which worker ran what: real workers, with every way of sharing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FORKS.set_forkserver_preload(
 
 
 def begin(*words: object) -> multiprocessing.process.BaseProcess:
-    """Start one `fsqueue WORD...`, a process of its own that has torch already."""
+    """Start one `fsqueue WORD...` in a process that has imported torch already."""
     worker = FORKS.Process(target=run_command_line, args=([str(word) for word in words],))
     worker.start()
     return worker
@@ -67,12 +67,12 @@ def test_weights_stealing_and_workers_change_no_byte_of_any_output(
         assert planned.returncode == 0, planned.stderr
         # Without stealing every spool needs a worker of its own.
         count = max(workers, len(SPOOLS)) if stealing else workers
-        crew = [
+        workers_started = [
             begin("work", pool, "--spool", SPOOLS[index % 2], "--steal-interval", "0.2",
                   *stealing.split())
             for index in range(count)
         ]  # fmt: skip
-        for worker in crew:
+        for worker in workers_started:
             worker.join(120)
             assert worker.exitcode in (0, 5), worker
         assert fsqueue("check", pool).returncode == 0

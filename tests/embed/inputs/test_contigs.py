@@ -1,4 +1,4 @@
-"""Chunks and frames: the golden values, and a second rendering of the rules to compare with."""
+"""Chunks and frames: the golden values, and another implementation of the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embed.inputs import contigs as module
-from embed.inputs.contigs import frames, prepare, split, starts
+from embed.inputs.contigs import chunk_starts, frames, prepare, split_file
 from fsqueue import BadInput, UsageError
 
 GOLDEN = {
@@ -76,17 +76,17 @@ def dna(bases: int, seed: int = 1, letters: str = "ACGT") -> str:
 
 @pytest.mark.parametrize("length", GOLDEN)
 def test_golden_chunks(length: int) -> None:
-    found = [(start, min(start + 500, length)) for start in starts(length, 500)]
+    found = [(start, min(start + 500, length)) for start in chunk_starts(length, 500)]
     assert found == GOLDEN[length]
 
 
 def test_the_last_of_four_chunks_of_1501_bases_is_376_long() -> None:
-    assert 1501 - starts(1501, 500)[-1] == 376
+    assert 1501 - chunk_starts(1501, 500)[-1] == 376
 
 
 @given(st.integers(1, 5000), st.integers(3, 700))
 def test_chunks_cover_the_contig_and_are_those_of_the_plain_rule(length: int, chunk: int) -> None:
-    found = starts(length, chunk)
+    found = chunk_starts(length, chunk)
     assert found == plain_starts(length, chunk)
     assert found[0] == 0
     assert found[-1] + chunk >= length
@@ -94,7 +94,7 @@ def test_chunks_cover_the_contig_and_are_those_of_the_plain_rule(length: int, ch
 
 
 def test_no_bases_make_no_chunk() -> None:
-    assert starts(0, 500) == []
+    assert chunk_starts(0, 500) == []
     assert list(frames(b"", 500)) == []
 
 
@@ -116,7 +116,7 @@ def test_a_stop_closes_its_frame_only() -> None:
     assert [name[-2:] for name, _, _ in texts(contig, 500)] == ["F2", "F3", "R1", "R2", "R3"]
 
 
-def test_an_ambiguous_codon_leaves_no_trace_and_shortens_the_nucleotides() -> None:
+def test_an_ambiguous_codon_leaves_no_gap_and_shortens_the_nucleotides() -> None:
     (first, *_) = texts("AAANNNCCCGGG", 500)
     assert first == ("_chunk_1F1", "AAANNNCCCG", "KPG")
 
@@ -170,7 +170,7 @@ def test_both_files_hold_the_same_ids_in_the_same_order(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "out")) == ["x.y_nucleotide.fa", "x.y_protein.faa"]
 
 
-def test_what_happened_to_every_chunk_is_counted(tmp_path: Path) -> None:
+def test_chunks_and_frames_are_counted(tmp_path: Path) -> None:
     closed = "TAATAATAA" * 20 + "TTATTATTA" * 20
     path = contigs(tmp_path / "x.fa", ("a", "A" * 360), ("b", closed), ("none", ""))
     result = prepare(path, str(tmp_path), 360)
@@ -184,7 +184,7 @@ def test_the_pieces_that_a_file_is_read_in_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     path = contigs(tmp_path / "x.fa", ("a", dna(200)), ("b", dna(61, 2)), ("c>d", dna(9, 3)))
-    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "PIECE_BYTES", piece)
     result = prepare(path, str(tmp_path / str(piece)), 100)
     sequences = [("a", dna(200)), ("b", dna(61, 2)), ("c>d", dna(9, 3))]
     expected = [name + n for name, bases in sequences for n, _, _ in plain_frames(bases, 100)]
@@ -207,18 +207,18 @@ def test_an_empty_file_gives_two_empty_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "words"),
     [
         (b">p\nMKVLEFILPQWWEFQQ\n", "looks like protein"),
         (b"ACGT\n", "is not FASTA"),
         (b"@read\nACGT\n+\nIIII\n", "looks like FASTQ"),
     ],
 )
-def test_what_is_no_dna_is_refused_and_nothing_appears(
-    tmp_path: Path, data: bytes, said: str
+def test_a_file_without_dna_is_refused_and_nothing_is_written(
+    tmp_path: Path, data: bytes, words: str
 ) -> None:
     (tmp_path / "x.fa").write_bytes(data)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=words):
         prepare(str(tmp_path / "x.fa"), str(tmp_path / "out"), 500)
     assert not os.path.exists(tmp_path / "out") or os.listdir(tmp_path / "out") == []
 
@@ -230,7 +230,7 @@ def test_a_damaged_file_leaves_the_earlier_outputs_as_they_were(tmp_path: Path) 
     packed = gzip.compress(dna(90_000).join([">a\n", "\n"]).encode())
     os.unlink(path)
     (tmp_path / "x.fa").write_bytes(packed[:-20])
-    with pytest.raises(BadInput, match="cut short"):
+    with pytest.raises(BadInput, match="truncated"):
         prepare(path, str(tmp_path / "out"), 300)
     assert Path(before.proteins).read_bytes() == kept
     assert len(os.listdir(tmp_path / "out")) == 2
@@ -246,27 +246,27 @@ def test_split_files_hold_the_same_ids_for_both_models(tmp_path: Path) -> None:
     names = [name for name, _ in pairs(result.proteins)]
     assert len(names) > 6
     for path, folder in ((result.nucleotides, "x_nucleotide"), (result.proteins, "x_protein")):
-        count = split(path, str(tmp_path / folder), 5)
+        count = split_file(path, str(tmp_path / folder), 5)
         files = [tmp_path / folder / f"output_{n}.fa" for n in range(1, count + 1)]
         assert sorted(files) == sorted((tmp_path / folder).iterdir())
         assert [len(pairs(str(file))) for file in files[:-1]] == [5] * (count - 1)
         assert [name for file in files for name, _ in pairs(str(file))] == names
 
 
-def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_there_already_is_kept(tmp_path: Path) -> None:
     result = prepare(contigs(tmp_path / "x.fa", ("a", "A" * 60)), str(tmp_path), 30)
-    split(result.proteins, str(tmp_path / "x_protein"), 3)
+    split_file(result.proteins, str(tmp_path / "x_protein"), 3)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UsageError, match="rm -r"):
-        split(result.proteins, str(tmp_path / "x_protein"), 2)
+        split_file(result.proteins, str(tmp_path / "x_protein"), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_folder_that_the_same_split_made_before_is_as_good(tmp_path: Path) -> None:
-    """Of two folders one was made when the command was killed; it is typed again."""
+def test_a_folder_of_the_same_split_before_is_accepted(tmp_path: Path) -> None:
+    """The command was killed after the first of two folders, and is repeated."""
     result = prepare(contigs(tmp_path / "x.fa", ("a", "A" * 60)), str(tmp_path), 30)
-    count = split(result.proteins, str(tmp_path / "x_protein"), 3)
+    count = split_file(result.proteins, str(tmp_path / "x_protein"), 3)
     before = {path: path.stat().st_ino for path in (tmp_path / "x_protein").iterdir()}
-    assert split(result.proteins, str(tmp_path / "x_protein"), 3) == count == len(before)
+    assert split_file(result.proteins, str(tmp_path / "x_protein"), 3) == count == len(before)
     assert {path: path.stat().st_ino for path in (tmp_path / "x_protein").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

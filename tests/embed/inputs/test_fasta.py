@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.inputs.fasta_scan import scan
 from fsqueue import BadInput
 
@@ -34,9 +34,9 @@ REFUSED = {
     "xz": (lzma.compress(SOUND), "xz"),
     "bzip2": (bz2.compress(SOUND), "bzip2"),
     "zip": (b"PK\x03\x04 and more", "zip"),
-    "gzip cut short": (gzip.compress(SOUND * 1000)[:-20], "cut short"),
+    "gzip cut short": (gzip.compress(SOUND * 1000)[:-20], "truncated"),
     "gzip with a wrong checksum": (gzip.compress(SOUND)[:-8] + b"\1" * 8, "damaged"),
-    "gzip header alone": (b"\x1f\x8b\x08", "cut short"),
+    "gzip header alone": (b"\x1f\x8b\x08", "truncated"),
     "gzip of prose": (gzip.compress(b"Dear reader,\n"), "not FASTA"),
     "gzip with a damaged middle": (
         gzip.compress(os.urandom(50_000).hex().encode())[:20_000] + bytes(40_000),
@@ -46,7 +46,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_fasta_is_refused_by_name_with_the_reason(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_fasta_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
     data, reason = REFUSED[kind]
     path = tmp_path / "input.faa"
     path.write_bytes(data)
@@ -58,7 +58,7 @@ def test_what_is_not_fasta_is_refused_by_name_with_the_reason(kind: str, tmp_pat
 
 
 def test_standard_input_is_refused_with_the_reason() -> None:
-    with pytest.raises(BadInput, match="every worker reads its part again"):
+    with pytest.raises(BadInput, match="every worker reads its part from the file again"):
         survey("-")
 
 
@@ -85,10 +85,10 @@ def test_an_id_is_the_header_up_to_the_first_white_space() -> None:
     data = (
         b">sp|P1|X desc\nM\n> spaced\nM\n>tab\tdesc\nM\n>\nM\n>a/b:c\r\nM\r\n>\xc3\xa9\nM\n>\xff\nM"
     )
-    ids = [record.id for record in records(data)]
+    ids = [record.id for record in parse_records(data)]
     assert ids == ["sp|P1|X", "spaced", "tab", "", "a/b:c", "é", "\\xff"]
 
 
 def test_residues_are_joined_over_lines_without_blanks_and_trailing_stars() -> None:
     data = b"\n\n>a\r\nMK v\r\n\r\nA*L\t*\r\n*\n>b\n>c\n***\n>d\nM>K\nV"
-    assert [record.residues for record in records(data)] == [b"MKvA*L", b"", b"", b"M>KV"]
+    assert [record.residues for record in parse_records(data)] == [b"MKvA*L", b"", b"", b"M>KV"]

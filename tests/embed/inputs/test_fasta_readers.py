@@ -1,8 +1,8 @@
-"""FASTA as two independent readers see it: Biopython and dnaio, which share no code with ours.
+"""FASTA as two independent readers see it: Biopython and dnaio, which share no code with embed.
 
-The generated files hold what files in the wild hold. Where we differ it is on purpose, and said
-here: a header's id ends at the first white space of ASCII, blanks are no residues wherever they
-stand, stop codons that end a record are not counted, and what looks broken is refused.
+The generated files resemble files in the wild. The intended differences: a header's id ends at the
+first ASCII white space, blanks are never residues, stop codons that end a record are not counted,
+and what looks broken is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.inputs.fasta_scan import scan
 from fsqueue import BadInput
 
@@ -51,22 +51,22 @@ def files(draw: st.DrawFn) -> bytes:
     return ends.join(lines).encode() + draw(st.sampled_from([b"", ends.encode(), b"\n\n"]))
 
 
-def ours(data: bytes, *, packed: bytes | None = None) -> Records:
-    """Scan a file in small chunks and take its blocks apart."""
+def by_embed(data: bytes, *, packed: bytes | None = None) -> Records:
+    """Scan a file in small pieces and parse its blocks."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data if packed is None else packed)
         file.flush()
-        found = scan(file.name, lambda n: np.minimum(n, 10) + 2, chunk=17, grain=9)
+        found = scan(file.name, lambda n: np.minimum(n, 10) + 2, piece_bytes=17, block_bytes=9)
     parts = (data[begin : begin + n] for begin, n in found.blocks[["start", "length"]].tolist())
-    read = [(record.id, record.residues) for part in parts for record in records(part)]
+    read = [(record.id, record.residues) for part in parts for record in parse_records(part)]
     assert found.total("sequences") == len(read)
     assert found.total("residues") == sum(len(residues) for _, residues in read)
     assert found.empty == sum(not residues for _, residues in read)
     return read
 
 
-def meant(header: str, sequence: str) -> tuple[str, bytes]:
-    """Return what another reader's record is to us, by the rules above."""
+def as_record(header: str, sequence: str) -> tuple[str, bytes]:
+    """Return what another reader's record is to us, by the rules of this module's docstring."""
     id = re.split("[ \t\r\v\f\n]", header.lstrip(" \t\r\v\f"), maxsplit=1)[0]
     residues = re.sub("[\0-\x20]", "", sequence).rstrip("*")
     return id, residues.encode()
@@ -74,25 +74,25 @@ def meant(header: str, sequence: str) -> tuple[str, bytes]:
 
 def by_biopython(data: bytes) -> Records:
     text = io.StringIO(data.decode(), newline="\n")
-    return [meant(title, sequence) for title, sequence in SimpleFastaParser(text)]
+    return [as_record(title, sequence) for title, sequence in SimpleFastaParser(text)]
 
 
 def by_dnaio(data: bytes) -> Records:
     with dnaio.open(io.BytesIO(data), fileformat="fasta") as reader:
-        return [meant(record.name, record.sequence) for record in reader]
+        return [as_record(record.name, record.sequence) for record in reader]
 
 
 @settings(max_examples=250)
 @given(data=files())
 def test_records_are_those_that_biopython_reads(data: bytes) -> None:
-    assert ours(data) == by_biopython(data)
+    assert by_embed(data) == by_biopython(data)
 
 
 @settings(max_examples=250)
 @given(data=files().filter(bytes.isascii))
 def test_records_are_those_that_dnaio_reads(data: bytes) -> None:
     """dnaio reads ASCII alone, and takes a line that begins with # for a comment; we never do."""
-    assert ours(data) == by_dnaio(data)
+    assert by_embed(data) == by_dnaio(data)
 
 
 @settings(max_examples=60)
@@ -103,7 +103,7 @@ def test_gzip_of_any_number_of_members_is_the_same_file(
     edges = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
     members = (data[a:b] for a, b in zip(edges, edges[1:], strict=False))
     packed = b"".join(gzip.compress(member, level) for member in members)
-    assert ours(data, packed=packed) == by_biopython(data)
+    assert by_embed(data, packed=packed) == by_biopython(data)
 
 
 REFUSED = {
@@ -116,16 +116,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_others_read_in_one_way_or_another_is_refused(what: str) -> None:
+def test_files_that_other_readers_disagree_on_are_refused(what: str) -> None:
     """Biopython skips what stands before the first record, and keeps NULs; dnaio differs again."""
     with pytest.raises(BadInput):
-        ours(REFUSED[what])
+        by_embed(REFUSED[what])
 
 
 def test_a_semicolon_inside_a_record_is_a_letter_and_no_comment() -> None:
     """As for the other two; FASTA's comments of 1985 are in no file that is made today."""
     data = b">a\nMKV\n;not a comment\nLAA\n"
-    assert ours(data) == by_biopython(data) == by_dnaio(data) == [("a", b"MKV;notacommentLAA")]
+    assert by_embed(data) == by_biopython(data) == by_dnaio(data) == [("a", b"MKV;notacommentLAA")]
 
 
 def test_a_line_of_100_megabytes_is_read_as_by_another(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_line_of_100_megabytes_is_read_as_by_another(tmp_path: Path) -> None:
     found = scan(str(path), lambda lengths: np.minimum(lengths, 1022) + 2)
     assert found.blocks["residues"].sum() == 100_000_001
     with dnaio.open(path, fileformat="fasta") as reader:
-        lengths = [len(meant(record.name, record.sequence)[1]) for record in reader]
+        lengths = [len(as_record(record.name, record.sequence)[1]) for record in reader]
     assert lengths == [100_000_000, 1]
     assert found.blocks["longest"].max() == 100_000_000
     assert found.total("sequences") == 2

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from embed.inputs.fasta import records
+from embed.inputs.fasta import parse_records
 from embed.inputs.fasta_scan import Scan, scan
 from fsqueue import BadInput
 from tests.support.fasta import naive
@@ -25,7 +25,7 @@ def scanned(data: bytes, **options: int) -> Scan:
         return scan(file.name, lambda lengths: np.minimum(lengths, 10) + 2, **options)
 
 
-def block_bytes(found: Scan, data: bytes) -> list[bytes]:
+def blocks_of(found: Scan, data: bytes) -> list[bytes]:
     return [data[start : start + n] for start, n in found.blocks[["start", "length"]].tolist()]
 
 
@@ -41,16 +41,16 @@ FILES = st.builds(
 
 
 @settings(max_examples=400)
-@given(data=FILES, chunk=st.integers(1, 70), grain=st.integers(1, 70))
-@example(data=b">a\nMK*\n*\n >b\n", chunk=1, grain=1)
-@example(data=b">a\nMK\r\n", chunk=3, grain=5)
-@example(data=b">a*\n*\n>b*\nM*", chunk=4, grain=1)
-def test_blocks_count_what_a_naive_reader_counts(data: bytes, chunk: int, grain: int) -> None:
+@given(data=FILES, piece=st.integers(1, 70), size=st.integers(1, 70))
+@example(data=b">a\nMK*\n*\n >b\n", piece=1, size=1)
+@example(data=b">a\nMK\r\n", piece=3, size=5)
+@example(data=b">a*\n*\n>b*\nM*", piece=4, size=1)
+def test_blocks_count_what_a_naive_reader_counts(data: bytes, piece: int, size: int) -> None:
     expected = naive(data)
-    found = scanned(data, chunk=chunk, grain=grain)
-    blocks = block_bytes(found, data)
+    found = scanned(data, piece_bytes=piece, block_bytes=size)
+    blocks = blocks_of(found, data)
     assert b"".join(blocks) == data
-    assert [(r.id, r.residues) for block in blocks for r in records(block)] == expected
+    assert [(r.id, r.residues) for block in blocks for r in parse_records(block)] == expected
     for block, row in zip(blocks, found.blocks, strict=True):
         lengths = [len(residues) for _, residues in naive(block)]
         assert row["sequences"] == len(lengths)
@@ -59,24 +59,26 @@ def test_blocks_count_what_a_naive_reader_counts(data: bytes, chunk: int, grain:
         assert row["cost"] == sum(min(length, 10) + 2 for length in lengths)
         assert row["digest"].tobytes() == hashlib.sha256(block).digest()
     assert found.empty == sum(not residues for _, residues in expected)
-    assert all(len(block) >= grain for block in blocks[:-1])
+    assert all(len(block) >= size for block in blocks[:-1])
 
 
 @settings(max_examples=100)
-@given(junk=st.sampled_from([b"M", b"*", b" x", b"\n;", b"1"]), data=FILES, chunk=st.integers(1, 9))
-def test_text_before_the_first_record_is_refused(junk: bytes, data: bytes, chunk: int) -> None:
+@given(junk=st.sampled_from([b"M", b"*", b" x", b"\n;", b"1"]), data=FILES, piece=st.integers(1, 9))
+def test_text_before_the_first_record_is_refused(junk: bytes, data: bytes, piece: int) -> None:
     with pytest.raises(ValueError):
         naive(junk + b"\n" + data)
     with pytest.raises(BadInput, match="not FASTA"):
-        scanned(junk + b"\n" + data, chunk=chunk)
+        scanned(junk + b"\n" + data, piece_bytes=piece)
 
 
 @settings(max_examples=60)
-@given(data=FILES, chunk=st.integers(1, 70), grain=st.integers(1, 70))
-def test_a_gzip_file_has_the_blocks_of_its_content(data: bytes, chunk: int, grain: int) -> None:
-    plain = scanned(data, chunk=chunk, grain=grain)
+@given(data=FILES, piece=st.integers(1, 70), size=st.integers(1, 70))
+def test_a_gzip_file_has_the_blocks_of_its_content(data: bytes, piece: int, size: int) -> None:
+    plain = scanned(data, piece_bytes=piece, block_bytes=size)
     half = len(data) // 2  # two members, as bgzip and `cat a.gz b.gz` make them
-    packed = scanned(gzip.compress(data[:half]) + gzip.compress(data[half:]), chunk=99, grain=grain)
+    packed = scanned(
+        gzip.compress(data[:half]) + gzip.compress(data[half:]), piece_bytes=99, block_bytes=size
+    )
     assert np.array_equal(plain.blocks, packed.blocks)
     assert plain.digest == packed.digest
 
@@ -98,12 +100,12 @@ def test_real_proteins_are_counted_as_their_description_says(proteins: list[Path
 
 def test_a_long_line_of_stars_and_a_long_blank_take_no_longer_than_others() -> None:
     stars = b">a\nM" + b"*" * 300_000 + b"\n" * 300_000 + b"*\n>b\n" + b"*" * 300_000
-    found = scanned(stars, chunk=1 << 16)
+    found = scanned(stars, piece_bytes=1 << 16)
     assert (found.total("sequences"), found.total("residues"), found.empty) == (2, 1, 1)
 
 
-def test_a_single_line_larger_than_many_chunks_is_one_record() -> None:
-    found = scanned(b">a\n" + b"MKVL" * 250_000 + b"\n>b\nM\n", chunk=1 << 14)
+def test_a_single_line_larger_than_many_pieces_is_one_record() -> None:
+    found = scanned(b">a\n" + b"MKVL" * 250_000 + b"\n>b\nM\n", piece_bytes=1 << 14)
     assert found.blocks["longest"].tolist() == [1_000_000, 1]
     assert found.total("sequences") == 2
 
@@ -118,8 +120,8 @@ def test_a_file_has_blocks_enough_to_divide_and_few_enough_to_hold(tmp_path: Pat
 
 
 def test_no_block_of_an_enormous_file_is_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed.inputs.fasta_scan.GRAIN_MAX", 1 << 12)
-    found = scanned(b">a\nMKVL\n" * 1_000_000, grain=1 << 9)
+    monkeypatch.setattr("embed.inputs.fasta_scan.BLOCK_BYTES_MAX", 1 << 12)
+    found = scanned(b">a\nMKVL\n" * 1_000_000, block_bytes=1 << 9)
     assert found.blocks["length"].max() <= (1 << 12) + 9
 
 
@@ -129,10 +131,10 @@ def test_an_empty_file_has_no_blocks() -> None:
     assert found.total("sequences") == 0
 
 
-def test_blank_lines_alone_are_no_sequences() -> None:
+def test_blank_lines_alone_are_not_sequences() -> None:
     assert scanned(b"\n\r\n  \n").total("sequences") == 0
 
 
-def test_nul_bytes_far_into_a_file_are_noticed() -> None:
+def test_nul_bytes_far_into_a_file_are_detected() -> None:
     with pytest.raises(BadInput, match="NUL"):
         scanned(b">a\n" + b"MKVL\n" * 40_000 + b"\0\n")

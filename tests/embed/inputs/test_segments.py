@@ -1,4 +1,4 @@
-"""A claim reads exactly the bytes that were planned, or says that they changed."""
+"""A claim reads exactly the bytes that were planned, or reports that they changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embed.inputs.fasta_scan import scan
-from embed.inputs.segments import Segment, read_segment, verify
+from embed.inputs.segments import Segment
 from fsqueue import ClaimFailed, ClaimImpossible
 
 DATA = b"".join(b">id%d\n%s\n" % (n, b"MKVLAAG" * (n % 30 + 1)) for n in range(400))
@@ -32,31 +32,31 @@ def rewrite(path: Path, data: bytes) -> None:
 
 
 def middle(path: Path) -> Segment:
-    blocks = scan(str(path), lambda lengths: np.minimum(lengths, 1022) + 2, grain=1000).blocks
+    blocks = scan(str(path), lambda lengths: np.minimum(lengths, 1022) + 2, block_bytes=1000).blocks
     return Segment.of(str(path), blocks[3:9])
 
 
 def test_a_segment_is_read_again_to_the_byte(path: Path) -> None:
     segment = middle(path)
-    data = b"".join(read_segment(segment))
+    data = b"".join(segment.blocks())
     assert data == DATA[segment.start : segment.start + sum(segment.lengths)]
     assert data.startswith(b">id") and data.endswith(b"\n")
 
 
-def test_it_goes_through_json_unchanged(path: Path) -> None:
+def test_a_segment_survives_json_unchanged(path: Path) -> None:
     assert Segment.decode(middle(path).encode()) == middle(path)
 
 
 def test_a_touched_file_is_the_same_input(path: Path) -> None:
     segment = middle(path)
     os.utime(path, (1, 1))
-    verify(segment)
+    segment.verify()
 
 
-def test_a_change_elsewhere_in_the_file_does_no_harm(path: Path) -> None:
+def test_a_change_elsewhere_in_the_file_does_not_matter(path: Path) -> None:
     segment = middle(path)
     rewrite(path, DATA[:-8] + b"WWWWWWW\n")
-    verify(segment)
+    segment.verify()
 
 
 @pytest.mark.parametrize(
@@ -70,29 +70,29 @@ def test_a_change_elsewhere_in_the_file_does_no_harm(path: Path) -> None:
     ],
     ids=["an id", "a residue more before it", "cut short", "other line ends", "emptied"],
 )
-def test_changed_bytes_are_noticed(path: Path, changed: bytes) -> None:
+def test_changed_bytes_are_detected(path: Path, changed: bytes) -> None:
     segment = middle(path)
     rewrite(path, changed)
-    with pytest.raises(ClaimImpossible, match="changed since it was planned.*fsqueue plan embed"):
-        verify(segment)
+    with pytest.raises(ClaimImpossible, match="changed after it was planned.*fsqueue plan embed"):
+        segment.verify()
 
 
-def test_a_file_that_was_packed_or_unpacked_since_is_the_same_input(path: Path) -> None:
+def test_a_file_that_was_compressed_or_decompressed_is_the_same_input(path: Path) -> None:
     segment = middle(path)
     path.write_bytes(DATA if is_gzip(path) else gzip.compress(DATA))
-    verify(segment)
+    segment.verify()
 
 
-def test_a_gzip_file_cut_short_since_is_noticed(path: Path) -> None:
+def test_a_gzip_file_that_was_truncated_is_detected(path: Path) -> None:
     segment = middle(path)
     path.write_bytes(gzip.compress(DATA)[:200])
     with pytest.raises(ClaimImpossible, match="changed"):
-        verify(segment)
+        segment.verify()
 
 
 def test_a_missing_file_may_be_somewhere_else(path: Path) -> None:
     segment = middle(path)
     path.unlink()
     with pytest.raises(ClaimFailed, match="No such file") as failed:
-        verify(segment)
+        segment.verify()
     assert not isinstance(failed.value, ClaimImpossible)

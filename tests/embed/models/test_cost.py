@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed.models.cost import ELEMENT, HALF, PER_SECOND, SOFTMAX, Estimate, Shape
+from embed.models.cost import ELEMENT, HALF, PER_SECOND, SOFTMAX, Estimate, ModelShape
 
 CONFIG = {
     "num_hidden_layers": 6,
@@ -15,20 +15,20 @@ CONFIG = {
     "intermediate_size": 1280,
     "num_attention_heads": 20,
 }
-SMALL = Shape(6, 320, 1280, 20)
-LARGE = Shape(36, 2560, 10240, 40)
-DNA = Shape(12, 768, 3072, 12, gated=True)
+SMALL = ModelShape(6, 320, 1280, 20)
+LARGE = ModelShape(36, 2560, 10240, 40)
+DNA = ModelShape(12, 768, 3072, 12, gated=True)
 
 
-def cost(length: int, shape: Shape = SMALL, residues_max: int = 1022, **how: object) -> int:
+def cost(length: int, shape: ModelShape = SMALL, residues_max: int = 1022, **how: object) -> int:
     estimate = Estimate(shape, residues_max, **how)  # type: ignore[arg-type]
     return int(estimate.costs(np.array([length]))[0])
 
 
-def test_a_model_s_shape_is_what_its_config_says() -> None:
-    assert Shape.of(CONFIG) == SMALL
+def test_a_model_s_shape_is_read_from_its_config() -> None:
+    assert ModelShape.of(CONFIG) == SMALL
     gated = {**CONFIG, "alibi_starting_size": 512}
-    assert Shape.of(gated) == Shape(6, 320, 1280, 20, gated=True)
+    assert ModelShape.of(gated) == ModelShape(6, 320, 1280, 20, gated=True)
 
 
 def test_a_cost_is_what_the_layers_compute() -> None:
@@ -38,7 +38,7 @@ def test_a_cost_is_what_the_layers_compute() -> None:
     assert cost(100) == int(np.ceil((linear + pairs) / 1e6))
 
 
-def test_what_is_cut_costs_no_more_than_what_is_read_and_windows_cost_their_sum() -> None:
+def test_truncated_residues_cost_nothing_and_windows_cost_their_sum() -> None:
     assert cost(5000) == cost(1022) > cost(1021)
     window = Estimate(SMALL, 1022, in_windows=True).costs(np.array([1022, 2044, 2045]))
     assert window[1] == pytest.approx(2 * window[0], abs=1)

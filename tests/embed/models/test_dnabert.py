@@ -1,4 +1,4 @@
-"""DNABERT against an independent rendering of its architecture, and against every known trap."""
+"""DNABERT against an independent implementation of its architecture, and against known mistakes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from embed.models.dnabert import network
-from embed.models.dnabert.network import BEGIN, END, Encoder, load, slopes
-from embed.models.dnabert.shape import Shape
-from embed.models.dnabert.tokens import DnaTokens, unknown
+from embed.models.dnabert.network import BEGIN, END, DnabertEncoder, load, slopes
+from embed.models.dnabert.shape import DnabertShape
+from embed.models.dnabert.tokenizer import DnaTokenizer, unknown
 from fsqueue import ClaimImpossible, UsageError
-from tests.support.dnabert import PUBLISHED, SIZE, checkpoint_names, rendering, write_model
+from tests.support.dnabert import PUBLISHED, SIZE, checkpoint_names, reference_states, write_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,19 +44,19 @@ def weights(folder: Path) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def encoder(folder: Path) -> Encoder:
+def encoder(folder: Path) -> DnabertEncoder:
     return load(str(folder), "float32", CPU)
 
 
 @pytest.fixture(scope="module")
-def tokens(folder: Path) -> DnaTokens:
-    return DnaTokens(str(folder))
+def tokens(folder: Path) -> DnaTokenizer:
+    return DnaTokenizer(str(folder))
 
 
 @pytest.fixture(scope="module")
 def sequences() -> list[np.ndarray]:
-    chance = np.random.default_rng(3)
-    return [chance.integers(0, 200, n).astype(np.uint16) for n in LENGTHS]
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 200, n).astype(np.uint16) for n in LENGTHS]
 
 
 def whole(ids: np.ndarray) -> list[int]:
@@ -75,20 +75,22 @@ def worst(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 
 
 def test_a_pack_equals_the_published_architecture(
-    encoder: Encoder, weights: Weights, sequences: list[np.ndarray]
+    encoder: DnabertEncoder, weights: Weights, sequences: list[np.ndarray]
 ) -> None:
-    expected = rendering(weights, CONFIG, [whole(ids) for ids in sequences])
+    expected = reference_states(weights, CONFIG, [whole(ids) for ids in sequences])
     assert worst(encoder.hidden(sequences), expected) < 1e-5
 
 
-def test_a_pack_equals_each_sequence_alone(encoder: Encoder, sequences: list[np.ndarray]) -> None:
+def test_a_pack_equals_each_sequence_alone(
+    encoder: DnabertEncoder, sequences: list[np.ndarray]
+) -> None:
     alone = [encoder.hidden([ids])[0] for ids in sequences]
     assert worst(encoder.hidden(sequences), alone) < 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("float16", 0.99999)])
 def test_half_precision_works_and_is_near(
-    folder: Path, encoder: Encoder, sequences: list[np.ndarray], dtype: str, least: float
+    folder: Path, encoder: DnabertEncoder, sequences: list[np.ndarray], dtype: str, least: float
 ) -> None:
     """The published code fails here: its float32 bias meets half precision scores."""
     half = load(str(folder), dtype, CPU).hidden(sequences)
@@ -98,11 +100,11 @@ def test_half_precision_works_and_is_near(
 
 
 @pytest.mark.slow
-def test_the_published_size_agrees_with_the_rendering(tmp_path: Path) -> None:
+def test_the_published_size_agrees_with_the_reference(tmp_path: Path) -> None:
     size = {"hidden_size": 768, "num_hidden_layers": 2, "intermediate_size": 3072}
     weights = write_model(tmp_path / "m", **size)
     ids = [np.arange(n, dtype=np.uint16) % 200 for n in (30, 108, 108, 120)]
-    expected = rendering(weights, {**CONFIG, **size}, [whole(row) for row in ids])
+    expected = reference_states(weights, {**CONFIG, **size}, [whole(row) for row in ids])
     assert (
         worst(load(str(tmp_path / "m"), "float32", CPU).hidden(ids), expected) < 3e-5
     )  # 1.0e-5 on an EPYC
@@ -120,7 +122,7 @@ def test_the_slopes_are_those_published() -> None:
 
 @pytest.mark.parametrize("limit", [1, 700, 12 * 152 * 152])
 def test_a_long_sequence_attends_in_portions_to_the_same_numbers(
-    encoder: Encoder,
+    encoder: DnabertEncoder,
     sequences: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
     limit: int,
@@ -133,7 +135,7 @@ def test_a_long_sequence_attends_in_portions_to_the_same_numbers(
 
 
 def test_neighbours_and_earlier_batches_change_nothing(
-    encoder: Encoder, sequences: list[np.ndarray]
+    encoder: DnabertEncoder, sequences: list[np.ndarray]
 ) -> None:
     expected = encoder.hidden(sequences[3:4])
     encoder.hidden([np.arange(180, dtype=np.uint16)])
@@ -144,7 +146,7 @@ def test_neighbours_and_earlier_batches_change_nothing(
 
 
 def test_the_names_and_shapes_are_those_published() -> None:
-    shape = Shape(4096, 768, 12, 12, 3072, 2, 1e-12)
+    shape = DnabertShape(4096, 768, 12, 12, 3072, 2, 1e-12)
     expected = shape.tensors()
     heads = ["pooler.dense.weight", "pooler.dense.bias"]
     assert [*expected, *heads] == checkpoint_names(12)
@@ -155,7 +157,11 @@ def test_the_names_and_shapes_are_those_published() -> None:
 
 
 def test_a_masked_language_model_s_checkpoint_gives_the_same_numbers(
-    tmp_path: Path, folder: Path, weights: Weights, encoder: Encoder, sequences: list[np.ndarray]
+    tmp_path: Path,
+    folder: Path,
+    weights: Weights,
+    encoder: DnabertEncoder,
+    sequences: list[np.ndarray],
 ) -> None:
     copied = copy(folder, tmp_path / "mlm")
     named = {f"bert.{name}": w for name, w in weights.items() if not name.startswith("pooler")}
@@ -167,7 +173,11 @@ def test_a_masked_language_model_s_checkpoint_gives_the_same_numbers(
 
 
 def test_safetensors_are_preferred_and_give_the_same_numbers(
-    tmp_path: Path, folder: Path, weights: Weights, encoder: Encoder, sequences: list[np.ndarray]
+    tmp_path: Path,
+    folder: Path,
+    weights: Weights,
+    encoder: DnabertEncoder,
+    sequences: list[np.ndarray],
 ) -> None:
     copied = copy(folder, tmp_path / "safe")
     save_file(weights, copied / "model.safetensors")
@@ -177,30 +187,33 @@ def test_safetensors_are_preferred_and_give_the_same_numbers(
 
 
 @pytest.mark.parametrize("name", checkpoint_names(3)[:-2])
-def test_a_checkpoint_that_lacks_any_tensor_is_refused(weights: Weights, name: str) -> None:
-    shape = Shape(200, 48, 3, 12, 80, 2, 1e-12)
+def test_a_checkpoint_with_any_missing_tensor_is_refused(weights: Weights, name: str) -> None:
+    shape = DnabertShape(200, 48, 3, 12, 80, 2, 1e-12)
     holed = {other: tensor for other, tensor in weights.items() if other != name}
-    with pytest.raises(ClaimImpossible, match=rf"1 tensors .* are missing, {name} first"):
+    with pytest.raises(ClaimImpossible, match=rf"are missing \(1; the first is {name}\)"):
         network.encoder_weights(holed, shape, "folder")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
-        ({"encoder.layer.3.mlp.wo.bias": torch.zeros(48)}, "unknown, encoder.layer.3.mlp.wo.bias"),
-        ({"embeddings.position_embeddings.weight": torch.zeros(1)}, "unknown, embeddings.position"),
-        ({"encoder.layer.1.mlp.wo.bias": torch.zeros(47)}, "of another shape, encoder.layer.1"),
+        ({"encoder.layer.3.mlp.wo.bias": torch.zeros(48)}, "unknown .*encoder.layer.3.mlp.wo.bias"),
+        (
+            {"embeddings.position_embeddings.weight": torch.zeros(1)},
+            "unknown .*embeddings.position",
+        ),
+        ({"encoder.layer.1.mlp.wo.bias": torch.zeros(47)}, "of another shape .*encoder.layer.1"),
     ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(
-    weights: Weights, change: Weights, said: str
+    weights: Weights, change: Weights, words: str
 ) -> None:
-    shape = Shape(200, 48, 3, 12, 80, 2, 1e-12)
-    with pytest.raises(ClaimImpossible, match=said):
+    shape = DnabertShape(200, 48, 3, 12, 80, 2, 1e-12)
+    with pytest.raises(ClaimImpossible, match=words):
         network.encoder_weights({**weights, **change}, shape, "folder")
 
 
-class Trap:
+class Exploit:
     """Unpickling this would make a file."""
 
     def __init__(self, path: str) -> None:
@@ -212,18 +225,18 @@ class Trap:
 
 def test_nothing_in_a_checkpoint_is_ever_run(folder: Path, tmp_path: Path) -> None:
     copied = copy(folder, tmp_path / "evil")
-    torch.save({"x": Trap(str(tmp_path / "ran"))}, copied / "pytorch_model.bin")
-    with pytest.raises(ClaimImpossible, match="never run"):
+    torch.save({"x": Exploit(str(tmp_path / "ran"))}, copied / "pytorch_model.bin")
+    with pytest.raises(ClaimImpossible, match="never loaded"):
         load(str(copied), "float32", CPU)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5000])
-def test_a_checkpoint_cut_short_is_refused(folder: Path, tmp_path: Path, keep: int) -> None:
+def test_a_truncated_checkpoint_is_refused(folder: Path, tmp_path: Path, keep: int) -> None:
     copied = copy(folder, tmp_path / "cut")
     data = (copied / "pytorch_model.bin").read_bytes()
     (copied / "pytorch_model.bin").write_bytes(data[:keep])
-    with pytest.raises(ClaimImpossible, match=r"pytorch_model\.bin.*cut short"):
+    with pytest.raises(ClaimImpossible, match=r"pytorch_model\.bin.*truncated"):
         load(str(copied), "float32", CPU)
 
 
@@ -238,15 +251,15 @@ def test_a_config_of_another_model_is_refused(
     config = {k: v for k, v in {**CONFIG, **change}.items() if v is not None}
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError):
-        Shape.read(str(copied))
+        DnabertShape.read(str(copied))
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 @pytest.mark.slow
 def test_stock_transformers_would_load_random_layers_without_an_error(
-    folder: Path, encoder: Encoder, sequences: list[np.ndarray]
+    folder: Path, encoder: DnabertEncoder, sequences: list[np.ndarray]
 ) -> None:
     from transformers import AutoModel
 
@@ -258,51 +271,53 @@ def test_stock_transformers_would_load_random_layers_without_an_error(
 
 @pytest.mark.parametrize("mistake", [{"masked": False}, {"swapped": True}, {"biased": False}])
 def test_mask_gate_and_bias_matter(
-    encoder: Encoder, weights: Weights, sequences: list[np.ndarray], mistake: dict[str, bool]
+    encoder: DnabertEncoder, weights: Weights, sequences: list[np.ndarray], mistake: dict[str, bool]
 ) -> None:
-    wrong = rendering(weights, CONFIG, [whole(ids) for ids in sequences], **mistake)
+    wrong = reference_states(weights, CONFIG, [whole(ids) for ids in sequences], **mistake)
     assert worst(encoder.hidden(sequences), wrong) > 0.1
 
 
-def test_fixed_padding_in_the_tokenizer_s_file_is_undone(folder: Path, tokens: DnaTokens) -> None:
+def test_fixed_padding_in_the_tokenizer_s_file_is_undone(
+    folder: Path, tokens: DnaTokenizer
+) -> None:
     careless = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert len(careless.encode(dna(59).decode()).ids) == 2000
     assert 5 < len(tokens.ids(dna(59))) < 59
 
 
-def test_truncation_in_the_tokenizer_s_file_is_undone(tokens: DnaTokens) -> None:
+def test_truncation_in_the_tokenizer_s_file_is_undone(tokens: DnaTokenizer) -> None:
     assert len(tokens.ids(dna(20_000))) > 2000
 
 
 def test_ids_are_those_of_the_tokenizer_with_cls_and_sep_around(
-    folder: Path, tokens: DnaTokens
+    folder: Path, tokens: DnaTokenizer
 ) -> None:
     whole_ids = Tokenizer.from_file(str(folder / "tokenizer.json"))
     whole_ids.no_padding()
     assert whole_ids.encode(dna(300).decode()).ids == whole(tokens.ids(dna(300)))
 
 
-def test_soft_masked_bases_are_read_as_capitals(folder: Path, tokens: DnaTokens) -> None:
+def test_soft_masked_bases_are_read_as_upper_case(folder: Path, tokens: DnaTokenizer) -> None:
     careless = Tokenizer.from_file(str(folder / "tokenizer.json"))
     careless.no_padding()
     assert set(careless.encode("acgtacgt").ids[1:-1]) == {0}
     assert tokens.ids(dna(90).lower()).tolist() == tokens.ids(dna(90)).tolist()
 
 
-def test_each_base_outside_the_vocabulary_is_one_unknown_token(tokens: DnaTokens) -> None:
+def test_each_base_outside_the_vocabulary_is_one_unknown_token(tokens: DnaTokenizer) -> None:
     ids = tokens.ids(b"ACGT" + b"N" * 7 + b"ACGTRYnACGT-ACGT*")
     assert unknown(ids) == 7 + 3 + 2
     assert unknown(tokens.ids(dna(200))) == 0
 
 
-def test_bytes_that_are_no_text_are_unknown_tokens_too(tokens: DnaTokens) -> None:
+def test_bytes_that_are_not_text_are_unknown_tokens_too(tokens: DnaTokenizer) -> None:
     assert unknown(tokens.ids(b"ACG\xff\xfeT")) == 2
 
 
 @pytest.mark.slow
 def test_ids_above_255_survive(tmp_path: Path) -> None:
     write_model(tmp_path / "large", vocab_size=600)
-    ids = DnaTokens(str(tmp_path / "large")).ids(dna(3000))
+    ids = DnaTokenizer(str(tmp_path / "large")).ids(dna(3000))
     assert ids.max() > 255
     assert load(str(tmp_path / "large"), "float32", CPU).hidden([ids])[0].shape == (
         len(ids) + 2,
@@ -315,10 +330,10 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     text = (copied / "tokenizer.json").read_text()
     (copied / "tokenizer.json").write_text(text.replace("[CLS]", "<cls>"))
     with pytest.raises(ClaimImpossible, match="another model"):
-        DnaTokens(str(copied))
+        DnaTokenizer(str(copied))
     (copied / "tokenizer.json").unlink()
     with pytest.raises(ClaimImpossible, match=r"tokenizer\.json: cannot be read"):
-        DnaTokens(str(copied))
+        DnaTokenizer(str(copied))
 
 
 def copy(folder: Path, target: Path) -> Path:

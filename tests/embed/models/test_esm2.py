@@ -1,4 +1,4 @@
-"""The packed encoder against an independent rendering of ESM-2, and against every known trap."""
+"""The packed encoder against an independent implementation of ESM-2, and against known mistakes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import EsmForMaskedLM, EsmModel
 
-from embed.models.esm2.network import Encoder, load
-from embed.models.esm2.tokens import BEGIN, END, token_ids
+from embed.models.esm2.network import Esm2Encoder, load
+from embed.models.esm2.tokenizer import BEGIN, END, token_ids
 from embed.models.pooling import mean, mean_of_all
 from fsqueue import ClaimImpossible
 
@@ -26,14 +26,14 @@ LENGTHS = (1, 2, 3, 17, 40, 40, 40, 95, 300)
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Encoder:
+def encoder(tiny_model: Path) -> Esm2Encoder:
     return load(str(tiny_model), "float32", CPU)
 
 
 @pytest.fixture(scope="module")
 def sequences() -> list[bytes]:
-    chance = torch.Generator().manual_seed(3)
-    return [bytes(torch.randint(4, 24, (n,), generator=chance).tolist()) for n in LENGTHS]
+    rng = torch.Generator().manual_seed(3)
+    return [bytes(torch.randint(4, 24, (n,), generator=rng).tolist()) for n in LENGTHS]
 
 
 def reference(folder: Path, ids: bytes, *, scale: float = 0.88) -> torch.Tensor:
@@ -93,24 +93,26 @@ def padded(folder: Path, sequences: list[bytes], *, mask: bool = True) -> list[t
 
 
 def test_a_pack_equals_the_published_architecture(
-    tiny_model: Path, encoder: Encoder, sequences: list[bytes]
+    tiny_model: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     expected = [reference(tiny_model, ids) for ids in sequences]
     assert worst(encoder.hidden(sequences), expected) < 1e-5
 
 
-def test_a_pack_equals_each_sequence_alone(encoder: Encoder, sequences: list[bytes]) -> None:
+def test_a_pack_equals_each_sequence_alone(encoder: Esm2Encoder, sequences: list[bytes]) -> None:
     alone = [encoder.hidden([ids])[0] for ids in sequences]
     assert worst(encoder.hidden(sequences), alone) < 1e-5
 
 
 def test_a_pack_equals_stock_transformers_with_padding_and_mask(
-    tiny_model: Path, encoder: Encoder, sequences: list[bytes]
+    tiny_model: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     assert worst(encoder.hidden(sequences), padded(tiny_model, sequences)) < 1e-5
 
 
-def test_neighbours_in_the_pack_change_nothing(encoder: Encoder, sequences: list[bytes]) -> None:
+def test_neighbours_in_the_pack_change_nothing(
+    encoder: Esm2Encoder, sequences: list[bytes]
+) -> None:
     first = encoder.hidden(sequences)
     others = [sequences[3], token_ids(b"WWWWWWW"), *sequences[:2], token_ids(b"CCCC")]
     assert worst(encoder.hidden(others)[:1], first[3:4]) < 1e-5
@@ -118,7 +120,7 @@ def test_neighbours_in_the_pack_change_nothing(encoder: Encoder, sequences: list
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_pools_in_float32(
-    tiny_model: Path, encoder: Encoder, sequences: list[bytes], dtype: str
+    tiny_model: Path, encoder: Esm2Encoder, sequences: list[bytes], dtype: str
 ) -> None:
     half = [mean(states) for states in load(str(tiny_model), dtype, CPU).hidden(sequences)]
     full = [mean(states) for states in encoder.hidden(sequences)]
@@ -127,25 +129,25 @@ def test_half_precision_is_near_and_pools_in_float32(
         assert torch.cosine_similarity(one, two, dim=0) > 0.999
 
 
-def test_positions_begin_anew_in_every_sequence(encoder: Encoder) -> None:
+def test_positions_begin_anew_in_every_sequence(encoder: Esm2Encoder) -> None:
     """Only differences of positions count, but far from 0 an angle has lost its last digits."""
     sequence = token_ids(b"MKVLAAGIVGLCAKAY" * 50)
     alone = encoder.hidden([sequence])
     assert worst(encoder.hidden([sequence] * 60)[-1:], alone) < 1e-5
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 def test_without_a_mask_padding_would_change_the_numbers(
-    tiny_model: Path, encoder: Encoder, sequences: list[bytes]
+    tiny_model: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     careless = padded(tiny_model, sequences, mask=False)
     assert worst(encoder.hidden(sequences), careless) > 0.1
 
 
 def test_token_dropout_scales_by_088(
-    tiny_model: Path, encoder: Encoder, sequences: list[bytes]
+    tiny_model: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     unscaled = [reference(tiny_model, ids, scale=1.0) for ids in sequences]
     assert worst(encoder.hidden(sequences), unscaled) > 0.01
@@ -184,8 +186,8 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(tiny_model: Path, tmp_pat
         load(str(tmp_path / "holed"), "float32", CPU)
 
 
-def test_what_save_pretrained_writes_loads_to_the_same_numbers(
-    tiny_model: Path, tmp_path: Path, encoder: Encoder, sequences: list[bytes]
+def test_files_of_save_pretrained_give_the_same_numbers(
+    tiny_model: Path, tmp_path: Path, encoder: Esm2Encoder, sequences: list[bytes]
 ) -> None:
     EsmForMaskedLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "mlm")
     EsmModel.from_pretrained(tiny_model, add_pooling_layer=False).save_pretrained(tmp_path / "own")
@@ -194,7 +196,7 @@ def test_what_save_pretrained_writes_loads_to_the_same_numbers(
         assert worst(again.hidden(sequences), encoder.hidden(sequences)) == 0
 
 
-def test_dropout_is_off(encoder: Encoder, sequences: list[bytes]) -> None:
+def test_dropout_is_off(encoder: Esm2Encoder, sequences: list[bytes]) -> None:
     assert worst(encoder.hidden(sequences), encoder.hidden(sequences)) == 0
 
 

@@ -1,4 +1,4 @@
-"""Both families through the handler: what is cut, windowed, pooled and refused."""
+"""Both families through the handler: what is truncated, windowed, pooled and refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from embed.models.dnabert import network as dnabert
-from embed.models.dnabert.tokens import DnaTokens
+from embed.models.dnabert.tokenizer import DnaTokenizer
 from embed.models.esm2 import network as esm2
-from embed.models.esm2.tokens import token_ids
+from embed.models.esm2.tokenizer import token_ids
 from embed.outputs.claim_file import FLAGS, Embeddings
 from fsqueue import BadInput, UsageError
 from tests.embed.conftest import Bench, fasta
@@ -41,7 +41,7 @@ def dna(bases: int, seed: int = 1) -> str:
 
 
 def states(folder: Path, bases: str) -> np.ndarray:
-    ids = DnaTokens(str(folder)).ids(bases.encode())
+    ids = DnaTokenizer(str(folder)).ids(bases.encode())
     return dnabert.load(str(folder), "float32", CPU).hidden([ids])[0].numpy()
 
 
@@ -84,7 +84,7 @@ def test_soft_masked_dna_gives_the_same_vectors_and_n_is_counted(dna_bench: Make
     assert near(found.rows[0], found.rows[1])
     assert found.metadata["counts"]["unknown_residues"] == 5
     assert found.columns["flags"].tolist() == [0, 0, FLAGS["unknown_residues"]]
-    assert any("5 residues are in no vocabulary" in line for line in bench.warnings)
+    assert any("5 residues are outside the model's vocabulary" in line for line in bench.warnings)
 
 
 def test_a_contig_of_more_than_ten_thousand_bases_is_read_in_windows(
@@ -101,7 +101,7 @@ def test_a_contig_of_more_than_ten_thousand_bases_is_read_in_windows(
     assert found.columns["lengths"].tolist() == [700, 300]
     assert found.columns["flags"].tolist() == [FLAGS["windowed"], 0]
     assert found.metadata["counts"]["windowed"] == 1
-    assert bench.warnings == ["1 sequences were longer than --max-residues, and read in windows"]
+    assert bench.warnings == ["1 sequence was longer than --max-residues and read in windows"]
 
 
 def test_windows_in_different_batches_are_joined_to_the_same_vector(dna_bench: MakeBench) -> None:
@@ -137,7 +137,7 @@ def test_the_model_is_known_by_its_config_and_pinned_with_its_vocabulary(
     shutil.copy(tiny_dnabert / "tokenizer.json", tokenizer)
     data = (copied / "pytorch_model.bin").read_bytes()
     (copied / "pytorch_model.bin").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UsageError, match="cut short"):
+    with pytest.raises(UsageError, match="truncated"):
         dna_bench(model=str(copied))
 
 
@@ -157,11 +157,11 @@ def test_a_long_protein_in_windows_is_the_mean_over_all_its_residues(
 def test_long_fail_refuses_the_file_when_it_is_planned(make_bench: MakeBench) -> None:
     bench = make_bench(max_residues=50, long="fail")
     bench.plan(bench.file(fasta([("a", "M" * 50)])))
-    with pytest.raises(BadInput, match=r"sequence of 51 residues.*--long truncate\|window"):
+    with pytest.raises(BadInput, match=r"sequence of 51 residues.*--long truncate or window"):
         bench.plan(bench.file(fasta([("a", "M" * 50), ("b", "M" * 51)]), "y.faa"))
 
 
-def test_what_is_long_and_what_becomes_of_it_decides_the_claim_s_id(
+def test_the_handling_of_long_sequences_decides_the_claim_s_id(
     make_bench: MakeBench,
 ) -> None:
     chosen = [make_bench(), make_bench(long="window"), make_bench(max_residues=9)]
@@ -224,9 +224,9 @@ def test_per_token_rows_survive_an_interruption(make_bench: MakeBench) -> None:
     bench = make_bench(**options)
     (item,) = bench.plan(bench.file(fasta([(f"s{n}", "MKVLA" * n) for n in range(1, 12)])))
     undisturbed = bench.run(item)
-    asked = iter([False, False, True])
+    stopping = iter([False, False, True])
     with pytest.raises(Interrupted):
-        bench.handler.run(bench.work(item, stop=lambda: next(asked)))
+        bench.handler.run(bench.work(item, stop=lambda: next(stopping)))
     assert make_bench(**options).run(item) == undisturbed
 
 

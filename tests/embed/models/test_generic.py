@@ -1,4 +1,4 @@
-"""Other models of transformers: the numbers of each sequence alone, or a refusal that says why."""
+"""Other models of transformers: the vectors of each sequence alone, or a refusal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 
 from embed import Encoder
 from embed.models import hub
-from embed.models.generic.network import EVEN, even, load
-from embed.models.generic.tokens import GenericTokens
+from embed.models.generic.network import EVEN, even_batches, load
+from embed.models.generic.tokenizer import GenericTokenizer
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
 from tests.support.dnabert import write_model as write_dnabert
@@ -45,7 +45,7 @@ def alone(folder: Path, ids: Sequence[int]) -> np.ndarray:
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
-    tokens = GenericTokens(str(folder))
+    tokens = GenericTokenizer(str(folder))
     ids, _ = tokens.read(text.encode())
     return [*tokens.frame[0], *ids, *tokens.frame[1]]
 
@@ -65,7 +65,7 @@ def spoilt(folder: Path, target: Path, change: Callable[[dict[str, Any]], None])
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path], name: str) -> None:
-    """Padding, its mask, what begins and ends a text, cutting: none shows."""
+    """Padding, its mask, begin and end tokens, truncation: none changes a vector."""
     folder = folders[name]
     found = Encoder.load(str(folder)).encode(TEXTS)
     limit = hub.find(str(folder)).longest
@@ -75,7 +75,7 @@ def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path],
             assert not row.any()
             continue
         ids = ids_of(folder, text)
-        tail = len(GenericTokens(str(folder)).frame[1])
+        tail = len(GenericTokenizer(str(folder)).frame[1])
         if len(ids) > limit:
             ids = [*ids[: limit - tail], *ids[len(ids) - tail :]]
         np.testing.assert_allclose(row, alone(folder, ids).mean(0), atol=2e-5)
@@ -96,7 +96,7 @@ def test_a_tokenizer_s_padding_is_undone_and_its_edges_are_known(
     from tokenizers import Tokenizer
 
     careless = Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
-    tokens = GenericTokens(str(folders[name]))
+    tokens = GenericTokenizer(str(folders[name]))
     assert tokens.edges == edges
     assert length is None or len(careless.encode("short").ids) == length
     careless.no_padding()
@@ -127,7 +127,7 @@ def test_texts_longer_than_the_model_are_read_in_windows(folders: dict[str, Path
     shares = [len(part) / len(inner) for part in parts]
     expected = sum(share * row for share, row in zip(shares, means, strict=True))
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    with pytest.raises(UsageError, match="longer than the 64"):
+    with pytest.raises(UsageError, match="longer than --max-residues 64"):
         Encoder.load(str(folder), long="fail").encode(["short", text])
 
 
@@ -141,7 +141,7 @@ def test_half_precision_is_near(folders: dict[str, Path], dtype: str) -> None:
 
 def test_a_batch_is_divided_rather_than_padded_much() -> None:
     sizes = [100, 90, 75, 74, 50, 7, 7, 6, 5, 2]
-    runs = list(even([np.zeros(size, np.int64) for size in sizes]))
+    runs = list(even_batches([np.zeros(size, np.int64) for size in sizes]))
     assert [len(one) for run in runs for one in run] == sizes
     assert all(min(map(len, run)) >= EVEN * max(map(len, run)) for run in runs)
     assert [len(run) for run in runs] == [3, 1, 1, 3, 1, 1]
@@ -150,7 +150,7 @@ def test_a_batch_is_divided_rather_than_padded_much() -> None:
 # ---- sequences ----
 
 
-def test_residues_are_spaced_where_a_vocabulary_wants_that(
+def test_residues_are_spaced_if_the_vocabulary_needs_it(
     folders: dict[str, Path], make_bench: MakeBench
 ) -> None:
     """To ProtBert a protein as it stands in its file would be one unknown word."""
@@ -161,14 +161,14 @@ def test_residues_are_spaced_where_a_vocabulary_wants_that(
     np.testing.assert_allclose(found.rows[0], alone(folder, [2, *ids, 3]).mean(0), atol=2e-5)
     assert found.rows[0].tolist() == found.rows[1].tolist()
     assert found.columns["flags"].tolist() == [0, 0, 4]
-    assert "1 residues are in no vocabulary, and were read as unknown" in bench.warnings
+    assert "1 residue is outside the model's vocabulary and read as unknown" in bench.warnings
     assert found.metadata["versions"].keys() == {"fsqueue", "torch", "transformers", "tokenizers"}
 
 
 Tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVERSTIDPKQNFYMHWCXUBZO"]
 
 
-def test_an_esm_with_another_vocabulary_reads_by_its_own(
+def test_an_esm_with_another_vocabulary_uses_that(
     folders: dict[str, Path], make_bench: MakeBench
 ) -> None:
     folder = folders["nucleotides"]
@@ -192,7 +192,7 @@ def test_long_fail_is_decided_by_tokens_when_the_claim_runs(
 ) -> None:
     bench = make_bench(model=str(folders["protbert"]), long="fail")
     (item,) = bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 20)])))
-    with pytest.raises(ClaimImpossible, match="'endless': is longer than the 64"):
+    with pytest.raises(ClaimImpossible, match="'endless': is longer than --max-residues 64"):
         bench.run(item)
 
 
@@ -220,7 +220,7 @@ def test_minilm_gives_the_vectors_of_an_independent_computation() -> None:
 
 
 def minilm(folder: Path, text: str) -> np.ndarray:
-    """BERT written down once more: one text, from the checkpoint's tensors and nothing else."""
+    """BERT implemented again: one text, from the checkpoint's tensors alone."""
     w = load_file(folder / "model.safetensors")
     vocabulary = BertTokenizer(str(folder / "vocab.txt"))
     ids = torch.tensor(vocabulary(text)["input_ids"])
@@ -249,7 +249,7 @@ def minilm(folder: Path, text: str) -> np.ndarray:
     return np.asarray(x.mean(0).numpy())
 
 
-# ---- the traps: each of these tests fails when the trap is stepped into ----
+# ---- known mistakes: each of these tests fails if the mistake is made ----
 
 
 def test_a_checkpoint_with_a_missing_weight_is_refused(
@@ -257,11 +257,11 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(
 ) -> None:
     name = "bert.encoder.layer.1.output.dense.weight"
     holed = spoilt(folders["bert"], tmp_path / "holed", lambda weights: weights.pop(name))
-    with pytest.raises(ClaimImpossible, match=r"encoder.layer.1.output.dense.weight first"):
-        load(str(holed), "float32", CPU, GenericTokens(str(holed)).frame)
+    with pytest.raises(ClaimImpossible, match=r"encoder.layer.1.output.dense.weight"):
+        load(str(holed), "float32", CPU, GenericTokenizer(str(holed)).frame)
 
 
-def test_a_pooler_that_nobody_trained_is_not_missed(folders: dict[str, Path]) -> None:
+def test_an_untrained_pooler_may_be_missing(folders: dict[str, Path]) -> None:
     names = load_file(folders["bert"] / "model.safetensors").keys()
     assert not any("pooler" in name for name in names)
     Encoder.load(str(folders["bert"]))
@@ -270,16 +270,16 @@ def test_a_pooler_that_nobody_trained_is_not_missed(folders: dict[str, Path]) ->
 def test_a_tensor_that_the_architecture_has_no_place_for_is_refused(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """What a checkpoint of another architecture that says it is a BERT would leave behind."""
+    """As in a checkpoint of another architecture that claims to be a BERT."""
     extra = {"bert.encoder.layer.0.mlp.gated_layers.weight": torch.zeros(4, 4)}
-    strange = spoilt(folders["bert"], tmp_path / "strange", lambda weights: weights.update(extra))
-    with pytest.raises(ClaimImpossible, match="gated_layers.weight first"):
-        Encoder.load(str(strange))
+    extended = spoilt(folders["bert"], tmp_path / "extended", lambda weights: weights.update(extra))
+    with pytest.raises(ClaimImpossible, match="gated_layers.weight"):
+        Encoder.load(str(extended))
 
 
 def test_a_mosaicbert_is_never_loaded_as_a_bert(folders: dict[str, Path], tmp_path: Path) -> None:
-    """With its settings it goes to the module for DNABERT, which knows its vocabulary is another;
-    without them the stock BERT finds its own weights missing."""
+    """With its settings it is loaded as a DNABERT, whose vocabulary differs; without them the stock
+    BERT misses weights."""
     mosaic = tmp_path / "mosaic"
     write_dnabert(mosaic)
     shutil.copy(folders["bert"] / "tokenizer.json", mosaic / "tokenizer.json")
@@ -289,7 +289,7 @@ def test_a_mosaicbert_is_never_loaded_as_a_bert(folders: dict[str, Path], tmp_pa
     del config["alibi_starting_size"]
     (mosaic / "config.json").write_text(json.dumps(config))
     assert hub.find(str(mosaic)).family == "auto"
-    with pytest.raises(ClaimImpossible, match="are not in its files"):
+    with pytest.raises(ClaimImpossible, match="missing from its files"):
         Encoder.load(str(mosaic))
 
 
@@ -302,7 +302,7 @@ def test_code_that_comes_with_a_model_is_never_run(
     config = json.loads((folder / "config.json").read_text())
     changed = {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config | changed))
-    with pytest.raises(UsageError, match="code of its own, which is never run"):
+    with pytest.raises(UsageError, match="its own code, which is never run"):
         hub.find(str(folder))
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": changed["auto_map"]}))
     Encoder.load(str(folder)).encode(["a native model may bring code that nobody needs"])
@@ -316,13 +316,13 @@ def test_pickled_weights_are_tensors_or_refused(folders: dict[str, Path], tmp_pa
     (folder / "model.safetensors").unlink()
     expected = Encoder.load(str(folders["bert"])).encode(TEXTS)
     assert np.array_equal(Encoder.load(str(folder)).encode(TEXTS), expected)
-    torch.save({"x": Trap(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    torch.save({"x": Exploit(tmp_path / "ran")}, folder / "pytorch_model.bin")
     with pytest.raises(ClaimImpossible, match="cannot load this model"):
         Encoder.load(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
-class Trap:
+class Exploit:
     """Unpickling this would make a file."""
 
     def __init__(self, path: Path) -> None:
@@ -332,7 +332,9 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_what_is_no_text_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_text_encoder_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "vision"
     shutil.copytree(folders["bert"], folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))

@@ -1,4 +1,4 @@
-"""Models are found in folders, in the cache or not at all, and always with what to type."""
+"""Models are found in folders or in the cache; errors say what to type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from embed.models import hub
-from embed.models.esm2.tokens import VOCABULARY
+from embed.models.esm2.tokenizer import VOCABULARY
 from fsqueue import UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -50,12 +50,12 @@ def test_a_relative_folder_becomes_absolute(copy: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "bert"}, "holds no tokenizer"),
-        ({"model_type": "no_such"}, "type 'no_such', which is unknown"),
-        ({"model_type": "no_such", "auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
+        ({"model_type": "bert"}, "has no tokenizer"),
+        ({"model_type": "no_such"}, "type 'no_such', which transformers does not have"),
+        ({"model_type": "no_such", "auto_map": {"AutoModel": "x.Y"}}, "its own code"),
         ({"is_folding_model": True}, "ESMFold"),
-        ({"position_embedding_type": "absolute"}, "holds no tokenizer"),
-        ({"vocab_size": 34}, "holds no tokenizer"),
+        ({"position_embedding_type": "absolute"}, "has no tokenizer"),
+        ({"vocab_size": 34}, "has no tokenizer"),
     ],
 )
 def test_another_kind_of_model_is_refused(copy: Path, changes: dict[str, Any], reason: str) -> None:
@@ -71,11 +71,11 @@ def test_another_vocabulary_is_not_read_by_table(copy: Path) -> None:
     assert hub.find(str(copy)).family == "auto"
 
 
-def test_a_weights_file_cut_short_is_refused(copy: Path) -> None:
+def test_a_truncated_weights_file_is_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     for length in (weights.stat().st_size - 1, 100, 4, 0):
         os.truncate(weights, length)
-        with pytest.raises(UsageError, match="cut short"):
+        with pytest.raises(UsageError, match="truncated"):
             hub.find(str(copy))
 
 
@@ -97,8 +97,8 @@ def test_shards_are_all_needed(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["no/such/folder", "/no/such/folder", "esm2", ""])
-def test_what_is_neither_a_folder_nor_an_id_is_refused(spec: str) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="neither a folder nor a hub id"):
         hub.find(spec)
 
 
@@ -111,14 +111,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 CODE = (
-    "import sys; from embed import hub; from fsqueue import UsageError\n"
+    "import sys; from embed.models import hub; from fsqueue import UsageError\n"
     "try: print(hub.find(sys.argv[1]))\n"
     "except UsageError as error: print('refused:', error)"
 )
 
 
 def find_elsewhere(spec: str, cache: Path, **environment: str) -> tuple[str, float]:
-    """Ask in a process of its own: the hub's client reads its environment once."""
+    """Find a model in a new process, because the hub's client reads its environment once."""
     settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     began = time.monotonic()
@@ -146,29 +146,32 @@ def cache(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_cached_model_needs_no_network_and_is_pinned_by_its_commit(cache: Path) -> None:
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     for spec in ("org/tiny", f"org/tiny@{COMMIT}", "org/tiny@main"):
-        told, _ = find_elsewhere(spec, cache, **unreachable)
-        assert f"revision='{COMMIT}'" in told and f"weights='commit:{COMMIT}'" in told, told
+        output, _ = find_elsewhere(spec, cache, **unreachable)
+        assert f"revision='{COMMIT}'" in output and f"weights='commit:{COMMIT}'" in output, output
 
 
 @pytest.mark.slow
-def test_half_a_download_is_not_used(cache: Path) -> None:
+def test_a_partial_download_is_not_used(cache: Path) -> None:
     weights = cache / "models--org--tiny" / "snapshots" / COMMIT / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
-    told, _ = find_elsewhere("org/tiny", cache, HF_HUB_OFFLINE="1")
-    assert "not whole in the cache" in told and "hf download org/tiny" in told
+    output, _ = find_elsewhere("org/tiny", cache, HF_HUB_OFFLINE="1")
+    assert "is not complete in the cache" in output and "hf download org/tiny" in output
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_given_up_within_seconds(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+def test_a_hub_that_does_not_answer_costs_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        told, seconds = find_elsewhere("org/none", tmp_path, HF_ENDPOINT=endpoint)
-    assert told.startswith("refused: --model org/none: not in the cache")
-    assert "hf download org/none --revision main" in told
+        output, seconds = find_elsewhere("org/none", tmp_path, HF_ENDPOINT=endpoint)
+    assert output.startswith("refused: --model org/none: is not in the cache")
+    assert "hf download org/none --revision main" in output
     assert seconds < 20
 
 
 @pytest.mark.slow
-def test_offline_says_what_to_type_at_once(tmp_path: Path) -> None:
-    told, _ = find_elsewhere("org/none@v2", tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE forbids" in told and "hf download org/none --revision v2" in told
+def test_offline_fails_at_once_with_what_to_type(tmp_path: Path) -> None:
+    output, _ = find_elsewhere("org/none@v2", tmp_path, HF_HUB_OFFLINE="1")
+    assert (
+        "HF_HUB_OFFLINE forbids fetching" in output
+        and "hf download org/none --revision v2" in output
+    )

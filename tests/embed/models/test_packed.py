@@ -1,4 +1,4 @@
-"""What both models are made of, with and without the kernels that a machine may lack."""
+"""Packed batches, with and without kernels that a machine may not have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTHS = (7, 7, 7, 5, 2, 2, 1)
 
 
 @pytest.fixture
-def chance() -> torch.Generator:
+def rng() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
 
@@ -36,8 +36,8 @@ def test_a_pack_puts_a_begin_and_an_end_around_every_sequence(pack: Pack) -> Non
     assert pack.bounds().tolist() == [0, 9, 18, 27, 34, 38, 42, 45]
 
 
-def test_attention_stays_inside_each_sequence(pack: Pack, chance: torch.Generator) -> None:
-    q, k, v = torch.randn(3, 45, 4, 8, generator=chance).unbind()
+def test_attention_stays_inside_each_sequence(pack: Pack, rng: torch.Generator) -> None:
+    q, k, v = torch.randn(3, 45, 4, 8, generator=rng).unbind()
     together = attend(q, k, v, pack)
     bounds = pack.bounds().tolist()
     for start, stop in zip(bounds, bounds[1:], strict=False):
@@ -49,10 +49,10 @@ def test_attention_stays_inside_each_sequence(pack: Pack, chance: torch.Generato
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gelu", [False, True])
 def test_a_linear_map_is_the_plain_one_with_or_without_onednn(
-    chance: torch.Generator, dtype: torch.dtype, gelu: bool, monkeypatch: pytest.MonkeyPatch
+    rng: torch.Generator, dtype: torch.dtype, gelu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight, bias = torch.randn(48, 32, generator=chance), torch.randn(48, generator=chance)
-    x = torch.randn(77, 32, generator=chance)
+    weight, bias = torch.randn(48, 32, generator=rng), torch.randn(48, generator=rng)
+    x = torch.randn(77, 32, generator=rng)
     exact = F.linear(*(part.to(dtype).double() for part in (x, weight, bias)))
     exact = F.gelu(exact) if gelu else exact
 
@@ -71,8 +71,8 @@ def test_onednn_is_used_where_this_torch_has_it() -> None:
     assert packed._has_onednn(torch.zeros(4, 4)) is expected
 
 
-def test_half_precision_attends_in_float32_on_a_cpu(pack: Pack, chance: torch.Generator) -> None:
-    q, k, v = torch.randn(3, 45, 4, 8, generator=chance).unbind()
+def test_half_precision_attends_in_float32_on_a_cpu(pack: Pack, rng: torch.Generator) -> None:
+    q, k, v = torch.randn(3, 45, 4, 8, generator=rng).unbind()
     half = attend(q, k, v.bfloat16(), pack)
     assert half.dtype == torch.bfloat16
     exact = attend(q, k, v.bfloat16().float(), pack)

@@ -24,7 +24,7 @@ def rows(count: int, width: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_what_is_written_is_read_back(tmp_path: Path, count: int) -> None:
+def test_an_output_is_read_back_as_written(tmp_path: Path, count: int) -> None:
     ids = [f'id "{n}" é /\\\n' for n in range(count)]
     claim_file.write(tmp_path / "x.safetensors", ids, rows(count), META)
     found = claim_file.read(tmp_path / "x.safetensors")
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, count: int) -> None:
     assert found.metadata == META
 
 
-def test_the_safetensors_library_reads_it_without_ours(tmp_path: Path) -> None:
+def test_the_safetensors_library_reads_it_without_embed(tmp_path: Path) -> None:
     claim_file.write(tmp_path / "x.safetensors", ["a", "a"], rows(2), META)
     assert np.array_equal(load_file(tmp_path / "x.safetensors")["embeddings"], rows(2))
     with safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
@@ -45,9 +45,10 @@ def test_the_safetensors_library_reads_it_without_ours(tmp_path: Path) -> None:
 def test_the_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
     """The safetensors library itself orders metadata by a hash that changes with the process."""
     code = (
-        "import sys, hashlib, numpy as np; from pathlib import Path; from embed import outputs\n"
+        "import sys, hashlib, numpy as np; from pathlib import Path\n"
+        "from embed.outputs import claim_file\n"
         "path = Path(sys.argv[1]); meta = {k: k for k in sys.argv[2].split(',')}\n"
-        "outputs.write(path, ['a'], np.ones((1, 3), np.float32), meta)\n"
+        "claim_file.write(path, ['a'], np.ones((1, 3), np.float32), meta)\n"
         "print(hashlib.sha256(path.read_bytes()).hexdigest())"
     )
     digests = set()
@@ -73,13 +74,13 @@ def test_a_header_that_no_library_would_read_is_refused(
         claim_file.write(tmp_path / "x", ["i" * 1000], rows(1), META)
 
 
-def test_checkpoints_come_back_and_other_bytes_are_refused() -> None:
+def test_checkpoints_are_decoded_and_other_bytes_are_refused() -> None:
     batches = {3: rows(2), 4: rows(1)}
-    found = claim_file.unpack(claim_file.pack(batches))
+    found = claim_file.decode_checkpoint(claim_file.encode_checkpoint(batches))
     assert found.keys() == batches.keys()
     assert all(np.array_equal(found[number], batches[number]) for number in batches)
     with pytest.raises(ValueError, match="not a checkpoint"):
-        claim_file.unpack(b"something else")
+        claim_file.decode_checkpoint(b"something else")
 
 
 def test_equal_bytes_mean_equal_hashes(tmp_path: Path) -> None:

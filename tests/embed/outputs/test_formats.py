@@ -1,4 +1,4 @@
-"""Every form is read back by its own library, and never needs more than a block in memory."""
+"""Every format is read back by its own library, and is written a block at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from embed.outputs import claim_file, formats, table
 from embed.outputs.formats import FORMATS
-from embed.outputs.pairing import Paired
-from embed.outputs.table import Joined, Output, Part
+from embed.outputs.pairing import PairedTable
+from embed.outputs.table import JoinedTable, OutputFile, Part
 from fsqueue import FsqueueError, NotSupportedError
 
 IDS = ["a", "b/c", "蛋白", "say\"so'", "", "dup", "dup", ".", "b_c", "dup~2", "a b", "x" * 300]
@@ -32,12 +32,12 @@ def output(path: Path, ids: list[str], rows: np.ndarray) -> str:
 
 
 @pytest.fixture
-def joined(tmp_path: Path) -> Joined:
+def joined(tmp_path: Path) -> JoinedTable:
     """Twelve rows from two outputs, the middle of one of them left out, out of order."""
     rows = numbers(14)
     one = output(tmp_path / "one", [*IDS[6:], "not", "me"], rows[6:])
     two = output(tmp_path / "two", IDS[:6], rows[:6])
-    return Joined([Part(two, 0, 6, 6), Part(one, 0, 2, 8), Part(one, 2, 4, 8)])
+    return JoinedTable([Part(two, 0, 6, 6), Part(one, 0, 2, 8), Part(one, 2, 4, 8)])
 
 
 @pytest.fixture(autouse=True, params=[1, 1 << 20])
@@ -56,7 +56,7 @@ def written(tmp_path: Path, format: str, table: Any) -> Path:
 # ---- tables ----
 
 
-def test_a_table_is_its_parts_in_order(joined: Joined) -> None:
+def test_a_table_is_its_parts_in_order(joined: JoinedTable) -> None:
     assert [id for block in joined.blocks() for id in block.ids] == IDS
     assert np.concatenate([block.rows for block in joined.blocks()]).tolist() == (
         numbers(14)[:12].tolist()
@@ -64,47 +64,47 @@ def test_a_table_is_its_parts_in_order(joined: Joined) -> None:
     assert (joined.count, joined.width) == (12, 3)
 
 
-def test_rows_can_be_taken_in_any_order(joined: Joined) -> None:
+def test_rows_can_be_taken_in_any_order(joined: JoinedTable) -> None:
     order = np.array([11, 0, 6, 6, 5, 7])
     assert joined.take(order).tolist() == numbers(14)[order].tolist()
     assert joined.take(np.empty(0, np.int64)).shape == (0, 3)
 
 
-def test_what_outputs_say_of_themselves_is_joined(joined: Joined) -> None:
+def test_the_metadata_of_outputs_are_combined(joined: JoinedTable) -> None:
     assert joined.metadata["model"] == "m"
     assert json.loads(joined.metadata["counts"]) == {"sequences": 12, "empty": 2}
-    assert table.combined([{"v": "2"}, {"v": "1"}, {"v": "2"}])["v"] == "1 | 2"
+    assert table.combine_metadata([{"v": "2"}, {"v": "1"}, {"v": "2"}])["v"] == "1 | 2"
 
 
 def test_an_output_with_other_rows_than_planned_is_refused(tmp_path: Path) -> None:
     path = output(tmp_path / "one", ["a"], numbers(1))
     with pytest.raises(FsqueueError, match=r"1 rows where 2 were planned"):
-        Joined([Part(path, 0, 2, 2)])
+        JoinedTable([Part(path, 0, 2, 2)])
 
 
 def test_outputs_of_different_widths_do_not_join(tmp_path: Path) -> None:
     one = output(tmp_path / "one", ["a"], numbers(1))
     two = output(tmp_path / "two", ["b"], numbers(1, 4))
     with pytest.raises(FsqueueError, match="not as wide"):
-        Joined([Part(one, 0, 1, 1), Part(two, 0, 1, 1)])
+        JoinedTable([Part(one, 0, 1, 1), Part(two, 0, 1, 1)])
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_an_output_that_was_cut_is_refused(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_output_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "one"
     output(path, ["a", "b"], numbers(2))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(FsqueueError, match="not a whole output"):
-        Output(str(path))
+    with pytest.raises(FsqueueError, match="is missing or damaged"):
+        OutputFile(str(path))
     path.unlink()
-    with pytest.raises(FsqueueError, match="not a whole output"):
-        Output(str(path))
+    with pytest.raises(FsqueueError, match="is missing or damaged"):
+        OutputFile(str(path))
 
 
-# ---- the forms ----
+# ---- formats ----
 
 
-def test_safetensors_are_read_by_their_library(tmp_path: Path, joined: Joined) -> None:
+def test_safetensors_are_read_by_their_library(tmp_path: Path, joined: JoinedTable) -> None:
     from safetensors import safe_open
 
     with safe_open(written(tmp_path, "safetensors", joined), framework="numpy") as file:
@@ -116,20 +116,20 @@ def test_safetensors_are_read_by_their_library(tmp_path: Path, joined: Joined) -
     assert metadata["model"] == "m"
 
 
-def test_the_same_table_gives_the_same_bytes(tmp_path: Path, joined: Joined) -> None:
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, joined: JoinedTable) -> None:
     for format in ("safetensors", "npz", "parquet"):
         first = written(tmp_path, format, joined).read_bytes()
         assert written(tmp_path, format, joined).read_bytes() == first
 
 
-def test_npz_is_read_by_numpy_without_pickle(tmp_path: Path, joined: Joined) -> None:
+def test_npz_is_read_by_numpy_without_pickle(tmp_path: Path, joined: JoinedTable) -> None:
     with np.load(written(tmp_path, "npz", joined), allow_pickle=False) as file:
         assert file["ids"].tolist() == IDS
         assert file["embeddings"].tolist() == numbers(14)[:12].tolist()
         assert json.loads(str(file["metadata"]))["model"] == "m"
 
 
-def test_h5_has_a_dataset_for_each_id_and_none_is_lost(tmp_path: Path, joined: Joined) -> None:
+def test_h5_has_a_dataset_for_each_id_and_none_is_lost(tmp_path: Path, joined: JoinedTable) -> None:
     import h5py
 
     with h5py.File(written(tmp_path, "h5", joined)) as file:
@@ -144,7 +144,7 @@ def test_h5_has_a_dataset_for_each_id_and_none_is_lost(tmp_path: Path, joined: J
         assert file.attrs["model"] == "m"
 
 
-def test_parquet_has_a_row_for_each_sequence(tmp_path: Path, joined: Joined) -> None:
+def test_parquet_has_a_row_for_each_sequence(tmp_path: Path, joined: JoinedTable) -> None:
     from pyarrow import parquet
 
     table = parquet.read_table(written(tmp_path, "parquet", joined))
@@ -156,13 +156,13 @@ def test_parquet_has_a_row_for_each_sequence(tmp_path: Path, joined: Joined) -> 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_table_without_rows_is_well_formed(tmp_path: Path, format: str) -> None:
     path = output(tmp_path / "empty", [], np.empty((0, 3), np.float32))
-    assert written(tmp_path, format, Joined([Part(path, 0, 0, 0)])).stat().st_size > 0
-    assert Joined([], 3).width == 3
+    assert written(tmp_path, format, JoinedTable([Part(path, 0, 0, 0)])).stat().st_size > 0
+    assert JoinedTable([], 3).width == 3
 
 
 @pytest.mark.parametrize(("format", "library"), [("h5", "h5py"), ("parquet", "pyarrow")])
 def test_a_library_that_is_not_installed_is_named_with_what_to_type(
-    tmp_path: Path, joined: Joined, monkeypatch: pytest.MonkeyPatch, format: str, library: str
+    tmp_path: Path, joined: JoinedTable, monkeypatch: pytest.MonkeyPatch, format: str, library: str
 ) -> None:
     real = builtins.__import__
 
@@ -177,10 +177,10 @@ def test_a_library_that_is_not_installed_is_named_with_what_to_type(
         written(tmp_path, format, joined)
 
 
-# ---- numbers beside the rows ----
+# ---- columns ----
 
 
-def test_numbers_by_row_go_along_in_every_form(
+def test_columns_are_written_in_every_format(
     tmp_path: Path,
 ) -> None:
     import h5py
@@ -190,7 +190,9 @@ def test_numbers_by_row_go_along_in_every_form(
     rows, kinds = numbers(3), np.array([0, 1, 4], np.uint8)
     columns = {"lengths": np.array([5, 6, 7]), "flags": kinds}
     claim_file.write(tmp_path / "one", ["a", "b", "c"], rows, PROVENANCE, columns)
-    joined = Joined([Part(str(tmp_path / "one"), 1, 2, 3), Part(str(tmp_path / "one"), 0, 1, 3)])
+    joined = JoinedTable(
+        [Part(str(tmp_path / "one"), 1, 2, 3), Part(str(tmp_path / "one"), 0, 1, 3)]
+    )
     expected = [6, 7, 5]
     assert load_file(written(tmp_path, "safetensors", joined))["lengths"].tolist() == expected
     assert load_file(written(tmp_path, "safetensors", joined))["flags"].tolist() == [1, 4, 0]
@@ -204,16 +206,16 @@ def test_numbers_by_row_go_along_in_every_form(
 # ---- pairs ----
 
 
-def table_of(tmp_path: Path, name: str, ids: list[str], rows: np.ndarray) -> Joined:
+def table_of(tmp_path: Path, name: str, ids: list[str], rows: np.ndarray) -> JoinedTable:
     half = len(ids) // 2
     parts = []
     for number, (low, high) in enumerate(((0, half), (half, len(ids)))):
         path = output(tmp_path / f"{name}{number}", ids[low:high], rows[low:high])
         parts.append(Part(path, 0, high - low, high - low))
-    return Joined(parts)
+    return JoinedTable(parts)
 
 
-def pairs(table: Paired) -> tuple[list[str], list[list[float]]]:
+def pairs(table: PairedTable) -> tuple[list[str], list[list[float]]]:
     blocks = list(table.blocks())
     rows = [row for block in blocks for row in block.rows.tolist()]
     return [id for block in blocks for id in block.ids], rows
@@ -225,16 +227,16 @@ def test_pairs_are_made_by_id_whatever_the_order(tmp_path: Path) -> None:
     one, two = numbers(50, 3), numbers(50, 5, seed=1)
     first = table_of(tmp_path, "one", ids, one)
     second = table_of(tmp_path, "two", [ids[n] for n in shuffled], two[shuffled])
-    paired = Paired(first, second)
+    paired = PairedTable(first, second)
     assert (paired.count, paired.width, paired.name) == (50, 8, "data")
     assert pairs(paired) == (ids, np.concatenate([one, two], axis=1).tolist())
     assert [*paired.unmatched(0), *paired.unmatched(1)] == []
 
 
-def test_what_has_no_partner_is_left_out_of_ids_and_rows_alike_and_told(tmp_path: Path) -> None:
+def test_rows_without_a_partner_are_left_out_and_listed(tmp_path: Path) -> None:
     one, two = numbers(4, 3), numbers(3, 2, seed=1)
     first = table_of(tmp_path, "one", ["a", "b", "c", "d"], one)
-    paired = Paired(first, table_of(tmp_path, "two", ["e", "d", "b"], two))
+    paired = PairedTable(first, table_of(tmp_path, "two", ["e", "d", "b"], two))
     expected = [[*one[1], *two[2]], [*one[3], *two[1]]]
     assert pairs(paired) == (["b", "d"], np.array(expected).tolist())
     assert list(paired.unmatched(0)) == ["a", "c"]
@@ -244,16 +246,18 @@ def test_what_has_no_partner_is_left_out_of_ids_and_rows_alike_and_told(tmp_path
 def test_a_repeated_id_pairs_in_its_order(tmp_path: Path) -> None:
     one, two = numbers(4, 1), numbers(3, 1, seed=1)
     first = table_of(tmp_path, "one", ["a", "b", "a", "a"], one)
-    paired = Paired(first, table_of(tmp_path, "two", ["a", "a", "b"], two))
+    paired = PairedTable(first, table_of(tmp_path, "two", ["a", "a", "b"], two))
     expected = [[one[0, 0], two[0, 0]], [one[1, 0], two[2, 0]], [one[2, 0], two[1, 0]]]
     assert pairs(paired) == (["a", "b", "a"], np.array(expected).tolist())
     assert list(paired.unmatched(0)) == ["a"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_pairs_are_written_in_every_form(tmp_path: Path, format: str) -> None:
+def test_pairs_are_written_in_every_format(tmp_path: Path, format: str) -> None:
     first = table_of(tmp_path, "one", ["a", "b"], numbers(2, 3))
-    path = written(tmp_path, format, Paired(first, table_of(tmp_path, "two", ["b"], numbers(1, 2))))
+    path = written(
+        tmp_path, format, PairedTable(first, table_of(tmp_path, "two", ["b"], numbers(1, 2)))
+    )
     if format == "safetensors":
         from safetensors.numpy import load_file
 
@@ -261,7 +265,7 @@ def test_pairs_are_written_in_every_form(tmp_path: Path, format: str) -> None:
     assert path.stat().st_size > 0
 
 
-def test_no_rows_at_all_pair_to_none(tmp_path: Path) -> None:
+def test_an_empty_table_has_no_pairs(tmp_path: Path) -> None:
     empty = table_of(tmp_path, "one", [], np.empty((0, 3), np.float32))
-    assert Paired(empty, table_of(tmp_path, "two", ["b"], numbers(1, 2))).count == 0
+    assert PairedTable(empty, table_of(tmp_path, "two", ["b"], numbers(1, 2))).count == 0
     assert formats.EXTRAS.keys() <= FORMATS.keys()

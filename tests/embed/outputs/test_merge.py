@@ -1,4 +1,4 @@
-"""Merging a pool: every planned sequence once, in input order, and nothing dropped in silence."""
+"""Merging a pool: every planned sequence once, in input order, and nothing dropped silently."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from embed.outputs.collect import Unfinished, gather
+from embed.outputs.collect import Unfinished, collect
 from embed.outputs.formats import FORMATS
 from embed.outputs.merge import merge
 from fsqueue import FsqueueError, NotSupportedError, PoolReader, UsageError
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
-from tests.support.embedding_pools import (
-    MadeUp,
+from tests.support.fake_embeddings import (
+    FakeEmbed,
     embed_all,
     fasta,
     plan_embeddings,
@@ -62,7 +62,7 @@ def test_rows_come_in_input_order_whatever_the_claims_were(tmp_path: Path) -> No
     assert result.notes == []
 
 
-def test_the_merged_file_says_what_its_outputs_said(tmp_path: Path) -> None:
+def test_the_merged_file_has_the_metadata_of_its_outputs(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
@@ -73,7 +73,7 @@ def test_the_merged_file_says_what_its_outputs_said(tmp_path: Path) -> None:
     assert json.loads(metadata["counts"]) == {"sequences": 40}
 
 
-def test_files_without_sequences_and_repeated_ids_are_no_trouble(tmp_path: Path) -> None:
+def test_files_without_sequences_and_repeated_ids_are_merged(tmp_path: Path) -> None:
     files = [
         fasta(tmp_path / "empty.faa", {}),
         fasta(tmp_path / "twice.faa", [("a", "MK"), ("a", "MV"), ("b", "L")]),
@@ -87,16 +87,21 @@ def test_files_without_sequences_and_repeated_ids_are_no_trouble(tmp_path: Path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_form_is_asked_for_or_follows_from_the_file_s_name(tmp_path: Path, format: str) -> None:
+def test_the_format_is_an_option_or_follows_from_the_file_s_name(
+    tmp_path: Path, format: str
+) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     merge(str(tmp_path / "pool"), str(tmp_path / f"named.{format}"))
-    merge(str(tmp_path / "pool"), str(tmp_path / "asked"), format=format)
-    named, asked = (tmp_path / f"named.{format}").read_bytes(), (tmp_path / "asked").read_bytes()
-    assert named[:4] == asked[:4]
-    assert len(named) == len(asked)
+    merge(str(tmp_path / "pool"), str(tmp_path / "by_option"), format=format)
+    by_name, by_option = (
+        (tmp_path / f"named.{format}").read_bytes(),
+        (tmp_path / "by_option").read_bytes(),
+    )
+    assert by_name[:4] == by_option[:4]
+    assert len(by_name) == len(by_option)
 
 
-def test_the_plan_s_form_is_the_default(tmp_path: Path) -> None:
+def test_the_plan_s_format_is_the_default(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))], format="npz")
     merge(str(tmp_path / "pool"), str(tmp_path / "out"))
     assert np.load(tmp_path / "out")["ids"].tolist() == ["p0_0", "p0_1"]
@@ -115,7 +120,7 @@ def test_merging_again_replaces_the_file_whole(tmp_path: Path) -> None:
 
 def test_a_pool_that_is_not_done_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    hand = ManualWorker(pool, handler=MadeUp())
+    hand = ManualWorker(pool, handler=FakeEmbed())
     hand.run(hand.take())
     waiting = len(names_in(pool, State.WAITING))
     with pytest.raises(Unfinished, match=rf"{waiting} claims are not done.*--partial") as caught:
@@ -124,11 +129,11 @@ def test_a_pool_that_is_not_done_is_refused_and_nothing_is_written(tmp_path: Pat
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_where_only_failed_claims_are_left_the_exit_status_says_so(tmp_path: Path) -> None:
+def test_a_pool_with_only_failed_claims_left_has_its_own_exit_status(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     fail_one(pool)
-    work_until_done(pool, handler=MadeUp())
-    with pytest.raises(Unfinished, match=r"\(1 of them failed\)") as caught:
+    work_until_done(pool, handler=FakeEmbed())
+    with pytest.raises(Unfinished, match=r"\(1 failed\)") as caught:
         merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     assert caught.value.exit_status == 3
 
@@ -146,12 +151,12 @@ def fail_one(pool: Any, stem: str = "") -> ClaimName:
     raise AssertionError("nothing waits")
 
 
-def test_partial_merges_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
+def test_partial_merges_what_is_done_and_reports_what_is_missing(tmp_path: Path) -> None:
     first, second = proteins(40), proteins(30, 1)
     files = [fasta(tmp_path / "a.faa", first), fasta(tmp_path / "b.faa", second)]
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
-    work_until_done(pool, handler=MadeUp())
+    work_until_done(pool, handler=FakeEmbed())
     result = merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"), partial=True)
     ids, rows = read_merged(tmp_path / "out.safetensors")
     kept = [id for id in [*first, *second] if id in set(ids)]
@@ -162,23 +167,23 @@ def test_partial_merges_what_is_there_and_says_what_is_not(tmp_path: Path) -> No
     assert [note.split(":")[0] for note in result.notes] == [str(tmp_path / "b.faa")]
 
 
-def test_an_output_that_was_removed_or_exchanged_is_noticed(tmp_path: Path) -> None:
+def test_an_output_that_was_removed_or_replaced_is_detected(tmp_path: Path) -> None:
     pool = embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
     one, two, *_ = sorted(Path(pool.directory("outputs")).glob("*.safetensors"))
     kept = one.read_bytes()
     os.unlink(one)
-    with pytest.raises(FsqueueError, match="not a whole output"):
+    with pytest.raises(FsqueueError, match="missing or damaged"):
         merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     one.write_bytes(two.read_bytes() if two.read_bytes() != kept else b"")
     if len(one.read_bytes()) != len(kept):
-        with pytest.raises(FsqueueError, match=r"planned|not a whole"):
+        with pytest.raises(FsqueueError, match=r"planned|missing or damaged"):
             merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     assert not (tmp_path / "out.npz").exists()
 
 
 def test_parts_of_a_file_that_do_not_join_are_refused(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    (found,) = gather(str(tmp_path / "pool"))
+    (found,) = collect(str(tmp_path / "pool"))
     (source,) = found.inputs.values()
     assert len(source.pieces) > 2
     del source.pieces[1]
@@ -186,7 +191,7 @@ def test_parts_of_a_file_that_do_not_join_are_refused(tmp_path: Path) -> None:
         found.table()
 
 
-def test_an_input_that_changed_and_was_planned_again_counts_as_planned_last(
+def test_an_input_that_changed_and_was_planned_again_takes_its_last_place(
     tmp_path: Path,
 ) -> None:
     path = fasta(tmp_path / "a.faa", {"old": "MKV"})
@@ -195,10 +200,10 @@ def test_an_input_that_changed_and_was_planned_again_counts_as_planned_last(
     embed_all(tmp_path / "pool", [path])
     result = merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
     assert read_merged(tmp_path / "out.safetensors")[0] == ["b", "new", "more"]
-    assert result.notes == [f"{path}: was planned more than once; its last plan counts"]
+    assert result.notes == [f"{path}: was planned more than once; the last plan is used"]
 
 
-def test_what_remains_of_a_plan_that_was_superseded_does_not_matter(tmp_path: Path) -> None:
+def test_unfinished_claims_of_a_superseded_plan_do_not_matter(tmp_path: Path) -> None:
     path = fasta(tmp_path / "a.faa", {"old": "MKV"})
     pool = plan_embeddings(tmp_path / "pool", [path])
     fail_one(pool)
@@ -208,7 +213,7 @@ def test_what_remains_of_a_plan_that_was_superseded_does_not_matter(tmp_path: Pa
     assert read_merged(tmp_path / "out.safetensors")[0] == ["new"]
 
 
-def test_what_is_no_pool_of_embeddings_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_embeddings_is_refused(tmp_path: Path) -> None:
     from fsqueue.pool.settings import create_pool
 
     with pytest.raises(UsageError, match="is not a pool"):
@@ -221,12 +226,12 @@ def test_what_is_no_pool_of_embeddings_is_refused(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are asked for a block at a time, whatever is written."""
+    """Rows are read a block at a time in every format."""
     from embed.outputs import table
 
     monkeypatch.setattr(table, "BLOCK_BYTES", 4 * 5)
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    (found,) = gather(str(tmp_path / "pool"))
+    (found,) = collect(str(tmp_path / "pool"))
     table = found.table()
     assert max(part.count for part in table.parts) > 1
     assert max(len(block.ids) for block in table.blocks()) == 1
@@ -262,12 +267,12 @@ def test_sequences_without_a_partner_are_listed_beside_the_table(tmp_path: Path)
     listed = (tmp_path / "out.safetensors.unmatched.tsv").read_text()
     assert listed == "b\ttiny_dna\nd\ttiny_esm2\n"
     assert result.unmatched == [1, 1]
-    assert "2 sequences are known to one of the models only" in result.notes[0]
+    assert "2 sequences have a row from only one of the models" in result.notes[0]
 
 
 def test_models_without_an_id_in_common_are_not_merged_into_nothing(tmp_path: Path) -> None:
     pool = both(tmp_path, {"a": "AC"}, {"b": "MK"})
-    with pytest.raises(UsageError, match="no id is in both tiny_dna and tiny_esm2"):
+    with pytest.raises(UsageError, match="tiny_dna and tiny_esm2 have no id in common"):
         merge(pool, str(tmp_path / "out.npz"))
     assert not (tmp_path / "out.npz").exists()
 
@@ -276,7 +281,7 @@ def test_one_of_several_models_can_be_chosen(tmp_path: Path) -> None:
     pool = both(tmp_path, {"a": "AC"}, {"b": "MK"})
     merge(pool, str(tmp_path / "out.safetensors"), model="tiny_esm2")
     assert read_merged(tmp_path / "out.safetensors")[0] == ["b"]
-    with pytest.raises(UsageError, match=r"--model nope: .* but tiny_dna.*, tiny_esm2"):
+    with pytest.raises(UsageError, match=r"--model nope: .* has tiny_dna.*, tiny_esm2"):
         merge(pool, str(tmp_path / "out.npz"), model="nope")
 
 
@@ -289,7 +294,7 @@ def test_three_models_must_be_chosen_from(tmp_path: Path) -> None:
         merge(pool, str(tmp_path / "out.npz"))
 
 
-def test_options_that_change_no_numbers_to_speak_of_do_not_divide_a_table(tmp_path: Path) -> None:
+def test_options_that_change_only_last_digits_do_not_divide_a_table(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MK"})], threads=1)
     embed_all(tmp_path / "pool", [fasta(tmp_path / "b.faa", {"b": "MK"})], threads=2)
     merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
@@ -378,7 +383,7 @@ def test_prepared_files_are_paired_though_their_names_differ(tmp_path: Path) -> 
     ]
 
 
-def test_an_input_of_one_model_only_is_told_of(tmp_path: Path) -> None:
+def test_an_input_of_only_one_model_is_reported(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "p" / "one.fa", {"a": "MK"})])
     files = [fasta(tmp_path / "n" / f"{name}.fa", {"a": "AC"}) for name in ("one", "two")]
     embed_all(tmp_path / "pool", files, "dnabert")
@@ -401,7 +406,7 @@ def test_an_input_that_is_not_done_gets_no_file_and_no_marker(tmp_path: Path) ->
     files = [fasta(tmp_path / f"{n}.faa", proteins(40, seed)) for seed, n in enumerate("ab")]
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
-    work_until_done(pool, handler=MadeUp())
+    work_until_done(pool, handler=FakeEmbed())
     merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro", partial=True)
     assert sorted(os.listdir(tmp_path / "out")) == ["a_ESM.pt", "a_ESM.pt.done"]
 
@@ -431,12 +436,12 @@ def test_a_file_too_large_for_this_format_is_refused_with_what_to_do(
         merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
 
 
-# ---- what a pool says to its readers ----
+# ---- what readers see of a pool ----
 
 
 def test_a_reader_sees_every_claim_where_it_stands(tmp_path: Path) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(40))])
-    hand = ManualWorker(pool, handler=MadeUp())
+    hand = ManualWorker(pool, handler=FakeEmbed())
     hand.run(hand.take())
     taken = hand.take()
     lost = fail_one(pool)
@@ -454,7 +459,7 @@ def test_a_reader_sees_every_claim_where_it_stands(tmp_path: Path) -> None:
     assert reader.plans("command") == []
 
 
-def test_a_claim_that_moves_while_the_pool_is_read_is_said_to_be_on_its_way(
+def test_a_claim_that_moves_while_the_pool_is_read_is_reported_as_changing_its_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = plan_embeddings(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(4))])
@@ -462,11 +467,11 @@ def test_a_claim_that_moves_while_the_pool_is_read_is_said_to_be_on_its_way(
 
     def claims(reader: PoolReader, plan: Any) -> Any:
         found = list(whole(reader, plan))
-        work_until_done(pool, handler=MadeUp())
+        work_until_done(pool, handler=FakeEmbed())
         return iter(found)
 
     monkeypatch.setattr(PoolReader, "claims", claims)
-    with pytest.raises(Unfinished, match="on its way"):
+    with pytest.raises(Unfinished, match="changing its state"):
         merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
     assert issubclass(NotSupportedError, FsqueueError)
 
@@ -501,9 +506,9 @@ def test_rows_for_each_token_are_joined_into_one_ragged_table(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("format", ["npz", "h5", "parquet", "virnucpro"])
-def test_other_forms_have_no_place_for_a_row_for_each_token(tmp_path: Path, format: str) -> None:
+def test_other_formats_cannot_hold_a_row_for_each_token(tmp_path: Path, format: str) -> None:
     pool = ragged_pool(tmp_path, {"a": "MKVLA"})
-    with pytest.raises(UsageError, match="no place for a row for each token"):
+    with pytest.raises(UsageError, match="cannot hold a row for each token"):
         merge(str(pool), str(tmp_path / "out"), format=format)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 

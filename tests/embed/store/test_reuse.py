@@ -1,4 +1,4 @@
-"""Claims take what the store has, compute the rest once, and give the same bytes again."""
+"""Claims take stored vectors, compute the rest once, and give the same bytes again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 from embed.engine.engine import Engine
 from embed.outputs.claim_file import read
-from embed.store import folders
+from embed.store import spaces
 from fsqueue import Interrupted, UsageError
 from tests.embed.conftest import Bench, fasta
-from tests.support.embedding_pools import proteins
+from tests.support.fake_embeddings import proteins
 
 MakeBench = Callable[..., Bench]
 
@@ -109,7 +109,7 @@ def test_half_precision_rounds_fresh_and_reused_vectors_alike(
     assert (rows == rows.astype(np.float16)).all()
 
 
-def test_an_interrupted_claim_leaves_in_the_store_what_it_did(
+def test_an_interrupted_claim_stores_what_it_computed(
     make_bench: MakeBench, tmp_path: Path, computed: list[int]
 ) -> None:
     bench = make_bench(store=str(tmp_path / "store"), tokens_per_batch=100)
@@ -124,22 +124,24 @@ def test_an_interrupted_claim_leaves_in_the_store_what_it_did(
     assert sum(computed) == 20
 
 
-def test_a_long_claim_stores_what_it_has_in_between(make_bench: MakeBench, tmp_path: Path) -> None:
+def test_a_long_claim_stores_vectors_between_checkpoints(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
     options = {"tokens_per_batch": 100, "checkpoint_seconds": 1}
     bench = make_bench(store=str(tmp_path / "store"), **options)
     bench.options["checkpoint_seconds"] = 0
     path = bench.file(fasta(proteins(10, length=45).items()))
     fresh, _ = run(bench, path)
-    ((_, view),) = folders.spaces(str(tmp_path / "store"))
+    ((_, view),) = spaces.list_spaces(str(tmp_path / "store"))
     view.refresh()
     assert [shard.count for shard in view.shards] == [2] * 5
     assert run(bench, path)[0] == fresh
 
 
-def test_another_worker_s_vector_of_the_same_moment_is_taken_over(
+def test_a_vector_that_another_worker_stored_first_is_used(
     make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both computed it; the output has what counts in the store, not what this worker computed."""
+    """Both computed it; the output has the stored vector, not the one of this worker."""
     options = {"store": str(tmp_path / "store")}
     slow, fast = make_bench(**options), make_bench(**options)
     path = slow.file(fasta(proteins(4, length=45).items()))
@@ -155,7 +157,7 @@ def test_another_worker_s_vector_of_the_same_moment_is_taken_over(
     assert run(slow, path)[0] == outputs[0]
 
 
-def test_a_store_is_no_part_of_the_work_but_rounding_is(
+def test_a_store_is_not_decisive_but_its_precision_is(
     make_bench: MakeBench, tmp_path: Path
 ) -> None:
     plain, stored = make_bench(), make_bench(store=str(tmp_path / "store"), collection="x")
@@ -177,12 +179,12 @@ def test_the_store_may_come_from_the_environment(
         ({"store": "store", "pooling": "per-token"}, "per-token gives a row"),
         ({"store": "store", "collection": "a/b"}, "use letters"),
         ({"store": "store", "collection": ".."}, "use letters"),
-        ({"store": "full"}, "is no store"),
-        ({"store": "nowhere/store"}, "directory above"),
+        ({"store": "full"}, "not a store"),
+        ({"store": "nowhere/store"}, "parent directory"),
         ({"store_dtype": "float16"}, "add --store"),
     ],
 )
-def test_what_cannot_be_right_is_refused_when_planning(
+def test_invalid_options_are_refused_when_planning(
     make_bench: MakeBench, tmp_path: Path, options: dict[str, str], words: str
 ) -> None:
     (tmp_path / "full").mkdir()

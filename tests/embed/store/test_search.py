@@ -1,4 +1,4 @@
-"""Search is exact, in bounded memory, and says where every hit came from."""
+"""Search is exact, in bounded memory, and names the origin of every hit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_empty_space_has_no_hits(tmp_path: Path) -> None:
     assert ids.shape == scores.shape == (1, 0)
 
 
-def test_hits_say_where_they_came_from(tmp_path: Path) -> None:
+def test_hits_name_their_origin(tmp_path: Path) -> None:
     put(open_view(tmp_path / "store"), range(20))
     store = Store(tmp_path / "store")
     ids = hexadecimal(keys_of([7, 3]))
@@ -78,18 +78,18 @@ def test_hits_say_where_they_came_from(tmp_path: Path) -> None:
         store.records(["ab" * 16])
 
 
-def test_a_reader_goes_on_while_shards_are_compacted_away(tmp_path: Path) -> None:
+def test_a_reader_continues_while_shards_are_compacted_away(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     for start in range(0, 60, 10):
         put(view, range(start, start + 10))
     reader = open_view(tmp_path / "store")
     compact(view, grace_s=0)
-    places, _ = search.nearest(reader, vectors_of([33]), 5)
-    assert search.keys_of(reader.shards, places[0])[0] == keys_of([33])[0]
+    rows, _ = search.nearest(reader, vectors_of([33]), 5)
+    assert search.keys_of(reader.shards, rows[0])[0] == keys_of([33])[0]
     assert len(reader.shards) == 1
 
 
-def test_what_is_added_later_is_seen(tmp_path: Path) -> None:
+def test_vectors_that_are_added_later_are_found(tmp_path: Path) -> None:
     view = open_view(tmp_path / "store")
     store = Store(tmp_path / "store")
     put(view, [1])
@@ -98,16 +98,16 @@ def test_what_is_added_later_is_seen(tmp_path: Path) -> None:
     assert store.search(vectors_of([2]), 1)[0][0, 0] == hexadecimal(keys_of([2]))[0]
 
 
-def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+def test_invalid_queries_and_stores_are_refused(tmp_path: Path) -> None:
     put(open_view(tmp_path / "store"), range(3))
     with pytest.raises(UsageError, match="tiny_esm2"):
         Store(tmp_path / "store").search(np.zeros((1, 5)))
-    with pytest.raises(UsageError, match="is no store"):
+    with pytest.raises(UsageError, match="is not a store"):
         Store(tmp_path / "none")
     with pytest.raises(UsageError, match="it has: default"):
         Store(tmp_path / "store", "manuals")
     open_view(tmp_path / "store", pooling="cls")
-    with pytest.raises(UsageError, match="has 2 spaces"):
+    with pytest.raises(UsageError, match="2 of the 2 spaces"):
         Store(tmp_path / "store")
     name = os.path.basename(open_view(tmp_path / "store", pooling="cls").directory)
     assert Store(tmp_path / "store", model=name).space.pooling == "cls"

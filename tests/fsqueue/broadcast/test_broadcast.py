@@ -1,4 +1,4 @@
-"""Jobs for every capable worker: the vectors B-1 to B-8, and what becomes of the copies."""
+"""Broadcasts to every capable worker: vectors B-1 to B-8, and the outcomes of the copies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ingest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Ingest(Handler):
-    """Write down what one was given."""
+    """Record the payload."""
 
     name = "rag_ingestion"
     suffix = ".json"
@@ -57,7 +57,7 @@ class Ingest(Handler):
 
 
 def joined(pool: PoolDirectory, tier: int = 1, *capabilities: str) -> Worker:
-    """Return a worker that has joined and reports, and whose loop has not begun."""
+    """Return a worker that has enlisted and written its status, and whose loop has not started."""
     settings = WorkerSettings(spool="gpu0", tier=tier, capabilities=frozenset(capabilities))
     worker = Worker(pool, settings)
     worker.lease.enlist()
@@ -66,7 +66,7 @@ def joined(pool: PoolDirectory, tier: int = 1, *capabilities: str) -> Worker:
 
 
 def work_inbox(worker: Worker) -> int:
-    """Let a worker run all that is addressed to it; return how much that was."""
+    """Let a worker run all that is addressed to it; return the number of claims."""
     count = 0
     while (name := Inbox(worker.pool, worker.id).next()) is not None:
         worker._run_addressed(name)

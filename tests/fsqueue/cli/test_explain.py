@@ -45,7 +45,7 @@ def test_a_waiting_claim_says_how_many_come_before_it_and_that_nobody_lives(
     found = look(pool, "c")
     assert [place.state for place in found.places] == ["waiting"]
     assert found.places[0].path.startswith("spools/gpu0/c-")
-    assert (found.ahead, found.forecast, found.takers) == (2, "no worker lives", [])
+    assert (found.ahead, found.forecast, found.takers) == (2, "no worker is alive", [])
     assert found.since is not None
 
 
@@ -71,7 +71,7 @@ def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: PoolDirectory) 
 @pytest.mark.parametrize(
     ("facts", "why"),
     [
-        ({"stealing": False, "spool": "gpu1"}, "works gpu1 alone"),
+        ({"stealing": False, "spool": "gpu1"}, "works only on gpu1"),
         ({"unable": ["trivial"]}, "cannot do claims of kind trivial"),
         ({"state": "draining"}, "it is draining"),
     ],
@@ -83,7 +83,7 @@ def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
     report(hand, **facts)
     found = look(pool, "a")
     assert why in found.takers[0].why and not found.takers[0].may
-    assert found.forecast == "nobody who lives may take it"
+    assert found.forecast == "no living worker may take it"
 
 
 @pytest.mark.parametrize("everybody", [True, False])
@@ -91,7 +91,7 @@ def test_orders_are_told(pool: PoolDirectory, everybody: bool) -> None:
     hand = ManualWorker(pool, "gpu0")
     report(hand, state="idle")
     atomic.publish(pool.order("pause", None if everybody else hand.id), b"")
-    assert look(pool, "a").takers[0].why == "told to pause"
+    assert look(pool, "a").takers[0].why == "ordered to pause"
 
 
 def test_without_any_status_the_workers_are_still_named(pool: PoolDirectory) -> None:

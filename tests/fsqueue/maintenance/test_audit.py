@@ -87,7 +87,7 @@ def test_checking_changes_nothing(pool: PoolDirectory) -> None:
 def test_i1_a_claim_that_is_nowhere_is_found(pool: PoolDirectory) -> None:
     id = only_claim(pool, State.WAITING).id
     os.unlink(path_of(pool, State.WAITING))
-    assert problems(pool) == [f"I1: {id} is planned but nowhere: somebody removed its file"]
+    assert problems(pool) == [f"I1: {id} is planned but nowhere: its file was removed"]
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -105,7 +105,7 @@ def test_i1_a_claim_in_two_places_is_found_and_both_are_named(
 def test_i1_a_claim_that_no_plan_holds_is_found(pool: PoolDirectory) -> None:
     name = ClaimName("ghost", "trivial", 1)
     atomic.stage(pool.waiting("gpu0", name), [b'{"id": "ghost"}'])
-    assert problems(pool) == [f"I1: ghost is in spools/gpu0/{name}, and no plan holds it"]
+    assert problems(pool) == [f"I1: ghost is in spools/gpu0/{name}, but in no plan"]
 
 
 def test_i1_a_claim_that_two_plans_hold_is_found(pool: PoolDirectory) -> None:
@@ -142,7 +142,7 @@ def test_a_plan_that_was_cut_is_found_by_name(pool: PoolDirectory, cut: int) -> 
 )
 def test_what_is_no_claims_name_is_found(pool: PoolDirectory, place: str, text: str) -> None:
     Path(pool.root, place, text).touch()
-    assert f"{pool.root}/{place}/{text!r} is no claim's name; remove it" in problems(pool)
+    assert f"{pool.root}/{place}/{text!r} is not a claim's name; remove it" in problems(pool)
 
 
 def test_private_names_are_nobodys_business(pool: PoolDirectory) -> None:

@@ -84,14 +84,18 @@ def open_short_names(path: str, flags: int, *rest: int, **named: Any) -> int:
 
 UNFIT = [
     pytest.param(breaks(link=link_refused), "link", "hard links do not work", id="no-links"),
-    pytest.param(breaks(link=link_replacing), "link", "replaced a name", id="link-replaces"),
+    pytest.param(
+        breaks(link=link_replacing), "link", "replaced an existing name", id="link-replaces"
+    ),
     pytest.param(
         breaks(rename=rename_never_failing), "rename", "could have two owners", id="rename-of-gone"
     ),
     pytest.param(
         breaks(rename=rename_in_two_places), "rename", "could be in two states", id="rename-copies"
     ),
-    pytest.param(breaks(open=open_without_excl), "create", "O_EXCL opened a file", id="no-excl"),
+    pytest.param(
+        breaks(open=open_without_excl), "create", "O_EXCL opened an existing file", id="no-excl"
+    ),
     pytest.param(breaks(open=open_short_names), "names", "255 bytes are refused", id="short-names"),
 ]
 
@@ -181,7 +185,7 @@ def flock_missing(fd: int, operation: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flock", "says"),
-    [(flock_for_nobody, "excludes nobody"), (flock_missing, "does not work here")],
+    [(flock_for_nobody, "excludes no other process"), (flock_missing, "does not work here")],
 )
 def test_locks_that_do_nothing_are_a_note_and_no_reason_against_a_pool(
     flock: Callable[[int, int], None],
@@ -271,6 +275,6 @@ def test_two_meet_in_the_directory_and_leave_nothing_there(tmp_path: Path, start
 def test_who_waits_in_vain_says_what_to_type_on_the_other_host(tmp_path: Path) -> None:
     done = fsqueue("doctor", tmp_path, "--peer", "--wait", "1s")
     assert done.returncode == 1
-    assert "nobody came to meet" in done.stderr
+    assert "no other host came" in done.stderr
     assert "fsqueue doctor DIR --peer" in done.stderr
     assert os.listdir(tmp_path) == []

@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_written_is_warned_of_once(
     directory.rmdir()
     file.write(seen)
     file.write(seen)
-    (record,) = [r for r in caplog.records if "is not written" in r.getMessage()]
+    (record,) = [r for r in caplog.records if "could not be written" in r.getMessage()]
     assert "x.prom" in record.getMessage()
 
 

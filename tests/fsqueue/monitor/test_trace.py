@@ -48,7 +48,7 @@ def test_each_worker_has_a_lane_on_its_host_and_each_robbed_spool_one(
 ) -> None:
     hosts, lanes = named(drawn, "process_name"), named(drawn, "thread_name")
     places = {(hosts[pid,], lane) for (pid, _), lane in lanes.items()}
-    spools = "spools: what was stolen from them"
+    spools = "spools: claims stolen from them"
     assert places == {("node7", A), ("node8", B), (spools, "gpu1")}
 
 

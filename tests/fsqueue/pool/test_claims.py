@@ -1,4 +1,4 @@
-"""Every move of a claim: one rename, one winner, and a reply that is lost changes nothing."""
+"""Every move of a claim: one rename, one winner, and a lost reply changes nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mine(pool: PoolDirectory, waiting: ClaimName) -> ClaimName:
 
 @pytest.fixture
 def renames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Every rename from now on, as it was asked for."""
+    """Every rename from now on: source and target."""
     done: list[tuple[str, str]] = []
 
     def rename(real: Callable[[str, str], None], source: str, target: str) -> None:
@@ -158,7 +158,7 @@ def test_of_two_takers_one_owns_the_claim_and_the_other_gets_none(
 def test_a_late_move_raises_and_changes_nothing(
     pool: PoolDirectory, mine: ClaimName, late: Callable[[PoolDirectory, ClaimName], object]
 ) -> None:
-    """The owner's lease was ended, and the claim is another's by now."""
+    """The owner's lease was ended, and another worker owns the claim now."""
     claims.record_error(pool, mine, {"error": "worker lost"})
     back = claims.requeue(pool, mine, "gpu0")
     theirs = claims.take(pool, "gpu0", back, OTHER)
@@ -330,7 +330,7 @@ def test_a_retry_starts_a_new_round_and_overwrites_no_record(
 def test_a_retry_opens_a_full_round_also_when_the_claim_failed_before_its_last_attempt(
     pool: PoolDirectory, mine: ClaimName
 ) -> None:
-    """It was impossible, or cancelled; then a person mended the cause."""
+    """It was impossible or cancelled; then an operator fixed the cause."""
     claims.charge(pool, mine, "gpu0", {"error": "impossible"}, final=True)
     back = claims.retry(pool, mine, "gpu0")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Marks tell names apart, and find those that are there twice, part by part."""
+"""Fingerprints distinguish names, and find repeated ones, part by part."""
 
 from __future__ import annotations
 

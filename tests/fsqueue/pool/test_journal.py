@@ -1,4 +1,4 @@
-"""Journals are hints: the reader survives whatever is in them, and reckons with what is sound."""
+"""Journals are hints: their reader survives whatever they hold, and uses what is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lease: a beat in a name, renewed and ended by rename, seen by listing."""
+"""Leases: a beat in a name, renewed and ended by rename, read by listing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def listed(pool: PoolDirectory) -> list[str]:
 
 
 def watch(observer: Observer, clock: Clock, seconds: float, owners: tuple[str, ...] = ()) -> None:
-    """Look at every beat of the time that passes, as an idle worker does."""
+    """Look once per beat while time passes, as an idle worker does."""
     observer.look(owners)
     for _ in range(round(seconds / BEAT_S)):
         clock.forward(BEAT_S)

@@ -1,4 +1,4 @@
-"""A roll is a list of names, whatever the size of its blocks."""
+"""A NameList behaves like a list of names, whatever its block size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grammar of names: what its docstring promises, and every hostile name refused."""
+"""The grammar of names keeps its promises, and refuses every hostile name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a claim's kind asks of a worker: its tier, its capabilities; and that thieves obey."""
+"""What a claim's kind requires of a worker, its tier and capabilities, also of a thief."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools and spools: made once, opened with care, refused with a reason."""
+"""Pools and spools are created once, checked when opened, and refused with a reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pool(tmp_path: Path) -> PoolDirectory:
 
 
 def rewrite(path: str, **facts: Any) -> None:
-    """Change some facts of a JSON file, as a person with an editor would."""
+    """Change some facts of a JSON file, as with an editor."""
     old = json.loads(Path(path).read_bytes())
     Path(path).write_text(json.dumps(old | facts))
 

@@ -1,4 +1,4 @@
-"""What is only for eyes: it may be missing, cut or hostile, and no work depends on it (I8)."""
+"""Statuses and journals may be missing, cut or hostile; no work depends on them (I8)."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_every_line_of_a_journal_is_json(facts: dict[str, Any]) -> None:
 def test_a_claims_line_is_written_without_an_encoder(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of them a claim: an encoder for each was a fifth of what a claim cost."""
+    """Two events per claim: an encoder for each was a fifth of a claim's cost."""
     monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("an encoder was made"))
     name = ClaimName("a", "k", 7, 1)
     journal = Journal(pool, ME)

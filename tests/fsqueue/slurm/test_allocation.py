@@ -1,4 +1,4 @@
-"""What is known of SLURM: names of jobs, what its commands print, when an allocation ends."""
+"""Job names, output of SLURM's commands, and the end of an allocation."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_outside_of_slurm_squeue_is_not_asked(squeue: Squeue) -> None:
 def test_only_the_batch_process_itself_has_its_job_requeued(
     squeue: Squeue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step among others, or a shell's child, would take its siblings down with it."""
+    """Requeueing from a step or a shell's child would also end its siblings."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/requeued"\n')
     scontrol.chmod(0o755)
@@ -281,7 +281,7 @@ def test_only_the_batch_process_itself_has_its_job_requeued(
 def test_a_run_that_slurm_has_given_up_does_not_requeue_the_job(
     squeue: Squeue, tmp_path: Path, row: str
 ) -> None:
-    """`scontrol requeue` would end another run, or bring back what was cancelled."""
+    """`scontrol requeue` would end another run, or bring back a cancelled job."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/requeued"\n')
     scontrol.chmod(0o755)

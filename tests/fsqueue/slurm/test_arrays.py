@@ -1,4 +1,4 @@
-"""Which arrays of workers a pool needs on which cluster; no Slurm is asked."""
+"""Which arrays of workers a pool needs on which cluster, without a real SLURM."""
 
 from __future__ import annotations
 

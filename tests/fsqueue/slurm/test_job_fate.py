@@ -1,4 +1,4 @@
-"""squeue as a second witness of workers that seem dead."""
+"""What squeue shows about workers that seem dead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Court:
         self.job_fates = JobFates(pool, self.observer, clock=self.clock)
 
     def doubt(self, *workers: str) -> JobFate:
-        """Come into doubt, or stay there, and wait until what was asked is answered."""
+        """Come into doubt, or stay in it, and wait for squeue's answer."""
         named = workers or (self.worker,)
         self.job_fates.look(named)
         query = self.job_fates._query
@@ -183,7 +183,7 @@ def test_where_there_is_no_squeue_nothing_is_deferred(
 
 
 class Case:
-    """A worker that took a claim in job 17_3 and fell silent, and another that recovers."""
+    """A worker that took a claim in job 17_3 and stopped renewing, and another that recovers."""
 
     def __init__(self, pool: PoolDirectory) -> None:
         self.pool = pool
@@ -197,12 +197,12 @@ class Case:
         self.job_fates._clock = self.clock
 
     def _be_elsewhere(self) -> None:
-        """Let nothing be provable of the lost worker's process."""
+        """Make the lost worker's death impossible to prove."""
         path = Path(self.pool.lease(self.lost.lease.name))
         path.write_text(path.read_text().replace('"boot": "', '"boot": "not '))
 
     def sweep(self, seconds: float = 0.0) -> int:
-        """Let time pass a second at a time, with a sweep each; return how many claims came back."""
+        """Let time pass, with a sweep every second; return how many claims were put back."""
         came = 0
         for _ in range(int(seconds) or 1):
             self.clock.forward(1.0)

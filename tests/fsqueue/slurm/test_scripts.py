@@ -1,4 +1,4 @@
-"""The batch scripts of `fsqueue slurm`: their text, and what bash makes of it."""
+"""The batch scripts of `fsqueue slurm`: their text, and running them with bash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's handler in ten lines: what is printed there is installed and run, word for word."""
+"""The README's ten-line handler is installed and run, word for word."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def install_offline(directory: Path) -> None:
 
 
 def run_in(directory: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command there, with what was installed there."""
+    """Run a command with the package that was installed there."""
     env = environment(handler_environment(directory / "site"))
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"
     return subprocess.run(

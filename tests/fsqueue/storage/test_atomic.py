@@ -1,4 +1,4 @@
-"""The shared file system, touched: whole files, one winner, replies that are lost, disks that fill.
+"""Whole files, one winner, lost replies and full disks on a shared file system.
 
 The file system's misbehaviour is put under the real code through the module's `os`.
 """
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> str:
 
 
 def present(path: str) -> list[str]:
-    """Return every name beside `path`, private ones too."""
+    """Return every name in the directory of `path`, private ones too."""
     return sorted(os.listdir(os.path.dirname(path)))
 
 
@@ -148,7 +148,7 @@ def test_publishing_without_hard_links_raises_and_leaves_nothing(
 def test_where_the_name_is_taken_but_out_of_sight_publishing_loses(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sshfs: a name that its cache does not show yet refuses a link with EPERM."""
+    """sshfs refuses a link with EPERM if the name exists but its cache does not show it yet."""
 
     def link(real: Callable[..., None], source: str, target: str) -> None:
         if target == path:

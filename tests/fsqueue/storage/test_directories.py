@@ -1,4 +1,4 @@
-"""Directories of a pool, made and removed while others do so too."""
+"""Directories of a pool, made and removed while other processes do the same."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_tree_that_is_being_filled_is_left_alone(
 def test_a_directory_that_another_host_removed_counts_as_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This mount believes that it is there, and has but a stale handle of it."""
+    """This mount still shows the directory, but its handle is stale."""
     interpose(monkeypatch, open=refused(errno.ESTALE))
     assert not directories.empty(str(tmp_path))
 

@@ -96,7 +96,7 @@ def done(root: str) -> list[str]:
 
 
 def message(run: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line with which a command refused."""
+    """Return the one line of a command's error message."""
     assert run.returncode == 1, (run.returncode, run.stdout, run.stderr)
     (line,) = run.stderr.splitlines()
     assert line.startswith("fsqueue: ")
@@ -243,7 +243,7 @@ def test_a_groups_pool_is_made_for_the_group_whatever_the_umask(
 def test_members_work_each_others_claims_with_trust_group(
     users: Users, shared: str, words: dict[str, str], inputs: list[Path]
 ) -> None:
-    """Planned by alice, worked by bob, looked at and merged by both."""
+    """Planned by alice, worked by bob, read by both."""
     assert (
         users.fsqueue("alice", "plan", "words", shared, *inputs, GROUP, env=words).returncode == 0
     )
@@ -312,7 +312,7 @@ def test_a_dead_members_claims_are_put_back_by_another(
 
 
 def attack(users: Users, shared: str, tmp_path: Path, code: str, *words: str | Path) -> None:
-    """Let bob run `code`, and alice then work the pool: her three are done, nothing is run."""
+    """Run `code` as bob, then a worker as alice; assert that bob's program did not run."""
     marker = tmp_path / "lab" / "marker"
     done_by_bob = users.python("bob", code, shared, *words)
     assert done_by_bob.returncode == 0, done_by_bob.stderr
@@ -436,7 +436,7 @@ def test_a_link_that_a_member_plants_leads_nowhere(
         assert "precious\n" not in look.stdout
         assert "Traceback" not in look.stderr
     assert look.returncode == 1
-    assert f"outputs/{planned_ids[0]}.out is no regular file" in look.stdout
+    assert f"outputs/{planned_ids[0]}.out is not a regular file" in look.stdout
     assert "plans/000002.json is a symbolic link" in look.stdout
     assert precious.read_text() == "precious\n"
     assert os.listdir(precious.parent) == ["file"]
@@ -458,7 +458,7 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
 
 def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: str) -> None:
     made = f"{shared}/outputs/.w-1-a"
-    code = "from fsqueue import directories; directories.make_private(sys.argv[1])"
+    code = "from fsqueue.storage import directories; directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
     for attempt in ("os.rename(p, p + 'x')", "os.rmdir(p)", "open(p + '/x', 'w')"):
         refused = users.python("bob", f"p = sys.argv[1]; {attempt}", made)
@@ -520,7 +520,7 @@ for name in ("big-1-a", "esc-1-a"):
 
 
 def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
-    """Nobody can put a link where a handler is about to write, or look over its shoulder."""
+    """No other user can put a link where a handler is about to write, or read what it writes."""
     mine = tmp_path / ".me-1-a"
     directories.make_private(str(mine))
     directories.make_private(str(mine))
@@ -535,12 +535,12 @@ def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_as_a_checkpoint() -> None:
     import pickle
 
-    from embed.outputs.claim_file import unpack
+    from embed.outputs.claim_file import decode_checkpoint
 
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, ("/tmp/never",)
 
     with pytest.raises(ValueError, match="not a checkpoint"):
-        unpack(pickle.dumps(Bomb()))
+        decode_checkpoint(pickle.dumps(Bomb()))
     assert not os.path.exists("/tmp/never")

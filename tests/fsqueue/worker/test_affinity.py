@@ -52,7 +52,7 @@ class Models(Handler):
 
 
 def pool_of(root: Path, count: int = 12, sizes: Sequence[int] = (50, 40)) -> PoolDirectory:
-    """Plan `count` claims of each of two models into two spools, so that both have both."""
+    """Plan `count` claims of each of two models into two spools, so that each has both."""
     pool = create_pool(str(root))
     for kind, size in zip("xy", sizes, strict=True):
         words = [f"{kind}{n}.{size}.{kind}" for n in range(count)]
@@ -82,7 +82,7 @@ def join(pool: PoolDirectory, *specials: str, models_max: int | None = None) -> 
 
 
 def work_off(pool: PoolDirectory, workers: list[Worker]) -> list[int]:
-    """Let the workers take turns, as equals do; return how often each loaded a model."""
+    """Let the workers take turns; return how often each loaded a model."""
     rounds = 0
     while state_counts(pool).keys() - {"done"}:
         rounds += 1

@@ -54,7 +54,7 @@ def test_looks_come_ever_later_while_nothing_changes_and_soon_when_something_doe
 def test_no_wait_is_longer_than_most_of_a_lease(
     tmp_path: Path, lease_s: float, longest_s: float
 ) -> None:
-    """Or the dead would be noticed leases after they died."""
+    """Otherwise a death would be noticed leases later."""
     backoff = Backoff(
         create_pool(str(tmp_path / "pool"), lease_s=lease_s), 3.0, None, stealing=True
     )
@@ -76,7 +76,7 @@ def test_a_quiet_worker_lists_one_spool_a_look_its_own_every_other_time(tmp_path
 
 
 def test_a_claim_put_back_by_hand_is_found_by_looking_at_one_spool(pool: PoolDirectory) -> None:
-    """In another's spool, where neither plans/ nor running/ tells of it."""
+    """In another worker's spool, where neither plans/ nor running/ shows it."""
     hand = ManualWorker(pool)
     claims.fail(pool, hand.take())
     backoff = quiet(pool)
@@ -125,7 +125,7 @@ class Spender:
         self.begun = self.clock.now
 
     def spend(self, count: int, *, asking: bool = True) -> float:
-        """Do so many operations, asking before them or not; return how long it had to wait."""
+        """Do `count` operations, asking first or not; return how long it had to wait."""
         before = self.clock.now
         if asking:
             self.rate_limit.wait(self.clock.forward)

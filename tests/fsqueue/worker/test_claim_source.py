@@ -1,4 +1,4 @@
-"""Taking: from one's own spool without a lock, from others politely, from stale listings calmly."""
+"""Claims from the own spool without a lock, from others with one, and despite stale lists."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_long_spool_is_not_listed_again_for_a_few_misses(tmp_path: Path) -> No
 
 
 def test_a_listing_that_lags_is_asked_a_few_times_and_then_given_a_rest(tmp_path: Path) -> None:
-    """It keeps showing claims that are gone, as a mount that caches listings does."""
+    """The mount keeps showing claims that are gone, as one that caches listings does."""
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 31)))
     gone = [str(name) for name in claims.waiting(pool, "gpu0")]
     for name in claims.waiting(pool, "gpu0"):
@@ -363,7 +363,7 @@ FACTS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoolDirectory, list[ManualWorker]]:
-    """A pool in which b.7 waits, a.8 runs, and two workers live beside me."""
+    """A pool in which b.7 waits and a.8 runs, with two other living workers."""
     root = tmp_path_factory.mktemp("crowd") / "pool"
     pool = make_pool(root, "a.8", "b.7", weights=(1.0, 1.0))
     others = [ManualWorker(pool), ManualWorker(pool)]

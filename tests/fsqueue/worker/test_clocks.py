@@ -1,4 +1,4 @@
-"""Workers on hosts whose clocks differ by an hour; nothing of it may show but in times."""
+"""Workers on hosts whose clocks differ by an hour: only times may show it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def sites(tmp_path: Path) -> Iterator[Sites]:
 def test_a_worker_whose_clock_differs_by_an_hour_is_neither_dead_nor_stale(
     sites: Sites, first: Host, second: Host
 ) -> None:
-    """The first holds a claim for five leases while the second has nothing to do but to watch."""
+    """The first holds a claim for five leases while the second only watches."""
     sites.start(first)
     held = sites.holder()
     assert held.owner == sites.worker(first).worker_id

@@ -1,4 +1,4 @@
-"""The heartbeat writes the status often enough, not too often, and whatever the work does."""
+"""The heartbeat writes the status often enough, and not too often, whatever the work does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hand(tmp_path: Path) -> Iterator[ManualWorker]:
 def written_in_a_minute(
     hand: ManualWorker, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]
 ) -> list[float]:
-    """Let a minute pass on a clock of ours, in the steps in which the thread wakes."""
+    """Let a minute pass on a fake clock, in the steps in which the thread wakes."""
     clock, at = Clock(), []
     end = clock.now + 60.0
 
@@ -65,7 +65,7 @@ def test_when_nothing_changes_the_status_is_written_every_thirty_seconds(
 def test_work_that_never_rests_does_not_starve_the_status(
     hand: ManualWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread that works holds the interpreter all the time, as a model that loads may."""
+    """The working thread holds the interpreter lock all the time, as loading a model may."""
     monkeypatch.setattr(heartbeat, "STATUS_QUIET_S", 0.0)
     seen: set[float] = set()
 
@@ -91,7 +91,7 @@ def beats(hand: ManualWorker, count: int) -> None:
 def test_a_failed_renewal_is_logged_once_in_a_long_outage(
     hand: ManualWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A missed beat alone is nothing; each further one of the same outage is the same news."""
+    """One missed beat is not reported, and an outage is reported once."""
     with monkeypatch.context() as patch:
         interpose(patch, rename=refused(errno.EIO, times=1))
         beats(hand, 2)

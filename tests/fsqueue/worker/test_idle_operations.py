@@ -31,7 +31,7 @@ def scene(tmp_path: Path) -> Iterator[IdleWorkers]:
 
 
 def test_an_idle_worker_costs_under_two_metadata_operations_a_second(scene: IdleWorkers) -> None:
-    """Of whichever kind, everything included; at ten times the pace of the defaults."""
+    """Every kind of idle worker, everything included, at ten times the default rate."""
     start_idle_workers(scene)
     _assert_thrifty(scene)
 
@@ -53,7 +53,7 @@ def _assert_thrifty(scene: IdleWorkers) -> None:
 
 
 def test_a_worker_counts_its_operations_as_strace_does(tmp_path: Path) -> None:
-    """So that a budget limits what the file server sees."""
+    """So that the limit holds for what the file server sees."""
     pool = fill(tmp_path / "pool", 300)
     env = install_handler(tmp_path / "site", "noop", NOOP)
     words = ["work", pool.root, "--spool", "cpu0", "--max-claims", "250"]

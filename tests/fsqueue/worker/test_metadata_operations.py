@@ -45,7 +45,7 @@ def test_a_claim_does_not_cost_more_the_more_claims_wait(counted: tuple[Counts, 
 
 
 def test_a_stolen_claim_costs_no_listing(counted: tuple[Counts, Counts]) -> None:
-    """Neither of the spool it comes from, nor of the thief's own dry one."""
+    """Neither the spool it comes from, nor the thief's own dry one, is listed."""
     _, stolen = counted
     assert stolen[FEW]["rename"] == 2.0
     assert stolen[FEW].get("getdents64", 0.0) < 0.2  # one every two seconds is no cost

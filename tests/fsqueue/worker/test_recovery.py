@@ -1,4 +1,4 @@
-"""The dead and their claims: found by claim, charged once, given back to their spool."""
+"""Claims of dead workers are found, charged once, and put back into their spools."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def judge(pool: PoolDirectory, clock: Clock) -> ManualWorker:
-    """A worker that looks at others by a clock that the test moves."""
+    """A worker that observes others, on a clock that the test moves."""
     return ManualWorker(pool, clock=clock)
 
 
@@ -74,7 +74,7 @@ def holder(pool: PoolDirectory) -> ManualWorker:
 
 
 def expire(judge: ManualWorker, clock: Clock) -> list[Recovered]:
-    """Let a lease pass while the judge sweeps at every beat, and return what it recovered."""
+    """Let a lease pass while the judge sweeps at every beat; return what it recovered."""
     found = judge.sweep()
     for _ in range(BEATS_PER_LEASE):
         clock.forward(BEAT_S)
@@ -87,7 +87,7 @@ def record(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
 
 
 def die_with(pool: PoolDirectory, *, claims_held: int = 1) -> None:
-    """Let a child process take claims and die with them in its hands."""
+    """Let a child process take claims and die while holding them."""
 
     def action() -> None:
         hand = ManualWorker(pool)
@@ -141,7 +141,7 @@ def test_a_claim_whose_output_its_dead_owner_published_is_not_charged_and_ends_d
 
 
 def fingerprint(pool: PoolDirectory, name: ClaimName) -> tuple[int, int]:
-    """Return what tells a claim's output from any other file."""
+    """Return what distinguishes a claim's output from any other file."""
     facts = os.stat(pool.output(name.id, ".txt"))
     return facts.st_ino, facts.st_mtime_ns
 
@@ -149,7 +149,7 @@ def fingerprint(pool: PoolDirectory, name: ClaimName) -> tuple[int, int]:
 def test_half_an_output_of_a_worker_declared_dead_is_never_published(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, judge: ManualWorker, clock: Clock
 ) -> None:
-    """Its program wrote on by name, between the removal of its file and of the directory."""
+    """Its program wrote a new file by name between the removal of its file and of the directory."""
     zombie = ManualWorker(pool)
     stay_away(zombie)
     held = zombie.take()

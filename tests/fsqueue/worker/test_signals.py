@@ -1,4 +1,4 @@
-"""Signals and orders: how a worker is made to leave, wait, or stop at once; real processes."""
+"""Signals and orders that make a worker leave, wait, or stop at once, with real processes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_an_idle_worker(start: Start, tmp_path: Path) -> None:
 def test_a_second_signal_stops_at_once_and_kills_all_descendants(
     start: Start, tmp_path: Path
 ) -> None:
-    """The program is deaf and has ten minutes of grace: only the second signal can end this."""
+    """The program ignores SIGTERM and has ten minutes of grace: only a second signal ends it."""
     family, asked = tmp_path / "family", tmp_path / "asked"
     script = """
         trap ': > "$3"' TERM
@@ -105,7 +105,7 @@ def test_a_second_signal_stops_at_once_and_kills_all_descendants(
 def test_a_worker_that_slept_through_its_lease_is_refused_and_leaves(
     start: Start, tmp_path: Path
 ) -> None:
-    """SIGSTOP for longer than the lease; another does the claim; the late finish is refused."""
+    """It is stopped for longer than its lease; another does the claim; the late finish fails."""
     gate = tmp_path / "gate"
     pool = plan_command(
         tmp_path / "pool", make_inputs(tmp_path / "in", 1), gated(gate), lease_s=LEASE_S
@@ -141,7 +141,7 @@ def test_a_worker_that_slept_through_its_lease_is_refused_and_leaves(
 def test_a_late_finish_is_refused_though_its_handler_came_to_the_end(
     start: Start, tmp_path: Path
 ) -> None:
-    """A handler without output: nothing but the finish itself can be refused."""
+    """A handler without output: only the finish itself can fail."""
     source = """
 import os, time
 from fsqueue import Handler
@@ -187,7 +187,7 @@ def test_a_worker_whose_lease_file_is_removed_puts_back_its_claim_and_logs_why(
         for lease in Path(pool.directory("workers")).iterdir():
             lease.unlink(missing_ok=True)
     assert worker.reap() == 1
-    assert "vanished" in worker.log
+    assert "is gone from workers/" in worker.log
     assert counts(pool) == {"waiting": 1}
     assert names_in(pool, State.WAITING)[0].attempt == 0
 

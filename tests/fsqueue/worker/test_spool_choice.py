@@ -1,4 +1,4 @@
-"""Which spool a worker finds by what it sees: its GPU, its array index, or nothing."""
+"""Which spool a worker chooses by its GPU, its array index, or neither."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_model_of_the_gpu_decides_however_it_is_named(
 def test_workers_on_gpus_of_one_model_spread_over_its_spools(
     pool: PoolDirectory, driver: Driver
 ) -> None:
-    """Several workers on one GPU too: what counts is how many work a spool already."""
+    """Also with several workers on one GPU: the spool with the fewest workers is chosen."""
     found = []
     for devices in ("1", "2", "1", "1"):
         spool = find(pool, devices).spool
@@ -70,7 +70,7 @@ def test_workers_on_gpus_of_one_model_spread_over_its_spools(
 def test_gpus_that_start_together_do_not_all_begin_with_one_spool(
     pool: PoolDirectory, driver: Driver
 ) -> None:
-    """Nobody has a status yet, so only the index tells them apart."""
+    """No worker has a status yet, so only the index distinguishes them."""
     assert {find(pool, "1").spool, find(pool, "2").spool} == {"gpu0", "gpu1"}
 
 

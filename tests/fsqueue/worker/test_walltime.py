@@ -42,7 +42,7 @@ def job(seconds: float = 3600, **more: str) -> dict[str, str]:
 def source_of(
     pool: PoolDirectory, left_s: float, *, rate: float = 0.0, model: str = "RTX 3090"
 ) -> ClaimSource:
-    """Return what a worker sees that has so much time left, and has measured a rate, if any."""
+    """Return the claim source of a worker with so much time left and a measured rate, if any."""
     hand = ManualWorker(pool, "gpu0")
     hand.status.model = model
     if rate:
@@ -80,7 +80,7 @@ def test_a_claim_of_unknown_duration_is_tried(tmp_path: Path) -> None:
 def test_a_rate_is_learned_from_others_on_the_same_gpu(
     tmp_path: Path, model: str, cost: int
 ) -> None:
-    """A faster GPU's rate would promise too much, and a slower one's too little."""
+    """The rate of a faster GPU would be too high, and of a slower one too low."""
     pool = make_pool(tmp_path / "pool", "a.100", "b.10")
     other = ManualWorker(pool, "gpu0")
     write_status(pool, Status(other.id, model=model, rates={KIND: 1.0}))
@@ -220,7 +220,7 @@ def test_a_second_interrupt_by_a_person_still_stops_at_once(start: Start, tmp_pa
 def test_a_worker_leaves_before_its_allocation_ends(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its only claim runs for ever, so nothing came of its time, and it does not come back."""
+    """Its only claim never ends, so nothing came of its allocation, and it is not requeued."""
     squeue = Squeue(tmp_path / "bin", monkeypatch)
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), FOREVER)
     worker = start("work", pool.root, "--grace", "60s", env=job(63))
@@ -233,7 +233,7 @@ def test_a_worker_leaves_before_its_allocation_ends(
 
 @pytest.mark.slow
 def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None:
-    """The handler is a loop in this child; SLURM's half a minute is half a second there."""
+    """The handler is a loop in this child, with half a second for SLURM's half a minute."""
     code = """
 import signal, time
 from fsqueue.slurm.allocation import Allocation

@@ -1,4 +1,4 @@
-"""A worker's life: what it takes, when it leaves, with which exit status; real processes."""
+"""A worker's life, in real processes: what it takes, when it leaves, and its exit status."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pool_of(tmp_path: Path, verdicts: str, *, attempts: int = 1) -> PoolDirector
 
 
 def events(pool: PoolDirectory) -> list[dict[str, object]]:
-    """Return what all workers wrote into their journals."""
+    """Return the events in all workers' journals."""
     paths = Path(pool.directory("events")).glob("*.jsonl")
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
@@ -57,7 +57,7 @@ def events(pool: PoolDirectory) -> list[dict[str, object]]:
 def plan_made(
     tmp_path: Path, name: str, source: str, count: int = 1
 ) -> tuple[PoolDirectory, dict[str, str]]:
-    """Plan `count` claims for a handler of our own; return the environment that has it."""
+    """Plan `count` claims for a test handler; return the environment in which it is installed."""
     env = install_handler(tmp_path / "site", name, source)
     handler = Handler()
     handler.name = name
@@ -354,7 +354,7 @@ class Made(fsqueue.Handler):
     pool, env = plan_made(tmp_path, "idle", source)
     run = fsqueue("work", pool.root, env=env)
     assert run.returncode == 3
-    assert "returned without an output" in run.stderr
+    assert "returned without writing its output" in run.stderr
 
 
 # ---- others ----

@@ -1,0 +1,57 @@
+"""`fsqueue embed merge`: join a pool's outputs into one file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from embed.options import FORMATS
+from fsqueue import UsageError
+from fsqueue.cli.options import SETTINGS, json_option, plural, print_json, split_pool, trust_option
+
+
+@click.command(
+    "merge", context_settings=SETTINGS, short_help="Join a pool's outputs into one file."
+)
+@click.argument("words", nargs=-1, metavar="POOL OUT")
+@trust_option
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    help="Default: by the suffix of OUT, else as planned.",
+)
+@click.option("--model", help="Model to merge, by its name or kind, if the pool has several.")
+@click.option("--partial", is_flag=True, help="Merge what is done, and report what is missing.")
+@json_option
+def merge_command(
+    words: tuple[str, ...], format: str | None, model: str | None, partial: bool, as_json: bool
+) -> None:
+    """Join a pool's outputs in input order into the file OUT (virnucpro: the folder OUT).
+
+    Every planned sequence must be there, once. The outputs of two models are paired by id, DNA
+    first; sequences without a partner are listed in OUT.unmatched.tsv.
+
+    \b
+    safetensors  embeddings (a pair: data), ids; embed.read() reads it
+    npz          embeddings, ids
+    h5           a dataset for each id
+    parquet      columns id, embedding
+    virnucpro    STEM_ESM.pt, STEM_DNABERT_S.pt, STEM_merged.pt, each with its .done
+    """
+    from embed.outputs.merge import merge
+
+    pool, rest = split_pool(words)
+    if len(rest) != 1:
+        raise UsageError("give one OUT: fsqueue embed merge POOL OUT")
+    result = merge(pool, rest[0], format=format, model=model, partial=partial)
+    for note in result.notes:
+        click.echo(f"fsqueue: {note}", err=True)
+    if as_json:
+        print_json(asdict(result))
+        return
+    models = " and ".join(result.models)
+    files = result.files[0] if len(result.files) == 1 else f"{len(result.files)} files in {rest[0]}"
+    click.echo(
+        f"{plural(result.rows, 'sequence')} x {result.width:,} numbers, of {models}: {files}"
+    )

@@ -1,0 +1,123 @@
+"""Read sequences as token ids, truncated or in windows, and count what is unusual about them.
+
+What this module does not know: batches, models, and how the ids are used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.engine.batching import Tokenized
+from embed.inputs.chunks import Chunk
+from embed.inputs.fasta import Record
+from embed.models.families import Tokenizer
+from embed.outputs.claim_file import FLAGS
+from fsqueue import ClaimImpossible
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts of a claim's sequences, as an output's header has them."""
+
+    sequences: int = 0
+    residues: int = 0
+    """As computed, after longer sequences were truncated."""
+    truncated: int = 0
+    windowed: int = 0
+    unknown_residues: int = 0
+    """Letters outside the vocabulary, read as unknown."""
+    empty: int = 0
+    duplicate_ids: int = 0
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line for everything that a user should know."""
+        if self.truncated:
+            were = _plural(self.truncated, "sequence was", "sequences were")
+            yield f"{were} longer than --max-residues and truncated"
+        if self.windowed:
+            were = _plural(self.windowed, "sequence was", "sequences were")
+            yield f"{were} longer than --max-residues and read in windows"
+        if self.unknown_residues:
+            were = _plural(self.unknown_residues, "residue is", "residues are")
+            yield f"{were} outside the model's vocabulary and read as unknown"
+        if self.empty:
+            have = _plural(self.empty, "sequence has", "sequences have")
+            yield f"{have} no residues; the vector is zeros"
+        if self.duplicate_ids:
+            have = _plural(self.duplicate_ids, "sequence has", "sequences have")
+            yield f"{have} the id of an earlier one; rows are in input order"
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+class SequenceReader:
+    """Yields sequences as token ids, once, and remembers their ids, lengths and flags."""
+
+    def __init__(
+        self, records: Iterable[Record], tokenizer: Tokenizer, residues_max: int, *, long: str
+    ) -> None:
+        """`long` is what to do with sequences longer than `residues_max`: --long."""
+        self._records, self._tokenizer = records, tokenizer
+        self._residues_max, self._long = residues_max, long
+        self._counts = Counts()
+        self._lengths: list[int] = []
+        self._flags: list[int] = []
+        self._begins: list[int] = []
+        self.ids: list[str] = []
+
+    def __iter__(self) -> Iterator[Tokenized]:
+        """Yield every sequence that has residues; an empty one has no tokens, and gets zeros."""
+        for record in self._records:
+            yield from self._read(record)
+
+    def counts(self) -> Counts:
+        """Return the counts of what was read so far."""
+        self._counts.sequences = len(self.ids)
+        self._counts.duplicate_ids = len(self.ids) - len(Counter(self.ids))
+        return self._counts
+
+    def columns(self) -> dict[str, NDArray[np.int64] | NDArray[np.uint8]]:
+        """Return the columns of an output: one entry for each sequence read so far."""
+        columns = {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
+        return columns | ({"begins": np.array(self._begins, "<i8")} if self._begins else {})
+
+    def _read(self, record: Record) -> Iterator[Tokenized]:
+        row = len(self.ids)
+        self.ids.append(record.id)
+        windows = self._tokenizer.windows(record.residues, self._residues_max)
+        kept = list(windows if self._long == "window" else islice(windows, 1))
+        is_truncated = next(windows, None) is not None
+        if is_truncated and self._long == "fail":
+            raise ClaimImpossible(
+                f"{record.id!r}: is longer than --max-residues {self._residues_max:,}, and --long "
+                f"fail refuses it. Use --long truncate or window."
+            )
+        letters_read = sum(letters for _, _, letters in kept)
+        text = record.text if isinstance(record, Chunk) else ""
+        for window, (ids, _, letters) in enumerate(kept):
+            yield Tokenized(row, ids, window, letters / letters_read, text)
+        unknown = sum(unknown for _, unknown, _ in kept)
+        properties = {"truncated": is_truncated, "windowed": len(kept) > 1, "empty": not kept}
+        self._note(record, round(letters_read), unknown, properties)
+
+    def _note(
+        self, record: Record, residues: int, unknown: int, properties: dict[str, bool]
+    ) -> None:
+        counts = self._counts
+        counts.residues += residues
+        counts.unknown_residues += unknown
+        for name, is_so in properties.items():
+            setattr(counts, name, getattr(counts, name) + is_so)
+        flags = {**properties, "unknown_residues": unknown > 0}
+        if isinstance(record, Chunk):
+            self._begins.append(record.begin)
+        self._lengths.append(len(record.text if isinstance(record, Chunk) else record.residues))
+        self._flags.append(sum(FLAGS[name] for name, is_so in flags.items() if is_so))

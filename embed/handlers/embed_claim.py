@@ -1,0 +1,179 @@
+"""Embed one claim: run its batches, save finished ones, write the table.
+
+Batches are numbered, and depend only on the claim; a checkpoint holds the rows of a run of them. So
+the claim's next owner takes the finished batches as they are, computes the others from the same
+sequences as before, and the output is the same to the byte. With a store there are no checkpoints:
+what is done is in the store (`store/reuse.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.engine.assembly import Assembly
+from embed.engine.batching import Tokenized, batches
+from embed.engine.sequence_reader import SequenceReader
+from embed.inputs.claims import read_records, segments_of
+from embed.inputs.fasta import Record
+from embed.models.families import Tokenizer
+from embed.outputs import claim_file
+from embed.store.reuse import Reuse, inputs_by_row
+from fsqueue import ClaimFailed, Interrupted, Work
+
+if TYPE_CHECKING:
+    from embed.engine.non_finite import Float32Fallback
+    from embed.store.view import View
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimModel:
+    """A model's tokenizer, and a function that loads its engine, which may take long."""
+
+    tokenizer: Tokenizer
+    load: Callable[[], Float32Fallback]
+
+
+def embed(
+    work: Work, model: ClaimModel, provenance: Mapping[str, Any], store: View | None = None
+) -> None:
+    """Do the claim and write `work.output`. Raises Interrupted after saving a checkpoint.
+
+    With a store, only what it does not hold is computed, and then stored.
+    """
+    segments, planned = segments_of(work.payload), work.payload["sequences"]
+    reader = reader_of(read_records(segments), model, work.options)
+    files = [(segment.path, segment.sequences) for segment in segments]
+    reuse = Reuse(store, work, reader, inputs_by_row(files)) if store else None
+    table, offsets = compute(work, model, reader, planned, reuse)
+    counts = reader.counts()
+    columns = {**reader.columns(), **offsets}
+    if work.options.get("text"):
+        columns.setdefault("begins", np.empty(0, "<i8"))  # of documents without any text
+    metadata = {**provenance, "counts": asdict(counts)}
+    claim_file.write(work.output, reader.ids, table, metadata, columns)
+    for line in counts.warnings():
+        work.warn(line)
+
+
+def reader_of(
+    records: Iterable[Record], model: ClaimModel, options: Mapping[str, Any]
+) -> SequenceReader:
+    """Return a reader of these records for the model."""
+    return SequenceReader(records, model.tokenizer, options["max_residues"], long=options["long"])
+
+
+def compute(
+    work: Work, model: ClaimModel, reader: SequenceReader, planned: int, reuse: Reuse | None
+) -> tuple[Rows, dict[str, NDArray[Any]]]:
+    """Return the rows of the reader's sequences, and the `offsets` of a ragged table.
+
+    The model is loaded for the first batch; if the store has everything, there is none.
+    """
+    options, width = work.options, work.options["width"]
+    assembly = Assembly(planned, width, options["pooling"])
+    saver: _Saver = reuse or _Checkpoints(work, width)
+    needed = reuse.missing() if reuse else reader
+    done = 0
+    for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
+        sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
+        rows, computed = saver.saved(number, sum(sizes)), 0
+        if rows is None:
+            saver.stop_if_requested()
+            rows = model.load().embed(batch, work.warn)
+            computed = sum(one.tokens for one in batch)
+            _check(rows, sizes, width, [reader.ids[one.row] for one in batch])
+            saver.save(number, rows, batch)
+        parts = np.split(rows, np.cumsum(sizes)[:-1])
+        for one, part in zip(batch, parts, strict=True):
+            assembly.add(one.row, part, window=one.window, share=one.share)
+            done += one.window == 0
+        work.progress(done + (reuse.counts.known if reuse else 0), planned, tokens=computed)
+    if (found := reader.counts().sequences) != planned:
+        raise ClaimFailed(
+            f"{found} sequences were read where {planned} were planned, though the bytes are those "
+            f"planned. This is a defect of fsqueue: report it."
+        )
+    work.progress(planned, planned)
+    table, offsets = assembly.finish()
+    if reuse:
+        reuse.finish(table)
+    return table, offsets
+
+
+class _Saver(Protocol):
+    """Saves computed rows for the claim's next owner: as checkpoints, or in the store."""
+
+    def saved(self, number: int, count: int) -> Rows | None:
+        """Return the rows of a batch, `count` of them, if an earlier owner saved them."""
+
+    def save(self, number: int, rows: Rows, batch: Sequence[Tokenized]) -> None:
+        """Remember the rows of a batch, and save what is unsaved when it is time."""
+
+    def stop_if_requested(self) -> None:
+        """Save and raise Interrupted if the worker was asked to stop."""
+
+
+class _Checkpoints:
+    """The rows of finished batches, of this owner and of the claim's earlier owners."""
+
+    def __init__(self, work: Work, width: int) -> None:
+        self._work, self._width = work, width
+        self._unsaved: dict[int, Rows] = {}
+        self._saved: dict[int, Rows] = {}
+        self._due = time.monotonic() + work.options["checkpoint_seconds"]
+        for name, data in work.checkpoints().items():
+            try:
+                self._saved.update(claim_file.decode_checkpoint(data))
+            except ValueError as error:
+                work.warn(f"checkpoint {name} is ignored: {error}")
+
+    def saved(self, number: int, count: int) -> Rows | None:
+        """Return a batch's rows if an earlier owner finished it."""
+        rows = self._saved.pop(number, None)
+        if rows is None or rows.shape != (count, self._width):
+            return None
+        self._write()  # so that every checkpoint holds an unbroken run, as its name says
+        return rows
+
+    def save(self, number: int, rows: Rows, _batch: Sequence[Tokenized]) -> None:
+        """Remember the rows of a batch; write those that are unsaved when it is time."""
+        self._unsaved[number] = rows
+        if time.monotonic() >= self._due:
+            self._write()
+
+    def stop_if_requested(self) -> None:
+        """Save and raise Interrupted if the worker was asked to stop."""
+        if self._work.stopping:
+            self._write()
+            raise Interrupted("stopped between two batches; finished ones are saved")
+
+    def _write(self) -> None:
+        if self._unsaved:
+            first, last = min(self._unsaved), max(self._unsaved)
+            data = claim_file.encode_checkpoint(self._unsaved)
+            self._work.checkpoint(f"rows-{first:07}-{last:07}", data)
+        self._unsaved = {}
+        self._due = time.monotonic() + self._work.options["checkpoint_seconds"]
+
+
+def _check(rows: Rows, sizes: Sequence[int], width: int, ids: Sequence[str]) -> None:
+    """Refuse invalid results before they are saved anywhere."""
+    if rows.shape != (sum(sizes), width):
+        raise ClaimFailed(f"{len(ids)} sequences gave a table of {rows.shape}; report this defect.")
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        first = np.repeat(np.array(ids, object), sizes)[bad.argmax()]
+        count = int(bad.sum())
+        are = "1 vector is" if count == 1 else f"{count:,} vectors are"
+        raise ClaimFailed(
+            f"{are} not finite, even in float32, the first of sequence {first!r}; the model's "
+            f"weights or the device are faulty. Fetch the model again, or try another GPU."
+        )
