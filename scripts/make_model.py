@@ -61,7 +61,7 @@ SHAPE = {
 
 
 def succeeds_within(patience_s: float, program: str) -> bool:
-    """Run a Python program in a process of its own: only a kill ends a name look-up that hangs."""
+    """Run a Python program in a separate process: only a kill ends a name look-up that hangs."""
     command = [sys.executable, "-c", program]
     try:
         return subprocess.run(command, timeout=patience_s, capture_output=True).returncode == 0
@@ -70,7 +70,7 @@ def succeeds_within(patience_s: float, program: str) -> bool:
 
 
 def fetch_published() -> bool:
-    """Bring the published model into the hub's own cache; tell whether it is whole there."""
+    """Bring the published model into the hub's own cache; return whether it is complete."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     address = f"{HUB}/{PUBLISHED}/resolve/main/config.json"
@@ -106,7 +106,7 @@ def write_random(directory: Path, seed: int = SEED, **shape: int) -> None:
         vocabulary.write_text("\n".join(VOCABULARY))
         whole = Path(private, "whole")
         torch.manual_seed(seed)
-        # With the language-model head, as published: whoever reads it must pass the head over.
+        # With the language-model head, as published: readers must skip it.
         EsmForMaskedLM(EsmConfig(**{**SHAPE, **shape})).eval().save_pretrained(whole)
         EsmTokenizer(str(vocabulary), model_max_length=1024).save_pretrained(whole)
         whole.rename(directory)

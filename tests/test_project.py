@@ -1,9 +1,8 @@
-"""The project itself: what setup.cfg promises, what a wheel carries, what the demo rests on."""
+"""The project itself: entry points, pinned dependencies, the wheel, and the model of the demo."""
 
 from __future__ import annotations
 
 import configparser
-import gzip
 import importlib.metadata
 import os
 import runpy
@@ -29,7 +28,7 @@ def setup_cfg(project: Path) -> configparser.ConfigParser:
 
 @pytest.fixture(scope="session")
 def wheel(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the sources: the build writes beside them."""
+    """A wheel, built from a copy of the sources because the build writes into them."""
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(project / name, source)
@@ -43,7 +42,7 @@ def wheel(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked as pip installs it, in a directory far from the checkout."""
+    """The wheel, installed by pip into a directory outside the checkout."""
     target = tmp_path_factory.mktemp("installed")
     pip("install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
     return target
@@ -61,12 +60,6 @@ def declared_entry_points(setup_cfg: configparser.ConfigParser) -> dict[str, dic
         group: dict(line.split(" = ") for line in lines.strip().splitlines())
         for group, lines in groups.items()
     }
-
-
-def test_pyproject_has_three_lines_and_names_only_the_build(project: Path) -> None:
-    lines = (project / "pyproject.toml").read_text().splitlines()
-    assert len(lines) == 3
-    assert lines[0] == "[build-system]"
 
 
 def test_every_file_named_in_setup_cfg_exists(
@@ -90,34 +83,18 @@ def test_every_declared_entry_point_can_be_loaded(setup_cfg: configparser.Config
 def test_every_direct_dependency_is_pinned_for_ci(
     project: Path, setup_cfg: configparser.ConfigParser
 ) -> None:
-    asked = setup_cfg["options"]["install_requires"] + setup_cfg["options.extras_require"]["test"]
-    names = {line.partition(">")[0].strip() for line in asked.strip().splitlines()}
+    wanted = setup_cfg["options"]["install_requires"] + setup_cfg["options.extras_require"]["test"]
+    names = {line.partition(">")[0].strip() for line in wanted.strip().splitlines()}
     pins = (project / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0] for line in pins if "==" in line and line[0] != "#"}
     assert names - pinned == set()
 
 
-def test_the_scripts_can_be_run_as_they_are(project: Path) -> None:
+def test_the_scripts_are_executable_and_parse(project: Path) -> None:
     for name in ("scripts/test", "scripts/check", "scripts/demo", ".ci/run"):
         assert os.access(project / name, os.X_OK), f"{name}: chmod +x"
         run = subprocess.run(["bash", "-n", project / name], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-
-
-def test_the_demonstration_data_is_what_its_readme_says(proteins: list[Path]) -> None:
-    counted = {}
-    for path in proteins:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        records = text.split(">")[1:]
-        lengths = [len("".join(record.splitlines()[1:]).replace("*", "")) for record in records]
-        counted[path.name] = f"| {len(records)} | {sum(lengths):,} | {max(lengths):,} |"
-    readme = (proteins[0].parent / "README.md").read_text()
-    rows = {
-        name: next(row for row in readme.splitlines() if f"`{name}` |" in row) for name in counted
-    }
-    assert len(counted) == 5
-    assert [name for name, numbers in counted.items() if numbers not in rows[name]] == []
 
 
 @pytest.mark.slow
@@ -185,7 +162,7 @@ def test_an_installed_wheel_is_imported_from_where_it_was_installed(
 def run_outside(
     command: list[str], installed: Path, directory: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run away from the checkout, with the installed wheel ahead of anything else."""
+    """Run outside the checkout, with the installed wheel first on the path."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
     return subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60

@@ -5,7 +5,7 @@
     scripts/bench/claims.py --peers                         the peers of peers.txt, side by side
     scripts/bench/claims.py --claims 1000 10000 1000000 --workers 1 2 4 8 --rounds 3
 
-A worker of fsqueue is the real `Worker` in a process of its own, with a handler that is installed
+A worker of fsqueue is the real `Worker` in its own process, with a handler that is installed
 as an entry point; it enlists, beats, keeps its journal and leaves. A claim of the row `published`
 has an output of a few bytes, synced to disk twice. All take turns, round by round; of each the
 least CPU is shown. `two-renames` is the bound: one listing, kept, and two bare renames a claim.
@@ -64,7 +64,7 @@ class Took:
 
 
 def fill(root: Path, handler: str, count: int, spools: int) -> PoolDirectory:
-    """Make a pool whose claims do nothing, not synced: by hand, for the planner syncs each."""
+    """Make a pool of no-op claims by hand, unsynced, because the planner syncs each."""
     pool = create_pool(str(root), lease_s=3600.0)
     for spool in range(spools):
         add_spool(pool, Spool(f"cpu{spool}", "cpu", 1.0))
@@ -115,7 +115,7 @@ def race(argvs: list[list[str]], envs: list[Mapping[str, str]]) -> Took:
 
 
 class Bench:
-    """One place, where every contender drains queues of its own."""
+    """One file system, on which every contender drains its own queues."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.place = place(given)

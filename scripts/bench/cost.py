@@ -8,7 +8,7 @@ all models: the rank correlation of cost and time, and how far a claim's time is
 one speed for all; of each model by itself, the same at its own speed.
 
 The DNABERT's vocabulary is a small one of random motifs, so its sequences have more tokens than the
-0.22 a base of the published one, for which costs are estimated.
+0.22 a base of the published one, which the cost estimates assume.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare the engine with what people use today: same weights, same sequences, in one run.
+"""Compare the engine with its alternatives: same weights, same sequences, in one run.
 
     scripts/bench/embed.py                           8M and 35M shapes, three mixes, and DNABERT-S
     scripts/bench/embed.py --shapes 8M --tokens 60000 --rounds 5
@@ -108,7 +108,7 @@ def up_to(tokens: int, sequences: Iterator[str]) -> list[str]:
 
 
 class Ours:
-    """A whole claim, in a folder of its own, by a handler that keeps its model."""
+    """A whole claim, in its own folder, by a handler that keeps its model."""
 
     def __init__(self, folder: Path, model: Path, sequences: Sequence[str], dtype: str) -> None:
         self._handler = Embed()
@@ -211,7 +211,7 @@ print(json.dumps(best))
 
 
 def esm_cpp(python: str, folder: Path, sequences: Sequence[str]) -> Result:
-    """Time esm-cpp's packed float32 pass; it needs numpy 1, and so a Python of its own."""
+    """Time esm-cpp's packed float32 pass; it needs numpy 1, and so its own environment."""
     words = json.dumps([str(folder / "model.safetensors"), list(sequences)])
     environment = {"OMP_NUM_THREADS": "1", "ESM_NUM_THREADS": "1"}
     ran = subprocess.run([python, "-c", ESM_CPP], input=words, text=True, env=environment,
@@ -276,7 +276,7 @@ HEADER = f"  {'':34} {'tok/CPU-s':>8} {'tok/s':>8} {'ratio':>7} {'ceiling':>8}  
 
 
 class Peers:
-    """One shape's weights, as everybody here has them loaded."""
+    """One shape's weights, as loaded by each contender."""
 
     def __init__(self, size: str, folder: Path) -> None:
         from transformers import AutoTokenizer, EsmModel
@@ -295,7 +295,7 @@ class Peers:
         self.sentences = sentence_transformers(self.folder)
 
     def variants(self, texts: list[str], ours: dict[str, Ours]) -> dict[str, Variant]:
-        """Return everybody's way to embed these sequences."""
+        """Return how each contender embeds these sequences."""
         groups = length_sorted([len(text) + 2 for text in texts])
 
         def stock(kind: str, groups: list[list[int]]) -> Rows:

@@ -147,7 +147,7 @@ def cut(files: Sequence[tuple[float, float]], weights: Sequence[float]) -> list[
 
 
 def bound(cards: Sequence[Card], pieces: Sequence[Piece]) -> float:
-    """Return a time before which nobody can end it."""
+    """Return a lower bound of the makespan."""
     work = sum(piece.seconds for piece in pieces)
     largest = max(piece.seconds for piece in pieces) / max(card.speed for card in cards)
     now = 0.0
@@ -158,7 +158,7 @@ def bound(cards: Sequence[Card], pieces: Sequence[Piece]) -> float:
             return max(now + work / speed, largest)
         work -= speed * (change - now)
         now = change
-    raise AssertionError("nobody is left")
+    raise AssertionError("no worker is left")
 
 
 # ---- the simulation ----
@@ -217,7 +217,7 @@ class Simulation:
                 self._at(worker.card.leaves, lambda w=worker: self._go(w))
 
     def run(self, at_most: float) -> float:
-        """Return the makespan; infinite if what is left waits for somebody who is gone."""
+        """Return the makespan; infinite if claims wait for a worker that has left."""
         while self._left and self._events and self.now < at_most:
             self.now, _, event = heapq.heappop(self._events)
             event()
@@ -279,7 +279,7 @@ class Simulation:
     def _taste(self, worker: Worker) -> Preferences:
         if not self.policy.load_s or not self.policy.affinity:
             return TASTE
-        held = held_by(self._crew(worker))
+        held = held_by(self._peers_of(worker))
         return Preferences(loaded=worker.loaded, held=held)
 
     def _next(self, worker: Worker) -> tuple[str, ClaimName] | None:
@@ -298,10 +298,10 @@ class Simulation:
             if not preferences.must_load(own[-1].kind):
                 return worker.spool, own[-1]
         listings = spools if self.policy.stealing else {worker.spool: own}
-        crew = list(self._crew(worker)) if self.policy.stealing else []
+        peers = list(self._peers_of(worker)) if self.policy.stealing else []
         found = choose(
             listings,
-            crew,
+            peers,
             self._peer(worker),
             preferences,
             waited=worker.waited,
@@ -309,11 +309,11 @@ class Simulation:
         )
         if found is None:
             best = (names[-1] for names in listings.values() if names)
-            refused = {name.id: polls_for(name, crew, preferences) for name in best}
+            refused = {name.id: polls_for(name, peers, preferences) for name in best}
             worker.waited = worker.patience.left_alone(refused)
         return found
 
-    def _crew(self, me: Worker) -> Iterator[Peer]:
+    def _peers_of(self, me: Worker) -> Iterator[Peer]:
         """Return whom a worker believes to live: the dead too, until their lease is ended."""
         for other in self.workers:
             if other is not me and other.card.joins <= self.now and not other.ended:
@@ -337,7 +337,7 @@ class Simulation:
         if worker.gone or worker.running is not name:
             return
         worker.ran += 1
-        if worker.ran > 1 and not worker.cold:  # what had to load its model tells no rate
+        if worker.ran > 1 and not worker.cold:  # a run that loaded its model gives no rate
             rate = name.cost / (self.now - worker.since)
             old = worker.rates.get(name.kind)
             mixed = rate if old is None else 0.7 * old + 0.3 * rate
@@ -414,7 +414,7 @@ def measure(
 
 
 MODELS = {
-    "ranked, left to who has it": Policy(weighted=True, stealing=True, load_s=LOAD_S),
+    "ranked, left to workers with the model": Policy(weighted=True, stealing=True, load_s=LOAD_S),
     "no affinity": Policy(weighted=True, stealing=True, load_s=LOAD_S, affinity=False),
 }
 
@@ -423,7 +423,7 @@ def measure_models(shape: str, count: int, *, patience: int, charge_s: float) ->
     """Run instances whose claims are of two kinds, each to be loaded for LOAD_S.
 
     A claim is left to an idle worker that has its model for `patience` polls, and a load counts
-    `charge_s` where workers reckon who would end a claim first.
+    `charge_s` where workers estimate which would finish a claim first.
     """
     rows = {name: Row() for name in MODELS}
     policy_module.POLLS_FOR_IDLE, policy_module.LOAD_S = patience, charge_s

@@ -4,7 +4,7 @@
     scripts/bench/memory.py                    5,000 MB, and 100 MB to compare with
     scripts/bench/memory.py --megabytes 500
 
-Writes the files below --dir (deleted again), plans each for so many spools that their claims are of
+Writes the files below --dir (deleted again), plans each for as many spools that their claims are of
 one size, and runs a worker for a few claims, the file's last one among them. Prints the planner's
 speed, and the peak memory (RSS) of planner and worker. Exit status 1 if a worker's peak for the
 large file is above that for the small one by more than a tenth.
@@ -100,7 +100,7 @@ def main() -> int:
     peaks = []
     with tempfile.TemporaryDirectory(prefix="memory-", dir=given.dir) as name:
         model = Path(name, "model")
-        # In a process of its own: a child's peak begins at what its parent has, and torch is large.
+        # In its own process: a child's peak begins at what its parent has, and torch is large.
         subprocess.run([sys.executable, "-c", MODEL, SCRIPTS, model], check=True)
         for megabytes in (min(100, given.megabytes), given.megabytes):
             folder = Path(name, f"{megabytes}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print what one claim costs a file server, for pools where more and more claims wait.
+"""Print the metadata operations of one claim, for pools with more and more waiting claims.
 
     scripts/bench/metadata.py 1000 20000 100000
     scripts/bench/metadata.py --idle
@@ -53,7 +53,7 @@ def count_idle() -> int:
 
 
 def count_claims(numbers: Sequence[int]) -> int:
-    """Count what a claim costs where so many wait; return the exit status."""
+    """Count the operations of a claim for each number of waiting claims; return the exit status."""
     totals = []
     for waiting in numbers:
         with tempfile.TemporaryDirectory(prefix="metadata-") as name:

@@ -5,9 +5,9 @@
     scripts/bench/million.py --claims 1000 10000 --workers 4
     scripts/bench/million.py --claims 1000000 --made           pools made file by file, not planned
 
-One input is planned into so many claims that do nothing; one in a hundred fails for good. Then the
+One input is planned into this many no-op claims; one in a hundred fails for good. Then the
 pool is looked at, worked off by two workers of one spool, looked at again, and what failed is put
-back. Every step is a command of its own; of workers, CPU is the sum and memory the largest. The
+back. Every step is a separate command; of workers, CPU is the sum and memory the largest. The
 planner syncs every claim: give a --dir in memory. A million claims need some 6 GB there.
 """
 
@@ -46,7 +46,7 @@ class Made(Handler):
 
 
 def once(words: list[str], env: dict[str, str], processes: int) -> tuple[float, float]:
-    """Run a command, in so many processes; return its CPU seconds and its peak memory in MiB."""
+    """Run a command in this many processes; return its CPU seconds and its peak memory in MiB."""
     started = [MeasuredCommand(words, env) for _ in range(processes)]
     ended = [each.end() for each in started]
     assert {used.status for used in ended} <= {0, 3, 5}, (words, ended)

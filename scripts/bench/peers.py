@@ -1,10 +1,10 @@
 """What `claims.py` runs against fsqueue: other queues without a server, through their own words.
 
     peers.py QUEUE DIRECTORY fill N        put N claims that do nothing
-    peers.py QUEUE DIRECTORY drain         say "ready", wait for a line, take and finish until empty
+    peers.py QUEUE DIRECTORY drain         print "ready", wait for a line, drain the queue
 
 `drain` prints how many claims it did, and its CPU and wall seconds, as JSON. It runs in one process
-for each worker, in an environment of its own with what peers.txt names; `two-renames` is the bound,
+for each worker, in its own environment with what peers.txt names; `two-renames` is the bound,
 and `read+journal` that with what any queue that keeps its claims in files and a log must do more.
 """
 
@@ -245,13 +245,13 @@ QUEUES = {
 KILLED = {
     "two-renames": "stays in running/",
     "read+journal": "stays in running/",
-    "dirq.QueueSimple": "locked till somebody purges",
-    "jug file_store": "locked till somebody cleans up",
+    "dirq.QueueSimple": "locked until purged",
+    "jug file_store": "locked until cleaned up",
     "huey file": "lost",
     "huey sqlite": "lost",
     "huey sqlite, unsynced": "lost",
     "litequeue": "locked for good",
-    "persistqueue ack": "till somebody resumes it",
+    "persistqueue ack": "until resumed",
     "task-queue fq": "back after a lease",
 }
 """What becomes of the claim that a worker held when it was killed."""

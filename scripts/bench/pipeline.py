@@ -29,7 +29,7 @@ from tests.support.pipeline import (
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def say(name: str, counted: Counted) -> None:
+def report(name: str, counted: Counted) -> None:
     """Print what a table says of itself beside what was counted in the files."""
     pairs = (f"{n} {counted.table.get(n, 0):,} of {c:,}" for n, c in counted.files.items())
     print(f"{name}: {', '.join(pairs)}; {'sound' if counted.sound else 'NOT SOUND'}")
@@ -51,8 +51,8 @@ def main() -> int:
         )
     prepared = {name: f"{found.prepared[name]:,}" for name in ("contigs", "chunks", "frames")}
     print("prepared:", ", ".join(f"{count} {name}" for name, count in prepared.items()))
-    say("ESM-2, frames and proteins", found.protein)
-    say("DNABERT, frames", found.dna)
+    report("ESM-2, frames and proteins", found.protein)
+    report("DNABERT, frames", found.dna)
     print(
         f"pairs: {found.pairs:,}; without a partner: {found.unmatched[0]}, {found.unmatched[1]:,}"
     )

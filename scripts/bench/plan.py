@@ -46,7 +46,7 @@ Run = Callable[[str], float]
 
 def cpu_s() -> float:
     """Return the CPU time of this process and of its children that ended."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usages = (resource.getrusage(whom) for whom in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
@@ -107,7 +107,7 @@ def race(kind: str, path: str, runs: dict[str, Run], rounds: int) -> list[dict[s
 
 
 def competitors(given: argparse.Namespace) -> dict[str, Run]:
-    """Return who takes part, by name."""
+    """Return the contenders by name."""
     runs: dict[str, Run] = {
         "plan": partial(timed, planned),
         "grep -c": partial(timed, grepped),

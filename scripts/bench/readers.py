@@ -3,7 +3,7 @@
     readers.py READER FILE
 
 Prints, as JSON, how many sequences and residues there are, and the CPU seconds that took. Runs in
-the environment of peers.txt. Each is used as its manual says, for the length of every sequence.
+the environment of peers.txt. Each is used as its manual advises, for the length of every sequence.
 """
 
 from __future__ import annotations

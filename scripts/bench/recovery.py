@@ -4,9 +4,9 @@
     scripts/bench/recovery.py                          leases of 3, 10 and 30 s; needs root
     scripts/bench/recovery.py --lease 3 --rounds 5
 
-Of the same host another worker can tell at once that the process is gone, when it looks: an idle
+On the same host another worker can prove at once that the process is gone, when it looks: an idle
 one looks at every --steal-interval (3 s). For another host the lease has to run out. That host is a
-UTS namespace of its own, whose lease file says another boot id, as that of another machine does.
+own UTS namespace, whose lease file has another boot id, like that of another machine.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def start(pool: PoolDirectory, *, elsewhere: bool) -> subprocess.Popen[bytes]:
 
 
 def owner(pool: PoolDirectory) -> str:
-    """Return who runs the claim, "" if nobody does."""
+    """Return the worker that runs the claim, "" if there is none."""
     return next((name.owner or "" for name in names_in(pool, State.RUNNING)), "")
 
 

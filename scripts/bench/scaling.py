@@ -29,17 +29,17 @@ PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003685.faa"
 
 
 def rate(folder: Path, model: Path, workers: int, dtype: str) -> float:
-    """Plan, work with so many workers, and return their tokens per second together."""
+    """Plan, work with this many workers, and return their total tokens per second."""
     pool = folder / "pool"
     words = [pool, PROTEINS, "--model", model, "--gpus", f"cpux{workers}", "--dtype", dtype]
     line = [sys.executable, "-m", "fsqueue", "plan", "embed", *map(str, words)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     logs = [folder / f"{n}.log" for n in range(workers)]
-    crew = [
+    running = [
         start(pool, log, "--spool", f"cpu{n}", "--steal-interval", "0.5")
         for n, log in enumerate(logs)
     ]
-    for worker in crew:
+    for worker in running:
         if worker.wait() != 0:
             sys.exit(f"a worker ended with status {worker.returncode}; see {pool}/events")
     batches = [batch for log in logs for batch in read_log(log)]

@@ -88,7 +88,7 @@ KILLED = {
     "disBatch": "run again by -r",
     "hyperqueue": "the queue is lost with its server",
 }
-"""What becomes of a claim whose process, and whoever started it, are killed."""
+"""What becomes of a claim when its process and its parent are killed."""
 PACKAGES = ("parallel", "task-spooler", "nq")
 
 
@@ -111,7 +111,7 @@ def measured(script: str) -> None:
 
 
 def run(root: Path, name: str, claims: int, workers: int, venv: Path) -> Took:
-    """Let one queue run its claims in a directory of its own."""
+    """Let one queue run its claims in its own directory."""
     (root / "in").mkdir(parents=True)
     for number in range(claims):
         (root / "in" / f"{number:06d}").write_text(f"{number}\n")

@@ -3,7 +3,7 @@
 
     scripts/bench/store.py --vectors 1000000 --width 320
 
-Each in a process of its own, on the same shards in half precision; faiss widens them to float32,
+Each in its own process, on the same shards in half precision; faiss widens them to float32,
 which is what its flat index compares. Seconds per 100 queries, the best of some runs that take
 turns, CPU seconds, and peak memory. Exit status 1 if the two disagree about a neighbour.
 """

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Raise storms in a row, each with its own seed, and print a table of what they did.
+"""Run storms one after the other, each with its own seed, and print a table of the results.
 
-    scripts/bench/storm.py --runs 20               the whole thing: 20 storms of 60 s
+    scripts/bench/storm.py --runs 20               the full benchmark: 20 storms of 60 s
     scripts/bench/storm.py --runs 1 --seed 7 --lasts 20
-    scripts/bench/storm.py --harsh --lasts 40      and pauses, OOM kills, clocks, a failing disk
+    scripts/bench/storm.py --harsh --lasts 40      also pauses, OOM kills, clock jumps, bad disks
 
-A worker of six is killed by SIGKILL every 0.3 s and replaced, while 400 and more claims run a real
-program. Afterwards every claim must be done, every output be there once, whole, and the same file
-that was first seen. Exit status 1 if anything was lost, doubled or torn.
+Every 0.3 s one of six workers is killed by SIGKILL and replaced, while 400 or more claims run a
+real program. Afterwards every claim must be done, and every output be there once, whole, and still
+the file that was first seen. Exit status 1 if anything was lost, doubled or torn.
 """
 
 from __future__ import annotations
@@ -39,17 +39,23 @@ HARM = {
     "disk lost": "eio",
     "stopped by the disk": "stopped",
 }
-"""What a harsh storm counts besides, and the column of each."""
+"""What a storm with faults counts as well, and the column of each."""
 
 
 def main() -> int:
     """Run the storms; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=20, help="storms in a row (default: 20)")
-    parser.add_argument("--seed", type=int, default=1, help="of the first one (default: 1)")
-    parser.add_argument("--lasts", type=float, default=60.0, metavar="S", help="default: 60")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the pools there")
-    parser.add_argument("--harsh", action="store_true", help="harm workers and disk in every way")
+    parser.add_argument("--runs", type=int, default=20, help="number of storms (default: 20)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first storm (default: 1)")
+    parser.add_argument(
+        "--lasts",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="duration of each storm (default: 60)",
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the pools in this directory")
+    parser.add_argument("--harsh", action="store_true", help="also cause every other kind of fault")
     given = parser.parse_args()
     columns = [*HEADER.split(), *(HARM.values() if given.harsh else ())]
     print(" ".join(column.rjust(width(column)) for column in columns), flush=True)
@@ -57,7 +63,7 @@ def main() -> int:
     sums: Counter[str] = Counter()
     for seed in range(given.seed, given.seed + given.runs):
         directory = Path(tempfile.mkdtemp(prefix=f"storm-{seed}-", dir=given.keep))
-        tally = rage(directory, seed, lasts_s=given.lasts, harsh=given.harsh)
+        tally = run_storm(directory, seed, lasts_s=given.lasts, harsh=given.harsh)
         found = cells(seed, tally, harsh=given.harsh)
         sums.update(dict(zip(columns, found, strict=True)))
         print(row(columns, found), flush=True)
@@ -71,12 +77,12 @@ def main() -> int:
             print(f"    kept: {directory}", flush=True)
     sums["seed"] = 0
     print(row(columns, [round(sums[name]) for name in columns]))
-    print(f"{given.runs - bad} of {given.runs} storms were weathered")
+    print(f"{given.runs - bad} of {given.runs} storms passed")
     return 1 if bad else 0
 
 
-def rage(directory: Path, seed: int, *, lasts_s: float, harsh: bool) -> StormResult:
-    """Raise one storm."""
+def run_storm(directory: Path, seed: int, *, lasts_s: float, harsh: bool) -> StormResult:
+    """Run one storm."""
     if not harsh:
         return Storm(directory, StormSettings(seed, lasts_s=lasts_s)).run()
     with faulty_storm(directory, faulty_settings(seed, lasts_s=lasts_s)) as storm:
@@ -100,7 +106,7 @@ def row(columns: list[str], numbers: list[float]) -> str:
 
 
 def width(column: str) -> int:
-    """Return how wide a column is."""
+    """Return the width of a column."""
     return max(len(column), 6)
 
 

@@ -1,6 +1,6 @@
 """Run one fuzzer under atheris: `python -m tests.fuzz TARGET [LIBFUZZER-OPTION...]`.
 
-`scripts/fuzz` calls this, with directories of its own and a limit of time.
+`scripts/fuzz` calls this, with its own directories and a time limit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["fsqueue", "embed", "tests.fuzz"]):
-    # Whatever imports fsqueue first decides whether its modules tell what they cover.
+    # atheris must be active when fsqueue is imported first, or coverage is not measured.
     from tests.fuzz.sandbox import TOKENS, directory
 
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def begin_with(seeds: tuple[bytes, ...]) -> list[str]:
-    """Write seeds and dictionary where libFuzzer reads them; return the arguments that say so."""
+    """Write seeds and dictionary for libFuzzer; return the arguments that name them."""
     folder = directory() / "seeds"
     folder.mkdir()
     for number, seed in enumerate(seeds):

@@ -1,4 +1,4 @@
-"""What a user types: --gpus, --weight, durations. Sense, or one line that says what is wrong."""
+"""What a user types (--gpus, --weight, durations): a valid value, or a one-line error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTHING_HERE = {"CUDA_VISIBLE_DEVICES": ""}
 def _gpus(data: bytes) -> None:
     text = os.fsdecode(data)
     if text.strip().startswith("@"):
-        return  # a file of the fuzzer's choice; `_gpus_file` has one of its own
+        return  # a file of the fuzzer's choice; `_gpus_file` covers files
     specs = parse_gpus(text, NOTHING_HERE)
     _check(specs)
     said = ",".join(f"{s.name}={s.model}:{s.weight:.12f}" for s in specs)

@@ -1,4 +1,4 @@
-"""The FASTA scanner against a reader of ten lines, whatever the bytes and however they are cut."""
+"""The FASTA scanner against a ten-line reader, for any bytes cut at any place."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(data: bytes) -> None:
 
 
 def is_refusable(data: bytes) -> bool:
-    """Say whether there is a reason to refuse these bytes as FASTA."""
+    """Return whether these bytes may be refused as FASTA."""
     known = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\xef\xbb\xbf")
     if data.startswith(known) or b"\0" in data:
         return True

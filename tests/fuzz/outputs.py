@@ -28,7 +28,7 @@ def _checkpoint(data: bytes) -> None:
     try:
         found = claim_file.decode_checkpoint(data)
     except ValueError:
-        return  # as promised: nobody's checkpoint
+        return  # refused, as promised
     assert all(isinstance(number, int) for number in found)
     again = claim_file.decode_checkpoint(claim_file.encode_checkpoint(found))
     assert {number: rows.tobytes() for number, rows in again.items()} == {

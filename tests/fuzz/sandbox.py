@@ -1,4 +1,4 @@
-"""A pool to put hostile files into, and what may leave a reader of them."""
+"""A pool for hostile files, and the errors that readers of them may raise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS = (
     *(b"9" * 400, b"9" * 5000, b"[" * 3000, b'{"a":' * 2000, b"1e-320", b"18446744073709551616"),
     *(b"../../../etc/passwd", b"\\u001b[2J", b"\\ud800", b"\x00", b"\xff\xfe", b"\n", b"\r", b"/"),
 )
-"""What a fuzzer that knows JSON, numbers and paths would try first."""
+"""Byte sequences that often break readers of JSON, numbers and paths."""
 
 
 @cache
@@ -30,7 +30,7 @@ def pool() -> PoolDirectory:
 
 @cache
 def directory() -> Path:
-    """Return a directory of this process's own; the driver removes it (TMPDIR is its)."""
+    """Return a private directory of this process; scripts/fuzz removes it with its TMPDIR."""
     memory = "/dev/shm" if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") else None
     return Path(tempfile.mkdtemp(prefix="fsqueue-fuzz-", dir=memory))
 
@@ -49,7 +49,7 @@ def put(path: str, data: bytes) -> None:
 
 @contextmanager
 def typed_errors_only() -> Iterator[None]:
-    """Let pass what a user would see as one line; anything else is a finding."""
+    """Allow errors that a user sees as one line; anything else is a finding."""
     try:
         yield
     except FsqueueError as error:
@@ -58,10 +58,10 @@ def typed_errors_only() -> Iterator[None]:
 
 
 def is_usable(number: object) -> bool:
-    """Say whether a number that a reader let through can be reckoned with."""
+    """Return whether a number is finite."""
     return isinstance(number, int | float) and math.isfinite(number)
 
 
 def pick(data: bytes, choices: int) -> tuple[int, bytes]:
-    """Let the first byte choose, and return the rest."""
+    """Return what the first byte chooses, and the remaining bytes."""
     return (data[0] % choices, data[1:]) if data else (0, b"")

@@ -1,4 +1,4 @@
-"""Status files and journals: whatever they say, the commands that look go on, on one line each."""
+"""Status files and journals: whatever they hold, the read-only commands work, one line per item."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HELD = ClaimName("in-def", "command", 9, owner=ME)
 
 
 def _status(data: bytes) -> None:
-    _set_stage()
+    _put_claims()
     put(pool().status(ME), data)
     status = read_status(pool(), ME)
     if status is not None:
@@ -45,14 +45,14 @@ def _status(data: bytes) -> None:
     find(pool(), WAITING.id)
 
 
-def _seen(data: bytes) -> None:
-    _set_stage()
+def _displayed(data: bytes) -> None:
+    _put_claims()
     put(pool().status(ME), data)
     snapshot = Reader(pool()).snapshot()
-    told = [spool_line(row, snapshot.unit) for row in snapshot.spools]
-    told += [counted(snapshot), *metric_lines(snapshot.spools, snapshot.taken_at)]
-    told += [str(asdict(row)) for row in snapshot.workers]
-    assert all(line.isprintable() for line in told), told
+    lines = [spool_line(row, snapshot.unit) for row in snapshot.spools]
+    lines += [counted(snapshot), *metric_lines(snapshot.spools, snapshot.taken_at)]
+    lines += [str(asdict(row)) for row in snapshot.workers]
+    assert all(line.isprintable() for line in lines), lines
     exposition(snapshot)
     coordinator = WorkStealingCoordinator(pool())
     json.dumps([coordinator.get_gpu_metrics(), coordinator.get_recent_steal_events()])
@@ -77,13 +77,13 @@ def _journal(data: bytes) -> None:
     find(pool(), "in-abc")
 
 
-def _set_stage() -> None:
+def _put_claims() -> None:
     put(pool().waiting(spool(), WAITING), b"{}")
     put(pool().owned(State.RUNNING, HELD), b"{}")
     put(pool().lease(LeaseName(ME, beat=1)), b"{}")
 
 
-READERS: tuple[Callable[[bytes], None], ...] = (_status, _seen, _journal)
+READERS: tuple[Callable[[bytes], None], ...] = (_status, _displayed, _journal)
 _STATUS = (
     b'{"worker_id": "host-1-abcdef", "host": "h", "pid": 1, "state": "running", "spool": "gpu0", '
     b'"model": "cpu", "weight": 1.0, "tier": 1, "started": 1.0, "written_at": 2.0, "current": {"id"'
@@ -104,6 +104,6 @@ SEEDS = (
 
 
 def run(data: bytes) -> None:
-    """Let the first byte choose who looks at the rest."""
+    """Let the first byte choose the reader of the rest."""
     chosen, data = pick(data, len(READERS))
     READERS[chosen](data)

@@ -1,6 +1,6 @@
-"""Every fuzz target, for a moment: its seeds, what it ever stumbled over, and mutations of both.
+"""Every fuzz target, briefly: its seeds, all earlier findings, and mutations of the seeds.
 
-`scripts/fuzz` runs the same targets for as long as you like, guided by coverage.
+`scripts/fuzz` runs the same targets for any length of time, guided by coverage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Nobody reads what readers log of a million broken files."""
+    """Discard what readers log about broken files."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -46,17 +46,17 @@ def test_there_is_a_target_for_every_corpus() -> None:
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_was_once_found_is_not_found_again(path: Path) -> None:
+def test_an_earlier_finding_does_not_come_back(path: Path) -> None:
     target(path.parent.name).run(path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeds_and_their_mutations_leave_the_reader_as_promised(name: str) -> None:
+def test_seeds_and_their_mutations_are_read_or_refused_by_a_typed_error(name: str) -> None:
     run, seeds = target(name).run, target(name).SEEDS
     for seed in seeds:
         run(seed)
 
-    # The same mutations each time: `scripts/fuzz` looks for new ones, and CI that nothing was lost.
+    # The same mutations each time: CI looks for regressions, `scripts/fuzz` for new findings.
     @settings(
         max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck), database=None
     )

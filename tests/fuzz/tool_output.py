@@ -1,4 +1,4 @@
-"""What squeue and nvidia-smi print: rows that make sense, or nothing."""
+"""The output of squeue and nvidia-smi: valid rows, or nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _nvidia_smi(data: bytes) -> None:
 
 
 def _query(*fields: str, timeout_s: float = 5.0) -> list[list[str]]:
-    """Read what a driver's program would have printed, by the program's own reader."""
+    """Parse the bytes as the output of nvidia-smi."""
     text = (directory() / "answer").read_bytes().decode("utf-8", "replace")
     return nvidia_smi.parse(text, len(fields))
 

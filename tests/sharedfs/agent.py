@@ -1,4 +1,4 @@
-"""Do what a test says on one host: start processes, signal them, tell how they ended.
+"""Carry out a test's orders on one host: start processes, signal them, report how they ended.
 
 Orders and answers are one JSON object a line, on stdin and stdout, or on the one connection that is
 accepted at a TCP port (`agent.py 7000`). It touches no share itself, so it answers while one hangs.
@@ -25,7 +25,7 @@ class Agent:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, argv: list[str], env: dict[str, str]) -> int:
-        """Start a process; what it prints goes to a file of its own. Return its id."""
+        """Start a process with its output in a file; return its id."""
         path = self._logs / f"{len(self._children)}.log"
         with open(path, "wb") as out, open(f"{path}.err", "wb") as err:
             child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What is printed when all is over: how long each file system took to recover."""
+"""Fixtures for tests on shared file systems: scratch directories, an NFS network, a random seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell(report: Callable[[str, str], None]) -> Callable[[str], None]:
 
 @pytest.fixture
 def seed() -> int:
-    """Another one for every run; it is shown when the test fails."""
+    """A different seed in every run; it is shown when the test fails."""
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")
     return seed
@@ -44,7 +44,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def lan() -> Iterator[Lan]:
-    """An NFS server and its two clients, for all tests that leave them well."""
+    """An NFS server and its two clients, shared by all tests that leave them working."""
     need_root()
     path = make_scratch()
     with nfs(path) as found:
@@ -53,7 +53,7 @@ def lan() -> Iterator[Lan]:
 
 
 def need_root() -> None:
-    """Skip where nothing can be mounted: whoever is not root, or has no FUSE."""
+    """Skip where file systems cannot be mounted: without root or FUSE."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount file systems and make networks")
     if not Path("/dev/fuse").exists():

@@ -1,13 +1,13 @@
-"""A file system that goes wrong as it is told to: `faulty.py BACKING MOUNT RULES [--stale S]`.
+"""A file system that fails on order: `faulty.py BACKING MOUNT RULES [--stale S]`.
 
-It hands everything on to a directory of a good file system. RULES is a JSON file, read anew when it
-was replaced: a list of objects, of which the first that fits an operation applies.
+It passes every operation on to a directory of a working file system. RULES is a JSON file, read
+again when it was replaced: a list of objects, of which the first that fits an operation applies.
 
     {"op": "rename", "only": "/running/", "error": "ENOENT", "done": true, "times": 1}
 
     op      the operation, or "*"
     only    a regular expression that one of its paths must hold; all do where it is not given
-    error   what the caller is told; nothing is wrong where it is not given
+    error   the error that the caller gets; none if left out
     done    whether the operation is done all the same: its reply is lost, and its repetition fails
     delay_s how long the operation takes
     times   how often this applies;  chance: with which probability, else always
@@ -81,7 +81,7 @@ class Faulty(mfusepy.Operations):  # type: ignore[misc]
         time.sleep(rule.get("delay_s", 0.0))
         result = act() if "error" not in rule or rule.get("done") else 0
         if "error" in rule:
-            raise OSError(getattr(errno, rule["error"]), "as told")
+            raise OSError(getattr(errno, rule["error"]), "as ordered")
         return result or 0
 
     # ---- names ----

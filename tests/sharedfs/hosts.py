@@ -1,8 +1,8 @@
-"""Hosts to run workers on: process, mount and host name of their own, and all gone with one kill.
+"""Hosts to run workers on: own processes, mounts and host name, and all ended by one kill.
 
 A `Host` is an agent (`agent.py`) and what it has started. A local one lives in namespaces of its
 own, so that workers of two of them cannot prove each other's death, and whatever is mounted there
-is unmounted by its end. `nfs.py` has those that are a kernel of their own.
+is unmounted by its end. `nfs.py` has hosts with their own kernel.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Host:
         switch.run("ip", "link", "set", name, "nomaster")
 
     def power_off(self) -> None:
-        """End it without a word to anybody."""
+        """End it without closing any connection."""
         self.unplug()
         self.kill()
 

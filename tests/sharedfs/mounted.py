@@ -1,4 +1,4 @@
-"""Stand up real cluster file systems here, each mounted by two hosts of its own.
+"""Set up real cluster file systems here, each mounted by its own two hosts.
 
 Each is a context manager that yields the two hosts (`hosts.py`), whose `share` is the mount. The
 servers run on a host of their own; cables lead from it to the two, and nowhere else. Everything
@@ -69,7 +69,7 @@ class Site:
 
 
 def mounted(host: Host, client: Process) -> bool:
-    """Say whether the share of a host is a mount; Failed if its client has ended."""
+    """Return whether the share of a host is a mount; raise Failed if its client has ended."""
     if client.status() is not None:
         raise Failed(f"{client.argv} ended: {''.join(client.said())}")
     return host.start("mountpoint", "-q", host.share).reap() == 0
@@ -104,7 +104,7 @@ def glusterfs(scratch: Path) -> Iterator[list[Host]]:
     volfile.write_text(GLUSTERD.format(state=state, run=run, address=ADDRESS))
     with Site(scratch) as site:
         server = site.server
-        # It logs and keeps sockets there whatever it is told; nobody else is to see that.
+        # It keeps logs and sockets there, whatever its options; hide that from the machine.
         for place in ("/var/log", "/var/run"):
             server.run("mount", "-t", "tmpfs", "tmpfs", place)
         server.run("mkdir", "-p", "/var/log/glusterfs", "/var/run/gluster")
@@ -205,28 +205,31 @@ def cephfs(scratch: Path) -> Iterator[list[Host]]:
         server.run("ceph-mon", "--mkfs", "-i", "a", "--monmap", f"{scratch}/monmap", *as_root)
         server.start("ceph-mon", "-f", "-i", "a", *as_root)
         osd = str(uuid.uuid4())
-        told(server, *ceph, "osd", "new", osd)
+        run_until_accepted(server, *ceph, "osd", "new", osd)
         server.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, *as_root)
         again = 'until "$@"; do sleep 0.5; done'  # one start in some dies at once without a word
         server.start("sh", "-c", again, "sh", "ceph-osd", "-f", "-i", "0", *as_root)
         for pool in ("meta", "data"):
-            told(server, *ceph, "osd", "pool", "create", pool, "8")
-        told(server, *ceph, "fs", "new", "fs", "meta", "data")
+            run_until_accepted(server, *ceph, "osd", "pool", "create", pool, "8")
+        run_until_accepted(server, *ceph, "fs", "new", "fs", "meta", "data")
         server.start("ceph-mds", "-f", "-i", "a", *as_root)
-        wait_for(lambda: "up:active" in told(server, *ceph, "mds", "stat"), "the metadata server")
+        wait_for(
+            lambda: "up:active" in run_until_accepted(server, *ceph, "mds", "stat"),
+            "the metadata server",
+        )
         yield site.mount(
             lambda host: ["ceph-fuse", "-c", conf, "-f", "--client_mountpoint=/", host.share]
         )
 
 
-def told(server: Host, *command: str) -> str:
+def run_until_accepted(server: Host, *command: str) -> str:
     """Run a command until it succeeds: now and then a young monitor refuses to explain itself."""
 
-    def asked() -> list[str]:
+    def answer() -> list[str]:
         process = server.start(*command)
         return [process.said()[0]] if process.reap() == 0 else []
 
-    return wait_for(asked, " ".join(command))[0]
+    return wait_for(answer, " ".join(command))[0]
 
 
 CEPH = """\
@@ -261,7 +264,7 @@ osd objectstore = memstore
 memstore device bytes = 2147483648
 osd memory target = 939524096
 [mds]
-# As it comes (5 s) whoever wants what another client has just changed may wait for the next tick.
+# By default (5 s), a client may wait until the next tick for what another has just changed.
 mds tick interval = 0.1
 mds data = {scratch}/mds
 [client]

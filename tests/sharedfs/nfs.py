@@ -40,7 +40,7 @@ def address(name: str) -> str:
 
 
 class Guest(Host):
-    """A host that is a kernel of its own, with a cable and a power switch."""
+    """A host with its own kernel, a cable and a power switch."""
 
     def __init__(self, name: str, switch: Host, scratch: Path, *, rebooted: bool = False) -> None:
         self._scratch = scratch

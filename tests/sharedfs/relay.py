@@ -15,7 +15,7 @@ DEADLINE_S = 60.0
 
 
 def connect(address: str, port: int) -> socket.socket:
-    """Connect, as soon as somebody listens there."""
+    """Connect as soon as the port is listened on."""
     until = time.monotonic() + DEADLINE_S
     while True:
         try:

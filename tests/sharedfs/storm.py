@@ -24,7 +24,7 @@ STEAL_INTERVAL = "0.5"
 
 @dataclass
 class Storm:
-    """One pool on a share, and who works and kills there."""
+    """One pool on a share, its workers, and what kills them."""
 
     hosts: Sequence[Host]
     name: str
@@ -36,24 +36,24 @@ class Storm:
     lasts_s: float = 8.0
     kill_every_s: float = 0.7
     pause_max_s: float = 1.0
-    calm_at_most_s: float = 90.0
+    finish_within_s: float = 90.0
     after_planning: Callable[[], None] = lambda: None
     watcher: Host | None = None
-    """Who watches and counts; the last of the hosts unless it is given."""
+    """The host that watches and counts; by default the last one."""
     expected: tuple[str, ...] = ()
-    """Errors that the mount was told to make: attempts may fail with them, claims may not."""
+    """Errors that the mount makes on order: attempts may fail with them, claims may not."""
     kills: int = 0
-    calm_s: float = 0.0
-    """How long it took, after the last kill, until all was done."""
+    finish_s: float = 0.0
+    """How long it took from the last kill until all was done."""
     tally: dict[str, Any] = field(default_factory=dict)
-    _crew: list[Process] = field(default_factory=list)
+    _running: list[Process] = field(default_factory=list)
 
     def pool(self, host: Host) -> str:
         """Return the pool's path as a host sees it."""
         return f"{host.share}/{self.name}/pool"
 
     def run(self) -> Storm:
-        """Plan, rage, calm down, count."""
+        """Plan, kill workers, let the others finish, count."""
         chance = random.Random(self.seed)
         self._plan(chance)
         self.after_planning()
@@ -65,10 +65,10 @@ class Storm:
         while time.monotonic() < until:
             self._fill()
             time.sleep(chance.uniform(0.5, 1.5) * self.kill_every_s)
-            self._kill(chance.choice(self._crew))
-        self._calm()
+            self._kill(chance.choice(self._running))
+        self._finish()
         witness.send(signal.SIGTERM)
-        witness.reap(deadline_s=self.calm_at_most_s)
+        witness.reap(deadline_s=self.finish_within_s)
         out, err = witness.said()
         assert out, err
         self.tally = json.loads(out)
@@ -90,7 +90,7 @@ class Storm:
         assert plan.reap() == 0, plan.said()
 
     def _kill(self, worker: Process) -> None:
-        self._crew.remove(worker)
+        self._running.remove(worker)
         worker.send(signal.SIGKILL)
         self.kills += 1
 
@@ -107,7 +107,7 @@ class Storm:
     def _find_holder(self) -> tuple[str, Process] | None:
         for host in self.hosts:
             for name in self._list_running(host):
-                for worker in self._crew:
+                for worker in self._running:
                     if worker.host is host and f"@{host.name}-{worker.pid}-" in name:
                         return name, worker
         return None
@@ -116,34 +116,34 @@ class Storm:
         return host.run("ls", f"{self.pool(host)}/running").split()
 
     def _fill(self) -> None:
-        """Start workers where one was killed, or has left by itself."""
-        self._crew = [worker for worker in self._crew if worker.status() is None]
+        """Start workers in place of those that were killed or have left."""
+        self._running = [worker for worker in self._running if worker.status() is None]
         for host in self.hosts:
-            there = sum(worker.host is host for worker in self._crew)
-            self._crew += [self._start(host) for _ in range(self.workers - there)]
+            there = sum(worker.host is host for worker in self._running)
+            self._running += [self._start(host) for _ in range(self.workers - there)]
 
     def _start(self, host: Host) -> Process:
         return host.fsqueue("work", self.pool(host), "--steal-interval", STEAL_INTERVAL)
 
-    def _calm(self) -> None:
-        """Let those who are left finish; start another if all have gone and work is left."""
+    def _finish(self) -> None:
+        """Let the remaining workers finish; start another if all have left and work remains."""
         begun = time.monotonic()
         self._fill()
         host = self.hosts[0]
 
         def all_done() -> bool:
-            self._crew = [worker for worker in self._crew if worker.status() is None]
-            if self._crew:
+            self._running = [worker for worker in self._running if worker.status() is None]
+            if self._running:
                 return False
             last = self._start(host)
-            status = last.reap(deadline_s=self.calm_at_most_s)
+            status = last.reap(deadline_s=self.finish_within_s)
             return status == 0
 
-        wait_for(all_done, f"{self.name} to be done", deadline_s=self.calm_at_most_s)
-        self.calm_s = time.monotonic() - begun
+        wait_for(all_done, f"{self.name} to be done", deadline_s=self.finish_within_s)
+        self.finish_s = time.monotonic() - begun
 
     def verify(self) -> str:
-        """Find every output there once and whole, and nothing else wrong; say how it went."""
+        """Assert that every output is there once and whole; return a summary."""
         tally = self.tally
         problems = [p for p in tally["problems"] if not any(words in p for words in self.expected)]
         assert not problems, "\n".join(problems)
@@ -153,5 +153,5 @@ class Storm:
         assert tally["returned"] > 0, "no claim of a killed worker was put back"
         return (
             f"{self.name}: seed {self.seed}, {self.claims} claims, {self.kills} kills, "
-            f"{tally['recovered']} recovered, all done {self.calm_s:.1f} s after the last kill"
+            f"{tally['recovered']} recovered, all done {self.finish_s:.1f} s after the last kill"
         )

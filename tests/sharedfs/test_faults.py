@@ -1,7 +1,7 @@
 """One fault at a time on a real mount, under the real protocol; and storms of each kind, nightly.
 
 The mount is our own (`faulty.py`): what network file systems answer once in a million operations
-comes here when it is told to.
+comes here on order.
 """
 
 from __future__ import annotations
@@ -123,11 +123,11 @@ def test_an_output_that_was_linked_is_ours_though_the_mount_says_eexist(share: S
     assert os.listdir(share.scratch / "backing") == ["output"]
 
 
-def test_an_output_that_another_linked_is_his_whatever_the_mount_says(share: Share) -> None:
+def test_an_output_that_another_linked_is_not_ours_whatever_the_mount_says(share: Share) -> None:
     path = f"{share.mount('here')}/output"
-    atomic.publish(f"{share.mount('there')}/output", b"his")
+    atomic.publish(f"{share.mount('there')}/output", b"theirs")
     assert not atomic.publish(path, b"ours")
-    assert atomic.read(path) == b"his"
+    assert atomic.read(path) == b"theirs"
 
 
 def test_what_was_made_or_removed_twice_is_made_or_removed(share: Share) -> None:
@@ -189,7 +189,7 @@ def test_where_locks_fail_a_thief_goes_on_without(share: Share, error: str) -> N
 # ---- what is seen late ----
 
 
-def test_names_that_a_host_believes_in_for_half_a_minute_mislead_nobody(share: Share) -> None:
+def test_names_that_a_host_believes_in_for_half_a_minute_mislead_no_process(share: Share) -> None:
     """Two hosts, one claim: what either thinks it knows of the names is 30 s old."""
     there = make_pool(share.mount("there", stale_s=30.0) / "pool", "a.1")
     here = PoolDirectory(f"{share.mount('here', stale_s=30.0)}/pool", *_settings(there))
@@ -218,7 +218,7 @@ def test_a_lease_that_a_host_lists_late_is_not_ended_from_an_old_beat(share: Sha
     lease.renew()
 
 
-def test_a_file_that_is_open_when_it_is_removed_leaves_a_name_that_is_nobodys(share: Share) -> None:
+def test_a_file_that_is_open_when_it_is_removed_leaves_a_name_that_is_ignored(share: Share) -> None:
     pool = pool_on(share, "a.1")
     directory = pool.spool("gpu0")
     with open(pool.waiting("gpu0", claims.waiting(pool, "gpu0")[0])):

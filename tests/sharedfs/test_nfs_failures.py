@@ -1,4 +1,4 @@
-"""What NFS alone does: replies that are lost with a server, and promises that it keeps to the dead.
+"""What only NFS does: replies lost with a server, and delegations kept for dead clients.
 
 Hosts that freeze, are cut off or lose power are in `test_recovery.py`, for every file system.
 """
@@ -20,13 +20,13 @@ MOVED = ("running/", "workers/", "status/", "spools/", "cpu0/", "errors/", "inbo
 
 
 def promised(lan: Lan) -> list[str]:
-    """Return the end of the name of each file that the server promised somebody not to change."""
+    """Return the end of the name of each file that the server has delegated to a client."""
     states = lan.server.run("sh", "-c", "cat /proc/fs/nfsd/clients/*/states")
     return [line.split('filename: "')[1] for line in states.splitlines() if "type: deleg" in line]
 
 
 def test_no_worker_and_no_watcher_is_promised_a_file_that_others_move(lan: Lan) -> None:
-    """Else its death would hold up those others for as long as the server believes in it."""
+    """Otherwise its death would block others for as long as the server believes it alive."""
     trial = Trial(lan.clients("4.2"), "promises")
     trial.other.run("cat", f"{trial.pool(trial.other)}/../inputs/claim1")
     for command in ("status", "workers"):
@@ -39,7 +39,7 @@ def test_no_worker_and_no_watcher_is_promised_a_file_that_others_move(lan: Lan) 
 
 
 @pytest.mark.nightly
-def test_a_watcher_whose_host_dies_holds_up_nobodys_beats(lan: Lan) -> None:
+def test_a_watcher_whose_host_dies_does_not_delay_other_beats(lan: Lan) -> None:
     trial = Trial(lan.clients("4.2"), "watched", lease_s=8.0)
     watched, watcher = trial.victim, trial.other
     watch = watcher.fsqueue("watch", trial.pool(watcher), "--interval", "0.5")
@@ -65,7 +65,7 @@ def test_replies_that_are_lost_while_the_server_reboots_lose_and_double_nothing(
     """What was done, and could not be reported, is asked again of a server that forgot it."""
     trial = Trial(lan.clients(version), f"lost-replies-{version}", claims=8)
     lan.mute(trial.victim.name)
-    time.sleep(2.0)  # in which its beats and its claims' moves are done, and go unanswered
+    time.sleep(2.0)  # its beats and its claims' moves are done meanwhile, and not answered
     begun = time.monotonic()
     lan.server.kill()
     lan.boot("server", rebooted=True).ready()

@@ -1,7 +1,7 @@
-"""How long until a claim is taken over whose worker, or whose host, is gone: nightly, and printed.
+"""How long it takes until a claim of a dead worker or host is taken over: nightly, and printed.
 
-One worker holds it when that happens; a worker of another host is idle. What the dead come back
-for, they find done or in other hands.
+One worker holds the claim; a worker of another host is idle. A worker that comes back finds its
+claim done or taken over.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ SYSTEMS = ("nfs 3", "nfs 4.2", "glusterfs", "moosefs", "juicefs", "cephfs", "ssh
 NO_CABLE = ("juicefs", "sshfs")
 """Their servers are files and pipes here."""
 NOTICING = {"sshfs": 12.0}
-"""The leases of those that show things late; the others' is 3 s."""
+"""The leases on file systems that show changes late; on the others it is 3 s."""
 
 
 @dataclass
 class Scene:
-    """Two hosts that share a directory, and what to call it."""
+    """Two hosts that share a directory, and its name."""
 
     name: str
     hosts: list[Host]
     tell: Tell
 
     def trial(self, what: str) -> Trial:
-        """Let one of them hold a claim."""
+        """Let one of the hosts hold a claim."""
         self.what = what
         lease_s = NOTICING.get(self.name, 3.0)
         return Trial(self.hosts, f"{self.name} {what}".replace(" ", "-"), lease_s=lease_s)
 
     def report(self, took_s: float, more: str = "") -> None:
-        """Say how long it took."""
+        """Report how long it took."""
         lease_s = NOTICING.get(self.name, 3.0)
         took = f"{self.what}: taken over {took_s:.1f} s later{more}"
         self.tell(f"{self.name}, lease {lease_s:g} s, {took}")

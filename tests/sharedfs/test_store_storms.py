@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 Tell = Callable[[str], None]
 
 
-def rage(hosts: list[Host], name: str, tell: Tell, lasts_s: float = 8.0, **how: float) -> None:
+def run_storm(hosts: list[Host], name: str, tell: Tell, lasts_s: float = 8.0, **how: float) -> None:
     hosts[0].run("mkdir", "-p", share := f"{hosts[0].share}/store-{name}")
     for host in hosts:
         host.share = f"{host.share}/{Path(share).name}"
@@ -33,13 +33,13 @@ def test_every_key_is_there_exactly_as_computed_on_a_cluster_file_system(
     name: str, scratch: Path, tell: Tell
 ) -> None:
     with getattr(mounted, name)(scratch) as hosts:
-        rage(hosts, name, tell)
+        run_storm(hosts, name, tell)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("version", ["3", "4.2"])
 def test_every_key_is_there_exactly_as_computed_on_nfs(version: str, lan: Lan, tell: Tell) -> None:
-    rage(lan.clients(version), f"nfs-{version}", tell, lasts_s=20.0)
+    run_storm(lan.clients(version), f"nfs-{version}", tell, lasts_s=20.0)
 
 
 @pytest.mark.nightly
@@ -48,11 +48,11 @@ def test_every_key_is_there_exactly_as_computed_where_listings_are_late(
     lag_s: int, scratch: Path, tell: Tell
 ) -> None:
     with mounted.sshfs(scratch, lag_s=lag_s) as hosts:
-        rage(hosts, f"sshfs-{lag_s}", tell, lasts_s=20.0, grace_s=2.0 * lag_s)
+        run_storm(hosts, f"sshfs-{lag_s}", tell, lasts_s=20.0, grace_s=2.0 * lag_s)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["juicefs", "glusterfs", "moosefs"])
 def test_long_storms_over_a_store(name: str, scratch: Path, tell: Tell) -> None:
     with getattr(mounted, name)(scratch) as hosts:
-        rage(hosts, name, tell, lasts_s=90.0, numbers=6000)
+        run_storm(hosts, name, tell, lasts_s=90.0, numbers=6000)

@@ -1,6 +1,6 @@
 """Exactly once on real shared file systems: two hosts, workers killed at random on both.
 
-Those that users have most run with all tests; the others, and the long ones, are nightly.
+GlusterFS and NFS run by default; the other file systems and the long storms are nightly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_every_output_is_there_once_on_nfs(version: str, lan: Lan, seed: int, te
 
 
 @pytest.mark.nightly
-def test_every_output_is_there_once_where_locks_exclude_nobody(
+def test_every_output_is_there_once_where_locks_exclude_no_other_host(
     scratch: Path, seed: int, tell: Tell
 ) -> None:
     """sshfs, whose listings are also late: by 2 s here, and the lease is long enough for that."""
@@ -50,9 +50,9 @@ def test_every_output_is_there_once_where_locks_exclude_nobody(
 def test_a_lease_shorter_than_the_listings_are_late_costs_attempts_and_no_output(
     scratch: Path, seed: int, tell: Tell
 ) -> None:
-    """sshfs as it comes, 20 s late, and 3 s of lease: the living are declared dead all the time."""
+    """sshfs by default is 20 s late; with a lease of 3 s, live workers are declared dead."""
     with mounted.sshfs(scratch) as hosts:
-        tell(Storm(hosts, "sshfs, 20 s late", seed, claims=30, calm_at_most_s=300).run().verify())
+        tell(Storm(hosts, "sshfs, 20 s late", seed, claims=30, finish_within_s=300).run().verify())
 
 
 @pytest.mark.nightly

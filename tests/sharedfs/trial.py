@@ -1,4 +1,4 @@
-"""One claim, the host that holds it, another host whose worker is idle, and what happens then.
+"""One claim, the host that holds it, and another host whose worker is idle.
 
 How long it takes until the other has the claim is measured; outputs are watched and counted from
 the other host.
@@ -73,7 +73,7 @@ class Trial:
         return [n.partition(".")[0] for n in self._list("running") if f"@{host.name}-" in n]
 
     def strike(self, what: Callable[[], None]) -> list[str]:
-        """Let it happen; return what the victim held."""
+        """Call `what`; return what the victim held."""
         held = self.held_by(self.victim)
         assert held
         self.begun = time.monotonic()
@@ -93,9 +93,9 @@ class Trial:
         return [name.partition(".")[0] for name in self._list("done")]
 
     def zombie_leaves(self) -> float:
-        """Wait until the victim's worker knows that others have its claims; return how long.
+        """Wait until the victim's worker has noticed its loss and left; return how long that took.
 
-        It is told by its lease; or by a file system that has let go of its host, as CephFS does.
+        It learns so from its lease, or from a file system that evicted its host, as CephFS does.
         """
         begun = time.monotonic()
         worker = self.workers[self.victim.name]
@@ -105,7 +105,7 @@ class Trial:
         return time.monotonic() - begun
 
     def tally(self) -> dict[str, Any]:
-        """Wait until all is done; find each output once and whole; return the count."""
+        """Wait until all is done; assert that each output is there once; return the counts."""
         wait_for(lambda: len(self._done()) == self.claims, "all to be done", deadline_s=DEADLINE_S)
         self.workers[self.other.name].send(signal.SIGTERM)
         self.workers[self.other.name].reap()

@@ -1,7 +1,7 @@
-"""Watch a pool's outputs from one host until told to stop, then count: `witness.py POOL PLANNED`.
+"""Watch a pool's outputs from one host until SIGTERM, then count: `witness.py POOL PLANNED`.
 
-Prints the tally of `tests/support/storm.py` as JSON. Lines of a journal that were lost with a host
-are not missed: what counts is what is on the disk.
+Prints the result of `tests/support/storm.py` as JSON. Lines of a journal that were lost with a host
+do not matter: only what is on the disk counts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LOOK_S = 0.05
 
 def main() -> None:
     """Look until SIGTERM."""
-    told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     witness = OutputWatcher(open_pool(sys.argv[1]), StormResult(planned=int(sys.argv[2])))
-    while not told.wait(LOOK_S):
+    while not stop.wait(LOOK_S):
         witness.look()
     witness.look()
     print(json.dumps(asdict(witness.count()) | {"doubled": witness.tally.doubled}))

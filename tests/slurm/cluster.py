@@ -139,7 +139,7 @@ class Cluster:
         daemon.wait(10)
 
     def idle(self) -> bool:
-        """Say whether every node is up and free."""
+        """Return whether every node is up and free."""
         done = self.run("sinfo", "--noheader", "--states=idle", "--partition=main", "--format=%D")
         return done.stdout.strip() == str(len(GPUS))
 
@@ -262,7 +262,7 @@ class Cluster:
         return dict(line.split() for line in text.splitlines())  # type: ignore[misc]
 
     def facts(self, job: str) -> dict[str, str]:
-        """Return what `scontrol show job` tells of a job."""
+        """Return the fields of `scontrol show job`."""
         words = self._call("scontrol", "-o", "show", "job", job).split()
         return dict(word.partition("=")[::2] for word in words)  # type: ignore[misc]
 
@@ -280,7 +280,7 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on just now."""
+    """Return ports that are free just now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

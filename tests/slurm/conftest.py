@@ -112,7 +112,7 @@ class Farm:
     # ---- looking ----
 
     def wait(self, condition: Callable[[], T | None], what: str) -> T:
-        """Wait for a condition; if it never comes, say what Slurm and the workers say."""
+        """Wait for a condition; the error at the deadline has the logs of Slurm and workers."""
         try:
             found = wait_for(condition, what)
         except TimeoutError as error:

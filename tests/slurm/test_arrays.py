@@ -122,7 +122,7 @@ def test_a_dry_run_prints_what_sbatch_takes_and_submits_nothing(farm: Farm) -> N
         assert tested.returncode == 0, tested.stderr
 
 
-def test_what_slurm_refuses_is_said_in_its_own_words(farm: Farm) -> None:
+def test_what_slurm_refuses_is_reported_in_its_own_words(farm: Farm) -> None:
     farm.plan(1)
     given = ["slurm", farm.pool.root, "--", "-p", "nowhere"]
     done = fsqueue(*given, env=farm.cluster.environ)

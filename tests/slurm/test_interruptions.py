@@ -1,4 +1,4 @@
-"""What Slurm and its people do to running workers; a real Slurm.
+"""What a real Slurm and its users do to running workers.
 
 Whatever happens, every output is there once, no attempt is charged, and Slurm shows what is true.
 """
@@ -70,7 +70,7 @@ def test_a_warned_worker_is_not_requeued_when_nothing_remains(farm: Farm) -> Non
     farm.verify()
 
 
-def test_preemption_costs_no_attempt_even_if_the_handler_is_deaf(
+def test_preemption_costs_no_attempt_even_if_the_handler_ignores_signals(
     farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """n1 has polite workers. The one on n2 is deaf to SIGTERM, and is killed with its claim."""
@@ -99,7 +99,7 @@ def test_preemption_costs_no_attempt_even_if_the_handler_is_deaf(
 
 
 def test_a_node_set_down_whose_processes_live_on_gives_each_output_once(farm: Farm) -> None:
-    """Split brain: one task runs twice, for its first run is out of Slurm's reach."""
+    """Split brain: one task runs twice, because its first run is out of Slurm's reach."""
     farm.plan(6)
     (task,) = farm.submit("--array", "1")
     old = farm.held(task)
@@ -112,7 +112,7 @@ def test_a_node_set_down_whose_processes_live_on_gives_each_output_once(farm: Fa
     assert farm.restarts(task) == 1
 
 
-def test_a_hung_node_is_excused_and_what_comes_back_of_it_harms_nothing(
+def test_a_hung_node_is_excused_and_what_wakes_on_it_later_harms_nothing(
     farm: Farm, freeze: Callable[[int], None]
 ) -> None:
     """The old run stands still beyond its lease, and wakes when its job has long run again."""
@@ -145,7 +145,7 @@ def test_a_silent_worker_whose_job_runs_is_only_suspect(
     freeze(farm.worker(one).pid)
     farm.open()
     waiting = f"{name.owner} does not renew its lease, but squeue shows its job running: waiting"
-    wait_for(lambda: waiting in farm.logs(), "somebody to ask squeue", deadline_s=4 * LEASE_S)
+    wait_for(lambda: waiting in farm.logs(), "a recoverer to ask squeue", deadline_s=4 * LEASE_S)
     assert name in names_in(farm.pool, State.RUNNING)
     os.kill(farm.worker(one).pid, signal.SIGCONT)
     farm.finish(one, other)
@@ -155,7 +155,7 @@ def test_a_silent_worker_whose_job_runs_is_only_suspect(
 def test_with_the_controller_down_a_dead_worker_is_recovered_as_without_slurm(
     farm: Farm, cluster: Cluster
 ) -> None:
-    """It was killed with SIGKILL for no reason that anybody knows: that costs an attempt."""
+    """It was killed with SIGKILL for no known reason: that costs an attempt."""
     farm.plan(2)
     one, other = farm.submit()
     name = farm.held(one)

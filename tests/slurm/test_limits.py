@@ -68,7 +68,7 @@ def test_a_time_limit_costs_no_attempt_and_is_no_end_while_work_is_done(
 
 
 def _submit_with_warning(farm: Farm) -> str:
-    """Submit a worker that takes no notice of its end, so that only Slurm's signal can tell it."""
+    """Submit a worker that learns of its time limit only by Slurm's signal."""
     work = f"exec {sys.executable} -m fsqueue work {farm.pool.root!r} --grace 0s"
     options = ["--array=0", "--time=1", "--signal=B:USR1@15", "--requeue", "--open-mode=append"]
     return f"{farm.cluster.submit(*options, wrap=work)}_0"

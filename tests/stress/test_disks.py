@@ -1,4 +1,4 @@
-"""A real disk fails under running workers: nothing is lost, and each worker says why in one line.
+"""A real disk fails under running workers: nothing is lost, and each worker logs why in one line.
 
 ext4 and btrfs on loop devices, with the errors that their own code raises: ENOSPC, EDQUOT, no more
 inodes, read-only after an error, and EIO from a disk that is gone, which loses what was not synced.
@@ -27,7 +27,7 @@ Made = Callable[[Path], AbstractContextManager[Disk]]
 
 
 class Site:
-    """A pool on a disk of its own, and workers who are in the middle of it."""
+    """A pool on its own disk, and workers in the middle of their claims."""
 
     def __init__(self, disk: Disk, inputs: list[Path], start: Start) -> None:
         self.disk = disk

@@ -1,4 +1,4 @@
-"""Handlers that do what none should: the claim is charged, and its worker stays what it was."""
+"""Handlers that misbehave: the claim is charged, and its worker is not harmed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def odd(tmp_path: Path) -> Callable[[str], Site]:
 def test_a_handler_that_calls_sys_exit_fails_its_claim_and_not_its_worker(
     odd: Callable[[str], Site], code: str
 ) -> None:
-    """The worker left with that status, 0 say, and the claim went back uncharged, for the next."""
+    """It used to end the worker with that status, and to put the claim back uncharged."""
     site = odd(f"sys.exit({code})")
     assert site.work()[0] == 3
     site.assert_only_the_odd_one_failed(f"the handler called sys.exit({code})")
@@ -116,7 +116,7 @@ else:
     site.assert_all_done()
 
 
-def test_children_that_outlive_a_handler_keep_nobody_waiting(odd: Callable[[str], Site]) -> None:
+def test_children_that_outlive_a_handler_delay_no_worker(odd: Callable[[str], Site]) -> None:
     code = """child = os.fork()
 if child == 0:
     os.setsid()
@@ -162,7 +162,7 @@ def test_a_handler_that_closes_what_is_not_its_own_harms_no_claim(
     site.assert_all_done()
 
 
-def test_a_handler_deaf_to_signals_is_still_told_to_stop_by_an_order(
+def test_a_handler_that_ignores_signals_is_still_stopped_by_an_order(
     odd: Callable[[str], Site],
 ) -> None:
     code = """for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

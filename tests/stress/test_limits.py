@@ -1,6 +1,6 @@
-"""Memory, descriptors and processes run out: what a limit stops is charged to who reached it.
+"""Memory, descriptors and processes run out: the claim that reached the limit is charged.
 
-A real OOM kill needs a memory cgroup, and a limit of processes a pids cgroup, for root has no
+A real OOM kill needs a memory cgroup, and a limit of processes a pids cgroup, because root has no
 ulimit -u. Both are made by the tests, in version 1 or 2, whichever is mounted here.
 """
 
@@ -51,7 +51,7 @@ def limit(what: int, size: int) -> Before:
 
 @pytest.fixture
 def confined() -> Iterator[Callable[[str, int], Before]]:
-    """Return what puts a process into a control group of its own, which goes with the test."""
+    """Yield a function that puts a process into its own control group until the test ends."""
     with ExitStack() as groups:
 
         def make(controller: str, size: int) -> Before:
@@ -85,13 +85,13 @@ class Made(Handler):
 
 
 def errors(pool: PoolDirectory) -> list[str]:
-    """Return what the records of the only failed claim say, in order."""
+    """Return the errors recorded for the only failed claim, in order."""
     (id,) = ids(pool, State.FAILED)
     paths = [Path(pool.error(id, attempt)) for attempt in range(3)]
     return [json.loads(path.read_text())["error"] for path in paths]
 
 
-def test_a_worker_that_the_oom_killer_ends_costs_its_claim_one_attempt_and_nobody_else_any(
+def test_a_worker_that_the_oom_killer_ends_costs_its_claim_one_attempt_and_no_other_claim_any(
     hungry: tuple[PoolDirectory, dict[str, str]], confined: Callable[[str, int], Before]
 ) -> None:
     pool, env = hungry
@@ -121,10 +121,10 @@ def test_a_handler_that_runs_out_of_memory_fails_its_claim_and_its_worker_goes_o
 
 
 @pytest.mark.parametrize("files", [6, 7, 8])
-def test_a_worker_that_has_no_descriptors_for_a_program_says_so_and_charges_nobody(
+def test_a_worker_that_has_no_descriptors_for_a_program_logs_it_and_charges_no_claim(
     tmp_path: Path, files: int
 ) -> None:
-    """Each of its claims failed, three times, for what was wrong with the worker."""
+    """Each of its claims used to fail three times for a fault of the worker."""
     inputs = make_inputs(tmp_path / "in", CLAIMS)
     pool = plan_command(tmp_path / "pool", inputs, ("cat", "{input}"))
     status, log = limited(pool, limit(resource.RLIMIT_NOFILE, files))
@@ -172,7 +172,7 @@ class Made(Handler):
     assert fsqueue("check", pool.root).returncode == 0
 
 
-def test_a_worker_that_may_start_no_program_says_so_and_charges_nobody(
+def test_a_worker_that_may_start_no_program_logs_it_and_charges_no_claim(
     tmp_path: Path, confined: Callable[[str, int], Before]
 ) -> None:
     """Two processes: itself, and the thread that renews its lease."""
@@ -184,7 +184,7 @@ def test_a_worker_that_may_start_no_program_says_so_and_charges_nobody(
     assert_untouched_and_workable(pool)
 
 
-def test_a_worker_that_may_have_no_thread_does_not_begin_and_says_so_in_one_line(
+def test_a_worker_that_may_have_no_thread_does_not_begin_and_logs_it_in_one_line(
     tmp_path: Path, confined: Callable[[str, int], Before]
 ) -> None:
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", CLAIMS), ("cat", "{input}"))

@@ -1,4 +1,4 @@
-"""A directory is deleted under a running worker: it ends clean, or with one message that names it.
+"""A directory is deleted under a running worker, which goes on or ends with a clear message.
 
 What was deleted is gone, and nothing else is: no claim is run twice, none fails that need not.
 """
@@ -100,7 +100,7 @@ def test_a_directory_that_held_no_claims_is_put_back_by_mkdir_and_all_is_done(
 def test_a_claim_whose_directory_for_half_outputs_was_deleted_fails_once_and_no_other_does(
     site: Site,
 ) -> None:
-    """It was three claims, and then the worker's end, when nobody made that directory again."""
+    """It used to fail three claims and end the worker: the directory was not made again."""
     site.lose(site.pool.workshop(site.id))
     assert site.worker.reap() == 0
     assert counts(site.pool) == {"done": CLAIMS}
@@ -124,7 +124,7 @@ def test_without_its_spool_a_worker_does_what_it_holds_and_check_names_what_is_l
     assert len(lost) == CLAIMS - 1
 
 
-def test_a_worker_whose_orders_cannot_be_read_says_so_and_keeps_its_lease(site: Site) -> None:
+def test_a_worker_whose_orders_cannot_be_read_logs_it_and_keeps_its_lease(site: Site) -> None:
     """It said that its lease could not be renewed, which was not so."""
     shutil.rmtree(site.pool.directory("control"))
     wait_for(lambda: "orders cannot be read" in site.worker.log, "the worker to miss control/")

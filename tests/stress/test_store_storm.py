@@ -1,4 +1,4 @@
-"""A store under SIGKILL: eight writers, two compactors, and every vector as it was first given out.
+"""A store under SIGKILL: eight writers, two compactors, and every vector as it was first returned.
 
 `tests/sharedfs/test_store_storms.py` has the same on real shared file systems.
 """

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def seed() -> int:
-    """Another one for every run; it is printed, and pytest shows it when the test fails."""
+    """A different seed in every run; pytest shows it when the test fails."""
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")
     return seed
@@ -48,7 +48,7 @@ def test_every_output_is_there_once_and_whole_after_a_storm(tmp_path: Path, seed
 def test_claims_that_are_hit_too_often_fail_with_their_whole_history(
     tmp_path: Path, seed: int
 ) -> None:
-    weather = StormSettings(
+    settings = StormSettings(
         seed,
         claims=6,
         workers=3,
@@ -59,7 +59,7 @@ def test_claims_that_are_hit_too_often_fail_with_their_whole_history(
         attempts=2,
         further_claims=0,
     )
-    storm = Storm(tmp_path, weather)
+    storm = Storm(tmp_path, settings)
     tally = storm.run()
     print(tally)
     assert_nothing_was_lost_doubled_or_torn(tally)
@@ -89,7 +89,7 @@ def test_a_claim_that_kills_its_workers_fails_after_the_last_attempt_and_no_othe
 
 
 @pytest.mark.parametrize("lasts_s", [15.0, pytest.param(300.0, marks=pytest.mark.nightly)])
-def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_every_way(
+def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_fail_in_every_way(
     tmp_path: Path, seed: int, lasts_s: float
 ) -> None:
     """Twenty of them: scripts/bench/storm.py --harsh --runs 20 --lasts 40"""
@@ -101,7 +101,7 @@ def test_nothing_is_lost_doubled_or_torn_when_workers_and_disk_are_harmed_in_eve
 
 
 def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
-    """Or the tests above could not fail: what they look for is done to a pool by hand."""
+    """Do by hand what the tests above look for, or they could not fail."""
     storm = Storm(tmp_path, StormSettings(seed=1, claims=5, pause_max_s=0.01))
     pool = storm.pool
     assert fsqueue("work", pool.root).returncode == 0

@@ -1,4 +1,4 @@
-"""What is watched is true: after a storm of kills, every view of the totals is what is on disk."""
+"""After a storm of kills, every view of a pool's totals is what is on the disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATES = ("waiting", "running", "done", "failed")
 
 
 class Watching(OutputWatcher):
-    """A witness who also looks as a watcher does: whatever moves meanwhile, the numbers add up."""
+    """A watcher of outputs that also takes snapshots: the numbers always add up."""
 
     def __init__(self, pool: PoolDirectory, tally: StormResult) -> None:
         super().__init__(pool, tally)
@@ -44,10 +44,10 @@ class Watching(OutputWatcher):
 
 
 class WatchedStorm(Storm):
-    """A storm that somebody watches all the time; at its end every worker is killed at once."""
+    """A storm with snapshots all the time; at its end every worker is killed at once."""
 
-    def __init__(self, directory: Path, weather: StormSettings) -> None:
-        super().__init__(directory, weather)
+    def __init__(self, directory: Path, settings: StormSettings) -> None:
+        super().__init__(directory, settings)
         self.witness: Watching = Watching(self.pool, self.tally)
 
     def _is_enough(self) -> bool:
@@ -55,13 +55,13 @@ class WatchedStorm(Storm):
             self.tally.kills >= 10 and self.witness.looks >= 20 and on_disk(self.pool)["done"] > 0
         )
 
-    def rage_and_kill_all(self) -> None:
-        """Rage; then leave claims in running/, and nobody to tidy up."""
+    def kill_at_random_then_all(self) -> None:
+        """Kill workers at random, then all of them, so that claims stay in running/."""
         try:
-            self._rage(time.monotonic() + self.weather.lasts_s)
+            self._kill_at_random(time.monotonic() + self.settings.lasts_s)
         finally:
             self._kill_all()
-        while not names_in(self.pool, State.RUNNING):  # nobody held anything just then
+        while not names_in(self.pool, State.RUNNING):  # no worker held a claim just then
             self._plan(20)
             self._workers.append(self._start())
             wait_for(lambda: names_in(self.pool, State.RUNNING), "a claim to run")
@@ -81,14 +81,14 @@ def seen_by(reader: Reader) -> Totals:
     return {state: getattr(count, state).claims for state in STATES}
 
 
-def told_by(*words: str) -> Totals:
+def reported_by(*words: str) -> Totals:
     said = json.loads(fsqueue(*words, "--json").stdout)
     assert said["planned"] == sum(said[state] for state in STATES)
     return {state: said[state] for state in STATES}
 
 
 def drawn(pool: PoolDirectory) -> Totals:
-    """Return the totals in the frame that a person sees."""
+    """Return the totals in the dashboard's frame."""
     frame = fsqueue("watch", pool.root, "--once").stdout
     said = re.search(r"\d%  ([\d,]+) of [\d,]+ done(.*)", frame)
     assert said is not None, frame
@@ -97,7 +97,7 @@ def drawn(pool: PoolDirectory) -> Totals:
 
 
 def exported(pool: PoolDirectory, path: Path) -> Totals:
-    """Return the totals that Prometheus is told."""
+    """Return the totals exported to Prometheus."""
     fsqueue("watch", pool.root, "--once", "--metrics-only", "--textfile", path)
     found = re.findall(r'fsqueue_claims\{.*state="(\w+)"\} (\d+)', path.read_text())
     return {state: int(count) for state, count in found}
@@ -113,29 +113,29 @@ def seed() -> int:
 def test_after_a_storm_of_kills_every_view_of_the_totals_is_what_is_on_disk(
     tmp_path: Path, seed: int
 ) -> None:
-    weather = StormSettings(seed, claims=300, lasts_s=5.0, pause_max_s=0.3, attempts=2)
-    storm = WatchedStorm(tmp_path, weather)
-    storm.rage_and_kill_all()
+    settings = StormSettings(seed, claims=300, lasts_s=5.0, pause_max_s=0.3, attempts=2)
+    storm = WatchedStorm(tmp_path, settings)
+    storm.kill_at_random_then_all()
     pool, true = storm.pool, on_disk(storm.pool)
     assert true["running"] > 0, true
 
     def assert_every_view_is_true() -> None:
-        assert seen_by(storm.witness.reader) == true  # it looked at every step of the way
+        assert seen_by(storm.witness.reader) == true  # it looked all the time
         assert seen_by(Reader(pool)) == true  # it never looked before
-        assert told_by("status", pool.root) == true
-        assert told_by("watch", pool.root, "--once") == true
+        assert reported_by("status", pool.root) == true
+        assert reported_by("watch", pool.root, "--once") == true
         assert drawn(pool) == true
         assert exported(pool, tmp_path / "pool.prom") == true
 
     assert_every_view_is_true()
-    # What workers report is for eyes: without it, or with lies in its place, all totals stand (I8).
+    # What workers report is only displayed: without it, or with lies, all totals stay (I8).
     liars = [name for name in os.listdir(pool.directory("status")) if name.endswith(".json")]
     shutil.rmtree(pool.directory("events"))
     for name in liars:
         lie = {"worker_id": name[:-5], "state": "running", "claims_done": 10**6, "written_at": 1}
         Path(pool.directory("status"), name).write_text(json.dumps(lie))
     assert_every_view_is_true()
-    # A person puts a claim back with mv; whoever watches sees it at the next look.
+    # A claim is put back with mv; the next snapshot shows it.
     name = names_in(pool, State.RUNNING)[0]
     os.rename(pool.owned(State.RUNNING, name), pool.waiting("cpu0", name.returned(failed=True)))
     true = dict(Counter(true) + Counter(waiting=1) - Counter(running=1))

@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class CrashingOs(Os):
-    """An `os` whose n-th change does not happen, for the process ends there."""
+    """An `os` at whose n-th change the process ends instead."""
 
     def __init__(self, at: int | None = None) -> None:
         super().__init__(open=self._open, write=self._write)
@@ -60,9 +60,9 @@ class CrashingOs(Os):
 
 
 def crash(action: Callable[[], object], at: int) -> bool:
-    """Run `action` in a child process that ends at change number `at`; say whether it got there.
+    """Run `action` in a child process that ends at change number `at`; return whether it got there.
 
-    The child is reaped before this returns, so that anybody can prove its death.
+    The child is reaped before this returns, so that any process can prove its death.
     """
     child = os.fork()
     if child == 0:

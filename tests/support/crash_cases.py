@@ -1,7 +1,7 @@
-"""What a crash of a command is tried on: how to prepare it, what to type, what must hold then.
+"""The cases for crashes of commands: how to prepare, what to run, what must hold afterwards.
 
-Words of a command line are separated by blanks; SITE stands for the directory whose every change is
-a moment to die at, SHARED for one beside it that all cases share.
+Words of a command line are separated by blanks. SITE is the directory at whose every change the
+command is killed, SHARED a directory beside it that all cases share.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.support.disk_states import Disk
 from tests.support.pools import Clock, Trivial, names_in, problems, state_counts, work_until_done
 
 Prepare = Callable[[Path, Path], None]
-"""Fill SITE; things that take long to make may be left in SHARED."""
+"""Fill SITE; what takes long to make may be kept in SHARED."""
 
 
 def nothing(_site: Path) -> None:
-    """Ask nothing more."""
+    """Check nothing more."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ class Writes:
     words: str
     prepare: Prepare
     settled: Callable[[Path], None] = nothing
-    """What must hold when it was typed again after the crash."""
+    """What must hold when it was run again after the crash."""
     again: str | None = None
-    """What is typed then, if not the same; "" if nothing is."""
+    """What is run then, if not the same; "" if nothing is."""
     status: int = 0
     again_status: frozenset[int] = frozenset({0})
     rough: tuple[str, ...] = ()
-    """What need not be the same in each life: names that begin so are not compared."""
+    """Prefixes of names that are not compared, because each run differs in them."""
     stays: bool = False
-    """Whether SITE must be the same directory each time, for claims name paths in it."""
+    """Whether SITE must be the same directory each time, because claims name paths in it."""
     most: int = 1000
-    """After a kill at so many of its changes, evenly spread, it is tried; after all, nightly."""
+    """At how many of its changes, evenly spread, it is killed; at all of them, nightly."""
     nightly: bool = False
     alone: bool = False
-    """Whether it runs a program of its own, not a fork of this process: some libraries have
-    threads that a fork loses."""
+    """Whether it runs as a program, not as a fork of this process: a fork loses the threads of
+    some libraries."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """A command that only looks."""
+    """A command that only reads."""
 
     words: str
     prepare: Prepare
@@ -69,7 +69,7 @@ class Reads:
 def commands(
     group: click.Group = cli.cli, before: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the name of every command that can be typed, nested ones as they are typed."""
+    """Yield the words of every command, nested ones included."""
     ctx = click.Context(group)
     for name in group.list_commands(ctx):
         found = group.get_command(ctx, name)
@@ -92,11 +92,11 @@ KNOWN_LEFTOVERS: Final = (
     r"\.fsqueue-doctor-[0-9a-f]{12}(/.*)?",  # some empty files of the probes, killed within 0.1 s
     r"\.pool\.prom\.\d+-[0-9a-f]{12}",  # a page of text, in a directory that is not a pool's
 )
-"""What is left outside of pools and stores, and nobody removes."""
+"""What is left outside pools and stores, and never removed."""
 
 
 def settle(root: Path, handler: Handler | None = None) -> None:
-    """Let a fresh worker do what there is to do, clean up, and look at what is left."""
+    """Let a fresh worker finish the pool, clean up, and check what is left."""
     pool = open_pool(str(root))
     work_until_done(pool, handler=handler or Trivial())
     assert state_counts(pool).keys() <= {"done", "failed"}
@@ -133,7 +133,7 @@ def leftovers(pool: PoolDirectory) -> list[str]:
 
 
 def check_settles(handler: str = "", *, done: int | None = None) -> Callable[[Path], None]:
-    """Return a check that all claims of SITE/pool end well, so many of them done."""
+    """Return a check that all claims of SITE/pool end well, `done` of them done."""
 
     def settled(site: Path) -> None:
         settle(site / "pool", load_handler(handler) if handler else None)
@@ -144,7 +144,7 @@ def check_settles(handler: str = "", *, done: int | None = None) -> Callable[[Pa
 
 
 def visible(disk: Disk, rough: Sequence[str]) -> Disk:
-    """Return what people see outside the pool: no private name, and nothing that is `rough`."""
+    """Return the public part outside the pool, without what is `rough`."""
     return {
         name: data
         for name, data in disk.items()
@@ -165,5 +165,5 @@ def unknown_leftovers(disk: Disk, rough: Sequence[str]) -> list[str]:
 
 
 def is_known_leftover(name: str) -> bool:
-    """Say whether it is known that this is left, and makes no difference to anybody."""
+    """Return whether this is known to be left, and harmless."""
     return any(re.fullmatch(pattern, name) for pattern in KNOWN_LEFTOVERS)

@@ -1,14 +1,13 @@
-"""Know every state in which a command can leave the disk, by letting it live once.
+"""Record every state in which a killed command can leave the disk, by running it once.
 
 Before each change that it makes below a directory, everything that it started is stopped, and the
-directory is copied into memory. That copy is what SIGKILL at this moment leaves behind, for good:
-the kernel takes nothing back when a process ends (a power loss may; that is not tested here). So
-one life gives what as many kills as it makes changes would give, and a test of the tests compares
-the two.
+directory is copied into memory. That copy is what SIGKILL at this moment would leave: the
+kernel takes nothing back when a process ends (a power loss may; that is not tested here). So one
+run gives what a kill at each of its changes would give, and a test of the tests compares the two.
 
-Only calls that change something are moments of their own: killed before a call that reads, or that
-syncs, a process leaves what it leaves when it is killed before the next change. A write is cut in
-its middle, as the kernel may do it.
+Only calls that change something count: killed before a call that reads or syncs, a process leaves
+what it leaves when it is killed before the next change. A write is cut in the middle, as the kernel
+may do it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Disk = dict[str, bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class CrashPoint:
-    """What the disk is if everything is killed as the n-th change begins."""
+    """The disk if everything is killed as the n-th change begins."""
 
     number: int
     change: str
@@ -40,7 +39,7 @@ class CrashPoint:
 
 @dataclass(slots=True)
 class RecordedRun:
-    """One undisturbed run: how it ended, what it said, what it left, and all its instants."""
+    """One undisturbed run: how it ended, what it printed and left, and every state on the way."""
 
     status: int = 0
     said: str = ""
@@ -51,7 +50,7 @@ class RecordedRun:
 def record_run(
     action: Callable[[], object], root: Path, *, killed_at: int | None = None
 ) -> RecordedRun:
-    """Run `action` in a child, to its end or to change number `killed_at`; tell its life."""
+    """Run `action` in a child, to its end or to change number `killed_at`."""
     life = RecordedRun()
     base = f"{root}/"
 
@@ -81,7 +80,7 @@ def record_run(
 
 
 def command(words: Sequence[str]) -> Callable[[], None]:
-    """Return what `fsqueue WORD...` does, as the console script does it."""
+    """Return a function that runs `fsqueue WORD...` like the console script."""
 
     def run() -> None:
         sys.argv = ["fsqueue", *words]
@@ -91,12 +90,12 @@ def command(words: Sequence[str]) -> Callable[[], None]:
 
 
 def program(words: Sequence[str]) -> Callable[[], None]:
-    """Return what becomes a program of its own: `fsqueue WORD...`."""
+    """Return a function that executes `fsqueue WORD...` as a new program."""
     return lambda: os.execv(sys.executable, [sys.executable, "-m", "fsqueue", *words])
 
 
 def run_command(words: Sequence[str]) -> tuple[int, str]:
-    """Type `fsqueue WORD...` in this process; return its exit status and what it said."""
+    """Run `fsqueue WORD...` in this process; return its exit status and what it printed."""
     said, before = io.StringIO(), sys.argv
     try:
         with redirect_stdout(said), redirect_stderr(said):
@@ -111,9 +110,9 @@ def run_command(words: Sequence[str]) -> tuple[int, str]:
 def spread_evenly(
     instants: Sequence[CrashPoint], most: int, *, but: Callable[[str], bool] = lambda _: False
 ) -> list[CrashPoint]:
-    """Return so many of them, evenly spread, the first and the last among them.
+    """Return up to `most` of them, evenly spread, including the first and the last.
 
-    Of those whose disks are the same, `but` for some names, there is one.
+    Of neighbours whose disks are the same, except for names that are `but`, only one is kept.
     """
     fresh: list[CrashPoint] = []
     before: Disk | None = None
@@ -145,7 +144,7 @@ def _found(directory: str, cut: int) -> Iterator[tuple[str, bytes | None]]:
 
 
 def restore_disk(root: Path, disk: Disk) -> None:
-    """Make the directory hold this, and nothing else."""
+    """Make the directory hold exactly this."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     for name, data in disk.items():

@@ -1,4 +1,4 @@
-"""Every command of `fsqueue embed`, and the plans of its handlers (see `cases.py`)."""
+"""Every command of `fsqueue embed`, and the plans of its handlers (see `crash_cases.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand in for squeue where there is no Slurm: a program that prints what a test says."""
+"""A fake squeue for machines without Slurm: a program that prints what a test wants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ exit 1
 
 
 class Squeue:
-    """A squeue at the head of PATH. Until it is told what to print, it fails."""
+    """A squeue at the head of PATH. It fails until `prints` is called."""
 
     def __init__(self, home: Path, patch: pytest.MonkeyPatch) -> None:
         self._home = home

@@ -1,4 +1,4 @@
-"""Let idle workers of every kind wait, and count what they cost a file server meanwhile."""
+"""Run idle workers of every kind, and count their operations on the file server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.processes import fsqueue, wait_for
 from tests.support.strace import TracedWorker
 
 INTERVAL_S, LEASE_S = 3.0, 30.0
-"""The defaults. What an idle worker does, it does by one of the two, so that with a tenth of both
-it may cost ten times as much a second."""
+"""The defaults. All that an idle worker does depends on one of the two, so with a tenth of both it
+costs ten times as much per second."""
 PERIODS = 6
-"""How many of the longest waits are counted."""
+"""The length of the span, in longest waits."""
 
 
 class IdleWorkers:
-    """Idle workers, each with a pool of its own, counted over one and the same span of time."""
+    """Idle workers, each with its own pool, counted over the same span of time."""
 
     def __init__(self, directory: Path, faster: float = 1.0) -> None:
         self.directory = directory
@@ -32,7 +32,7 @@ class IdleWorkers:
         self.beating: list[ManualWorker] = []
 
     def pool(self, name: str, *inputs: str, spools: int = 1) -> PoolDirectory:
-        """Make a pool in which nothing but these inputs waits."""
+        """Make a pool in which only these inputs wait."""
         root = self.directory / name
         return make_pool(root, *inputs, weights=[1.0] * spools, lease_s=self.lease_s)
 
@@ -43,7 +43,7 @@ class IdleWorkers:
         self.idlers[name] = TracedWorker(pool, log, "--spool", "gpu0", *interval, *words)
 
     def count(self) -> dict[str, tuple[float, Counter[str]]]:
-        """Return each worker's operations a second, once it is quiet, for the default pace."""
+        """Return each quiet worker's operations per second, converted to the default intervals."""
         begun = [
             wait_for(idler.calls, f"{name} to begin")[0][0] for name, idler in self.idlers.items()
         ]
@@ -75,12 +75,12 @@ def start_idle_workers(scene: IdleWorkers) -> None:
     assert fsqueue("drain", paused.root, "--pause").returncode == 0
     scene.idle("paused", paused)
 
-    beside = scene.pool("beside one who runs a claim", "a.30")
+    beside = scene.pool("beside a running claim", "a.30")
     other = ManualWorker(beside)
     other.take()
     other.beat.start()
     scene.beating.append(other)
-    scene.idle("beside one who runs a claim", beside, "--keep-alive")
+    scene.idle("beside a running claim", beside, "--keep-alive")
 
     addressed = scene.pool("where there was a broadcast")
     gone = ManualWorker(addressed)

@@ -1,4 +1,4 @@
-"""Put the steps of several threads in one order, and hold a thread inside an operating-system call.
+"""Order the steps of several threads, and hold a thread inside a system call.
 
     steps = Sequencer()
     # thread A                      # thread B
@@ -6,7 +6,7 @@
                                     with steps(1): ...
     with steps(2): ...
 
-A test that gets its order wrong breaks at a deadline, and says which step never came.
+A test whose order is wrong fails at a deadline that names the missing step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Sequencer:
 
 
 class RandomTurns:
-    """Let threads do one operation at a time, in an order that a seed decides."""
+    """Let threads do one operation at a time, in a random order given by a seed."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._random = random.Random(seed)
@@ -62,7 +62,7 @@ class RandomTurns:
 
     @contextmanager
     def taking_part(self, index: int) -> Iterator[None]:
-        """Be thread `index` until the block ends; all are expected to begin."""
+        """Be thread `index` until the block ends; every thread must begin."""
         self._who.index = index
         try:
             yield
@@ -73,7 +73,7 @@ class RandomTurns:
 
     @contextmanager
     def mine(self) -> Iterator[None]:
-        """Wait for a turn of this thread, and end it with the block."""
+        """Wait for this thread's turn, which ends with the block."""
         with self._turn:
             if not self._turn.wait_for(lambda: self._next == self._who.index, DEADLINE_S):
                 raise TimeoutError(f"thread {self._next} does not take its turn")
@@ -84,7 +84,7 @@ class RandomTurns:
 
 
 def run_in_threads(*actions: Callable[[], Any]) -> list[Any]:
-    """Run each action in a thread of its own; return what they return, or raise what one raised."""
+    """Run each action in its own thread; return the results, or raise the first error."""
     results: list[Any] = [None] * len(actions)
     errors: list[BaseException] = []
 
@@ -107,17 +107,16 @@ def run_in_threads(*actions: Callable[[], Any]) -> list[Any]:
 
 
 class FakeDirEntry:
-    """What `os.scandir` yields, as far as anybody asks."""
+    """What `os.scandir` yields, as far as it is used."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class Os:
-    """Stand in for the `os` of fsqueue.storage.atomic: each call first goes to its hook, if any.
+    """A fake `os` for fsqueue.storage.atomic: each call goes to its hook, if there is one.
 
-    A hook is given the real function and the arguments, and does with them what it likes. What is
-    listed entry by entry goes to the hook of `listdir`, too.
+    A hook gets the real function and the arguments. `scandir` goes to the hook of `listdir`, too.
     """
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Make a pool that has run for days: a million done claims, thousands that wait, 64 workers."""
+"""Make a pool as after days of work: up to a million done claims, thousands waiting, 64 workers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COST = 8_000
 
 
 def make_large_pool(root: Path, *, done: int, waiting: int, workers: int) -> PoolDirectory:
-    """Return a pool in which so many claims are done and wait; each worker runs one more.
+    """Return a pool with this many claims done and waiting; each worker runs one more.
 
-    Its files are as the planner and the workers leave them, but empty where nobody who watches
-    reads them: a million claims would be syncing for an hour.
+    Its files are as the planner and the workers leave them, but claims and outputs are empty:
+    syncing a million claims would take an hour.
     """
     pool = create_pool(str(root), lease_s=3600.0)
     spools = [f"gpu{number}" for number in range(workers)]
@@ -49,7 +49,7 @@ def make_large_pool(root: Path, *, done: int, waiting: int, workers: int) -> Poo
 
 
 def put_status(pool: PoolDirectory, worker: str, spool: str) -> None:
-    """Write a worker's status as it is while it works."""
+    """Write the status of a busy worker."""
     now = time.time()
     status = Status(
         worker,

@@ -1,4 +1,4 @@
-"""Make what a watcher reads, without the workers that would write it."""
+"""Write what the monitor reads, without workers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ELSEWHERE = "node7"
 
 
 def put_status(pool: PoolDirectory, worker: str, **facts: Any) -> None:
-    """Write a worker's status as it might be, with these fields."""
+    """Write a worker's status, with these fields."""
     status = {"worker_id": worker, "host": ELSEWHERE, "state": "running", "written_at": 5000.0}
     path = Path(pool.status(worker))
     path.write_text(json.dumps(status | facts), encoding="utf-8", errors="surrogatepass")
 
 
 def enlist(pool: PoolDirectory, *workers: str) -> dict[str, Lease]:
-    """Give workers a lease that nobody renews."""
+    """Give workers a lease that is not renewed."""
     leases = {worker: Lease(pool, worker) for worker in workers}
     for lease in leases.values():
         lease.enlist()
@@ -45,7 +45,7 @@ def write_events(pool: PoolDirectory, worker: str, *events: dict[str, Any]) -> N
 
 
 def take(pool: PoolDirectory, worker: str, spool: str = "gpu0") -> ClaimName:
-    """Take the dearest claim that waits in a spool."""
+    """Take the largest claim that waits in a spool."""
     name = max(claims.waiting(pool, spool), key=lambda name: (name.cost, name.id))
     taken = claims.take(pool, spool, name, worker)
     assert taken is not None
@@ -71,7 +71,7 @@ def on_disk(pool: PoolDirectory) -> dict[str, int]:
     return {s.value: len(list(claims.owned(pool, s))) for s in State if s is not State.WAITING}
 
 
-# ---- a pool that never was ----
+# ---- snapshots without a pool ----
 
 
 def spool_row(name: str, **facts: Any) -> SpoolRow:

@@ -1,6 +1,6 @@
-"""Mount a small, read-only or failing file system that nobody else sees and that ends by itself.
+"""Mount a small, read-only or failing file system that other processes do not see.
 
-A process in a mount namespace of its own mounts it and stays; what it sees is reached through
+A process in its own mount namespace mounts it and stays; what it sees is reached through
 /proc/PID/root. When it ends, the mount is gone, and the loop device with it. Without root a user
 namespace stands in, where the kernel grants one; there are no loop devices then.
 """
@@ -28,7 +28,7 @@ _WITHOUT_THE_LOG = 2
 
 @contextmanager
 def tiny_disk(directory: Path, size_kib: int) -> Iterator[Path]:
-    """Yield a path to an empty tmpfs of so many KiB, mounted over `directory`."""
+    """Yield the path of an empty tmpfs of `size_kib`, mounted over `directory`."""
     with _mounted('mount -t tmpfs -o "size=$2k" none "$1"', directory, str(size_kib)) as holder:
         yield holder.path
 
@@ -52,7 +52,7 @@ def ext4(directory: Path, *, size_mib: int = 32, inodes: int = 4096) -> Iterator
 
 @contextmanager
 def btrfs_quota(directory: Path, *, limit_mib: int) -> Iterator[Disk]:
-    """Yield a btrfs whose subvolume `here` may hold so much, and not more."""
+    """Yield a btrfs whose subvolume `here` has a quota."""
     script = (
         'mount -t btrfs -o loop "$2" "$1" && btrfs quota enable "$1" && '
         'btrfs subvolume create "$1/here" >&2 && btrfs qgroup limit "$3M" "$1/here"'
@@ -94,7 +94,7 @@ class Holder:
 
 
 class Disk:
-    """A file system of its own on a loop device, and the ways in which it can fail."""
+    """A file system on its own loop device, and the ways in which it can fail."""
 
     def __init__(self, holder: Holder, image: Path, script: str) -> None:
         self.path = holder.path
@@ -129,11 +129,11 @@ class Disk:
             self.ballast.unlink(missing_ok=True)
 
     def meet_an_error(self) -> None:
-        """Let ext4 find an error: it turns read-only under whoever has files open."""
+        """Let ext4 find an error: it turns read-only while files are open."""
         Path(f"/sys/fs/ext4/{self._device()}/trigger_fs_error").write_text("1")
 
     def break_down(self) -> None:
-        """Lose the disk: whoever touches it gets EIO, and what was not synced is gone."""
+        """Lose the disk: every access gets EIO, and what was not synced is gone."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_THE_LOG))
@@ -141,7 +141,7 @@ class Disk:
             os.close(fd)
 
     def repair(self) -> None:
-        """Unmount, check and mount it again, as a person does; nobody may have a file open."""
+        """Unmount, check and mount it again; no file may be open."""
         self._holder.do('umount "$1"')
         check = subprocess.run(["e2fsck", "-fy", self._image], capture_output=True, text=True)
         assert check.returncode <= 1, check.stdout

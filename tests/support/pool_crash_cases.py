@@ -106,7 +106,7 @@ def left_by_the_dead(site: Path, _shared: Path) -> None:
     die_after(take_and_die)
 
 
-def littered(site: Path, _shared: Path) -> None:
+def with_leftovers(site: Path, _shared: Path) -> None:
     """A plan without a number, a dead worker's workshop and an order to it, half a file."""
     pool = make_pool(site / "pool", "a.3", "b.2", lease_s=0.2)
     assert crash(lambda: plan(pool, "c.4", "d.5"), 12)
@@ -119,7 +119,7 @@ def littered(site: Path, _shared: Path) -> None:
 
 
 def listening(site: Path, _shared: Path) -> None:
-    """Two workers that live, for this process does."""
+    """Two live workers: this process."""
     pool = make_pool(site / "pool", "a.3", "b.2")
     for _ in range(2):
         hand = ManualWorker(pool)
@@ -128,7 +128,7 @@ def listening(site: Path, _shared: Path) -> None:
 
 
 def addressed(site: Path, shared: Path) -> None:
-    """A broadcast to two workers who died before they looked."""
+    """A broadcast to two workers that died before they looked."""
     listening(site, shared)
     pool = pool_of(site)
     broadcast.broadcast(pool, broadcast.BroadcastRequest("evict", {}))
@@ -136,8 +136,8 @@ def addressed(site: Path, shared: Path) -> None:
         os.rename(pool.lease(name), f"{pool.directory('workers')}/{name.worker}.left")
 
 
-def told(site: Path, shared: Path) -> None:
-    """Workers are told to leave, and to stop."""
+def ordered_to_leave(site: Path, shared: Path) -> None:
+    """Workers are ordered to drain, and to stop."""
     waiting(site, shared)
     for order in ("drain", "stop"):
         atomic.publish(pool_of(site).order(order), b"")
@@ -171,16 +171,16 @@ def failed_with_its_record(site: Path) -> None:
 
 
 def cancelled(site: Path) -> None:
-    """Assert that nothing is left to do, and that people are told why."""
+    """Assert that nothing is left to do, and that the reason is reported."""
     from tests.support.disk_states import run_command
 
     pool = pool_of(site)
     assert names_in(pool, State.WAITING) == []
     ended = {name.id for name in names_in(pool, State.FAILED)}
     status, said = run_command(["failed", pool.root, "--json"])
-    told = json.loads(said)["failed"]
-    assert status == 0 and {each["id"] for each in told} == ended and len(ended) == 2
-    assert all("cancelled" in each["errors"][-1]["error"] for each in told)
+    failed = json.loads(said)["failed"]
+    assert status == 0 and {each["id"] for each in failed} == ended and len(ended) == 2
+    assert all("cancelled" in each["errors"][-1]["error"] for each in failed)
     settle(site / "pool")
 
 
@@ -256,7 +256,7 @@ WRITES: Final = {
     "cancel": Writes("cancel SITE/pool --all", waiting, cancelled),
     "cancel (what runs)": Writes("cancel SITE/pool --all", left_by_the_dead, check_settles()),
     "drain": Writes("drain SITE/pool", waiting, ordered),
-    "drain (taken back)": Writes("drain SITE/pool --undo", told, undone),
+    "drain (taken back)": Writes("drain SITE/pool --undo", ordered_to_leave, undone),
     "broadcast": Writes(
         "broadcast SITE/pool --job-type evict --job-data {}", listening, heard
     ),
@@ -264,7 +264,7 @@ WRITES: Final = {
         "broadcast SITE/pool --show last --wait --timeout 1s", addressed, heard, status=3,
         again_status=frozenset({3}),
     ),
-    "clean": Writes("clean SITE/pool --all", littered, check_settles(done=2)),
+    "clean": Writes("clean SITE/pool --all", with_leftovers, check_settles(done=2)),
     "watch (metrics)": Writes(
         "watch SITE/pool --once --metrics-only", waiting, measured, status=5,
         again_status=frozenset({5}),
@@ -301,5 +301,5 @@ READS: Final = {
     ),
     "retry (dry run)": Reads("retry SITE/pool --dry-run", finished),
     "cancel (dry run)": Reads("cancel SITE/pool --all --dry-run", waiting),
-    "clean (dry run)": Reads("clean SITE/pool --all --dry-run", littered),
+    "clean (dry run)": Reads("clean SITE/pool --all --dry-run", with_leftovers),
 }

@@ -1,7 +1,7 @@
-"""Make small pools with claims in milliseconds, and work them one step at a time.
+"""Make small pools in milliseconds, and work them one step at a time.
 
-The planner, the claims and the leases are the real ones. Only the handler is trivial: its inputs
-are names such as `a.30`, a stem and a cost, and nothing of that name needs to be on disk.
+The planner, the claims and the leases are real. Only the handler is trivial: its inputs are names
+such as `a.30`, a stem and a cost, and need not exist on disk.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Trivial(Handler):
 
 
 class HookHandler(Trivial):
-    """Let something happen in the middle of a claim, between its work and its end."""
+    """Call a function in the middle of a claim, before its output is written."""
 
     def __init__(self, happens: Callable[[], object]) -> None:
         self._happens = happens
@@ -115,7 +115,7 @@ def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -
 
 
 class ManualWorker:
-    """A worker's parts without its loop and its thread: each step is taken when the test says."""
+    """A worker without its loop and thread: the test takes each step."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class ManualWorker:
         directories.make(self.pool.workshop(self.id))
 
     def take(self) -> ClaimName:
-        """Take the largest claim that waits, wherever: the test decides, not the policy."""
+        """Take the largest waiting claim of all spools, without the stealing policy."""
         where = [
             (spool, name)
             for spool in spool_names(self.pool)
@@ -154,7 +154,7 @@ class ManualWorker:
         ]
         spool, name = max(where, key=lambda found: (found[1].cost, found[1].id))
         taken = claims.take(self.pool, spool, name, self.id)
-        assert taken is not None, f"{name} was taken by somebody else"
+        assert taken is not None, f"{name} was taken by another process"
         return taken
 
     def run(self, name: ClaimName, spool: str = "gpu0") -> Ending:
@@ -177,7 +177,7 @@ class ManualWorker:
         return self.recovery.sweep()
 
     def leave(self) -> None:
-        """Hold nothing, and say goodbye."""
+        """Hold nothing, and retire."""
         self.journal.close()
         directories.discard(self.pool.workshop(self.id))
         self.lease.retire()
@@ -226,7 +226,7 @@ def stems(pool: PoolDirectory, *states: State) -> list[str]:
 
 
 def problems(pool: PoolDirectory) -> list[str]:
-    """Return what `fsqueue check` has against a pool."""
+    """Return the problems that `fsqueue check` finds."""
     return audit_pool(pool).problems
 
 

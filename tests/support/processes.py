@@ -1,6 +1,6 @@
 """Run fsqueue as real processes: start, wait for a named condition, stop, kill, reap.
 
-Nothing here waits without a deadline, and whoever waits says for what.
+Every wait has a deadline and names what it waits for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def wait_for(condition: Callable[[], T], what: str, *, deadline_s: float = DEADL
     until = time.monotonic() + deadline_s
     while not (value := condition()):
         if time.monotonic() > until:
-            raise TimeoutError(f"waited {deadline_s:g} s in vain for {what}")
+            raise TimeoutError(f"{what} did not come within {deadline_s:g} s")
         time.sleep(POLL_S)
     return value
 
@@ -86,7 +86,7 @@ class Running:
         return Path(f"{self._log}.stdout").read_text(errors="surrogateescape")
 
     def worker_in(self, pool: PoolDirectory) -> str:
-        """Return its identity as a worker, once its lease is to be seen."""
+        """Return its worker id, once its lease is visible."""
 
         def enlisted() -> str:
             names = (name.worker for name in lease_names(pool) if name.living)
@@ -99,12 +99,12 @@ class Running:
         self._process.send_signal(number)
 
     def freeze(self) -> None:
-        """SIGSTOP it, and return when it stands still."""
+        """SIGSTOP it, and wait until it has stopped."""
         self.send(signal.SIGSTOP)
         wait_for(lambda: state_of(self.pid) == "T", f"process {self.pid} to stop")
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Let a stopped process continue."""
         self.send(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -113,7 +113,7 @@ class Running:
         self._process.wait()
 
     def ended(self) -> bool:
-        """Say whether it has ended; then it is reaped."""
+        """Return whether it has ended; then it is reaped."""
         return self._process.poll() is not None
 
     def reap(self, *, deadline_s: float = DEADLINE_S) -> int:
@@ -122,7 +122,7 @@ class Running:
             return self._process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError(
-                f"process {self.pid} did not end within {deadline_s:g} s; it said:\n{self.log}"
+                f"process {self.pid} did not end within {deadline_s:g} s; its log:\n{self.log}"
             ) from None
 
 
@@ -135,10 +135,10 @@ def state_of(pid: int) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Say whether a process runs; one that only waits to be reaped does not."""
+    """Return whether a process runs; one that only waits to be reaped does not."""
     return state_of(pid) not in ("", "Z", "X")
 
 
 def wait_until_gone(pids: Sequence[int]) -> None:
-    """Wait until none of these processes runs: who was sent SIGKILL still takes a moment to end."""
+    """Wait until none of these processes runs: after SIGKILL, a process takes a moment to end."""
     wait_for(lambda: not any(map(alive, pids)), f"processes {pids} to be gone", deadline_s=5.0)

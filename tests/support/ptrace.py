@@ -4,7 +4,7 @@ So a test sees what no hook in Python sees: what torch, HDF5 or a database in Ru
 the processes do that a command starts. A seccomp filter hands those calls, and no others, to
 ptrace(2), so a traced process is hardly slower. Linux, on x86-64 and 64-bit ARM.
 
-What this module does not know: which files matter, and why anybody wants to know.
+What this module does not know: which files matter, and to what end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _SECCOMP_EVENT: Final = 7
 _EVENT_STOP: Final = 128
 _WALL: Final = 0x40000000
 _STILL_S: Final = 0.05
-"""Whoever does not stand still so soon waits in the kernel, for its child or for the disk."""
+"""A thread that takes longer to stop waits in the kernel, for its child or for the disk."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -104,10 +104,10 @@ def traced(action: Callable[[], object], about_to: Callable[[Call], bool]) -> in
         raise
     finally:
         os.close(go)
-    return _Herd(child).drive(about_to)
+    return _Tracees(child).drive(about_to)
 
 
-class _Herd:
+class _Tracees:
     """A child, its threads and its children, by their thread ids."""
 
     def __init__(self, child: int) -> None:
@@ -175,7 +175,7 @@ def _go_on(tid: int, number: int = 0) -> None:
 
 
 def _ptrace_or_gone(request: int, tid: int, address: int = 0, data: int = 0) -> bool:
-    """Do it; True if nobody is there any more, for it was killed meanwhile."""
+    """Do the request; return True if the thread was killed meanwhile."""
     try:
         _ptrace(request, tid, address, data)
         return False
@@ -285,7 +285,7 @@ def _hand_over_changes() -> None:
 
 
 def is_possible() -> bool:
-    """Say whether a child can be traced here: not in every container, nor on every machine."""
+    """Return whether a child can be traced here; some containers and machines do not allow it."""
     if platform.machine() not in ("x86_64", "aarch64"):
         return False
     try:

@@ -35,7 +35,7 @@ PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class StormSettings:
-    """What a storm is like."""
+    """The parameters of a storm."""
 
     seed: int
     claims: int = 400
@@ -69,7 +69,7 @@ class StormResult:
     recovered: int = 0
     """Attempts charged to claims that were done in the end."""
     returned: int = 0
-    """How often these were put back: charged, or not, for their output was there already."""
+    """How often these were put back, charged or (with an output already there) uncharged."""
     adopted: int = 0
     finished_twice: int = 0
     replaced: int = 0
@@ -77,11 +77,11 @@ class StormResult:
     lost: int = 0
     strangers: int = 0
     other_errors: int = 0
-    """Records in errors/ of anything else than a worker that was killed."""
+    """Records in errors/ about anything but a killed worker."""
     expected: tuple[str, ...] = ()
-    """What such a record may say where the storm itself is the reason."""
+    """Texts of such a record for which the storm itself is the reason."""
     harm: Counter[str] = field(default_factory=Counter)
-    """What else was done to workers and their disk, and what became of them, by kind."""
+    """What else was done to workers and their disk, and how they ended, by kind."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -91,28 +91,28 @@ class StormResult:
 
 
 class Storm:
-    """One pool, its workers, and who kills them."""
+    """One pool, its workers, and what kills them."""
 
     def __init__(
-        self, directory: Path, weather: StormSettings, *, root: Path | None = None
+        self, directory: Path, settings: StormSettings, *, root: Path | None = None
     ) -> None:
-        self.weather = weather
+        self.settings = settings
         self.tally = StormResult()
         self._directory = directory
         self._root = root or directory / "pool"
-        self._chance = random.Random(weather.seed)
+        self._chance = random.Random(settings.seed)
         self._workers: list[Running] = []
         self._started = 0
         self._next_kill = 0.0
-        self.pool = self._plan(weather.claims)
+        self.pool = self._plan(settings.claims)
         self.witness = OutputWatcher(self.pool, self.tally)
 
     def run(self) -> StormResult:
-        """Rage, calm down, and count."""
+        """Kill workers at random, let the others finish, and count."""
         begun = time.monotonic()
         try:
-            self._rage(begun + self.weather.lasts_s)
-            self._calm()
+            self._kill_at_random(begun + self.settings.lasts_s)
+            self._finish()
         finally:
             for worker in self._workers:
                 worker.kill()
@@ -126,46 +126,46 @@ class Storm:
         first, self.tally.planned = self.tally.planned, self.tally.planned + count
         paths = [inputs / f"claim{number:04d}" for number in range(first, first + count)]
         for path in paths:
-            pause_s = self._chance.uniform(self.weather.pause_min_s, self.weather.pause_max_s)
+            pause_s = self._chance.uniform(self.settings.pause_min_s, self.settings.pause_max_s)
             path.write_text(f"{path.name} {pause_s:.3f}\n")
         return plan_command(
             self._root,
             paths,
             PROGRAM,
             spools=("cpu0", "cpu1", "cpu2"),
-            lease_s=self.weather.lease_s,
-            attempts=self.weather.attempts,
+            lease_s=self.settings.lease_s,
+            attempts=self.settings.attempts,
         )
 
     def _is_enough(self) -> bool:
         """Return whether enough has happened, so that the storm may end when its time is up."""
-        return self.tally.hits >= self.weather.hits_min
+        return self.tally.hits >= self.settings.hits_min
 
-    def _rage(self, until: float) -> None:
+    def _kill_at_random(self, until: float) -> None:
         self._next_kill = time.monotonic()
         while time.monotonic() < until or not self._is_enough():
-            self._muster()
-            self._strike()
+            self._fill_up()
+            self._kill_one()
             self.witness.look()
             if not names_in(self.pool, State.WAITING) and not names_in(self.pool, State.RUNNING):
-                if not self.weather.further_claims:
+                if not self.settings.further_claims:
                     return
-                self._plan(self.weather.further_claims)
+                self._plan(self.settings.further_claims)
             time.sleep(0.02)
 
-    def _muster(self) -> None:
-        """Let others take the places of those who ended."""
+    def _fill_up(self) -> None:
+        """Start workers in place of those that ended."""
         self._workers = [worker for worker in self._workers if not worker.ended()]
-        while len(self._workers) < self.weather.workers:
+        while len(self._workers) < self.settings.workers:
             self._workers.append(self._start())
 
-    def _strike(self) -> None:
-        """Kill somebody, if it is time."""
+    def _kill_one(self) -> None:
+        """Kill a worker, if it is time."""
         if time.monotonic() < self._next_kill:
             return
-        chosen = [each for each in self._workers if not self.weather.aimed or self._holds(each)]
+        chosen = [each for each in self._workers if not self.settings.aimed or self._holds(each)]
         if chosen:
-            self._next_kill += self.weather.kill_every_s
+            self._next_kill += self.settings.kill_every_s
             victim = self._chance.choice(chosen)
             self._workers.remove(victim)
             self._kill(victim)
@@ -188,8 +188,8 @@ class Storm:
         held = (name.owner or "" for name in names_in(self.pool, State.RUNNING))
         return any(f"-{worker.pid}-" in owner for owner in held)
 
-    def _calm(self) -> None:
-        """Let those who survived finish; they leave by themselves."""
+    def _finish(self) -> None:
+        """Let the surviving workers finish; they leave by themselves."""
         for worker in self._workers:
             status = worker.reap(deadline_s=180)
             if status not in (0, 3):
@@ -198,7 +198,7 @@ class Storm:
 
 
 class OutputWatcher:
-    """Who looks at a pool's outputs while a storm rages, and counts when it is over."""
+    """Looks at a pool's outputs during a storm, and counts when it is over."""
 
     def __init__(self, pool: PoolDirectory, tally: StormResult) -> None:
         self.pool = pool
@@ -216,7 +216,7 @@ class OutputWatcher:
                     self.tally.problems.append(f"{name} is torn: {self._seen[name][1]!r}")
 
     def forget_the_lost(self) -> None:
-        """Let go of outputs that a disk lost before they were synced; none of a claim in done/."""
+        """Forget outputs that a disk lost before a sync; their claims are not in done/."""
         there = set(os.listdir(self.pool.directory("outputs")))
         self._seen = {name: seen for name, seen in self._seen.items() if name in there}
 
@@ -258,7 +258,7 @@ class OutputWatcher:
                     self.tally.problems.append(f"{path.name}: {error}")
 
     def _ask_fsqueue(self) -> None:
-        """Let the program itself say what it thinks of the pool."""
+        """Check the pool with fsqueue check and fsqueue status."""
         check = fsqueue("check", self.pool.root)
         if check.returncode != 0:
             self.tally.problems.append(f"fsqueue check: {check.stdout}{check.stderr}")
@@ -269,7 +269,7 @@ class OutputWatcher:
 
 
 def status_problems(pool: PoolDirectory, tally: StormResult) -> list[str]:
-    """Return what `fsqueue status --json` says otherwise than what was counted."""
+    """Return where `fsqueue status --json` differs from what was counted."""
     run = fsqueue("status", pool.root, "--json")
     expected = 3 if tally.failed else 0
     if run.returncode != expected:
@@ -284,13 +284,13 @@ def status_problems(pool: PoolDirectory, tally: StormResult) -> list[str]:
 
 
 def identity(path: str) -> tuple[int, bytes]:
-    """Return what no two files share: inode and content (which tells attempt and process)."""
+    """Return what no two files share: inode and content, which names attempt and process."""
     with open(path, "rb") as file:
         return os.fstat(file.fileno()).st_ino, file.read()
 
 
 def is_whole(name: str, data: bytes) -> bool:
-    """Say whether an output has both of its lines, of one claim, the right one."""
+    """Return whether an output has both of its lines, of the right claim."""
     stem = name.partition("-")[0]
     lines = data.decode().splitlines()
     return len(lines) == 2 and lines[0].startswith(f"{stem} a") and lines[1] == f"{stem} is whole"

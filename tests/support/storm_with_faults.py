@@ -1,4 +1,4 @@
-"""A harsh storm: not only SIGKILL, but whatever else happens to workers and to their disk, at once.
+"""A storm with faults: not only SIGKILL, but everything else that happens to workers and disks.
 
 On an ext4 of its own, while workers are killed and replaced as in any storm: some are stopped for
 longer than their lease and go on as zombies, the kernel's OOM killer ends some, the wall clock
@@ -33,17 +33,17 @@ REASONS = (
     "was declared dead by",
     "3 different claims failed here in a row",
 )
-"""What a worker may say that leaves with status 1."""
+"""What a worker may log that leaves with status 1."""
 ERRORS = (
     "exited with status",
     "did not write {output}",
     "No such file or directory",
     "No space left",
 )
-"""What a failed attempt's record may say: a program found the disk full, its directory gone."""
+"""What a failed attempt's record may hold: a program found the disk full, or its directory gone."""
 MEMORY = 450 << 20
 HOG = "held = []\nwhile True: held.append(b'x' * (8 << 20))"
-"""Takes all the memory of a group; others, of whom the kernel thinks worse, are killed for it."""
+"""Uses all the memory of a group; the kernel kills workers, whose oom_score is higher."""
 
 
 def faulty_settings(seed: int, *, lasts_s: float) -> StormSettings:
@@ -52,15 +52,15 @@ def faulty_settings(seed: int, *, lasts_s: float) -> StormSettings:
 
 
 class StormWithFaults(Storm):
-    """One pool on one disk, and all that can happen."""
+    """One pool on one disk, and every fault."""
 
     def __init__(
-        self, directory: Path, weather: StormSettings, disk: Disk, group: Group | None
+        self, directory: Path, settings: StormSettings, disk: Disk, group: Group | None
     ) -> None:
         self._relief_at = 0.0
         self._shift = directory / "shift"
         self._shift.write_bytes(bytes(8))
-        super().__init__(directory, weather, root=disk.path / "pool")
+        super().__init__(directory, settings, root=disk.path / "pool")
         self.tally.expected = ERRORS
         self._disk = disk
         self._group = group
@@ -114,14 +114,14 @@ class StormWithFaults(Storm):
             self._disk.relieve()
             self._relief_at = 0.0
 
-    def _muster(self) -> None:
+    def _fill_up(self) -> None:
         for worker in [worker for worker in self._workers if worker.ended()]:
             self._workers.remove(worker)
             self._look_at_its_end(worker)
         if not self.full:
-            super()._muster()
+            super()._fill_up()
 
-    def _strike(self) -> None:
+    def _kill_one(self) -> None:
         now = time.monotonic()
         if now >= self._relief_at:
             self._relieve()
@@ -133,14 +133,14 @@ class StormWithFaults(Storm):
                 self._due.remove((at, every_s, harm))
                 self._due.append((now + self._chance.uniform(0.5, 1.5) * every_s, every_s, harm))
                 harm()
-        super()._strike()
+        super()._kill_one()
 
     @property
     def full(self) -> bool:
         """Whether there is no room on the disk just now."""
         return bool(self._relief_at)
 
-    def _calm(self) -> None:
+    def _finish(self) -> None:
         self._relieve()
         for thaw_at, worker in list(self._frozen):
             self._thaw(thaw_at, worker)
@@ -148,10 +148,10 @@ class StormWithFaults(Storm):
             worker.reap(deadline_s=180)
             self._look_at_its_end(worker)
         self._workers = [self._start()]
-        super()._calm()
+        super()._finish()
 
     def end(self) -> None:
-        """Leave nobody behind, whatever went wrong."""
+        """Leave no process behind, whatever went wrong."""
         for worker in [*self._workers, *(worker for _, worker in self._frozen)]:
             worker.kill()
 
@@ -175,7 +175,7 @@ class StormWithFaults(Storm):
         worker = self._workers.pop(self._chance.randrange(len(self._workers)))
         worker.send(signal.SIGSTOP)
         self.tally.harm["pauses"] += 1
-        lease_s = self.weather.lease_s
+        lease_s = self.settings.lease_s
         self._frozen.append((time.monotonic() + self._chance.uniform(0.5, 2.5) * lease_s, worker))
 
     def _thaw(self, thaw_at: float, worker: Running) -> None:
@@ -194,7 +194,7 @@ class StormWithFaults(Storm):
         directory = self.pool.directory("outputs")
         found = sorted(name for name in os.listdir(directory) if name.startswith("."))
         if found:
-            # At one blow: a program that opens its output again must not find half of it gone.
+            # By one rename: a program that opens its output again must not find half of it gone.
             doomed = self._disk.path / "doomed"
             with suppress(OSError):
                 os.rename(f"{directory}/{self._chance.choice(found)}", doomed)
@@ -241,7 +241,7 @@ class StormWithFaults(Storm):
         self.witness.forget_the_lost()
 
     def _repair(self, kind: str) -> None:
-        """Wait until everybody has left by himself, kill those who stand still, and repair."""
+        """Wait until every worker has left, kill the stopped ones, and repair the disk."""
         self.tally.harm[kind] += 1
         for worker in self._workers:
             worker.reap(deadline_s=60)
@@ -254,14 +254,14 @@ class StormWithFaults(Storm):
 
 
 @contextmanager
-def faulty_storm(directory: Path, weather: StormSettings) -> Iterator[StormWithFaults]:
+def faulty_storm(directory: Path, settings: StormSettings) -> Iterator[StormWithFaults]:
     """Make a disk, a control group if there can be one, and a storm on them."""
     with ExitStack() as stack:
         disk = stack.enter_context(ext4(directory / "disk", size_mib=96, inodes=6000))
         group: Group | None = None
         with suppress(OSError):
             group = stack.enter_context(control_group("memory", MEMORY))
-        storm = StormWithFaults(directory, weather, disk, group)
+        storm = StormWithFaults(directory, settings, disk, group)
         try:
             yield storm
         finally:

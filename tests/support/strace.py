@@ -23,8 +23,8 @@ from tests.support.processes import FSQUEUE, environment
 METADATA = (
     "%file,%stat,%lstat,%fstat,getdents,getdents64,flock,fsync,fdatasync,ftruncate,fchmod,fchown"
 )
-"""Whatever names a file, or asks what a directory or an inode says; read, write and close are none
-of it. `-y` shows the path behind a descriptor, so that calls on one are counted too."""
+"""Calls that name a file, or read a directory or an inode; not read, write or close. `-y` shows
+the path behind a descriptor, so that calls on one are counted, too."""
 FEW, MORE = 50, 250
 
 NOOP = """
@@ -41,7 +41,7 @@ class Made(Handler):
 def fill(root: Path, count: int) -> PoolDirectory:
     """Make a pool where `count` claims wait in cpu0 for a handler that does nothing.
 
-    By hand, for the planner syncs every claim, which nobody needs here.
+    By hand, because the planner syncs every claim, which is not needed here.
     """
     pool = create_pool(str(root), lease_s=3600.0)
     for spool in ("cpu0", "cpu1"):
@@ -68,7 +68,7 @@ def operations_per_claim(directory: Path, pool: PoolDirectory, spool: str) -> di
 def _count(
     log: Path, pool: PoolDirectory, spool: str, number: int, env: Mapping[str, str]
 ) -> Counter[str]:
-    """Run a worker that takes so many claims; return its calls on paths inside the pool."""
+    """Run a worker that takes `number` claims; return its calls on paths inside the pool."""
     words = ["work", pool.root, "--spool", spool, "--max-claims", str(number)]
     calls = calls_of([*FSQUEUE, *words], pool, log, status=75, env=env)
     return Counter(name for name, _ in calls)
@@ -101,11 +101,11 @@ def calls_of(
     return [(match[1], line) for line in lines if (match := call.match(line))]
 
 
-# ---- of workers that have nothing to do ----
+# ---- idle workers ----
 
 
 class TracedWorker:
-    """An idle worker under strace, whose calls on its pool are known with their times."""
+    """An idle worker under strace: its calls on its pool, with their times."""
 
     def __init__(self, pool: PoolDirectory, log: Path, *words: str) -> None:
         self._pool, self._log = pool, log

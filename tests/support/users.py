@@ -1,4 +1,4 @@
-"""Be several users of one machine: alice and bob share the group `lab`, mallory is in no group.
+"""Several users of one machine: alice and bob share the group `lab`, mallory is in no group.
 
 They exist only for the processes that are run as them: in a mount namespace with its own
 /etc/passwd and /etc/group. Each may read everything, so that a checkout and a Python below /root
@@ -39,8 +39,8 @@ class Users:
     def __init__(self, etc: Path) -> None:
         self._etc = etc
         etc.mkdir()
-        people = "".join(f"{name}:x:{id}:{id}::/:/bin/sh\n" for name, id in IDS.items())
-        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\n{people}")
+        users = "".join(f"{name}:x:{id}:{id}::/:/bin/sh\n" for name, id in IDS.items())
+        (etc / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\n{users}")
         groups = "".join(f"{name}:x:{id}:\n" for name, id in IDS.items())
         (etc / "group").write_text(f"root:x:0:\n{groups}lab:x:{LAB}:{','.join(MEMBERS)}\n")
 

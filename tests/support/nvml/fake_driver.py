@@ -1,4 +1,4 @@
-"""Put the stand-in driver of nvml.c under the real pynvml, and say what its GPUs do."""
+"""Load the fake driver of nvml.c into the real pynvml, and control its GPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def library(*flags: str) -> Path:
     """Compile the library, once for each set of flags; its directory suits LD_LIBRARY_PATH."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("the stand-in driver needs a C compiler")
+        pytest.skip("the fake driver needs a C compiler")
     directory = tempfile.mkdtemp(prefix="nvml-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     target = Path(directory, "libnvidia-ml.so.1")
@@ -35,7 +35,7 @@ def library(*flags: str) -> Path:
 
 
 class Driver:
-    """What the stand-in answers from now on, and what it was asked."""
+    """What the fake driver answers, and how often it was called."""
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "nvml"
@@ -69,7 +69,7 @@ class Driver:
 
 
 def install(patch: pytest.MonkeyPatch, directory: Path, *flags: str) -> Driver:
-    """Load the stand-in into this process's pynvml until the test ends."""
+    """Load the fake driver into this process's pynvml until the test ends."""
     driver = Driver(directory)
     patch.setattr(pynvml, "nvmlLib", CDLL(str(library(*flags))))
     patch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
