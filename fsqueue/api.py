@@ -336,7 +336,7 @@ def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
             )
-        if option.choices and options[name] not in option.choices:
+        if option.choices and options[name] not in (option.default, *option.choices):
             raise UsageError(
                 f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
             )
