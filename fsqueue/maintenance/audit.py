@@ -182,7 +182,7 @@ def _note_leftovers(pool: PoolDirectory, planned: Planned, report: AuditReport) 
             f"planned anything; then remove it: fsqueue clean {pool.root}"
         )
     for leftover in [] if planned.problems else Cleaner(pool).look():
-        if leftover.kind != LeftoverKind.WORKSHOP:
+        if leftover.kind != LeftoverKind.SCRATCH:
             report.notes.append(
                 f"{leftover.path} is not needed any more: fsqueue clean {pool.root}"
             )

@@ -40,7 +40,7 @@ from fsqueue.storage import atomic, directories
 
 _PRIVATE: Final = re.compile(r"\..+\.(\d+)-[0-9a-f]{12}", re.ASCII)
 _RENEW: Final = re.compile(rf"\.renew\.({WORKER.pattern})", re.ASCII)
-_WORKSHOP: Final = re.compile(rf"\.({WORKER.pattern})(?:\.dead)?", re.ASCII)
+_SCRATCH: Final = re.compile(rf"\.({WORKER.pattern})(?:\.dead)?", re.ASCII)
 _PRIVATE_PLAN: Final = re.compile(r"\.([0-9a-f]+)\.json", re.ASCII)
 _PID: Final = re.compile(r"-(\d+)-[^-]*$", re.ASCII)
 
@@ -52,7 +52,7 @@ class LeftoverKind(StrEnum):
     """A file that was being written."""
     PLAN = "plan"
     """A staged plan that never got a number."""
-    WORKSHOP = "workshop"
+    SCRATCH = "scratch"
     """The private directory of a dead worker in outputs/."""
     ORDER = "order"
     CHECKPOINTS = "checkpoints"
@@ -132,8 +132,8 @@ class Cleaner:
         """Return what is certainly not needed, by this look and those before it."""
         pool, now, self.doubtful = self._pool, self._clock(), False
         holders = {name.owner for name in claims.owned(pool, State.RUNNING) if name.owner}
-        workshops, orders = set(self._workshops()), dict(self._orders())
-        self._observer.look(holders | workshops | orders.keys())
+        owners, orders = set(self._scratch_owners()), dict(self._orders())
+        self._observer.look(holders | owners | orders.keys())
         living = holders.union(filter(self._lives, self._observer.workers()))
         ripe: list[Leftover] = []
         seen: dict[object, float] = {}
@@ -143,13 +143,12 @@ class Cleaner:
                 ripe.append(leftover)
         self._since = seen
         self.doubtful = len(ripe) < len(seen)
-        for worker in sorted((workshops | orders.keys()) - living):
+        for worker in sorted((owners | orders.keys()) - living):
             if self._is_gone(worker):
-                shops = [each.workshop(worker) for each in self._pools]
-                shops += [
-                    f"{path}.dead" for path in shops
-                ]  # left by a worker that was killed while removing it
-                ripe += [Leftover(LeftoverKind.WORKSHOP, path, worker) for path in shops]
+                paths = [each.scratch(worker) for each in self._pools]
+                # .dead: its worker or a recoverer was killed while it removed it
+                paths += [f"{path}.dead" for path in paths]
+                ripe += [Leftover(LeftoverKind.SCRATCH, path, worker) for path in paths]
                 ripe += [
                     Leftover(LeftoverKind.ORDER, path, worker) for path in orders.get(worker, ())
                 ]
@@ -166,10 +165,10 @@ class Cleaner:
         ended = self._observer.standing(worker) in (Standing.ENDED, Standing.EXPIRED)
         return ended or not self._lives(worker)
 
-    def _workshops(self) -> Iterator[str]:
+    def _scratch_owners(self) -> Iterator[str]:
         for pool in self._pools:
             names = atomic.private_names(pool.directory("outputs"))
-            yield from (match[1] for name in names if (match := _WORKSHOP.fullmatch(name)))
+            yield from (match[1] for name in names if (match := _SCRATCH.fullmatch(name)))
 
     def _orders(self) -> dict[str, list[str]]:
         """Return the orders that are for a single worker, by worker."""

@@ -153,7 +153,7 @@ class Layout:
         assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
         return f"{self.root}/outputs/{id}{suffix}"
 
-    def workshop(self, worker: str) -> str:
+    def scratch(self, worker: str) -> str:
         """Return the private directory where `worker` writes outputs before they are published."""
         assert WORKER.fullmatch(worker), worker
         return f"{self.root}/outputs/.{worker}"
@@ -164,7 +164,7 @@ class Layout:
         So a process that an earlier run left behind cannot write into this run's output.
         """
         assert ID.fullmatch(id) and SUFFIX.fullmatch(suffix), (id, suffix)
-        return f"{self.workshop(worker)}/{id}.r{returns}{suffix}"
+        return f"{self.scratch(worker)}/{id}.r{returns}{suffix}"
 
     def error(self, id: str, attempt: int) -> str:
         assert ID.fullmatch(id), id

@@ -90,7 +90,7 @@ class Attempt:
                 self._put_back()
                 raise
             except Exception as error:
-                self._clear_workshop()
+                self._clear_scratch()
                 return self._ended_by(error)
             claims.finish(self.pool, self.name)
             self._forget_cancel()
@@ -102,11 +102,11 @@ class Attempt:
         self._count(time.monotonic() - started, measures)
         return Ending.DONE
 
-    def _clear_workshop(self) -> None:
+    def _clear_scratch(self) -> None:
         """Remove what this attempt wrote: the next must not publish half an output as its own."""
-        workshop = self.pool.workshop(self.beat.status.worker_id)
-        if not directories.empty(workshop):
-            directories.make_private(workshop)  # or the next attempt would fail as well
+        scratch = self.pool.scratch(self.beat.status.worker_id)
+        if not directories.empty(scratch):
+            directories.make_private(scratch)  # or the next attempt would fail as well
 
     def _work(self) -> Mapping[str, int]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""

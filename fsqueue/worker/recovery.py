@@ -152,7 +152,7 @@ class Recovery:
             # At once, because the worker may come back. Its program could otherwise write a new
             # file by name after its own was removed and before the directory is, and the worker
             # would publish that half.
-            directories.discard_at_once(self._pool.workshop(worker))
+            directories.discard_at_once(self._pool.scratch(worker))
         return ended
 
     def _recover(self, name: ClaimName) -> Recovered | None:

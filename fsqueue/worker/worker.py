@@ -107,7 +107,7 @@ class Worker:
         self.lease.enlist({"worker": self.id, "spool": self.settings.spool, **self.settings.slurm})
         try:
             self.shutdown.install_handlers()
-            directories.make_private(self.pool.workshop(self.id))
+            directories.make_private(self.pool.scratch(self.id))
             self.beat.read_orders()
             self.beat.flush()
             self.beat.start()
@@ -194,7 +194,7 @@ class Worker:
     def _run_addressed(self, name: ClaimName) -> None:
         """Run a claim from the inbox. Its ending does not count for the planned claims."""
         pool = self.inbox.pool
-        directories.make_private(pool.workshop(self.id))
+        directories.make_private(pool.scratch(self.id))
         attempt = self._attempt(pool, name, self.inbox.spool, self._job_handler)
         if attempt.run() is Ending.BROKEN:
             self._report(f"a job addressed to this worker ended badly: {attempt.reason}")
@@ -303,7 +303,7 @@ class Worker:
         self.handler_cache.close()
         self.inbox.close()
         for pool in (self.pool, self.inbox.pool):
-            directories.discard(pool.workshop(self.id))
+            directories.discard(pool.scratch(self.id))
         self.journal.write(EventKind.LEFT, done=self.status.claims_done, why=self.message)
         self.journal.close()
         self.beat.flush()

@@ -32,7 +32,7 @@ HARM = {
     "zombies": "zombies",
     "oom kills": "oom",
     "clock jumps": "jumps",
-    "workshops deleted": "deleted",
+    "scratch directories deleted": "deleted",
     "disk full": "full",
     "no inodes": "inodes",
     "read-only": "readonly",

@@ -269,7 +269,7 @@ def test_the_first_output_stands_and_the_other_is_adopted(
     class Unaware(Numbered):
         def run(self, work: Work) -> None:
             world.declare_dead()
-            directories.make(pool.workshop(world.worker.id))  # it went with the lease
+            directories.make(pool.scratch(world.worker.id))  # it went with the lease
             declared.set()
             super().run(work)
 

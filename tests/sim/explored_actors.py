@@ -45,7 +45,7 @@ def worker(explorer: Explorer, *, beats: int = 0, newcomer: bool = False) -> Bod
         if newcomer:
             explorer.begin()
         me.lease.enlist({"worker": me.id})
-        directories.make(pool.workshop(me.id))
+        directories.make(pool.scratch(me.id))
         explorer.begin()
         if beats and explorer.run is not None:
             explorer.run.add(lambda: _beat(me, beats))

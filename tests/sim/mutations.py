@@ -377,7 +377,7 @@ def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
     scene="a zombie wakes while it is declared dead",
 )
 def _(right: Function, self: Observer, worker: str, ender: str) -> bool:
-    directories.discard(self._pool.workshop(worker))
+    directories.discard(self._pool.scratch(worker))
     ended: bool = right(self, worker, ender)
     return ended
 

@@ -101,7 +101,7 @@ def test_a_claim_whose_directory_for_half_outputs_was_deleted_fails_once_and_no_
     site: Site,
 ) -> None:
     """It used to fail three claims and end the worker: the directory was not made again."""
-    site.lose(site.pool.workshop(site.id))
+    site.lose(site.pool.scratch(site.id))
     assert site.worker.reap() == 0
     assert counts(site.pool) == {"done": CLAIMS}
     assert sorted(name.attempt for name in names_in(site.pool, State.DONE)) == [0, 0, 0, 1]

@@ -20,7 +20,7 @@ def start_worker(pool: PoolDirectory, **handlers: Handler) -> Worker:
     worker = Worker(pool, WorkerSettings(capabilities=frozenset({"embeddings"})))
     worker.handler_cache.handlers |= handlers
     worker.lease.enlist()
-    directories.make(pool.workshop(worker.id))
+    directories.make(pool.scratch(worker.id))
     worker.beat.flush()
     return worker
 

@@ -107,11 +107,11 @@ def left_by_the_dead(site: Path, _shared: Path) -> None:
 
 
 def with_leftovers(site: Path, _shared: Path) -> None:
-    """A plan without a number, a dead worker's workshop and an order to it, half a file."""
+    """A plan without a number, a dead worker's scratch and an order to it, half a file."""
     pool = make_pool(site / "pool", "a.3", "b.2", lease_s=0.2)
     assert crash(lambda: plan(pool, "c.4", "d.5"), 12)
     lost = ManualWorker(pool)
-    Path(pool.workshop(lost.id), "half").write_text("half")
+    Path(pool.scratch(lost.id), "half").write_text("half")
     lost.beat.flush()
     atomic.publish(pool.order("pause", lost.id), b"")
     lost.lease.retire()

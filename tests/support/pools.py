@@ -143,7 +143,7 @@ class ManualWorker:
     def enlist(self) -> None:
         """Do what a worker does before it takes anything."""
         self.lease.enlist({"worker": self.id})
-        directories.make(self.pool.workshop(self.id))
+        directories.make(self.pool.scratch(self.id))
 
     def take(self) -> ClaimName:
         """Take the largest waiting claim of all spools, without the stealing policy."""
@@ -179,7 +179,7 @@ class ManualWorker:
     def leave(self) -> None:
         """Hold nothing, and retire."""
         self.journal.close()
-        directories.discard(self.pool.workshop(self.id))
+        directories.discard(self.pool.scratch(self.id))
         self.lease.retire()
 
 

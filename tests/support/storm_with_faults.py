@@ -70,7 +70,7 @@ class StormWithFaults(Storm):
             [
                 (1.5, self._freeze),
                 (1.0, self._jump),
-                (2.0, self._delete_a_workshop),
+                (2.0, self._delete_a_scratch_directory),
                 (6.0, self._use_up_memory),
                 (9.0, self._harm_the_disk),
             ]
@@ -90,7 +90,7 @@ class StormWithFaults(Storm):
         harm = self.tally.harm
         disk = ("disk full", "no inodes", "read-only", "disk lost")
         return (
-            all(harm[kind] for kind in ("pauses", "clock jumps", "workshops deleted"))
+            all(harm[kind] for kind in ("pauses", "clock jumps", "scratch directories deleted"))
             and any(harm[kind] for kind in disk)
             and super()._is_enough()
         )
@@ -190,7 +190,7 @@ class StormWithFaults(Storm):
             file.write(struct.pack("q", self._chance.randint(-43200, 43200)))
         self.tally.harm["clock jumps"] += 1
 
-    def _delete_a_workshop(self) -> None:
+    def _delete_a_scratch_directory(self) -> None:
         directory = self.pool.directory("outputs")
         found = sorted(name for name in os.listdir(directory) if name.startswith("."))
         if found:
@@ -199,7 +199,7 @@ class StormWithFaults(Storm):
             with suppress(OSError):
                 os.rename(f"{directory}/{self._chance.choice(found)}", doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-            self.tally.harm["workshops deleted"] += 1
+            self.tally.harm["scratch directories deleted"] += 1
 
     def _use_up_memory(self) -> None:
         if self._group is None:

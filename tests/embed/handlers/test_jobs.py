@@ -38,7 +38,7 @@ def pool(tiny_model: Path, tmp_path: Path) -> PoolDirectory:
 def worker(pool: PoolDirectory) -> Worker:
     worker = Worker(pool, WorkerSettings(spool="cpu0"))
     worker.lease.enlist()
-    directories.make(pool.workshop(worker.id))
+    directories.make(pool.scratch(worker.id))
     worker.beat.flush()
     return worker
 

@@ -135,27 +135,29 @@ def test_a_file_that_came_and_went_meanwhile_is_nobody_s_litter(pool: PoolDirect
 # ---- workers that are gone ----
 
 
-def test_the_workshop_of_a_dead_worker_goes_and_that_of_a_living_one_stays(
+def test_the_scratch_of_a_dead_worker_goes_and_that_of_a_living_one_stays(
     pool: PoolDirectory,
 ) -> None:
     crew, lost = LocalWorkers(pool), ManualWorker(pool)
-    workshop = Path(pool.workshop(lost.id))
-    (workshop / "half.txt").write_text("half")
-    Path(pool.workshop(crew.living.id), "half.txt").write_text("half")
+    scratch = Path(pool.scratch(lost.id))
+    (scratch / "half.txt").write_text("half")
+    Path(pool.scratch(crew.living.id), "half.txt").write_text("half")
     lost.lease.retire()
-    assert crew.clean(0.0) == ["workshop"]
-    assert not workshop.exists()
-    assert os.listdir(pool.workshop(crew.living.id)) == ["half.txt"]
+    assert crew.clean(0.0) == ["scratch"]
+    assert not scratch.exists()
+    assert os.listdir(pool.scratch(crew.living.id)) == ["half.txt"]
 
 
-def test_the_workshop_that_a_recoverer_was_about_to_remove_goes(pool: PoolDirectory) -> None:
+def test_the_scratch_directory_that_a_recoverer_was_about_to_remove_goes(
+    pool: PoolDirectory,
+) -> None:
     crew, lost = LocalWorkers(pool), ManualWorker(pool)
-    workshop = Path(pool.workshop(lost.id))
-    (workshop / "half.txt").write_text("half")
-    workshop.rename(f"{workshop}.dead")
+    scratch = Path(pool.scratch(lost.id))
+    (scratch / "half.txt").write_text("half")
+    scratch.rename(f"{scratch}.dead")
     lost.lease.retire()
-    assert crew.clean(0.0) == ["workshop"]
-    assert not Path(f"{workshop}.dead").exists()
+    assert crew.clean(0.0) == ["scratch"]
+    assert not Path(f"{scratch}.dead").exists()
 
 
 @pytest.mark.parametrize("directory", ["running", "spools/gpu0"])
@@ -183,14 +185,14 @@ def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Poo
         os.rename(f"{pool.root}/away", path)
         assert crew.clean(LEASE_S / 2) == []
     os.unlink(path)
-    assert crew.clean(LEASE_S * 1.2) == ["order", "workshop"]
+    assert crew.clean(LEASE_S * 1.2) == ["order", "scratch"]
 
 
 def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: PoolDirectory) -> None:
     crew, suspended = LocalWorkers(pool, older_than_s=0.0), ManualWorker(pool)
     half_written(pool, "errors", os.getpid())
     assert crew.clean(10 * LEASE_S) == []
-    assert os.path.isdir(pool.workshop(suspended.id))
+    assert os.path.isdir(pool.scratch(suspended.id))
 
 
 def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(
@@ -316,7 +318,7 @@ def littered(root: Path) -> PoolDirectory:
     work_until_done(pool)
     abandoned(pool, 12)
     lost = ManualWorker(pool)
-    Path(pool.workshop(lost.id), "half").write_text("half")
+    Path(pool.scratch(lost.id), "half").write_text("half")
     lost.beat.flush()
     lost.journal.write("joined")
     atomic.publish(pool.order("pause", lost.id), b"")
@@ -333,7 +335,7 @@ def test_a_cleaner_may_be_killed_at_any_operation_and_the_next_one_ends_its_work
     tmp_path: Path,
 ) -> None:
     template = littered(tmp_path / "pool")
-    kinds = ["checkpoints", "journal", "lease", "order", "plan", "status", "unfinished", "workshop"]
+    kinds = ["checkpoints", "journal", "lease", "order", "plan", "scratch", "status", "unfinished"]
 
     def clean(pool: PoolDirectory) -> set[str]:
         clock = Clock()
@@ -373,7 +375,7 @@ def test_cleaning_beside_a_running_worker_disturbs_nothing(start: Start, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 leftover removed, 4 bytes."
     assert only_claim(pool, State.RUNNING) == name and not litter.exists()
-    assert os.path.isdir(pool.workshop(name.owner or ""))
+    assert os.path.isdir(pool.scratch(name.owner or ""))
     again = fsqueue("clean", pool.root, "--all")
     assert again.stdout == "0 leftovers removed, 0 bytes.\n"
 

@@ -32,7 +32,7 @@ JOINS: dict[str, Callable[[str], str]] = {
     "events": LAYOUT.events,
     "output": lambda text: LAYOUT.output(text, ".out"),
     "output suffix": lambda text: LAYOUT.output("x", text),
-    "workshop": LAYOUT.workshop,
+    "scratch": LAYOUT.scratch,
     "unpublished by": lambda text: LAYOUT.unpublished(text, "x", 0, ".out"),
     "unpublished": lambda text: LAYOUT.unpublished("w", text, 0, ".out"),
     "unpublished suffix": lambda text: LAYOUT.unpublished("w", "x", 0, text),

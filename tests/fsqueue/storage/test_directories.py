@@ -19,7 +19,7 @@ def test_discarding_a_missing_directory_succeeds(tmp_path: Path) -> None:
 
 
 def test_a_tree_is_discarded_with_the_directories_a_handler_made_in_it(tmp_path: Path) -> None:
-    tree = tmp_path / "workshop"
+    tree = tmp_path / "scratch"
     (tree / "deep" / "deeper").mkdir(parents=True)
     (tree / "deep" / "deeper" / "file").touch()
     (tree / "file").touch()

@@ -456,7 +456,9 @@ for what in ["spools/cpu0", "spools", "running", "partial", "outputs", "control"
     assert len(users.python("bob", code, shared).stdout.split()) == 6
 
 
-def test_a_member_cannot_replace_another_workers_workshop(users: Users, shared: str) -> None:
+def test_a_member_cannot_replace_another_workers_scratch_directory(
+    users: Users, shared: str
+) -> None:
     made = f"{shared}/outputs/.w-1-a"
     code = "from fsqueue.storage import directories; directories.make_private(sys.argv[1])"
     assert users.python("alice", code, made).returncode == 0
@@ -519,7 +521,7 @@ for name in ("big-1-a", "esc-1-a"):
         assert "Traceback" not in look.stderr
 
 
-def test_a_workers_workshop_is_its_own(tmp_path: Path) -> None:
+def test_a_workers_scratch_directory_is_its_own(tmp_path: Path) -> None:
     """No other user can put a link where a handler is about to write, or read what it writes."""
     mine = tmp_path / ".me-1-a"
     directories.make_private(str(mine))

@@ -75,7 +75,7 @@ def join(pool: PoolDirectory, *specials: str, models_max: int | None = None) -> 
         worker.handler_cache.handlers["models"] = handler = Models()
         handler.models_max = models_max
         worker.lease.enlist()
-        Path(pool.workshop(worker.id)).mkdir()
+        Path(pool.scratch(worker.id)).mkdir()
         worker.beat.flush()
         workers.append(worker)
     return workers

@@ -205,8 +205,8 @@ def test_what_a_dead_worker_was_writing_is_removed(
     pool: PoolDirectory, judge: ManualWorker
 ) -> None:
     die_with(pool)
-    (workshop,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
-    Path(pool.directory("outputs"), workshop, "half").write_bytes(b"...")
+    (scratch,) = (name for name in os.listdir(pool.directory("outputs")) if judge.id not in name)
+    Path(pool.directory("outputs"), scratch, "half").write_bytes(b"...")
     judge.sweep()
     assert os.listdir(pool.directory("outputs")) == [f".{judge.id}"]
 
@@ -260,7 +260,7 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
     def is_declared_dead() -> None:
         (recovered,) = expire(judge, clock)
         theirs.append(claims.take(pool, "gpu0", recovered.became, judge.id))
-        directories.make(pool.workshop(holder.id))  # it went with the lease
+        directories.make(pool.scratch(holder.id))  # it went with the lease
 
     holder.handler = HookHandler(is_declared_dead)
     assert holder.run(only_claim(pool, State.RUNNING)) is Ending.LOST
