@@ -18,10 +18,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine import engine, non_finite
+from embed.engine import engine, float32_fallback
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
-from embed.engine.non_finite import Float32Fallback
+from embed.engine.float32_fallback import Float32Fallback
 from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import hub
@@ -68,7 +68,7 @@ class Encoder:
         found = hub.find(model)
         family = FAMILIES[found.family]
         device = engine.choose_device(log.warning)
-        loaded, tokenizer = non_finite.load(
+        loaded, tokenizer = float32_fallback.load(
             family.name, found.folder, device, dtype=dtype, pool=pooling
         )
         settings = _Settings(

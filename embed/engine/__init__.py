@@ -1,6 +1,6 @@
 """Batches on a device: tokenize, batch, run, check, and put every row in its place.
 
-`engine` runs batches; `sequence_reader` and `batching` prepare them, `non_finite` repeats in
+`engine` runs batches; `sequence_reader` and `batching` prepare them, `float32_fallback` repeats in
 float32 what overflowed, `assembly` puts the rows in order; `model_cache` keeps models loaded, and
 `self_test` checks that a device and a loaded model compute correctly.
 """

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from embed.engine.engine import Encoder, is_out_of_memory
-from embed.engine.non_finite import Float32Fallback, with_float32_fallback
+from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
 from embed.models.families import Tokenizer
 from fsqueue import NotSupportedError, host_lock, memory_available

@@ -26,7 +26,7 @@ from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
     from embed.engine.engine import Encoder
-    from embed.engine.non_finite import Float32Fallback
+    from embed.engine.float32_fallback import Float32Fallback
 
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 2, 16, 2, 32, 33
 IDS: Final = [4 + (7 * n) % 20 for n in range(24)]

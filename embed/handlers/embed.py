@@ -31,8 +31,8 @@ from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
+    from embed.engine.float32_fallback import Float32Fallback
     from embed.engine.model_cache import ModelCache
-    from embed.engine.non_finite import Float32Fallback
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work
 
 if TYPE_CHECKING:
-    from embed.engine.non_finite import Float32Fallback
+    from embed.engine.float32_fallback import Float32Fallback
     from embed.store.view import View
 
 Rows = NDArray[np.float32]

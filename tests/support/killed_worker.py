@@ -22,10 +22,10 @@ main()
 """
 WORK = """
 import os, sys, time
-from embed.engine import non_finite
+from embed.engine import float32_fallback
 from fsqueue.cli import main
 
-real = non_finite.Float32Fallback.embed
+real = float32_fallback.Float32Fallback.embed
 log = open(os.environ["BATCHES"], "a", buffering=1)
 
 def logged(self, batch, warn):
@@ -35,7 +35,7 @@ def logged(self, batch, warn):
     log.write(f"{began} {time.monotonic()} {key} {sum(one.tokens for one in batch)}\\n")
     return rows
 
-non_finite.Float32Fallback.embed = logged
+float32_fallback.Float32Fallback.embed = logged
 main()
 """
 

@@ -2,10 +2,10 @@
 
 The published architecture: word and type embeddings, summed and normalised, without position
 embeddings; then layers of attention and a gated feed-forward block, each followed (not preceded) by
-its normalisation. Position enters as a bias on the attention's scores, -slope * |i - j|, with
-another slope for every head. transformers does not have it: its stock BertModel loads such a
-checkpoint without an error, and leaves every layer randomly initialised. So a checkpoint must have
-exactly the tensors that `shape.py` lists.
+its normalisation. Position enters as ALiBi (Press et al., 2022): a bias on the attention's scores,
+-slope * |i - j|, with another slope for every head. transformers does not have it: its stock
+BertModel loads such a checkpoint without an error, and leaves every layer randomly initialised. So
+a checkpoint must have exactly the tensors that `shape.py` lists.
 
 Sequences of a batch lie end to end, without padding; attention runs once for every run of equal
 lengths. One of the doors to torch. What this module does not know: bases, tokenizers, claims, and
@@ -107,7 +107,7 @@ class DnabertEncoder:
         self._layers = [
             _Layer(shape, weights, f"encoder.layer.{number}") for number in range(shape.layers)
         ]
-        self._biases = _Biases(shape.heads, scores_dtype(word), self.device)
+        self._biases = _AlibiBiases(shape.heads, scores_dtype(word), self.device)
 
     def hidden(self, sequences: Sequence[NDArray[np.uint16]]) -> list[torch.Tensor]:
         """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
@@ -133,11 +133,11 @@ class _Layer:
         self._down = _linear(weights, f"{prefix}.mlp.wo")
         self._mlp_norm = _norm(shape, weights, f"{prefix}.mlp.layernorm")
 
-    def __call__(self, x: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, pack: Pack, biases: _AlibiBiases) -> torch.Tensor:
         x = self._attention_norm(self._out(self._attend(self._qkv(x), pack, biases)) + x)
         return self._mlp_norm(self._down(self._gate(x) * self._up(x)) + x)
 
-    def _attend(self, qkv: torch.Tensor, pack: Pack, biases: _Biases) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, pack: Pack, biases: _AlibiBiases) -> torch.Tensor:
         """Attend inside each sequence: (tokens, 3 * width) to (tokens, width)."""
         wide = qkv.to(scores_dtype(qkv))
         output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
@@ -161,8 +161,8 @@ def _norm(shape: DnabertShape, weights: Weights, name: str) -> TensorMap:
     return lambda x: F.layer_norm(x, (shape.width,), weight, bias, shape.epsilon)
 
 
-class _Biases:
-    """What attention adds to its scores: -slope * |i - j|, with a slope for each head."""
+class _AlibiBiases:
+    """ALiBi: what attention adds to its scores: -slope * |i - j|, with a slope for each head."""
 
     def __init__(self, heads: int, dtype: torch.dtype, device: torch.device) -> None:
         self._slopes = torch.tensor(slopes(heads), device=device)[:, None, None]
@@ -194,7 +194,7 @@ class _Biases:
 
 
 def slopes(heads: int) -> list[float]:
-    """Return the slope of each head's bias.
+    """Return the ALiBi slope of each head.
 
     For 8 heads 1/2, 1/4 ... 1/256; for another power of two likewise down to 2**-8. For a number
     between two powers: all of the lower power's, then every other one of the higher power's. For 12

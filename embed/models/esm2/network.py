@@ -10,18 +10,17 @@ how the hidden states are used.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 from transformers import EsmModel
-from transformers.utils import logging
 
 from embed.models.esm2.tokenizer import BEGIN, END
 from embed.models.packed import DTYPES, Pack, TensorMap, attend, linear, to_device
+from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
 
@@ -126,17 +125,3 @@ def _linear(module: Any, *, gelu: bool = False) -> TensorMap:
 def _interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder each head's rows from (first half, second half) to pairs of one of each."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
-
-
-@contextlib.contextmanager
-def transformers_silenced() -> Iterator[None]:
-    """Keep transformers from printing its progress bar and its table of unused weights."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

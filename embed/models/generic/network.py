@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.models.esm2.network import transformers_silenced
 from embed.models.packed import DTYPES
+from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
 EVEN: Final = 0.75
