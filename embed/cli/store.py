@@ -47,7 +47,7 @@ def info_command(root: str, as_json: bool) -> None:
 @store_group.command("verify", context_settings=SETTINGS)
 @store_argument
 def verify_command(root: str) -> None:
-    """Read all of STORE, and report damage; then the exit status is 1."""
+    """Read all of STORE, and report damage (with exit status 1)."""
     from embed.store.spaces import list_spaces
     from embed.store.verify import verify
 

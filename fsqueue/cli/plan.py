@@ -74,7 +74,7 @@ def _command(handler: Handler) -> click.Command:
                      help="Override the weight of a spool or a model: 4090=1.6, cpu=0.1, gpu0=1.3. "
                      "Repeatable."),
         click.Option(["--gpu-weighted/--no-gpu-weighted"], default=True,
-                     help="Weight file assignment by GPU capability. Default: on."),
+                     help="Give faster GPUs more of the work. Default: on."),
         click.Option(["--claim-seconds"], type=Duration(), default=api.CLAIM_SECONDS,
                      show_default=True, help="Target duration of a claim on an RTX 3090, for "
                      "inputs that can be cut."),
@@ -89,7 +89,7 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
                      show_default=True, help="Attempts per claim in a new pool."),
         TrustGroup(),
-        click.Option(["--dry-run"], is_flag=True, help="Print the table; change nothing."),
+        click.Option(["--dry-run"], is_flag=True, help="Print what would be planned; change nothing."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     ]  # fmt: skip
     example = EXAMPLES.get(handler.name)

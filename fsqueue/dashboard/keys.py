@@ -52,11 +52,6 @@ class Keys:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
             self._fd = None
 
-    @property
-    def usable(self) -> bool:
-        """Whether keys can be typed at all."""
-        return self._fd is not None
-
     def wait(self, seconds: float) -> str:
         """Return the next key, or "" if none was typed within `seconds`."""
         if self._typed:
