@@ -89,7 +89,8 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
                      show_default=True, help="Attempts per claim in a new pool."),
         TrustGroup(),
-        click.Option(["--dry-run"], is_flag=True, help="Print what would be planned; change nothing."),
+        click.Option(["--dry-run"], is_flag=True,
+                     help="Print what would be planned; change nothing."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     ]  # fmt: skip
     example = EXAMPLES.get(handler.name)
