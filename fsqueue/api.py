@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fsqueue.errors import UsageError
 from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import settings
-from fsqueue.pool.layout import Order, State
+from fsqueue.pool.layout import Order
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Pool(PoolDirectory):
         for planned in reader.plans():
             handler = load_handler(planned.handler)
             for claim in reader.claims(planned):
-                if claim.state == State.DONE.value and claim.output:
+                if claim.done and claim.output:
                     inputs = tuple(map(Path, handler.inputs(reader.payload(claim))))
                     yield Output(claim.id, Path(claim.output), inputs)
 

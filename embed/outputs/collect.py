@@ -123,7 +123,7 @@ def _add_plan(
     outputs.inputs |= planned
     for claim in reader.claims(plan):
         outputs.kind = claim.kind
-        done, row = claim.state == "done", 0
+        done, row = claim.done, 0
         for segment, total in _segments(reader, claim):
             begin, end = segment["start"], segment["start"] + sum(segment["lengths"])
             part = Part(claim.output, row, segment["sequences"], total)
@@ -152,7 +152,7 @@ def _segments(reader: PoolReader, claim: ClaimView) -> Iterator[tuple[dict[str, 
 
 
 def _unfinished(root: str, claims: list[ClaimView]) -> Unfinished:
-    failed = sum(claim.state == "failed" for claim in claims)
+    failed = sum(claim.failed for claim in claims)
     subject = "1 claim is" if len(claims) == 1 else f"{len(claims):,} claims are"
     return Unfinished(
         f"{root}: {subject} not done ({failed:,} failed), among them {claims[0].id}; the table "

@@ -94,13 +94,13 @@ def broadcast(
 
 def _print_outcome(pool: Pool, made: Broadcast, timeout_s: float | None) -> NoReturn:
     """Print the outcome of every copy, after waiting for them if there is a timeout."""
-    from fsqueue.broadcast.broadcast import follow
+    from fsqueue.broadcast.broadcast import Outcome, follow
 
-    unfit = {"failed", "refused"}
+    unfit = {Outcome.FAILED, Outcome.REFUSED}
     if timeout_s is not None:
         give_up = time.monotonic() + timeout_s
         follow(pool, made, sleep=lambda: time.sleep(POLL_S), give_up=give_up)
-        unfit |= {"waiting", "running"}
+        unfit |= {Outcome.WAITING, Outcome.RUNNING}
     print_json(made.outcome())
     outcomes = {copy.outcome for copy in made.copies}
     failed = outcomes & unfit or made.totals().get("failed")

@@ -12,18 +12,18 @@ from fsqueue.api import Pool
 from fsqueue.cli.documents import json_list, print_lines
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument
 from fsqueue.errors import ExitStatus
-from fsqueue.history.attempts import Attempted, attempts
+from fsqueue.history.attempts import Attempted, Ending, attempts
 
 COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "
     "Worker Attempt Ending StolenFrom Kind Cost"
 ).split()
 EXIT_VALUES: Final = {
-    "done": 0,
-    "failed": 1,
-    "released": int(ExitStatus.DRAINED),
-    "killed": -1,
-    "lost": -1,
+    Ending.DONE: 0,
+    Ending.FAILED: 1,
+    Ending.RELEASED: int(ExitStatus.DRAINED),
+    Ending.KILLED: -1,
+    Ending.LOST: -1,
 }
 
 EPILOG = """\b
@@ -47,7 +47,7 @@ For attempts that are still running: fsqueue workers POOL.
 @json_option
 def joblog(pool: Pool, as_json: bool) -> None:
     """List every attempt that has ended, in order, like GNU parallel's --joblog."""
-    ended = (attempt for attempt in attempts(pool) if attempt.ending != "running")
+    ended = (attempt for attempt in attempts(pool) if attempt.ending != Ending.RUNNING)
     if as_json:
         return print_lines(json_list("attempts", map(asdict, ended)))
     rows = (_row(number, attempt) for number, attempt in enumerate(ended, 1))
@@ -62,7 +62,7 @@ def _with_header(rows: Iterator[list[str]]) -> Iterator[list[str]]:
 def _row(number: int, attempt: Attempted) -> list[str]:
     code = attempt.returncode
     exit_value = EXIT_VALUES.get(attempt.ending)
-    if code and attempt.ending == "failed":
+    if code and attempt.ending == Ending.FAILED:
         exit_value = code if code > 0 else 128 - code
     cells = (
         number,

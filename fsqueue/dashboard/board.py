@@ -6,6 +6,7 @@ a cell is a text and a style. `draw` makes a frame of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -13,8 +14,9 @@ from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
-from fsqueue.monitor.workers import Use, WorkerRow
+from fsqueue.monitor.workers import RowState, Use, WorkerRow
 from fsqueue.pool.names import natural
+from fsqueue.pool.status import Health, WorkerState
 
 Cell: TypeAlias = tuple[str, str]
 """A text and the style it is shown in."""
@@ -23,18 +25,18 @@ Row: TypeAlias = SpoolRow | WorkerRow
 GREEN_MIN: Final = 80.0
 YELLOW_MIN: Final = 50.0
 GAP: Final = 2
-STYLES: Final = {
-    "running": "green",
-    "loading": "cyan",
-    "starting": "cyan",
-    "no worker": "yellow",
-    "draining": "yellow",
-    "suspect": "yellow",
-    "stalled": "bold red",
-    "lost": "bold red",
-    "failed": "bold red",
+STYLES: Final[Mapping[str, str]] = {
+    WorkerState.RUNNING: "green",
+    WorkerState.LOADING: "cyan",
+    WorkerState.STARTING: "cyan",
+    RowState.NO_WORKER: "yellow",
+    WorkerState.DRAINING: "yellow",
+    RowState.SUSPECT: "yellow",
+    RowState.STALLED: "bold red",
+    Health.LOST: "bold red",
+    WorkerState.FAILED: "bold red",
 }
-GRAVE: Final = frozenset("stalled lost failed damage disk broken deserted".split())
+GRAVE: Final = frozenset({RowState.STALLED, Health.LOST, WorkerState.FAILED})
 NOT_KNOWN: Final = ("n/a", "dim")
 SORTS: Final = ("name", "queue", "speed", "state")
 
@@ -207,9 +209,11 @@ def _left(row: Row) -> float:
 def _urgency(row: Row) -> int:
     if row.state in GRAVE:
         return 4
-    if row.state in ("suspect", "no worker"):
+    if row.state in (RowState.SUSPECT, RowState.NO_WORKER):
         return 3
-    return 2 if row.state not in ("idle", "left", "unknown") else 1 if _left(row) else 0
+    if row.state not in (WorkerState.IDLE, Health.LEFT, RowState.UNKNOWN):
+        return 2
+    return 1 if _left(row) else 0
 
 
 # ---- cells ----

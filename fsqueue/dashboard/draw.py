@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fsqueue.dashboard.board import GAP, GRAVE, Board, View, board
+from fsqueue.dashboard.board import GAP, Board, View, board
 from fsqueue.monitor import format
 from fsqueue.monitor.log_lines import counted
 from fsqueue.monitor.snapshot import Snapshot
@@ -95,9 +95,9 @@ def _bar(snapshot: Snapshot, width: int, ascii: bool) -> Text:
 
 
 def _warnings(snapshot: Snapshot) -> list[Text]:
-    alerts = sorted(snapshot.warnings, key=lambda alert: alert.kind not in GRAVE)
+    alerts = sorted(snapshot.warnings, key=lambda alert: not alert.kind.grave)
     lines = [
-        line(f"! {alert.text}", "bold red" if alert.kind in GRAVE else "yellow")
+        line(f"! {alert.text}", "bold red" if alert.kind.grave else "yellow")
         for alert in alerts[:WARNINGS_MAX]
     ]
     if len(alerts) > WARNINGS_MAX:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Final
 
-from fsqueue.history.attempts import Attempted
+from fsqueue.history.attempts import Attempted, Ending
 from fsqueue.history.summary import BAD, Lane, Summary
 from fsqueue.monitor import format
 
@@ -174,11 +174,11 @@ def _pieces(summary: Summary) -> tuple[dict[int, float], float]:
     return pieces, summary.slot_s * together
 
 
-LEGEND: Final = {
+LEGEND: Final[dict[str, str]] = {
     "done": "done",
     "done stolen": "done, stolen from another spool",
-    "running": "running",
-    "released": "put back by a worker that left",
-    "unknown": "ending not recorded",
+    Ending.RUNNING: "running",
+    Ending.RELEASED: "put back by a worker that left",
+    Ending.UNKNOWN: "ending not recorded",
     **{str(ending): str(ending) for ending in sorted(BAD)},
 }

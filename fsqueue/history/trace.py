@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from fsqueue.history.attempts import Attempted
+from fsqueue.history.attempts import Attempted, Ending
 
 SPOOLS: Final = "spools: claims stolen from them"
 Record = dict[str, Any]
@@ -48,10 +48,10 @@ def _slice(attempt: Attempted, begin: int) -> Record:
         "error": attempt.error or None,
     }
     args = {name: value for name, value in facts.items() if value is not None}
-    quiet = attempt.ending in ("done", "running")
+    quiet = attempt.ending in (Ending.DONE, Ending.RUNNING)
     name = attempt.id if quiet else f"{attempt.ending}: {attempt.id}"
     drawn: Record = {"name": name, "cat": attempt.ending, "ts": begin, "args": args}
-    if attempt.ending == "running":
+    if attempt.ending == Ending.RUNNING:
         return drawn | {"ph": "B"}
     return drawn | {"ph": "X", "dur": max(1, _us(attempt.seconds or 0.0))}
 

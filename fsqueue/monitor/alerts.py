@@ -16,7 +16,7 @@ from fsqueue.monitor.counts import Count
 from fsqueue.monitor.format import plural
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LeaveReason
+from fsqueue.pool.status import Health, LeaveReason, WorkerState
 
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
@@ -47,6 +47,23 @@ class AlertKind(StrEnum):
     """Claims wait and no worker is alive."""
     DISK = "disk"
     IMBALANCE = "imbalance"
+
+    @property
+    def grave(self) -> bool:
+        """Whether work stands still, or is being lost."""
+        return self in GRAVE
+
+
+GRAVE: Final = frozenset(
+    {
+        AlertKind.DAMAGE,
+        AlertKind.STALLED,
+        AlertKind.LOST,
+        AlertKind.BROKEN,
+        AlertKind.DESERTED,
+        AlertKind.DISK,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +104,9 @@ def _workers(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
                 f"{row.id}: {row.status.held_back:.0%} of its time is "
                 f"spent waiting because of {limit}",
             )
-        elif row.health == "degraded":
+        elif row.health == Health.DEGRADED:
             yield Alert(AlertKind.SUSPECT, row.id, f"{row.id}: {row.trouble}")
-        elif row.health == "lost" and row.holds:
+        elif row.health == Health.LOST and row.holds:
             what = f"{row.trouble}; its claim goes to another: fsqueue recover"
             yield Alert(AlertKind.LOST, row.id, f"{row.id}: {what}")
         if not row.living and row.status.left_because in STOPPED_ITSELF:
@@ -138,7 +155,7 @@ def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Alert]:
     idle = [
         row.status.spool
         for row in workers
-        if row.living and row.state == "idle" and (row.idle_s or 0.0) > IDLE_S
+        if row.living and row.state == WorkerState.IDLE and (row.idle_s or 0.0) > IDLE_S
     ]
     weights = {row.status.spool: row.status.weight for row in workers if row.status.spool}
     depths = weighted_depths(count, weights)

@@ -15,12 +15,12 @@ from typing import Any
 from fsqueue.errors import FsqueueError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import read_events
-from fsqueue.pool.layout import ORDER, State
+from fsqueue.pool.layout import ORDER, Order, State, order_name
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import lacks
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import Status, read_status
+from fsqueue.pool.status import LEAVING, Status, read_status
 from fsqueue.pool.untrusted import read_json
 from fsqueue.scheduling.choose import Preferences, Race, in_order
 from fsqueue.scheduling.peers import peer_of
@@ -152,12 +152,12 @@ def _explain_wait(pool: PoolDirectory, found: Location, spool: str, name: ClaimN
 def _forbids(
     worker: str, status: Status | None, orders: frozenset[str], spool: str, name: ClaimName
 ) -> str:
-    for order in ("stop", "drain", "pause"):
-        if orders & {order, f"{order}@{worker}"}:
+    for order in (Order.STOP, Order.DRAIN, Order.PAUSE):
+        if orders & {order_name(order), order_name(order, worker)}:
             return f"ordered to {order}"
     if status is None:
         return ""  # no status: nothing rules it out
-    if status.state in ("draining", "stopped", "failed"):
+    if status.state in LEAVING:
         return f"it is {status.state}"
     if name.kind in status.unable:
         return f"it cannot do claims of kind {name.kind}; its log has the reason"

@@ -20,7 +20,7 @@ from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool.journal import Event, Journals, Steal
-from fsqueue.pool.layout import ORDER
+from fsqueue.pool.layout import ORDER, Order
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, read_spool
 from fsqueue.pool.untrusted import printable, read_json
@@ -114,7 +114,7 @@ class Reader:
         damage = [*count.damage, self.workers.look(count.held)]
         self.journals.look(self.workers.ended)
         orders = self._orders()
-        paused = bool(orders & {"pause", "drain", "stop"})
+        paused = bool(orders & set(Order))
         workers = tuple(self.workers.rows(count, self.journals, stall_s=stall_s, paused=paused))
         spools = tuple(spool_rows(count, workers, self._spool))
         cost_per_s = cost_rate(workers)

@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from fsqueue.monitor.counts import Amount, Count
-from fsqueue.monitor.workers import Use, WorkerRow
+from fsqueue.monitor.workers import RowState, Use, WorkerRow
 from fsqueue.pool.settings import Spool
+from fsqueue.pool.status import WorkerState
 from fsqueue.pool.untrusted import printable
 
 ETA_MAX_S: Final = 100 * 365 * 86400.0
-STATES: Final = "stalled suspect running loading starting draining idle unknown".split()
+STATES: Final = (
+    RowState.STALLED,
+    RowState.SUSPECT,
+    WorkerState.RUNNING,
+    WorkerState.LOADING,
+    WorkerState.STARTING,
+    WorkerState.DRAINING,
+    WorkerState.IDLE,
+    RowState.UNKNOWN,
+)
 """Of several workers' states, the first of these stands for all."""
 
 
@@ -115,7 +125,7 @@ def _state(living: list[WorkerRow], waiting: Amount) -> str:
     for state in STATES:
         if state in found:
             return state
-    return "no worker" if waiting.claims else "-"
+    return RowState.NO_WORKER if waiting.claims else "-"
 
 
 def _use(uses: list[Use]) -> Use:
@@ -154,7 +164,9 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def cost_rate(workers: Iterable[WorkerRow]) -> float | None:
     """Return the cost per second of all busy workers; new ones are estimated by their weight."""
-    busy = [row for row in workers if row.living and not row.stalled and row.state != "idle"]
+    busy = [
+        row for row in workers if row.living and not row.stalled and row.state != WorkerState.IDLE
+    ]
     known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
     if not known:
         return None

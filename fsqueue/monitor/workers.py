@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -20,7 +21,7 @@ from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import Observer, Process, Standing, lease_names
 from fsqueue.pool.names import WORKER, ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Current, Status, read_status
+from fsqueue.pool.status import Current, Health, Status, WorkerState, read_status
 from fsqueue.pool.untrusted import number, printable
 from fsqueue.storage import atomic
 
@@ -32,14 +33,25 @@ HUNGRY_S: Final = 30.0
 moment ago."""
 STALE_S: Final = 90.0
 
+LIVING: Final = frozenset({Health.HEALTHY, Health.DEGRADED})
+
+
+class RowState(StrEnum):
+    """What is shown as a state where it is not the one that a worker reports, nor its health."""
+
+    STALLED = "stalled"
+    SUSPECT = "suspect"
+    UNKNOWN = "unknown"
+    NO_WORKER = "no worker"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """A worker: what is known about it, and what it reports."""
 
     id: str
-    health: str
-    """healthy; degraded (suspect, stopped or stalled); lost (dead, or about to be); left."""
+    health: Health
+    """DEGRADED: suspect, stopped or stalled."""
     trouble: str
     """Why it is not healthy, in words."""
     stalled: bool
@@ -48,6 +60,7 @@ class WorkerRow:
     status: Status
     """As last written, made printable; blank if there is none. Read only."""
     state: str
+    """The one it reports (see `WorkerState`), or a `RowState`, or Health.LOST or LEFT."""
     progress: float | None
     cost_left: float
     """The cost of what it holds and has not done yet."""
@@ -63,7 +76,7 @@ class WorkerRow:
     @property
     def living(self) -> bool:
         """Whether it may still do something."""
-        return self.health in ("healthy", "degraded")
+        return self.health in LIVING
 
     @property
     def stale(self) -> bool:
@@ -175,12 +188,12 @@ class WorkerReader:
     ) -> WorkerRow:
         status = self._statuses.get(id) or blank(id)
         health, trouble = self._health(id, status, bool(held))
-        living = health in ("healthy", "degraded")
+        living = health in LIVING
         idle_s, age_s = self._ages(id, status)
         idle_s = idle_s if living else None
         stalled = living and self._stalled(status, bool(held), count, idle_s, stall_s, paused)
         if stalled and not trouble:
-            health, trouble = "degraded", f"stalled - no activity for {idle_s:.0f}s"
+            health, trouble = Health.DEGRADED, f"stalled - no activity for {idle_s:.0f}s"
         part = progress(status.current) if held else None
         speed = Speeds()
         if living:
@@ -203,27 +216,29 @@ class WorkerReader:
             use=use(status) if living else Use(),
         )
 
-    def _health(self, id: str, status: Status, holding: bool) -> tuple[str, str]:
+    def _health(self, id: str, status: Status, holding: bool) -> tuple[Health, str]:
         """Return a worker's health by its lease, and by its process if that is on this host."""
         if id in self._ended_by:
             by = self._ended_by[id]
-            return ("lost", f"declared dead by {by}") if by else ("left", status.message)
+            if by:
+                return Health.LOST, f"declared dead by {by}"
+            return Health.LEFT, status.message
         process = Process.UNKNOWN
         if status.host in ("", self._host):
             process = self._observer.process(id)
         if process is Process.GONE:
-            return "lost", f"its process ({status.pid or '?'}) is gone"
+            return Health.LOST, f"its process ({status.pid or '?'}) is gone"
         expired = self._observer.standing(id) is Standing.EXPIRED
         if process is Process.STOPPED:
-            health = "lost" if expired else "degraded"
+            health = Health.LOST if expired else Health.DEGRADED
             return health, f"its process is stopped: kill -CONT {status.pid or 'PID'}"
         if expired:
-            return "lost", f"no beat for {self._pool.lease_s:g} s: it is dead or cut off"
+            return Health.LOST, f"no beat for {self._pool.lease_s:g} s: it is dead or cut off"
         if id not in self._leased:
-            return ("degraded" if holding else "left"), "has no lease in workers/"
+            return (Health.DEGRADED if holding else Health.LEFT), "has no lease in workers/"
         if self._observer.standing(id) is Standing.SUSPECT:
-            return "degraded", f"suspect: no beat for {self._pool.lease_s / 2:g} s"
-        return "healthy", ""
+            return Health.DEGRADED, f"suspect: no beat for {self._pool.lease_s / 2:g} s"
+        return Health.HEALTHY, ""
 
     def _ages(self, id: str, status: Status) -> tuple[float | None, float | None]:
         """Return how long it has been idle, and how old its status is."""
@@ -249,27 +264,27 @@ class WorkerReader:
         spool, now = status.spool or "", self._clock()
         _, waiting = count.spools.get(spool, (None, None))
         queued = bool(waiting and waiting.claims) and not paused
-        if holding or not queued or status.state != "idle":
+        if holding or not queued or status.state != WorkerState.IDLE:
             self._hungry.pop(status.worker_id, None)
         hungry_s = now - self._hungry.setdefault(status.worker_id, now)
         if idle_s is None or not (holding or queued):
             return False
-        if status.state in ("starting", "loading"):
+        if status.state in (WorkerState.STARTING, WorkerState.LOADING):
             return idle_s > max(stall_s, LOADING_STALL_S)
-        if status.state == "idle" and not holding:
+        if status.state == WorkerState.IDLE and not holding:
             return idle_s > stall_s and hungry_s >= HUNGRY_S
-        return status.state != "draining" and idle_s > stall_s
+        return status.state != WorkerState.DRAINING and idle_s > stall_s
 
 
-def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
+def _state(status: Status, health: Health, stalled: bool, holding: bool) -> str:
     """Return the word for a worker's state; what is known wins over what it reports."""
-    if health in ("lost", "left"):
+    if health not in LIVING:
         return health
     if stalled:
-        return "stalled"
-    if health == "degraded":
-        return "suspect"
-    return status.state or ("running" if holding else "unknown")
+        return RowState.STALLED
+    if health == Health.DEGRADED:
+        return RowState.SUSPECT
+    return status.state or (WorkerState.RUNNING if holding else RowState.UNKNOWN)
 
 
 # ---- what a worker's status says ----
@@ -279,7 +294,7 @@ def _state(status: Status, health: str, stalled: bool, holding: bool) -> str:
 # never with the local clock.
 
 PAUSE_S: Final = 10.0
-ACTIVE: Final = frozenset("loading running draining".split())
+ACTIVE: Final = frozenset({WorkerState.LOADING, WorkerState.RUNNING, WorkerState.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)

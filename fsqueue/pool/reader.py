@@ -44,6 +44,14 @@ class ClaimView:
     output: str
     """Empty for handlers without outputs."""
 
+    @property
+    def done(self) -> bool:
+        return self.state == State.DONE
+
+    @property
+    def failed(self) -> bool:
+        return self.state == State.FAILED
+
 
 class PoolReader:
     """A pool, listed once. Raises UsageError if it is not a pool, PoolError if it is damaged."""
@@ -83,7 +91,7 @@ class PoolReader:
 
         Raises FileNotFoundError if the claim moved since the pool was listed; a done one stays.
         """
-        patience_s = 2.0 if claim.state == "done" else 0.0
+        patience_s = 2.0 if claim.done else 0.0
         facts = read_json(claim.path, patience_s=patience_s)
         payload = facts.get("payload")
         if facts.get("id") != claim.id or not isinstance(payload, dict):

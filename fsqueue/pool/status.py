@@ -38,6 +38,21 @@ class WorkerState(StrEnum):
     FAILED = "failed"
 
 
+LEAVING: Final = frozenset({WorkerState.DRAINING, WorkerState.STOPPED, WorkerState.FAILED})
+"""States of a worker that takes nothing more."""
+
+
+class Health(StrEnum):
+    """How a worker is, or one of its services."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    LOST = "lost"
+    """Dead, or about to be declared dead."""
+    LEFT = "left"
+
+
 class LeaveReason(StrEnum):
     """Why a worker left, as in its status file."""
 
@@ -164,14 +179,14 @@ class Status:
             rate = name.cost / max(seconds, 1e-6)
             old = self.rates.get(name.kind)
             self.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
-        self.services_status[handler] = "healthy"
+        self.services_status[handler] = Health.HEALTHY
         self.current = None
 
     def fail_claim(self, handler: str | None) -> None:
         """Note that a claim failed; `handler`: the one to blame for it, if any."""
         self.claims_failed += 1
         if handler:
-            self.services_status[handler] = "unhealthy"
+            self.services_status[handler] = Health.UNHEALTHY
 
     def release_claim(self) -> None:
         """Note that a claim was put back."""
@@ -211,8 +226,9 @@ def heartbeat(status: Status) -> dict[str, Any]:
     Memory is that of this host, not of the GPU.
     """
     memory = memory_available()
+    unhealthy = Health.UNHEALTHY in status.services_status.values()
     return {
-        "status": "degraded" if "unhealthy" in status.services_status.values() else "healthy",
+        "status": Health.DEGRADED if unhealthy else Health.HEALTHY,
         "available_memory": None if memory is None else f"{memory / 2**30:.1f}GB",
         "available_memory_bytes": memory,
         "gpu_utilization": number(status.gpu.get("compute_percent")),

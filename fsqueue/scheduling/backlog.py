@@ -17,9 +17,9 @@ from typing import Final
 from fsqueue.pool.names import id_and_cost
 from fsqueue.pool.requirements import base_of, lacks
 from fsqueue.pool.settings import PoolDirectory, Spool, spool_names
-from fsqueue.pool.status import Status, heartbeat
+from fsqueue.pool.status import LEAVING, Status, heartbeat
 from fsqueue.scheduling.choose import LOAD_S, Preferences
-from fsqueue.scheduling.peers import GONE, living, peers
+from fsqueue.scheduling.peers import living, peers
 from fsqueue.scheduling.score import MODEL_LOADED, SPECIALISED, Candidate, Need, explain, score
 from fsqueue.storage import atomic
 
@@ -48,7 +48,7 @@ def loads(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> list[
         for spool in spools
         if spool.name in known
     }
-    statuses = [status for status in living(pool) if status.state not in GONE]
+    statuses = [status for status in living(pool) if status.state not in LEAVING]
     for peer in peers(pool, statuses):
         if peer.spool in before:
             before[peer.spool] += peer.left

@@ -16,12 +16,10 @@ from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Status, heartbeat, read_status
+from fsqueue.pool.status import LEAVING, Status, heartbeat, read_status
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.choose import Peer
 from fsqueue.scheduling.score import Candidate
-
-GONE: Final = frozenset({"draining", "stopped", "failed"})
 
 
 def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:
@@ -34,7 +32,7 @@ def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:
 def peers(pool: PoolDirectory, statuses: Iterable[Status]) -> list[Peer]:
     """Return what the policy needs to know about these workers, without those that are leaving."""
     held = {name.owner: name for name in claims.owned(pool, State.RUNNING)}
-    return [peer_of(s, held.get(s.worker_id)) for s in statuses if s.state not in GONE]
+    return [peer_of(s, held.get(s.worker_id)) for s in statuses if s.state not in LEAVING]
 
 
 def peer_of(status: Status, name: ClaimName | None) -> Peer:

@@ -27,6 +27,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from fsqueue.pool.requirements import Tier
+from fsqueue.pool.status import Health
 
 MODEL_LOADED: Final = 100.0
 SPECIALISED: Final = 50.0
@@ -41,7 +42,7 @@ EQUAL_WITHIN: Final = 1e-9
 MODELS: Final = "fsqueue.models"
 """Entry points of functions that return what scores need to know about models: `aliases`, by other
 name, and `by_service`, by a word in a service's path."""
-UNFIT: Final = frozenset({"unhealthy", "offline", "lost"})
+UNFIT: Final = frozenset({Health.UNHEALTHY, Health.LOST, "offline"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Candidate:
     gpu_percent: float | None = None
     services: Mapping[str, str] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
-    health: str = "healthy"
+    health: str = Health.HEALTHY
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Candidate:
@@ -74,7 +75,7 @@ class Candidate:
             gpu_percent=_percent(facts.get("gpu_utilization", facts.get("gpu_util"))),
             services={str(name).lower(): str(state).lower() for name, state in services.items()},
             capabilities=_lower(facts.get("capabilities")),
-            health=str(facts.get("status") or "healthy").lower(),
+            health=str(facts.get("status") or Health.HEALTHY).lower(),
         )
 
 
@@ -123,7 +124,7 @@ def explain(worker: Candidate, need: Need) -> list[Term]:
         Term("model", MODEL_LOADED * has, wanted),
         Term("specialisation", SPECIALISED * special, f"specialised in {of}"),
         Term("tier", TIERS[tier] if tier else 0.0, tier.name if tier else f"tier {worker.tier}"),
-        Term("health", HEALTHY * (health == "healthy"), f"{service or 'service'} is {health}"),
+        Term("health", HEALTHY * (health == Health.HEALTHY), f"{service or 'service'} is {health}"),
         Term("cpu load", CPU_LOAD * load, f"{CPU_LOAD:g} x {load:.2f}"),
         Term("running", RUNNING * worker.running, f"{RUNNING:g} x {worker.running}"),
         Term("gpu use", GPU_USE * use, f"{GPU_USE:g} x {use:.3f}" if on_gpu else "not counted"),

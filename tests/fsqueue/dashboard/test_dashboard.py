@@ -28,7 +28,7 @@ from fsqueue.cli.watch import watch as command
 from fsqueue.dashboard import LoadBalancingDashboard, View, live, print_once, render, show
 from fsqueue.dashboard.board import COLUMNS, board, colour
 from fsqueue.gpu.utilization import GPUMonitor
-from fsqueue.monitor.alerts import Alert
+from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.counts import Amount
 from fsqueue.monitor.snapshot import Failure, Reader, Snapshot
@@ -83,8 +83,8 @@ def busy() -> Snapshot:
         ),
         failures=(Failure("output_3-9f", 3, "node7-2-bbbbbb", "CUDA error: out of memory"),),
         warnings=(
-            Alert("suspect", "w", "node8-3-cccccc: suspect: no beat for 15 s"),
-            Alert("stalled", "w", "GPU gpu1 stalled - no activity for 312s"),
+            Alert(AlertKind.SUSPECT, "w", "node8-3-cccccc: suspect: no beat for 15 s"),
+            Alert(AlertKind.STALLED, "w", "GPU gpu1 stalled - no activity for 312s"),
         ),
     )
 

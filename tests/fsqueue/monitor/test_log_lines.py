@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.monitor.alerts import Alert
+from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, follow, spool_line
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.workers import Use
@@ -48,8 +48,8 @@ def test_events_that_were_missed_are_counted() -> None:
 def test_a_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
     lines = Lines()
     list(lines.news(seen(), 0.0))
-    first = Alert("stalled", "w", "GPU gpu0 stalled - no activity for 301s")
-    later = Alert("stalled", "w", "GPU gpu0 stalled - no activity for 303s")
+    first = Alert(AlertKind.STALLED, "w", "GPU gpu0 stalled - no activity for 301s")
+    later = Alert(AlertKind.STALLED, "w", "GPU gpu0 stalled - no activity for 303s")
     assert list(lines.news(seen(warnings=(first,)), 1.0)) == [f"12:00:00 warning: {first.text}"]
     assert list(lines.news(seen(warnings=(later,)), 2.0)) == []
     assert list(lines.news(seen(), 3.0)) == [f"12:00:00 recovered: {first.text}"]
@@ -59,12 +59,12 @@ def test_a_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
 def test_workers_get_a_while_to_start_before_they_are_missed() -> None:
     lines = Lines()
     list(lines.news(seen(), 0.0))
-    nobody = Alert("deserted", "", "nobody works")
-    assert list(lines.news(seen(warnings=(nobody,)), 1.0)) == []
+    deserted = Alert(AlertKind.DESERTED, "", "no worker is alive")
+    assert list(lines.news(seen(warnings=(deserted,)), 1.0)) == []
     assert list(lines.news(seen(), 2.0)) == []
-    assert list(lines.news(seen(warnings=(nobody,)), 3.0)) == []
-    (line,) = lines.alerts(seen(warnings=(nobody,)), 3.0 + PATIENCE_S)
-    assert line.endswith("warning: nobody works")
+    assert list(lines.news(seen(warnings=(deserted,)), 3.0)) == []
+    (line,) = lines.alerts(seen(warnings=(deserted,)), 3.0 + PATIENCE_S)
+    assert line.endswith("warning: no worker is alive")
 
 
 def test_a_spool_has_a_line_with_all_that_is_known() -> None:

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fsqueue.errors import UsageError
-from fsqueue.monitor.alerts import Alert
+from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.prometheus import TextFile, exposition
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.workers import Use
@@ -57,7 +57,7 @@ def seen() -> Snapshot:
         spool_row("gpu0", stolen_in=3, use=Use(91.0, 40.0, 71.0, 310.5)),
         spool_row("gpu1", items_per_s=None, eta_s=None, use=Use()),
     ]
-    return snapshot(rows, warnings=(Alert("stalled", "w", "text"),))
+    return snapshot(rows, warnings=(Alert(AlertKind.STALLED, "w", "text"),))
 
 
 def test_the_claims_that_are_told_are_those_on_disk(tmp_path: Path) -> None:
