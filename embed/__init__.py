@@ -10,9 +10,8 @@
     cli/        fsqueue embed: one file for each command
 
     options              the options of `fsqueue plan embed`
-    safetensors_header   the header of a safetensors file, written and read
     encoder              embed from Python, without a pool
-    single_file, query, calibrate   what the commands `file`, `search` and `calibrate` do
+    single_file, query   what the commands `file` and `search` do
 
 Imports between these go one way (tests/test_architecture.py). The public names:
 

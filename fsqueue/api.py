@@ -30,8 +30,8 @@ from fsqueue.pool.layout import Order, State
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
+    from fsqueue.history.failures import FailedClaim
     from fsqueue.maintenance.repair import Cancellation, Retried
-    from fsqueue.monitor.failures import FailedClaim
     from fsqueue.monitor.snapshot import Snapshot
     from fsqueue.scheduling.planner import PlanResult, Progress
     from fsqueue.worker.launch import WorkOptions
@@ -258,7 +258,7 @@ class Pool(PoolDirectory):
 
     def failed(self) -> list[FailedClaim]:
         """Return the claims that failed, with the errors of their attempts."""
-        from fsqueue.monitor.failures import failed_claims
+        from fsqueue.history.failures import failed_claims
 
         return failed_claims(self)
 
@@ -336,7 +336,7 @@ def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
             )
-        if option.choices and options[name] not in option.choices:
+        if option.choices and options[name] not in (option.default, *option.choices):
             raise UsageError(
                 f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
             )

@@ -6,7 +6,7 @@
 
 687 real proteins are embedded by four workers that share the CPUs of this machine; one of them is
 killed half-way. Two terminals of 80 and 120 columns watch, and what they show at certain points is
-written to docs/watching.md: text frames, as tmux captured them.
+written to docs/watching.md as text, captured by tmux.
 """
 
 from __future__ import annotations
@@ -34,20 +34,33 @@ ENVIRONMENT = os.environ | {
     "TOKENIZERS_PARALLELISM": "false",
     "TERM": "screen-256color",
 }
-HEAD = """# A run, watched
+HEAD = """# Watching a pool
 
-Four workers embed 687 proteins; `gpu3`'s is killed half-way, and the others end its work. What two
-terminals showed, at the same points of the run, recorded by `scripts/record.py` on a machine
-without a GPU. Where there are GPUs, there are columns for their use, memory, temperature and power
-too: a column without data is left out, and on a narrow terminal the least important ones go
-first.
+What does `fsqueue watch` show, and how do I read it?
+
+One row per spool. `queue` is how many claims wait there, and `left` is their share of all waiting
+work; `done` is what the spool's workers have finished, stolen claims included; `stolen` is claims
+stolen by its workers (+) and from its queue (-). Totals are counted on disk and right at each
+refresh, whatever was killed meanwhile; speeds and steals are what workers report. `--rates`
+(`--tokens` is the same option) adds the rates of the handlers' counters, such as tokens per second.
+
+Keys: `w` one row per worker, `s` sort, `f` failures, `e` steals, `t` rates, `m` memory, `?` all
+keys, `q` quit. Where there is no terminal, `watch` prints lines for a log.
+
+Below, four workers embed 687 proteins; the worker of `gpu3` is killed half-way, and the others
+finish its work. Both terminals were captured at the same points of the run by `scripts/record.py`,
+on a machine without a GPU. With GPUs there are also columns for utilisation, memory, temperature
+and power: a column without data is left out, and on a narrow terminal the least important columns
+go first.
 """
 
 
 def main() -> None:
     """Run, watch and write the document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=24, help="of the terminals (default: 24)")
+    parser.add_argument(
+        "--rows", type=int, default=24, help="Height of the terminals (default: 24)."
+    )
     given = parser.parse_args()
     if shutil.which("tmux") is None:
         sys.exit("error: tmux is not installed. Debian: apt-get install tmux")
@@ -69,14 +82,14 @@ def plan(directory: Path, pool: Path) -> None:
 
 
 def record(directory: Path, pool: Path, rows: int) -> dict[int, list[str]]:
-    """Return the frames by width; each of POINTS, and the last one."""
+    """Return the frames by width: one at each of POINTS, and the last one."""
     terminals = {width: Terminal(directory, pool, width, rows) for width in WIDTHS}
     workers = [start_worker(directory, pool, spool) for spool in SPOOLS]
     killed, deadline = False, time.monotonic() + DEADLINE_S
     try:
         while not all(terminal.over for terminal in terminals.values()):
             if time.monotonic() > deadline:
-                sys.exit(f"error: not done after {DEADLINE_S:g} s; look into {directory}")
+                sys.exit(f"error: not done after {DEADLINE_S:g} s; see the logs in {directory}")
             progress = min(terminal.look() for terminal in terminals.values())
             if progress >= KILL_AT and not killed:
                 workers[-1].kill()
@@ -92,7 +105,7 @@ def record(directory: Path, pool: Path, rows: int) -> dict[int, list[str]]:
 
 
 def start_worker(directory: Path, pool: Path, spool: str) -> subprocess.Popen[bytes]:
-    """Start one worker; its log is beside the pool."""
+    """Start one worker, with its log beside the pool."""
     with open(directory / f"{spool}.log", "wb") as log:
         words = ["work", str(pool), "--spool", spool]
         return subprocess.Popen([*FSQUEUE, *words], env=ENVIRONMENT, stderr=log)
@@ -103,7 +116,7 @@ class Terminal:
 
     def __init__(self, directory: Path, pool: Path, width: int, rows: int) -> None:
         self._tmux = ["tmux", "-S", str(directory / f"tmux-{width}"), "-f", os.devnull]
-        watch = f"{sys.executable} -m fsqueue watch {pool} --tokens; sleep {DEADLINE_S:g}"
+        watch = f"{sys.executable} -m fsqueue watch {pool} --rates; sleep {DEADLINE_S:g}"
         size = ["-x", str(width), "-y", str(rows)]
         self._run("new-session", "-d", *size, watch)
         self._left = list(POINTS)
@@ -140,7 +153,7 @@ def write(frames: dict[int, list[str]]) -> None:
     """Write docs/watching.md."""
     parts = [HEAD]
     for width, shown in frames.items():
-        parts.append(f"\n## `fsqueue watch POOL --tokens`, {width} columns\n")
+        parts.append(f"\n## `fsqueue watch POOL --rates`, {width} columns\n")
         parts += [f"\n```\n{frame}```\n" for frame in shown]
     (ROOT / "docs/watching.md").write_text("".join(parts))
 

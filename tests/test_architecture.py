@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     "fsqueue": (
         "errors storage pool handler command gpu scheduling slurm broadcast worker "
-        "monitor dashboard maintenance api cli __main__"
+        "monitor history dashboard maintenance api cli __main__"
     ).split(),
     "embed": (
-        "options safetensors_header models outputs inputs engine store export handlers encoder "
-        "single_file query calibrate cli __main__"
+        "options outputs models inputs engine store export handlers encoder single_file query "
+        "cli __main__"
     ).split(),
 }
 """Each imports only from those before it."""

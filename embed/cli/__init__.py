@@ -23,7 +23,7 @@ from fsqueue.cli.options import SETTINGS
 
 @click.group("embed", context_settings=SETTINGS)
 def embed() -> None:
-    """Prepare sequences, merge a pool's outputs, embed one file, or use a store of vectors.
+    """Prepare inputs, merge outputs, embed one file, or search a store.
 
     \b
     From contigs to the features of two models:

@@ -43,7 +43,7 @@ def calibrate_command(model: str, seconds: float, dtype: str, threads: int, as_j
     Run it once on every kind of machine; CUDA_VISIBLE_DEVICES selects the GPU. Nothing is changed:
     a weight is used where you type it.
     """
-    from embed.calibrate import calibrate
+    from embed.handlers.calibrate import calibrate
 
     options = {option.name: option.default for option in OPTIONS}
     result = calibrate(options | {"model": model, "dtype": dtype, "threads": threads}, seconds)

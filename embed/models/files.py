@@ -16,7 +16,7 @@ from typing import Any, Final
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.esm2.tokenizer import VOCABULARY
 from embed.models.generic.shape import TOKENIZER_FILES, TOKENIZER_SETTINGS, GenericShape
-from embed.safetensors_header import is_complete
+from embed.outputs.safetensors_header import is_complete
 from fsqueue import UsageError
 
 PICKLED: Final = "pytorch_model.bin"

@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.safetensors_header import HEADER_MAX, lay_out
+from embed.outputs.safetensors_header import HEADER_MAX, lay_out
 from fsqueue import ClaimImpossible
 
 FLAGS: Final = {"truncated": 1, "windowed": 2, "unknown_residues": 4, "empty": 8}

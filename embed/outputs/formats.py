@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from embed.outputs.safetensors_header import lay_out
 from embed.outputs.table import RaggedTable, Table
-from embed.safetensors_header import lay_out
 from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.safetensors_header import Tensor, read_header
+from embed.outputs.safetensors_header import Tensor, read_header
 from fsqueue import FsqueueError
 from fsqueue.storage import atomic
 

@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.safetensors_header import lay_out, read_header
+from embed.outputs.safetensors_header import lay_out, read_header
 from embed.store.keys import KEY, STORED, Keys
 from embed.store.shard_names import ShardName
 from fsqueue import FsqueueError

@@ -11,8 +11,8 @@ import click
 from fsqueue.api import Pool
 from fsqueue.cli.options import SETTINGS, json_option, plural, pool_argument, print_json
 from fsqueue.errors import UsageError
+from fsqueue.history.failures import FailedAttempt, failed_attempts, tail, worker_log
 from fsqueue.monitor import format
-from fsqueue.monitor.failures import FailedAttempt, failed_attempts, tail, worker_log
 from fsqueue.pool.names import ID
 from fsqueue.pool.untrusted import printable
 

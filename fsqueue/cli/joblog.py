@@ -12,7 +12,7 @@ from fsqueue.api import Pool
 from fsqueue.cli.documents import json_list, print_lines
 from fsqueue.cli.options import SETTINGS, json_option, pool_argument
 from fsqueue.errors import ExitStatus
-from fsqueue.monitor.attempts import Attempted, attempts
+from fsqueue.history.attempts import Attempted, attempts
 
 COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "

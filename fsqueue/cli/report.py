@@ -18,6 +18,6 @@ def report(pool: Pool, output: str | None) -> None:
     It shows what is done, which worker did what when, steals, and failures with their last lines.
     The page loads nothing from elsewhere, so it can be sent to anyone.
     """
-    from fsqueue.monitor.report import page
+    from fsqueue.history.report import page
 
     write_lines(page(pool), output)

@@ -18,7 +18,7 @@ def trace(pool: Pool, output: str | None) -> None:
     Steals are arrows from the spool that lost a claim. The file stays on your machine: Perfetto
     reads it in the browser. Chrome's own chrome://tracing opens it, too.
     """
-    from fsqueue.monitor.attempts import attempts
-    from fsqueue.monitor.trace import records
+    from fsqueue.history.attempts import attempts
+    from fsqueue.history.trace import records
 
     write_lines(json_list("traceEvents", records(attempts(pool))), output)

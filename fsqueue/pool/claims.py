@@ -49,8 +49,6 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import parse_json
 from fsqueue.storage import atomic, permissions
 
-_RUNNING: Final = State.RUNNING
-_DONE: Final = State.DONE
 COUNT_MAX: Final = 10**18
 CANCELLED_WAITING: Final = {"error": "cancelled before it ran", "cancelled": True}
 """The error record of a claim that was cancelled while it waited."""
@@ -67,14 +65,14 @@ def publish(pool: PoolDirectory, plan: str, spool: str, name: ClaimName) -> bool
 def take(pool: PoolDirectory, spool: str, name: ClaimName, worker: str) -> ClaimName | None:
     """Take a waiting claim for `worker`; None if another worker got it. I3."""
     mine = name.owned_by(worker)
-    if move(pool.waiting(spool, name), pool.owned(_RUNNING, mine)):
+    if move(pool.waiting(spool, name), pool.owned(State.RUNNING, mine)):
         return mine
     return None
 
 
 def finish(pool: PoolDirectory, name: ClaimName) -> None:
     """Move our claim, whose output is published already (I6), to done/. Raises ClaimLost."""
-    _leave_running(pool, name, pool.owned(_DONE, name), "finished")
+    _leave_running(pool, name, pool.owned(State.DONE, name), "finished")
 
 
 def fail(pool: PoolDirectory, name: ClaimName) -> None:
@@ -151,7 +149,7 @@ def record_error(pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -
 
 
 def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
-    if not move(pool.owned(_RUNNING, name), target):
+    if not move(pool.owned(State.RUNNING, name), target):
         atomic.names(pool.state(State.RUNNING))  # raises PoolError if the directory is gone
         raise _lost(name, verb)
 
@@ -244,7 +242,7 @@ def read_claim(
 
     Raises ClaimLost if it is not in running/ for `patience_s`.
     """
-    path = pool.owned(_RUNNING, name)
+    path = pool.owned(State.RUNNING, name)
     try:
         data, file = atomic.read_with_facts(path, patience_s=patience_s)
     except OSError as error:

@@ -70,8 +70,6 @@ CANCEL: Final = "cancel"
 """control/cancel@ID orders the worker that runs the claim ID to give it up."""
 ORDER: Final = re.compile(rf"({'|'.join((*Order, CANCEL))})(?:@({ID.pattern}))?", re.ASCII)
 
-_WAITING: Final = State.WAITING  # looking it up in the enum costs as much as building a path
-
 
 DIRECTORIES: Final = (
     "plans spools running done failed errors partial workers status events outputs control".split()
@@ -110,7 +108,7 @@ class Layout:
 
     def owned(self, state: State, name: ClaimName) -> str:
         """Return where an owned claim lies in running/, done/ or failed/."""
-        assert name.owner is not None and state is not _WAITING, (state, name)
+        assert name.owner is not None and state is not State.WAITING, (state, name)
         return f"{self.root}/{state}/{name.checked()}"
 
     # ---- spools ----

@@ -123,6 +123,17 @@ class Status:
     left_because: str = ""
     """A `LeaveReason` once it left."""
 
+    def become(self, state: WorkerState) -> None:
+        """Note what the worker does now, other than running a claim."""
+        self.state = state
+        if state is not WorkerState.LOADING:
+            self.current = None
+
+    def stop(self, message: str, left_because: str) -> None:
+        """Note that the worker leaves."""
+        self.become(WorkerState.STOPPED)
+        self.message, self.left_because = message, left_because
+
     def start_claim(self, current: Current) -> None:
         """Note that the worker runs a claim now."""
         self.current, self.state, self.last_activity = current, WorkerState.RUNNING, time.time()
@@ -161,6 +172,18 @@ class Status:
         self.claims_failed += 1
         if handler:
             self.services_status[handler] = "unhealthy"
+
+    def release_claim(self) -> None:
+        """Note that a claim was put back."""
+        self.claims_released += 1
+
+    def note_lock_held(self) -> None:
+        """Note that a spool was skipped because another thief held its lock."""
+        self.lock_skips += 1
+
+    def note_loaded(self, loaded: list[str], unable: list[str]) -> None:
+        """Note which kinds are loaded, and which ones this worker cannot do."""
+        self.loaded, self.unable = loaded, unable
 
     def note_steal(self, spool: str) -> None:
         """Note that a claim was stolen from a spool."""

@@ -12,7 +12,7 @@ whole, never by substring. Equal scores, and only those, are ordered by a jitter
 points that depends on worker and need alone: the same question has the same answer everywhere, and
 different needs do not all go to the same one of several equals.
 
-Nothing here reads a file.
+Nothing here reads a pool. Which models have other names is up to installed packages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from fsqueue.pool.requirements import Tier
@@ -36,22 +38,9 @@ GPU_USE: Final = -20.0
 JITTER_MAX: Final = 5.0
 EQUAL_WITHIN: Final = 1e-9
 
-ALIASES: Final = {"nomic-embed": "nomic-embed-text"}
-"""Other names of one model. `llama3.2-vision` is not here: it is not `llama-vision`."""
-MODEL_OF: Final = {
-    "ocr": "llama-vision",
-    "vision": "llama-vision",
-    "embed": "nomic-embed-text",
-    "embedding": "nomic-embed-text",
-    "embeddings": "nomic-embed-text",
-    "rag": "llama3.2",
-    "query": "llama3.2",
-    "vllm": "llama3.2",
-    "generate": "llama3.2",
-    "dnabert": "dnabert-s",
-    "esm": "esm2-3b",
-}
-"""The model that a word in a service's path stands for, where no model is named."""
+MODELS: Final = "fsqueue.models"
+"""Entry points of functions that return what scores need to know about models: `aliases`, by other
+name, and `by_service`, by a word in a service's path."""
 UNFIT: Final = frozenset({"unhealthy", "offline", "lost"})
 
 
@@ -197,7 +186,8 @@ def detect_required_model(of: str | Mapping[str, Any]) -> str | None:
             return canonical_model(str(of["model"]))
         of = f"{of.get('service') or ''}/{of.get('path') or ''}"
     words = re.split(r"[^a-z0-9]+", of.lower())
-    return next((MODEL_OF[word] for word in words if word in MODEL_OF), None)
+    model_of = _known_models("by_service")
+    return next((model_of[word] for word in words if word in model_of), None)
 
 
 def canonical_model(name: str) -> str:
@@ -206,7 +196,16 @@ def canonical_model(name: str) -> str:
     `:latest` is the same as no tag. Any other tag is another model, and is kept.
     """
     name = name.strip().lower().removesuffix(":latest")
-    return ALIASES.get(name, name)
+    return _known_models("aliases").get(name, name)
+
+
+@cache
+def _known_models(what: str) -> dict[str, str]:
+    """Return what installed packages register about models."""
+    known: dict[str, str] = {}
+    for entry in entry_points(group=MODELS, name=what):
+        known |= entry.load()()
+    return known
 
 
 def _words(value: Any) -> list[str]:

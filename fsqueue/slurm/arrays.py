@@ -35,11 +35,11 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class PlannedWorker:
     """One worker to start: on which GPU model, and the position of its spool."""
 
     model: str
-    place: int
+    spool_position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +102,28 @@ def gres_for(model: str, cluster: Cluster) -> str | None:
 # ---- which arrays ----
 
 
-def seats_for(
+def workers_for(
     spools: Sequence[Spool], *, count: int | None = None, specs: Sequence[SpoolSpec] | None = None
-) -> list[Seat]:
+) -> list[PlannedWorker]:
     """Return the workers to start: `count`, or one on each of `specs`; else one per spool."""
     if not spools:
         raise UsageError("the pool has no spools; plan something first: fsqueue plan --help")
     if specs is None:
         wanted = len(spools) if count is None else count
-        places = [number % len(spools) for number in range(wanted)]
-        return [Seat(spools[place].model, place) for place in places]
-    seats: list[Seat] = []
+        positions = [number % len(spools) for number in range(wanted)]
+        return [PlannedWorker(spools[position].model, position) for position in positions]
+    workers: list[PlannedWorker] = []
     taken: Counter[str] = Counter()
     for spec in specs:
-        own = [place for place, spool in enumerate(spools) if spool.model == spec.model]
-        places = own or list(range(len(spools)))
-        seats.append(Seat(spec.model, places[taken[spec.model] % len(places)]))
+        own = [position for position, spool in enumerate(spools) if spool.model == spec.model]
+        positions = own or list(range(len(spools)))
+        workers.append(PlannedWorker(spec.model, positions[taken[spec.model] % len(positions)]))
         taken[spec.model] += 1
-    return seats
+    return workers
 
 
 def arrays_for(
-    seats: Sequence[Seat], spools: int, cluster: Cluster
+    workers: Sequence[PlannedWorker], spools: int, cluster: Cluster
 ) -> tuple[list[Array], list[str]]:
     """Return the arrays for these workers, and the models that the cluster lacks."""
     if spools > cluster.array_max:
@@ -132,27 +132,27 @@ def arrays_for(
             f"(MaxArraySize): plan for fewer, larger spools."
         )
     arrays, absent = [], []
-    for model in dict.fromkeys(seat.model for seat in seats):
+    for model in dict.fromkeys(worker.model for worker in workers):
         gres = gres_for(model, cluster)
         if gres is None:
             absent.append(model)
             continue
-        places = [seat.place for seat in seats if seat.model == model]
-        for indices in _windows(places, spools, cluster.array_max):
+        positions = [worker.spool_position for worker in workers if worker.model == model]
+        for indices in _windows(positions, spools, cluster.array_max):
             arrays.append(Array(model, gres, tuple(indices)))
     return arrays, absent
 
 
-def _windows(places: Iterable[int], spools: int, limit: int) -> list[list[int]]:
-    """Return array indices for these places, in as few arrays as the limit allows."""
+def _windows(positions: Iterable[int], spools: int, limit: int) -> list[list[int]]:
+    """Return array indices for these positions, in as few arrays as the limit allows."""
     windows: list[list[int]] = []
     taken: Counter[int] = Counter()
-    for place in places:
-        window, nth = divmod(taken[place], -(-(limit - place) // spools))
-        taken[place] += 1
+    for position in positions:
+        window, nth = divmod(taken[position], -(-(limit - position) // spools))
+        taken[position] += 1
         if window == len(windows):
             windows.append([])
-        windows[window].append(place + nth * spools)
+        windows[window].append(position + nth * spools)
     return [sorted(indices) for indices in windows]
 
 

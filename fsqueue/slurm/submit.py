@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fsqueue.errors import FsqueueError, UsageError
 from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
 from fsqueue.scheduling.gpu_spec import parse_gpus
-from fsqueue.slurm.arrays import Array, arrays_for, seats_for, this_cluster
+from fsqueue.slurm.arrays import Array, arrays_for, this_cluster, workers_for
 from fsqueue.slurm.scripts import ScriptOptions, merge_script, submit, worker_script
 
 DELAY_PER_WORKER_S = 0.1
@@ -108,8 +108,8 @@ def _arrays(pool: PoolDirectory, options: SubmitOptions) -> tuple[list[Array], l
     spools = [read_spool(pool, name) for name in spool_names(pool)]
     specs = parse_gpus(options.gpus) if options.gpus is not None else None
     cluster = this_cluster()
-    seats = seats_for(spools, count=options.workers, specs=specs)
-    arrays, absent = arrays_for(seats, len(spools), cluster)
+    workers = workers_for(spools, count=options.workers, specs=specs)
+    arrays, absent = arrays_for(workers, len(spools), cluster)
     types = ", ".join(sorted(cluster.gpu_types or ())) or "none"
     if not arrays:
         raise UsageError(

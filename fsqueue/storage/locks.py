@@ -60,7 +60,7 @@ def try_lock(path: str) -> Iterator[bool]:
         lock.release()
 
 
-def free_elsewhere(path: str) -> bool | None:
+def excludes_other_processes(path: str) -> bool | None:
     """Return whether locks exclude other processes here; None if they do not work at all."""
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
@@ -71,7 +71,7 @@ def free_elsewhere(path: str) -> bool | None:
         # Not forked: a forked process would share the lock it is supposed to be refused.
         script = "import sys; from fsqueue.storage.locks import try_lock\n"
         script += "with try_lock(sys.argv[1]) as free: sys.exit(not free)"
-        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
+        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode != 0
     finally:
         lock.release()
 

@@ -37,7 +37,7 @@ from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import Current
+from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import run_handler
 from fsqueue.worker.heartbeat import Heartbeat
@@ -225,8 +225,8 @@ class Attempt:
         self.journal.write(
             EventKind.FAILED, id=self.name.id, attempt=self.name.attempt, last=last, **cause
         )
-        with self.beat.lock:
-            self.beat.status.fail_claim(None if record.get("cancelled") else self._handler_name)
+        blamed = None if record.get("cancelled") else self._handler_name
+        self.beat.change(lambda status: status.fail_claim(blamed))
         return Ending.FAILED
 
     def _is_cancelled(self) -> bool:
@@ -247,8 +247,7 @@ class Attempt:
     def _put_back(self) -> None:
         claims.release(self.pool, self.name, self.spool)
         self.journal.write(EventKind.RELEASED, id=self.name.id, to=self.spool)
-        with self.beat.lock:
-            self.beat.status.claims_released += 1
+        self.beat.change(Status.release_claim)
 
     # ---- what the handler may call ----
 
@@ -261,9 +260,7 @@ class Attempt:
         )
 
     def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
-        with self.beat.lock:
-            self.beat.status.note_progress(done, total, measures)
-            self.beat.mark_changed()
+        self.beat.change(lambda status: status.note_progress(done, total, measures))
 
     def _warn(self, text: str) -> None:
         log.warning("%s: %s", self.name.id, text)
@@ -274,18 +271,17 @@ class Attempt:
     def _show_running(self, unit: str) -> None:
         name, now = self.name, time.time()
         current = Current(name.id, name.kind, name.cost, name.attempt, self.spool, now, unit=unit)
-        with self.beat.lock:
-            self.beat.status.start_claim(current)
-            self.beat.mark_changed()
+        self.beat.change(lambda status: status.start_claim(current))
 
     def _count(self, seconds: float, measures: Mapping[str, int]) -> None:
-        name, status = self.name, self.beat.status
-        if status.current is not None and status.current.measures:
-            measures = {**status.current.measures, **measures}
-        counters = {key: n for key, n in measures.items() if key not in FINISHED_FIELDS}
+        name, current, total = self.name, self.beat.status.current, measures
+        if current is not None and current.measures:
+            total = {**current.measures, **measures}
+        counters = {key: n for key, n in total.items() if key not in FINISHED_FIELDS}
         self.journal.claim(EventKind.FINISHED, name, seconds=round(seconds, 6), **counters)
-        with self.beat.lock:
-            status.finish_claim(
-                name, self._handler_name, seconds, measures, measure_rate=not self._loaded_first
+        measure_rate = not self._loaded_first
+        self.beat.change(
+            lambda status: status.finish_claim(
+                name, self._handler_name, seconds, total, measure_rate=measure_rate
             )
-        self.beat.mark_changed()
+        )

@@ -21,6 +21,7 @@ from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
+from fsqueue.pool.status import Status
 from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
@@ -212,7 +213,7 @@ class ClaimSource:
             else:
                 with try_lock(self._pool.spool_lock(spool)) as free:
                     if not free:
-                        self._beat.status.lock_skips += 1
+                        self._beat.change(Status.note_lock_held)
                         del offered[spool]
                         continue
                     self._unlocked.add(spool)
@@ -261,8 +262,7 @@ class ClaimSource:
             return taken
         log.info("%s stole work from %s: %s", self._worker, spool, name.id)
         self._journal.claim(EventKind.STOLE, name, **{"from": spool}, to=self._spool)
-        with self._beat.lock:
-            self._beat.status.note_steal(spool)
+        self._beat.change(lambda status: status.note_steal(spool))
         return taken
 
     def _list_others(self) -> None:

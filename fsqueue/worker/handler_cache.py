@@ -32,7 +32,7 @@ class HandlerCache:
     def handler(self, name: str) -> Handler:
         """Return a handler, importing it when it is first needed."""
         if name not in self.handlers:
-            self._beat.update(state=WorkerState.LOADING)
+            self._beat.change(lambda status: status.become(WorkerState.LOADING))
             handler = load_handler(name)
             handler.attach(self.handler, models_max=self._settings.models_max)
             self.handlers[name] = handler
@@ -80,8 +80,8 @@ class HandlerCache:
             self._journal.write(EventKind.LOADED, kind=kind)
         for kind in sorted(set(status.loaded) - loaded):
             self._journal.write(EventKind.EVICTED, kind=kind)
-        with self._beat.lock:
-            status.loaded, status.unable = sorted(loaded), sorted(self._unable)
+        unable = sorted(self._unable)
+        self._beat.change(lambda status: status.note_loaded(sorted(loaded), unable))
 
     def close(self) -> None:
         """Release everything that the handlers hold."""

@@ -1,7 +1,7 @@
 """Renew the lease and write the status from a thread, however long a batch keeps the worker busy.
 
-No other thread of a worker touches the pool. Shared with the main thread are: `status`, always
-under `lock`; `lost` and `orders`, written here and read there; `_finished`, an event.
+This is a worker's only thread beside the main one. They share `status`, which changes only under
+`lock`; `lost` and `orders`, written here and read by the main thread; and `_finished`, an event.
 """
 
 from __future__ import annotations
@@ -56,16 +56,11 @@ class Heartbeat(threading.Thread):
         self._counted = operations.total, time.monotonic(), 0.0
         self._finished = threading.Event()
 
-    def update(self, **facts: Any) -> None:
-        """Set fields of the status; they are written at the next opportunity."""
+    def change(self, how: Callable[[Status], None]) -> None:
+        """Change the status under `lock`; it is written at the next opportunity."""
         with self.lock:
-            for name, value in facts.items():
-                setattr(self.status, name, value)
+            how(self.status)
             self._changed = True
-
-    def mark_changed(self) -> None:
-        """Note that the status was changed under `lock`."""
-        self._changed = True
 
     def start(self) -> None:
         """Begin to beat. Raises NotSupportedError if the process cannot start a thread."""

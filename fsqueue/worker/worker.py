@@ -161,7 +161,7 @@ class Worker:
                 continue
             if idle_since is None:
                 idle_since = time.monotonic()
-                self.beat.update(state=WorkerState.IDLE, current=None)
+                self.beat.change(lambda status: status.become(WorkerState.IDLE))
             if (departure := self._idle(time.monotonic() - idle_since)) is not None:
                 return departure
 
@@ -294,12 +294,8 @@ class Worker:
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
         self.shutdown.ignore_signals()
-        self.beat.update(
-            state=WorkerState.STOPPED,
-            current=None,
-            message=self.message,
-            left_because=self.departure.reason.value if self.departure else "",
-        )
+        left_because = self.departure.reason.value if self.departure else ""
+        self.beat.change(lambda status: status.stop(self.message, left_because))
         self.beat.stop()
         for name in claims.owned(self.pool, State.RUNNING):
             if name.owner == self.id:

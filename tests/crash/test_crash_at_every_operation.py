@@ -87,7 +87,7 @@ def settle(pool: PoolDirectory, expected: int) -> None:
 # ---- planning ----
 
 
-def test_a_planner(tmp_path: Path) -> None:
+def test_crashes_of_a_planner(tmp_path: Path) -> None:
     def prepare(n: int) -> PoolDirectory:
         return create_pool(f"{tmp_path}/{n}")
 
@@ -99,7 +99,7 @@ def test_a_planner(tmp_path: Path) -> None:
     assert n > 25
 
 
-def test_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
+def test_crashes_of_a_planner_into_a_pool_at_work(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
     hand = ManualWorker(template)
     hand.run(hand.take())
@@ -133,7 +133,7 @@ LIVES: dict[str, Callable[[PoolDirectory], object]] = {
 
 
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES.keys())
-def test_a_worker_that(tmp_path: Path, life: Callable[[PoolDirectory], object]) -> None:
+def test_crashes_of_a_worker(tmp_path: Path, life: Callable[[PoolDirectory], object]) -> None:
     template = make_pool(tmp_path / "pool", "a.3", "b.2")
     n = 0
     for n, pool in every_crash(copies(template), life):
@@ -144,7 +144,7 @@ def test_a_worker_that(tmp_path: Path, life: Callable[[PoolDirectory], object]) 
     assert n > 15
 
 
-def test_a_worker_that_takes_up_what_a_dead_one_left(tmp_path: Path) -> None:
+def test_crashes_of_a_worker_that_takes_up_a_dead_workers_claim(tmp_path: Path) -> None:
     """Its predecessor died after publishing the output, and left checkpoints behind."""
     template = make_pool(tmp_path / "pool", "a.3")
 
@@ -165,7 +165,7 @@ def test_a_worker_that_takes_up_what_a_dead_one_left(tmp_path: Path) -> None:
         assert os.stat(output).st_mtime_ns == published, "I7: adopted, not made again"
 
 
-def test_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
+def test_crashes_of_a_worker_that_puts_its_claim_back(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
     def action(pool: PoolDirectory) -> None:
@@ -191,7 +191,7 @@ def failed_pool(root: Path) -> PoolDirectory:
     return pool
 
 
-def test_a_person_who_retries(tmp_path: Path) -> None:
+def test_crashes_of_retry(tmp_path: Path) -> None:
     template = failed_pool(tmp_path / "pool")
 
     def retry(pool: PoolDirectory) -> None:
@@ -204,7 +204,7 @@ def test_a_person_who_retries(tmp_path: Path) -> None:
         assert state_counts(pool) == {"done": 2}
 
 
-def test_a_person_who_cancels(tmp_path: Path) -> None:
+def test_crashes_of_cancel(tmp_path: Path) -> None:
     template = make_pool(tmp_path / "pool", "a.3")
 
     def cancel(pool: PoolDirectory) -> None:

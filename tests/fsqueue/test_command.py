@@ -272,7 +272,7 @@ def test_stderr_of_every_attempt_is_kept_and_the_output_of_none(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["{output}", "printed"])
-def test_what_a_failed_attempt_left_is_not_taken_for_the_next_ones_output(
+def test_output_of_a_failed_attempt_is_not_published_by_the_next(
     tmp_path: Path, place: str
 ) -> None:
     """Attempt 0 writes and fails; attempt 1 writes nothing; attempt 2 succeeds."""

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from functools import cache
 
 from fsqueue.broadcast.broadcast import find_broadcast
-from fsqueue.monitor.failures import failed_attempts, worker_log
+from fsqueue.history.failures import failed_attempts, worker_log
 from fsqueue.monitor.locate import find
 from fsqueue.pool import claims
 from fsqueue.pool.claims import Claim

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from fsqueue.monitor.attempts import attempts
+from fsqueue.history.attempts import attempts
+from fsqueue.history.trace import records
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.locate import find
 from fsqueue.monitor.log_lines import counted, spool_line
 from fsqueue.monitor.metrics_log import metric_lines
 from fsqueue.monitor.prometheus import exposition
 from fsqueue.monitor.snapshot import Reader
-from fsqueue.monitor.trace import records
 from fsqueue.pool.journal import Journals, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName, LeaseName

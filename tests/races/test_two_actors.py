@@ -67,7 +67,7 @@ def ordered_by(
 
 
 @pytest.mark.parametrize("first", [ME, OTHER])
-def test_of_two_who_take_one_claim_the_first_rename_owns_it(
+def test_of_two_workers_taking_one_claim_the_first_rename_owns_it(
     pool: PoolDirectory, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = only_claim(pool, State.WAITING)
@@ -93,7 +93,7 @@ def test_a_claim_is_taken_or_cancelled_and_not_both(
     assert state_counts(pool) == {"running" if first == "take" else "failed": 1}
 
 
-def test_two_who_retry_one_claim_put_it_back_once(
+def test_two_operators_retrying_one_claim_put_it_back_once(
     pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = ManualWorker(pool).take()

@@ -20,7 +20,7 @@ from typing import Final
 from fsqueue.errors import NotSupportedError
 from fsqueue.maintenance.doctor.contention import RACES, judge, run_contest_here
 from fsqueue.storage import atomic, directories
-from fsqueue.storage.locks import free_elsewhere
+from fsqueue.storage.locks import excludes_other_processes
 from fsqueue.storage.mounts import Mount, mount_of
 
 PRIVATE: Final = ".fsqueue-doctor-"
@@ -245,10 +245,10 @@ def _close(fd: int) -> None:
 
 def locks(scratch: str) -> Finding:
     """Hold a lock, and let another process of this host try it."""
-    free = free_elsewhere(f"{scratch}/lock")
-    if free is None:
+    excludes = excludes_other_processes(f"{scratch}/lock")
+    if excludes is None:
         return note("flock", f"does not work here: {SLOWER}")
-    if free:
+    if not excludes:
         return note("flock", f"excludes no other process: {SLOWER}")
     return fine("flock", "excludes another process of this host")
 

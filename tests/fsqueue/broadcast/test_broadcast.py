@@ -271,7 +271,9 @@ def test_a_copy_that_its_worker_cannot_run_is_put_back_once_and_then_fails(
     assert "could not run" in made.copies[0].error
 
 
-def test_what_a_worker_did_not_run_before_it_left_fails_with_a_record(pool: PoolDirectory) -> None:
+def test_copies_that_a_worker_did_not_run_before_it_left_fail_with_a_record(
+    pool: PoolDirectory,
+) -> None:
     worker = joined(pool)
     made = send(pool)
     worker._leave()
@@ -396,7 +398,7 @@ def test_evict_lets_go_of_everything(pool: PoolDirectory, loads: Loads) -> None:
     assert loads.has == [] and worker.status.loaded == []
 
 
-def test_selftest_writes_what_the_handlers_say_and_fails_where_they_have_none(
+def test_selftest_writes_the_handlers_results_and_fails_without_a_self_test(
     pool: PoolDirectory, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = joined(pool)

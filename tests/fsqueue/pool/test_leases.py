@@ -252,7 +252,7 @@ def test_a_worker_first_seen_is_not_judged_by_its_beat(
     assert not observer.beating(ME), "one look does not show that it moves"
 
 
-def test_a_paused_worker_that_wakes_before_anybody_ended_it_lives_on(
+def test_a_paused_worker_that_wakes_before_its_lease_is_ended_continues(
     lease: Lease, observer: Observer, clock: Clock
 ) -> None:
     watch(observer, clock, LEASE_S)
@@ -492,7 +492,7 @@ def test_a_beat_that_moved_while_an_observer_was_stopped_is_not_a_sign_of_life(
     assert observer.beating(ME)
 
 
-def test_a_listing_that_takes_longer_than_a_lease_is_not_held_against_anybody(
+def test_a_listing_that_takes_longer_than_a_lease_makes_no_worker_expire(
     pool: PoolDirectory, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The beat may have been listed first, and have moved while the listing went on."""

@@ -56,7 +56,7 @@ def test_a_missing_capability_is_named() -> None:
     assert not lacks("k--big-fp8", Tier.GPU, {"fp8", "big"})
 
 
-def test_what_a_worker_may_not_do_is_not_offered_to_it() -> None:
+def test_claims_that_a_worker_may_not_take_are_not_offered_to_it() -> None:
     names = [ClaimName("a", "k--t1", 9), ClaimName("b", "k", 1)]
     assert [name.id for name in in_order(names, Preferences(tier=Tier.CPU))] == ["b"]
     assert [name.id for name in in_order(names, Preferences(tier=Tier.GPU))] == ["b", "a"]

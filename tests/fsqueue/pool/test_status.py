@@ -171,7 +171,7 @@ def test_an_unknown_state_is_shown_as_failed() -> None:
     [(7, 7), (1.5, 1.5), (0, 0), (-3, -3), (True, None), (float("nan"), None),
      (float("inf"), None), (HUGE, None), ("7", None), (None, None), ([], None)],
 )  # fmt: skip
-def test_a_number_is_what_can_be_reckoned_with(value: Any, result: float | None) -> None:
+def test_a_number_is_safe_to_calculate_with(value: Any, result: float | None) -> None:
     assert number(value) == result
 
 

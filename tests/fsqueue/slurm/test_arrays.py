@@ -12,13 +12,13 @@ from fsqueue.scheduling.gpu_spec import parse_gpus
 from fsqueue.slurm.arrays import (
     Array,
     Cluster,
-    Seat,
+    PlannedWorker,
     arrays_for,
     gres_for,
     index_text,
     parse_array_max,
     parse_gpu_types,
-    seats_for,
+    workers_for,
 )
 
 MIXED = [Spool("gpu0", "RTX 4090", 1.5), Spool("gpu1", "RTX 3090", 1.0),
@@ -39,7 +39,7 @@ HERE = Cluster(1001, frozenset({"rtx4090", "rtx3090"}))
         ("", set()),
     ],
 )
-def test_types_are_read_off_what_sinfo_prints(nodes: str, types: set[str]) -> None:
+def test_gpu_types_are_parsed_from_sinfo(nodes: str, types: set[str]) -> None:
     assert parse_gpu_types(nodes) == types
 
 
@@ -83,31 +83,37 @@ def test_on_an_unknown_cluster_the_usual_gres_is_requested() -> None:
 
 
 def test_by_default_every_spool_gets_a_worker() -> None:
-    assert seats_for(MIXED) == [Seat("RTX 4090", 0), Seat("RTX 3090", 1), Seat("RTX 4090", 2)]
+    assert workers_for(MIXED) == [
+        PlannedWorker("RTX 4090", 0),
+        PlannedWorker("RTX 3090", 1),
+        PlannedWorker("RTX 4090", 2),
+    ]
 
 
 def test_so_many_workers_are_shared_out_over_the_spools_in_turn() -> None:
-    assert [seat.place for seat in seats_for(MIXED, count=5)] == [0, 1, 2, 0, 1]
-    assert [seat.place for seat in seats_for(MIXED, count=1)] == [0]
+    assert [worker.spool_position for worker in workers_for(MIXED, count=5)] == [0, 1, 2, 0, 1]
+    assert [worker.spool_position for worker in workers_for(MIXED, count=1)] == [0]
 
 
 def test_workers_on_named_gpus_begin_with_spools_of_their_model() -> None:
-    seats = seats_for(MIXED, specs=parse_gpus("4090x3,3090x2"))
-    assert [seat.place for seat in seats] == [0, 2, 0, 1, 1]
+    workers = workers_for(MIXED, specs=parse_gpus("4090x3,3090x2"))
+    assert [worker.spool_position for worker in workers] == [0, 2, 0, 1, 1]
 
 
 def test_workers_on_an_unplanned_model_begin_anywhere() -> None:
-    seats = seats_for(MIXED, specs=parse_gpus("h100x4"))
-    assert [(seat.model, seat.place) for seat in seats] == [("H100", p) for p in (0, 1, 2, 0)]
+    workers = workers_for(MIXED, specs=parse_gpus("h100x4"))
+    assert [(worker.model, worker.spool_position) for worker in workers] == [
+        ("H100", p) for p in (0, 1, 2, 0)
+    ]
 
 
 def test_a_pool_that_was_never_planned_has_no_arrays() -> None:
     with pytest.raises(UsageError, match="has no spools"):
-        seats_for([])
+        workers_for([])
 
 
-def test_each_model_has_an_array_of_its_own_and_its_indices_mean_its_spools() -> None:
-    arrays, absent = arrays_for(seats_for(MIXED, count=7), 3, HERE)
+def test_each_model_has_its_own_array_with_the_indices_of_its_spools() -> None:
+    arrays, absent = arrays_for(workers_for(MIXED, count=7), 3, HERE)
     assert absent == []
     assert arrays == [
         Array("RTX 4090", "gpu:rtx4090:1", (0, 2, 3, 5, 6)),
@@ -116,22 +122,24 @@ def test_each_model_has_an_array_of_its_own_and_its_indices_mean_its_spools() ->
 
 
 def test_a_model_that_the_cluster_lacks_is_named() -> None:
-    seats = [*seats_for(MIXED), Seat("H100", 0)]
-    arrays, absent = arrays_for(seats, 3, HERE)
+    workers = [*workers_for(MIXED), PlannedWorker("H100", 0)]
+    arrays, absent = arrays_for(workers, 3, HERE)
     assert absent == ["H100"]
     assert len(arrays) == 2
 
 
 @given(
-    places=st.lists(st.integers(0, 6), min_size=1, max_size=60),
+    positions=st.lists(st.integers(0, 6), min_size=1, max_size=60),
     limit=st.integers(7, 30),
 )
 def test_every_index_means_its_spool_is_below_the_limit_and_is_there_once(
-    places: list[int], limit: int
+    positions: list[int], limit: int
 ) -> None:
-    arrays, _ = arrays_for([Seat("cpu", place) for place in places], 7, Cluster(limit))
+    arrays, _ = arrays_for(
+        [PlannedWorker("cpu", position) for position in positions], 7, Cluster(limit)
+    )
     found = [index for array in arrays for index in array.indices]
-    assert sorted(index % 7 for index in found) == sorted(places)
+    assert sorted(index % 7 for index in found) == sorted(positions)
     assert max(found) < limit
     for array in arrays:
         assert list(array.indices) == sorted(set(array.indices))
@@ -139,7 +147,7 @@ def test_every_index_means_its_spool_is_below_the_limit_and_is_there_once(
 
 def test_more_spools_than_an_array_has_indices_are_refused() -> None:
     with pytest.raises(UsageError, match="MaxArraySize"):
-        arrays_for([Seat("cpu", 0)], 17, Cluster(16))
+        arrays_for([PlannedWorker("cpu", 0)], 17, Cluster(16))
 
 
 @pytest.mark.parametrize(

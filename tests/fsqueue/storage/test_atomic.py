@@ -391,7 +391,7 @@ def test_read_does_not_wait_longer_than_its_patience(path: str) -> None:
         atomic.read(path, patience_s=0.0)
 
 
-def test_read_reports_what_waiting_does_not_help(
+def test_read_raises_other_errors_without_waiting(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(path).write_bytes(b"one")

@@ -107,7 +107,7 @@ def test_a_worker_takes_its_own_largest_first_and_then_steals_the_largest(
     assert {name.owner for name in names_in(pool, State.RUNNING)} == {hand.id}
 
 
-def test_a_worker_without_a_spool_of_its_own_is_a_pure_thief(pool: PoolDirectory) -> None:
+def test_a_worker_without_a_spool_is_a_pure_thief(pool: PoolDirectory) -> None:
     taken = [stem for stem, _ in take_all(source_of(ManualWorker(pool)))]
     assert taken == ["a", "b", "c", "d", "e"]
 
@@ -120,14 +120,16 @@ def test_a_worker_that_does_not_steal_leaves_others_alone(pool: PoolDirectory) -
     assert claim_source.count_waiting() == Waiting(2, 0)
 
 
-def test_what_a_worker_is_unable_to_do_it_neither_takes_nor_counts_on(pool: PoolDirectory) -> None:
+def test_claims_of_kinds_a_worker_cannot_do_are_neither_taken_nor_counted(
+    pool: PoolDirectory,
+) -> None:
     claim_source = source_of(ManualWorker(pool, "gpu0"))
     claim_source.set_preferences(Preferences(unable=frozenset({"trivial"})))
     assert claim_source.next() is None
     assert claim_source.count_waiting() == Waiting(5, 0)
 
 
-def test_what_failed_here_and_came_back_is_taken_last(tmp_path: Path) -> None:
+def test_a_claim_that_failed_here_is_taken_last(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", *(f"x{n}.{n}" for n in range(1, 9)))
     claim_source = source_of(ManualWorker(pool, "gpu0"))
     failed, spool = claim_source.next() or pytest.fail("nothing to take")

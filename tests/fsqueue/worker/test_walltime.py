@@ -202,7 +202,7 @@ def test_a_burst_of_slurms_signals_leaves_the_program_its_grace(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_by_a_person_still_stops_at_once(start: Start, tmp_path: Path) -> None:
+def test_in_slurm_a_second_sigint_still_stops_at_once(start: Start, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     script = """trap ': > "$2"' TERM; while :; do sleep 0.05; done"""
     argv = ["sh", "-c", script, "sh", "{input}", str(asked)]

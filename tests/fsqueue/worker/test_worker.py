@@ -120,7 +120,7 @@ def test_a_handler_that_cannot_be_imported_costs_no_attempt(tmp_path: Path) -> N
     assert counts(pool) == {"waiting": 4}
 
 
-def test_a_worker_takes_what_it_can_beside_what_it_cannot(tmp_path: Path) -> None:
+def test_a_worker_takes_claims_it_can_do_among_others_it_cannot(tmp_path: Path) -> None:
     pool, _ = plan_made(tmp_path, "elsewhere", "", count=2)
     plan_command(tmp_path / "pool", make_inputs(tmp_path / "more", 2), CAT)
     assert fsqueue("work", pool.root, *QUICK).returncode == 5
@@ -145,7 +145,7 @@ def test_invalid_options_exit_with_2(pool: PoolDirectory, words: list[str], comp
     assert os.listdir(pool.directory("workers")) == []
 
 
-def test_what_is_not_a_pool_is_status_2(tmp_path: Path) -> None:
+def test_a_path_without_a_pool_exits_with_2(tmp_path: Path) -> None:
     run = fsqueue("work", tmp_path)
     assert run.returncode == 2
     assert f"{tmp_path} is not a pool" in run.stderr
@@ -360,7 +360,7 @@ class Made(fsqueue.Handler):
 # ---- others ----
 
 
-def test_a_busy_worker_puts_back_what_the_dead_held_before_its_own_work_ends(
+def test_a_busy_worker_recovers_claims_before_its_own_work_ends(
     start: Start, tmp_path: Path
 ) -> None:
     inputs = make_inputs(tmp_path / "in", 40)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fsqueue.monitor.attempts import Attempted
-from fsqueue.monitor.trace import records
+from fsqueue.history.attempts import Attempted
+from fsqueue.history.trace import records
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.monitor_data import write_events
 from tests.support.processes import fsqueue

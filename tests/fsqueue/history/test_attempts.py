@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsqueue.handler import Work
-from fsqueue.monitor import attempts as module
-from fsqueue.monitor.attempts import Attempted, attempts
+from fsqueue.history import attempts as module
+from fsqueue.history.attempts import Attempted, attempts
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from tests.support.monitor_data import enlist, take, write_events
 from tests.support.planning import FOREVER, make_inputs, plan_command

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fsqueue.monitor.attempts import Attempted, Ending
+from fsqueue.history.attempts import Attempted, Ending
 
 DRAWN_MAX: Final = 3000
 SLOTS_MAX: Final = 400
@@ -55,7 +55,7 @@ class Lane:
 
 
 @dataclass(slots=True)
-class History:
+class Summary:
     """All attempts, added up."""
 
     now: float
@@ -77,7 +77,7 @@ class History:
         """How many attempts there were."""
         return sum(self.endings.values())
 
-    def add(self, attempts: Iterable[Attempted]) -> History:
+    def add(self, attempts: Iterable[Attempted]) -> Summary:
         """Add attempts, in any order."""
         for attempt in attempts:
             self._add_one(attempt)

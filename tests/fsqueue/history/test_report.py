@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from fsqueue.monitor import history
-from fsqueue.monitor.attempts import Attempted
-from fsqueue.monitor.history import SLOTS_MAX, History
-from fsqueue.monitor.report import page
+from fsqueue.history import summary
+from fsqueue.history.attempts import Attempted
+from fsqueue.history.report import page
+from fsqueue.history.summary import SLOTS_MAX, Summary
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.monitor_data import enlist, fail, finish, take, write_events
 from tests.support.pools import make_pool
@@ -143,8 +143,8 @@ def attempts(count: int) -> Iterator[Attempted]:
 def test_many_attempts_are_added_up_in_bounded_memory_and_none_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history, "DRAWN_MAX", 100)
-    found = History(now=0.0).add(attempts(5000))
+    monkeypatch.setattr(summary, "DRAWN_MAX", 100)
+    found = Summary(now=0.0).add(attempts(5000))
     assert found.drawn is None
     assert found.attempts == 5000
     assert sum(found.done.values()) == found.endings["done"] == 4950
@@ -157,11 +157,11 @@ def test_many_attempts_are_added_up_in_bounded_memory_and_none_is_lost(
 
 def test_a_clock_that_is_far_off_takes_no_more_memory() -> None:
     far = Attempted("c", "node-1-aaaaaa", "node", "done", 253402300000.0, 1.0)
-    found = History(now=0.0).add([*attempts(10), far])
+    found = Summary(now=0.0).add([*attempts(10), far])
     assert sum(map(len, (found.done, *(lane.slots for lane in found.lanes.values())))) < 50
 
 
 def test_when_a_worker_died_is_not_taken_for_work() -> None:
     killed = Attempted("c", "node-1-aaaaaa", "node", "killed", 10.0, 60.0)
-    found = History(now=0.0).add([killed])
+    found = Summary(now=0.0).add([killed])
     assert found.lanes["node-1-aaaaaa"].busy_s == 0.0

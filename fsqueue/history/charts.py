@@ -1,4 +1,4 @@
-"""A history drawn as SVG inside a page: a lane per worker, and claims done over time.
+"""A summary drawn as SVG inside a page: a lane per worker, and claims done over time.
 
 Colours are classes of the page's style sheet (`report`), so that they follow light and dark mode.
 Every text is escaped here. A chart is yielded in pieces because it may be long.
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from html import escape
 from typing import Final
 
+from fsqueue.history.attempts import Attempted
+from fsqueue.history.summary import BAD, Lane, Summary
 from fsqueue.monitor import format
-from fsqueue.monitor.attempts import Attempted
-from fsqueue.monitor.history import BAD, History, Lane
 
 WIDTH: Final = 1000.0
 LEFT: Final = 190.0
@@ -46,9 +46,9 @@ NAME_MAX: Final = 28
 class Axis:
     """Time from left to right."""
 
-    def __init__(self, history: History) -> None:
-        self.begin = history.first
-        self.span = max(history.last - history.first, 1e-3)
+    def __init__(self, summary: Summary) -> None:
+        self.begin = summary.first
+        self.span = max(summary.last - summary.first, 1e-3)
 
     def x(self, t: float) -> float:
         """Return the x coordinate of a time."""
@@ -83,15 +83,15 @@ def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
 # ---- lanes ----
 
 
-def lanes(history: History) -> Iterator[str]:
+def lanes(summary: Summary) -> Iterator[str]:
     """Yield a lane for each worker: every attempt, or how busy it was if there are too many."""
-    shown = sorted(history.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
+    shown = sorted(summary.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
     height = LANE * len(shown)
-    yield from svg("What each worker did", height + 20, _lanes(history, shown, height))
+    yield from svg("What each worker did", height + 20, _lanes(summary, shown, height))
 
 
-def _lanes(history: History, shown: list[Lane], height: float) -> Iterator[str]:
-    axis = Axis(history)
+def _lanes(summary: Summary, shown: list[Lane], height: float) -> Iterator[str]:
+    axis = Axis(summary)
     yield from axis.grid(height)
     tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
     for lane in shown:
@@ -99,15 +99,15 @@ def _lanes(history: History, shown: list[Lane], height: float) -> Iterator[str]:
         y = tops[lane.worker]
         whole = f"<title>{escape(lane.worker)}</title>"
         yield f'<text x="0" y="{y + 14:.0f}">{escape(name)}{whole}</text>'
-        if history.drawn is None:
-            yield from _slots(history, axis, lane, y)
-    for attempt in history.drawn or ():
+        if summary.drawn is None:
+            yield from _slots(summary, axis, lane, y)
+    for attempt in summary.drawn or ():
         if attempt.worker in tops:
-            yield _attempt(history, axis, attempt, tops[attempt.worker])
+            yield _attempt(summary, axis, attempt, tops[attempt.worker])
 
 
-def _attempt(history: History, axis: Axis, attempt: Attempted, y: float) -> str:
-    begin, end = attempt.started or 0.0, history.end_of(attempt)
+def _attempt(summary: Summary, axis: Axis, attempt: Attempted, y: float) -> str:
+    begin, end = attempt.started or 0.0, summary.end_of(attempt)
     left = axis.x(begin)
     width = max(1.0, axis.x(end) - left - 0.5)
     style = f"{attempt.ending} stolen" if attempt.stolen else attempt.ending
@@ -121,12 +121,12 @@ def _attempt(history: History, axis: Axis, attempt: Attempted, y: float) -> str:
     )
 
 
-def _slots(history: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
+def _slots(summary: Summary, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
     """Yield a bar for each slot of a lane, as high as the worker was busy."""
     for slot, seconds in sorted(lane.slots.items()):
-        begin = slot * history.slot_s
-        left, right = axis.x(begin), axis.x(begin + history.slot_s)
-        share = min(1.0, seconds / history.slot_s)
+        begin = slot * summary.slot_s
+        left, right = axis.x(begin), axis.x(begin + summary.slot_s)
+        share = min(1.0, seconds / summary.slot_s)
         tall = max(1.0, share * (LANE - 6))
         bad = lane.bad.get(slot, 0)
         about = f"{format.percent(100 * share, 0)} busy" + (
@@ -142,15 +142,15 @@ def _slots(history: History, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
 # ---- claims done over time ----
 
 
-def throughput(history: History) -> Iterator[str]:
+def throughput(summary: Summary) -> Iterator[str]:
     """Yield how many claims were finished in each slot."""
-    yield from svg("Claims done over time", HEIGHT + 20, _throughput(history))
+    yield from svg("Claims done over time", HEIGHT + 20, _throughput(summary))
 
 
-def _throughput(history: History) -> Iterator[str]:
-    axis = Axis(history)
+def _throughput(summary: Summary) -> Iterator[str]:
+    axis = Axis(summary)
     yield from axis.grid(HEIGHT)
-    pieces, width_s = _pieces(history)
+    pieces, width_s = _pieces(summary)
     most = max(pieces.values(), default=0.0)
     for slot, count in sorted(pieces.items()):
         left = axis.x(slot * width_s)
@@ -165,13 +165,13 @@ def _throughput(history: History) -> Iterator[str]:
     yield f'<text x="0" y="30">in {format.duration(width_s)}</text>'
 
 
-def _pieces(history: History) -> tuple[dict[int, float], float]:
+def _pieces(summary: Summary) -> tuple[dict[int, float], float]:
     """Return what was done in about sixty slots: more would only show noise."""
-    together = max(1, round((history.last - history.first) / history.slot_s / 60))
+    together = max(1, round((summary.last - summary.first) / summary.slot_s / 60))
     pieces: dict[int, float] = {}
-    for slot, count in history.done.items():
+    for slot, count in summary.done.items():
         pieces[slot // together] = pieces.get(slot // together, 0.0) + count
-    return pieces, history.slot_s * together
+    return pieces, summary.slot_s * together
 
 
 LEGEND: Final = {

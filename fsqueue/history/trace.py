@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from fsqueue.monitor.attempts import Attempted
+from fsqueue.history.attempts import Attempted
 
 SPOOLS: Final = "spools: claims stolen from them"
 Record = dict[str, Any]

@@ -14,9 +14,10 @@ from itertools import islice
 from typing import Final
 
 from fsqueue.errors import FsqueueError
-from fsqueue.monitor import charts, format
-from fsqueue.monitor.attempts import attempts
-from fsqueue.monitor.history import ENDINGS, History
+from fsqueue.history import charts
+from fsqueue.history.attempts import attempts
+from fsqueue.history.summary import ENDINGS, Summary
+from fsqueue.monitor import format
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
@@ -80,7 +81,7 @@ POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 def page(pool: PoolDirectory) -> Iterator[str]:
     """Yield the page in pieces."""
     snapshot = Reader(pool).snapshot()
-    history = History(now=snapshot.taken_at).add(attempts(pool))
+    summary = Summary(now=snapshot.taken_at).add(attempts(pool))
     title = f"fsqueue: {snapshot.pool}"
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,12 +89,12 @@ def page(pool: PoolDirectory) -> Iterator[str]:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
-    yield from _heading(snapshot, history)
-    if history.last >= history.first:
-        yield from _pictures(history)
+    yield from _heading(snapshot, summary)
+    if summary.last >= summary.first:
+        yield from _pictures(summary)
     yield from _spools(snapshot)
-    yield from _workers(snapshot, history)
-    yield from _steals(history)
+    yield from _workers(snapshot, summary)
+    yield from _steals(summary)
     yield from _failures(pool, snapshot)
     yield "</body>\n</html>\n"
 
@@ -101,23 +102,23 @@ def page(pool: PoolDirectory) -> Iterator[str]:
 # ---- totals ----
 
 
-def _heading(snapshot: Snapshot, history: History) -> Iterator[str]:
+def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
     count = snapshot.count
     yield f"<h1>{escape(snapshot.pool)}</h1>\n"
-    yield f"<p>{_when(snapshot, history)}</p>\n"
+    yield f"<p>{_when(snapshot, summary)}</p>\n"
     tiles = [
         ("done", f"{count.done.claims:,} of {count.planned.claims:,}"),
         ("failed", f"{count.failed.claims:,}"),
         ("running", f"{count.running.claims:,}"),
         ("waiting", f"{count.waiting.claims:,}"),
         ("progress by cost", format.share(snapshot.progress, 1.0)),
-        ("attempts", f"{history.attempts:,}"),
-        ("stolen", f"{history.steals.total():,}"),
-        ("workers", f"{len(history.lanes):,}"),
+        ("attempts", f"{summary.attempts:,}"),
+        ("stolen", f"{summary.steals.total():,}"),
+        ("workers", f"{len(summary.lanes):,}"),
     ]
     tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
-    if history.last > history.first:
-        tiles.append(("took so far" if not snapshot.finished else "took", _took(history)))
+    if summary.last > summary.first:
+        tiles.append(("took so far" if not snapshot.finished else "took", _took(summary)))
     if not snapshot.finished:
         tiles.append((f"{snapshot.unit}/s", format.rate(snapshot.items_per_s)))
         tiles.append(("ETA", format.duration(snapshot.eta_s)))
@@ -136,14 +137,14 @@ def _heading(snapshot: Snapshot, history: History) -> Iterator[str]:
         yield f"<p>! {escape(alert.text)}</p>\n"
 
 
-def _when(snapshot: Snapshot, history: History) -> str:
-    begun = f"begun {_local(history.first)}, " if history.last >= history.first else ""
+def _when(snapshot: Snapshot, summary: Summary) -> str:
+    begun = f"begun {_local(summary.first)}, " if summary.last >= summary.first else ""
     state = "finished" if snapshot.finished else "not finished"
     return f"{begun}{state} as of {_local(snapshot.taken_at)}"
 
 
-def _took(history: History) -> str:
-    return format.duration(history.last - history.first)
+def _took(summary: Summary) -> str:
+    return format.duration(summary.last - summary.first)
 
 
 def _local(t: float) -> str:
@@ -153,23 +154,23 @@ def _local(t: float) -> str:
         return "?"
 
 
-def _pictures(history: History) -> Iterator[str]:
+def _pictures(summary: Summary) -> Iterator[str]:
     yield "<h2>What each worker did</h2>\n"
     yield '<p class="legend">'
-    named = {ending for ending, count in history.endings.items() if count}
+    named = {ending for ending, count in summary.endings.items() if count}
     for style, text in charts.LEGEND.items():
-        if style.split()[0] in named and ("stolen" not in style or history.steals):
+        if style.split()[0] in named and ("stolen" not in style or summary.steals):
             yield f'<span><i class="{style}"></i>{text}</span>'
     yield "</p>\n"
-    if history.drawn is None:
-        piece = format.duration(history.slot_s)
+    if summary.drawn is None:
+        piece = format.duration(summary.slot_s)
         yield f"<p>Too many attempts to draw; shown is how busy each worker was, by {piece}.</p>\n"
-    if len(history.lanes) > charts.LANES_MAX:
-        yield f"<p>The first {charts.LANES_MAX} of {len(history.lanes):,} workers.</p>\n"
+    if len(summary.lanes) > charts.LANES_MAX:
+        yield f"<p>The first {charts.LANES_MAX} of {len(summary.lanes):,} workers.</p>\n"
     yield '<div class="wide">'
-    yield from charts.lanes(history)
+    yield from charts.lanes(summary)
     yield '</div>\n<h2>Claims done over time</h2>\n<div class="wide">'
-    yield from charts.throughput(history)
+    yield from charts.throughput(summary)
     yield "</div>\n"
 
 
@@ -195,9 +196,9 @@ def _spools(snapshot: Snapshot) -> Iterator[str]:
     yield from _table("Spools", header, rows)
 
 
-def _workers(snapshot: Snapshot, history: History) -> Iterator[str]:
+def _workers(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
     states = {row.id: row.state for row in snapshot.workers}
-    order = sorted(history.lanes.values(), key=lambda lane: (lane.host, lane.worker))
+    order = sorted(summary.lanes.values(), key=lambda lane: (lane.host, lane.worker))
     rows = []
     for lane in order[:ROWS_MAX]:
         ends = [lane.endings[ending] for ending in ENDINGS]
@@ -215,13 +216,13 @@ def _workers(snapshot: Snapshot, history: History) -> Iterator[str]:
     yield from _table(f"Workers ({len(order):,})", header, rows)
 
 
-def _steals(history: History) -> Iterator[str]:
+def _steals(summary: Summary) -> Iterator[str]:
     rows = [
         (spool, worker, f"{count:,}")
-        for (spool, worker), count in history.steals.most_common(STEALS_MAX)
+        for (spool, worker), count in summary.steals.most_common(STEALS_MAX)
     ]
     if rows:
-        more = len(history.steals) - len(rows)
+        more = len(summary.steals) - len(rows)
         title = "Steals" + (
             f" (the most frequent {len(rows)} of {more + len(rows):,})" * (more > 0)
         )

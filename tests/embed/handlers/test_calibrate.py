@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embed.calibrate import Calibration
+from embed.handlers.calibrate import Calibration
 from embed.models.cost import PER_SECOND
 from tests.support.generic_models import write_model
 from tests.support.processes import fsqueue
