@@ -287,6 +287,8 @@ class Shard:
             while left and (part := os.pread(fd, min(PIECE_BYTES, left), at)):
                 hashed.update(part)
                 left, at = left - len(part), at + len(part)
+            if left:
+                self._expect_in_place()
             return not left and hashed.digest() == os.pread(fd, DIGEST_BYTES + 1, at)
 
     def _input_names(self) -> list[str]:
@@ -316,8 +318,18 @@ class Shard:
         while view:
             count = os.preadv(fd, [view], at)
             if not count:
+                self._expect_in_place()
                 raise self._damaged("is truncated")
             view, at = view[count:], at + count
+
+    def _expect_in_place(self) -> None:
+        """Raise Vanished if the file was removed while it was open here.
+
+        RACE: a compaction on another host removed it, and on some network file systems its content
+        goes at once, so that it reads as if it were truncated.
+        """
+        if not os.path.lexists(self.path):
+            raise Vanished(f"{self.path} was removed while it was read")
 
     def _begin(self, name: str) -> int:
         return self._tensors[name].begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,27 @@ def test_a_reader_whose_shard_vanished_reads_its_replacement(tmp_path: Path) -> 
     with pytest.raises(Vanished):
         reader.shards[0].vectors(np.array([0]))
     assert reader.lookup(keys_of([1, 2]))[1].tobytes() == vectors.tobytes()
+
+
+@pytest.mark.parametrize("read", [Shard.columns, Shard.is_intact])
+def test_a_shard_that_loses_its_content_while_it_is_open_has_vanished_and_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Shard], object]
+) -> None:
+    """So do network file systems when another host removes it."""
+    view = open_view(tmp_path / "store")
+    put(view, range(50))
+    shard = view.shards[0]
+    open_file = os.open
+
+    def remove_once_open(path: str, flags: int) -> int:
+        fd = open_file(path, flags)
+        os.truncate(path, 0)
+        os.unlink(path)
+        return fd
+
+    monkeypatch.setattr(os, "open", remove_once_open)
+    with pytest.raises(Vanished):
+        read(shard)
 
 
 @pytest.mark.parametrize("change", ["cut", "empty", "text", "flipped"])
