@@ -51,7 +51,7 @@ def test_two_pools_share_a_store_and_it_can_be_searched(tmp_path: Path, tiny_mod
     assert [sum(e["store_hits"] for e in events) for events in (first, second)] == [0, 40]
     assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
     status = json.loads(done("status", tmp_path / "second", "--json"))
-    assert status["store_hits"] == 40
+    assert status["counters"]["store_hits"] == 40
     assert "40 from the store" in done("status", tmp_path / "second")
 
     (info,) = json.loads(done("embed", "store", "info", store, "--json"))
