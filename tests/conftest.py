@@ -95,12 +95,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Clear fsqueue's and Slurm's variables from the environment; keep tests off the network.
 
-    A background job of a script ignores SIGINT, and so would the processes that tests start.
+    COLUMNS and LINES go as well: the readline that pytest loads leaves them to its processes, and
+    they would hide the size of a terminal. A background job of a script ignores SIGINT, and so
+    would the processes that tests start.
     """
     config.stash[REPORT] = {}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
-        if name.startswith(("FSQUEUE_", "SLURM_")):
+        if name.startswith(("FSQUEUE_", "SLURM_")) or name in ("COLUMNS", "LINES"):
             del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

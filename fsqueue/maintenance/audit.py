@@ -88,9 +88,10 @@ def _check_places(pool: PoolDirectory, report: AuditReport) -> Planned:
     report.problems += [f"I1: {id} {what}" for id, what in sorted(suspects.items())]
     report.problems += places.other_names
     if staged := places.counts["staged"]:
+        verb = "is" if staged == 1 else "are"
         report.notes.append(
-            f"{plural(staged, 'claim')} of a plan not in a spool yet: its planner is at work, or "
-            f"died. The next plan, an idle worker or fsqueue recover completes it."
+            f"{plural(staged, 'claim')} of a plan {verb} not in a spool yet: its planner is at "
+            f"work, or died. The next plan, an idle worker or fsqueue recover completes it."
         )
     return planned
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 from fsqueue.errors import PoolError
 from fsqueue.monitor.counts import Count
@@ -346,12 +345,13 @@ def progress(current: Current | None) -> float | None:
     return min(max(current.done / current.total, 0.0), 1.0)
 
 
-class Speeds(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Speeds:
     """What a worker does per second; None or missing where there is nothing to go by."""
 
     items: float | None = None
     """In the unit of the pool: a measure of its plans, or claims."""
-    rates: Mapping[str, float] = MappingProxyType({})
+    rates: Mapping[str, float] = field(default_factory=dict)
     """By counter."""
     cost: float | None = None
 

@@ -52,7 +52,7 @@ def test_two_pools_share_a_store_and_it_can_be_searched(tmp_path: Path, tiny_mod
     assert digests(tmp_path / "first") == digests(tmp_path / "second") != {}
     status = json.loads(done("status", tmp_path / "second", "--json"))
     assert status["counters"]["store_hits"] == 40
-    assert "40 from the store" in done("status", tmp_path / "second")
+    assert "40 store hits" in done("status", tmp_path / "second")
 
     (info,) = json.loads(done("embed", "store", "info", store, "--json"))
     assert (info["vectors"], info["duplicates"], info["model"]) == (40, 0, "tiny_esm2")

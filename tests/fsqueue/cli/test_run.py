@@ -48,7 +48,7 @@ def test_a_run_keeps_the_metrics_log(pool: PoolDirectory) -> None:
 
 def test_each_worker_gets_a_spool_in_turn(pool: PoolDirectory) -> None:
     run = fsqueue("run", pool.root, "--workers", "3", *QUICK)
-    assert [run.stderr.count(f"spool {name} (as told)") for name in ("cpu0", "cpu1")] == [2, 1]
+    assert [run.stderr.count(f"spool {name} (as requested)") for name in ("cpu0", "cpu1")] == [2, 1]
 
 
 def test_failed_claims_are_status_3(tmp_path: Path) -> None:

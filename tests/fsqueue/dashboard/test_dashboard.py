@@ -293,9 +293,11 @@ class Terminal:
         return re.search(pattern, self.text) is not None
 
     def wait_for(self, pattern: str) -> None:
-        wait_for(
-            lambda: self.shows(pattern), f"{pattern!r} on the terminal, which shows {self.text!r}"
-        )
+        try:
+            wait_for(lambda: self.shows(pattern), repr(pattern))
+        except TimeoutError as error:
+            error.add_note(f"status {self.process.poll()}; on the terminal: {self.text!r}")
+            raise
 
     def forget(self) -> None:
         self.text = ""

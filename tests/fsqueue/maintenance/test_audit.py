@@ -237,7 +237,7 @@ def test_a_plan_that_is_not_all_in_its_spools_yet_is_a_note(tmp_path: Path) -> N
     for _, pool in every_crash(copies(template), lambda pool: plan(pool, "b.2", "c.1")):
         report = audit_pool(pool)
         assert report.problems == []
-        noted |= any("claims of a plan are not yet in their spools" in n for n in report.notes)
+        noted |= any("of a plan are not in a spool yet" in note for note in report.notes)
     assert noted
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,15 @@ def test_a_real_worker_is_seen_at_work(tmp_path: Path) -> None:
     assert (spool.workers, spool.done, spool.waiting.claims, spool.running) == (1, 1, 1, 1)
     assert worker.id == hand.id and len(worker.holds) == 1
     assert adds_up(snapshot) and snapshot.count.done.claims == 1
+
+
+def test_a_snapshot_can_be_copied_pickled_and_made_a_dictionary(tmp_path: Path) -> None:
+    hand = ManualWorker(make_pool(tmp_path / "pool", "a.40"), "gpu0")
+    hand.beat.flush()
+    seen = Reader(hand.pool).snapshot()
+    assert len(seen.workers) == 1
+    assert pickle.loads(pickle.dumps(seen)) == copy.deepcopy(seen) == seen
+    assert asdict(seen)["workers"][0]["id"] == hand.id
 
 
 def test_what_a_handler_counts_on_the_way_is_added_up_and_is_activity(tmp_path: Path) -> None:
