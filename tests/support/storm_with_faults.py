@@ -257,7 +257,9 @@ class StormWithFaults(Storm):
 def faulty_storm(directory: Path, settings: StormSettings) -> Iterator[StormWithFaults]:
     """Make a disk, a control group if there can be one, and a storm on them."""
     with ExitStack() as stack:
-        disk = stack.enter_context(ext4(directory / "disk", size_mib=96, inodes=6000))
+        # Large enough that only the faults fill it, never what a long storm leaves behind.
+        size_mib, inodes = max(96, int(settings.lasts_s)), max(6000, int(150 * settings.lasts_s))
+        disk = stack.enter_context(ext4(directory / "disk", size_mib=size_mib, inodes=inodes))
         group: Group | None = None
         with suppress(OSError):
             group = stack.enter_context(control_group("memory", MEMORY))
