@@ -287,9 +287,10 @@ class Shard:
             while left and (part := os.pread(fd, min(PIECE_BYTES, left), at)):
                 hashed.update(part)
                 left, at = left - len(part), at + len(part)
-            if left:
-                self._expect_in_place()
-            return not left and hashed.digest() == os.pread(fd, DIGEST_BYTES + 1, at)
+            intact = not left and hashed.digest() == os.pread(fd, DIGEST_BYTES + 1, at)
+        if not intact:
+            self._expect_in_place()
+        return intact
 
     def _input_names(self) -> list[str]:
         with self._nonsense_is_damage():
@@ -318,7 +319,6 @@ class Shard:
         while view:
             count = os.preadv(fd, [view], at)
             if not count:
-                self._expect_in_place()
                 raise self._damaged("is truncated")
             view, at = view[count:], at + count
 
@@ -326,10 +326,11 @@ class Shard:
         """Raise Vanished if the file was removed while it was open here.
 
         RACE: a compaction on another host removed it, and on some network file systems its content
-        goes at once, so that it reads as if it were truncated.
+        goes at once, so that it reads as if it were truncated. Opening it again asks the server; a
+        stat may be answered from a cache that still has the name.
         """
-        if not os.path.lexists(self.path):
-            raise Vanished(f"{self.path} was removed while it was read")
+        with self._open():
+            pass
 
     def _begin(self, name: str) -> int:
         return self._tensors[name].begin
@@ -357,7 +358,12 @@ class Shard:
         except (ValueError, IndexError, RecursionError) as error:
             raise self._damaged(f"has invalid content ({error})") from error
 
-    def _damaged(self, how: str) -> StoreError:
+    def _damaged(self, how: str) -> FsqueueError:
+        """Return the error for content that is wrong: StoreError, or Vanished if it was removed."""
+        try:
+            self._expect_in_place()
+        except Vanished as vanished:
+            return vanished
         return StoreError(
             f"{self.path}: {how}; fsqueue publishes shards whole, so something else changed it. "
             f"Remove it; its vectors are computed again when they are needed."

@@ -153,7 +153,10 @@ def test_a_reader_whose_shard_vanished_reads_its_replacement(tmp_path: Path) -> 
     assert reader.lookup(keys_of([1, 2]))[1].tobytes() == vectors.tobytes()
 
 
-@pytest.mark.parametrize("read", [Shard.columns, Shard.is_intact])
+@pytest.mark.parametrize(
+    "read",
+    [Shard.columns, Shard.is_intact, lambda shard: Shard(os.path.dirname(shard.path), shard.name)],
+)
 def test_a_shard_that_loses_its_content_while_it_is_open_has_vanished_and_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Shard], object]
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_shard_that_loses_its_content_while_it_is_open_has_vanished_and_is_not
     open_file = os.open
 
     def remove_once_open(path: str, flags: int) -> int:
+        monkeypatch.setattr(os, "open", open_file)
         fd = open_file(path, flags)
         os.truncate(path, 0)
         os.unlink(path)

@@ -164,7 +164,7 @@ def test_a_cancel_that_nobody_obeyed_does_not_hit_the_next_run_of_the_claim(
     worker.kill()
     (tmp_path / "gate").touch()
     run = fsqueue("work", pool.root, *QUICK)
-    assert run.returncode in (0, 3)  # done, or given up: both are what somebody asked for
+    assert run.returncode in (0, 3)  # done, or given up: both are what was asked for
     assert fsqueue("retry", pool.root).returncode == 0
     assert fsqueue("work", pool.root).returncode == 0
     assert counts(pool) == {"done": 1}

@@ -65,7 +65,7 @@ def test_looking_at_a_pool_imports_nothing_heavy(tmp_path: Path, words: list[str
 
 @pytest.mark.slow
 def test_a_worker_without_a_gpu_imports_only_what_its_claims_need(tmp_path: Path) -> None:
-    """pynvml alone: somebody has to find out that there is no GPU."""
+    """pynvml alone: it is what finds out that there is no GPU."""
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 2), ("cat", "{input}"))
     assert imported("work", pool.root) & HEAVY <= {"pynvml"}
 

@@ -195,7 +195,7 @@ def test_failed_log_shows_all_that_was_kept(ended: PoolDirectory) -> None:
     (error,) = facts("failed", ended.root, "--log", id)["errors"]
     assert (error["error"], error["detail"]) == ("CUDA error: out of memory", "all of it")
     for asked, why in (
-        ("nobody-1", "no error of nobody-1 is kept"),
+        ("missing-1", "no error of missing-1 is kept"),
         ("../x", "is not a claim's ID"),
     ):
         result = fsqueue("failed", ended.root, "--log", asked)

@@ -73,7 +73,7 @@ def test_an_attempt_that_ends_otherwise_lasted_until_then(
     assert (attempt.error, attempt.returncode) == ("boom", -9)
 
 
-def test_an_attempt_of_a_killed_worker_lasts_until_somebody_took_its_claim_back(
+def test_an_attempt_of_a_killed_worker_lasts_until_its_claim_was_taken_back(
     pool: PoolDirectory,
 ) -> None:
     write_events(pool, A, took(10))

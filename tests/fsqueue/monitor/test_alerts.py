@@ -1,4 +1,4 @@
-"""What somebody should look at is said, once for each trouble, the gravest first."""
+"""What needs attention is said, once for each trouble, the gravest first."""
 
 from __future__ import annotations
 

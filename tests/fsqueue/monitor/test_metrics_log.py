@@ -77,7 +77,7 @@ def test_half_a_header_is_completed(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [HEADER, "whole"]
 
 
-def test_a_log_that_somebody_moved_away_is_begun_anew(tmp_path: Path) -> None:
+def test_a_log_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "gpu_metrics.log"
     log = MetricsLog(str(path))
     log.write(["one"])

@@ -1,4 +1,4 @@
-"""The policy: pure functions, so tables. Who takes what, and what is left to somebody else."""
+"""The policy: pure functions, so tables. Who takes what, and what is left to others."""
 
 from __future__ import annotations
 
@@ -173,7 +173,9 @@ def test_a_claim_left_often_enough_is_taken_after_all() -> None:
     st.lists(st.integers(1, 100), min_size=1, max_size=20),
     st.lists(st.floats(0.05, 4.0), min_size=1, max_size=5),
 )
-def test_whatever_waits_somebody_takes_something(costs: list[int], weights: list[float]) -> None:
+def test_if_anything_waits_some_worker_takes_something(
+    costs: list[int], weights: list[float]
+) -> None:
     """If each left all to others, nothing would ever be done."""
     names = listing(*(f"c{index}:{cost}" for index, cost in enumerate(costs)))
     everybody = [Peer(f"w{index}", weight) for index, weight in enumerate(weights)]
@@ -311,7 +313,7 @@ def test_another_s_claim_comes_before_our_own_if_it_saves_a_load_and_not_if_it_i
     assert pick(listings, preferences=preferences) == "a"
 
 
-def test_what_somebody_runs_he_has_loaded_or_is_loading() -> None:
+def test_a_worker_has_loaded_or_is_loading_what_it_runs() -> None:
     running = peer(spool="theirs", kind="k", left=1.0, rates={"j": 1.0})
     assert pick({"theirs": listing("x:10")}, running, me=Peer("me", rates={"j": 1.0})) is None
 
