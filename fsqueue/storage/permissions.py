@@ -88,8 +88,8 @@ def _is_member(uid: int, gid: int) -> bool:
 def _foreign_owner_error(path: str, facts: os.stat_result, uid: int) -> PoolError:
     if facts.st_uid == NOBODY_UID:
         cause = (
-            "that is nobody: how NFS shows root (root_squash) and users it cannot map, and how a "
-            "container shows users outside of it"
+            "that is the user nobody: how NFS shows root (root_squash) and users it cannot map, "
+            "and how a container shows users outside of it"
         )
         advice = "See ls -ln; work as the user who planned"
     elif _trusted_groups:

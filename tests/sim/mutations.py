@@ -144,7 +144,7 @@ def _(right: Function, source: str, target: str) -> bool:
 def _(
     right: Function, pool: PoolDirectory, spool: str, name: ClaimName, worker: str
 ) -> ClaimName | None:
-    taken: ClaimName | None = right(pool, spool, name, "somebody")
+    taken: ClaimName | None = right(pool, spool, name, "another")
     return taken
 
 

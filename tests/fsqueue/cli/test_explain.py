@@ -76,7 +76,7 @@ def test_a_busy_worker_is_said_to_be_busy_and_for_how_long(pool: PoolDirectory) 
         ({"state": "draining"}, "it is draining"),
     ],
 )
-def test_whoever_may_not_take_it_is_said_to_be_out_of_it(
+def test_a_worker_that_may_not_take_it_is_named_with_the_reason(
     pool: PoolDirectory, facts: dict[str, Any], why: str
 ) -> None:
     hand = ManualWorker(pool, "gpu0")

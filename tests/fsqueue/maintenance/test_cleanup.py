@@ -188,7 +188,7 @@ def test_a_worker_whose_lease_is_out_of_sight_for_a_moment_is_not_gone(pool: Poo
     assert crew.clean(LEASE_S * 1.2) == ["order", "scratch"]
 
 
-def test_a_suspended_worker_keeps_all_until_somebody_ended_its_lease(pool: PoolDirectory) -> None:
+def test_a_suspended_worker_keeps_all_until_its_lease_is_ended(pool: PoolDirectory) -> None:
     crew, suspended = LocalWorkers(pool, older_than_s=0.0), ManualWorker(pool)
     half_written(pool, "errors", os.getpid())
     assert crew.clean(10 * LEASE_S) == []
@@ -213,7 +213,7 @@ def test_who_left_is_forgotten_only_if_asked_and_only_when_that_is_long_ago(
 
 
 def test_who_holds_a_claim_is_not_forgotten(pool: PoolDirectory) -> None:
-    """Its lease was ended, and whoever ended it died before the claim was put back."""
+    """Its lease was ended, and the worker that ended it died before the claim was put back."""
     hand = ManualWorker(pool)
     name = hand.take()
     hand.beat.flush()

@@ -303,7 +303,7 @@ def draw(snapshot: Snapshot) -> str:
         b"{",
         b"[]",
         b"\xff\xfe",
-        b'{"worker_id": "somebody else"}',
+        b'{"worker_id": "another worker"}',
         b"[" * 50_000,
         b'{"worker_id": "node7-1-aaaaaa", "weight": NaN, "cost_done": 1e400, "busy_s": -1}',
         b'{"worker_id": "node7-1-aaaaaa", "claims_done": 1'

@@ -147,7 +147,7 @@ def test_speeds_as_measured_count_before_weights() -> None:
     assert pick({"theirs": listing("x:40")}, owner, me=me) == "x"
 
 
-def test_a_claim_is_left_to_whoever_has_its_model_loaded_unless_he_is_too_busy() -> None:
+def test_a_claim_is_left_to_a_worker_with_its_model_loaded_unless_that_is_too_busy() -> None:
     def taken(left: float) -> str | None:
         owner = peer(spool="theirs", loaded=["k"], rates={"k": 1.0}, kind="k", left=left)
         return pick({"theirs": listing("x:10")}, owner, me=Peer("me", rates={}))

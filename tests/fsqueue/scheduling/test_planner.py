@@ -1,4 +1,4 @@
-"""Planning: shares by weight, every input once, whoever else plans and whoever dies meanwhile."""
+"""Planning: shares by weight, every input once, even if others plan or die meanwhile."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def test_a_whole_plan_may_happen_between_any_two_operations_of_another(tmp_path:
         losers += mine.total.claims == 1
         n += 1
     assert n > 20
-    assert 10 < losers < n, "it lost the number to whoever planned before it had one"
+    assert 10 < losers < n, "it lost the number to a planner that was there first"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -134,7 +134,7 @@ def test_not_even_root_works_a_users_pool(private: str) -> None:
 def test_what_nfs_cannot_map_is_refused_with_the_reason(users: Users, private: str) -> None:
     os.chown(private, permissions.NOBODY_UID, permissions.NOBODY_UID)
     line = message(users.fsqueue("alice", "work", private))
-    assert "that is nobody" in line and "ls -ln" in line
+    assert "that is the user nobody" in line and "ls -ln" in line
 
 
 @pytest.mark.parametrize(
