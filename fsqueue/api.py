@@ -27,6 +27,7 @@ from fsqueue.errors import UsageError
 from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import settings
 from fsqueue.pool.layout import Order
+from fsqueue.pool.requirements import tier_named
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 CLAIM_SECONDS: Final = 90.0
-TIERS: Final = {"gpu": 1, "cpu": 2, "storage": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,7 @@ def plan(
         raise UsageError(f"no INPUT was given. See: fsqueue plan {handler} --help")
     if not claim_seconds > 0:
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
-    if min_tier not in (None, *TIERS):
-        raise UsageError(f"--min-tier is one of {', '.join(TIERS)}, not {min_tier!r}.")
+    tier = None if min_tier is None else tier_named(min_tier)
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     request = PlanRequest(
         made,
@@ -105,7 +104,7 @@ def plan(
         choose_spools(existing, gpus, weights),
         gpu_weighted,
         claim_seconds,
-        None if min_tier is None else TIERS[min_tier],
+        tier,
         requires,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read

@@ -24,6 +24,7 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.handler import Handler, Option, load_handler, registered
+from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.planner import PlanResult
@@ -78,7 +79,7 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--claim-seconds"], type=Duration(), default=api.CLAIM_SECONDS,
                      show_default=True, help="Target duration of a claim on an RTX 3090, for "
                      "inputs that can be cut."),
-        click.Option(["--min-tier"], type=click.Choice(list(api.TIERS)),
+        click.Option(["--min-tier"], type=click.Choice(TIER_NAMES),
                      help="Lowest tier of worker that may run the claims. Default: the handler's, "
                      "usually cpu."),
         click.Option(["--requires"], multiple=True, metavar="WORD",

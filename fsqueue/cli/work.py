@@ -12,6 +12,7 @@ import click
 
 from fsqueue.api import Pool
 from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
+from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
 EPILOG = """\b
@@ -70,7 +71,7 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 )
 @click.option(
     "--role",
-    type=click.Choice(["auto", "gpu", "cpu", "storage"]),
+    type=click.Choice(["auto", *TIER_NAMES]),
     default="auto",
     show_default=True,
     help="Tier 1, 2 or 3: a worker takes claims of its own tier and of lower ones.",

@@ -32,6 +32,16 @@ class Tier(IntEnum):
     STORAGE = 3
 
 
+TIER_NAMES: Final = tuple(tier.name.lower() for tier in Tier)
+
+
+def tier_named(name: str) -> Tier:
+    """Return the tier of this name; UsageError if there is none."""
+    if name not in TIER_NAMES:
+        raise UsageError(f"{name!r} is not a tier; a tier is one of {', '.join(TIER_NAMES)}.")
+    return Tier[name.upper()]
+
+
 def compose(base: str, tier: int = Tier.CPU, requires: Iterable[str] = ()) -> str:
     """Return the kind of claims with these conditions; UsageError if it would not be valid."""
     words = [f"t{int(tier)}"] if tier != Tier.CPU else []

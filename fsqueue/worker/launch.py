@@ -18,7 +18,7 @@ from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.gpu.nvml import use_pci_order
 from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
-from fsqueue.pool.requirements import Tier
+from fsqueue.pool.requirements import Tier, tier_named
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
@@ -31,7 +31,6 @@ log = logging.getLogger("fsqueue")
 
 STEAL_INTERVALS_S: Final = (2.0, 5.0)
 """Shorter loads the file server, longer leaves GPUs idle."""
-ROLES: Final = {"gpu": Tier.GPU, "cpu": Tier.CPU, "storage": Tier.STORAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +142,4 @@ def _check_interval(interval_s: float) -> None:
 def _tier(role: str, gpu: Mapping[str, Any]) -> Tier:
     if role == "auto":
         return Tier.GPU if gpu else Tier.CPU
-    return ROLES[role]
+    return tier_named(role)

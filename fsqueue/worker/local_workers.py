@@ -40,7 +40,7 @@ class WorkerExit:
         how = (
             f"was killed by signal {-self.status}"
             if self.status < 0
-            else (f"exited with status {self.status}")
+            else f"exited with status {self.status}"
         )
         return f"worker {self.index} {how}{f'; its log: {self.log}' if self.log else ''}"
 
@@ -51,6 +51,8 @@ def local_environments(pool: PoolDirectory, workers: int | None) -> list[dict[st
     Without GPUs and without a number there is one worker. CPU workers are given the pool's spools
     in turn. Raises UsageError if the pool has no spool.
     """
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}, but a run needs at least one.")
     gpus = visible_gpus() if workers is None else []
     if gpus:
         return [cuda_environ(gpu) for gpu in gpus]
@@ -59,7 +61,7 @@ def local_environments(pool: PoolDirectory, workers: int | None) -> list[dict[st
         raise UsageError(f"{pool.root} has no spools; plan something first: fsqueue plan --help")
     return [
         {"CUDA_VISIBLE_DEVICES": "", "FSQUEUE_SPOOL": spools[number % len(spools)]}
-        for number in range(workers or 1)
+        for number in range(1 if workers is None else workers)
     ]
 
 

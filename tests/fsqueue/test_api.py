@@ -85,6 +85,17 @@ def test_an_impossible_request_is_refused_before_a_pool_is_made(
     assert not (tmp_path / "pool").exists()
 
 
+def test_a_run_without_workers_is_refused(pool: fsqueue.Pool) -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        pool.run(workers=0)
+
+
+def test_a_worker_in_no_known_role_is_refused_before_it_begins(pool: fsqueue.Pool) -> None:
+    with pytest.raises(UsageError, match="a tier is one of gpu, cpu, storage"):
+        pool.work(fsqueue.WorkOptions(role="tpu"))
+    assert pool.snapshot().workers == ()
+
+
 def test_what_was_cancelled_has_failed_until_it_is_retried(pool: fsqueue.Pool) -> None:
     assert len(pool.cancel_all(dry_run=True).cancelled) == 2
     assert pool.snapshot().count.waiting.claims == 2, "a dry run changes nothing"
