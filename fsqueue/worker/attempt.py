@@ -138,7 +138,8 @@ class Attempt:
         self._show_running(handler.unit)
         loaded_before = handler.loaded()
         try:
-            run_handler(handler, work)
+            with self.beat.handling(name=self.name):
+                run_handler(handler, work)
         finally:
             self.saved = work.saved
         self._loaded_first = work.kind in handler.loaded() and work.kind not in loaded_before

@@ -10,16 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from fsqueue.errors import FsqueueError, LeaseLost, NotSupportedError
 from fsqueue.pool.layout import ORDER
 from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
+from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
 from fsqueue.storage import atomic
 from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import RateLimit
+from fsqueue.worker.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +41,21 @@ class Heartbeat(threading.Thread):
         *,
         rate_limit: RateLimit | None = None,
         sample_gpu: Callable[[], dict[str, Any]] | None = None,
+        guarded: bool = False,
     ) -> None:
-        """`sample_gpu` returns the GPU's last known use without waiting."""
+        """`sample_gpu` returns the GPU's last known use without waiting.
+
+        `guarded`: a process beside this one renews the lease, if one can be started; else the
+        thread does.
+        """
         super().__init__(name="heartbeat", daemon=True)
         self.lock = threading.Lock()
         self.status = status
         self.lost: LeaseLost | None = None
         """Set once this worker was declared dead."""
         self.orders: frozenset[str] = frozenset()
+        self.progress = Progress()
+        self._guarded = guarded
         self._pool = pool
         self._lease = lease
         self._rate_limit = rate_limit
@@ -61,6 +71,33 @@ class Heartbeat(threading.Thread):
         with self.lock:
             how(self.status)
             self._changed = True
+
+    # ---- what the main thread says ----
+
+    def step(self) -> None:
+        """Say that the main thread is getting on; call it outside handlers, at least every beat."""
+        self.progress.step()
+
+    def handling(
+        self,
+        timeout_s: float = 0.0,
+        name: ClaimName | None = None,
+        *,
+        addressed: bool = False,
+    ) -> AbstractContextManager[None]:
+        """Say that a handler runs `name`, which may be silent for as long as it likes.
+
+        Also around anything else that may rightly take longer than a lease, such as publishing a
+        large output. `timeout_s` (0: none): what runs longer than that, and some grace, is ended
+        with this process. `addressed`: the claim is in the inbox, and not in the pool itself.
+        """
+        return self.progress.handling(timeout_s, str(name or ""), addressed=addressed)
+
+    def announce_leaving(self) -> None:
+        """Say in the lease's name that this worker leaves; may be called from a signal handler."""
+        self.progress.announce_leaving()
+
+    # ---- beating ----
 
     def start(self) -> None:
         """Begin to beat. Raises NotSupportedError if the process cannot start a thread."""

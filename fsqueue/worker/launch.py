@@ -77,7 +77,7 @@ def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
     use_pci_order()
     allocation = Allocation(os.environ, grace_s=options.grace_s)
     settings = settings_for(pool, options, allocation, os.environ)
-    worker = Worker(pool, settings, sample_gpu=_gpu_sampler(settings.gpu))
+    worker = Worker(pool, settings, sample_gpu=_gpu_sampler(settings.gpu), guarded=True)
     status = worker.run()
     if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():
         log.info("work remains: this job was requeued")

@@ -125,6 +125,7 @@ class Shutdown:
         while (
             (left := end - self.clock()) > 0 and not self.signal and self.beat.lost is None
         ) and not until():
+            self.beat.step()
             time.sleep(min(left, 0.2))
 
     # ---- decisions ----

@@ -57,8 +57,12 @@ class Worker:
         *,
         id: str | None = None,
         sample_gpu: Callable[[], dict[str, Any]] | None = None,
+        guarded: bool = False,
     ) -> None:
-        """`sample_gpu` returns the GPU's last known use without waiting."""
+        """`sample_gpu` returns the GPU's last known use without waiting.
+
+        `guarded`: its lease is renewed by a process beside it (see `Heartbeat`).
+        """
         self.pool = pool
         self.settings = settings
         self.id = id or new_worker_id()
@@ -67,7 +71,12 @@ class Worker:
         self.lease = Lease(pool, self.id)
         self.rate_limit = RateLimit(settings.metadata_ops_max)
         self.beat = Heartbeat(
-            pool, self.lease, self.status, rate_limit=self.rate_limit, sample_gpu=sample_gpu
+            pool,
+            self.lease,
+            self.status,
+            rate_limit=self.rate_limit,
+            sample_gpu=sample_gpu,
+            guarded=guarded,
         )
         self.shutdown = Shutdown(
             self.beat, settings.claims_max, settings.time_limit_s, allocation=settings.allocation
@@ -146,6 +155,7 @@ class Worker:
     def _loop(self) -> Departure:
         idle_since: float | None = None
         while True:
+            self.beat.step()
             if (departure := self.shutdown.departure(self.taken)) is not None:
                 return self._report_departure(departure)
             if not self.shutdown.paused and (addressed := self.inbox.next()) is not None:
