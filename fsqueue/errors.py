@@ -3,12 +3,14 @@
     FsqueueError                  everything a caller may want to catch
     ├── UsageError                the command line or an argument is wrong
     ├── PoolError                 the pool on disk contradicts the layout: stop and look
+    │   └── ClaimDamaged          ... in one claim's file: no worker can run that claim
     ├── NotSupportedError         the file system or machine lacks something fsqueue needs
     ├── BadInput                  one input cannot be planned; the others can
     ├── ClaimLost                 our claim was given to another worker: drop it and carry on
     ├── LeaseLost                 this worker was declared dead: put back what it holds and stop
     ├── ClaimFailed               raised by a handler: this claim failed, for this reason
-    │   └── ClaimImpossible       ... and would fail again anywhere: do not retry it
+    │   ├── ClaimImpossible       ... and would fail again anywhere: do not retry it
+    │   └── TimedOut              ... it ran longer than its plan's --timeout
     ├── Interrupted               raised by a handler that stopped because it was asked to
     └── WorkerBroken              raised by a handler: this process must not run another claim
 
@@ -57,6 +59,10 @@ class PoolError(FsqueueError):
     """The pool on disk contradicts the layout: stop and look at the path in the message."""
 
 
+class ClaimDamaged(PoolError):
+    """A claim's file does not hold what its name says; no other attempt would read more."""
+
+
 class NotSupportedError(FsqueueError):
     """The file system or the machine lacks something that fsqueue needs."""
 
@@ -90,6 +96,10 @@ class ClaimFailed(FsqueueError):
 
 class ClaimImpossible(ClaimFailed):
     """A handler could not do this claim, and no other attempt would succeed."""
+
+
+class TimedOut(ClaimFailed):
+    """A claim ran longer than `Work.timeout_s`."""
 
 
 class Interrupted(FsqueueError):

@@ -36,18 +36,21 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fsqueue.errors import ClaimLost, PoolError
+from fsqueue.errors import ClaimDamaged, ClaimLost, FsqueueError, PoolError
 from fsqueue.pool.layout import SUFFIX, State
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import parse_json
+from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
 from fsqueue.storage import atomic, permissions
+
+log = logging.getLogger(__name__)
 
 COUNT_MAX: Final = 10**18
 CANCELLED_WAITING: Final = {"error": "cancelled before it ran", "cancelled": True}
@@ -80,16 +83,19 @@ def fail(pool: PoolDirectory, name: ClaimName) -> None:
     _leave_running(pool, name, pool.owned(State.FAILED, name), "failed")
 
 
-def release(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
+def release(
+    pool: PoolDirectory, name: ClaimName, spool: str, *, vain: bool = False
+) -> ClaimName:
     """Put a running claim back without charging an attempt.
 
     The owner does so when it leaves; recovery, if SLURM ended the owner's job, or if all that is
-    left to do is to adopt the output that the owner published. A claim without a further waiting
-    name fails instead. Raises ClaimLost.
+    left to do is to adopt the output that the owner published. `vain`: it ran, and saved nothing;
+    then it is taken after the claims that wait for their first run. A claim without a further
+    waiting name fails instead. Raises ClaimLost.
     """
     if name.is_spent:
         return charge(pool, name, spool, {"error": _SPENT}, final=True)
-    back = name.returned(failed=False)
+    back = name.returned(failed=False, vain=vain)
     _leave_running(pool, name, pool.waiting(spool, back), "released")
     return back
 
@@ -146,6 +152,33 @@ def record_error(pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -
     facts = {"id": name.id, "attempt": name.attempt, "worker": name.owner, "at": time.time()}
     data = json.dumps(facts | record, indent=1, default=str).encode() + b"\n"
     atomic.publish(pool.error(name.id, name.attempt), data)
+
+
+def record_vain_run(
+    pool: PoolDirectory, name: ClaimName, reason: str, ran_s: float, *, by: str = ""
+) -> None:
+    """Record why a run that saved nothing ended, and after how long, for those that decide later.
+
+    Call it before the claim is released. It is a hint: a failure to write it raises nothing.
+    """
+    facts = {"id": name.id, "attempt": name.attempt, "returns": name.returns}
+    facts |= {"worker": name.owner, "at": time.time(), "put_back": reason, "ran_s": round(ran_s, 3)}
+    if by:
+        facts["recovered_by"] = by
+    try:
+        data = json.dumps(facts, indent=1).encode() + b"\n"
+        atomic.publish(pool.vain_run(name.id, name.returns), data, durable=False)
+    except (OSError, FsqueueError) as error:
+        log.debug("%s: why it was put back is not recorded: %s", name.id, error)
+
+
+def last_vain_run(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
+    """Return the record of the last run that a waiting claim was put back from; {} if none."""
+    try:
+        path = pool.vain_run(name.id, name.returns - 1)
+        return parse_json(path, atomic.read(path, patience_s=0.0, limit=FACTS_MAX))
+    except (OSError, FsqueueError):
+        return {}  # RACE: not visible yet on a network mount, or cleaned up
 
 
 def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
@@ -213,6 +246,8 @@ class Claim:
     measures: Final[dict[str, int]]
     suffix: Final[str | None] = None
     """Its output is outputs/ID + suffix; None if it has no output."""
+    timeout_s: Final[float] = 0.0
+    """An attempt that takes longer fails; 0: it may take any time."""
     file: Final[os.stat_result | None] = field(default=None, compare=False, repr=False)
     """Its file's stat; None for a claim that was not read from a file."""
 
@@ -223,7 +258,7 @@ class Claim:
 
     def encode(self, name: ClaimName) -> bytes:
         """Return the bytes of the claim's file."""
-        facts = {
+        facts: dict[str, Any] = {
             "id": name.id,
             "handler": self.handler,
             "spool": self.spool,
@@ -232,17 +267,24 @@ class Claim:
             "options": self.options,
             "payload": self.payload,
         }
+        if self.timeout_s:
+            facts["timeout_s"] = self.timeout_s
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
 
 
 def read_claim(
-    pool: PoolDirectory, name: ClaimName, *, patience_s: float = atomic.STALE_S
+    pool: PoolDirectory,
+    name: ClaimName,
+    *,
+    patience_s: float = atomic.STALE_S,
+    state: State = State.RUNNING,
 ) -> Claim:
-    """Read a running claim. Raises PoolError if it is damaged or does not match its name.
+    """Read an owned claim. Raises ClaimDamaged if it does not hold the claim that its name says.
 
-    Raises ClaimLost if it is not in running/ for `patience_s`.
+    Raises ClaimLost if it is not in running/ (or `state`) for `patience_s`; PoolError if its file
+    is not one that may be trusted.
     """
-    path = pool.owned(State.RUNNING, name)
+    path = pool.owned(state, name)
     try:
         data, file = atomic.read_with_facts(path, patience_s=patience_s)
     except OSError as error:
@@ -251,7 +293,10 @@ def read_claim(
                 f"{path} is gone: its owner's lease had lapsed, and another worker got it."
             ) from error
         raise
-    facts = parse_json(path, data)
+    try:
+        facts = parse_json(path, data)
+    except PoolError as error:
+        raise ClaimDamaged(str(error)) from error
     handler, spool = facts.get("handler"), facts.get("spool")
     options, payload = facts.get("options"), facts.get("payload")
     if (
@@ -259,7 +304,7 @@ def read_claim(
         or not (isinstance(handler, str) and isinstance(spool, str))
         or not (isinstance(options, dict) and isinstance(payload, dict))
     ):
-        raise PoolError(
+        raise ClaimDamaged(
             f"{path} does not hold the claim that its name says; it was edited or damaged. Restore "
             f"it, or plan its inputs into a new pool."
         )
@@ -268,7 +313,8 @@ def read_claim(
     if given and isinstance(given, dict):
         measures = {key: n for key, n in given.items() if type(n) is int and abs(n) < COUNT_MAX}
     known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
-    return Claim(handler, spool, options, payload, measures, known, file)
+    timeout_s = max(0.0, number(facts.get("timeout_s")) or 0.0)
+    return Claim(handler, spool, options, payload, measures, known, timeout_s, file)
 
 
 def is_published(pool: PoolDirectory, name: ClaimName, claim: Claim) -> bool:

@@ -170,6 +170,11 @@ class Layout:
         assert ID.fullmatch(id), id
         return f"{self.root}/errors/{id}.a{attempt}.json"
 
+    def vain_run(self, id: str, returns: int) -> str:
+        """Return where it is recorded why a claim was put back from a run that saved nothing."""
+        assert ID.fullmatch(id), id
+        return f"{self.root}/errors/{id}.r{returns}.json"
+
     def partial(self, id: str) -> str:
         assert ID.fullmatch(id), id
         return f"{self.root}/partial/{id}"

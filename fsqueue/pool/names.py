@@ -1,6 +1,6 @@
 """Parse and format every name that carries state: of claims, leases, workers and spools.
 
-A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[@owner]`, for example
+A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[.vVAIN][@owner]`, for example
 
     output_12-5c1f09ab33.esm2_t6_8m.c81920.a0.r0@node7-31415-a3f9b2
 
@@ -9,6 +9,8 @@ A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[@owner]`, for example
 * `cost`     estimated work, a whole number in the handler's unit; thieves choose by it
 * `attempt`  raised by every failure, and by nothing else
 * `returns`  raised by every return to waiting, so that no waiting name is ever used twice
+* `vain`     how many times in a row it was put back although its run saved nothing; absent if 0.
+             Such claims are taken last, so one that is too long for every worker delays no other
 * `owner`    who runs it; present in running/, done/ and failed/, absent while it waits
 
 Properties: at most 255 bytes; only ASCII letters, digits, `_`, `-` and the separators `.` and `@`,
@@ -35,11 +37,12 @@ WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
 COST_MAX: Final = 10**18 - 1
 ATTEMPT_MAX: Final = 9_999
 RETURNS_MAX: Final = 999_999
+VAIN_MAX: Final = 99
 WORKER_ID_DASHES: Final = 2
 
 _WAITING: Final = re.compile(
     rf"({ID.pattern})\.({KIND.pattern})"
-    r"\.c(0|[1-9][0-9]{0,17})\.a(0|[1-9][0-9]{0,3})\.r(0|[1-9][0-9]{0,5})",
+    r"\.c(0|[1-9][0-9]{0,17})\.a(0|[1-9][0-9]{0,3})\.r(0|[1-9][0-9]{0,5})(?:\.v([1-9][0-9]?))?",
     re.ASCII,
 )
 _OWNED: Final = re.compile(rf"{_WAITING.pattern}@({WORKER.pattern})", re.ASCII)
@@ -63,6 +66,7 @@ class ClaimName:
     attempt: Final[int] = 0
     returns: Final[int] = 0
     owner: Final[str | None] = None
+    vain: Final[int] = 0
     _text: str = field(default="", init=False, repr=False, compare=False)
     """The name as text, once it is known to be valid: it is needed six times per claim."""
 
@@ -71,8 +75,8 @@ class ClaimName:
         """Return the parts of `text`, or None if it is not a claim's name."""
         if (match := _CLAIM.fullmatch(text)) is None:
             return None
-        id, kind, cost, attempt, returns, owner = match.groups()
-        name = cls(id, kind, int(cost), int(attempt), int(returns), owner)
+        id, kind, cost, attempt, returns, vain, owner = match.groups()
+        name = cls(id, kind, int(cost), int(attempt), int(returns), owner, int(vain or 0))
         name._text = text
         return name
 
@@ -80,7 +84,8 @@ class ClaimName:
         return self._text or self._format()
 
     def _format(self) -> str:
-        tail = "" if self.owner is None else f"@{self.owner}"
+        vain = f".v{self.vain}" if self.vain else ""
+        tail = vain if self.owner is None else f"{vain}@{self.owner}"
         return f"{self.id}.{self.kind}.c{self.cost}.a{self.attempt}.r{self.returns}{tail}"
 
     @property
@@ -98,14 +103,26 @@ class ClaimName:
 
     def owned_by(self, worker: str) -> ClaimName:
         """Return the name this claim has while `worker` runs it."""
-        name = ClaimName(self.id, self.kind, self.cost, self.attempt, self.returns, worker)
+        name = ClaimName(
+            self.id, self.kind, self.cost, self.attempt, self.returns, worker, self.vain
+        )
         if self._text and self.owner is None and _is_worker(worker):
             name._text = f"{self._text}@{worker}"
         return name
 
-    def returned(self, *, failed: bool) -> ClaimName:
-        """Return the next waiting name, never used before; one attempt later if this one failed."""
-        return replace(self, attempt=self.attempt + failed, returns=self.returns + 1, owner=None)
+    def returned(self, *, failed: bool, vain: bool = False) -> ClaimName:
+        """Return the next waiting name, never used before; one attempt later if this one failed.
+
+        `vain`: nothing came of the run that ends. Any other return, also by a failure, starts that
+        count anew.
+        """
+        return replace(
+            self,
+            attempt=self.attempt + failed,
+            returns=self.returns + 1,
+            vain=min(self.vain + 1, VAIN_MAX) if vain else 0,
+            owner=None,
+        )
 
 
 @lru_cache(maxsize=8)
@@ -116,6 +133,12 @@ def _is_worker(text: str) -> bool:
 def is_waiting(text: str) -> bool:
     """Return whether `text` is the name of a waiting claim."""
     return _WAITING.fullmatch(text) is not None
+
+
+def vain_of(text: str) -> int:
+    """Return how often in a row the waiting claim of this name was put back in vain."""
+    vain = text.rpartition(".")[2]
+    return int(vain[1:]) if vain[0] == "v" else 0
 
 
 def id_and_cost(text: str, *, owned: bool) -> tuple[str, int] | None:

@@ -1,6 +1,10 @@
 """Choose the next claim: pure functions over names, weights and rates. No file is touched here.
 
-The rule: *take the largest claim that no other worker is expected to finish sooner.* `choose` deals
+R4  A claim whose last run came to nothing (`vain`) is taken after all claims of which that is not
+    so, and one that failed here after those. So one claim that is too long, or hangs, or cannot be
+    read, delays no other claim.
+
+The rule among the others: *take the largest claim that no other worker is expected to finish sooner.* `choose` deals
 out the waiting claims, largest first, each to the worker that would finish it first, given what
 that worker has to do before. What falls to this worker it may take, its own spool's claims first.
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Reversible
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,6 +52,8 @@ class Preferences:
     """Kinds that others have loaded, or are loading."""
     unable: frozenset[str] = frozenset()
     failed_here: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
+    """Claims, by id, that this worker could not read or run and leaves to others."""
     special: frozenset[str] = frozenset()
     """Kinds in lower case, or their first words: `esm2` is the first of `esm2_t6_8m`."""
     tier: int = Tier.GPU
@@ -56,6 +62,10 @@ class Preferences:
     def allows(self, kind: str) -> bool:
         """Return whether this worker may and can do claims of a kind."""
         return kind not in self.unable and not lacks(kind, self.tier, self.capabilities)
+
+    def standing(self, id: str, vain: int) -> ClaimStanding:
+        """Return how a claim's own history orders it, before its kind and cost do."""
+        return id not in self.left, id not in self.failed_here, -vain
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score` that differ from claim to claim for one worker."""
@@ -100,11 +110,15 @@ class Peer:
 def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[ClaimName]:
     """Return the claims that this worker can do, best last (so that `pop` takes it).
 
-    Claims that failed here are worst: another worker may succeed. Then kinds are ordered by
-    affinity, so that little has to be loaded, and by whether no other worker has them; then claims
-    by cost.
+    Claims that failed here are worst: another worker may succeed. Then come those that were put
+    back in vain (R4). Then kinds are ordered by affinity, so that little has to be loaded, and by
+    whether no other worker has them; then claims by cost.
     """
-    able = (name for name in names if preferences.allows(name.kind))
+    able = (
+        name
+        for name in names
+        if preferences.allows(name.kind) and name.id not in preferences.left
+    )
     return sorted(able, key=lambda name: (*_sort_key(name, preferences), name.id))
 
 
@@ -116,13 +130,14 @@ def choose(
     *,
     waited: Collection[str] = (),
     time_left_s: float = math.inf,
+    is_hopeless: Callable[[ClaimName], bool] = lambda name: False,
 ) -> tuple[str, ClaimName] | None:
     """Return the claim to take now, with its spool; None to leave all of them to others.
 
     `listings` has the waiting claims of every spool that may be taken from, `in_order` of these
     preferences; `peers` are all other workers. The ids in `waited` were left to others often
     enough. A claim that would, at this worker's measured rate, not finish within `time_left_s` is
-    not begun.
+    not begun, nor is one that `is_hopeless` (asked only about claims put back in vain).
     """
     race = Race(peers, me)
     own = next(reversed(listings.get(me.spool or "", ())), None)
@@ -130,7 +145,7 @@ def choose(
     at_home = _rank(own, preferences) if own else None
     found = None
     for spool, name in _best_first(listings, me.spool, preferences):
-        if takes_too_long(name, me.rates, time_left_s):
+        if takes_too_long(name, me.rates, time_left_s) or name.vain and is_hopeless(name):
             continue
         if name.id in waited or race.falls_to_me(spool, name):
             if spool == me.spool or at_home is None or _rank(name, preferences) > at_home:
@@ -256,15 +271,16 @@ class Patience:
         return {id for id, count in self._left.items() if count > refused[id]}
 
 
-ClaimRank = tuple[bool, float, bool]
+ClaimStanding = tuple[bool, bool, int]
+ClaimRank = tuple[ClaimStanding, float, bool]
 
 
 def _rank(name: ClaimName, preferences: Preferences) -> ClaimRank:
     """Return what makes one claim better than another for a worker, apart from its cost."""
-    return name.id not in preferences.failed_here, *preferences.rank(name.kind)
+    return preferences.standing(name.id, name.vain), *preferences.rank(name.kind)
 
 
-def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[bool, float, bool, int]:
+def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[ClaimStanding, float, bool, int]:
     return (*_rank(name, preferences), name.cost)
 
 

@@ -1,8 +1,8 @@
 """The waiting claims of a spool, best last, in little memory and for any preferences.
 
 Names are kept as bytes (`pool.name_sets`) and parsed when they are looked at: a million of them
-take 45 MB, and would take 300 as `ClaimName`. The names of each kind are one group, in runs of some
-thousands that are sorted once, by cost. A worker's preferences, which change with every model that
+take 45 MB, and would take 300 as `ClaimName`. The names of each kind and standing are one group, in
+runs of some thousands that are sorted once, by cost. A worker's preferences, which change with every model that
 it loads and every claim that fails, decide which group comes first; no name is sorted again.
 
 The order is that of `choose.in_order`.
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from fsqueue.pool.name_sets import NameList
-from fsqueue.pool.names import ClaimName, is_waiting
+from fsqueue.pool.names import ClaimName, is_waiting, vain_of
 from fsqueue.pool.requirements import base_of
-from fsqueue.scheduling.choose import ClaimRank, Preferences
+from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences
 
 RUN: Final = 8192
 """How many names are sorted at a time."""
@@ -120,10 +120,10 @@ class WaitingClaims:
 
     def __init__(self, texts: Iterable[str] = (), preferences: Preferences | None = None) -> None:
         preferences = preferences or Preferences()
-        groups: defaultdict[tuple[str, bool], KindGroup] = defaultdict(KindGroup)
+        groups: defaultdict[tuple[str, ClaimStanding], KindGroup] = defaultdict(KindGroup)
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
-            groups[kind, id not in preferences.failed_here].add(text)
+            groups[kind, preferences.standing(id, vain_of(text))].add(text)
         for group in groups.values():
             group.seal()
         self._groups = dict(groups)
@@ -133,12 +133,12 @@ class WaitingClaims:
         """Order the groups by preferences. Claims that they do not allow are only counted."""
         ranks: defaultdict[ClaimRank, list[KindGroup]] = defaultdict(list)
         self._able = {
-            key: group
-            for key, group in self._groups.items()
-            if group and preferences.allows(key[0])
+            (kind, standing): group
+            for (kind, standing), group in self._groups.items()
+            if group and preferences.allows(kind) and not _is_left(standing)
         }
-        for (kind, fresh_here), group in self._able.items():
-            ranks[fresh_here, *preferences.rank(kind)].append(group)
+        for (kind, standing), group in self._able.items():
+            ranks[standing, *preferences.rank(kind)].append(group)
         self._ranks = [ranks[key] for key in sorted(ranks)]
         self._len = sum(map(len, self._able.values()))
 
@@ -175,9 +175,8 @@ class WaitingClaims:
 
     def remove(self, name: ClaimName) -> None:
         """Remove one name, most likely the last of its group."""
-        for fresh_here in (True, False):
-            group = self._able.get((name.kind, fresh_here))
-            if group is not None and group.remove(str(name)):
+        for (kind, _), group in self._able.items():
+            if kind == name.kind and group.remove(str(name)):
                 self._len -= 1
                 return
 
@@ -192,6 +191,16 @@ class WaitingClaims:
             if kind in rates:
                 late += group.costing_more(rates[kind] * time_left_s)
         return late
+
+    def put_back_in_vain(self) -> Iterator[ClaimName]:
+        """Yield the claims that this worker could take but that were put back in vain."""
+        for (_, (*_, vain)), group in self._able.items():
+            if vain:
+                yield from map(_parsed, group)
+
+
+def _is_left(standing: ClaimStanding) -> bool:
+    return not standing[0]
 
 
 def _merit(name: ClaimName) -> tuple[int, str]:
