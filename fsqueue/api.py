@@ -66,6 +66,7 @@ def plan(
     claim_seconds: float = CLAIM_SECONDS,
     min_tier: str | None = None,
     requires: Sequence[str] = (),
+    timeout_s: float = 0.0,
     lease_s: float = LEASE_S,
     attempts_max: int = ATTEMPTS_MAX,
     dry_run: bool = False,
@@ -76,7 +77,8 @@ def plan(
     `inputs` are files, directories or `@FILE`, as on the command line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
     `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
-    should take on an RTX 3090, where inputs can be cut.
+    should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
+    `timeout_s` fails (0: it may take any time).
 
     Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
@@ -106,6 +108,7 @@ def plan(
         claim_seconds,
         tier,
         requires,
+        timeout_s,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:

@@ -123,7 +123,7 @@ def _check_unchanged(work: Work) -> None:
         facts = Handler.identify(str(work.input))
     except BadInput as error:
         raise ClaimFailed(f"its input cannot be read: {error}") from error
-    if facts != work.payload["facts"]:
+    if not Handler.is_unchanged(work.payload["facts"], facts):
         raise ClaimImpossible(
             f"{work.input} changed since it was planned (its size or mtime differs); plan it "
             f"again to process the new content"

@@ -39,8 +39,12 @@ class ExitStatus(IntEnum):
 
 
 def exit_status_of_signal(number: int) -> int:
-    """Return the exit status after a signal. SIGUSR1 is how SLURM asks a worker to drain."""
-    return ExitStatus.DRAINED if number == signal.SIGUSR1 else 128 + number
+    """Return the exit status after a signal.
+
+    SIGUSR1 is how SLURM asks a worker to drain, and SIGUSR2 how Grid Engine does.
+    """
+    asked = number in (signal.SIGUSR1, signal.SIGUSR2)
+    return ExitStatus.DRAINED if asked else 128 + number
 
 
 class FsqueueError(Exception):

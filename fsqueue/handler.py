@@ -107,6 +107,9 @@ class Handler:
     """About how much cost a GPU of weight 1.0 (an RTX 3090) does in a second, if that is known.
     Then claims are cut to take `plan --claim-seconds` there. `prepare` may set it."""
 
+    ends_in_time = False
+    """True if `run` itself raises TimedOut after `Work.timeout_s`, and need not be interrupted."""
+
     models_max: int | None = None
     """How many models it may keep loaded (`work --max-models`); None: as many as fit."""
     _others: Callable[[str], Handler] | None = None
@@ -186,6 +189,24 @@ class Handler:
             raise BadInput(f"{path}: {error.strerror}. Check the path.") from error
         return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
 
+    @staticmethod
+    def is_unchanged(planned: Mapping[str, Any], now: Mapping[str, int]) -> bool:
+        """Return whether two results of `identify` are of the same content.
+
+        Times are compared at the coarser resolution of the two: some mounts cut them to seconds,
+        microseconds or 100 ns.
+        """
+        then_ns, now_ns = planned.get("mtime_ns"), now["mtime_ns"]
+        if planned.get("bytes") != now["bytes"] or not isinstance(then_ns, int):
+            return False
+        coarsest = max(_resolution_ns(then_ns), _resolution_ns(now_ns))
+        return then_ns // coarsest == now_ns // coarsest
+
+
+def _resolution_ns(time_ns: int) -> int:
+    """Return the coarsest resolution to which a time may have been cut."""
+    return next(unit for unit in (10**9, 10**6, 10**3, 10**2, 1) if time_ns % unit == 0)
+
 
 @dataclass(slots=True)
 class Work:
@@ -204,6 +225,8 @@ class Work:
     report: Callable[[int, int, Mapping[str, int]], None]
     warn: Callable[[str], None]
     """Writes one line to the worker's journal and log."""
+    timeout_s: float = 0.0
+    """How long the run may take, by `plan --timeout`; 0: any time. It is interrupted then."""
     saved: bool = False
     """Whether this run saved a checkpoint."""
     counted: dict[str, int] = field(default_factory=dict)

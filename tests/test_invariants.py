@@ -24,8 +24,8 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage.atomic import discard
 from fsqueue.storage.locks import try_lock
 from fsqueue.worker import claim_source
-from fsqueue.worker.attempt import Ending
 from fsqueue.worker.claim_source import ClaimSource
+from fsqueue.worker.verdicts import Cause
 from tests.support.crash import CHANGES, copies, interrupted, looking
 from tests.support.interleave import RandomTurns, interpose, run_in_threads
 from tests.support.pools import (
@@ -283,7 +283,7 @@ def test_i7_a_second_attempt_adopts_the_output_that_it_finds(pool: PoolDirectory
     output.write_text("made by the first attempt")
     inode = output.stat().st_ino
     back = claims.requeue(pool, name, "gpu0")
-    assert second.run(second.take()) is Ending.DONE
+    assert second.run(second.take()) is Cause.ALREADY_DONE
     assert (output.read_text(), output.stat().st_ino) == ("made by the first attempt", inode)
     assert only_claim(pool, State.DONE).returns == back.returns == 1
 
@@ -299,7 +299,7 @@ def test_i7_an_output_that_appears_while_its_claim_runs_stands(pool: PoolDirecto
             output.write_text("made by a zombie")
 
     hand.handler = Overtaken()
-    assert hand.run(name) is Ending.DONE
+    assert hand.run(name) is Cause.DONE
     assert output.read_text() == "made by a zombie"
 
 

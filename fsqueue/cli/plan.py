@@ -85,6 +85,7 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--requires"], multiple=True, metavar="WORD",
                      help="Only workers started with --capability WORD may run the claims. "
                      "Repeatable."),
+        *_timeout_option(handler),
         click.Option(["--lease"], type=Duration(), default=LEASE_S, show_default=True,
                      help="Lease of a new pool: a worker that is silent for this long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
@@ -103,6 +104,13 @@ def _command(handler: Handler) -> click.Command:
         epilog=f"\b\nExample:\n  {example}" if example else None,
         context_settings=SETTINGS | {"ignore_unknown_options": False},
     )
+
+
+def _timeout_option(handler: Handler) -> list[click.Option]:
+    if any(option.name == "timeout" for option in handler.options):
+        return []
+    text = "End an attempt that takes longer, such as 2h, and charge it. Default: never."
+    return [click.Option(["--timeout"], type=Duration(), default=0.0, help=text)]
 
 
 def _option(option: Option) -> click.Option:
@@ -152,6 +160,7 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         claim_seconds=given["claim_seconds"],
         min_tier=given["min_tier"],
         requires=given["requires"],
+        timeout_s=given["timeout"],
         lease_s=given["lease"],
         attempts_max=given["attempts"],
         dry_run=given["dry_run"],

@@ -140,6 +140,7 @@ def work(
         time_limit_s=time_limit,
         grace_s=grace,
         start_delay_s=start_delay,
+        owns_process=True,
     )
     _exit(pool.work(options))
 

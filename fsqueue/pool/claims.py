@@ -83,9 +83,7 @@ def fail(pool: PoolDirectory, name: ClaimName) -> None:
     _leave_running(pool, name, pool.owned(State.FAILED, name), "failed")
 
 
-def release(
-    pool: PoolDirectory, name: ClaimName, spool: str, *, vain: bool = False
-) -> ClaimName:
+def release(pool: PoolDirectory, name: ClaimName, spool: str, *, vain: bool = False) -> ClaimName:
     """Put a running claim back without charging an attempt.
 
     The owner does so when it leaves; recovery, if SLURM ended the owner's job, or if all that is

@@ -38,6 +38,8 @@ COST_MAX: Final = 10**18 - 1
 ATTEMPT_MAX: Final = 9_999
 RETURNS_MAX: Final = 999_999
 VAIN_MAX: Final = 99
+VAIN_RUNS_MAX: Final = 3
+"""A claim that was put back in vain so often is reported, and needs a worker with more time."""
 WORKER_ID_DASHES: Final = 2
 
 _WAITING: Final = re.compile(

@@ -4,9 +4,10 @@ R4  A claim whose last run came to nothing (`vain`) is taken after all claims of
     so, and one that failed here after those. So one claim that is too long, or hangs, or cannot be
     read, delays no other claim.
 
-The rule among the others: *take the largest claim that no other worker is expected to finish sooner.* `choose` deals
-out the waiting claims, largest first, each to the worker that would finish it first, given what
-that worker has to do before. What falls to this worker it may take, its own spool's claims first.
+The rule among the others: *take the largest claim that no other worker is expected to finish
+sooner.* `choose` deals out the waiting claims, largest first, each to the worker that would finish
+it first, given what that worker has to do before. What falls to this worker it may take, its own
+spool's claims first.
 
 What each part is worth was simulated with these very functions (docs/benchmarks.md). In order of
 value: claims so small that every spool has eight or more; stealing at all; largest first; leaving a
@@ -115,9 +116,7 @@ def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[Claim
     whether no other worker has them; then claims by cost.
     """
     able = (
-        name
-        for name in names
-        if preferences.allows(name.kind) and name.id not in preferences.left
+        name for name in names if preferences.allows(name.kind) and name.id not in preferences.left
     )
     return sorted(able, key=lambda name: (*_sort_key(name, preferences), name.id))
 

@@ -75,6 +75,8 @@ class PlanRequest:
     """The lowest tier of worker that may run the claims; None: the handler's."""
     requires: Sequence[str] = ()
     """Capabilities that workers must have, beside those that the handler requires."""
+    timeout_s: float = 0.0
+    """How long an attempt may take; 0: any time."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -255,7 +257,13 @@ def _stage(
         home = result.spools[slot].name
         name = claims.waiting_name(id, request.kind(item.kind), item.cost)
         facts = request.options, dict(item.payload), dict(item.measures)
-        claim = claims.Claim(request.handler.name, home, *facts, request.handler.suffix)
+        claim = claims.Claim(
+            request.handler.name,
+            home,
+            *facts,
+            request.handler.suffix,
+            timeout_s=request.timeout_s,
+        )
         path, data = f"{pool.staged(uid, home)}/{name}", claim.encode(name)
         try:
             atomic.stage(path, (data,), personal=request.handler.personal)

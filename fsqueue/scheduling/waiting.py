@@ -2,8 +2,9 @@
 
 Names are kept as bytes (`pool.name_sets`) and parsed when they are looked at: a million of them
 take 45 MB, and would take 300 as `ClaimName`. The names of each kind and standing are one group, in
-runs of some thousands that are sorted once, by cost. A worker's preferences, which change with every model that
-it loads and every claim that fails, decide which group comes first; no name is sorted again.
+runs of some thousands that are sorted once, by cost. A worker's preferences, which change with
+every model that it loads and every claim that fails, decide which group comes first; no name is
+sorted again.
 
 The order is that of `choose.in_order`.
 """

@@ -4,12 +4,12 @@ The only module that imports filelock. Both are flock(2) on a file that is never
 
 * `try_lock` keeps thieves from scanning one spool at the same time. It only saves work: where the
   file system has no flock, or its flock excludes no other host, everything is still correct (I5).
+  So any error of it, such as a file that another user made, means that there is no lock.
 * `host_lock` serialises something among this user's processes on this host.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import subprocess
@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -26,12 +25,6 @@ from fsqueue.storage import directories
 from fsqueue.storage.permissions import lock_mode
 
 log = logging.getLogger(__name__)
-
-NO_LOCKS: Final = {
-    *(errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTSUP),
-    *(errno.EIO, errno.ESTALE),  # a network mount that lost its lock server
-    *(errno.ELOOP, errno.EISDIR),  # something else is there: no lock to be had
-}
 
 
 @contextmanager
@@ -48,9 +41,6 @@ def try_lock(path: str) -> Iterator[bool]:
         yield False
         return
     except (OSError, NotImplementedError) as error:
-        number = getattr(error, "errno", None)
-        if isinstance(error, OSError) and number not in NO_LOCKS:
-            raise
         log.debug("%s: locks do not work here (%s); continuing without", path, error)
         yield True
         return

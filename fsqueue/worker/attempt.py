@@ -1,34 +1,30 @@
-"""Run one claim once: read it, run its handler, publish, finish; or record why not.
+"""Run one claim once: read it, run its handler, publish, finish; or settle it as its verdict says.
 
-Every way out leaves the claim in exactly one place, and records in the journal which.
+Every way out leaves the claim in exactly one place, and records in the journal which. What the
+cause of an ending means is decided by `verdicts`; this module finds the cause and carries out what
+is decided for the claim.
 
 What this module does not know: which claim to run next, or what its ending means for the worker.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum, auto
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fsqueue.errors import (
-    BadInput,
     ClaimFailed,
-    ClaimImpossible,
     ClaimLost,
     FsqueueError,
-    Interrupted,
-    NotSupportedError,
     PoolError,
+    TimedOut,
     UsageError,
-    WorkerBroken,
 )
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
@@ -41,24 +37,17 @@ from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import run_handler
 from fsqueue.worker.heartbeat import Heartbeat
-from fsqueue.worker.shutdown import StopNow
+from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
+from fsqueue.worker.verdicts import PASSING, Cause, ForClaim, cause_of, verdict
 
 log = logging.getLogger(__name__)
 
-NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+T = TypeVar("T")
+
 DETAIL_MAX: Final = 64 << 10
 NO_OUTPUT: Final = Path()
-
-
-class Ending(Enum):
-    """How a run of a claim ended."""
-
-    DONE = auto()
-    FAILED = auto()
-    RELEASED = auto()
-    UNABLE = auto()  # this worker lacks what the claim needs: a handler, a model
-    LOST = auto()
-    BROKEN = auto()  # this process must not go on
+PAUSE_S: Final = 0.05
+PAUSE_MAX_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -72,43 +61,49 @@ class Attempt:
     beat: Heartbeat
     journal: Journal
     handler_for: Callable[[str], Handler]
-    is_stopping: Callable[[], bool]
+    shutdown: Shutdown
+    addressed: bool = False
+    """Whether the claim is from the inbox."""
     reason: str = ""
+    """Why it was not done."""
     saved: bool = False
     """Whether a checkpoint was saved, however the run ended."""
+    handler_name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The options of its plan."""
     _loaded_first: bool = False
     """Whether the run had to load something first, so that its time shows no rate."""
-    _handler_name: str = ""
+    _in_handler: bool = False
+    """Whether what was raised came out of the handler."""
+    _partial: str = ""
+    """Where checkpoints are that nothing needs any more."""
 
-    def run(self) -> Ending:
-        """Run the claim to one of its endings."""
+    def run(self) -> Cause:
+        """Run the claim, settle it, and return why the run ended."""
         started = time.monotonic()
+        measures: Mapping[str, int] = {}
+        error: BaseException | None = None
         try:
-            try:
-                measures = self._work()
-            except (StopNow, KeyboardInterrupt):
-                self._put_back()
-                raise
-            except Exception as error:
-                self._clear_scratch()
-                return self._ended_by(error)
-            claims.finish(self.pool, self.name)
-            self._forget_cancel()
-        except ClaimLost as error:
-            self.reason = str(error)
-            log.warning("%s", error)
+            cause, measures = self._work()
+        except (StopNow, KeyboardInterrupt) as stopped:
+            cause, error = self.shutdown.interruption() or Cause.LEAVING, stopped
+        except Exception as failed:
+            cause, error = self._cause(failed), failed
+        seconds = time.monotonic() - started
+        try:
+            self._settle(cause, error, seconds)
+        except ClaimLost as lost:
+            cause, self.reason = Cause.LOST, str(lost)
+            log.warning("%s", lost)
             self.journal.write(EventKind.LOST, id=self.name.id, reason=self.reason)
-            return Ending.LOST
-        self._count(time.monotonic() - started, measures)
-        return Ending.DONE
+        if verdict(cause).claim is ForClaim.DONE:
+            self._count(seconds, measures)
+        self._tidy(cause)
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        return cause
 
-    def _clear_scratch(self) -> None:
-        """Remove what this attempt wrote: the next must not publish half an output as its own."""
-        scratch = self.pool.scratch(self.beat.status.worker_id)
-        if not directories.empty(scratch):
-            directories.make_private(scratch)  # or the next attempt would fail as well
-
-    def _work(self) -> Mapping[str, int]:
+    def _work(self) -> tuple[Cause, Mapping[str, int]]:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
@@ -120,8 +115,8 @@ class Attempt:
             if self.name.returns and os.path.lexists(final):
                 # I7: the worker that published it died before it finished the claim.
                 self.journal.write(EventKind.ADOPTED, id=id)
-                directories.discard(self.pool.partial(id))
-                return claim.measures
+                self._partial = self.pool.partial(id)
+                return Cause.ALREADY_DONE, claim.measures
         work = Work(
             id=id,
             kind=base_of(self.name.kind),
@@ -134,14 +129,11 @@ class Attempt:
             is_stopping=self._is_stopping,
             report=self._progress,
             warn=self._warn,
+            timeout_s=claim.timeout_s,
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()
-        try:
-            with self.beat.handling(name=self.name):
-                run_handler(handler, work)
-        finally:
-            self.saved = work.saved
+        self._run(handler, work)
         self._loaded_first = work.kind in handler.loaded() and work.kind not in loaded_before
         if final:
             if not os.path.isfile(private):
@@ -149,21 +141,42 @@ class Attempt:
                 raise ClaimFailed(
                     f"the handler {claim.handler!r} returned without writing its output"
                 )
-            if not atomic.commit(str(private), final):
+            with self.beat.handling(
+                name=self.name, addressed=self.addressed
+            ):  # a large output may take long to be synced
+                published = self._patiently(lambda: _publish(str(private), final))
+            if not published:
                 self.journal.write(EventKind.ADOPTED, id=id)  # I7
         if work.saved or self.name.returns:
-            directories.discard(work.partial)
-        return claim.measures | work.counted
+            self._partial = work.partial
+        return Cause.DONE, claim.measures | work.counted
+
+    def _run(self, handler: Handler, work: Work) -> None:
+        timeout_s = 0.0 if handler.ends_in_time else work.timeout_s
+        try:
+            with (
+                self.beat.handling(work.timeout_s, self.name, addressed=self.addressed),
+                self.shutdown.interruptible(timeout_s),
+            ):
+                self._in_handler = True
+                run_handler(handler, work)
+                self._in_handler = False
+        except TookTooLong:
+            raise TimedOut(
+                f"it ran longer than --timeout {work.timeout_s:g} seconds and was interrupted"
+            ) from None
+        finally:
+            self.saved = work.saved
 
     def _read(self) -> tuple[claims.Claim, Handler]:
         """Return the claim and its handler.
 
         Raises UsageError if this process cannot or may not run it: then it goes back as it was.
         """
-        claim = claims.read_claim(self.pool, self.name)
+        claim = self._patiently(lambda: claims.read_claim(self.pool, self.name))
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
-        self._handler_name = claim.handler
+        self.handler_name, self.options = claim.handler, claim.options
         handler = self.handler_for(claim.handler)
         if handler.personal and not claim.written_by_this_user:
             raise UsageError(
@@ -173,47 +186,58 @@ class Attempt:
             )
         return claim, handler
 
-    def _ended_by(self, error: Exception) -> Ending:
-        """Settle a claim whose run raised `error`. Raises ClaimLost."""
-        if isinstance(error, ClaimLost):
-            raise error
-        self.reason = str(error) or type(error).__name__
-        if isinstance(error, Interrupted) and self._is_cancelled():
-            ending = self._fail(claims.CANCELLED_RUNNING, final=True)
-            self._forget_cancel()
-            return ending
-        if isinstance(error, Interrupted):
-            self._put_back()
-            return Ending.RELEASED
-        if isinstance(error, UsageError | NotSupportedError):
-            self._put_back()
-            return Ending.UNABLE
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            self.reason = (
-                f"{error.filename or self.pool.root}: {error.strerror}. The claim was put back; "
-                f"free some space, then start this worker again."
-            )
-            self._put_back()
-            return Ending.BROKEN
-        final = isinstance(error, ClaimImpossible | PoolError | BadInput)
-        ending = self._fail(self._record(error), final=final)
-        return Ending.BROKEN if isinstance(error, WorkerBroken) else ending
+    # ---- how it ended ----
 
-    def _record(self, error: Exception) -> dict[str, Any]:
+    def _cause(self, error: Exception) -> Cause:
+        cause = cause_of(error, running=self._in_handler)
+        self.reason = str(error) or type(error).__name__
+        if not isinstance(error, FsqueueError):
+            self.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if cause is Cause.LEAVING:
+            if self._is_cancelled():
+                return Cause.CANCELLED
+            return self.shutdown.interruption() or Cause.LEAVING
+        if isinstance(error, OSError) and cause is not Cause.FAILED:
+            self.reason = f"{error.filename or self.pool.root}: {error.strerror or error}"
+        if cause is Cause.NO_SPACE:
+            self.reason += (
+                ". The claim was put back; free some space, then start this worker again."
+            )
+        return cause
+
+    def _settle(self, cause: Cause, error: BaseException | None, seconds: float) -> None:
+        """Do with the claim what the verdict says. Raises ClaimLost; OSError after a lease."""
+        fate = verdict(cause).claim
+        if fate is ForClaim.DONE:
+            self._patiently(lambda: claims.finish(self.pool, self.name))
+            self._forget_cancel()
+        elif fate is ForClaim.CANCELLED:
+            self._fail(claims.CANCELLED_RUNNING, final=True)
+            self._forget_cancel()
+        elif fate is ForClaim.PUT_BACK:
+            self._put_back(cause, seconds)
+        elif fate is ForClaim.NOT_OURS:
+            raise ClaimLost(self.reason)
+        else:
+            assert error is not None, cause
+            self._fail(self._record(error), final=fate is ForClaim.IMPOSSIBLE)
+
+    def _record(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, ClaimFailed):
             detail = error.detail
         elif isinstance(error, FsqueueError):
             detail = ""
         else:
             detail = "".join(traceback.format_exception(error))
-            self.reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         record: dict[str, Any] = {"error": self.reason, "detail": detail[-DETAIL_MAX:]}
         if isinstance(error, ClaimFailed) and error.returncode is not None:
             record["returncode"] = error.returncode
         return record
 
-    def _fail(self, record: dict[str, Any], *, final: bool) -> Ending:
-        became = claims.charge(self.pool, self.name, self.spool, record, final=final)
+    def _fail(self, record: dict[str, Any], *, final: bool) -> None:
+        became = self._patiently(
+            lambda: claims.charge(self.pool, self.name, self.spool, record, final=final)
+        )
         last = became.owner is not None
         log.warning(
             "%s failed (attempt %d%s): %s",
@@ -226,36 +250,81 @@ class Attempt:
         self.journal.write(
             EventKind.FAILED, id=self.name.id, attempt=self.name.attempt, last=last, **cause
         )
-        blamed = None if record.get("cancelled") else self._handler_name
+        blamed = None if record.get("cancelled") else self.handler_name
         self.beat.change(lambda status: status.fail_claim(blamed))
-        return Ending.FAILED
+
+    def _put_back(self, cause: Cause, seconds: float) -> None:
+        """Release the claim; if its run saved nothing, so that its name says so."""
+        vain = not self.saved and cause is not Cause.UNABLE
+        self.reason = self.reason or f"{cause}"
+        if vain and cause is not Cause.LEAVING:
+            claims.record_vain_run(self.pool, self.name, f"{cause}: {self.reason}", seconds)
+        self._patiently(lambda: claims.release(self.pool, self.name, self.spool, vain=vain))
+        self.journal.write(
+            EventKind.RELEASED, id=self.name.id, to=self.spool, why=cause, seconds=round(seconds, 3)
+        )
+        self.beat.change(Status.release_claim)
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        """Repeat an operation on the pool that meets a passing error, for about a lease.
+
+        The operations can be repeated: a rename or link that took effect although it reported an
+        error is found to have done so. Gives up if this worker's lease was lost.
+        """
+        give_up_at = time.monotonic() + self.pool.lease_s
+        pause_s = PAUSE_S
+        while True:
+            try:
+                return operation()
+            except OSError as error:
+                too_late = time.monotonic() >= give_up_at or self.beat.lost is not None
+                if error.errno not in PASSING or too_late:
+                    raise
+                log.warning("%s: %s; trying again", self.name.id, error)
+            self.beat.step()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _tidy(self, cause: Cause) -> None:
+        """Remove what this run left behind, as far as possible (R3).
+
+        What remains is harmless: each run writes its output under a name of its own.
+        """
+        if self._partial:
+            directories.discard(self._partial)
+        if verdict(cause).claim is ForClaim.DONE:
+            return
+        scratch = self.pool.scratch(self.beat.status.worker_id)
+        try:
+            if not directories.empty(scratch):
+                directories.make_private(scratch)
+        except (OSError, PoolError) as error:
+            log.debug("%s: is not tidy: %s", scratch, error)
 
     def _is_cancelled(self) -> bool:
         """Return whether the claim is cancelled; a retry may have undone that meanwhile."""
         if self._cancel_order in self.beat.orders:
-            self.beat.read_orders()
+            self._patiently(self.beat.read_orders)
         return self._cancel_order in self.beat.orders
 
     def _forget_cancel(self) -> None:
         """Remove an order that was obeyed, or came too late, so that it does not hit a retry."""
         if self.beat.orders and self._cancel_order in self.beat.orders:
-            atomic.discard(self.pool.order(CANCEL, self.name.id))
+            try:
+                atomic.discard(self.pool.order(CANCEL, self.name.id))
+            except OSError as error:
+                log.warning("the order to cancel %s stays (%s)", self.name.id, error)
 
     @property
     def _cancel_order(self) -> str:
         return order_name(CANCEL, self.name.id)
-
-    def _put_back(self) -> None:
-        claims.release(self.pool, self.name, self.spool)
-        self.journal.write(EventKind.RELEASED, id=self.name.id, to=self.spool)
-        self.beat.change(Status.release_claim)
 
     # ---- what the handler may call ----
 
     def _is_stopping(self) -> bool:
         orders = self.beat.orders  # nearly always empty
         return (
-            self.is_stopping()
+            self.shutdown.interruption() is not None
             or self.beat.lost is not None
             or bool(orders and self._cancel_order in orders)
         )
@@ -283,6 +352,13 @@ class Attempt:
         measure_rate = not self._loaded_first
         self.beat.change(
             lambda status: status.finish_claim(
-                name, self._handler_name, seconds, total, measure_rate=measure_rate
+                name, self.handler_name, seconds, total, measure_rate=measure_rate
             )
         )
+
+
+def _publish(private: str, final: str) -> bool:
+    """Give an output its final name (I7); return False if another attempt's stands there."""
+    if os.path.lexists(final) and not os.path.lexists(private):
+        return True  # RACE: with ourselves; it took effect before an error was reported
+    return atomic.commit(private, final)

@@ -18,10 +18,11 @@ from typing import Final
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
-from fsqueue.pool.names import ClaimName
+from fsqueue.pool.names import VAIN_RUNS_MAX, ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Status
+from fsqueue.pool.untrusted import number
 from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
@@ -43,6 +44,8 @@ MISSES_MAX: Final = 8
 """Listing again after this many lost renames in a row: with W workers on one spool a listing used
 to its end costs W-1 lost renames a claim, and this keeps it under one."""
 LISTINGS_MAX: Final = 5
+HALF: Final = 0.5
+CLEARLY_MORE: Final = 1.5
 VIEW_AGE_S: Final = 2.0
 
 
@@ -54,6 +57,8 @@ class Waiting:
     could_take: int
     too_long: int = 0
     """How many more it could take if it had more time left."""
+    hopeless: int = 0
+    """How many more were put back in vain, after longer runs than it has time for."""
 
 
 class ClaimSource:
@@ -69,9 +74,13 @@ class ClaimSource:
         stealing: bool,
         steal_threshold: int = 1,
         time_left_s: Callable[[], float] = lambda: math.inf,
+        lifetime_s: Callable[[], float] = lambda: math.inf,
         before_listing: Callable[[], None] = lambda: None,
     ) -> None:
-        """`before_listing` is called before each listing of a spool, and may wait."""
+        """`before_listing` is called before each listing of a spool, and may wait.
+
+        `lifetime_s` returns how long this worker may still run, even if it is fresh.
+        """
         self.left_claims = False
         """Whether `next` left claims that this worker might take, to others or for another poll."""
         self._pool = pool
@@ -81,7 +90,10 @@ class ClaimSource:
         self._stealing = stealing
         self._steal_threshold = steal_threshold
         self._time_left_s = time_left_s
+        self._lifetime_s = lifetime_s
         self._before_listing = before_listing
+        self._vain_runs_s: dict[str, float] = {}
+        """By id and number of returns: how long the last run in vain of a claim was."""
         self._worker_preferences = self._preferences = Preferences()
         """As the worker set them last; and these, with what other workers hold."""
         self._own = WaitingClaims()
@@ -123,7 +135,7 @@ class ClaimSource:
 
     def count_waiting(self, since: float = -math.inf) -> Waiting:
         """Count over listings no older than a second, nor than `since`."""
-        total = could = too_long = 0
+        total = could = too_long = hopeless = 0
         for spool in spool_names(self._pool):
             at, names = self._listed.get(spool, (-1e9, None))
             if time.monotonic() - at > 1.0 or at < since:
@@ -134,8 +146,10 @@ class ClaimSource:
             if names and (self._stealing or spool == self._spool):
                 names.apply(self._preferences)
                 late = self._count_too_long(names)
-                could, too_long = could + len(names) - late, too_long + late
-        return Waiting(total, could, too_long)
+                in_vain = sum(map(self._is_hopeless, names.put_back_in_vain()))
+                could, too_long = could + len(names) - late - in_vain, too_long + late
+                hopeless += in_vain
+        return Waiting(total, could, too_long, hopeless)
 
     # ---- this worker's own spool ----
 
@@ -170,8 +184,10 @@ class ClaimSource:
         preferences = self._preferences
         if self._stealing and preferences.loaded and preferences.must_load(own.best().kind):
             return True
-        left_s = self._time_left_s()
-        return left_s < math.inf and takes_too_long(own.best(), self._rates(), left_s)
+        left_s, best = self._time_left_s(), own.best()
+        if best.vain and self._is_hopeless(best):
+            return True
+        return left_s < math.inf and takes_too_long(best, self._rates(), left_s)
 
     def _was_dry_lately(self, spool: str) -> bool:
         """Return whether listing our own spool again can wait: not every time while we steal."""
@@ -228,7 +244,10 @@ class ClaimSource:
         refused = {name.id: polls_for(name, self._peers, self._preferences) for name in best}
         self._waited = self._patience.left_alone(refused)
         self.left_claims = any(
-            len(names) - self._count_too_long(names) for names in offered.values()
+            len(names)
+            - self._count_too_long(names)
+            - sum(map(self._is_hopeless, names.put_back_in_vain()))
+            for names in offered.values()
         )
         return None
 
@@ -251,6 +270,7 @@ class ClaimSource:
             self._preferences,
             waited=self._waited,
             time_left_s=self._time_left_s(),
+            is_hopeless=self._is_hopeless,
         )
 
     def _take(self, spool: str, name: ClaimName) -> ClaimName | None:
@@ -287,8 +307,31 @@ class ClaimSource:
         return peers(self._pool, statuses)
 
     def _count_too_long(self, names: WaitingClaims) -> int:
+        """Count the claims that would not end in time, apart from those that are hopeless."""
         left_s = self._time_left_s()
-        return names.count_too_long(self._rates(), left_s) if left_s < math.inf else 0
+        if left_s == math.inf:
+            return 0
+        return names.count_too_long(self._rates(), left_s) - sum(
+            takes_too_long(name, self._rates(), left_s) and self._is_hopeless(name)
+            for name in names.put_back_in_vain()
+        )
+
+    def _is_hopeless(self, name: ClaimName) -> bool:
+        """Return whether a claim that was put back in vain would be put back by this worker, too.
+
+        So it is if that was for lack of time, and this worker has less than half the time that the
+        last run took; after VAIN_RUNS_MAX such runs it must have clearly more than that. A worker
+        without a limit finds no claim hopeless (R4).
+        """
+        left_s = self._lifetime_s()
+        if left_s == math.inf:
+            return False
+        key = f"{name.id}.r{name.returns}"
+        if key not in self._vain_runs_s:
+            record = claims.last_vain_run(self._pool, name)
+            self._vain_runs_s[key] = number(record.get("ran_s")) or 0.0
+        factor = CLEARLY_MORE if name.vain >= VAIN_RUNS_MAX else HALF
+        return left_s <= factor * self._vain_runs_s[key]
 
     def _rates(self) -> dict[str, float]:
         """Return our rate for each kind: our own measurement, else that of a GPU like ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from fsqueue.errors import ClaimFailed
@@ -13,6 +14,8 @@ from fsqueue.pool.status import WorkerState
 from fsqueue.scheduling.choose import Preferences
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
 
 
 class HandlerCache:
@@ -26,6 +29,7 @@ class HandlerCache:
         self._healthy: set[str] = set()
         self._unable: set[str] = set()
         self._failed: set[str] = set()
+        self._left: set[str] = set()
         self._loaded: list[str] = []
         self._preferences: Preferences | None = None
 
@@ -56,6 +60,18 @@ class HandlerCache:
         self._unable.add(kind)
         self._preferences = None
 
+    def note_left(self, id: str) -> None:
+        """Note that one claim is left to other workers."""
+        self._left.add(id)
+        self._preferences = None
+
+    def reload(self, name: str) -> None:
+        """Drop a handler whose run was interrupted in the middle; it is made anew when needed."""
+        handler = self.handlers.pop(name, None)
+        if handler is not None:
+            _close(handler)
+            self._preferences = None
+
     def preferences(self) -> Preferences:
         """Return what this worker prefers to do now: the same object if nothing changed."""
         loaded = [kind for handler in self.handlers.values() for kind in handler.loaded()]
@@ -67,6 +83,7 @@ class HandlerCache:
                 healthy=frozenset(self._healthy),
                 unable=frozenset(self._unable),
                 failed_here=frozenset(self._failed),
+                left=frozenset(self._left),
                 special=self._settings.specialization,
                 tier=self._settings.tier,
                 capabilities=self._settings.capabilities,
@@ -86,7 +103,14 @@ class HandlerCache:
     def close(self) -> None:
         """Release everything that the handlers hold."""
         for handler in self.handlers.values():
-            handler.close()
+            _close(handler)
+
+
+def _close(handler: Handler) -> None:
+    try:
+        handler.close()
+    except Exception as error:  # a user's code, and the worker has nothing left to lose by it
+        log.warning("the handler %r could not be closed: %s", handler.name, error)
 
 
 def run_handler(handler: Handler, work: Work) -> None:

@@ -61,6 +61,8 @@ class WorkOptions:
     """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
     start_delay_s: float = 0.0
     """Wait a random time up to this first, so that an array does not start in step."""
+    owns_process: bool = False
+    """True if this process ends with the worker: signals then stay ignored once it leaves."""
 
 
 def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
@@ -116,6 +118,7 @@ def settings_for(
         claims_max=options.claims_max,
         time_limit_s=options.time_limit_s,
         gpu=choice.gpu,
+        owns_process=options.owns_process,
         allocation=allocation if allocation.job else None,
     )
 

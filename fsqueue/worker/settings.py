@@ -40,6 +40,8 @@ class WorkerSettings:
     claims_max: int | None = None
     time_limit_s: float | None = None
     gpu: dict[str, object] = field(default_factory=dict)
+    owns_process: bool = False
+    """Whether this process ends with the worker: then no signal may cut its end short (R5)."""
     allocation: Allocation | None = None
     """What SLURM gave this process, if it runs there."""
 

@@ -2,6 +2,12 @@
 
 `Departure` is the record of why a worker leaves; `worker` makes those that are about the work.
 `Shutdown` watches everything that makes a worker leave before its work is done.
+
+R5  A worker is interrupted only while a handler runs, and only once: by the second signal, by the
+    end of its allocation, or because a claim ran too long. Everything else it does, and above all
+    putting its claim back and retiring its lease, runs to its end however many signals arrive.
+R6  A closed terminal (SIGHUP) is a request to leave, like SIGTERM, unless the worker was started
+    to survive it (nohup). SIGUSR2, with which Grid Engine warns, is one like SIGUSR1.
 """
 
 from __future__ import annotations
@@ -9,7 +15,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
@@ -19,8 +26,18 @@ from fsqueue.pool.layout import Order, order_name
 from fsqueue.pool.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.verdicts import Cause
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""What asks a worker to leave."""
+TIME_SIGNALS: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+"""With these, batch systems warn that an allocation ends."""
 KILL_WAIT_S: Final = 30.0
 """From SLURM's SIGTERM to its SIGKILL, unless its configuration says otherwise."""
 
@@ -57,7 +74,11 @@ class Departure:
 
 
 class StopNow(BaseException):
-    """The second signal: leave the handler at once."""
+    """The second signal, or the end of the allocation: leave the handler at once."""
+
+
+class TookTooLong(BaseException):
+    """A claim ran longer than its plan's --timeout. Not an Exception: a handler might catch it."""
 
 
 @dataclass(slots=True)
@@ -78,6 +99,9 @@ class Shutdown:
     allocation: Allocation | None = None
     _started: float = field(init=False)
     _previous: list[tuple[int, Any]] = field(default_factory=list)
+    _in_handler: bool = False
+    _stop_at: float = math.inf
+    _claim_ends_at: float = math.inf
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -87,7 +111,10 @@ class Shutdown:
     def install_handlers(self) -> None:
         """Take over the process's signals: the first asks, the second raises StopNow."""
         handler = self._on_signal_in_slurm if self._in_slurm else self._on_signal
-        self._previous = [(number, signal.signal(number, handler)) for number in SIGNALS]
+        hang_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # R6: else it is under nohup
+        taken = [number for number in SIGNALS if hang_up or number != signal.SIGHUP]
+        self._previous = [(number, signal.signal(number, handler)) for number in taken]
+        self._previous.append((signal.SIGALRM, signal.signal(signal.SIGALRM, self._on_alarm)))
 
     def restore_handlers(self) -> None:
         """Restore the signal handlers that `install_handlers` replaced."""
@@ -97,27 +124,62 @@ class Shutdown:
 
     def ignore_signals(self) -> None:
         """Ignore further signals, of those taken over, while the worker leaves."""
-        if self._in_slurm:
+        if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, _ in self._previous:
             signal.signal(number, signal.SIG_IGN)
 
+    @contextmanager
+    def interruptible(self, timeout_s: float = 0.0) -> Iterator[None]:
+        """Let a handler be interrupted inside the block: by StopNow or TookTooLong, once (R5).
+
+        `timeout_s`: raise TookTooLong after that long; 0: never.
+        """
+        self._claim_ends_at = self.clock() + timeout_s if timeout_s > 0 else math.inf
+        self._in_handler = True
+        try:
+            self._set_alarm()
+            yield
+        finally:
+            self._in_handler = False
+            self._claim_ends_at = math.inf
+
+    def _interrupt(self, exception: type[BaseException]) -> None:
+        if self._in_handler:
+            self._in_handler = False
+            raise exception
+
+    def _note(self, number: int) -> None:
+        self.signal = number
+        self.beat.announce_leaving()
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            raise StopNow
-        self.signal = number
+            return self._interrupt(StopNow)
+        return self._note(number)
 
     def _on_signal_in_slurm(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             return self._on_signal(number, frame)
         if number == signal.SIGTERM and self.signal != number:
-            signal.signal(signal.SIGALRM, self._on_alarm)
-            signal.setitimer(signal.ITIMER_REAL, KILL_WAIT_S / 2)
+            self._stop_at = self.clock() + KILL_WAIT_S / 2
+            self._set_alarm()
         if number == signal.SIGTERM or not self.signal:
-            self.signal = number
+            self._note(number)
+
+    def _set_alarm(self) -> None:
+        """Have SIGALRM sent at the next of the moments that end a handler."""
+        next_at = min(self._stop_at, self._claim_ends_at)
+        if self._previous and next_at < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(next_at - self.clock(), 1e-3))
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        raise StopNow
+        now = self.clock()
+        if now >= self._stop_at:
+            return self._interrupt(StopNow)
+        if now >= self._claim_ends_at:
+            return self._interrupt(TookTooLong)
+        return self._set_alarm()
 
     def sleep(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Sleep, but wake for a signal, a lost lease, or when `until` returns True."""
@@ -130,9 +192,11 @@ class Shutdown:
 
     # ---- decisions ----
 
-    def interrupts_claim(self) -> bool:
-        """Return whether the running claim should be put back rather than finished."""
-        return bool(self.signal) or self._is_ordered(Order.STOP) or self._is_time_up()
+    def interruption(self) -> Cause | None:
+        """Return why the running claim should be put back rather than finished, None to go on."""
+        if self.signal in TIME_SIGNALS or not self.signal and self._is_time_up():
+            return Cause.TIME_IS_UP
+        return Cause.LEAVING if self.signal or self._is_ordered(Order.STOP) else None
 
     def departure(self, taken: int) -> Departure | None:
         """Return why to take nothing more after `taken` claims, None to go on."""

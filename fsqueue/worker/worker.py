@@ -5,6 +5,9 @@ what waits by listing, takes a claim by renaming it, and shows that it is alive 
 lease.
 
     enlist -> [take own | steal | idle: recover the dead] * -> put back -> retire
+
+R8  A passing error of a mount while the worker looks for work ends nothing: it tries again for
+    about a lease, as long as its own lease can be renewed.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fsqueue.broadcast.jobs import JOBS
-from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError
+from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.inbox import Inbox
@@ -28,21 +31,25 @@ from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import LeaveReason, WorkerState
 from fsqueue.storage import directories
-from fsqueue.worker.attempt import Attempt, Ending
+from fsqueue.worker.attempt import Attempt
 from fsqueue.worker.backoff import Backoff, RateLimit
 from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.handler_cache import HandlerCache
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.probe import Found, Probe
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.settings import WorkerSettings
-from fsqueue.worker.shutdown import Departure, Shutdown, StopNow
+from fsqueue.worker.shutdown import Departure, Shutdown
+from fsqueue.worker.suspicion import Suspicion
+from fsqueue.worker.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorker, verdict
 
 log = logging.getLogger(__name__)
 
-FAILURES_MAX: Final = 3
-"""A worker that fails this many different claims in a row stops itself: a bad GPU must not eat the
-queue."""
 SECOND_LOOK_S: Final = 0.3
+TROUBLE_PAUSE_S: Final = 1.0
+ENDED_OR_CHARGED: Final = frozenset(
+    {ForClaim.DONE, ForClaim.CHARGED, ForClaim.IMPOSSIBLE, ForClaim.CANCELLED}
+)
 END_NEAR_S: Final = 120.0
 """SLURM's warning comes up to half a minute before the time that was asked for."""
 
@@ -94,12 +101,16 @@ class Worker:
             stealing=settings.stealing,
             steal_threshold=settings.steal_threshold,
             time_left_s=self._time_left_s,
+            lifetime_s=self.shutdown.time_left_s,
             before_listing=self._wait_for_allowance,
         )
         self.inbox = Inbox(pool, self.id)
         self.handler_cache = HandlerCache(settings, self.beat, self.journal)
         self.claim_source.set_preferences(self.handler_cache.preferences())
-        self.failed_in_a_row: list[str] = []
+        self.suspicion = Suspicion(pool)
+        self.in_trouble_since: float | None = None
+        self.lost: set[ClaimName] = set()
+        """Claims that turned out to be another worker's."""
         self.taken = 0
         self.progressed = False
         """Whether anything came of its claims: one was done, or failed, or saved a checkpoint."""
@@ -125,13 +136,12 @@ class Worker:
             self.departure = self._loop()
             if self.departure.exit_status == ExitStatus.DRAINED and self._nothing_remains():
                 self.departure = self._all_ended()
-        except StopNow:
-            self.departure = self.shutdown.departure_by_signal()
         finally:
             try:
                 self._leave()
             finally:
-                self.shutdown.restore_handlers()
+                if not self.settings.owns_process:
+                    self.shutdown.restore_handlers()
         return self.departure.exit_status
 
     def should_requeue(self) -> bool:
@@ -158,22 +168,43 @@ class Worker:
             self.beat.step()
             if (departure := self.shutdown.departure(self.taken)) is not None:
                 return self._report_departure(departure)
-            if not self.shutdown.paused and (addressed := self.inbox.next()) is not None:
-                self._run_addressed(addressed)
+            try:
+                departure, idle_since = self._step(idle_since)
+                self.in_trouble_since = None
+            except OSError as error:
+                self._endure(error)
                 continue
-            found = self._next()
-            if found is not None:
-                idle_since = None
-                self.backoff.reset()
-                if (departure := self._run(*found)) is not None:
-                    return departure
-                self.recovery.sweep_if_due()
-                continue
-            if idle_since is None:
-                idle_since = time.monotonic()
-                self.beat.change(lambda status: status.become(WorkerState.IDLE))
-            if (departure := self._idle(time.monotonic() - idle_since)) is not None:
+            if departure is not None:
                 return departure
+
+    def _step(self, idle_since: float | None) -> tuple[Departure | None, float | None]:
+        """Do the next thing; return why to leave, if that is so, and since when it is idle."""
+        if not self.shutdown.paused and (addressed := self.inbox.next()) is not None:
+            self._run_addressed(addressed)
+            return None, idle_since
+        found = self._next()
+        if found is not None:
+            self.backoff.reset()
+            if (departure := self._run(*found)) is not None:
+                return departure, None
+            self.recovery.sweep_if_due()
+            return None, None
+        if idle_since is None:
+            idle_since = time.monotonic()
+            self.beat.change(lambda status: status.become(WorkerState.IDLE))
+        return self._idle(time.monotonic() - idle_since), idle_since
+
+    def _endure(self, error: OSError) -> None:
+        """Wait a little after an error of the mount that may pass; raise it if it does not (R8)."""
+        now = time.monotonic()
+        if error.errno not in PASSING:
+            raise error
+        if self.in_trouble_since is None:
+            self.in_trouble_since = now
+            self._report(f"{error.filename or self.pool.root}: {error.strerror}; trying again")
+        if now - self.in_trouble_since >= self.pool.lease_s:
+            raise error
+        self.shutdown.sleep(min(TROUBLE_PAUSE_S, self.pool.lease_s / 10))
 
     def _next(self) -> tuple[ClaimName, str] | None:
         self._wait_for_allowance()
@@ -184,39 +215,90 @@ class Worker:
         departure = None
         self.taken += 1
         attempt = self._attempt(self.pool, name, spool, self.handler_cache.handler)
-        ending = attempt.run()
-        if ending is Ending.DONE:
-            self.failed_in_a_row.clear()
+        cause = attempt.run()
+        if cause is Cause.LOST:
+            self.lost.add(attempt.name)
+        follows = verdict(cause)
+        if follows.evidence is Evidence.FOR:
+            self.suspicion.note_done(name)
             self.handler_cache.note_done(name)
-        elif ending is Ending.FAILED:
-            departure = self._count_failure(name, attempt.reason)
-        elif ending is Ending.UNABLE:
+        elif follows.evidence is Evidence.AGAINST:
+            self.suspicion.note_failed(name)
+            self.handler_cache.note_failed(name)
+        if follows.worker is ForWorker.LEAVE_KIND:
             self.handler_cache.note_unable(name.kind)
             self._report(f"claims of kind {name.kind} are left to other workers: {attempt.reason}")
-        elif ending is Ending.BROKEN:
+        elif follows.worker is ForWorker.LEAVE_IT:
+            self.handler_cache.note_left(name.id)
+            self._report(f"{name.id} is left to other workers: {attempt.reason}")
+        elif follows.worker is ForWorker.RELOAD:
+            self.handler_cache.reload(attempt.handler_name)
+        elif follows.worker is ForWorker.STOP:
             departure = self._report_departure(
                 Departure(LeaveReason.BROKEN, f"this worker stops: {attempt.reason}")
             )
-        self.progressed |= ending in (Ending.DONE, Ending.FAILED) or attempt.saved
+        self.progressed |= follows.claim in ENDED_OR_CHARGED or attempt.saved
+        if departure is None and self.suspicion.is_due:
+            departure = self._examine_itself(name, attempt)
         self.claim_source.set_preferences(self.handler_cache.preferences())
         return departure
+
+    def _examine_itself(self, name: ClaimName, attempt: Attempt) -> Departure | None:
+        """Find out whether the claims that failed here are bad, or this worker is (R7)."""
+        count = len(self.suspicion.in_a_row)
+        log.info("%d claims failed here in a row; running one that is known to work", count)
+        probe = Probe(self.pool, self.beat, self.shutdown, self.handler_cache.handler)
+        handler = self.handler_cache.handlers.get(attempt.handler_name)
+        try:
+            known = list(self.suspicion.known_to_work(name.kind))
+        except PoolError as error:
+            log.debug("%s", error)
+            known = []
+        finding = probe.examine(known, handler, attempt.options)
+        if finding.found is Found.FAILS:
+            return self._report_departure(
+                Departure(
+                    LeaveReason.FAILURES,
+                    f"this worker stops: {count} different claims failed here in a row, the last "
+                    f"with: {attempt.reason}; and {finding.text}. So this worker's GPU or "
+                    f"environment is broken. See: fsqueue failed {self.pool.root}",
+                )
+            )
+        if finding.found is Found.WORKS:
+            log.info("%s: the claims that failed are to blame", finding.text)
+        self.suspicion.acquit()
+        return None
 
     def _run_addressed(self, name: ClaimName) -> None:
         """Run a claim from the inbox. Its ending does not count for the planned claims."""
         pool = self.inbox.pool
         directories.make_private(pool.scratch(self.id))
-        attempt = self._attempt(pool, name, self.inbox.spool, self._job_handler)
-        if attempt.run() is Ending.BROKEN:
+        attempt = self._attempt(pool, name, self.inbox.spool, self._job_handler, addressed=True)
+        if verdict(attempt.run()).worker is ForWorker.STOP:
             self._report(f"a job addressed to this worker ended badly: {attempt.reason}")
         self.claim_source.set_preferences(self.handler_cache.preferences())
         self.beat.read_orders()
         self.backoff.reset()
 
     def _attempt(
-        self, pool: PoolDirectory, name: ClaimName, spool: str, handler: Callable[[str], Handler]
+        self,
+        pool: PoolDirectory,
+        name: ClaimName,
+        spool: str,
+        handler: Callable[[str], Handler],
+        *,
+        addressed: bool = False,
     ) -> Attempt:
-        is_stopping = self.shutdown.interrupts_claim
-        return Attempt(pool, name, spool, self.beat, self.journal, handler, is_stopping)
+        return Attempt(
+            pool,
+            name,
+            spool,
+            self.beat,
+            self.journal,
+            handler,
+            self.shutdown,
+            addressed=addressed,
+        )
 
     def _job_handler(self, name: str) -> Handler:
         if name in JOBS:
@@ -225,28 +307,13 @@ class Worker:
             )
         return self.handler_cache.handler(name)
 
-    def _count_failure(self, name: ClaimName, reason: str) -> Departure | None:
-        if name.id not in self.failed_in_a_row:
-            self.failed_in_a_row.append(name.id)
-        self.handler_cache.note_failed(name)
-        if len(self.failed_in_a_row) < FAILURES_MAX:
-            return None
-        return self._report_departure(
-            Departure(
-                LeaveReason.FAILURES,
-                f"this worker stops: {FAILURES_MAX} different claims failed here in a row, the "
-                f"last with: {reason}. Is its GPU or its environment broken? See: fsqueue failed "
-                f"{self.pool.root}",
-            )
-        )
-
     def _idle(self, idle_s: float) -> Departure | None:
         """Nothing to take now: put back what the dead held, then leave or wait a little."""
         if self.recovery.sweep(quiet=self.backoff.quiet):
             self.backoff.reset()
             return None
         for name in self.recovery.running:
-            if name.owner == self.id:
+            if name.owner == self.id and name not in self.lost:
                 # RACE: we won this claim by a rename whose reply was lost.
                 log.info("resuming %s, whose take was reported as failed", name.id)
                 return self._run(name, self.claim_source.any_spool())
@@ -271,6 +338,15 @@ class Worker:
         waiting = self.claim_source.count_waiting(since=self.recovery.swept_at)
         if waiting.could_take:
             return None
+        if waiting.hopeless and not waiting.too_long:
+            return self._report_departure(
+                Departure(
+                    LeaveReason.WORK_REMAINS,
+                    f"{_claims_wait(waiting.hopeless)} that longer runs than this worker has time "
+                    f"for did not finish. Start a worker with a longer time limit, or without one; "
+                    f"what they are: fsqueue status {self.pool.root}",
+                )
+            )
         if waiting.too_long:
             self.ran_out_of_time = True
             return self._report_departure(

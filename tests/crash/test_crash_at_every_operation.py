@@ -21,7 +21,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.worker.attempt import Ending
+from fsqueue.worker.verdicts import Cause
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
     ManualWorker,
@@ -185,7 +185,7 @@ def failed_pool(root: Path) -> PoolDirectory:
     pool = make_pool(root, "a.3", "b.2", attempts=2)
     hand = ManualWorker(pool, handler=Failing(ClaimFailed("no luck")))
     for _ in range(2):
-        assert hand.run(hand.take()) is Ending.FAILED
+        assert hand.run(hand.take()) is Cause.FAILED
     hand.leave()
     assert only_claim(pool, State.FAILED).id.startswith("a-")
     return pool

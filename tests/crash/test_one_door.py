@@ -14,7 +14,7 @@ import pytest
 import fsqueue
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.worker.attempt import Ending
+from fsqueue.worker.verdicts import Cause
 from tests.support.crash import CHANGES
 from tests.support.pools import ManualWorker, make_pool, only_claim, work_until_done
 from tests.support.processes import wait_for
@@ -49,7 +49,7 @@ def test_every_change_on_the_shared_file_system_goes_through_one_door(
     wait_for(lambda: hand.lease.name.beat, "a beat of the thread")
     hand.journal.write("joined")
     hand.beat.flush()
-    assert hand.run(hand.take()) is Ending.DONE
+    assert hand.run(hand.take()) is Cause.DONE
     claims.charge(pool, hand.take(), "gpu0", {"error": "x"}, final=True)
     claims.retry(pool, only_claim(pool, State.FAILED), "gpu0")
     hand.beat.stop()

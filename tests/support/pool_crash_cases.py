@@ -17,7 +17,7 @@ from fsqueue.pool.leases import lease_names
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.storage import atomic
-from fsqueue.worker.attempt import Ending
+from fsqueue.worker.verdicts import Cause
 from tests.support.crash import crash, die_after
 from tests.support.crash_cases import Reads, Writes, check_settles, settle
 from tests.support.planning import make_inputs, plan_command
@@ -90,7 +90,7 @@ def finished(site: Path, _shared: Path) -> None:
     hand.beat.flush()
     hand.run(hand.take())
     hand.handler = Unlucky()
-    assert hand.run(hand.take()) is Ending.FAILED
+    assert hand.run(hand.take()) is Cause.FAILED
     hand.leave()
 
 

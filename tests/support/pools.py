@@ -28,9 +28,11 @@ from fsqueue.pool.status import Status
 from fsqueue.scheduling.planner import PlanRequest, PlanResult, plan_into
 from fsqueue.storage import directories
 from fsqueue.storage.locks import try_lock
-from fsqueue.worker.attempt import Attempt, Ending
+from fsqueue.worker.attempt import Attempt
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovered, Recovery
+from fsqueue.worker.shutdown import Shutdown
+from fsqueue.worker.verdicts import Cause
 
 STEPS_MAX = 1000
 
@@ -135,7 +137,7 @@ class ManualWorker:
         self.beat = Heartbeat(pool, self.lease, self.status)
         self.observer = Observer(pool, clock)
         self.recovery = Recovery(pool, self.id, self.observer, self.journal)
-        self.stopping = False
+        self.shutdown = Shutdown(self.beat)
         self.reason = ""
         if enlist:
             self.enlist()
@@ -157,8 +159,8 @@ class ManualWorker:
         assert taken is not None, f"{name} was taken by another process"
         return taken
 
-    def run(self, name: ClaimName, spool: str = "gpu0") -> Ending:
-        """Run a claim that was taken, to one of its endings."""
+    def run(self, name: ClaimName, spool: str = "gpu0") -> Cause:
+        """Run a claim that was taken; return why the run ended."""
         attempt = Attempt(
             self.pool,
             name,
@@ -166,11 +168,11 @@ class ManualWorker:
             self.beat,
             self.journal,
             lambda _: self.handler,
-            lambda: self.stopping,
+            self.shutdown,
         )
-        ending = attempt.run()
+        cause = attempt.run()
         self.reason = attempt.reason
-        return ending
+        return cause
 
     def sweep(self) -> list[Recovered]:
         """Look for dead workers once, and put back what they held."""

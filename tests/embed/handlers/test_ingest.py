@@ -19,6 +19,7 @@ from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from fsqueue.worker.verdicts import Cause
 from tests.support.generic_models import TEXTS, write_model
 from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 
@@ -205,7 +206,11 @@ def test_the_next_worker_completes_what_an_interrupted_one_began(
     sent = send(pool, data)
     looks = count()
     with monkeypatch.context() as patched:
-        patched.setattr(type(worker.shutdown), "interrupts_claim", lambda _: next(looks) == 5)
+        patched.setattr(
+            type(worker.shutdown),
+            "interruption",
+            lambda _: Cause.LEAVING if next(looks) == 5 else None,
+        )
         name = Inbox(pool, worker.id).next()
         assert name is not None
         worker._run_addressed(name)

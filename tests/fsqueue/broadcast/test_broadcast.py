@@ -253,7 +253,7 @@ def test_a_failed_copy_is_not_retried_and_has_its_error(
     assert work_inbox(worker) == 1
     assert outcomes(pool, made) == ["failed"]
     assert "no such collection" in made.copies[0].error
-    assert worker.failed_in_a_row == [] and work_inbox(worker) == 0
+    assert worker.suspicion.in_a_row == [] and work_inbox(worker) == 0
 
 
 def test_a_copy_that_its_worker_cannot_run_is_put_back_once_and_then_fails(

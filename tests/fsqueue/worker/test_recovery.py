@@ -19,8 +19,8 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import directories
-from fsqueue.worker.attempt import Ending
 from fsqueue.worker.recovery import Recovered
+from fsqueue.worker.verdicts import Cause
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.interleave import interpose, refused, reply_lost
 from tests.support.pools import (
@@ -263,11 +263,11 @@ def test_a_zombie_can_finish_nothing_and_its_output_is_the_successors_to_adopt(
         directories.make(pool.scratch(holder.id))  # it went with the lease
 
     holder.handler = HookHandler(is_declared_dead)
-    assert holder.run(only_claim(pool, State.RUNNING)) is Ending.LOST
+    assert holder.run(only_claim(pool, State.RUNNING)) is Cause.LOST
     assert "lease had lapsed" in holder.reason
     (name,) = theirs
     assert name is not None and only_claim(pool, State.RUNNING) == name
-    assert judge.run(name) is Ending.DONE
+    assert judge.run(name) is Cause.ALREADY_DONE
     judge.run(judge.take())
     assert stems(pool, State.DONE) == ["a", "b"]
     assert problems(pool) == []
@@ -356,7 +356,7 @@ def test_a_claim_that_its_owner_finished_meanwhile_is_not_recovered(
     def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
         if os.readlink(f"/proc/self/fd/{fd}").endswith("/workers"):
             mount.hooks.clear()
-            assert holder.run(held) is Ending.DONE
+            assert holder.run(held) is Cause.DONE
             holder.leave()
         return real(fd)
 
@@ -424,7 +424,7 @@ def test_a_damaged_claim_is_recovered_too_and_fails_by_name_when_taken(
     judge = ManualWorker(pool)
     (recovered,) = judge.sweep()
     assert only_claim(pool, State.WAITING) == recovered.became
-    assert judge.run(judge.take()) is Ending.FAILED
+    assert judge.run(judge.take()) is Cause.IMPOSSIBLE
     failed = only_claim(pool, State.FAILED)
     assert failed.attempt == 1
     assert str(failed.id) in record(pool, failed)["error"]

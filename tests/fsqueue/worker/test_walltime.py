@@ -235,19 +235,21 @@ def test_a_worker_leaves_before_its_allocation_ends(
 def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None:
     """The handler is a loop in this child, with half a second for SLURM's half a minute."""
     code = """
-import signal, time
+import signal, time, types
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker import shutdown
 shutdown.KILL_WAIT_S = 0.5
 allocation = Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"})
-it = shutdown.Shutdown(None, allocation=allocation)
+beat = types.SimpleNamespace(announce_leaving=lambda: None)
+it = shutdown.Shutdown(beat, allocation=allocation)
 it.install_handlers()
 signal.raise_signal(signal.SIGUSR1)
 signal.raise_signal(signal.SIGTERM)
 begun = time.monotonic()
 try:
-    while True:
-        time.sleep(10)
+    with it.interruptible():
+        while True:
+            time.sleep(10)
 except shutdown.StopNow:
     print("interrupted", it.departure_by_signal().exit_status, 0.2 < time.monotonic() - begun < 5)
 it.ignore_signals()

@@ -284,14 +284,6 @@ def test_three_workers_share_one_pool_and_each_claim_is_finished_once(
 # ---- failures ----
 
 
-def test_three_different_failures_in_a_row_stop_the_worker(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path, "FFFFF")
-    run = fsqueue("work", pool.root)
-    assert run.returncode == 1
-    assert "3 different claims failed here in a row" in run.stderr
-    assert counts(pool) == {"failed": 3, "waiting": 2}
-
-
 def test_failures_that_are_not_in_a_row_do_not_stop_it(tmp_path: Path) -> None:
     pool = pool_of(tmp_path, "FF.FF.F")
     assert fsqueue("work", pool.root).returncode == 3
