@@ -92,6 +92,15 @@ def output_option(function: F) -> F:
     )(function)
 
 
+def force_option(function: F) -> F:
+    """Add --force."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        help="Replace another result of fsqueue. Inputs and files of others are never replaced.",
+    )(function)
+
+
 def stealing_options(function: F) -> F:
     """Add the options of `work` and `run` that control stealing."""
     interval = click.option(
