@@ -12,6 +12,8 @@ from fsqueue import Option
 POOLINGS: Final = ("mean", "cls", "max", "per-token")
 LONG: Final = ("truncate", "window", "fail")
 FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "virnucpro")
+VIRNUCPRO_ROWS_MAX: Final = 100_000
+"""A file for VirNucPro is written and read in memory: up to 25 kB for each row."""
 CHUNK_SIZE: Final = 512
 DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 

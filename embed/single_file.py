@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from embed.handlers.embed import Embed
+from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write, private_folder
 from embed.outputs.collect import table_of
 from embed.outputs.formats import FORMATS, check_format
 from embed.outputs.table import Part
-from fsqueue import Item, Work
+from fsqueue import Earlier, Item, Work, refuse_overwriting
 
 COST_MAX: Final = 10**18
 """No limit to a claim, except what an output can hold."""
@@ -27,14 +28,23 @@ Warn = Callable[[str], None]
 
 
 def embed_file(
-    path: str, out: str, options: dict[str, Any], *, progress: Progress, warn: Warn
+    path: str,
+    out: str,
+    options: dict[str, Any],
+    *,
+    progress: Progress,
+    warn: Warn,
+    force: bool = False,
 ) -> int:
     """Embed the file at `path` into the file `out`; return how many sequences it has.
 
-    `options` are all options of `fsqueue plan embed`. Raises UsageError, BadInput, ClaimFailed.
+    `options` are all options of `fsqueue plan embed`. What can be refused is refused before the
+    first batch (R42). Raises UsageError, BadInput, ClaimFailed, NotSupportedError.
     """
     handler = Embed()
+    check_format(options["format"], ragged=options["pooling"] == "per-token")
     options = handler.prepare(options)
+    _refuse_overwriting(path, out, options, force=force)
     source = handler.survey(os.path.abspath(path), options)
     for note in source.notes:
         warn(note)
@@ -58,6 +68,18 @@ def embed_file(
         _write(target, parts, options)
     handler.close()
     return total
+
+
+def _refuse_overwriting(path: str, out: str, options: Mapping[str, Any], *, force: bool) -> None:
+    def known(found: str) -> Earlier:
+        if options["format"] == "virnucpro":
+            return recognise.features(found)
+        return recognise.table(found, [options])
+
+    refuse_overwriting(out, inputs=[path], recognise=known, force=force)
+    if options["format"] == "virnucpro":
+        marker = f"{out}.done"
+        refuse_overwriting(marker, inputs=[path], recognise=recognise.marker)
 
 
 def _work(
@@ -84,7 +106,6 @@ def _work(
 
 def _write(target: Path, parts: list[Part], options: Mapping[str, Any]) -> None:
     table = table_of(parts, options["width"], options["pooling"])
-    check_format(options["format"], table)
     if options["format"] == "virnucpro":
         from embed.outputs.virnucpro import write_features
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from fsqueue.api import plan as plan
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
     from fsqueue.pool.layout import Order as Order
+    from fsqueue.pool.overwriting import Earlier as Earlier
+    from fsqueue.pool.overwriting import refuse_overwriting as refuse_overwriting
     from fsqueue.pool.reader import ClaimView as ClaimView
     from fsqueue.pool.reader import PlanView as PlanView
     from fsqueue.pool.reader import PoolReader as PoolReader
@@ -64,6 +66,8 @@ _HOMES = {
     "plan": "fsqueue.api",
     "Order": "fsqueue.pool.layout",
     "Snapshot": "fsqueue.monitor.snapshot",
+    "Earlier": "fsqueue.pool.overwriting",
+    "refuse_overwriting": "fsqueue.pool.overwriting",
     "ClaimView": "fsqueue.pool.reader",
     "PlanView": "fsqueue.pool.reader",
     "PoolReader": "fsqueue.pool.reader",
@@ -96,6 +100,7 @@ __all__ = [
     "ClaimFailed",
     "ClaimImpossible",
     "ClaimView",
+    "Earlier",
     "FsqueueError",
     "Handler",
     "Interrupted",
@@ -121,6 +126,7 @@ __all__ = [
     "memory_available",
     "open_pool",
     "plan",
+    "refuse_overwriting",
 ]
 
 

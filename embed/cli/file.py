@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from embed.options import OPTIONS
 from fsqueue import Option
-from fsqueue.cli.options import SETTINGS, plural
+from fsqueue.cli.options import SETTINGS, force_option, plural
 
 
 def _planning_options(command: Any) -> Any:
@@ -37,14 +38,20 @@ def _type(option: Option) -> type:
 @click.argument("path", metavar="FILE", type=click.Path())
 @click.option("-o", "--out", help="Output file. Default: FILE with the format's suffix.")
 @_planning_options
-def file_command(path: str, out: str | None, **options: Any) -> None:
+@force_option
+def file_command(path: str, out: str | None, force: bool, **options: Any) -> None:
     """Embed one file here and now, without a pool.
 
     FILE is FASTA, or with --text a document.
     """
     # The options are those of OPTIONS, by name, and are passed on as the handler's options.
+    from embed.outputs.formats import choose_format
     from embed.single_file import embed_file
 
+    if out is not None:
+        source = click.get_current_context().get_parameter_source("format")
+        given = None if source is ParameterSource.DEFAULT else options["format"]
+        options["format"] = choose_format(out, given)
     out = out or f"{os.path.splitext(path.removesuffix('.gz'))[0]}.{options['format']}"
     hidden = not sys.stderr.isatty()
     notes: list[str] = []
@@ -60,6 +67,7 @@ def file_command(path: str, out: str | None, **options: Any) -> None:
             {**options, "checkpoint_seconds": 60},
             progress=progress,
             warn=notes.append,  # printed below the progress bar
+            force=force,
         )
     for note in notes:
         click.echo(f"fsqueue: {note}", err=True)

@@ -8,7 +8,15 @@ import click
 
 from embed.options import FORMATS
 from fsqueue import UsageError
-from fsqueue.cli.options import SETTINGS, json_option, plural, print_json, split_pool, trust_option
+from fsqueue.cli.options import (
+    SETTINGS,
+    force_option,
+    json_option,
+    plural,
+    print_json,
+    split_pool,
+    trust_option,
+)
 
 
 @click.command(
@@ -19,13 +27,36 @@ from fsqueue.cli.options import SETTINGS, json_option, plural, print_json, split
 @click.option(
     "--format",
     type=click.Choice(FORMATS),
-    help="Default: by the suffix of OUT, else as planned.",
+    help="Default: by the ending of OUT, else as planned.",
 )
 @click.option("--model", help="Model to merge, by its name or kind, if the pool has several.")
+@click.option(
+    "--plan",
+    "plans",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Merge the table of this plan, if a model has several; twice: pair two of them.",
+)
+@click.option(
+    "--option",
+    "chosen",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Merge the table that was planned with this option, such as pooling=cls. Repeatable.",
+)
+@force_option
 @click.option("--partial", is_flag=True, help="Merge what is done, and report what is missing.")
 @json_option
 def merge_command(
-    words: tuple[str, ...], format: str | None, model: str | None, partial: bool, as_json: bool
+    words: tuple[str, ...],
+    format: str | None,
+    model: str | None,
+    plans: tuple[int, ...],
+    chosen: tuple[str, ...],
+    force: bool,
+    partial: bool,
+    as_json: bool,
 ) -> None:
     """Join a pool's outputs in input order into the file OUT (virnucpro: the folder OUT).
 
@@ -39,12 +70,15 @@ def merge_command(
     parquet      columns id, embedding
     virnucpro    STEM_ESM.pt, STEM_DNABERT_S.pt, STEM_merged.pt, each with its .done
     """
-    from embed.outputs.merge import merge
+    from embed.outputs.merge import MergeRequest, merge
 
     pool, rest = split_pool(words)
     if len(rest) != 1:
         raise UsageError("give one OUT: fsqueue embed merge POOL OUT")
-    result = merge(pool, rest[0], format=format, model=model, partial=partial)
+    options = dict(_pair(text) for text in chosen)
+    result = merge(
+        pool, rest[0], MergeRequest(format, model, plans, options, partial=partial, force=force)
+    )
     for note in result.notes:
         click.echo(f"fsqueue: {note}", err=True)
     if as_json:
@@ -55,3 +89,10 @@ def merge_command(
     click.echo(
         f"{plural(result.rows, 'sequence')} x {result.width:,} numbers, of {models}: {files}"
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--option {text}: is not NAME=VALUE, such as pooling=cls.")
+    return name.replace("-", "_"), value

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from embed.export.target import Origin, Target, library_errors, missing_library
+from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write
 from embed.store.keys import KEY, Keys, difference, from_hexadecimal
 from embed.store.scan import Batch
-from fsqueue import UsageError
+from fsqueue import UsageError, refuse_overwriting
 
 
 class FaissIndex(Target):
@@ -41,6 +42,7 @@ class FaissIndex(Target):
 
     def missing(self, keys: Keys) -> Keys:
         """Read the index and its records, if they exist."""
+        refuse_overwriting(str(self._records), recognise=recognise.records)
         if not os.path.lexists(self._target):
             return keys
         with library_errors("faiss", self._target):

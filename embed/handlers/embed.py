@@ -25,7 +25,7 @@ from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
 from embed.models.cost import PER_SECOND, ModelShape, estimate
 from embed.models.families import FAMILIES, Tokenizer
-from embed.options import DTYPE_TAGS, OPTIONS
+from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.store import spaces
 from embed.store.view import View
 from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
@@ -60,6 +60,11 @@ class Embed(Handler):
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Find the model, and pin it: its exact weights become part of every claim."""
+        if options["pooling"] == "per-token" and options["format"] != "safetensors":
+            raise UsageError(
+                f"--format {options['format']} cannot hold a row for each token (--pooling "
+                f"per-token). Use --format safetensors, the default."
+            )
         model = hub.find(options["model"])
         family = FAMILIES[model.family]
         if options["format"] == "virnucpro" and family.name == "auto":
@@ -103,6 +108,12 @@ class Embed(Handler):
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         measures = {name: found.total(name) for name in ("sequences", "residues")}
         longest = int(found.blocks["longest"].max(initial=0))
+        if options.get("format") == "virnucpro" and measures["sequences"] > VIRNUCPRO_ROWS_MAX:
+            raise BadInput(
+                f"{path}: contains {measures['sequences']:,} sequences, and a file for VirNucPro "
+                f"holds at most {VIRNUCPRO_ROWS_MAX:,}. Divide it (fsqueue embed prepare --split "
+                f"10000), or use another --format."
+            )
         in_letters = not FAMILIES[options["family"]].in_tokens
         if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
             raise BadInput(

@@ -35,8 +35,9 @@ from embed.inputs.fasta import (
     parse_records,
     refuse_non_fasta,
 )
+from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write, private_folder
-from fsqueue import BadInput, UsageError
+from fsqueue import BadInput, UsageError, refuse_overwriting
 
 PIECE_BYTES: Final = 1 << 20
 CHUNK_MIN: Final = 3
@@ -144,6 +145,8 @@ def prepare(path: str, folder: str, chunk: int) -> PreparedContigs:
     refuse_non_fasta(path)
     stem = f"{folder}/{_stem(path)}"
     result = PreparedContigs(f"{stem}_nucleotide.fa", f"{stem}_protein.faa")
+    for target in (result.nucleotides, result.proteins):
+        refuse_overwriting(target, inputs=[path], recognise=recognise.prepared)
     os.makedirs(folder, exist_ok=True)
     with ExitStack() as stack:
         private = stack.enter_context(atomic_write(result.proteins))

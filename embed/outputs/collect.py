@@ -39,6 +39,12 @@ class InputRows:
     """(first byte, byte after the last, rows) of each part of the file."""
     complete: bool = True
     """Whether all of its claims are done."""
+    given_up: bool = False
+    """Whether what is not done was given up (`fsqueue forget`)."""
+
+    @property
+    def why_incomplete(self) -> str:
+        return "claims of it were forgotten" if self.given_up else "not all of its claims are done"
 
     def parts(self) -> list[Part]:
         """Return where its rows are, in the order of the file. Raises FsqueueError on a gap."""
@@ -64,6 +70,10 @@ class ModelOutputs:
     width: int
     format: str
     pooling: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """The decisive options, of those that its plans have."""
+    plans: set[int] = field(default_factory=set)
+    """The numbers of its plans."""
     inputs: dict[str, InputRows] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -97,8 +107,10 @@ def collect(root: str, *, partial: bool = False) -> list[ModelOutputs]:
                 width=options["width"],
                 format=options.get("format", "safetensors"),
                 pooling=options["pooling"],
+                options={name: options[name] for name in DECISIVE if name in options},
             ),
         )
+        outputs.plans.add(plan.number)
         unfinished += _add_plan(reader, plan, outputs)
     # An input that was planned again no longer needs the claims of its earlier plan.
     needed = {id(source) for one in found.values() for source in one.inputs.values()}

@@ -33,6 +33,45 @@ from fsqueue import NotSupportedError, UsageError
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
 """The extras of setup.cfg, and the library that each installs."""
 
+BY_ENDING: Final = {
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".h5": "h5",
+    ".hdf5": "h5",
+    ".parquet": "parquet",
+}
+OF_OTHERS: Final = frozenset(
+    ".npy .pt .pth .pq .csv .tsv .json .jsonl .txt .pkl .zarr .fa .faa .fna .fasta .fq .gz".split()
+)
+"""Endings that promise a format which is not written here."""
+
+
+def choose_format(out: str, given: str | None, planned: str = "safetensors") -> str:
+    """Return the format of the file `out`. Raises UsageError if its ending says another one.
+
+    R40 The ending decides; --format may only agree with it. A name without an ending takes
+        --format, else the planned one; an ending that is not known needs --format, and one that
+        promises a format which is not written here is refused.
+    """
+    ending = os.path.splitext(out)[1].lower()
+    known = ", ".join(BY_ENDING)
+    by_ending = BY_ENDING.get(ending)
+    if by_ending and given not in (None, by_ending):
+        raise UsageError(
+            f"--format {given} contradicts the ending of {out}, which says {by_ending}. Leave out "
+            f"--format, or use another ending."
+        )
+    if by_ending:
+        return by_ending
+    if given == "virnucpro" or (given is None and planned == "virnucpro" and not ending):
+        return "virnucpro"
+    if ending in OF_OTHERS or ending and given is None:
+        raise UsageError(
+            f"{out}: {ending} is not the ending of a format that is written here. Known are "
+            f"{known}; or a folder, with --format virnucpro."
+        )
+    return given or planned
+
 
 def write_safetensors(path: Path, table: Table) -> None:
     """Write one safetensors file, at its full size from the start."""
@@ -77,13 +116,15 @@ def _pwrite(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def check_format(format: str, table: Table) -> None:
+def check_format(format: str, *, ragged: bool) -> None:
     """Raise UsageError if a format cannot hold the table's rows."""
-    if table.ragged and format != "safetensors":
+    if ragged and format != "safetensors":
         raise UsageError(
             f"--format {format}: cannot hold a row for each token (--pooling per-token). Use "
             f"safetensors: sequence i has rows offsets[i] to offsets[i + 1]."
         )
+    if format in EXTRAS:
+        library(format)
 
 
 def write_npz(path: Path, table: Table) -> None:

@@ -7,26 +7,21 @@ listed in a file beside the result.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from embed.options import FORMATS as CHOICES
+from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write
 from embed.outputs.collect import InputRows, ModelOutputs, collect, table_of
-from embed.outputs.formats import FORMATS, check_format
+from embed.outputs.formats import FORMATS, check_format, choose_format
 from embed.outputs.pairing import PairedTable
 from embed.outputs.table import JoinedTable, Table
-from fsqueue import UsageError
+from fsqueue import PoolReader, UsageError
 
-FORMAT_BY_SUFFIX: Final = {
-    ".safetensors": "safetensors",
-    ".npz": "npz",
-    ".h5": "h5",
-    ".hdf5": "h5",
-    ".parquet": "parquet",
-}
+UNMATCHED: Final = ".unmatched.tsv"
 MODEL_SUFFIXES: Final = ("_nucleotide", "_protein")
 """How VirNucPro's inputs for the two models differ in name."""
 
@@ -44,47 +39,124 @@ class MergeResult:
     notes: list[str] = field(default_factory=list)
 
 
-def merge(
-    root: str,
-    out: str,
-    *,
-    format: str | None = None,
-    model: str | None = None,
-    partial: bool = False,
-) -> MergeResult:
+@dataclass(frozen=True, slots=True)
+class MergeRequest:
+    """What to merge of a pool, and how."""
+
+    format: str | None = None
+    model: str | None = None
+    """A model's name or kind."""
+    plans: Sequence[int] = ()
+    """Plan numbers: their tables, paired if they are two."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Values of planned options, which tell apart the tables of one model."""
+    partial: bool = False
+    force: bool = False
+
+
+def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResult:
     """Merge the pool at `root` into the file (virnucpro: folder) `out`.
 
     Raises UsageError, Unfinished, and NotSupportedError if a library is missing.
     """
-    assert format is None or format in CHOICES, format
-    found = _select(collect(root, partial=partial), model)
-    format = format or FORMAT_BY_SUFFIX.get(os.path.splitext(out)[1].lower()) or found[0].format
+    request = request or MergeRequest()
+    assert request.format is None or request.format in CHOICES, request.format
+    found = select(collect(root, partial=request.partial), request)
+    format = choose_format(out, request.format, found[0].format)
+    for one in found:
+        check_format(format, ragged=one.pooling == "per-token")
     result = MergeResult(models=[one.model for one in found])
     result.notes += [note for one in found for note in one.notes]
     result.notes += [
-        f"{source.path}: not all of its claims are done; their sequences are missing"
+        f"{source.path}: {source.why_incomplete}; their sequences are missing"
         for one in found
         for source in one.inputs.values()
         if not source.complete
     ]
+    guard = _Guard(PoolReader(root), found, request.force)
     if format == "virnucpro":
-        _write_folder(Path(out), found, result)
+        _write_folder(Path(out), found, result, guard)
     else:
+        guard.check_file(out, paired=len(found) == 2)
         _write_file(Path(out), format, found, result)
     return result
 
 
-def _select(found: list[ModelOutputs], model: str | None) -> list[ModelOutputs]:
-    """Return the one or two models to merge."""
-    known = ", ".join(f"{one.kind or one.model}" for one in found)
-    if model is not None:
-        selected = [one for one in found if model in (one.kind, one.model)]
-        if not selected:
-            raise UsageError(f"--model {model}: is not in this pool, which has {known}.")
-        found = selected
-    if len(found) > 2:
-        raise UsageError(f"this pool has {len(found)} models ({known}). Choose one with --model.")
-    return found
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Refuses to replace inputs, and what was not written here (`fsqueue.refuse_overwriting`)."""
+
+    reader: PoolReader
+    found: Sequence[ModelOutputs]
+    force: bool
+
+    def check_file(self, out: str, *, paired: bool) -> None:
+        sources = [one.options for one in self.found]
+        self.reader.refuse_overwriting(
+            out, lambda path: recognise.table(path, sources), force=self.force
+        )
+        if paired:
+            self.reader.refuse_overwriting(f"{out}{UNMATCHED}", recognise.listing)
+
+    def check_features(self, path: Path) -> None:
+        self.reader.refuse_overwriting(str(path), recognise.features)
+        self.reader.refuse_overwriting(f"{path}.done", recognise.marker)
+
+
+def select(found: list[ModelOutputs], request: MergeRequest) -> list[ModelOutputs]:
+    """Return the one table to merge, or the two to pair.
+
+    R41 Two tables are paired only if they are of two models, or were asked for by their plans.
+        Tables of one model with different options are a choice, never joined by themselves.
+    """
+    every = found
+    if request.model is not None:
+        found = [one for one in found if request.model in (one.kind, one.model)]
+        if not found:
+            raise UsageError(
+                f"--model {request.model}: is not in this pool, which has {_named(every)}."
+            )
+    for name, value in request.options.items():
+        found = [one for one in found if str(one.options.get(name)) == value]
+        if not found:
+            raise UsageError(f"--option {name}={value}: no table has it; choose {_choice(every)}.")
+    if request.plans:
+        found = [one for one in found if not one.plans.isdisjoint(request.plans)]
+        absent = set(request.plans).difference(*(one.plans for one in every))
+        if absent or not found:
+            number = min(absent or request.plans)
+            raise UsageError(f"--plan {number}: holds none of them; choose {_choice(every)}.")
+    models = {one.options.get("weights") for one in found}
+    if len(found) == 1 or len(found) == 2 and (len(models) == 2 or len(request.plans) == 2):
+        return found
+    if len(models) == len(found):
+        raise UsageError(
+            f"this pool has {len(found)} models ({_named(found)}). Choose one with --model."
+        )
+    raise UsageError(
+        f"this pool has {len(found)} tables that are not one: choose {_choice(found)}, with --plan "
+        f"N or --option NAME=VALUE. --plan twice pairs two of them by id."
+    )
+
+
+def _named(found: Sequence[ModelOutputs]) -> str:
+    return ", ".join(dict.fromkeys(one.kind or one.model for one in found))
+
+
+def _choice(found: Sequence[ModelOutputs]) -> str:
+    """Return the tables by their plans and by what distinguishes them."""
+    several = len({one.model for one in found}) > 1
+    differing = [
+        name
+        for name in found[0].options
+        if name != "weights" and len({str(one.options.get(name)) for one in found}) > 1
+    ]
+    texts = []
+    for one in found:
+        facts = [one.kind or one.model] if several or not differing else []
+        facts += [f"{name}={one.options.get(name)}" for name in differing]
+        texts.append(f"plan {min(one.plans)} ({', '.join(facts)})")
+    return f"one of {', '.join(texts)}"
 
 
 # ---- one file ----
@@ -97,8 +169,6 @@ def _write_file(path: Path, format: str, found: list[ModelOutputs], result: Merg
             "two models are paired by one row for each sequence, and one of these has a row for "
             "each token. Merge one model at a time: --model"
         )
-    for each in tables:
-        check_format(format, each)
     table = tables[0] if len(tables) == 1 else PairedTable(*tables)
     if isinstance(table, PairedTable):
         _report_unmatched(path, table, tables, result)
@@ -121,7 +191,7 @@ def _report_unmatched(
             f"{result.models[0]} and {result.models[1]} have no id in common, so there is nothing "
             f"to pair. Merge one of them with --model, or check that both were given the same ids."
         )
-    listing = path.with_name(path.name + ".unmatched.tsv")
+    listing = path.with_name(path.name + UNMATCHED)
     with atomic_write(listing) as private, open(private, "w", encoding="utf-8") as file:
         for which, one in enumerate(result.models):
             file.writelines(f"{id}\t{one}\n" for id in table.unmatched(which))
@@ -145,10 +215,18 @@ def _record(table: Table, path: Path, result: MergeResult) -> None:
 # ---- one file for each input ----
 
 
-def _write_folder(folder: Path, found: list[ModelOutputs], result: MergeResult) -> None:
+def _write_folder(
+    folder: Path, found: list[ModelOutputs], result: MergeResult, guard: _Guard
+) -> None:
     """Write each input's features, and the pairs of inputs that both models have by one name."""
     from embed.outputs import virnucpro
 
+    for one in found:
+        for name, source in _named_inputs(one):
+            if source.complete:
+                guard.check_features(folder / (name + virnucpro.SUFFIX[one.family]))
+            if source.complete and len(found) == 2:
+                guard.check_features(folder / (_pair_name(name) + virnucpro.MERGED))
     by_name: list[dict[str, JoinedTable]] = []
     for one in found:
         tables = {}
@@ -156,7 +234,6 @@ def _write_folder(folder: Path, found: list[ModelOutputs], result: MergeResult) 
             if not source.complete:
                 continue  # only complete files are written; a note says so
             tables[name] = table_of(source.parts(), one.width, one.pooling)
-            check_format("virnucpro", tables[name])
             path = folder / (name + virnucpro.SUFFIX[one.family])
             virnucpro.write_features(path, tables[name], one.family)
             if len(found) == 1:

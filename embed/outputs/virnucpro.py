@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from embed.options import VIRNUCPRO_ROWS_MAX
 from embed.outputs.atomic_write import atomic_write
 from embed.outputs.pairing import PairedTable
 from embed.outputs.table import JoinedTable, Table
@@ -24,8 +25,6 @@ from fsqueue import UsageError
 SUFFIX: Final = {"dnabert": "_DNABERT_S.pt", "esm2": "_ESM.pt"}
 """What follows the input's stem, by the model's family."""
 MERGED: Final = "_merged.pt"
-ROWS_MAX: Final = 100_000
-"""Such a file is written and read in memory: up to 25 kB for each row."""
 
 
 def write_features(path: Path, table: JoinedTable, family: str) -> None:
@@ -71,9 +70,9 @@ def _save(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _refuse_large(path: Path, table: Table) -> None:
-    if table.count > ROWS_MAX:
+    if table.count > VIRNUCPRO_ROWS_MAX:
         raise UsageError(
             f"{path.name}: {table.count:,} sequences; this format is written and read in memory, "
-            f"and holds at most {ROWS_MAX:,}. Plan smaller inputs (fsqueue embed prepare --split "
-            f"10000), or use another --format."
+            f"and holds at most {VIRNUCPRO_ROWS_MAX:,}. Plan smaller inputs (fsqueue embed "
+            f"prepare --split 10000), or use another --format."
         )

@@ -25,8 +25,8 @@ SETTINGS: Final = {
     "max_content_width": 100,
 }
 EXIT_STATUS: Final = """\b
-Exit status: 0 everything planned is done (or nothing was planned), 3 nothing
-is left but some claims failed, 5 work remains.
+Exit status: 0 everything planned is done (or nothing was planned), 1 claims are
+missing, 3 nothing is left but some claims failed, 5 work remains.
 """
 DURATION_MAX_S: Final = 1e9
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -89,6 +89,15 @@ def output_option(function: F) -> F:
         "--output",
         type=click.Path(dir_okay=False),
         help="Write to this file, whole or not at all. Default: stdout.",
+    )(function)
+
+
+def force_option(function: F) -> F:
+    """Add --force."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        help="Replace another result of fsqueue. Inputs and files of others are never replaced.",
     )(function)
 
 

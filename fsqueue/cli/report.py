@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from fsqueue.api import Pool
-from fsqueue.cli.documents import write_lines
-from fsqueue.cli.options import SETTINGS, output_option, pool_argument
+from fsqueue.cli.documents import REPORT_MARKS, Destination, write_lines
+from fsqueue.cli.options import SETTINGS, force_option, output_option, pool_argument
 
 
 @click.command("report", context_settings=SETTINGS)
 @pool_argument
 @output_option
-def report(pool: Pool, output: str | None) -> None:
+@force_option
+def report(pool: Pool, output: str | None, force: bool) -> None:
     """Write how a pool went, or is going, as one HTML page.
 
     It shows what is done, which worker did what when, steals, and failures with their last lines.
@@ -20,4 +21,4 @@ def report(pool: Pool, output: str | None) -> None:
     """
     from fsqueue.history.report import page
 
-    write_lines(page(pool), output)
+    write_lines(page(pool), pool, Destination(output, REPORT_MARKS, force))

@@ -47,10 +47,15 @@ def _print_status(snapshot: Snapshot) -> None:
         "running": count.running,
         "done": count.done,
         "failed": count.failed,
+        "superseded": count.superseded,
+        "forgotten": count.forgotten,
+        "missing": count.missing,
         "planned": count.planned,
     }
     rows = [
-        (k, a.claims, a.cost, format.share(a.cost, count.planned.cost)) for k, a in amounts.items()
+        (k, a.claims, a.cost, format.share(a.cost, count.planned.cost))
+        for k, a in amounts.items()
+        if a.claims or k not in ("superseded", "forgotten", "missing")
     ]
     print_table(("state", "claims", "cost", "share"), rows)
     if snapshot.spools:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from fsqueue.api import Pool
-from fsqueue.cli.documents import json_list, write_lines
-from fsqueue.cli.options import SETTINGS, output_option, pool_argument
+from fsqueue.cli.documents import TRACE_MARKS, Destination, json_list, write_lines
+from fsqueue.cli.options import SETTINGS, force_option, output_option, pool_argument
+
+PRODUCER: Final = f'"otherData": {{{TRACE_MARKS[0]}}}, '
 
 
 @click.command("trace", context_settings=SETTINGS)
 @pool_argument
 @output_option
-def trace(pool: Pool, output: str | None) -> None:
+@force_option
+def trace(pool: Pool, output: str | None, force: bool) -> None:
     """Write every attempt as a trace, one lane per worker, for ui.perfetto.dev.
 
     Steals are arrows from the spool that lost a claim. The file stays on your machine: Perfetto
@@ -21,4 +26,8 @@ def trace(pool: Pool, output: str | None) -> None:
     from fsqueue.history.attempts import attempts
     from fsqueue.history.trace import records
 
-    write_lines(json_list("traceEvents", records(attempts(pool))), output)
+    write_lines(
+        json_list("traceEvents", records(attempts(pool)), first=PRODUCER),
+        pool,
+        Destination(output, TRACE_MARKS, force),
+    )

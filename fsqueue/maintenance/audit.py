@@ -22,6 +22,7 @@ from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.maintenance.cleanup import Cleaner, LeftoverKind
 from fsqueue.monitor.format import plural
 from fsqueue.pool import claims, plans
+from fsqueue.pool.checksums import verify_outputs
 from fsqueue.pool.layout import DIRECTORIES, State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
@@ -41,10 +42,18 @@ class AuditReport:
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    misplaced: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The claims that contradict I1, and where each is."""
+    without_output: dict[str, str] = field(default_factory=dict)
+    """The done claims whose output is missing, and the output's name."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """The outputs that are not what was published, and why."""
+    matching: int = 0
+    """How many outputs are what was published."""
 
 
-def audit_pool(pool: PoolDirectory) -> AuditReport:
-    """Check everything in the pool; change nothing."""
+def audit_pool(pool: PoolDirectory, *, deep: bool = False) -> AuditReport:
+    """Check everything in the pool; change nothing. `deep`: read every output, too."""
     report = AuditReport()
     for name in DIRECTORIES:
         try:
@@ -57,6 +66,7 @@ def audit_pool(pool: PoolDirectory) -> AuditReport:
     _check_spools(pool, report)
     _check_contents(pool, planned.uids, report)
     _check_outputs(pool, planned, report)
+    _check_checksums(pool, report, deep=deep)
     _note_leftovers(pool, planned, report)
     return report
 
@@ -72,7 +82,7 @@ def _check_places(pool: PoolDirectory, report: AuditReport) -> Planned:
     asked: set[int] = set()
     planned = planned_in(pool, asked)
     places = places_in(pool, planned.uids, asked)
-    suspects: dict[str, str] = {}
+    suspects: dict[str, tuple[str, ...]] = {}
     if asked := suspect_fingerprints(planned, places):
         for time in range(LOOKS):
             planned = planned_in(pool, asked)  # each time: a planner may be at work, too
@@ -85,7 +95,9 @@ def _check_places(pool: PoolDirectory, report: AuditReport) -> Planned:
     report.planned = sum(map(len, planned.marks.values()))
     report.counts = dict(places.counts)
     report.problems += planned.problems
-    report.problems += [f"I1: {id} {what}" for id, what in sorted(suspects.items())]
+    report.misplaced = dict(sorted(suspects.items()))
+    for id, where in report.misplaced.items():
+        report.problems.append(f"I1: {id} {_misplaced(id, where, planned.ids)}")
     report.problems += places.other_names
     if staged := places.counts["staged"]:
         verb = "is" if staged == 1 else "are"
@@ -148,7 +160,27 @@ def _check_outputs(pool: PoolDirectory, planned: Planned, report: AuditReport) -
         for ended, outputs, those in sets(done, marks, planned.marks[suffix]):
             asked |= (ended & those) - outputs
     if asked:
-        report.problems += _without_output(pool, asked)
+        report.without_output = dict(_without_output(pool, asked))
+    for id, name in report.without_output.items():
+        report.problems.append(f"I6: {id} is done, and outputs/{name} is missing")
+
+
+def _check_checksums(pool: PoolDirectory, report: AuditReport, *, deep: bool) -> None:
+    """Compare the outputs with what was recorded when they were published (R33)."""
+    verified = verify_outputs(pool, deep=deep)
+    report.damaged, report.matching = verified.damaged, verified.matching
+    for name, what in sorted(report.damaged.items()):
+        report.problems.append(
+            f"outputs/{name} {what}: it was changed, truncated or damaged outside fsqueue"
+        )
+    if deep:
+        done = report.counts.get(State.DONE, 0)
+        if report.matching + len(report.damaged) < done:
+            report.notes.append(
+                f"{plural(report.matching, 'output')} of {done:,} could be compared; the others "
+                f"have no checksum: they were made by an earlier version, or their workers were "
+                f"killed before they wrote it"
+            )
 
 
 def _outputs(pool: PoolDirectory, report: AuditReport | None = None) -> Iterator[str]:
@@ -161,8 +193,8 @@ def _outputs(pool: PoolDirectory, report: AuditReport | None = None) -> Iterator
             yield entry.name
 
 
-def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[str]:
-    """Look up the claims in question by name; yield what is wrong with them."""
+def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[tuple[str, str]]:
+    """Look up the claims in question by name; yield those without output, and its name."""
     done = atomic.gather(pool.state(State.DONE), partial(look, owned=True, asked=asked)).asked
     planned = planned_in(pool, asked)
     suffixes = {id: planned.suffixes[number] for id, number in planned.ids.items()}
@@ -170,7 +202,7 @@ def _without_output(pool: PoolDirectory, asked: Set[int]) -> Iterator[str]:
     for name in _outputs(pool):
         missing.pop(name, None)
     for name, id in missing.items():
-        yield f"I6: {id} is done, and outputs/{name} is missing"
+        yield id, name
 
 
 # ---- not problems, but worth a note ----
@@ -334,13 +366,19 @@ def suspect_fingerprints(planned: Planned, places: Places) -> set[int]:
 
 def suspects_among(
     found: dict[str, list[str]], planned: dict[str, int]
-) -> Iterator[tuple[str, str]]:
-    """Yield the ids that are not planned once and found once, and what is wrong with them."""
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the ids that are not planned once and found once, and where they are."""
     for id in planned:
         if id not in found:
-            yield id, "is planned but nowhere: its file was removed"
+            yield id, ()
     for id, places in found.items():
-        if len(places) > 1:
-            yield id, f"is in {len(places)} places: {', '.join(sorted(places))}"
-        elif id not in planned:
-            yield id, f"is in {places[0]}, but in no plan"
+        if len(places) > 1 or id not in planned:
+            yield id, tuple(sorted(places))
+
+
+def _misplaced(id: str, places: tuple[str, ...], planned: dict[str, int]) -> str:
+    if not places:
+        return "is planned but nowhere: its file was removed"
+    if len(places) > 1:
+        return f"is in {len(places)} places: {', '.join(places)}"
+    return f"is in {places[0]}, but in no plan"

@@ -1,7 +1,9 @@
 """How many claims a pool has in each state, from its directories and the heads of its plans.
 
-Claims are counted, not reported: status/ and events/ are never read here. done/ and outputs/ are
-never listed, however many claims there are: a claim is done if it was planned and is nowhere else.
+Claims are counted, not reported: status/ and events/ are never read here. `take` never lists done/
+or outputs/, however many claims there are: a claim is done if it was planned and is nowhere else.
+That reckons, and cannot tell a claim that is done from one whose file was removed; so a count that
+says that all has ended is `verified` before it is answered (R30 in `pool.completeness`).
 
 The directories are listed one after the other while claims move between them, in the order in which
 claims move. So a claim on its way is seen twice rather than never, under the same name, and counts
@@ -12,17 +14,25 @@ left" is believed only after a second look.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from itertools import chain, compress
 from typing import Final
 
 from fsqueue.errors import ExitStatus, PoolError
-from fsqueue.pool import plans
+from fsqueue.pool import completeness, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
-from fsqueue.pool.names import SPOOL, ClaimName, id_and_cost, natural
+from fsqueue.pool.names import (
+    SPOOL,
+    ClaimName,
+    Role,
+    id_and_cost,
+    is_given_up,
+    natural,
+    role_of,
+)
 from fsqueue.pool.plans import Plan
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
@@ -35,7 +45,9 @@ INPUTS: Final = "inputs"
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Where the claims are. planned == waiting + running + done + failed.
+    """Where the claims are.
+
+    planned == waiting + running + done + failed + superseded + forgotten + missing.
 
     `waiting` includes `staged`: claims that their planner has not moved to the spools yet. If not
     `certain`, something could not be listed or read (`damage` says what). Claims that may be hidden
@@ -57,6 +69,18 @@ class Count:
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
     """What the handlers counted in what was planned, beside claims and cost."""
+    superseded: Amount = field(default_factory=lambda: Amount())
+    """What was replaced by a plan of a newer version of its input."""
+    forgotten: Amount = field(default_factory=lambda: Amount())
+    """What failed, and was given up by a person."""
+    missing: Amount = field(default_factory=lambda: Amount())
+    """What was planned and is in no state directory; known only once `verified`."""
+    missing_ids: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> Amount:
+        """What no worker has to run any more."""
+        return self.done + self.failed + self.superseded + self.forgotten
 
     @property
     def item(self) -> str | None:
@@ -70,9 +94,11 @@ class Count:
 
     @property
     def exit_status(self) -> int:
-        """0 all done, 3 all finished but some failed, 5 work remains."""
+        """0 all done, 1 claims are missing, 3 all finished but some failed, 5 work remains."""
         if not self.finished:
             return ExitStatus.WORK_REMAINS
+        if self.missing.claims:
+            return ExitStatus.ERROR
         return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
 
 
@@ -87,6 +113,8 @@ class ClaimCounter:
         self._running = Listing(owned=True)
         self._held: list[str] = []
         self._failed = Listing(owned=True)
+        self._superseded = Listing(owned=True)
+        self._forgotten = Listing(owned=True)
         self._lost: list[str] = []
         self._damage: list[str] = []
         self._certain = True
@@ -98,6 +126,25 @@ class ClaimCounter:
             count = self._count()
             if self._plan_numbers() == before and not (count.finished and look == 0):
                 break
+        return count
+
+    def take_verified(self) -> Count:
+        """Do what `take` does; if nothing is left, look for every planned claim (R30)."""
+        for _ in range(LOOKS_MAX):
+            count = self.take()
+            if not count.finished:
+                break
+            try:
+                seen = completeness.look_for_all(self._pool)
+            except (OSError, PoolError) as error:
+                return replace(count, certain=False, damage=(*count.damage, str(error)))
+            if seen.missing:
+                lost = Amount(len(seen.missing), seen.missing_cost)
+                done = count.done - lost
+                return replace(count, done=done, missing=lost, missing_ids=seen.missing)
+            if not seen.remaining:
+                break
+            # RACE: a claim went back to waiting, or was planned, since it was counted.
         return count
 
     def _look(self) -> list[int]:
@@ -174,7 +221,7 @@ class ClaimCounter:
     def _list_failed(self) -> None:
         directory, before = self._pool.state(State.FAILED), self._failed.marks
         try:
-            atomic.gather(directory, self._failed.look)
+            atomic.gather(directory, self._look_failed)
             if self._failed.marks != before:
                 fresh: set[int] = set()
                 for now, then in (
@@ -183,10 +230,31 @@ class ClaimCounter:
                     fresh |= now - then
                 self._lost = atomic.gather(
                     directory,
-                    lambda texts: newest(texts, LOST_SHOWN, shown=self._lost, fresh=fresh),
+                    lambda texts: newest(
+                        (text for text in texts if not is_given_up(text)),
+                        LOST_SHOWN,
+                        shown=self._lost,
+                        fresh=fresh,
+                    ),
                 )
         except (OSError, PoolError) as error:
             self._doubt(error)
+
+    def _look_failed(self, texts: Iterable[str]) -> None:
+        """Tell apart what failed, what was superseded and what was forgotten."""
+        given_up: list[str] = []
+
+        def failed() -> Iterator[str]:
+            for text in texts:
+                if is_given_up(text):
+                    given_up.append(text)
+                else:
+                    yield text
+
+        self._failed.look(failed())
+        roles = [role_of(text.partition("@")[2]) for text in given_up]
+        for listing, role in ((self._superseded, Role.SUPERSEDE), (self._forgotten, Role.FORGET)):
+            listing.look(t for t, its in zip(given_up, roles, strict=True) if its is role)
 
     def _doubt(self, error: Exception) -> None:
         self._certain = False
@@ -197,7 +265,8 @@ class ClaimCounter:
 
     def _count_once(self) -> None:
         """If a claim was seen twice on its way, keep the place where it was seen last."""
-        last_first = [self._failed, self._running, *self._spools.values(), *self._staged]
+        given_up = self._superseded, self._forgotten
+        last_first = [*given_up, self._failed, self._running, *self._spools.values(), *self._staged]
         twice = repeated(Fingerprints(chain.from_iterable(listing.marks for listing in last_first)))
         seen: set[int] = set()
         for listing in last_first if twice else ():
@@ -217,7 +286,8 @@ class ClaimCounter:
         waiting = sum((listing.amount for listing in self._spools.values()), staged)
         running, failed = self._running.amount, self._failed.amount
         heads_say = sum((Amount(plan.total.claims, plan.total.cost) for plan in heads), Amount())
-        seen = waiting + running + failed
+        superseded, forgotten = self._superseded.amount, self._forgotten.amount
+        seen = waiting + running + failed + superseded + forgotten
         done = heads_say - seen
         runs = set(self._running.marks)
         held = (text for text in dict.fromkeys(self._held) if waiting_mark(text) in runs)
@@ -238,6 +308,8 @@ class ClaimCounter:
             damage=tuple(self._damage),
             certain=self._certain,
             measures=measures,
+            superseded=superseded,
+            forgotten=forgotten,
         )
 
 

@@ -6,15 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.workers import WorkerRow
 
+MISSING_MAX: Final = 1000
+"""How many missing claims are named."""
+
 
 def status_facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the document of `fsqueue status`; planned == waiting + running + done + failed."""
+    """Return the document of `fsqueue status`; its amounts add up to `planned`."""
     count = snapshot.count
     amounts = {
         "planned": count.planned,
@@ -22,11 +25,15 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         "running": count.running,
         "done": count.done,
         "failed": count.failed,
+        "superseded": count.superseded,
+        "forgotten": count.forgotten,
+        "missing": count.missing,
     }
     return {
         "pool": snapshot.pool,
         "time": _utc(snapshot.taken_at),
         **{name: amount.claims for name, amount in amounts.items()},
+        "missing_ids": list(count.missing_ids[:MISSING_MAX]),
         "staged": count.staged.claims,
         "cost": {name: amount.cost for name, amount in amounts.items()},
         "measures": count.measures,

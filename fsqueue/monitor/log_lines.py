@@ -130,7 +130,14 @@ def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
     """Return how many claims are in each state, in words; the numbers add up."""
     count = snapshot.count
     parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
-    states = ((count.running, "running"), (count.waiting, "waiting"), (count.failed, "failed"))
+    states = (
+        (count.running, "running"),
+        (count.waiting, "waiting"),
+        (count.failed, "failed"),
+        (count.superseded, "superseded"),
+        (count.forgotten, "forgotten"),
+        (count.missing, "missing"),
+    )
     parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
     parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in snapshot.counters.items() if n]
     if eta and not snapshot.finished:

@@ -18,10 +18,13 @@ from fsqueue.errors import UsageError
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.workers import Use
+from fsqueue.pool.overwriting import Earlier, refuse_overwriting
 from fsqueue.storage import atomic
 
 log = logging.getLogger(__name__)
 
+FIRST: Final = "# HELP fsqueue_"
+"""How such a file begins."""
 Labels = dict[str, str]
 Sample = tuple[Labels, float | None]
 
@@ -48,6 +51,7 @@ class TextFile:
                 f"--textfile {path} cannot be written: {directory} must be a directory. The file's "
                 f"name should end in .prom, or node_exporter ignores it."
             )
+        refuse_overwriting(self._path, recognise=_recognise, option="--textfile ")
 
     def write(self, snapshot: Snapshot) -> None:
         """Replace the file. A full disk costs a warning, and stale metrics."""
@@ -59,6 +63,12 @@ class TextFile:
             if why != self._failed:
                 log.warning("%s could not be written: %s", self._path, why)
             self._failed = why
+
+
+def _recognise(path: str) -> Earlier:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        head = file.read(len(FIRST))
+    return Earlier.SAME if head in ("", FIRST) else Earlier.FOREIGN
 
 
 def exposition(snapshot: Snapshot) -> str:

@@ -19,6 +19,7 @@ from fsqueue.monitor.alerts import Alert, AlertKind, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
+from fsqueue.pool.completeness import missing_text
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER, Order
 from fsqueue.pool.names import ClaimName
@@ -71,14 +72,14 @@ class Snapshot:
 
     @property
     def exit_status(self) -> int:
-        """0 all done, 3 all finished but some failed, 5 work remains."""
+        """0 all done, 1 claims are missing, 3 all finished but some failed, 5 work remains."""
         return self.count.exit_status
 
     @property
     def progress(self) -> float:
-        """The share of the planned cost that is done or failed, 0 to 1."""
+        """The share of the planned cost that is done or otherwise ended, 0 to 1."""
         whole = self.count.planned.cost
-        return (self.count.done.cost + self.count.failed.cost) / whole if whole else 1.0
+        return self.count.ended.cost / whole if whole else 1.0
 
 
 class Reader:
@@ -110,8 +111,10 @@ class Reader:
 
     def _look(self, stall_s: float) -> Snapshot:
         begun = time.monotonic()
-        count = self._census.take()
+        count = self._census.take_verified()
         damage = [*count.damage, self.workers.look(count.held)]
+        if count.missing_ids:
+            damage.append(missing_text(self.pool, count.missing_ids))
         self.journals.look(self.workers.ended)
         orders = self._orders()
         paused = bool(orders & set(Order))

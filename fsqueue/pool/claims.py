@@ -38,6 +38,7 @@ import errno
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ from fsqueue.pool.layout import SUFFIX, State
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
-from fsqueue.storage import atomic, permissions
+from fsqueue.storage import atomic, directories, permissions
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,44 @@ def cancel(pool: PoolDirectory, spool: str, name: ClaimName, by: str) -> ClaimNa
     """Move a waiting claim to failed/; None if a worker took it first."""
     ended = name.owned_by(by)
     return ended if move(pool.waiting(spool, name), pool.owned(State.FAILED, ended)) else None
+
+
+# ---- what a person, or a new plan, decides about a claim that ended ----
+
+
+def give_up(pool: PoolDirectory, name: ClaimName, by: str) -> ClaimName | None:
+    """Give a failed claim up, for good; None if another process moved it first.
+
+    It stays in failed/, as an attempt that never ran, under a process whose role says why.
+    """
+    ended = replace(name if name.is_spent else name.returned(failed=True), owner=by)
+    moved = move(pool.owned(State.FAILED, name), pool.owned(State.FAILED, ended))
+    return ended if moved else None
+
+
+def undo_done(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName | None:
+    """Put a done claim back whose output is lost; None if another process did, or it is spent."""
+    if name.is_spent:
+        return None
+    back = name.returned(failed=False)
+    return back if move(pool.owned(State.DONE, name), pool.waiting(spool, back)) else None
+
+
+def plan_again(
+    pool: PoolDirectory, spool: str, name: ClaimName, claim: Claim, *, personal: bool
+) -> bool:
+    """Publish, under a name it never had, a claim whose file is gone; False if it is there."""
+    return atomic.publish(pool.waiting(spool, name), claim.encode(name), personal=personal)
+
+
+def set_aside(pool: PoolDirectory, path: str) -> str | None:
+    """Move a file of the pool out of the way, never removing it; return where it is now.
+
+    Returns None if it is gone already.
+    """
+    directories.make(pool.set_aside)
+    target = f"{pool.set_aside}/{secrets.token_hex(4)}-{os.path.basename(path)}"
+    return target if move(path, target) else None
 
 
 def charge(

@@ -18,6 +18,8 @@ Directory structure (a claim's state is its directory; `names` defines the file 
       status/WORKER.json        its last heartbeat: for display, never for correctness
       events/WORKER.jsonl       its journal: one writer, append-only
       outputs/ID.SUFFIX         what handlers made
+      checksums/WORKER.jsonl    size and checksum of what that worker published
+      set-aside/                what `check --repair` took out of the way; nothing reads it
       outputs/.WORKER/          what that worker is still writing
       control/ORDER[@TARGET]    drain, pause, stop, cancel: the file's presence is the order
       gpu_metrics.log           how busy and fast each GPU was; one writer, by its .lock
@@ -147,6 +149,11 @@ class Layout:
         assert WORKER.fullmatch(worker), worker
         return f"{self.root}/events/{worker}.jsonl"
 
+    def checksums(self, worker: str | None = None) -> str:
+        """Return the file of a worker's checksums, or the directory, made with the first file."""
+        assert worker is None or WORKER.fullmatch(worker), worker
+        return f"{self.root}/checksums" + (f"/{worker}.jsonl" if worker else "")
+
     # ---- what claims leave behind ----
 
     def output(self, id: str, suffix: str) -> str:
@@ -178,6 +185,10 @@ class Layout:
     def partial(self, id: str) -> str:
         assert ID.fullmatch(id), id
         return f"{self.root}/partial/{id}"
+
+    @property
+    def set_aside(self) -> str:
+        return f"{self.root}/set-aside"
 
     def order(self, order: str, target: str | None = None) -> str:
         text = order_name(order, target)

@@ -187,6 +187,8 @@ class Role(StrEnum):
     CANCEL = "cancel-"
     RECOVER = "recover-"
     BROADCAST = "broadcast-"
+    SUPERSEDE = "superseded-"
+    FORGET = "forgotten-"
 
 
 def new_worker_id(role: Role = Role.WORKER) -> str:
@@ -204,6 +206,12 @@ def role_of(id: str) -> Role:
         if role and id.startswith(role) and id.count("-") >= WORKER_ID_DASHES + 1:
             return role
     return Role.WORKER
+
+
+def is_given_up(text: str) -> bool:
+    """Return whether the claim with this name in failed/ was superseded or forgotten."""
+    owner = text.partition("@")[2]
+    return role_of(owner) in (Role.SUPERSEDE, Role.FORGET) if "ed-" in owner else False
 
 
 def slug(text: str, length: int = 60) -> str:

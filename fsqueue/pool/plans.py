@@ -67,6 +67,8 @@ class Plan:
     total: Share
     spools: dict[str, Share]
     options: dict[str, Any]
+    cost_max: int | None = None
+    """How expensive a claim could be; None in the plans of earlier versions."""
 
 
 def numbers(pool: PoolDirectory) -> list[int]:
@@ -102,6 +104,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         _read_share(facts["total"]),
         {name: _read_share(share) for name, share in facts["spools"].items()},
         facts["options"],
+        facts.get("cost_max"),
     )
     valid = (
         ID.fullmatch(plan.uid)
@@ -111,6 +114,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         and isinstance(plan.created, str)
         and isinstance(plan.handler, str)
         and isinstance(plan.options, dict)
+        and (plan.cost_max is None or type(plan.cost_max) is int)
     )
     if not valid:
         raise ValueError("its first line is not valid")
@@ -137,6 +141,11 @@ def read_sources(pool: PoolDirectory, number: int) -> Iterator[str]:
 def read_inputs(pool: PoolDirectory, number: int) -> Iterator[str]:
     """Yield the paths of the inputs that a plan holds, in the order in which they were given."""
     return (path for _, path in _entries(pool, number, "sources"))
+
+
+def read_keyed_inputs(pool: PoolDirectory, number: int) -> Iterator[tuple[str, str]]:
+    """Yield the key and the path of each input that a plan holds, in the order given."""
+    return ((key, path) for key, path in _entries(pool, number, "sources"))
 
 
 def read_claims(pool: PoolDirectory, number: int) -> Iterator[tuple[ClaimName, str]]:
@@ -201,6 +210,7 @@ def write_plan(
         "total": _share(plan.total),
         "spools": {name: _share(share) for name, share in plan.spools.items()},
         "options": plan.options,
+        "cost_max": plan.cost_max,
     }
     parts = (
         (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),

@@ -7,7 +7,7 @@ soon as it is read; only `done` is final (I6: its output is whole and stays).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,12 @@ from fsqueue.errors import PoolError
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
+from fsqueue.pool.overwriting import (
+    Earlier,
+    planned_inputs,
+    refuse_inside,
+    refuse_overwriting,
+)
 from fsqueue.pool.settings import open_pool, spool_names
 from fsqueue.pool.untrusted import read_json
 
@@ -70,6 +76,17 @@ class PoolReader:
     @property
     def root(self) -> str:
         return self._pool.root
+
+    def refuse_overwriting(
+        self, target: str, recognise: Callable[[str], Earlier], *, force: bool = False
+    ) -> None:
+        """Raise UsageError if writing `target` would replace an input, or what is not ours.
+
+        See `fsqueue.pool.overwriting`, which has the rule.
+        """
+        refuse_inside(self._pool, target)
+        inputs = planned_inputs(self._pool)
+        refuse_overwriting(target, inputs=inputs, recognise=recognise, force=force)
 
     def plans(self, handler: str | None = None) -> list[PlanView]:
         """Return the plans of one handler, or of all, oldest first."""

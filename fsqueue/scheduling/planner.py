@@ -236,7 +236,7 @@ def _write(
         directories.make(pool.staged(uid, spool.name))
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
-    given = handler.suffix, result.total, result.shares, request.options
+    given = handler.suffix, result.total, result.shares, request.options, result.cost_max
     head = Plan(uid, created, handler.name, tuple(result.kinds), *given)
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.

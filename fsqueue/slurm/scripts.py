@@ -76,10 +76,16 @@ def merge_script(
         f"#SBATCH --dependency=afterany:{':'.join(jobs)}",
         *_sbatch_line(options.sbatch),
         "",
-        f"{shlex.join([sys.executable, '-m', 'fsqueue', 'status', pool.root])} || exit",
+        # R30: `status` answers 0 only after it saw every claim done; `check`, every output whole.
+        f"{_fsqueue('status', pool.root)} || exit",
+        f"{_fsqueue('check', pool.root)} || exit",
         command,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fsqueue(*words: str) -> str:
+    return shlex.join([sys.executable, "-m", "fsqueue", *words])
 
 
 def _head(pool: PoolDirectory, options: ScriptOptions, output: str) -> list[str]:

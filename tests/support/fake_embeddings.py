@@ -72,6 +72,8 @@ class FakeEmbed(Embed):
         table = np.concatenate(flat).reshape(-1, work.options["width"])
         metadata: Mapping[str, Any] = {
             "model": work.options["model"],
+            "weights": work.options["weights"],
+            "pooling": work.options["pooling"],
             "counts": {"sequences": len(ids)},
             "versions": {},
         }

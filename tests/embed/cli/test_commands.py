@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -267,3 +268,104 @@ def fsqueue(*words: Any) -> subprocess.CompletedProcess[str]:
 def start(*words: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "fsqueue", *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+# ---- R36, R37, R40, R42: what is refused before the first batch ----
+
+
+def refused(match: str, *words: Any) -> None:
+    """Run a command that must be refused, with exit status 2."""
+    with pytest.raises(UsageError, match=match) as caught:
+        run(*words)
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("name", ["r.faa", "link", "./r.faa"])
+def test_R36_one_file_is_never_replaced_by_its_own_output(
+    tmp_path: Path, tiny_model: Path, name: str, force: list[str]
+) -> None:
+    path = fasta(tmp_path / "r.faa", {"a": "MKV"})
+    (tmp_path / "link").symlink_to(path)
+    before = path.read_bytes()
+    words = ["file", path, "--model", tiny_model, "--format", "safetensors", *force]
+    match = "is the input" if name == "link" else "Known are"
+    refused(match, *words, "-o", tmp_path / name)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["link", "r.faa"]
+
+
+def test_R37_one_file_replaces_nothing_that_is_not_ours(tmp_path: Path, tiny_model: Path) -> None:
+    path = fasta(tmp_path / "x.faa", {"a": "MKV"})
+    (tmp_path / "x.safetensors").write_bytes(b"weights of mine")
+    words = ["file", path, "--model", tiny_model, "--force"]
+    refused("never replaces", *words)  # the default output, too
+    assert (tmp_path / "x.safetensors").read_bytes() == b"weights of mine"
+    (tmp_path / "x.safetensors").unlink()
+    for _ in range(2):
+        run(*words)
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt", "csv"])
+def test_R40_the_ending_of_one_file_decides_its_format(
+    tmp_path: Path, tiny_model: Path, ending: str
+) -> None:
+    path = fasta(tmp_path / "x.faa", {"a": "MKV"})
+    refused("Known are", "file", path, "--model", tiny_model, "-o", tmp_path / f"x.{ending}")
+    run("file", path, "--model", tiny_model, "-o", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["ids"].tolist() == ["a"]
+    words = ["file", path, "--model", tiny_model, "-o", tmp_path / "x.npz", "--format", "parquet"]
+    refused("contradicts the ending", *words)
+
+
+def test_R42_what_can_be_refused_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embed.engine import engine
+    from embed.outputs import formats
+
+    path = fasta(tmp_path / "x.faa", {f"s{n}": "MKV" for n in range(5)})
+    monkeypatch.setattr(engine, "choose_device", lambda warn: pytest.fail("a model was loaded"))
+    words = ["file", path, "--model", tiny_model]
+    refused("row for each token", *words, "--pooling", "per-token", "-o", tmp_path / "x.parquet")
+    refused("is not a directory", *words, "-o", f"{path}/x.npz")
+    refused("is a directory", *words, "-o", tmp_path, "--format", "npz")
+    monkeypatch.setitem(formats.EXTRAS, "h5", "no_such_library")
+    with pytest.raises(FsqueueError, match="is not installed"):
+        run(*words, "-o", tmp_path / "x.h5")
+    monkeypatch.setattr("embed.handlers.embed.VIRNUCPRO_ROWS_MAX", 3)
+    with pytest.raises(FsqueueError, match="holds at most 3"):
+        run(*words, "--format", "virnucpro")
+    assert os.listdir(tmp_path) == ["x.faa"]
+
+
+def test_R42_a_plan_whose_table_could_not_be_written_is_refused(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    path = fasta(tmp_path / "x.faa", {"a": "MKV"})
+    words = ["plan", "embed", str(tmp_path / "pool"), str(path), "--model", str(tiny_model)]
+    result = CliRunner().invoke(cli, [*words, "--pooling", "per-token", "--format", "parquet"])
+    assert isinstance(result.exception, UsageError)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_R37_prepared_sequences_replace_only_their_own(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "x.fa", {"c": dna(900, 1)})
+    mine = tmp_path / "x_protein.faa"
+    mine.write_text(">mine\nMKV\n")
+    refused("never replaces", "prepare", path)
+    assert mine.read_text() == ">mine\nMKV\n"
+    mine.unlink()
+    for _ in range(2):
+        run("prepare", path)
+
+
+def test_R41_merge_offers_the_choice_on_the_command_line(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV"})
+    for pooling in ("mean", "cls"):
+        embed_all(tmp_path / "pool", [path], pooling=pooling)
+    out = tmp_path / "out.npz"
+    refused(r"plan 1 \(pooling=mean\), plan 2 \(pooling=cls\)", "merge", tmp_path / "pool", out)
+    run("merge", tmp_path / "pool", out, "--plan", "2")
+    run("merge", tmp_path / "pool", out, "--option", "pooling=mean", "--force")
+    refused("is not NAME=VALUE", "merge", tmp_path / "pool", out, "--option", "pooling")

@@ -347,3 +347,11 @@ def test_a_missing_library_is_named_with_what_to_type(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(NotSupportedError, match=rf"pip install 'fsqueue\[{to}\]'"):
         exported(to, tmp_path / "store", tmp_path / "target")
+
+
+def test_R37_the_records_of_an_index_replace_only_their_own(tmp_path: Path) -> None:
+    filled(tmp_path / "store")
+    (tmp_path / "x.faiss.jsonl").write_text("notes of mine\n")
+    with pytest.raises(UsageError, match="never replaces"):
+        exported("faiss", tmp_path / "store", tmp_path / "x.faiss")
+    assert (tmp_path / "x.faiss.jsonl").read_text() == "notes of mine\n"

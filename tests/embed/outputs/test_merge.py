@@ -13,7 +13,7 @@ import torch
 
 from embed.outputs.collect import Unfinished, collect
 from embed.outputs.formats import FORMATS
-from embed.outputs.merge import merge
+from embed.outputs.merge import MergeRequest, merge
 from fsqueue import FsqueueError, NotSupportedError, PoolReader, UsageError
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
@@ -92,7 +92,7 @@ def test_the_format_is_an_option_or_follows_from_the_file_s_name(
 ) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
     merge(str(tmp_path / "pool"), str(tmp_path / f"named.{format}"))
-    merge(str(tmp_path / "pool"), str(tmp_path / "by_option"), format=format)
+    merge(str(tmp_path / "pool"), str(tmp_path / "by_option"), MergeRequest(format=format))
     by_name, by_option = (
         (tmp_path / f"named.{format}").read_bytes(),
         (tmp_path / "by_option").read_bytes(),
@@ -109,10 +109,11 @@ def test_the_plan_s_format_is_the_default(tmp_path: Path) -> None:
 
 def test_merging_again_replaces_the_file_whole(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", proteins(2))])
-    (tmp_path / "out.npz").write_bytes(b"old")
     merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
-    assert np.load(tmp_path / "out.npz")["embeddings"].shape == (2, 5)
-    assert sorted(os.listdir(tmp_path)) == ["a.faa", "out.npz", "pool"]
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "b.faa", proteins(3, seed=1))])
+    merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
+    assert np.load(tmp_path / "out.npz")["embeddings"].shape == (5, 5)
+    assert sorted(os.listdir(tmp_path)) == ["a.faa", "b.faa", "out.npz", "pool"]
 
 
 # ---- every planned sequence, once ----
@@ -157,7 +158,9 @@ def test_partial_merges_what_is_done_and_reports_what_is_missing(tmp_path: Path)
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
     work_until_done(pool, handler=FakeEmbed())
-    result = merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"), partial=True)
+    result = merge(
+        str(tmp_path / "pool"), str(tmp_path / "out.safetensors"), MergeRequest(partial=True)
+    )
     ids, rows = read_merged(tmp_path / "out.safetensors")
     kept = [id for id in [*first, *second] if id in set(ids)]
     assert ids == kept
@@ -279,10 +282,10 @@ def test_models_without_an_id_in_common_are_not_merged_into_nothing(tmp_path: Pa
 
 def test_one_of_several_models_can_be_chosen(tmp_path: Path) -> None:
     pool = both(tmp_path, {"a": "AC"}, {"b": "MK"})
-    merge(pool, str(tmp_path / "out.safetensors"), model="tiny_esm2")
+    merge(pool, str(tmp_path / "out.safetensors"), MergeRequest(model="tiny_esm2"))
     assert read_merged(tmp_path / "out.safetensors")[0] == ["b"]
     with pytest.raises(UsageError, match=r"--model nope: .* has tiny_dna.*, tiny_esm2"):
-        merge(pool, str(tmp_path / "out.npz"), model="nope")
+        merge(pool, str(tmp_path / "out.npz"), MergeRequest(model="nope"))
 
 
 def test_three_models_must_be_chosen_from(tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_features_are_one_file_for_each_input_whatever_its_claims_were(tmp_path:
         fasta(tmp_path / "in" / "output_10.fa", two),
     ]
     embed_all(tmp_path / "pool", files)
-    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     names = sorted(os.listdir(tmp_path / "out"))
     stems = ["output_1", "output_10", "output_2"]
     expected = [f"{stem}_ESM.pt{end}" for stem in stems for end in ("", ".done")]
@@ -357,7 +360,7 @@ def test_both_models_features_and_their_pairs_are_written(tmp_path: Path) -> Non
             part = dict(list(every.items())[mine])
             path = fasta(tmp_path / folder / f"output_{number}.fa", part)
             embed_all(tmp_path / "pool", [path], family)
-    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     for number in (1, 2):
         stem = tmp_path / "out" / f"output_{number}"
         esm, other = read_esm(Path(f"{stem}_ESM.pt")), read_dnabert(Path(f"{stem}_DNABERT_S.pt"))
@@ -372,7 +375,7 @@ def test_both_models_features_and_their_pairs_are_written(tmp_path: Path) -> Non
 
 def test_prepared_files_are_paired_though_their_names_differ(tmp_path: Path) -> None:
     pool = both(tmp_path, {"a": "AC", "b": "GT"}, {"b": "MK", "c": "M"})
-    result = merge(pool, str(tmp_path / "out"), format="virnucpro")
+    result = merge(pool, str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     merged = torch.load(tmp_path / "out" / "x_merged.pt", weights_only=True)
     assert merged["ids"] == ["b"]
     assert merged["data"].shape == (1, 8)
@@ -387,7 +390,7 @@ def test_an_input_of_only_one_model_is_reported(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "p" / "one.fa", {"a": "MK"})])
     files = [fasta(tmp_path / "n" / f"{name}.fa", {"a": "AC"}) for name in ("one", "two")]
     embed_all(tmp_path / "pool", files, "dnabert")
-    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+    result = merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     assert result.notes == ["two: only tiny_dna has an input of this name; it is not merged"]
     assert (tmp_path / "out" / "two_DNABERT_S.pt.done").exists()
 
@@ -395,7 +398,7 @@ def test_an_input_of_only_one_model_is_reported(tmp_path: Path) -> None:
 def test_an_input_without_sequences_gives_well_formed_files(tmp_path: Path) -> None:
     embed_all(tmp_path / "pool", [fasta(tmp_path / "p" / "x.fa", {})])
     embed_all(tmp_path / "pool", [fasta(tmp_path / "n" / "x.fa", {})], "dnabert")
-    merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+    merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     assert read_esm(tmp_path / "out" / "x_ESM.pt") == {}
     assert read_dnabert(tmp_path / "out" / "x_DNABERT_S.pt") == {}
     merged = torch.load(tmp_path / "out" / "x_merged.pt", weights_only=True)
@@ -407,14 +410,18 @@ def test_an_input_that_is_not_done_gets_no_file_and_no_marker(tmp_path: Path) ->
     pool = plan_embeddings(tmp_path / "pool", files)
     fail_one(pool, "b-")
     work_until_done(pool, handler=FakeEmbed())
-    merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro", partial=True)
+    merge(
+        str(tmp_path / "pool"),
+        str(tmp_path / "out"),
+        MergeRequest(format="virnucpro", partial=True),
+    )
     assert sorted(os.listdir(tmp_path / "out")) == ["a_ESM.pt", "a_ESM.pt.done"]
 
 
 def test_inputs_of_one_name_in_different_folders_keep_their_folders(tmp_path: Path) -> None:
     files = [fasta(tmp_path / f / "output_1.fa", {f: "MK"}) for f in ("one", "two")]
     embed_all(tmp_path / "pool", files)
-    merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+    merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
     assert list(read_esm(tmp_path / "out" / "two" / "output_1_ESM.pt")) == ["two"]
 
 
@@ -422,7 +429,7 @@ def test_inputs_that_would_be_one_file_are_refused(tmp_path: Path) -> None:
     files = [fasta(tmp_path / f"x.{end}", {end: "MK"}) for end in ("fa", "faa")]
     embed_all(tmp_path / "pool", files)
     with pytest.raises(UsageError, match="would both be 'x'"):
-        merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+        merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
 
 
 def test_a_file_too_large_for_this_format_is_refused_with_what_to_do(
@@ -430,10 +437,10 @@ def test_a_file_too_large_for_this_format_is_refused_with_what_to_do(
 ) -> None:
     from embed.outputs import virnucpro
 
-    monkeypatch.setattr(virnucpro, "ROWS_MAX", 3)
+    monkeypatch.setattr(virnucpro, "VIRNUCPRO_ROWS_MAX", 3)
     embed_all(tmp_path / "pool", [fasta(tmp_path / "x.faa", proteins(4))])
     with pytest.raises(UsageError, match="--split"):
-        merge(str(tmp_path / "pool"), str(tmp_path / "out"), format="virnucpro")
+        merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
 
 
 # ---- what readers see of a pool ----
@@ -509,7 +516,7 @@ def test_rows_for_each_token_are_joined_into_one_ragged_table(tmp_path: Path) ->
 def test_other_formats_cannot_hold_a_row_for_each_token(tmp_path: Path, format: str) -> None:
     pool = ragged_pool(tmp_path, {"a": "MKVLA"})
     with pytest.raises(UsageError, match="cannot hold a row for each token"):
-        merge(str(pool), str(tmp_path / "out"), format=format)
+        merge(str(pool), str(tmp_path / "out"), MergeRequest(format=format))
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
@@ -518,4 +525,168 @@ def test_rows_for_each_token_are_not_paired(tmp_path: Path) -> None:
     embed_all(pool, [fasta(tmp_path / "x.fa", {"a": "ACGT"})], "dnabert")
     with pytest.raises(UsageError, match="one model at a time"):
         merge(str(pool), str(tmp_path / "out.safetensors"))
-    merge(str(pool), str(tmp_path / "out.safetensors"), model="tiny_esm2")
+    merge(str(pool), str(tmp_path / "out.safetensors"), MergeRequest(model="tiny_esm2"))
+
+
+# ---- R36-R38: what is in the way ----
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_R36_a_merge_never_replaces_an_input(tmp_path: Path, force: bool) -> None:
+    path = fasta(tmp_path / "q.npz", {"a": "MKV"})  # whatever it is called
+    embed_all(tmp_path / "pool", [path])
+    (tmp_path / "link.npz").hardlink_to(path)
+    before = path.read_bytes()
+    for name in ("q.npz", "link.npz"):
+        with pytest.raises(UsageError, match="is the input"):
+            merge(str(tmp_path / "pool"), str(tmp_path / name), MergeRequest(force=force))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("format", [*FORMATS])
+def test_R37_a_merge_replaces_only_tables_of_its_own(tmp_path: Path, format: str) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    out = tmp_path / f"out.{format}"
+    out.write_text("id,value\na,1\n")
+    with pytest.raises(UsageError, match="never replaces"):
+        merge(str(tmp_path / "pool"), str(out), MergeRequest(force=True))
+    assert out.read_text() == "id,value\na,1\n"
+    out.write_bytes(b"")
+    for _ in range(2):
+        merge(str(tmp_path / "pool"), str(out))
+
+
+@pytest.mark.parametrize("format", [*FORMATS])
+def test_R38_a_table_of_another_model_is_replaced_only_by_force(
+    tmp_path: Path, format: str
+) -> None:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV"})
+    embed_all(tmp_path / "one", [path])
+    embed_all(tmp_path / "two", [path], weights="sha256:other")
+    out = str(tmp_path / f"out.{format}")
+    merge(str(tmp_path / "one"), out)
+    with pytest.raises(UsageError, match="--force"):
+        merge(str(tmp_path / "two"), out)
+    merge(str(tmp_path / "two"), out, MergeRequest(force=True))
+
+
+def test_R37_an_array_that_someone_saved_is_not_a_table(tmp_path: Path) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    out = tmp_path / "out.npz"
+    np.savez(out, weights=np.ones(3))
+    with pytest.raises(UsageError, match="never replaces"):
+        merge(str(tmp_path / "pool"), str(out))
+    assert np.load(out)["weights"].tolist() == [1, 1, 1]
+
+
+def test_R37_a_folder_of_features_keeps_files_that_are_not_features(tmp_path: Path) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_ESM.pt").write_text("weights of mine")
+    with pytest.raises(UsageError, match="never replaces"):
+        merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
+    assert os.listdir(tmp_path / "out") == ["a_ESM.pt"]
+    (tmp_path / "out" / "a_ESM.pt").unlink()
+    for _ in range(2):
+        merge(str(tmp_path / "pool"), str(tmp_path / "out"), MergeRequest(format="virnucpro"))
+
+
+def test_R37_the_list_of_unmatched_sequences_replaces_only_its_own(tmp_path: Path) -> None:
+    pool = both(tmp_path, {"a": "AC", "b": "GT"}, {"a": "MK"})
+    listing = tmp_path / "out.npz.unmatched.tsv"
+    listing.write_text("notes of mine\n")
+    with pytest.raises(UsageError, match="never replaces"):
+        merge(pool, str(tmp_path / "out.npz"))
+    assert listing.read_text() == "notes of mine\n" and not (tmp_path / "out.npz").exists()
+    listing.unlink()
+    for _ in range(2):
+        merge(pool, str(tmp_path / "out.npz"))
+
+
+def test_R37_nothing_is_merged_into_the_pool_itself(tmp_path: Path) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    with pytest.raises(UsageError, match="inside the pool"):
+        merge(str(tmp_path / "pool"), str(tmp_path / "pool" / "outputs" / "all.npz"))
+
+
+# ---- R40: the ending is the format ----
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt", "csv", "pq", "faa", "json"])
+@pytest.mark.parametrize("format", [None, "safetensors"])
+def test_R40_an_ending_that_promises_another_format_is_refused(
+    tmp_path: Path, ending: str, format: str | None
+) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    with pytest.raises(
+        UsageError, match=r"Known are \.safetensors, \.npz, \.h5, \.hdf5, \.parquet"
+    ):
+        merge(str(tmp_path / "pool"), str(tmp_path / f"x.{ending}"), MergeRequest(format=format))
+    assert not (tmp_path / f"x.{ending}").exists()
+
+
+def test_R40_a_format_that_contradicts_the_ending_is_refused(tmp_path: Path) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    for format in ("h5", "virnucpro"):
+        with pytest.raises(UsageError, match="contradicts the ending"):
+            merge(str(tmp_path / "pool"), str(tmp_path / "x.npz"), MergeRequest(format=format))
+
+
+def test_R40_an_unknown_ending_needs_a_format(tmp_path: Path) -> None:
+    embed_all(tmp_path / "pool", [fasta(tmp_path / "a.faa", {"a": "MKV"})])
+    with pytest.raises(UsageError, match="is not the ending of a format"):
+        merge(str(tmp_path / "pool"), str(tmp_path / "all.v2"))
+    merge(str(tmp_path / "pool"), str(tmp_path / "all.v2"), MergeRequest(format="npz"))
+
+
+# ---- R41: what is joined ----
+
+
+def poolings(tmp_path: Path) -> str:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV", "b": "MK"})
+    for pooling in ("mean", "cls", "max"):
+        embed_all(tmp_path / "pool", [path], pooling=pooling)
+    return str(tmp_path / "pool")
+
+
+def test_R41_poolings_of_one_model_are_a_choice_that_names_the_difference(tmp_path: Path) -> None:
+    pool = poolings(tmp_path)
+    with pytest.raises(
+        UsageError,
+        match=r"one of plan 1 \(pooling=mean\), plan 2 \(pooling=cls\), plan 3 \(pooling=max\)",
+    ):
+        merge(pool, str(tmp_path / "out.npz"))
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_R41_two_poolings_are_not_joined_unless_asked_for(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV"})
+    embed_all(tmp_path / "pool", [path])
+    embed_all(tmp_path / "pool", [path], pooling="cls")
+    with pytest.raises(UsageError, match=r"plan 1 \(pooling=mean\), plan 2 \(pooling=cls\)"):
+        merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"))
+    result = merge(str(tmp_path / "pool"), str(tmp_path / "out.npz"), MergeRequest(plans=(1, 2)))
+    assert result.width == 10
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"plans": (2,)},
+        {"options": {"pooling": "cls"}},
+        {"options": {"pooling": "cls"}, "plans": (2,)},
+    ],
+)
+def test_R41_a_table_is_chosen_by_its_plan_or_by_what_differs(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    pool = poolings(tmp_path)
+    assert merge(pool, str(tmp_path / "out.npz"), MergeRequest(**how)).width == 5
+    metadata = json.loads(str(np.load(tmp_path / "out.npz")["metadata"]))
+    assert metadata["pooling"] == "cls"
+
+
+@pytest.mark.parametrize("how", [{"plans": (7,)}, {"options": {"pooling": "median"}}])
+def test_R41_a_choice_that_nothing_has_is_refused(tmp_path: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"choose one of plan 1 \(pooling=mean\)"):
+        merge(poolings(tmp_path), str(tmp_path / "out.npz"), MergeRequest(**how))

@@ -378,3 +378,41 @@ def test_looking_needs_no_rich(pool: PoolDirectory, words: tuple[str, ...]) -> N
 @pytest.mark.parametrize("command", ["status", "workers", "failed", "wait", "watch"])
 def test_each_command_has_help(command: str) -> None:
     assert "POOL" in run(command, "--help").stdout
+
+
+# ---- R30: done is seen ----
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("wait",),
+        ("watch", "--once"),
+        ("watch", "--once", "--json"),
+        ("watch",),
+        ("watch", "--metrics-only"),
+    ],
+)
+def test_R30_no_command_answers_0_while_a_planned_claim_is_nowhere(
+    pool: PoolDirectory, words: tuple[str, ...]
+) -> None:
+    (lost,) = Path(pool.spool("gpu0")).glob("d-*")
+    lost.unlink()
+    while claims.waiting(pool, "gpu0"):
+        finish(pool, A)
+    result = run(words[0], pool.root, *words[1:], status=1)
+    if "--metrics-only" not in words:
+        assert lost.name.partition(".")[0] in result.output
+        assert "4 of 4 done" not in result.output
+
+
+def test_R30_status_shows_a_missing_claim_as_missing(pool: PoolDirectory) -> None:
+    (lost,) = Path(pool.spool("gpu0")).glob("d-*")
+    lost.unlink()
+    while claims.waiting(pool, "gpu0"):
+        finish(pool, A)
+    found = facts("status", pool.root, status=1)
+    assert (found["done"], found["missing"], found["exit_status"]) == (3, 1, 1)
+    assert found["missing_ids"] == [lost.name.partition(".")[0]]
+    assert "3 of 4 done, 1 missing" in run("status", pool.root, status=1).stdout

@@ -1,0 +1,162 @@
+"""Look for every planned claim once, before anything answers that all is done.
+
+Counts elsewhere reckon: what was planned and is not waiting, running or failed is taken to be done
+(`monitor.counts`). That is cheap and never lists done/, and a claim whose file was removed looks
+done. So the last answer is not reckoned:
+
+R30 No command and no worker answers 0, and no dependent job starts, before done/ was listed and
+    every planned claim was seen in a state directory. A claim that is in none of them is named,
+    and the exit status is 1.
+R31 A claim is called missing only if it was in no state directory in any of several looks: a
+    listing of a busy directory misses names, and a claim can move between two listings.
+
+It costs one listing of the pool (a million done claims: under a second), and nothing is read beside
+the heads of the plans, unless the numbers differ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+from fsqueue.errors import ExitStatus, PoolError
+from fsqueue.pool import plans
+from fsqueue.pool.layout import State
+from fsqueue.pool.names import SPOOL, id_and_cost, is_given_up
+from fsqueue.pool.settings import PoolDirectory
+from fsqueue.storage import atomic
+
+LOOKS: Final = 5
+PAUSE_S: Final = 0.05
+"""Before the second look; doubled before each one after it."""
+NAMED: Final = 5
+"""How many missing claims a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completeness:
+    """Where the planned claims were seen."""
+
+    planned: int
+    remaining: int
+    """How many wait or run."""
+    failed: int
+    """How many failed, without those that were superseded or forgotten."""
+    missing: tuple[str, ...] = ()
+    """The ids of planned claims that are in no state directory, in planned order."""
+    missing_cost: int = 0
+
+    @property
+    def exit_status(self) -> ExitStatus:
+        """0 all done, 1 some are in no state directory, 3 some failed, 5 work remains."""
+        if self.missing:
+            return ExitStatus.ERROR
+        if self.remaining:
+            return ExitStatus.WORK_REMAINS
+        return ExitStatus.SOME_FAILED if self.failed else ExitStatus.DONE
+
+
+def look_for_all(pool: PoolDirectory) -> Completeness:
+    """Look for every planned claim. Raises PoolError or OSError if something cannot be listed."""
+    seen: set[int] = set()
+    for look in range(LOOKS):
+        numbers = plans.numbers(pool)
+        planned = sum(plans.read_plan(pool, number).total.claims for number in numbers)
+        # Each look adds to `seen`: a claim counts if any look saw it (R31).
+        remaining, failed = _see(pool, seen)
+        missing = []
+        if len(seen) != planned:
+            missing = list(_unseen(pool, numbers, seen))
+        if not missing:
+            break
+        if look + 1 < LOOKS:
+            time.sleep(PAUSE_S * 2**look)
+    ids = tuple(id for id, _ in missing)
+    return Completeness(planned, remaining, failed, ids, sum(cost for _, cost in missing))
+
+
+def missing_text(pool: PoolDirectory, ids: tuple[str, ...]) -> str:
+    """Return the message about planned claims that are in no state directory."""
+    count = len(ids)
+    named = ", ".join(ids[:NAMED]) + (", ..." if count > NAMED else "")
+    if count == 1:
+        what, file, them = "1 planned claim is", "its file was", "it"
+    else:
+        what, file, them = f"{count:,} planned claims are", "their files were", "them"
+    return (
+        f"{what} nowhere: {named}; {file} removed from {pool.root} outside fsqueue, perhaps by a "
+        f"purge of old files. To plan {them} again: fsqueue check --repair {pool.root}"
+    )
+
+
+def _see(pool: PoolDirectory, seen: set[int]) -> tuple[int, int]:
+    """Add the fingerprint of every id in a state directory; return how many remain and failed.
+
+    In the order in which claims move, so that one on its way is seen twice rather than never.
+    """
+    remaining = 0
+    for directory in chain(_staged(pool), _spools(pool), (pool.state(State.RUNNING),)):
+        try:
+            remaining += atomic.gather(directory, lambda texts: _add(texts, seen))
+        except (PoolError, OSError) as error:
+            if getattr(error.__cause__ or error, "errno", None) not in atomic.GONE:
+                raise
+            # RACE: a plan was completed, and its empty directory removed. The spools have it now;
+            # and if a spool is gone, its claims are missing.
+    failed = atomic.gather(pool.state(State.FAILED), lambda texts: _add_failed(texts, seen))
+    atomic.gather(pool.state(State.DONE), lambda texts: _add_done(texts, seen))
+    return remaining, failed
+
+
+def _staged(pool: PoolDirectory) -> Iterator[str]:
+    root = pool.directory("plans")
+    for name in atomic.names(root):
+        if name.endswith(".staged"):
+            try:
+                yield from (f"{root}/{name}/{each}" for each in atomic.names(f"{root}/{name}"))
+            except (PoolError, OSError):
+                continue  # RACE: as above
+
+
+def _spools(pool: PoolDirectory) -> Iterator[str]:
+    listed = {name.removesuffix(".json") for name in atomic.names(pool.directory("spools"))}
+    return (pool.spool(name) for name in sorted(listed) if SPOOL.fullmatch(name))
+
+
+def _add(texts: Iterable[str], seen: set[int]) -> int:
+    count = 0
+    for text in texts:
+        if (facts := id_and_cost(text, owned="@" in text)) is not None:
+            seen.add(hash(facts[0]))
+            count += 1
+    return count
+
+
+def _add_failed(texts: Iterable[str], seen: set[int]) -> int:
+    count = 0
+    for text in texts:
+        if (facts := id_and_cost(text, owned=True)) is not None:
+            seen.add(hash(facts[0]))
+            count += not is_given_up(text)
+    return count
+
+
+def _add_done(texts: Iterable[str], seen: set[int]) -> None:
+    # Not by `id_and_cost`: of a million names, that takes twice as long. An id has no dot.
+    seen.update(hash(text.partition(".")[0]) for text in texts if "@" in text)
+
+
+def _unseen(
+    pool: PoolDirectory, numbers: Iterable[int], seen: set[int]
+) -> Iterator[tuple[str, int]]:
+    """Yield id and cost of each planned claim that was not seen."""
+    reported = set()
+    for number in numbers:
+        for text, _spool in plans.read_names(pool, number):
+            facts = id_and_cost(text, owned="@" in text)
+            if facts and hash(facts[0]) not in seen and facts[0] not in reported:
+                reported.add(facts[0])
+                yield facts
