@@ -48,6 +48,8 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     required: bool = False
+    duration: bool = False
+    """Seconds, which may be given with units: 90, 10m, 1h30m."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,10 @@ class Work:
     """Whether this run saved a checkpoint."""
     counted: dict[str, int] = field(default_factory=dict)
     """The counters given to `count`."""
+    worker: str = ""
+    """The id of the worker that runs it."""
+    timeout_s: float = 0.0
+    """How long the run may take; 0: as long as it likes."""
 
     @property
     def input(self) -> Path:

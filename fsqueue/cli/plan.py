@@ -120,7 +120,9 @@ def _option(option: Option) -> click.Option:
     )
 
 
-def _type(option: Option) -> type:
+def _type(option: Option) -> Any:
+    if option.duration:
+        return Duration()
     return str if option.default is None else type(option.default)
 
 

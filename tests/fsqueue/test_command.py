@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from fsqueue import BadInput, ClaimFailed, ClaimImpossible, Interrupted, UsageError, Work
-from fsqueue.command import STDERR_KEPT, Command
+from fsqueue.command import Command
 from fsqueue.pool.layout import State
+from fsqueue.processes.program import STDERR_KEPT
 from tests.support.planning import FOREVER, counts, ids, make_inputs, plan_command
 from tests.support.processes import Start, alive, fsqueue, wait_for, wait_until_gone
 
@@ -229,30 +230,6 @@ def test_a_program_dies_with_a_worker_that_was_killed(start: Start, tmp_path: Pa
     program = read_family(family)[0]
     worker.kill()
     wait_until_gone([program])
-
-
-@pytest.mark.slow
-def test_a_program_whose_worker_died_before_it_began_does_not_begin(tmp_path: Path) -> None:
-    """The worker is killed between fork and exec, before its child called prctl."""
-    script = f"""
-import os, signal
-from fsqueue.command import _die_with_parent
-
-ask_kernel = _die_with_parent()
-worker = os.getpid()
-if os.fork() == 0:
-    while os.getppid() == worker:
-        pass
-    open({str(tmp_path / "orphaned")!r}, "w").close()
-    ask_kernel()
-    open({str(tmp_path / "began")!r}, "w").close()
-    os._exit(0)
-os.kill(worker, signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == -9
-    wait_for((tmp_path / "orphaned").exists, "the child to be an orphan")
-    with pytest.raises(TimeoutError):
-        wait_for((tmp_path / "began").exists, "what must not happen", deadline_s=0.3)
 
 
 @pytest.mark.slow
