@@ -64,6 +64,15 @@ def reap(pid: int) -> bool:
         return True
 
 
+def reap_group(group: int) -> None:
+    """Reap those children in a program's group that have ended."""
+    try:
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass  # there is none
+
+
 def give_up(pid: int) -> None:
     """Remember a child that cannot be ended now, so that it is reaped if it ends later."""
     _unended.add(pid)

@@ -296,6 +296,7 @@ class Program:
         if not self._exited:
             return True
         self._reap()  # or it would count as a living member of its group
+        orphans.reap_group(self.pid)
         try:
             os.killpg(self.pid, 0)
         except (ProcessLookupError, PermissionError):
