@@ -356,17 +356,16 @@ def _was_stopped_too(work: Work, status: int) -> bool:
 def _report_left(work: Work, program: Program, name: str) -> None:
     """Report what the program left running, and that it was ended."""
     if program.ended:
-        work.warn(f"{_processes(len(program.ended))} that {name} left running were ended")
+        count = len(program.ended)
+        ended = "1 process" if count == 1 else f"{count:,} processes"
+        was = "was" if count == 1 else "were"
+        work.warn(f"{ended} that {name} left running {was} ended")
     if program.unended:
         left = ", ".join(f"{process.pid} (state {process.state})" for process in program.unended)
         work.warn(
             f"what {name} left running cannot be ended: {left}. It hangs in the kernel, or runs as "
             f"another user; if the output is published, it is a copy"
         )
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count:,} processes"
 
 
 def _replace_by_copy(work: Work) -> None:
