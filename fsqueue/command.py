@@ -217,7 +217,7 @@ def _run_program(work: Work, argv: list[str], temporary: TemporaryDirectory) -> 
         try:
             status = _wait(work, program)
         finally:
-            temporary.give_back(reusable=program.all_ended)
+            temporary.give_back(reusable=program.all_ended and bool(work.worker))
         _report_left(work, program, argv[0])
         if status != 0 and _was_stopped_too(work, status):
             raise Interrupted("the program was stopped together with the worker")
