@@ -1,26 +1,32 @@
 """Run any program over files: one claim per input, one process per claim.
 
-The program runs without a shell. Its output is published only if it exits 0: what it wrote to
-`{output}`, or if its arguments do not contain that, its stdout. If it fails, its stderr is kept. It
-runs in its own process group, which ends with the worker: a worker that is asked to stop sends the
-group SIGTERM, then SIGKILL; on Linux, the program also dies with a worker that was killed.
+The program runs without a shell, in the directory where it was planned. Its output is published
+only if it exits 0: what it wrote to `{output}`, or if its arguments do not contain that, its
+stdout. The end of its stderr is kept if it fails. Everything that it started ends with it, and
+before its output is published; how is in `processes.program`.
+
+Rules:
+
+R27 A program's directory, arguments and the name of its output are those that were planned. A
+    worker on whose host that directory is not there puts the claim back, uncharged, for others.
+    The directory is part of a claim's identity if an argument names something in it.
+R28 No process can write into an output that is published: everything that had it open has ended
+    before, or what is published is a copy.
+R29 A program is active while it uses CPU time, or its output or stderr grows; that it exists is no
+    activity. One that hangs is therefore reported as stalled.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from fsqueue.errors import (
     BadInput,
@@ -28,29 +34,50 @@ from fsqueue.errors import (
     ClaimImpossible,
     Interrupted,
     NotSupportedError,
+    TimedOut,
     UsageError,
 )
 from fsqueue.handler import Handler, Option, Work
+from fsqueue.pool.layout import SUFFIX
+from fsqueue.processes.program import LINGER_S, Program, is_limit
+from fsqueue.processes.temporary import TemporaryDirectory, remove
+from fsqueue.storage import atomic
+from fsqueue.storage.operation_count import costs
 
-STDERR_KEPT: Final = 16 << 10
+DEFAULT_SUFFIX: Final = ".out"
 STOP_S: Final = 0.5
-LIMITS: Final = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+POLL_S: Final = 0.2
+ACTIVITY_S: Final = 5.0
+"""How often to look whether a program does anything."""
+ACTIVE_SHARE: Final = 0.01
+"""Of one CPU. A program that waits in a loop uses less."""
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TERMINATED: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
 PLACES: Final = re.compile(r"\{(?:input|output|id|attempt)\}")
-_PR_SET_PDEATHSIG: Final = 1
+OUTPUT_AND_ENDING: Final = re.compile(r"\{output\}(\.[A-Za-z0-9_.-]*[A-Za-z0-9_-])?", re.ASCII)
+BETWEEN_WORDS: Final = re.compile(r"[\s'\"`;|&<>()=,]+")
 
 
 class Command(Handler):
     """Plan and run `PROGRAM ARG...` once per input."""
 
-    suffix = ".out"
+    suffix = DEFAULT_SUFFIX
     personal = True
+    ends_in_time = True
     unit = "seconds"
     trailing = "PROGRAM [ARG...]"
     options = (
-        Option("grace", 10.0, "Seconds between SIGTERM and SIGKILL when the worker stops."),
         Option(
-            "timeout", 0.0, "Fail an attempt that runs longer than this many seconds (0: never)."
+            "grace",
+            10.0,
+            "Time between SIGTERM and SIGKILL when a program, or what it left running, is ended.",
+            duration=True,
+        ),
+        Option(
+            "suffix",
+            None,
+            "How the names of {output} and of the published output end, such as .fastq.gz. "
+            "Default: what follows {output} in an argument, else .out.",
         ),
     )
 
@@ -66,11 +93,8 @@ class Command(Handler):
                 f"{' '.join(argv)!r} has no {{input}} among its arguments, so every claim would do "
                 f"the same. Add it where the input's path belongs."
             )
-        for option in ("grace", "timeout"):
-            if not 0 <= options[option] < float("inf"):
-                raise UsageError(
-                    f"--{option} {options[option]} is not a number of seconds, 0 or more."
-                )
+        if not 0 <= options["grace"] < float("inf"):
+            raise UsageError(f"--grace {options['grace']} is not a number of seconds, 0 or more.")
         program = argv[0]
         if os.sep in program:
             argv = [os.path.abspath(program), *argv[1:]]
@@ -78,43 +102,81 @@ class Command(Handler):
             raise UsageError(
                 f"{program!r} is not on PATH here. Check its name, or give its full path."
             )
-        return options | {"argv": list(argv)}
+        self.suffix, argv = _choose_suffix(options.get("suffix"), argv)
+        directory = os.getcwd()
+        return options | {
+            "argv": list(argv),
+            "suffix": self.suffix,
+            "directory": directory,
+            "relative": sorted(set(_paths_in(argv[1:], directory))),
+        }
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"argv": options["argv"]}
+        decisive = {"argv": options["argv"]}
+        # Only where they matter, so that what earlier versions planned keeps its identity.
+        if options.get("relative"):
+            decisive["directory"] = options["directory"]
+        if options.get("suffix", DEFAULT_SUFFIX) != DEFAULT_SUFFIX:
+            decisive["suffix"] = options["suffix"]
+        return decisive
+
+    def __init__(self) -> None:
+        self._temporary = TemporaryDirectory()
 
     def run(self, work: Work) -> None:
         _check_unchanged(work)
-        argv = _substitute(work)
-        with tempfile.TemporaryFile() as stderr, ExitStack() as opened:
-            stdout: IO[bytes] = stderr
-            if not any("{output}" in word for word in work.options["argv"]):
-                stdout = opened.enter_context(open(work.output, "xb"))
-            status = _run_program(work, argv, stdout, stderr)
-            if status != 0 and _was_stopped_too(work, status):
-                raise Interrupted("the program was stopped together with the worker")
-            if status != 0:
-                raise ClaimFailed(
-                    f"{argv[0]} {_ending(status)}; its output is not published",
-                    detail=_tail(stderr),
-                    returncode=status,
-                )
-            if not work.output.exists():
-                raise ClaimFailed(
-                    f"{argv[0]} exited 0 but did not write {{output}}. Does it write elsewhere?",
-                    detail=_tail(stderr),
-                )
+        try:
+            _run_program(work, _substitute(work), self._temporary)
+        finally:
+            _clear_beside(work)
+
+    def close(self) -> None:
+        self._temporary.remove()
 
 
-def _was_stopped_too(work: Work, status: int) -> bool:
-    """Return whether a program failed because it was stopped together with its worker.
+# ---- planning ----
 
-    SLURM sends SIGTERM to every process of a job, and may reach the program first.
+
+def _choose_suffix(given: str | None, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Return how the output's name ends, and the arguments with `{output}` for the whole of it.
+
+    `{output}.gz`, where no argument has `{output}` alone, is the output; beside `{output}` alone it
+    is another file, which is not published. R27.
     """
-    deadline = time.monotonic() + (STOP_S if status in TERMINATED else 0.0)
-    while not work.stopping and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return work.stopping
+    if given is not None and not SUFFIX.fullmatch(given):
+        raise UsageError(
+            f"--suffix {given!r} is not how a file's name can end here: up to three times a dot "
+            f"and up to 16 letters, digits, _ or -. For example: --suffix .fastq.gz"
+        )
+    endings = {match[1] or "" for word in argv for match in OUTPUT_AND_ENDING.finditer(word)}
+    if not endings or "" in endings or any("FSQUEUE_OUTPUT" in word for word in argv):
+        return given or DEFAULT_SUFFIX, list(argv)
+    if len(endings) > 1 or not SUFFIX.fullmatch(min(endings)):
+        shown = " and ".join(f"{{output}}{ending}" for ending in sorted(endings))
+        raise UsageError(
+            f"the arguments name {shown}, but one file is published, and it has to be named as "
+            f"{{output}}. Write {{output}} for that one and say how its name ends, for example: "
+            f"--suffix .fastq.gz"
+        )
+    ending = endings.pop()
+    if given is not None and given != ending:
+        raise UsageError(
+            f"--suffix {given} and {{output}}{ending} contradict each other: {{output}} stands for "
+            f"the whole name, with its suffix. Write {{output}} alone, or leave out --suffix."
+        )
+    return ending, [word.replace("{output}" + ending, "{output}") for word in argv]
+
+
+def _paths_in(words: Sequence[str], directory: str) -> Iterator[str]:
+    """Yield what looks like a relative path in arguments or in scripts, and is there."""
+    for word in words:
+        for part in BETWEEN_WORDS.split(word):
+            is_path = ("/" in part or "." in part) and "{" not in part and "\0" not in part
+            if is_path and not os.path.isabs(part) and os.path.lexists(f"{directory}/{part}"):
+                yield part
+
+
+# ---- running ----
 
 
 def _check_unchanged(work: Work) -> None:
@@ -140,97 +202,195 @@ def _substitute(work: Work) -> list[str]:
     return [PLACES.sub(lambda place: values[place[0]], word) for word in work.options["argv"]]
 
 
-def _run_program(work: Work, argv: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> int:
-    environment = os.environ | {
+def _run_program(work: Work, argv: list[str], temporary: TemporaryDirectory) -> None:
+    """Run the program to its end, and end what it left; raise if there is no good output."""
+    with ExitStack() as stack:
+        stdout = None
+        if not any("{output}" in word for word in work.options["argv"]):
+            stdout = stack.enter_context(open(work.output, "xb")).fileno()
+        program = _start(work, argv, stdout, _temporary_path(work, temporary))
+        stack.callback(program.close)
+        try:
+            status = _wait(work, program)
+        finally:
+            temporary.give_back(reusable=program.all_ended and bool(work.worker))
+        _report_left(work, program, argv[0])
+        if status != 0 and _was_stopped_too(work, status):
+            raise Interrupted("the program was stopped together with the worker")
+        if status != 0:
+            raise ClaimFailed(
+                f"{argv[0]} {_ending(status)}; its output is not published",
+                detail=program.tail,
+                returncode=status,
+            )
+        if not work.output.exists():
+            raise ClaimFailed(
+                f"{argv[0]} exited 0 but did not write {{output}}. Does it write elsewhere?",
+                detail=program.tail,
+            )
+        if not program.all_ended:
+            _replace_by_copy(work)
+
+
+def _temporary_path(work: Work, temporary: TemporaryDirectory) -> str:
+    try:
+        return temporary.take(work.worker or f"process-{os.getpid()}")
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise NotSupportedError(
+            f"no temporary directory can be made for the program ({error.strerror}). Set TMPDIR to "
+            f"a directory that can be written, then start this worker again."
+        ) from error
+
+
+def _start(work: Work, argv: list[str], stdout: int | None, temporary_directory: str) -> Program:
+    given = {
         "FSQUEUE_ID": work.id,
         "FSQUEUE_ATTEMPT": str(work.attempt),
         "FSQUEUE_INPUT": str(work.input),
         "FSQUEUE_OUTPUT": str(work.output),
         "FSQUEUE_PARTIAL": work.partial,
+        "FSQUEUE_WORKER": work.worker,
+        **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), temporary_directory),
     }
+    encoded = {os.fsencode(name): os.fsencode(value) for name, value in given.items()}
+    directory = work.options.get("directory")
     try:
-        process = subprocess.Popen(
+        return Program(
             argv,
-            stdin=subprocess.DEVNULL,
+            environment={**os.environb, **encoded},
+            directory=directory,
             stdout=stdout,
-            stderr=stderr,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            mark=b"FSQUEUE_OUTPUT=" + encoded[b"FSQUEUE_OUTPUT"],
         )
     except OSError as error:
-        if error.errno in LIMITS:
+        if is_limit(error):
             raise NotSupportedError(
                 f"{argv[0]} cannot be started: {error.strerror}; this process has reached a limit. "
                 f"Raise it (ulimit -n, -u, or the job's), then start this worker again."
             ) from error
+        if directory is not None and error.filename == directory:
+            # Not the claim's fault, and another host may have it.
+            raise NotSupportedError(
+                f"{directory}, where {argv[0]} was planned and has to run, cannot be entered here "
+                f"({error.strerror}). Mount it on this host, or plan again from a directory that "
+                f"every worker sees."
+            ) from error
         raise ClaimFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
+
+
+def _wait(work: Work, program: Program) -> int:
+    """Wait for the program and end what it left; return its exit status. R22."""
+    grace_s = work.options["grace"]
+    # In claims of earlier versions it is one of the options.
+    timeout_s = work.timeout_s or work.options.get("timeout", 0.0)
+    started = time.monotonic()
+    activity = _Activity(work, program)
     try:
-        return _wait(work, process)
+        while not program.wait(POLL_S):
+            elapsed_s = time.monotonic() - started
+            if timeout_s and elapsed_s > timeout_s:
+                raise TimedOut(f"it ran longer than --timeout {timeout_s:g} seconds and was killed")
+            if work.stopping:
+                raise Interrupted("the worker stops; the program was killed")
+            activity.report(elapsed_s)
+        linger_s = 0.0 if work.stopping else min(LINGER_S, grace_s)
+        return program.finish(linger_s=linger_s, grace_s=grace_s)
+    except ClaimFailed as error:
+        program.end(grace_s)
+        error.detail = program.tail
+        raise
     except BaseException:
-        _kill_group(process, work.options["grace"])
+        program.end(grace_s)
         raise
 
 
-def _wait(work: Work, process: subprocess.Popen[bytes]) -> int:
-    started = time.monotonic()
-    pause_s = 0.002
-    while True:
+class _Activity:
+    """Whether a program does anything, looked at every few seconds. R29."""
+
+    def __init__(self, work: Work, program: Program) -> None:
+        self._work = work
+        self._program = program
+        self._looked_s = 0.0
+        self._before = 0.0, 0, 0
+
+    def report(self, elapsed_s: float) -> None:
+        """Report progress if the program was active since the last look."""
+        passed_s = elapsed_s - self._looked_s
+        if passed_s < ACTIVITY_S:
+            return
+        cpu_s = self._program.cpu_s()
+        now = cpu_s or 0.0, self._program.bytes_written, self._output_size()
+        used_s = now[0] - self._before[0]
+        if cpu_s is None or used_s >= ACTIVE_SHARE * passed_s or now[1:] != self._before[1:]:
+            self._work.progress(int(elapsed_s), 0)
+        self._looked_s, self._before = elapsed_s, now
+
+    def _output_size(self) -> int:
         try:
-            return process.wait(timeout=pause_s)
-        except subprocess.TimeoutExpired:
-            pause_s = min(pause_s * 2, 0.2)
-        elapsed_s = time.monotonic() - started
-        timeout_s = work.options["timeout"]
-        if timeout_s and elapsed_s > timeout_s:
-            raise ClaimFailed(f"it ran longer than --timeout {timeout_s:g} seconds and was killed")
-        if work.stopping:
-            raise Interrupted("the worker stops; the program was killed")
-        work.progress(int(elapsed_s), 0)
+            return os.stat(self._work.output).st_size
+        except OSError:
+            return 0
 
 
-def _kill_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Kill the program and everything it started; a second signal cuts the grace short."""
-    try:
-        _signal_group(process, signal.SIGTERM)
-        process.wait(timeout=grace_s)
-    except subprocess.TimeoutExpired:
-        pass  # it ignores SIGTERM, or needs more time to clean up
-    finally:
-        _signal_group(process, signal.SIGKILL)  # including what the program left running
-        process.wait()
+def _was_stopped_too(work: Work, status: int) -> bool:
+    """Return whether a program failed because it was stopped together with its worker.
 
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # RACE: they have all ended by themselves
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what the child calls before exec, so that it dies with its worker.
-
-    A worker killed by SIGKILL cannot kill its program. Without this, programs of dead workers would
-    run on beside their successors.
+    SLURM sends SIGTERM to every process of a job, and may reach the program first.
     """
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    worker = os.getpid()
-
-    def ask_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != worker:
-            os._exit(1)  # RACE: the worker was killed before prctl took effect
-
-    return ask_kernel
+    deadline = time.monotonic() + (STOP_S if status in TERMINATED else 0.0)
+    while not work.stopping and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return work.stopping
 
 
-def _tail(file: IO[bytes]) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - STDERR_KEPT))
-    return file.read().decode("utf-8", "replace")
+# ---- what it left ----
+
+
+def _report_left(work: Work, program: Program, name: str) -> None:
+    """Report what the program left running, and that it was ended."""
+    if program.ended:
+        count = len(program.ended)
+        ended = "1 process" if count == 1 else f"{count:,} processes"
+        was = "was" if count == 1 else "were"
+        work.warn(f"{ended} that {name} left running {was} ended")
+    if program.unended:
+        left = ", ".join(f"{process.pid} (state {process.state})" for process in program.unended)
+        work.warn(
+            f"what {name} left running cannot be ended: {left}. It hangs in the kernel, or runs as "
+            f"another user; if the output is published, it is a copy"
+        )
+
+
+def _replace_by_copy(work: Work) -> None:
+    """Replace the output by a copy, into which no process that is left can write. R28."""
+    if work.output.is_file():
+        copy = work.output.with_name(f"{work.output.name}~")
+        shutil.copyfile(work.output, copy)
+        os.replace(copy, work.output)
+
+
+def _clear_beside(work: Work) -> None:
+    """Remove what the program wrote beside its output, in the worker's private directory.
+
+    What cannot be removed is logged, and decides nothing.
+    """
+    directory, name = os.path.split(work.output)
+    if not work.worker or os.path.basename(directory) != f".{work.worker}":
+        return  # not a worker's private directory
+    try:
+        beside = _list(directory)
+    except OSError:
+        return  # RACE: a worker that declared this one dead has removed it
+    for other in beside:
+        if other != name:
+            remove(f"{directory}/{other}")
+
+
+@costs(3)
+def _list(directory: str) -> list[str]:
+    return atomic.os.listdir(directory)
 
 
 def _ending(status: int) -> str:

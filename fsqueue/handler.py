@@ -48,6 +48,8 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     required: bool = False
+    duration: bool = False
+    """Seconds, which may be given with units: 90, 10m, 1h30m."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,8 @@ class Work:
     """Whether this run saved a checkpoint."""
     counted: dict[str, int] = field(default_factory=dict)
     """The counters given to `count`."""
+    worker: str = ""
+    """The id of the worker that runs it."""
 
     @property
     def input(self) -> Path:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors storage pool handler command gpu scheduling slurm broadcast worker "
+        "errors processes storage pool handler command gpu scheduling slurm broadcast worker "
         "monitor history dashboard maintenance api cli __main__"
     ).split(),
     "embed": (

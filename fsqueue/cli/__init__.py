@@ -22,6 +22,7 @@ import click
 from fsqueue import __version__
 from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.pool.untrusted import printable
+from fsqueue.processes import standard_streams
 
 SHOWN_MAX: Final = 4000
 COMMANDS: Final = {
@@ -126,6 +127,7 @@ class OneLine(logging.Formatter):
 
 def main() -> NoReturn:
     """Run the command line and exit; every FsqueueError is one line on stderr."""
+    standard_streams.open_missing()
     try:
         cli(standalone_mode=False)
         sys.exit(0)

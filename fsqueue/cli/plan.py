@@ -85,7 +85,9 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--requires"], multiple=True, metavar="WORD",
                      help="Only workers started with --capability WORD may run the claims. "
                      "Repeatable."),
-        *_timeout_option(handler),
+        click.Option(["--timeout"], type=Duration(), default=0.0,
+                     help="End an attempt that takes longer, such as 2h, and charge it. "
+                     "Default: never."),
         click.Option(["--lease"], type=Duration(), default=LEASE_S, show_default=True,
                      help="Lease of a new pool: a worker that is silent for this long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
@@ -106,13 +108,6 @@ def _command(handler: Handler) -> click.Command:
     )
 
 
-def _timeout_option(handler: Handler) -> list[click.Option]:
-    if any(option.name == "timeout" for option in handler.options):
-        return []
-    text = "End an attempt that takes longer, such as 2h, and charge it. Default: never."
-    return [click.Option(["--timeout"], type=Duration(), default=0.0, help=text)]
-
-
 def _option(option: Option) -> click.Option:
     flag = "--" + option.name.replace("_", "-")
     if isinstance(option.default, bool):
@@ -128,7 +123,9 @@ def _option(option: Option) -> click.Option:
     )
 
 
-def _type(option: Option) -> type:
+def _type(option: Option) -> Any:
+    if option.duration:
+        return Duration()
     return str if option.default is None else type(option.default)
 
 

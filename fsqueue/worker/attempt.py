@@ -109,9 +109,9 @@ class Attempt:
         claim, handler = self._read()
         final, private = "", NO_OUTPUT
         if handler.suffix is not None:
-            final = self.pool.output(id, handler.suffix)
-            run = self.name.returns
-            private = Path(self.pool.unpublished(worker, id, run, handler.suffix))
+            suffix = claim.suffix or handler.suffix
+            final = self.pool.output(id, suffix)
+            private = Path(self.pool.unpublished(worker, id, self.name.returns, suffix))
             if self.name.returns and os.path.lexists(final):
                 # I7: the worker that published it died before it finished the claim.
                 self.journal.write(EventKind.ADOPTED, id=id)
@@ -130,6 +130,7 @@ class Attempt:
             report=self._progress,
             warn=self._warn,
             timeout_s=claim.timeout_s,
+            worker=worker,
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()

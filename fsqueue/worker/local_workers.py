@@ -83,7 +83,7 @@ class LocalWorkers:
         self._pool = pool
         self._signal = 0
         self._logs: list[str] = []
-        argv = [sys.executable, "-m", "fsqueue", "work", pool.root, *options]
+        argv = [sys.executable, "-P", "-m", "fsqueue", "work", pool.root, *options]
         self._processes = [
             self._start(argv, environment, index, log_to_files)
             for index, environment in enumerate(environments)

@@ -36,11 +36,13 @@ def plan(
     model: str = "cpu",
     lease_s: float = 30.0,
     attempts: int = 3,
+    timeout: float = 0.0,
 ) -> tuple[PoolDirectory, PlanResult]:
     """Plan `inputs` into the pool at `root`, which is made if need be."""
     pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
     asked = [Spool(name, model, 1.0) for name in spools]
-    request = PlanRequest(handler, handler.prepare(options), [str(path) for path in inputs], asked)
+    paths = [str(path) for path in inputs]
+    request = PlanRequest(handler, handler.prepare(options), paths, asked, timeout_s=timeout)
     outcome = plan_into(pool, request)
     return pool, outcome
 
@@ -51,11 +53,10 @@ def plan_command(
     argv: Sequence[str],
     *,
     grace: float = 10.0,
-    timeout: float = 0.0,
     **how: Any,
 ) -> PoolDirectory:
     """Plan a program over `inputs`; `how` is handed on to `plan`."""
-    options = {"argv": list(argv), "grace": grace, "timeout": timeout}
+    options = {"argv": list(argv), "grace": grace}
     pool, outcome = plan(root, load_handler("command"), inputs, options, **how)
     assert not outcome.bad, outcome.bad
     return pool

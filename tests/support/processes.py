@@ -43,12 +43,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def fsqueue(
-    *words: Word, env: Mapping[str, str] | None = None, deadline_s: float = DEADLINE_S
+    *words: Word,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    deadline_s: float = DEADLINE_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; what it printed comes back as text."""
     return subprocess.run(
         [*FSQUEUE, *words],
         env=environment(env),
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -39,7 +39,7 @@ def test_a_worker_is_executed_and_its_job_may_come_back(pool: PoolDirectory) -> 
     ]
     worker = script.splitlines()[-1]
     assert worker == (
-        f"exec {sys.executable} -m fsqueue work {pool.root} --grace 150 --start-delay 0.3"
+        f"exec {sys.executable} -P -m fsqueue work {pool.root} --grace 150 --start-delay 0.3"
     )
     assert "trap '' USR1" in script
 
@@ -119,7 +119,7 @@ def test_the_merge_runs_only_if_everything_is_done(
     script = merge_script(pool, ["17", "18"], "echo merged", ScriptOptions(["-p", "cpu"]))
     assert "--dependency=afterany:17:18" in directives(script)
     assert directives(script)[-1] == "-p cpu"
-    check = shlex.join([sys.executable, "-m", "fsqueue", "status", pool.root])
+    check = shlex.join([sys.executable, "-P", "-m", "fsqueue", "status", pool.root])
     assert check in script
     script = script.replace(check, f"(exit {status})")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
