@@ -15,6 +15,7 @@ Nothing here prints, except `run` and `watch`, which exist to show something. Er
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -97,6 +98,8 @@ def plan(
         raise UsageError(f"no INPUT was given. See: fsqueue plan {handler} --help")
     if not claim_seconds > 0:
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
+    if not 0 <= timeout_s < math.inf:
+        raise UsageError(f"--timeout {timeout_s} is not a number of seconds, 0 or more.")
     tier = None if min_tier is None else tier_named(min_tier)
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     request = PlanRequest(

@@ -28,6 +28,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
+from fsqueue.pool.checksums import Checksums, measure
 from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
 from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
@@ -62,6 +63,8 @@ class Attempt:
     journal: Journal
     handler_for: Callable[[str], Handler]
     shutdown: Shutdown
+    checksums: Checksums | None = None
+    """Where the size and checksum of its output are recorded."""
     addressed: bool = False
     """Whether the claim is from the inbox."""
     reason: str = ""
@@ -145,9 +148,12 @@ class Attempt:
             with self.beat.handling(
                 name=self.name, addressed=self.addressed
             ):  # a large output may take long to be synced
+                content = measure(private) if self.checksums is not None else None
                 published = self._patiently(lambda: _publish(str(private), final))
             if not published:
                 self.journal.write(EventKind.ADOPTED, id=id)  # I7
+            elif self.checksums is not None and content is not None:
+                self.checksums.record(os.path.basename(final), content)  # R32
         if work.saved or self.name.returns:
             self._partial = work.partial
         return Cause.DONE, claim.measures | work.counted

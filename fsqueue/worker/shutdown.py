@@ -45,6 +45,7 @@ KILL_WAIT_S: Final = 30.0
 EXIT_STATUS: Final = {
     LeaveReason.ALL_DONE: ExitStatus.DONE,
     LeaveReason.SOME_FAILED: ExitStatus.SOME_FAILED,
+    LeaveReason.CLAIMS_MISSING: ExitStatus.ERROR,
     LeaveReason.WORK_REMAINS: ExitStatus.WORK_REMAINS,
     LeaveReason.OUT_OF_TIME: ExitStatus.DRAINED,
     LeaveReason.ORDER: ExitStatus.DRAINED,

@@ -23,6 +23,8 @@ from fsqueue.broadcast.jobs import JOBS
 from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
+from fsqueue.pool.checksums import Checksums
+from fsqueue.pool.completeness import look_for_all, missing_text
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
@@ -75,6 +77,7 @@ class Worker:
         self.id = id or new_worker_id()
         self.status = settings.initial_status(self.id)
         self.journal = Journal(pool, self.id)
+        self.checksums = Checksums(pool, self.id)
         self.lease = Lease(pool, self.id)
         self.rate_limit = RateLimit(settings.metadata_ops_max)
         self.beat = Heartbeat(
@@ -297,6 +300,7 @@ class Worker:
             self.journal,
             handler,
             self.shutdown,
+            checksums=None if addressed else self.checksums,
             addressed=addressed,
         )
 
@@ -374,8 +378,21 @@ class Worker:
         )
 
     def _all_ended(self) -> Departure:
-        failed = claims.any_owned(self.pool, State.FAILED)
-        return Departure(LeaveReason.SOME_FAILED if failed else LeaveReason.ALL_DONE)
+        """Return how all has ended, after looking for every planned claim (R30)."""
+        found = look_for_all(self.pool)
+        if found.missing:
+            text = missing_text(self.pool, found.missing)
+            return self._report_departure(Departure(LeaveReason.CLAIMS_MISSING, text))
+        if found.remaining:
+            claims_run = "1 claim still runs" if found.remaining == 1 else "claims still run"
+            return self._report_departure(
+                Departure(
+                    LeaveReason.WORK_REMAINS,
+                    f"{claims_run} elsewhere. If a worker dies there, what it holds waits for "
+                    f"another one: fsqueue work {self.pool.root}",
+                )
+            )
+        return Departure(LeaveReason.SOME_FAILED if found.failed else LeaveReason.ALL_DONE)
 
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
@@ -392,6 +409,7 @@ class Worker:
             directories.discard(pool.scratch(self.id))
         self.journal.write(EventKind.LEFT, done=self.status.claims_done, why=self.message)
         self.journal.close()
+        self.checksums.close()
         self.beat.flush()
         if self.beat.lost is None:
             self.lease.retire()

@@ -136,3 +136,13 @@ def test_outputs_are_paired_with_their_inputs(pool: fsqueue.Pool, texts: Path) -
     for output in outputs:
         assert output.path.read_text().split() == ["7", str(output.inputs[0])]
     assert pool.wait().exit_status == 0
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_no_duration_is_refused(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(fsqueue.UsageError, match="--timeout"):
+        fsqueue.plan(
+            tmp_path / "pool", "command", [__file__], {"argv": ["cat", "{input}"]},
+            timeout_s=seconds,
+        )  # fmt: skip
+    assert not (tmp_path / "pool").exists()

@@ -592,7 +592,7 @@ def test_r27_claims_that_were_planned_without_a_directory_run_in_the_workers(
 
     handler = Earlier()
     handler.name = "command"
-    options = {"argv": shell("pwd"), "grace": 1.0, "timeout": 0.0}
+    options = {"argv": shell("pwd"), "grace": 1.0}
     pool, _ = plan(tmp_path / "pool", handler, make_inputs(tmp_path / "in", 1), options)
     run = fsqueue("work", pool.root, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -668,7 +668,7 @@ def test_r27_what_follows_output_in_an_argument_is_its_suffix(
     words: list[str], ending: str, meant: list[str] | None
 ) -> None:
     handler = Command()
-    given = {"argv": ["cat", "{input}", *words], "grace": 1.0, "timeout": 0.0}
+    given = {"argv": ["cat", "{input}", *words], "grace": 1.0}
     options = handler.prepare(given)
     assert (options["suffix"], handler.suffix) == (ending, ending)
     assert options["argv"][2:] == (words if meant is None else meant)
@@ -688,7 +688,7 @@ def test_r27_what_follows_output_in_an_argument_is_its_suffix(
 def test_r27_an_output_that_could_not_be_published_is_refused_when_it_is_planned(
     suffix: str | None, words: list[str], complaint: str
 ) -> None:
-    given = {"argv": ["cat", "{input}", *words], "grace": 1.0, "timeout": 0.0, "suffix": suffix}
+    given = {"argv": ["cat", "{input}", *words], "grace": 1.0, "suffix": suffix}
     with pytest.raises(UsageError) as caught:
         Command().prepare(given)
     assert complaint in str(caught.value)
@@ -705,7 +705,7 @@ def test_r27_the_directory_is_part_of_the_identity_only_where_an_argument_names_
         monkeypatch.chdir(tmp_path / directory)
         handler = Command()
         argv = ["cat", "{input}", *words]
-        return handler.result_options(handler.prepare({"argv": argv, "grace": 1.0, "timeout": 0.0}))
+        return handler.result_options(handler.prepare({"argv": argv, "grace": 1.0}))
 
     for words in (["tool.py"], ["--with=./tool.py"], ["sh -c 'exec tool.py x'"], ["."]):
         assert identity("a", *words) != identity("b", *words), words
@@ -720,7 +720,9 @@ def test_durations_may_be_given_with_units(tmp_path: Path) -> None:
     planned = fsqueue(*words, "--grace", "2m", "--", "cat", "{input}")
     assert planned.returncode == 0, planned.stderr
     (made,) = PoolReader(str(tmp_path / "pool")).plans()
-    assert (made.options["timeout"], made.options["grace"]) == (5400.0, 120.0)
+    (path,) = (tmp_path / "pool" / "spools" / "cpu0").iterdir()
+    timeout_s = json.loads(path.read_text())["timeout_s"]
+    assert (timeout_s, made.options["grace"]) == (5400.0, 120.0)
 
 
 @pytest.mark.parametrize(
@@ -735,14 +737,13 @@ def test_a_command_that_cannot_work_is_refused_when_it_is_planned(
     argv: list[str], complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
-        Command().prepare({"argv": argv, "grace": 10.0, "timeout": 0.0})
+        Command().prepare({"argv": argv, "grace": 10.0})
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("option", ["grace", "timeout"])
-def test_a_duration_that_is_none_is_refused(option: str, seconds: float) -> None:
-    options = {"argv": ["cat", "{input}"], "grace": 10.0, "timeout": 0.0} | {option: seconds}
-    with pytest.raises(UsageError, match=f"--{option}"):
+def test_a_grace_that_is_no_duration_is_refused(seconds: float) -> None:
+    options = {"argv": ["cat", "{input}"], "grace": seconds}
+    with pytest.raises(UsageError, match="--grace"):
         Command().prepare(options)
 
 
@@ -750,7 +751,7 @@ def test_a_program_given_by_a_relative_path_is_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = {"argv": ["./count", "{input}"], "grace": 10.0, "timeout": 0.0}
+    options = {"argv": ["./count", "{input}"], "grace": 10.0}
     assert Command().prepare(options)["argv"] == [str(tmp_path / "count"), "{input}"]
 
 
@@ -768,7 +769,7 @@ def test_an_input_that_changed_since_it_was_planned_is_refused_for_good(
         cost=1,
         attempt=0,
         payload={"input": str(path), "facts": planned},
-        options={"argv": list(FOREVER), "grace": 1.0, "timeout": 0.0},
+        options={"argv": list(FOREVER), "grace": 1.0},
         output=tmp_path / "output",
         partial="",
         is_stopping=lambda: False,

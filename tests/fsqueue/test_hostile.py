@@ -58,7 +58,7 @@ def plant(
 ) -> Path:
     """Write a claim that is in no plan, with a program that fails; return its path."""
     name = ClaimName(id, "command", 999)
-    options = {"argv": ["false", "{input}"], "grace": 1.0, "timeout": 0.0}
+    options = {"argv": ["false", "{input}"], "grace": 1.0}
     facts = os.stat("/dev/null")
     payload = {"input": "/dev/null", "facts": {"bytes": 0, "mtime_ns": facts.st_mtime_ns}}
     path = Path(pool.waiting(spool, name))

@@ -91,7 +91,7 @@ class Farm:
         """Plan a shell script over small files; it gets the input, the gate and our root."""
         inputs = [str(path) for path in make_inputs(self.root / "in", count)]
         argv = ["sh", "-c", script, "sh", "{input}", str(self.gate), str(self.root)]
-        options = {"argv": argv, "grace": 1.0, "timeout": 0.0} if handler == "command" else {}
+        options = {"argv": argv, "grace": 1.0} if handler == "command" else {}
         self.pool = create_pool(str(self.root / "the pool's %j"), lease_s=lease_s)
         made = load_handler(handler)
         outcome = plan_into(

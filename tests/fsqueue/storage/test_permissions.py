@@ -105,7 +105,7 @@ def message(run: subprocess.CompletedProcess[str]) -> str:
 
 def forged(marker: Path, id: str = "forged", **changes: Any) -> bytes:
     """Return the bytes of a claim that would make `marker`."""
-    options = {"argv": ["touch", str(marker), "{input}"], "grace": 1.0, "timeout": 0.0}
+    options = {"argv": ["touch", str(marker), "{input}"], "grace": 1.0}
     facts = os.stat("/dev/null")
     payload = {"input": "/dev/null", "facts": {"bytes": 0, "mtime_ns": facts.st_mtime_ns}}
     claim = json.loads(
