@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -146,16 +147,20 @@ def work(
 
 
 def _exit(status: int) -> NoReturn:
-    """Exit, even if a handler left threads that would keep this process alive."""
+    """End this process at once: no signal may change its exit status while Python winds down (R5).
+
+    Nor may threads that a handler left keep it alive.
+    """
     this = threading.current_thread()
     left = [each.name for each in threading.enumerate() if each is not this and not each.daemon]
     if left:
         logging.getLogger("fsqueue").warning(
             "exiting with threads still running that a handler left: %s", ", ".join(left[:3])
         )
-        logging.shutdown()
-        os._exit(status)
-    sys.exit(status)
+    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def _words(text: str) -> frozenset[str]:

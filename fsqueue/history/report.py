@@ -96,6 +96,7 @@ def page(pool: PoolDirectory) -> Iterator[str]:
     yield from _spools(snapshot)
     yield from _workers(snapshot, summary)
     yield from _steals(summary)
+    yield from _warnings(snapshot)
     yield from _failures(pool, snapshot)
     yield "</body>\n</html>\n"
 
@@ -242,6 +243,15 @@ def _table(
         cells = zip(styles, row, strict=True)
         yield f"<tr>{''.join(f'<td{style}>{escape(cell)}</td>' for style, cell in cells)}</tr>\n"
     yield "</table></div>\n"
+
+
+def _warnings(snapshot: Snapshot) -> Iterator[str]:
+    """Yield what needs attention: the warnings of `fsqueue status`."""
+    if snapshot.warnings:
+        yield "<h2>Needs attention</h2>\n<ul>\n"
+        for alert in snapshot.warnings:
+            yield f"<li>{escape(printable(alert.text, 500))}</li>\n"
+        yield "</ul>\n"
 
 
 def _failures(pool: PoolDirectory, snapshot: Snapshot) -> Iterator[str]:

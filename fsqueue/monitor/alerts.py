@@ -13,14 +13,17 @@ from enum import StrEnum
 from typing import Final
 
 from fsqueue.monitor.counts import Count
-from fsqueue.monitor.format import plural
+from fsqueue.monitor.format import duration, plural
 from fsqueue.monitor.workers import WorkerRow
+from fsqueue.pool.claims import last_vain_run
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Health, LeaveReason, WorkerState
+from fsqueue.pool.untrusted import number, printable
 
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
 IDLE_S: Final = 30.0
+IN_VAIN_SHOWN: Final = 5
 HELD_BACK_MIN: Final = 0.2
 STOPPED_ITSELF: Final = frozenset({LeaveReason.BROKEN, LeaveReason.FAILURES})
 ORDERS: Final = {
@@ -43,6 +46,8 @@ class AlertKind(StrEnum):
     BROKEN = "broken"
     """A worker stopped itself."""
     ORDER = "order"
+    IN_VAIN = "in vain"
+    """A claim was put back several times although nothing came of its runs."""
     DESERTED = "deserted"
     """Claims wait and no worker is alive."""
     DISK = "disk"
@@ -88,7 +93,26 @@ def alerts(
     if not any(row.living for row in workers):
         todo = f"{count.waiting.claims:,} claims wait and no worker is alive"
         yield Alert(AlertKind.DESERTED, "", f"{todo}. Start one: fsqueue work {pool.root}")
+    yield from _in_vain(pool, count)
     yield from _imbalance(count, workers)
+
+
+def _in_vain(pool: PoolDirectory, count: Count) -> Iterator[Alert]:
+    for name in count.in_vain[:IN_VAIN_SHOWN]:
+        record = last_vain_run(pool, name)
+        ran_s = number(record.get("ran_s"))
+        last = "its workers were asked to leave"
+        if record:
+            after = "" if ran_s is None else f" after {duration(ran_s)}"
+            last = f"the last run ended{after}: {printable(record.get('put_back', '?'), 200)}"
+        what = f"{name.id} was put back {name.vain} times without progress; {last}"
+        yield Alert(
+            AlertKind.IN_VAIN,
+            name.id,
+            f"{what}. Give it a worker with more time, or: fsqueue cancel {pool.root} {name.id}",
+        )
+    if (more := len(count.in_vain) - IN_VAIN_SHOWN) > 0:
+        yield Alert(AlertKind.IN_VAIN, "", f"{plural(more, 'more claim')} without progress")
 
 
 def _workers(workers: Sequence[WorkerRow]) -> Iterator[Alert]:

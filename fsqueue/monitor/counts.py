@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from itertools import chain, compress
 from typing import Final
 
@@ -26,12 +26,14 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 from fsqueue.pool.names import (
     SPOOL,
+    VAIN_RUNS_MAX,
     ClaimName,
     Role,
     id_and_cost,
     is_given_up,
     natural,
     role_of,
+    vain_of,
 )
 from fsqueue.pool.plans import Plan
 from fsqueue.pool.settings import PoolDirectory
@@ -39,6 +41,7 @@ from fsqueue.storage import atomic
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5
+IN_VAIN_SHOWN: Final = 100
 INPUTS: Final = "inputs"
 """The measure of handlers that count nothing: one input a claim, so claims tell as much."""
 
@@ -69,6 +72,8 @@ class Count:
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
     """What the handlers counted in what was planned, beside claims and cost."""
+    in_vain: tuple[ClaimName, ...] = ()
+    """The first few waiting claims that were put back in vain VAIN_RUNS_MAX times or more."""
     superseded: Amount = field(default_factory=lambda: Amount())
     """What was replaced by a plan of a newer version of its input."""
     forgotten: Amount = field(default_factory=lambda: Amount())
@@ -310,7 +315,12 @@ class ClaimCounter:
             measures=measures,
             superseded=superseded,
             forgotten=forgotten,
+            in_vain=tuple(filter(None, map(ClaimName.parse, self._in_vain()))),
         )
+
+    def _in_vain(self) -> list[str]:
+        found = chain.from_iterable(listing.in_vain for listing in self._spools.values())
+        return sorted(found)[:IN_VAIN_SHOWN]
 
 
 def _sound(plan: Plan) -> Plan:
@@ -352,17 +362,22 @@ class Listing:
         """Of the names under which they wait or waited: the same wherever a claim is seen."""
         self._costs = array("q")
         self._cost = 0
+        self.in_vain: list[str] = []
+        """The first few that wait and were put back in vain too often."""
         self.assumed: Amount | None = Amount()
         """What may be here, until the directory could be listed once."""
 
     def look(self, texts: Iterable[str]) -> None:
         """Read a new listing. Names that are not those of claims in this state are ignored."""
-        marks, costs = array("q"), array("q")
+        marks, costs, in_vain = array("q"), array("q"), []
         its = waiting_mark if self._owned else mark
         for text in texts:
             if (facts := id_and_cost(text, owned=self._owned)) is not None:
                 marks.append(its(text))
                 costs.append(facts[1])
+                if ".v" in text[-4:] and vain_of(text) >= VAIN_RUNS_MAX:
+                    in_vain.append(text)
+        self.in_vain = nsmallest(IN_VAIN_SHOWN, in_vain)
         self.marks, self._costs, self._cost = marks, costs, sum(costs)
         self.assumed = None
 

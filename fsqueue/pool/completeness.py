@@ -66,6 +66,10 @@ def look_for_all(pool: PoolDirectory) -> Completeness:
         numbers = plans.numbers(pool)
         planned = sum(plans.read_plan(pool, number).total.claims for number in numbers)
         # Each look adds to `seen`: a claim counts if any look saw it (R31).
+        if look == 0:
+            failed = _see_ended(pool, seen)
+            if len(seen) == planned:
+                return Completeness(planned, 0, failed)  # however many spools there are
         remaining, failed = _see(pool, seen)
         missing = []
         if len(seen) != planned:
@@ -106,9 +110,14 @@ def _see(pool: PoolDirectory, seen: set[int]) -> tuple[int, int]:
                 raise
             # RACE: a plan was completed, and its empty directory removed. The spools have it now;
             # and if a spool is gone, its claims are missing.
+    return remaining, _see_ended(pool, seen)
+
+
+def _see_ended(pool: PoolDirectory, seen: set[int]) -> int:
+    """Add what is in failed/ and done/; return how many failed."""
     failed = atomic.gather(pool.state(State.FAILED), lambda texts: _add_failed(texts, seen))
     atomic.gather(pool.state(State.DONE), lambda texts: _add_done(texts, seen))
-    return remaining, failed
+    return failed
 
 
 def _staged(pool: PoolDirectory) -> Iterator[str]:

@@ -128,7 +128,8 @@ class Shutdown:
         if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, _ in self._previous:
-            signal.signal(number, signal.SIG_IGN)
+            # Not SIG_IGN: Python reports a signal that arrived just before as an error.
+            signal.signal(number, lambda number, frame: None)
 
     @contextmanager
     def interruptible(self, timeout_s: float = 0.0) -> Iterator[None]:

@@ -15,8 +15,9 @@ HEAVY = {"torch", "transformers", "rich", "pynvml", "numpy", "safetensors", "tok
 """Half a second and more, or a driver's library. Only what needs them imports them."""
 
 PROBE = """
-import sys
+import os, sys
 from fsqueue.cli import main
+os._exit = sys.exit  # a worker ends its process at once
 sys.argv = ["fsqueue", *sys.argv[1:]]
 try:
     main()

@@ -73,7 +73,7 @@ def test_a_worker_keeps_to_its_limit_and_reports_it(tmp_path: Path) -> None:
     (status,) = read_statuses(pool).values()
     lived_s = status.written_at - status.started
     assert status.metadata_ops_max == 50
-    assert status.metadata_ops <= 50 * (lived_s + 1) + 40
+    assert status.metadata_ops <= 50 * (lived_s + 1) + 80  # looking for all at the end never waits
     (row,) = json.loads(fsqueue("workers", pool.root, "--json").stdout)["workers"]
     assert row["metadata_ops"] == status.metadata_ops
     assert status.metadata_ops > 200
