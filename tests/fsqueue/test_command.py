@@ -215,9 +215,8 @@ def test_r28_nothing_is_written_into_an_output_once_it_is_published(
     assert not writers(output)
     lines = output.read_text().split()
     assert lines == [str(n + 1) for n in range(len(lines))]
-    assert [text.partition(" ")[2] for text in report.warnings] == [
-        "processes that sh left running were ended"
-    ]
+    (warning,) = report.warnings
+    assert "that sh left running" in warning
 
 
 @pytest.mark.slow
@@ -555,7 +554,7 @@ def test_r22_debris_that_is_still_being_made_ends_with_its_claim_and_no_worker(
     assert counts(pool) == {"done": 3, "failed": 1}
     for id in ids(pool, State.DONE):
         assert len(Path(pool.output(id, ".out")).read_text().split()) == 1, "its own output"
-    assert "process that sh left running was ended" in run.stderr
+    assert "that sh left running" in run.stderr
 
 
 @pytest.mark.slow
