@@ -39,7 +39,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handler import Handler, Option, Work
 from fsqueue.pool.layout import SUFFIX
-from fsqueue.processes.leftovers import end_everything_of
+from fsqueue.processes.leftovers import WORKER_VARIABLE, end_everything_of
 from fsqueue.processes.program import LINGER_S, Program, is_limit
 from fsqueue.processes.temporary import TemporaryDirectory, remove
 from fsqueue.storage import atomic
@@ -258,7 +258,7 @@ def _start(work: Work, argv: list[str], stdout: int | None, temporary_directory:
         "FSQUEUE_INPUT": str(work.input),
         "FSQUEUE_OUTPUT": str(work.output),
         "FSQUEUE_PARTIAL": work.partial,
-        "FSQUEUE_WORKER": work.worker,
+        **({WORKER_VARIABLE: work.worker} if work.worker else {}),
         **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), temporary_directory),
     }
     encoded = {os.fsencode(name): os.fsencode(value) for name, value in given.items()}

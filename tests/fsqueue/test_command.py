@@ -626,7 +626,7 @@ def test_r27_claims_that_were_planned_without_a_directory_run_in_the_workers(
 
     handler = Earlier()
     handler.name = "command"
-    options = {"argv": shell("pwd"), "grace": 1.0}
+    options = {"argv": shell("pwd"), "grace": 1.0, "timeout": 0.0}
     pool, _ = plan(tmp_path / "pool", handler, make_inputs(tmp_path / "in", 1), options)
     run = fsqueue("work", pool.root, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
