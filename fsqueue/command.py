@@ -39,6 +39,7 @@ from fsqueue.errors import (
 )
 from fsqueue.handler import Handler, Option, Work
 from fsqueue.pool.layout import SUFFIX
+from fsqueue.processes.leftovers import WORKER_VARIABLE, end_everything_of
 from fsqueue.processes.program import LINGER_S, Program, is_limit
 from fsqueue.processes.temporary import TemporaryDirectory, remove
 from fsqueue.storage import atomic
@@ -51,6 +52,7 @@ ACTIVITY_S: Final = 5.0
 """How often to look whether a program does anything."""
 ACTIVE_SHARE: Final = 0.01
 """Of one CPU. A program that waits in a loop uses less."""
+CLOSE_S: Final = 1.0
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TERMINATED: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
 PLACES: Final = re.compile(r"\{(?:input|output|id|attempt)\}")
@@ -122,9 +124,11 @@ class Command(Handler):
 
     def __init__(self) -> None:
         self._temporary = TemporaryDirectory()
+        self._worker = ""
 
     def run(self, work: Work) -> None:
         _check_unchanged(work)
+        self._worker = work.worker
         try:
             _run_program(work, _substitute(work), self._temporary)
         finally:
@@ -132,6 +136,9 @@ class Command(Handler):
 
     def close(self) -> None:
         self._temporary.remove()
+        if self._worker:
+            # A signal may have come between the start of a program and its first look.
+            end_everything_of(self._worker, patience_s=CLOSE_S)
 
 
 # ---- planning ----
@@ -251,7 +258,7 @@ def _start(work: Work, argv: list[str], stdout: int | None, temporary_directory:
         "FSQUEUE_INPUT": str(work.input),
         "FSQUEUE_OUTPUT": str(work.output),
         "FSQUEUE_PARTIAL": work.partial,
-        "FSQUEUE_WORKER": work.worker,
+        **({WORKER_VARIABLE: work.worker} if work.worker else {}),
         **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), temporary_directory),
     }
     encoded = {os.fsencode(name): os.fsencode(value) for name, value in given.items()}

@@ -161,11 +161,13 @@ class Program:
     def cpu_s(self) -> float | None:
         """Return the CPU time that the program and its living descendants have used so far.
 
-        None if that cannot be known here.
+        None if that cannot be known here. Orphans that have ended meanwhile are reaped.
         """
         if not self._countable:
             return None
-        return sum(each.cpu for each in self._family()) / table.TICKS_PER_S
+        family = self._family()
+        self._reap_orphans(family)
+        return sum(process.cpu for process in family) / table.TICKS_PER_S
 
     # ---- what it started ----
 
@@ -216,15 +218,14 @@ class Program:
         return []
 
     def _look(self) -> list[Process]:
-        living = []
-        for process in self._family():
-            if process.pid == self.pid:
-                continue
-            if not process.ended:
-                living.append(process)
-            elif process.parent == os.getpid():
+        family = self._family()
+        self._reap_orphans(family)
+        return [each for each in family if each.pid != self.pid and not each.ended]
+
+    def _reap_orphans(self, family: Sequence[Process]) -> None:
+        for process in family:
+            if process.ended and process.parent == os.getpid() and process.pid != self.pid:
                 orphans.reap(process.pid)
-        return living
 
     # ---- its end ----
 

@@ -17,11 +17,14 @@ import logging
 import os
 import stat
 import tempfile
+import time
 from typing import Final
 
 log = logging.getLogger(__name__)
 
 _PREFIX: Final = "fsqueue-"
+_TRUSTED_S: Final = 60.0
+"""How long a directory that was seen empty is believed to be there; some hosts tidy up /tmp."""
 
 
 class TemporaryDirectory:
@@ -29,10 +32,12 @@ class TemporaryDirectory:
 
     def __init__(self) -> None:
         self._path = ""
+        self._seen = -_TRUSTED_S
 
     def take(self, worker: str) -> str:
         """Return its path; make it if need be. Raises OSError."""
-        if not self._is_as_new():
+        recently = time.monotonic() - self._seen < _TRUSTED_S
+        if not (self._path and recently or self._is_as_new()):
             self._path = f"{tempfile.gettempdir()}/{_PREFIX}{worker}-{os.urandom(4).hex()}"
             os.mkdir(self._path, 0o700)
         return self._path
@@ -41,6 +46,7 @@ class TemporaryDirectory:
         """End a run's use of it; not `reusable`: something may still write into it."""
         if self._path and not (reusable and self._is_as_new()):
             self.remove()
+        self._seen = time.monotonic()
 
     def remove(self) -> None:
         """Remove it, with what it holds."""

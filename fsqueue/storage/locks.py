@@ -61,7 +61,9 @@ def excludes_other_processes(path: str) -> bool | None:
         # Not forked: a forked process would share the lock it is supposed to be refused.
         script = "import sys; from fsqueue.storage.locks import try_lock\n"
         script += "with try_lock(sys.argv[1]) as free: sys.exit(not free)"
-        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode != 0
+        return (
+            subprocess.run([sys.executable, "-P", "-c", script, path], check=False).returncode != 0
+        )
     finally:
         lock.release()
 

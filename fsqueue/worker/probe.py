@@ -122,6 +122,7 @@ class Probe:
             report=lambda done, total, measures: None,
             warn=lambda text: log.info("%s: %s", name.id, text),
             timeout_s=claim.timeout_s,
+            worker=self.beat.status.worker_id,
         )
         timeout_s = 0.0 if handler.ends_in_time else claim.timeout_s
         with self.beat.handling(claim.timeout_s), self.shutdown.interruptible(timeout_s):

@@ -4,10 +4,15 @@
     scripts/bench/spawn.py                       1,000 claims, 4 at a time; what is installed here
     scripts/bench/spawn.py --install             the others, too: by pip, and by apt-get as root
     scripts/bench/spawn.py --claims 5000 --workers 1 4 --rounds 3
+    scripts/bench/spawn.py --copies --workers 2  `cp` by `xargs -P` and by `fsqueue run`, in pairs
 
 Counted is all that a queue does from a list of files to the end: planning, queueing, a server, the
 processes. `fsqueue work` is without its planning. All take turns; of each the least CPU is shown.
 `xargs` is the bound: it remembers nothing. fsqueue alone publishes and syncs an output for each.
+
+With --copies each file is copied to a new one, by `xargs` and at once afterwards by `fsqueue run`,
+whose time includes the start of its workers, their leaving, and syncing each output to disk twice.
+What counts is the ratio of the two times of a pair, because both meet the same load.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -74,6 +80,11 @@ for file in in/*; do echo true $file; done > tasks
     "hyperqueue": '"$VENV"/bin/python hq.py $W',
 }
 """By name: what a shell runs in a directory where in/ has a file for each claim."""
+COPIES = {
+    "xargs": "mkdir out; ls in | xargs -P $W -I{} cp in/{} out/{}",
+    "fsqueue run": f"{FSQ} run pool --workers $W",
+}
+PLAN_COPIES = f'{FSQ} plan command pool in/* --gpus "cpux$W" -- cp {{input}} {{output}}'
 NEEDS = {
     "xargs": "xargs",
     "GNU parallel": "parallel",
@@ -129,6 +140,57 @@ def run(root: Path, name: str, claims: int, workers: int, venv: Path) -> Took:
     return Took(claims, facts["cpu"], facts["wall"])
 
 
+def copy(root: Path, name: str, claims: int, workers: int) -> Took:
+    """Let `xargs` or `fsqueue run` copy files, in a directory of its own."""
+    (root / "in").mkdir(parents=True)
+    for number in range(claims):
+        (root / "in" / f"{number:06d}").write_text(f"{number}\n")
+    env = environment({"W": str(workers)})
+    quiet = subprocess.DEVNULL
+    if name != "xargs":
+        subprocess.run(["sh", "-euc", PLAN_COPIES], cwd=root, env=env, check=True, stdout=quiet)
+    argv = [sys.executable, str(Path(__file__).resolve()), "--measure", COPIES[name]]
+    said = subprocess.run(argv, cwd=root, env=env, check=True, stdout=subprocess.PIPE, stderr=quiet)
+    facts = json.loads(said.stdout)
+    copies = root / "out" if name == "xargs" else root / "pool" / "outputs"
+    assert facts["status"] == 0, name
+    assert len([path for path in copies.iterdir() if path.is_file()]) == claims, name
+    return Took(claims, facts["cpu"], facts["wall"])
+
+
+def copies(given: argparse.Namespace, root: Path) -> list[dict[str, object]]:
+    """Copy in pairs; print each pair, and the median ratio. Return the figures."""
+    figures: list[dict[str, object]] = []
+    for workers in given.workers:
+        print(f"\n{given.claims:,} copies, {workers} at a time; seconds, and CPU seconds\n")
+        rows, ratios = [], []
+        for number in range(given.rounds):
+            pair = {
+                name: copy(root / f"{workers}-{number}-{name[:1]}", name, given.claims, workers)
+                for name in COPIES
+            }
+            bound, ours = pair["xargs"], pair["fsqueue run"]
+            ratios.append(bound.wall / ours.wall)
+            rows.append(
+                (
+                    f"{bound.wall:.2f}",
+                    f"{ours.wall:.2f}",
+                    f"{ratios[-1]:.2f}",
+                    f"{bound.cpu:.2f}",
+                    f"{ours.cpu:.2f}",
+                    f"{os.getloadavg()[0]:.1f}",
+                )
+            )
+            figures += [
+                {"queue": name, "copies": given.claims, "workers": workers, "wall": took.wall,
+                 "cpu": took.cpu}
+                for name, took in pair.items()
+            ]  # fmt: skip
+        table(["xargs", "fsqueue run", "ratio", "CPU xargs", "CPU fsqueue run", "load"], rows)
+        print(f"\nmedian ratio: {statistics.median(ratios):.2f}")
+    return figures
+
+
 def installed(venv: Path) -> list[str]:
     """Return the queues that can be run here."""
     lacking = {name for name, program in NEEDS.items() if shutil.which(program) is None}
@@ -150,6 +212,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--claims", type=int, default=1_000)
     made.add_argument("--workers", type=int, nargs="+", default=[4])
     made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--copies", action="store_true", help="copy files by xargs and fsqueue run")
     made.add_argument("--install", action="store_true", help="install what is not here")
     made.add_argument("--venv", type=Path, default=ROOT / ".venv-peers")
     made.add_argument("--only", nargs="+", metavar="QUEUE")
@@ -164,6 +227,9 @@ def main() -> None:
     if given.install:
         install(given.venv)
     root, serial, figures = place(given), itertools.count(), []
+    if given.copies:
+        write_json(given, "spawn", copies(given, root))
+        return shutil.rmtree(root)
     names = [name for name in installed(given.venv) if not given.only or name in given.only]
     for workers in given.workers:
         best: dict[str, Took] = {}

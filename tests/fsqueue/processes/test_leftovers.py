@@ -23,6 +23,10 @@ pytestmark = pytest.mark.skipif(
 START = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
 """A worker that starts a program and dies at once."""
 
+WORKER = f"node7-{os.getpid()}-aaaaaa"
+"""Unlike that of another run of these tests, whose processes would be ended, too."""
+OTHER = f"node7-{os.getpid()}-bbbbbb"
+
 Leave = Callable[..., int]
 
 
@@ -66,17 +70,17 @@ FAMILY = (
 
 @pytest.mark.slow
 def test_r24_all_that_a_dead_workers_programs_left_is_ended_and_counted(leave: Leave) -> None:
-    pids = leave("node7-1-aaaaaa", FAMILY, 6)
-    assert end_everything_of("node7-1-aaaaaa") == 6
+    pids = leave(WORKER, FAMILY, 6)
+    assert end_everything_of(WORKER) == 6
     wait_until_gone(pids)
 
 
 @pytest.mark.slow
 def test_r24_programs_of_other_workers_go_on(leave: Leave) -> None:
-    other = leave("node7-2-bbbbbb", "echo $$ >> $ALL; exec sleep 1000")
-    longer = leave("node7-1-aaaaaab", "echo $$ >> $ALL; exec sleep 1000")
-    mine = leave("node7-1-aaaaaa", "echo $$ >> $ALL; exec sleep 1000")
-    assert end_everything_of("node7-1-aaaaaa") == 1
+    other = leave(OTHER, "echo $$ >> $ALL; exec sleep 1000")
+    longer = leave(f"{WORKER}b", "echo $$ >> $ALL; exec sleep 1000")
+    mine = leave(WORKER, "echo $$ >> $ALL; exec sleep 1000")
+    assert end_everything_of(WORKER) == 1
     wait_until_gone(mine)
     assert alive(other[0])
     assert alive(longer[0])
@@ -85,37 +89,37 @@ def test_r24_programs_of_other_workers_go_on(leave: Leave) -> None:
 @pytest.mark.slow
 def test_r24_what_goes_on_forking_is_ended(leave: Leave) -> None:
     script = "echo $$ >> $ALL; while :; do (sleep 0.02; :) & sleep 0.005; done"
-    (pid,) = leave("node7-1-aaaaaa", script)
-    assert end_everything_of("node7-1-aaaaaa") >= 1
+    (pid,) = leave(WORKER, script)
+    assert end_everything_of(WORKER) >= 1
     wait_until_gone([pid])
-    assert everything_of("node7-1-aaaaaa") == []
+    assert everything_of(WORKER) == []
 
 
 @pytest.mark.slow
 def test_r24_the_programs_of_a_worker_that_is_itself_a_program_are_ended_too(leave: Leave) -> None:
     script = (
-        "echo $$ >> $ALL; FSQUEUE_WORKER=inner setsid sh -c 'echo $$ >> $ALL; exec sleep 1000' & "
-        "wait"
+        "echo $$ >> $ALL; FSQUEUE_WORKER=$FSQUEUE_WORKER-inner "
+        "setsid sh -c 'echo $$ >> $ALL; exec sleep 1000' & wait"
     )
-    pids = leave("outer", script, 2)
-    assert end_everything_of("outer") == 2
+    pids = leave(WORKER, script, 2)
+    assert end_everything_of(WORKER) == 2
     wait_until_gone(pids)
 
 
 def test_r24_nothing_to_end_is_no_error_and_may_be_asked_twice() -> None:
-    assert end_everything_of("node7-9-ffffff") == 0
-    assert end_everything_of("node7-9-ffffff") == 0
+    assert end_everything_of(f"{WORKER}-none") == 0
+    assert end_everything_of(f"{WORKER}-none") == 0
 
 
 @pytest.mark.slow
 def test_r24_the_process_that_ends_them_spares_itself_and_its_ancestors() -> None:
     code = (
         "import os; from fsqueue.processes.leftovers import end_everything_of; "
-        "print(end_everything_of('node7-1-aaaaaa'), os.getppid())"
+        f"print(end_everything_of('{WORKER}'), os.getppid())"
     )
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "{code}"; echo on'],
-        env=os.environ | {"FSQUEUE_WORKER": "node7-1-aaaaaa"},
+        env=os.environ | {"FSQUEUE_WORKER": WORKER},
         capture_output=True,
         text=True,
     )
@@ -127,19 +131,19 @@ def test_r24_the_process_that_ends_them_spares_itself_and_its_ancestors() -> Non
 def test_r24_what_cannot_be_ended_is_given_up_after_a_while(
     leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave("node7-1-aaaaaa", "echo $$ >> $ALL; exec sleep 1000")
+    leave(WORKER, "echo $$ >> $ALL; exec sleep 1000")
     with monkeypatch.context() as patch:
         patch.setattr(leftovers, "_kill", lambda process: False)
-        assert end_everything_of("node7-1-aaaaaa", patience_s=0.1) == 0
+        assert end_everything_of(WORKER, patience_s=0.1) == 0
 
 
 @pytest.mark.slow
 def test_without_process_descriptors_they_are_ended_by_number(
     leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pids = leave("node7-1-aaaaaa", "echo $$ >> $ALL; exec sleep 1000")
+    pids = leave(WORKER, "echo $$ >> $ALL; exec sleep 1000")
     monkeypatch.delattr(os, "pidfd_open")
-    assert end_everything_of("node7-1-aaaaaa") == 1
+    assert end_everything_of(WORKER) == 1
     wait_until_gone(pids)
 
 
@@ -148,9 +152,9 @@ def test_r25_temporary_directories_of_a_dead_worker_are_removed(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead, living = TemporaryDirectory(), TemporaryDirectory()
-    Path(dead.take("node7-1-aaaaaa"), "file").write_text("half")
-    kept = living.take("node7-2-bbbbbb")
-    end_everything_of("node7-1-aaaaaa")
+    Path(dead.take(WORKER), "file").write_text("half")
+    kept = living.take(OTHER)
+    end_everything_of(WORKER)
     assert list(tmp_path.iterdir()) == [Path(kept)]
 
 

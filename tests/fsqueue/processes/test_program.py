@@ -267,6 +267,18 @@ print(len(one.ended), one.all_ended)
 
 @LINUX
 @pytest.mark.slow
+def test_r21_orphans_that_end_while_the_program_runs_are_reaped_meanwhile(
+    begin: Begin, tmp_path: Path
+) -> None:
+    one = begin("(setsid sh -c 'echo $$ > $D/c; mv $D/c $D/child' &); exec sleep 1000")
+    child = noted(tmp_path, "child")
+    wait_for(lambda: state_of(child) == "Z", "the orphan to end")
+    one.cpu_s()
+    assert state_of(child) == ""
+
+
+@LINUX
+@pytest.mark.slow
 def test_r21_children_of_other_threads_are_neither_ended_nor_reaped(begin: Begin) -> None:
     other = subprocess.Popen(["sleep", "1000"])
     one = begin("exit 0")
