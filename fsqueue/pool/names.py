@@ -190,6 +190,11 @@ def is_given_up(text: str) -> bool:
     return given_up and role_of(owner) in (Role.SUPERSEDE, Role.FORGET)
 
 
+def is_superseded(text: str) -> bool:
+    """Return whether the claim with this name in failed/ was superseded."""
+    return role_of(text.partition("@")[2]) is Role.SUPERSEDE
+
+
 def slug(text: str, length: int = 60) -> str:
     """Return `text` in a form that is valid in an id: readable, ASCII, never empty."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:length].strip("_-") or "x"

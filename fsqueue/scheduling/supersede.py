@@ -29,7 +29,7 @@ from fsqueue.handler import Handler
 from fsqueue.pool import claims, plans
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
-from fsqueue.pool.names import ClaimName, Role, is_given_up, new_worker_id, role_of
+from fsqueue.pool.names import ClaimName, Role, is_given_up, is_superseded, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.untrusted import read_json
 
@@ -102,7 +102,7 @@ def companions(pool: PoolDirectory, handler: Handler, versions: Versions) -> set
     found: set[str] = set()
     if versions.is_any_replaced:
         for old in _old_claims(pool, handler, versions):
-            if old.spool is None and _was_superseded(old.name):
+            if old.spool is None and is_superseded(str(old.name)):
                 continue
             changed = {path for path in old.inputs if versions.is_replaced(path, old.plan)}
             if changed:
@@ -124,10 +124,10 @@ def supersede(
     ended = back = 0
     for old in list(_old_claims(pool, handler, versions)):
         replaced = all(versions.is_replaced(path, old.plan) for path in old.inputs)
-        is_superseded = old.spool is None and _was_superseded(old.name)
-        if replaced and not is_superseded:
+        was_superseded = old.spool is None and is_superseded(str(old.name))
+        if replaced and not was_superseded:
             ended += dry_run or _end(pool, old, me, journal)
-        elif is_superseded and not replaced and _is_current(versions, old):
+        elif was_superseded and not replaced and _is_current(versions, old):
             back += dry_run or _bring_back(pool, old, journal)
     journal.close()
     return ended, back
@@ -167,10 +167,6 @@ def _home(pool: PoolDirectory, name: ClaimName) -> str:
     return spool if isinstance(spool, str) and spool in spools else spools[0]
 
 
-def _was_superseded(name: ClaimName) -> bool:
-    return role_of(name.owner or "") is Role.SUPERSEDE
-
-
 def _old_claims(pool: PoolDirectory, handler: Handler, versions: Versions) -> Iterator[_Old]:
     """Yield the claims that wait or failed, of plans with another version of a current input."""
     numbers = [
@@ -194,7 +190,7 @@ def _resting(pool: PoolDirectory) -> Iterable[tuple[str | None, ClaimName]]:
         for name in claims.waiting(pool, spool):
             yield spool, name
     for name in claims.owned(pool, State.FAILED):
-        if not is_given_up(str(name)) or _was_superseded(name):
+        if not is_given_up(str(name)) or is_superseded(str(name)):
             yield None, name
 
 
