@@ -26,6 +26,7 @@ from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import hub
 from embed.models.families import FAMILIES, Tokenizer
+from embed.models.generic.shape import refuse_too_long
 from fsqueue import ClaimFailed, ClaimImpossible, UsageError
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Encoder:
             raise UsageError(f"pooling {pooling!r}: must be one of {', '.join(POOLINGS)}.")
         found = hub.find(model)
         family = FAMILIES[found.family]
+        if family.in_tokens and max_residues:
+            refuse_too_long(found.folder, max_residues, "max_residues")
         device = engine.choose_device(log.warning)
         loaded, tokenizer = float32_fallback.load(
             family.name, found.folder, device, dtype=dtype, pool=pooling

@@ -68,57 +68,72 @@ def plan(
     min_tier: str | None = None,
     requires: Sequence[str] = (),
     timeout_s: float = 0.0,
-    lease_s: float = LEASE_S,
-    attempts_max: int = ATTEMPTS_MAX,
+    recursive: bool = False,
+    lease_s: float | None = None,
+    attempts_max: int | None = None,
     dry_run: bool = False,
     on_input: Progress | None = None,
 ) -> PlanResult:
     """Plan inputs into claims, making the pool if there is none. Inputs planned before add nothing.
 
-    `inputs` are files, directories or `@FILE`, as on the command line; `options` are the handler's
+    `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
+    line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
     `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
-    `timeout_s` fails (0: it may take any time).
+    `timeout_s` fails (0: it may take any time). `lease_s` (30) and `attempts_max` (3) are for a new
+    pool; those of a pool that exists cannot be changed.
 
     Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
     pool.
     """
     from fsqueue.maintenance.doctor import refuse_unfit
-    from fsqueue.scheduling.inputs import expand_inputs
+    from fsqueue.scheduling.inputs import find_inputs
     from fsqueue.scheduling.planner import PlanRequest, choose_spools, plan_into, preview
 
     root = os.fspath(pool)
     made = load_handler(handler)
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
-    files = expand_inputs([os.fspath(path) for path in inputs])
-    if not files:
-        raise UsageError(f"no INPUT was given. See: fsqueue plan {handler} --help")
+    found = find_inputs([os.fspath(path) for path in inputs], recursive=recursive)
+    if not found.paths and not found.broken:
+        left_out = f" ({'; '.join(found.notes)})" if found.notes else ""
+        raise UsageError(f"no INPUT was given{left_out}. See: fsqueue plan {handler} --help")
     if not claim_seconds > 0:
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
     if not 0 <= timeout_s < math.inf:
         raise UsageError(f"--timeout {timeout_s} is not a number of seconds, 0 or more.")
     tier = None if min_tier is None else tier_named(min_tier)
+    settings.refuse_bad_settings(lease_s, attempts_max)
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
+    if existing is not None:
+        settings.refuse_other_settings(existing, lease_s, attempts_max)
     request = PlanRequest(
         made,
         made.prepare(_complete(made, options or {})),
-        files,
+        found.paths,
         choose_spools(existing, gpus, weights),
         gpu_weighted,
         claim_seconds,
         tier,
         requires,
         timeout_s,
+        found.broken,
+        found.notes,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:
         return preview(existing, request, progress=on_input)
     if existing is None:
         refuse_unfit(root)
-    directory = settings.create_pool(root, lease_s=lease_s, attempts_max=attempts_max)
+    directory = settings.create_pool(
+        root,
+        lease_s=LEASE_S if lease_s is None else lease_s,
+        attempts_max=ATTEMPTS_MAX if attempts_max is None else attempts_max,
+    )
+    # RACE: another planner may have made the pool meanwhile, with settings of its own.
+    settings.refuse_other_settings(directory, lease_s, attempts_max)
     return plan_into(directory, request, progress=on_input)
 
 
@@ -272,6 +287,14 @@ class Pool(PoolDirectory):
         from fsqueue.maintenance import repair
 
         return repair.retry(self, ids, dry_run=dry_run)
+
+    def forget(self, ids: Sequence[str], *, dry_run: bool = False) -> list[str]:
+        """Give the named failed claims up for good; they no longer count as failed."""
+        from fsqueue.maintenance import repair
+
+        if not ids:
+            raise UsageError("name the claims to forget.")
+        return repair.forget(self, ids, dry_run=dry_run)
 
     def cancel(self, ids: Sequence[str], *, dry_run: bool = False) -> Cancellation:
         """Cancel the named claims; `retry` brings them back. See `cancel_all` for all of them."""

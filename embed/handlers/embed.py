@@ -25,6 +25,7 @@ from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
 from embed.models.cost import PER_SECOND, ModelShape, estimate
 from embed.models.families import FAMILIES, Tokenizer
+from embed.models.generic.shape import refuse_too_long
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.store import spaces
 from embed.store.view import View
@@ -81,6 +82,8 @@ class Embed(Handler):
         for name in ("max_residues", "tokens_per_batch", "threads", "checkpoint_seconds"):
             if options[name] < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
+        if family.in_tokens:
+            refuse_too_long(model.folder, options["max_residues"])
         options = {
             **options,
             **spaces.store_options(options),

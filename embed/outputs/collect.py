@@ -129,10 +129,19 @@ def _add_plan(
 ) -> Iterator[tuple[ClaimView, InputRows]]:
     """Add the outputs of a plan's claims; yield each claim that is not done, with its input."""
     planned = {path: InputRows(path) for path in plan.inputs}
-    for path in planned:
+    yield from _add_claims(reader, plan, outputs, planned)
+    for path, source in planned.items():
+        # Superseded here: the version of an earlier plan is the one that counts again.
+        if path in outputs.inputs and source.given_up and outputs.inputs[path].complete:
+            continue
         if outputs.inputs.pop(path, None):
             outputs.notes.append(f"{path}: was planned more than once; the last plan is used")
-    outputs.inputs |= planned
+        outputs.inputs[path] = source
+
+
+def _add_claims(
+    reader: PoolReader, plan: PlanView, outputs: ModelOutputs, planned: dict[str, InputRows]
+) -> Iterator[tuple[ClaimView, InputRows]]:
     for claim in reader.claims(plan):
         outputs.kind = claim.kind
         done, row = claim.done, 0
@@ -143,8 +152,10 @@ def _add_plan(
             source = planned[segment["path"]]
             if done:
                 source.pieces.append((begin, end, part))
-            else:
-                source.complete = False
+                continue
+            source.complete = False
+            source.given_up |= claim.given_up
+            if not claim.given_up:
                 yield claim, source
 
 

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "trace": "Write what happened as a trace for ui.perfetto.dev.",
     "report": "Write how a pool went as one HTML page.",
     "retry": "Put failed claims back.",
+    "forget": "Give failed claims up for good.",
     "recover": "Put back what dead workers hold, now.",
     "drain": "Order workers to finish their claim and leave.",
     "cancel": "Take claims out of the pool.",

@@ -26,7 +26,8 @@ LINES_AT_ONCE: Final = 500
 RECOGNISED: Final = 4096
 """How many characters of an earlier document are read to recognise it."""
 REPORT_MARKS: Final = ('content="fsqueue report"', "<title>fsqueue: ")
-TRACE_MARKS: Final = ('"producer": "fsqueue trace"',)
+TRACE_MARKS: Final = ('{"traceEvents": [\n',)
+"""No other program ends its line there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,9 @@ def print_lines(lines: Iterator[str], file: IO[str] | None = None) -> None:
         click.echo("\n".join(batch), file=file)
 
 
-def json_list(key: str, entries: Iterable[object], *, first: str = "") -> Iterator[str]:
-    """Yield one JSON document that holds a list, a line per entry; `first` is put before it."""
-    yield f'{{{first}"{key}": ['
+def json_list(key: str, entries: Iterable[object]) -> Iterator[str]:
+    """Yield one JSON document that holds a list, a line per entry."""
+    yield f'{{"{key}": ['
     before = ""
     for entry in entries:
         if before:

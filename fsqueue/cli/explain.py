@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from fsqueue.cli.options import (
     trust_option,
 )
 from fsqueue.errors import ExitStatus, UsageError
+from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.peers import candidates
@@ -31,16 +33,17 @@ from fsqueue.scheduling.score import explain as terms_of
 EPILOG = """\b
 Examples:
   fsqueue explain pool/ proteins-5c1f09ab33d2
+  fsqueue explain pool/ data/proteins.faa
   fsqueue explain pool/ --need '{"service": "embed", "model": "esm2_t6_8m_ur50d"}'
   fsqueue explain --workers workers.json --need '{"service": "vllm"}' --json
 
-Exit status: 0, or 1 if the pool has no such claim, or 5 if no worker qualifies.
+Exit status: 0, or 1 if the pool has no such claim or input, or 5 if no worker qualifies.
 """
 NEED_EXAMPLE: Final = """For example: '{"service": "vllm", "model": "llama3.2"}'."""
 
 
 @click.command("explain", context_settings=SETTINGS, epilog=EPILOG)
-@click.argument("words", nargs=-1, metavar="[POOL] [ID]...")
+@click.argument("words", nargs=-1, metavar="[POOL] [ID|INPUT]...")
 @trust_option
 @click.option(
     "--need",
@@ -58,7 +61,8 @@ def explain(words: tuple[str, ...], need: str | None, workers: str | None, as_js
     """Explain where a claim is and why, or how workers score for a need.
 
     With ID: where the claim is, since when, what went wrong, which workers could take it, and why
-    none has. With --need: every term of every worker's score.
+    none has. With INPUT, a planned file: its claims and their outputs. With --need: every
+    term of every worker's score.
     """
     if workers is not None:
         if words or need is None:
@@ -70,8 +74,13 @@ def explain(words: tuple[str, ...], need: str | None, workers: str | None, as_js
         if ids:
             raise UsageError("--need is about workers and ID about a claim; use one of them.")
         _explain_need(candidates(pool), _parse_need(need), as_json)
-    if len(ids) != 1 or not ID.fullmatch(ids[0]):
-        raise UsageError("name one claim by its ID, the part of its name before the first dot.")
+    if len(ids) != 1:
+        raise UsageError(
+            "name one claim by its ID, the part of its name before the first dot, or one input by "
+            "its path."
+        )
+    if not ID.fullmatch(ids[0]) or os.path.lexists(ids[0]):
+        _explain_input(pool, ids[0], as_json)
     _explain_claim(pool, ids[0], as_json)
 
 
@@ -127,6 +136,33 @@ def _candidates(document: Any) -> list[Candidate]:
         document = document.get("workers", [document])
     rows = document if isinstance(document, list) else []
     return [Candidate.read(row) for row in rows if isinstance(row, dict)]
+
+
+# ---- one input ----
+
+
+def _explain_input(pool: Pool, given: str, as_json: bool) -> NoReturn:
+    from fsqueue.monitor.locate import input_claims
+
+    path = os.path.abspath(given)
+    found = list(input_claims(pool, path))
+    status = ExitStatus.DONE if found else ExitStatus.ERROR
+    if as_json:
+        print_json({"pool": pool.root, "input": path, "claims": [asdict(each) for each in found]})
+        sys.exit(status)
+    if not found:
+        click.echo(f"{printable(path)} is no input of a plan in {pool.root}, under this path.")
+        sys.exit(status)
+    click.echo(f"{printable(path)}: {plural(len(found), 'claim')}")
+    rows = [
+        (each.id, each.state, str(each.plan), _output(each.state, each.output)) for each in found
+    ]
+    print_table(("claim", "state", "plan", "output"), rows, left=4)
+    sys.exit(status)
+
+
+def _output(state: str, path: str) -> str:
+    return path if state == State.DONE else "-"
 
 
 # ---- one claim ----

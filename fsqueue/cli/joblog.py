@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 import click
 
 from fsqueue.api import Pool
 from fsqueue.cli.documents import json_list, print_lines
-from fsqueue.cli.options import SETTINGS, json_option, pool_argument
+from fsqueue.cli.options import SETTINGS, inputs_option, json_option, pool_argument
 from fsqueue.errors import ExitStatus
 from fsqueue.history.attempts import Attempted, Ending, attempts
+from fsqueue.pool.untrusted import printable
 
 COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "
@@ -44,19 +46,35 @@ For attempts that are still running: fsqueue workers POOL.
 
 @click.command("joblog", context_settings=SETTINGS, epilog=EPILOG)
 @pool_argument
+@inputs_option
 @json_option
-def joblog(pool: Pool, as_json: bool) -> None:
+def joblog(pool: Pool, with_inputs: bool, as_json: bool) -> None:
     """List every attempt that has ended, in order, like GNU parallel's --joblog."""
     ended = (attempt for attempt in attempts(pool) if attempt.ending != Ending.RUNNING)
+    inputs: dict[str, tuple[str, ...]] = {}
+    if with_inputs:
+        from fsqueue.monitor.locate import input_claims
+
+        inputs = {claim.id: claim.inputs for claim in input_claims(pool)}
     if as_json:
-        return print_lines(json_list("attempts", map(asdict, ended)))
-    rows = (_row(number, attempt) for number, attempt in enumerate(ended, 1))
-    return print_lines("\t".join(row) for row in _with_header(rows))
+        facts = (_facts(attempt, inputs if with_inputs else None) for attempt in ended)
+        return print_lines(json_list("attempts", facts))
+    rows = (
+        _row(number, attempt) + ([_inputs(inputs.get(attempt.id, ()))] if with_inputs else [])
+        for number, attempt in enumerate(ended, 1)
+    )
+    header = [*COLUMNS, "Inputs"] if with_inputs else COLUMNS
+    return print_lines("\t".join(row) for row in chain([header], rows))
 
 
-def _with_header(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    yield COLUMNS
-    yield from rows
+def _facts(attempt: Attempted, inputs: dict[str, tuple[str, ...]] | None) -> dict[str, Any]:
+    facts = asdict(attempt)
+    return facts if inputs is None else facts | {"inputs": inputs.get(attempt.id, ())}
+
+
+def _inputs(paths: Sequence[str]) -> str:
+    """Return paths in one column: a tab or a line break in one is escaped."""
+    return ",".join(printable(path, 4000) for path in paths) or "-"
 
 
 def _row(number: int, attempt: Attempted) -> list[str]:

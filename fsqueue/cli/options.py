@@ -101,6 +101,16 @@ def force_option(function: F) -> F:
     )(function)
 
 
+def inputs_option(function: F) -> F:
+    """Add --inputs."""
+    return click.option(
+        "--inputs",
+        "with_inputs",
+        is_flag=True,
+        help="Also show what each claim reads; every claim of the pool is opened for that.",
+    )(function)
+
+
 def stealing_options(function: F) -> F:
     """Add the options of `work` and `run` that control stealing."""
     interval = click.option(

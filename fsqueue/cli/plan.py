@@ -59,8 +59,9 @@ class Handlers(click.Group):
 def plan() -> None:
     """Plan inputs into claims. Inputs that were planned before add nothing.
 
-    INPUT is a file, a directory (its files, in natural order) or @FILE (one path per line). Plan
-    as often as you like, also while workers run.
+    INPUT is a file, a directory (its files, in natural order) or @FILE (one path per line, relative
+    ones from the directory of FILE). What is in a directory and is not planned is named. Plan as
+    often as you like, also while workers run; an input that changed replaces its former version.
     """
 
 
@@ -69,6 +70,8 @@ def _command(handler: Handler) -> click.Command:
     params: list[click.Parameter] = [_option(option) for option in handler.options]
     params += [
         click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar=f"POOL INPUT...{tail}"),
+        click.Option(["--recursive", "-r"], is_flag=True,
+                     help="Plan the files in the sub-directories of a directory, too."),
         click.Option(["--gpus"], metavar="SPEC", help="Spools: 4090x2,3090 or a100:1.2 or cpux4 or "
                      "auto or @FILE. Default: the pool's, else auto."),
         click.Option(["--weight"], multiple=True, metavar="NAME=W|@FILE",
@@ -85,6 +88,7 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--requires"], multiple=True, metavar="WORD",
                      help="Only workers started with --capability WORD may run the claims. "
                      "Repeatable."),
+<<<<<<< HEAD
         click.Option(["--timeout"], type=Duration(), default=0.0,
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
@@ -92,6 +96,13 @@ def _command(handler: Handler) -> click.Command:
                      help="Lease of a new pool: a worker that is silent for this long is dead."),
         click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
                      show_default=True, help="Attempts per claim in a new pool."),
+=======
+        click.Option(["--lease"], type=Duration(),
+                     help="Lease of a new pool: a worker that is silent for this long is dead. "
+                     f"Default: {LEASE_S:g}s."),
+        click.Option(["--attempts"], type=click.IntRange(1, 100),
+                     help=f"Attempts per claim in a new pool. Default: {ATTEMPTS_MAX}."),
+>>>>>>> plan
         TrustGroup(),
         click.Option(["--dry-run"], is_flag=True,
                      help="Print what would be planned; change nothing."),
@@ -157,7 +168,11 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         claim_seconds=given["claim_seconds"],
         min_tier=given["min_tier"],
         requires=given["requires"],
+<<<<<<< HEAD
         timeout_s=given["timeout"],
+=======
+        recursive=given["recursive"],
+>>>>>>> plan
         lease_s=given["lease"],
         attempts_max=given["attempts"],
         dry_run=given["dry_run"],
@@ -181,6 +196,15 @@ def _show(result: PlanResult, root: str, *, dry_run: bool, as_json: bool) -> Non
     verb = "would be planned" if dry_run else "planned"
     already = f"; {plural(result.already, 'input')} planned before" if result.already else ""
     click.echo(f"{plural(result.total.claims, 'claim')} {verb}{already}.")
+    if result.superseded:
+        verb = "would be superseded" if dry_run else "superseded"
+        click.echo(f"{plural(result.superseded, 'claim')} of former versions {verb}.")
+    if result.brought_back:
+        verb = "would wait" if dry_run else "wait"
+        click.echo(
+            f"{plural(result.brought_back, 'superseded claim')} {verb} again: their inputs are as "
+            f"they were."
+        )
     if result.number is not None:
         click.echo(f"Next: fsqueue run {root}    or, for each GPU: fsqueue work {root}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 import click
 
@@ -10,6 +11,7 @@ from fsqueue.api import Pool
 from fsqueue.cli.options import (
     EXIT_STATUS,
     SETTINGS,
+    inputs_option,
     json_option,
     plural,
     pool_argument,
@@ -19,23 +21,31 @@ from fsqueue.cli.options import (
 from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
 from fsqueue.monitor.json_documents import status_facts
+from fsqueue.monitor.locate import input_claims
 from fsqueue.monitor.log_lines import counted
 from fsqueue.monitor.snapshot import Snapshot
 
 
 @click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)
 @pool_argument
+@inputs_option
 @json_option
-def status(pool: Pool, as_json: bool) -> None:
+def status(pool: Pool, with_inputs: bool, as_json: bool) -> None:
     """Show a pool's progress on one screen.
 
     Claims are counted on disk; speed, ETA and steals are what the workers report.
     """
     snapshot = pool.snapshot()
+    claims = list(input_claims(pool)) if with_inputs else []
     if as_json:
-        print_json(status_facts(snapshot))
+        facts = status_facts(snapshot)
+        print_json(facts | {"claims": list(map(asdict, claims))} if with_inputs else facts)
     else:
         _print_status(snapshot)
+        if claims:
+            click.echo()
+            rows = [(each.id, each.state, ", ".join(each.inputs) or "-") for each in claims]
+            print_table(("claim", "state", "inputs"), rows, left=3)
     sys.exit(snapshot.exit_status)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import click
 
 from fsqueue.api import Pool
 from fsqueue.cli.documents import TRACE_MARKS, Destination, json_list, write_lines
 from fsqueue.cli.options import SETTINGS, force_option, output_option, pool_argument
-
-PRODUCER: Final = f'"otherData": {{{TRACE_MARKS[0]}}}, '
 
 
 @click.command("trace", context_settings=SETTINGS)
@@ -27,7 +23,7 @@ def trace(pool: Pool, output: str | None, force: bool) -> None:
     from fsqueue.history.trace import records
 
     write_lines(
-        json_list("traceEvents", records(attempts(pool)), first=PRODUCER),
+        json_list("traceEvents", records(attempts(pool))),
         pool,
         Destination(output, TRACE_MARKS, force),
     )

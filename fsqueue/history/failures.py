@@ -15,7 +15,7 @@ from typing import Any, Final
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.names import WORKER, ClaimName, Role, role_of
+from fsqueue.pool.names import WORKER, ClaimName, Role, is_given_up, role_of
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import read_status
 from fsqueue.pool.untrusted import printable, read_json
@@ -63,8 +63,12 @@ class FailedClaim:
 
 
 def failed_claims(pool: PoolDirectory) -> list[FailedClaim]:
-    """Return the claims that failed, with the errors of their attempts, sorted by ID."""
-    found = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
+    """Return the claims that failed, with the errors of their attempts, sorted by ID.
+
+    Those that were superseded or forgotten are not failures.
+    """
+    failed = (name for name in claims.owned(pool, State.FAILED) if not is_given_up(str(name)))
+    found = sorted(failed, key=lambda name: name.id)
     return [FailedClaim(name, tuple(_history(pool, name))) for name in found]
 
 

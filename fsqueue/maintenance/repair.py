@@ -1,4 +1,4 @@
-"""What an operator does to a pool: retry, cancel, drain and recover.
+"""What an operator does to a pool: retry, forget, cancel, drain and recover.
 
 Each function may run beside workers, planners and other operators, and may be killed at any point:
 what it has not done yet is done by running it again. The order of its steps is what makes that
@@ -19,7 +19,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import CANCEL, Order, State
 from fsqueue.pool.leases import Observer, lease_names
-from fsqueue.pool.names import ID, WORKER, ClaimName, Role, new_worker_id
+from fsqueue.pool.names import ID, WORKER, ClaimName, Role, is_given_up, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic
@@ -58,7 +58,7 @@ def retry(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = False
 
     Raises UsageError if a named claim has not failed; then none is put back.
     """
-    failed = {name.id: name for name in claims.owned(pool, State.FAILED)}
+    failed = _failed(pool)
     _refuse_unknown(ids, failed, "failed", f"fsqueue failed {pool.root}")
     journal = Journal(pool, new_worker_id(Role.RETRY))
     retried = []
@@ -74,6 +74,30 @@ def retry(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = False
         retried.append(Retried(id, spool))
     journal.close()
     return retried
+
+
+def forget(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = False) -> list[str]:
+    """Give failed claims up for good: those named, or all of them; return their ids.
+
+    They stay in failed/ with their errors and a record of this, and no longer count as failed.
+    Raises UsageError if a named claim has not failed; then none is forgotten.
+    """
+    failed = _failed(pool)
+    _refuse_unknown(ids, failed, "failed", f"fsqueue failed {pool.root}")
+    me = new_worker_id(Role.FORGET)
+    journal = Journal(pool, me)
+    forgotten = []
+    for id in ids or sorted(failed):
+        if not dry_run:
+            ended = claims.give_up(pool, failed[id], me)
+            if ended is None:
+                continue  # RACE: another operator put it back, or forgot it, first
+            # After the move: a claim that another operator put back must find no error record.
+            claims.record_error(pool, ended, claims.FORGOTTEN)
+            journal.claim(EventKind.FORGOTTEN, ended)
+        forgotten.append(id)
+    journal.close()
+    return forgotten
 
 
 def cancel(pool: PoolDirectory, ids: Sequence[str] = (), *, dry_run: bool = False) -> Cancellation:
@@ -164,6 +188,12 @@ def recover(
 
 
 # ---- parts ----
+
+
+def _failed(pool: PoolDirectory) -> dict[str, ClaimName]:
+    """Return the claims that failed and were not given up since, by id."""
+    found = claims.owned(pool, State.FAILED)
+    return {name.id: name for name in found if not is_given_up(str(name))}
 
 
 def _targets(workers: Sequence[str]) -> Sequence[str | None]:

@@ -1,4 +1,4 @@
-"""Find one claim: where it is, since when, what went wrong, and why no worker has taken it.
+"""Find one claim, or the claims of an input: where, since when, what went wrong, and why it waits.
 
 For people, not for decisions: places come from directories and are right at the moment they were
 listed; times, reasons and forecasts come from journals and statuses (I8).
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsqueue.errors import FsqueueError
+from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import claims
 from fsqueue.pool.journal import read_events
 from fsqueue.pool.layout import ORDER, Order, State, order_name
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.names import ClaimName
+from fsqueue.pool.names import ClaimName, is_superseded
+from fsqueue.pool.reader import ClaimView, PoolReader
 from fsqueue.pool.requirements import lacks
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import LEAVING, Status, read_status
@@ -114,6 +116,53 @@ def _since(pool: PoolDirectory, found: Location) -> float | None:
         return os.stat(f"{pool.root}/{found.places[0].path}").st_ctime
     except OSError:
         return None  # RACE: it moved on
+
+
+# ---- the claims of an input ----
+
+
+@dataclass(frozen=True, slots=True)
+class InputClaim:
+    """A planned claim, its state, what it reads, and where its output is or will be."""
+
+    id: str
+    state: str
+    plan: int
+    inputs: tuple[str, ...]
+    output: str
+    """Empty for handlers without outputs."""
+
+
+def input_claims(pool: PoolDirectory, path: str | None = None) -> Iterator[InputClaim]:
+    """Yield the claims that read the file at `path` (None: all), plan by plan.
+
+    The content of each claim of the plans that hold the file is read.
+    """
+    reader = PoolReader(pool.root)
+    for plan in reader.plans():
+        if path is not None and path not in plan.inputs:
+            continue
+        handler = _handler(plan.handler)
+        for claim in reader.claims(plan):
+            try:
+                inputs = tuple(handler.inputs(reader.payload(claim)))
+            except (OSError, FsqueueError, KeyError, TypeError, ValueError):
+                inputs = ()  # RACE: it moved since it was listed; or it is lost or damaged
+            if path is None or path in inputs:
+                yield InputClaim(claim.id, _state(claim), plan.number, inputs, claim.output)
+
+
+def _state(claim: ClaimView) -> str:
+    if claim.given_up:
+        return "superseded" if is_superseded(claim.path) else "forgotten"
+    return "waiting" if claim.state == State.WAITING else claim.state
+
+
+def _handler(name: str) -> Handler:
+    try:
+        return load_handler(name)
+    except FsqueueError:
+        return Handler()  # not installed here: most name their one input as Handler does
 
 
 # ---- why it waits ----

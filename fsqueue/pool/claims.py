@@ -46,7 +46,7 @@ from typing import Any, Final
 
 from fsqueue.errors import ClaimDamaged, ClaimLost, FsqueueError, PoolError
 from fsqueue.pool.layout import SUFFIX, State
-from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost
+from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost, is_given_up
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
 from fsqueue.storage import atomic, directories, permissions
@@ -58,6 +58,13 @@ CANCELLED_WAITING: Final = {"error": "cancelled before it ran", "cancelled": Tru
 """The error record of a claim that was cancelled while it waited."""
 CANCELLED_RUNNING: Final = {"error": "cancelled while it ran", "cancelled": True}
 """The error record of a claim that was cancelled while it ran."""
+SUPERSEDED: Final = {
+    "error": "superseded: its input changed and was planned again",
+    "given_up": True,
+}
+"""The record of a claim that a plan of a newer version of its input replaced."""
+FORGOTTEN: Final = {"error": "forgotten: given up for good by fsqueue forget", "given_up": True}
+"""The record of a failed claim that a person gave up."""
 _SPENT: Final = "was put back so often that no further waiting name is left for it"
 
 
@@ -256,6 +263,14 @@ def waiting(pool: PoolDirectory, spool: str) -> list[ClaimName]:
         for text in atomic.names(pool.spool(spool))
         if (name := ClaimName.parse(text)) is not None and name.owner is None
     ]
+
+
+def any_failed(pool: PoolDirectory) -> bool:
+    """Return whether any claim failed and was not given up since (superseded or forgotten)."""
+    return atomic.gather(
+        pool.state(State.FAILED),
+        lambda texts: any(id_and_cost(t, owned=True) and not is_given_up(t) for t in texts),
+    )
 
 
 def any_owned(pool: PoolDirectory, state: State) -> bool:

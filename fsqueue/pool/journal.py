@@ -62,6 +62,8 @@ class EventKind(StrEnum):
     RECOVERED = "recovered"
     ENDED = "ended"
     RETRIED = "retried"
+    SUPERSEDED = "superseded"
+    FORGOTTEN = "forgotten"
     LOADED = "loaded"
     EVICTED = "evicted"
     WARNING = "warning"
@@ -79,6 +81,8 @@ TEXTS: Final = {
     EventKind.LOST: "lost {id}: {reason}",
     EventKind.ADOPTED: "found the output of {id} already published",
     EventKind.RECOVERED: "recovered {id} from dead worker {of}",
+    EventKind.SUPERSEDED: "superseded {id}, whose input was planned again",
+    EventKind.FORGOTTEN: "forgot {id}",
     EventKind.ENDED: "declared {of} dead",
     EventKind.WARNING: "{text}",
 }

@@ -211,7 +211,13 @@ def role_of(id: str) -> Role:
 def is_given_up(text: str) -> bool:
     """Return whether the claim with this name in failed/ was superseded or forgotten."""
     owner = text.partition("@")[2]
-    return role_of(owner) in (Role.SUPERSEDE, Role.FORGET) if "ed-" in owner else False
+    given_up = owner.startswith((Role.SUPERSEDE, Role.FORGET))
+    return given_up and role_of(owner) in (Role.SUPERSEDE, Role.FORGET)
+
+
+def is_superseded(text: str) -> bool:
+    """Return whether the claim with this name in failed/ was superseded."""
+    return role_of(text.partition("@")[2]) is Role.SUPERSEDE
 
 
 def slug(text: str, length: int = 60) -> str:

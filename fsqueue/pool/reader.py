@@ -14,7 +14,7 @@ from typing import Any
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.names import ClaimName
+from fsqueue.pool.names import ClaimName, is_given_up
 from fsqueue.pool.overwriting import (
     Earlier,
     planned_inputs,
@@ -57,6 +57,11 @@ class ClaimView:
     @property
     def failed(self) -> bool:
         return self.state == State.FAILED
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it failed and was superseded or forgotten, so that nothing waits for it."""
+        return self.failed and is_given_up(self.path)
 
 
 class PoolReader:

@@ -1,6 +1,9 @@
 """Create and open pools and their spools.
 
 A pool's settings are written once and never change; a spool's file describes the GPU it is for.
+
+R46 What is asked for holds or is refused: a lease or a number of attempts that is not the pool's is
+    refused when planning into a pool that exists, and so is a lease that no pool could work with.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from fsqueue.pool.untrusted import FACTS_MAX, read_json
 from fsqueue.storage import atomic, directories, permissions
 
 LEASE_S: Final = 30.0
+LEASE_MIN_S: Final = 1.0
+"""A shorter one would end workers that a busy disk or scheduler holds up for a moment."""
 ATTEMPTS_MAX: Final = 3
 NUMBER_MAX: Final = 1e9
 """Numbers from a file must be below this: JSON admits NaN, infinity and any integer."""
@@ -42,6 +47,34 @@ class Spool:
     model: str
     weight: float
     why: str = ""
+
+
+def refuse_other_settings(
+    pool: PoolDirectory, lease_s: float | None, attempts_max: int | None
+) -> None:
+    """Raise UsageError if the pool was made with another lease or number of attempts (R46)."""
+    for option, asked, found in (
+        ("--lease", lease_s, pool.lease_s),
+        ("--attempts", attempts_max, pool.attempts_max),
+    ):
+        if asked is not None and asked != found:
+            unit = " s" if option == "--lease" else ""
+            raise UsageError(
+                f"{option} {asked:g}{unit}: {pool.root} was made with {found:g}{unit}, which its "
+                f"workers rely on and which never changes. Leave {option} out, or plan into a new "
+                f"pool."
+            )
+
+
+def refuse_bad_settings(lease_s: float | None, attempts_max: int | None) -> None:
+    """Raise UsageError for settings that no pool could work with (R46)."""
+    if lease_s is not None and not LEASE_MIN_S <= lease_s < NUMBER_MAX:
+        raise UsageError(
+            f"--lease {lease_s:g} s: must be at least {LEASE_MIN_S:g} s, or living workers would "
+            f"be taken for dead. The default is {LEASE_S:g} s; fsqueue doctor DIR recommends one."
+        )
+    if attempts_max is not None and attempts_max < 1:
+        raise UsageError(f"--attempts {attempts_max}: must be 1 or more.")
 
 
 def create_pool(

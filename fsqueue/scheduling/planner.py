@@ -33,6 +33,7 @@ from fsqueue.scheduling.gpu_spec import (
     parse_weights,
     weighed,
 )
+from fsqueue.scheduling.supersede import Versions, companions, read_versions, supersede
 from fsqueue.storage import atomic, directories, permissions
 
 CLAIMS_PER_SPOOL: Final = 8
@@ -53,6 +54,10 @@ class PlanResult:
     cost_max: int = 0
     largest: int = 0
     already: int = 0
+    superseded: int = 0
+    """Claims of former versions of the inputs, which this plan replaced."""
+    brought_back: int = 0
+    """Superseded claims whose input is as it was when they were planned."""
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     number: int | None = None
@@ -77,6 +82,10 @@ class PlanRequest:
     """Capabilities that workers must have, beside those that the handler requires."""
     timeout_s: float = 0.0
     """How long an attempt may take; 0: any time."""
+    broken: Sequence[str] = ()
+    """What was found among the inputs and cannot be planned, a line each."""
+    notes: Sequence[str] = ()
+    """What was left out of the inputs."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -101,12 +110,17 @@ def plan_into(
         numbers = plans.numbers(pool)
         fresh = _fresh(pool, numbers, request, sources, result)
         _weigh(pool, request, fresh, result)
-        if not result.total.claims:
-            return result
         number = (numbers or [0])[-1] + 1
+        if not result.total.claims:
+            break
         if _publish(pool, request, fresh, result, number):
             result.number = number
-            return result
+            break
+    if numbers:
+        # After the plan was published: claims are superseded only by claims that are there (R43).
+        versions = _versions(pool, request, sources)
+        result.superseded, result.brought_back = supersede(pool, request.handler, versions)
+    return result
 
 
 def preview(
@@ -118,6 +132,10 @@ def preview(
     numbers = plans.numbers(pool) if pool else []
     fresh = _fresh(pool, numbers, request, sources, result)
     _weigh(pool, request, fresh, result)
+    if pool is not None and numbers:
+        versions = _versions(pool, request, [*sources, *fresh])
+        found = supersede(pool, request.handler, versions, dry_run=True)
+        result.superseded, result.brought_back = found
     return result
 
 
@@ -125,6 +143,8 @@ def preview(
 
 
 def _survey(request: PlanRequest, result: PlanResult, progress: Progress | None) -> list[Source]:
+    result.bad += request.broken
+    result.notes += request.notes
     sources = []
     for index, path in enumerate(request.inputs):
         if progress:
@@ -152,7 +172,34 @@ def _fresh(
         for key in plans.read_sources(pool, number):
             fresh.pop(key, None)
     result.already = len(sources) - len(fresh)
+    if pool is not None and numbers:
+        fresh |= _companions(pool, request, sources, fresh, result)
     return list(fresh.values())
+
+
+def _companions(
+    pool: PoolDirectory,
+    request: PlanRequest,
+    sources: list[Source],
+    fresh: dict[str, Source],
+    result: PlanResult,
+) -> dict[str, Source]:
+    """Return the inputs that share a claim with one that changed, to be planned again (R44)."""
+    versions = _versions(pool, request, sources)
+    found = {}
+    for path in sorted(companions(pool, request.handler, versions)):
+        try:
+            source = request.handler.survey(path, request.options)
+        except BadInput as error:
+            result.notes.append(f"{error} It shares a claim with an input that changed.")
+            continue
+        found[source_key(request.handler, request.options, source)] = source
+    return {key: source for key, source in found.items() if key not in fresh}
+
+
+def _versions(pool: PoolDirectory, request: PlanRequest, sources: list[Source]) -> Versions:
+    current = {s.path: source_key(request.handler, request.options, s) for s in sources}
+    return read_versions(pool, request.handler, request.options, current)
 
 
 def _weigh(

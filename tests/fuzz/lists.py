@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fsqueue.scheduling.inputs import expand_inputs
+from fsqueue.scheduling.inputs import find_inputs
 from tests.fuzz.sandbox import directory, put, typed_errors_only
 
 SEEDS = (
@@ -12,6 +12,7 @@ SEEDS = (
     b"caf\xc3\xa9.fa\n\xff\xfe\n../up.fa\n",
     b"a\nb\na\n",
     b"with space \n\ttab\n",
+    b"\xef\xbb\xbfa.fa\n",
 )
 
 
@@ -20,10 +21,11 @@ def run(data: bytes) -> None:
     path = directory() / "list"
     put(str(path), data)
     with typed_errors_only():
-        found = expand_inputs([f"@{path}"])
+        found = find_inputs([f"@{path}"]).paths
         assert all(map(os.path.isabs, found))
         assert len(set(found)) == len(found)
         assert not any("\n" in each or "\0" in each for each in found)
-        lines = [os.fsdecode(line) for line in data.replace(b"\r", b"\n").split(b"\n")]
+        text = data.removeprefix(b"\xef\xbb\xbf")
+        lines = [os.fsdecode(line) for line in text.replace(b"\r", b"\n").split(b"\n")]
         meant = [line for line in lines if line.strip() and not line.startswith("#")]
         assert {os.path.abspath(directory() / line) for line in meant} >= set(found)

@@ -17,6 +17,17 @@ WIDTHS: Final = ("hidden_size", "d_model", "n_embd", "dim", "embedding_size")
 POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_sequence_length")
 NO_LIMIT: Final = 1 << 20
 """Limits from here on mean none, as where a publisher writes 10**30; a window is this long then."""
+COMPUTED: Final = {
+    *("rope_theta", "rope_scaling", "rope_parameters", "rotary_emb_base", "global_rope_theta"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "alibi"),
+}
+"""Settings of models that compute positions, and so have no table that could end."""
+WITH_TABLE: Final = {"absolute", "relative_key", "relative_key_query"}
+AFTER_PADDING: Final = {
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "esm", "longformer", "mpnet"),
+    *("data2vec-text", "ibert", "roberta-prelayernorm", "xmod"),
+}
+"""Types of models that number positions from pad_token_id + 1."""
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "vocab.txt",
@@ -76,6 +87,38 @@ def _refuse_unknown_type(folder: str, config: dict[str, Any]) -> None:
         f"{folder}: is a model of type {model_type!r}, which transformers does not have.{own_code} "
         f"Give an ESM-2, a DNABERT, or another model that transformers has."
     )
+
+
+def refuse_too_long(folder: str, asked: int, what: str = "--max-residues") -> None:
+    """Raise UsageError if a model in `folder` would fail for inputs of so many tokens.
+
+    R48 An input longer than the model's table of positions is refused when it is planned, with the
+        longest that works: in the worker it would be an index out of range.
+    """
+    most = _positions(_json(f"{folder}/config.json"))
+    if most is not None and asked > most:
+        raise UsageError(
+            f"{what} {asked:,}: {folder} has positions for {most:,} tokens, begin and end "
+            f"included, and fails beyond them. The longest that works: {what} {most}. "
+            f"--long window reads longer sequences in windows of that size."
+        )
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a model's table of positions is for; None if it has no such table."""
+    known = [config[name] for name in POSITIONS if isinstance(config.get(name), int)]
+    kind = config.get("position_embedding_type")
+    if not known or (kind is None and COMPUTED & config.keys()):
+        return None
+    if config.get("relative_attention") and not config.get("position_biased_input", True):
+        return None
+    if kind is not None and kind not in WITH_TABLE:
+        return None
+    padding = config.get("pad_token_id")
+    offset = int(padding) + 1 if config.get("model_type") in AFTER_PADDING and padding else 0
+    if padding == 1:
+        offset = 2  # as in `_tokens_max`
+    return int(known[0]) - offset
 
 
 def _tokens_max(folder: str, config: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 from embed import Encoder
 from embed.models import hub
 from embed.models.generic.network import EVEN, even_batches, load
+from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
 from fsqueue import ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
@@ -358,3 +359,40 @@ def test_the_virnucpro_form_is_refused_for_other_models(
 ) -> None:
     with pytest.raises(UsageError, match="another format"):
         make_bench(model=str(folders["bert"]), format="virnucpro")
+
+
+# ---- R48: the table of positions ----
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_R48_what_planning_accepts_is_computed_and_what_it_refuses_would_fail(
+    folders: dict[str, Path], name: str
+) -> None:
+    folder = folders[name]
+    config = json.loads((folder / "config.json").read_text())
+    has_table = name in ("bert", "roberta", "gpt2", "protbert", "nucleotides")
+    try:
+        refuse_too_long(str(folder), 10**6)
+    except UsageError as error:
+        assert has_table
+        most = int(str(error).rpartition("--max-residues ")[2].partition(".")[0])
+    else:
+        assert not has_table
+        return
+    refuse_too_long(str(folder), most)
+    with pytest.raises(UsageError, match=f"The longest that works: --max-residues {most}"):
+        refuse_too_long(str(folder), most + 1)
+    ids = [config["vocab_size"] - 1]
+    assert alone(folder, ids * most).shape[0] == most
+    with pytest.raises((IndexError, RuntimeError)):
+        alone(folder, ids * (most + 1))
+
+
+def test_R48_a_plan_with_a_longer_limit_than_the_model_s_is_refused(
+    folders: dict[str, Path], tmp_path: Path, make_bench: MakeBench
+) -> None:
+    with pytest.raises(UsageError, match=r"positions for 64 tokens.*--long window"):
+        make_bench(model=str(folders["nucleotides"]), max_residues=65)
+    with pytest.raises(UsageError, match="max_residues 65"):
+        Encoder.load(str(folders["nucleotides"]), max_residues=65)
+    make_bench(model=str(folders["nucleotides"]), max_residues=64)

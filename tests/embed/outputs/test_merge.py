@@ -690,3 +690,43 @@ def test_R41_a_table_is_chosen_by_its_plan_or_by_what_differs(
 def test_R41_a_choice_that_nothing_has_is_refused(tmp_path: Path, how: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"choose one of plan 1 \(pooling=mean\)"):
         merge(poolings(tmp_path), str(tmp_path / "out.npz"), MergeRequest(**how))
+
+
+# ---- R43-R45: inputs that changed, claims that were given up ----
+
+
+def test_R44_the_neighbours_of_a_changed_input_are_merged_once(tmp_path: Path) -> None:
+    a, b = (fasta(tmp_path / f"{n}.faa", {n: "MKV"}) for n in "ab")
+    plan_embeddings(tmp_path / "pool", [a, b])
+    fasta(a, {"new": "MKVL"})
+    embed_all(tmp_path / "pool", [a])
+    merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
+    ids, rows = read_merged(tmp_path / "out.safetensors")
+    assert sorted(ids) == ["b", "new"]
+    assert np.array_equal(rows, rows_of({id: {"b": "MKV", "new": "MKVL"}[id] for id in ids}, 5))
+
+
+def test_R45_an_input_that_is_as_it_was_is_merged_as_it_was(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "a.faa", {"old": "MKV"})
+    plan_embeddings(tmp_path / "pool", [path])
+    fasta(path, {"new": "MKVL"})
+    plan_embeddings(tmp_path / "pool", [path])
+    fasta(path, {"old": "MKV"})
+    embed_all(tmp_path / "pool", [path])
+    merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
+    assert read_merged(tmp_path / "out.safetensors")[0] == ["old"]
+
+
+def test_R43_the_sequences_of_a_forgotten_claim_are_left_out_and_named(tmp_path: Path) -> None:
+    from fsqueue.maintenance import repair
+
+    files = [fasta(tmp_path / f"{n}.faa", proteins(12, n)) for n in range(3)]
+    pool = plan_embeddings(tmp_path / "pool", files)
+    fail_one(pool)
+    work_until_done(pool, handler=FakeEmbed())
+    with pytest.raises(Unfinished):
+        merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
+    repair.forget(pool)
+    result = merge(str(tmp_path / "pool"), str(tmp_path / "out.safetensors"))
+    assert 0 < result.rows < 36
+    assert any("claims of it were forgotten" in note for note in result.notes)

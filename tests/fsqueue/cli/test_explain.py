@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fsqueue.cli import cli
+from fsqueue.command import Command
 from fsqueue.monitor.locate import Location, find
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.settings import PoolDirectory, open_pool
 from fsqueue.pool.status import Current, write_status
 from fsqueue.storage import atomic
 from fsqueue.worker.claim_source import ClaimSource
-from tests.support.pools import ManualWorker, make_pool, names_in
+from tests.support.pools import ManualWorker, make_pool, names_in, work_until_done
 from tests.support.processes import fsqueue
 
 
@@ -141,3 +144,36 @@ def test_the_workers_of_a_pool_are_scored_for_a_need(pool: PoolDirectory) -> Non
     answer = json.loads(done.stdout)
     assert answer["best"] == hand.id
     assert answer["workers"][0]["score"] >= 100
+
+
+# ---- inputs and their outputs ----
+
+
+def test_an_input_leads_to_its_claims_and_outputs(tmp_path: Path) -> None:
+    for name in ("x/sample.txt", "y/sample.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    root = str(tmp_path / "pool")
+    inputs = [str(tmp_path / name / "sample.txt") for name in "xy"]
+    runner = CliRunner()
+    words = ["plan", "command", root, *inputs, "--gpus", "cpu", "--", "cat", "{input}"]
+    assert runner.invoke(cli, words).exit_code == 0
+    work_until_done(open_pool(root), handler=Command())
+    for path in inputs:
+        found = runner.invoke(cli, ["explain", root, path, "--json"])
+        (claim,) = json.loads(found.stdout)["claims"]
+        assert (claim["inputs"], claim["state"]) == ([path], "done")
+        assert Path(claim["output"]).read_text() == Path(path).read_text()
+        shown = runner.invoke(cli, ["explain", root, path])
+        assert shown.exit_code == 0 and f"{path}: 1 claim" in shown.stdout
+        assert claim["output"] in shown.stdout
+    status = json.loads(runner.invoke(cli, ["status", root, "--json", "--inputs"]).stdout)
+    assert sorted(claim["inputs"][0] for claim in status["claims"]) == inputs
+    assert inputs[0] in runner.invoke(cli, ["status", root, "--inputs"]).stdout
+    log = runner.invoke(cli, ["joblog", root, "--inputs"]).stdout.splitlines()
+    assert log[0].split("\t")[-1] == "Inputs"
+    assert sorted(line.split("\t")[-1] for line in log[1:]) == inputs
+    facts = json.loads(runner.invoke(cli, ["joblog", root, "--inputs", "--json"]).stdout)
+    assert sorted(attempt["inputs"][0] for attempt in facts["attempts"]) == inputs
+    other = runner.invoke(cli, ["explain", root, str(tmp_path / "other.txt")])
+    assert other.exit_code == 1 and "is no input of a plan" in other.stdout

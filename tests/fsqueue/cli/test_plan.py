@@ -125,7 +125,8 @@ def test_the_pool_keeps_the_settings_of_its_first_plan(tmp_path: Path, inputs: l
     words = ["plan", "command", tmp_path / "pool"]
     settings = ["--gpus", "cpu", "--lease", "1m30s", "--attempts", "5"]
     assert fsqueue(*words, inputs[0], *settings, *CAT).returncode == 0
-    assert fsqueue(*words, inputs[1], "--lease", "5s", "--attempts", "2", *CAT).returncode == 0
+    assert fsqueue(*words, inputs[1], "--lease", "5s", "--attempts", "2", *CAT).returncode == 2
+    assert fsqueue(*words, inputs[1], *CAT).returncode == 0
     pool = open_pool(str(tmp_path / "pool"))
     assert (pool.lease_s, pool.attempts_max) == (90.0, 5)
 

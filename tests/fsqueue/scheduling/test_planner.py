@@ -15,7 +15,7 @@ from fsqueue.handler import Item, Source
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.scheduling.inputs import expand_inputs
+from fsqueue.scheduling.inputs import find_inputs
 from fsqueue.scheduling.planner import CLAIMS_PER_SPOOL, plan_into, pool_spools, preview
 from tests.support.crash import CHANGES, copies, every_crash, interrupted
 from tests.support.interleave import (
@@ -400,29 +400,29 @@ def test_inputs_are_files_the_files_of_a_directory_in_natural_order_and_lists(
     (tmp_path / "sub").mkdir()
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "list").write_text("# a comment\n../f9\n\n/abs/x y\r\n")
-    found = expand_inputs([str(tmp_path), f"@{tmp_path}/lists/list", str(tmp_path / "f10")])
+    found = find_inputs([str(tmp_path), f"@{tmp_path}/lists/list", str(tmp_path / "f10")]).paths
     assert found == [*(f"{tmp_path}/{name}" for name in ("f9", "f10", "²")), "/abs/x y"]
 
 
 def test_a_list_may_name_files_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"\xff.fa\n")
-    (path,) = expand_inputs([f"@{tmp_path}/list"])
+    (path,) = find_inputs([f"@{tmp_path}/list"]).paths
     assert os.fsencode(path) == os.fsencode(tmp_path) + b"/\xff.fa"
 
 
 def test_relative_inputs_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert expand_inputs(["a", "./a", "b/../a"]) == [f"{tmp_path}/a"]
+    assert find_inputs(["a", "./a", "b/../a"]).paths == [f"{tmp_path}/a"]
 
 
 def test_a_stream_is_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match="cannot be planned: claims name byte ranges"):
-        expand_inputs(["a", "-"])
+        find_inputs(["a", "-"])
 
 
 def test_a_list_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="@/nowhere cannot be read"):
-        expand_inputs(["@/nowhere"])
+        find_inputs(["@/nowhere"])
 
 
 def test_progress_is_told_of_every_input() -> None:
