@@ -88,21 +88,14 @@ def _command(handler: Handler) -> click.Command:
         click.Option(["--requires"], multiple=True, metavar="WORD",
                      help="Only workers started with --capability WORD may run the claims. "
                      "Repeatable."),
-<<<<<<< HEAD
         click.Option(["--timeout"], type=Duration(), default=0.0,
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
-        click.Option(["--lease"], type=Duration(), default=LEASE_S, show_default=True,
-                     help="Lease of a new pool: a worker that is silent for this long is dead."),
-        click.Option(["--attempts"], type=click.IntRange(1, 100), default=ATTEMPTS_MAX,
-                     show_default=True, help="Attempts per claim in a new pool."),
-=======
         click.Option(["--lease"], type=Duration(),
                      help="Lease of a new pool: a worker that is silent for this long is dead. "
                      f"Default: {LEASE_S:g}s."),
         click.Option(["--attempts"], type=click.IntRange(1, 100),
                      help=f"Attempts per claim in a new pool. Default: {ATTEMPTS_MAX}."),
->>>>>>> plan
         TrustGroup(),
         click.Option(["--dry-run"], is_flag=True,
                      help="Print what would be planned; change nothing."),
@@ -168,11 +161,8 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
         claim_seconds=given["claim_seconds"],
         min_tier=given["min_tier"],
         requires=given["requires"],
-<<<<<<< HEAD
         timeout_s=given["timeout"],
-=======
         recursive=given["recursive"],
->>>>>>> plan
         lease_s=given["lease"],
         attempts_max=given["attempts"],
         dry_run=given["dry_run"],
