@@ -174,8 +174,18 @@ class Pool(PoolDirectory):
         from fsqueue.monitor.log_lines import follow
         from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
         from fsqueue.monitor.snapshot import Reader
-        from fsqueue.worker.local_workers import LocalWorkers, local_environments
+        from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
+        if there := workers_here(self):
+            log.warning(
+                "%s here already (process %s); this run starts its own beside them. To end those: "
+                "kill %s",
+                "a worker of this pool runs"
+                if len(there) == 1
+                else f"{len(there)} workers of this pool run",
+                ", ".join(map(str, there)),
+                " ".join(map(str, there)),
+            )
         options = ["--work-stealing" if work_stealing else "--no-work-stealing"]
         options += ["--steal-interval", str(steal_interval_s)]
         live = _can_draw()
@@ -188,20 +198,25 @@ class Pool(PoolDirectory):
             except OSError as error:
                 log.warning("gpu_metrics.log cannot be kept: %s", error)
             done = lambda: local.finished  # noqa: E731
-            if drawn and live:
-                from fsqueue.dashboard import show
+            try:
+                if drawn and live:
+                    from fsqueue.dashboard import show
 
-                show(self, until=done, interval_s=interval_s, reader=reader)
-            else:
-                # The workers' own logs on stderr have every event already.
-                follow(
-                    self,
-                    until=done,
-                    interval_s=interval_s,
-                    echo=echo or print,
-                    reader=reader,
-                    events=drawn,
-                )
+                    show(self, until=done, interval_s=interval_s, reader=reader)
+                else:
+                    # The workers' own logs on stderr have every event already.
+                    follow(
+                        self,
+                        until=done,
+                        interval_s=interval_s,
+                        echo=echo or print,
+                        reader=reader,
+                        events=drawn,
+                    )
+            except Exception as error:
+                # A closed terminal, a pipe without a reader, a pool that cannot be listed: what
+                # cannot be shown ends no worker, and this process goes on looking after them (R9).
+                log.warning("nothing more is shown here (%s); the workers go on", error)
             for ended in local.wait():
                 log.warning("%s", ended)
         return local.exit_status(self.snapshot().exit_status)

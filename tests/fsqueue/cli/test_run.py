@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
-from tests.support.processes import Start, alive, fsqueue, wait_for
+from tests.support.processes import FSQUEUE, Start, alive, environment, fsqueue, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -96,23 +97,93 @@ def test_a_signal_goes_to_every_worker_once_and_all_claims_go_back(
     assert not [name for name in lease_names(pool) if name.living]
 
 
-def test_a_worker_that_dies_is_reported_and_not_started_again(start: Start, tmp_path: Path) -> None:
-    """The other takes its claim; the pool is done in the end, and that is the status."""
+def gated(tmp_path: Path, count: int) -> PoolDirectory:
+    """Plan claims that end once tmp_path/gate is there, one for each of as many spools."""
     script = 'until [ -e "$2" ]; do sleep 0.02; done; echo fine'
-    pool = plan_command(
+    return plan_command(
         tmp_path / "pool",
-        make_inputs(tmp_path / "in", 2),
+        make_inputs(tmp_path / "in", count),
         ("sh", "-c", script, "sh", "{input}", str(tmp_path / "gate")),
-        spools=("cpu0", "cpu1"),
+        spools=[f"cpu{n}" for n in range(count)],
+        lease_s=2.0,
     )
-    run = start("run", pool.root, "--workers", "2", *QUICK)
-    wait_for(lambda: len(ids(pool, State.RUNNING)) == 2, "two claims to run")
-    os.kill(pid_of(names_in(pool, State.RUNNING)[0].owner or ""), signal.SIGKILL)
+
+
+def test_r9_a_worker_that_is_killed_is_started_again(start: Start, tmp_path: Path) -> None:
+    """There is no other that could take over its claim."""
+    pool = gated(tmp_path, 1)
+    run = start("run", pool.root, "--workers", "1", *QUICK)
+    first = wait_for(lambda: names_in(pool, State.RUNNING), "the claim to run")[0].owner or ""
+    os.kill(pid_of(first), signal.SIGKILL)
+    wait_for(
+        lambda: [name for name in names_in(pool, State.RUNNING) if name.owner != first],
+        "another worker to run it",
+    )
     (tmp_path / "gate").touch()
     assert run.reap() == 0
-    assert run.log.count("was killed by signal 9") == 1
-    assert len(os.listdir(pool.directory("workers"))) == 2
-    assert sorted(name.attempt for name in names_in(pool, State.DONE)) == [0, 1]
+    assert "was killed by signal 9; it is started again" in run.log
+    assert [name.attempt for name in names_in(pool, State.DONE)] == [1]
+
+
+def test_r9_a_holder_that_dies_after_its_peers_left_strands_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    pool = gated(tmp_path, 1)
+    run = start("run", pool.root, "--workers", "2", *QUICK)
+    first = wait_for(lambda: names_in(pool, State.RUNNING), "the claim to run")[0].owner or ""
+    left = lambda: "still runs elsewhere" in run.log  # noqa: E731
+    wait_for(left, "the other worker to leave")
+    os.kill(pid_of(first), signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    assert run.reap() == 0
+    assert counts(pool) == {"done": 1}
+
+
+def test_r9_a_closed_terminal_ends_a_run_and_its_workers_uncharged(
+    start: Start, tmp_path: Path
+) -> None:
+    pool = gated(tmp_path, 2)
+    run = start("run", pool.root, "--workers", "2", *QUICK)
+    wait_for(lambda: len(ids(pool, State.RUNNING)) == 2, "two claims to run")
+    workers = [pid_of(name.owner or "") for name in names_in(pool, State.RUNNING)]
+    run.send(signal.SIGHUP)
+    assert run.reap() == 129
+    assert not any(map(alive, workers))
+    assert counts(pool) == {"waiting": 2}
+    assert {name.attempt for name in names_in(pool, State.WAITING)} == {0}
+
+
+def test_r9_a_pipe_without_a_reader_ends_no_worker(tmp_path: Path) -> None:
+    pool = gated(tmp_path, 1)
+    reading, writing = os.pipe()
+    run = subprocess.Popen(
+        [*FSQUEUE, "run", pool.root, "--workers", "1", "--interval", "0.1", *QUICK],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    wait_for(lambda: ids(pool, State.RUNNING), "the claim to run")
+    os.close(reading)
+    (tmp_path / "gate").touch()
+    _, log = run.communicate(timeout=60)
+    assert run.returncode == 0, log
+    assert counts(pool) == {"done": 1}
+
+
+def test_r9_a_second_run_reports_the_workers_that_live_here_already(
+    start: Start, tmp_path: Path
+) -> None:
+    pool = gated(tmp_path, 2)
+    worker = start("work", pool.root, "--steal-interval", "0.2")
+    wait_for(lambda: ids(pool, State.RUNNING), "a claim to run")
+    run = start("run", pool.root, "--workers", "1", *QUICK)
+    wait_for(lambda: len(ids(pool, State.RUNNING)) == 2, "two claims to run")
+    (tmp_path / "gate").touch()
+    assert run.reap() == 0
+    assert f"a worker of this pool runs here already (process {worker.pid})" in run.log
 
 
 def test_a_drained_run_is_status_75(start: Start, tmp_path: Path) -> None:
