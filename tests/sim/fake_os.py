@@ -15,6 +15,7 @@ import secrets
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -140,7 +141,14 @@ class SimOs:
     def uname(self) -> Any:
         return SimpleNamespace(nodename=SIM.world.me.host.name)
 
+    def kill(self, pid: int, number: int) -> None:
+        assert number == 0, number
+        if pid not in SIM.world.me.host.pids:
+            raise failure(errno.ESRCH, str(pid))
+
     def readlink(self, path: str) -> str:
+        if path == "/proc/self":
+            return str(self.getpid())
         assert path.startswith("/proc/self/ns/"), path
         return f"{path.rpartition('/')[2]}:[1]"
 
@@ -506,6 +514,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
         (os, SIM_OS),
         (time, SIM_TIME),
         (signal, SimSignal()),
+        (threading, SimpleNamespace(Lock=SimLock, Event=SimEvent)),
         (random, SimRandom()),
         (secrets, SimpleNamespace(token_hex=token_hex)),
     ]
@@ -519,7 +528,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
             fsqueue.storage.atomic: {"open": sim_open, "no_delegation_flag": lambda directory: 0},
-            fsqueue.pool.leases: {"open": proc_open},
+            fsqueue.pool.proof_of_life: {"open": proc_open},
             fsqueue.pool.plans: {"open": sim_open},
             fsqueue.worker.claim_source: {"try_lock": sim_try_lock},
             fsqueue.worker.handler_cache: {"load_handler": handler},

@@ -12,7 +12,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
-from tests.support.processes import Start, alive, fsqueue, wait_for
+from tests.support.processes import Start, alive, fsqueue, leases_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_a_pool_that_is_done_at_the_end_is_status_0(pool: PoolDirectory) -> None
     run = fsqueue("run", pool.root, "--workers", "2", *QUICK)
     assert run.returncode == 0, run.stderr
     assert counts(pool) == {"done": 6}
-    assert len(os.listdir(pool.directory("workers"))) == 2
+    assert len(leases_in(pool)) == 2
     assert fsqueue("run", pool.root, *QUICK).returncode == 0
 
 
@@ -111,7 +111,7 @@ def test_a_worker_that_dies_is_reported_and_not_started_again(start: Start, tmp_
     (tmp_path / "gate").touch()
     assert run.reap() == 0
     assert run.log.count("was killed by signal 9") == 1
-    assert len(os.listdir(pool.directory("workers"))) == 2
+    assert len(leases_in(pool)) == 2
     assert sorted(name.attempt for name in names_in(pool, State.DONE)) == [0, 1]
 
 

@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 
 from fsqueue.errors import LeaseLost, PoolError
-from fsqueue.pool import leases
+from fsqueue.pool import proof_of_life as proof
 from fsqueue.pool.leases import (
     BEATS_PER_LEASE,
     Lease,
     Observer,
     Process,
     Standing,
+    ended_lease_names,
     lease_names,
     look_at_process,
     proof_of_life,
 )
 from fsqueue.pool.names import LeaseName
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.storage import atomic
 from tests.support.interleave import Sequencer, interpose, refused, reply_lost, run_in_threads
-from tests.support.pools import Clock
+from tests.support.pools import Clock, id_here
 from tests.support.processes import state_of, wait_for
 
 LEASE_S = 8.0
@@ -63,7 +63,8 @@ def observer(pool: PoolDirectory, clock: Clock) -> Observer:
 
 
 def listed(pool: PoolDirectory) -> list[str]:
-    return sorted(atomic.names(pool.directory("workers")))
+    """Return the names of all leases, living or ended."""
+    return sorted(map(str, (*lease_names(pool), *ended_lease_names(pool))))
 
 
 def watch(observer: Observer, clock: Clock, seconds: float, owners: tuple[str, ...] = ()) -> None:
@@ -94,11 +95,12 @@ def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(
 ) -> None:
     lease = Lease(pool, ME)
     lease.enlist({"worker": ME})
-    (first,) = Path(pool.directory("workers")).iterdir()
+    first = Path(pool.lease(lease.name))
     data = first.read_bytes()
     lease.renew()
     lease.retire()
-    (last,) = Path(pool.directory("workers")).iterdir()
+    (last,) = Path(pool.ended_leases).iterdir()
+    assert os.listdir(pool.directory("workers")) == ["ended"]
     assert (first.name, last.name) == (f"{ME}.b000000", f"{ME}.left")
     assert last.read_bytes() == data
     assert json.loads(data) == {"worker": ME} | proof_of_life()
@@ -588,7 +590,7 @@ def test_nothing_is_proved_without_a_boot_id_or_namespace(
 ) -> None:
     for name in ("_boot_id", "_pid_namespace"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(leases, name, lambda: "")
+            patch.setattr(proof, name, lambda: "")
             gone = proof_of_life() | {"pid": 2**22 + 1}
             assert look_at_process(gone) is Process.UNKNOWN
 
@@ -604,22 +606,25 @@ def test_an_observer_that_cannot_look_at_a_process_does_not_call_it_gone(
             raise OSError(number, os.strerror(number))
         return open(path, *args, **options)
 
-    monkeypatch.setattr(leases, "open", no_open, raising=False)
+    monkeypatch.setattr(proof, "open", no_open, raising=False)
     assert look_at_process(facts) is Process.UNKNOWN
 
 
 def test_an_observer_proves_a_death_from_the_lease_even_after_the_lease_is_gone(
     pool: PoolDirectory, observer: Observer, child: subprocess.Popen[bytes]
 ) -> None:
-    path = pool.lease(LeaseName(ME, 3))
+    worker = id_here(child.pid)
+    path = pool.lease(LeaseName(worker, 3))
     Path(path).write_text(json.dumps(facts_of(child.pid)))
     observer.look()
-    assert observer.process(ME) is Process.RUNNING
+    assert observer.process(worker) is Process.RUNNING
+    assert not observer.is_gone(worker)
     child.kill()
     child.wait()
-    assert observer.process(ME) is Process.GONE
+    assert observer.process(worker) is Process.GONE
     os.unlink(path)
-    assert observer.process(ME) is Process.GONE
+    assert observer.process(worker) is Process.GONE
+    assert observer.is_gone(worker)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"], ids=repr)

@@ -14,7 +14,7 @@ import pytest
 from fsqueue.errors import LeaseLost
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
+from fsqueue.pool.leases import BEATS_PER_LEASE, ended_lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.scheduling.planner import plan_into
@@ -197,7 +197,7 @@ def test_a_worker_that_died_idle_has_its_lease_ended_too(
 ) -> None:
     die_with(pool, claims_held=0)
     assert judge.sweep() == []
-    ended = [name for name in lease_names(pool) if name.ended_by == judge.id]
+    ended = [name for name in ended_lease_names(pool) if name.ended_by == judge.id]
     assert len(ended) == 1
 
 
