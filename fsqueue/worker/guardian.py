@@ -32,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -44,6 +43,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.names import ClaimName, LeaseName
 from fsqueue.pool.proof_of_life import is_stopped
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.processes.leftovers import end_everything_of
 from fsqueue.storage import directories, permissions
 from fsqueue.storage.operation_count import operations
 from fsqueue.worker.progress import GRACE_S, SIZE, Progress, Silence
@@ -76,17 +76,13 @@ class Guardian:
         progress: Progress,
         worker_pid: int,
         wake: int,
-        end_everything_of: Callable[[str], object] = lambda worker: None,
     ) -> None:
-        """`wake`: readable when there is something to do at once. `end_everything_of`: end what the
-        programs of this worker left behind.
-        """
+        """`wake`: readable when there is something to do at once."""
         self._pool = pool
         self._lease = lease
         self._progress = progress
         self._pid = worker_pid
         self._wake = wake
-        self._end_everything_of = end_everything_of
         self._beat_s = pool.lease_s / BEATS_PER_LEASE
         self._tick_s = min(self._beat_s / 4, TICK_S)
         self._silence = Silence(progress, pool.lease_s)
@@ -187,7 +183,7 @@ class Guardian:
         """End what a dead worker left behind, and its lease. R17"""
         worker = self._lease.name.worker
         try:
-            self._end_everything_of(worker)
+            end_everything_of(worker)
         except OSError:
             pass  # a program that cannot be ended must not keep the claim from the living
         if self._progress.lost:
