@@ -36,6 +36,7 @@ from fsqueue.pool.names import SPOOL, ClaimName
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.slurm.job_fate import JobFates
 from fsqueue.storage import atomic, directories
+from fsqueue.storage.mounts import listings_may_be_old
 
 log = logging.getLogger(__name__)
 
@@ -153,12 +154,15 @@ class Recovery:
         """Make this host list running/ and the spools afresh, once since the worker became idle.
 
         Returns whether it did so now; then do not trust an earlier listing that showed no claims.
-        An NFS 3 client notices only by its timestamp that a directory changed. Two changes within
+        Only where listings may be old (`mounts.listings_may_be_old`): elsewhere this does nothing,
+        and returns False. An NFS 3 client notices only by its timestamp that a directory changed. Two changes within
         one tick of the server's clock look like one, and a listing from between them stays cached
         until the next change. A change made by this host makes it list afresh on any file system.
         """
         if time.monotonic() - self._refreshed_at < idle_s:
             return False
+        if not listings_may_be_old(self._pool.root):
+            return False  # R18: one look costs nothing in the spools that it does not need
         self._refreshed_at = time.monotonic()
         spools = map(self._pool.spool, spool_names(self._pool))
         for directory in (self._pool.state(State.RUNNING), *spools):
@@ -205,8 +209,9 @@ class Recovery:
             # RACE: its owner finished after all, or another recoverer was faster.
             return None
         found = Recovered(name, became)
+        why = {"why": "it was leaving"} if self.observer.excuses(owner) else {}
         facts = {"cost": name.cost, "failed": found.failed, "excused": excused or published}
-        self._journal.write(EventKind.RECOVERED, id=name.id, of=name.owner, **facts)
+        self._journal.write(EventKind.RECOVERED, id=name.id, of=name.owner, **facts, **why)
         return found
 
     def _record(self, name: ClaimName) -> dict[str, str]:

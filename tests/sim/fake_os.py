@@ -28,6 +28,7 @@ import fsqueue.pool.plans
 import fsqueue.storage.atomic
 import fsqueue.worker.claim_source
 import fsqueue.worker.handler_cache
+import fsqueue.worker.recovery
 import fsqueue.worker.worker
 from fsqueue.worker.heartbeat import Heartbeat
 from tests.sim.disk import Inode, failure
@@ -532,6 +533,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
             fsqueue.pool.plans: {"open": sim_open},
             fsqueue.worker.claim_source: {"try_lock": sim_try_lock},
             fsqueue.worker.handler_cache: {"load_handler": handler},
+            fsqueue.worker.recovery: {"listings_may_be_old": lambda root: True},
             fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))

@@ -18,6 +18,7 @@ import pytest
 from fsqueue.errors import LeaseLost, PoolError
 from fsqueue.pool import proof_of_life as proof
 from fsqueue.pool.leases import (
+    ABSENT_LOOKS,
     BEATS_PER_LEASE,
     Lease,
     Observer,
@@ -649,3 +650,162 @@ def test_other_names_among_the_leases_are_skipped(pool: PoolDirectory, lease: Le
     for text in ("README", f"{ME}.b1", ".hidden.b000001", "x.json"):
         Path(pool.directory("workers"), text).touch()
     assert lease_names(pool) == [lease.name]
+
+
+# ---- R12: a process that runs here ----
+
+
+def test_r12_a_silent_process_that_runs_on_this_host_is_not_dead_before_three_leases(
+    pool: PoolDirectory, observer: Observer, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    worker = id_here(child.pid)
+    Path(pool.lease(LeaseName(worker, 3))).write_text(json.dumps(facts_of(child.pid)))
+    watch(observer, clock, 2.5 * LEASE_S)
+    assert observer.standing(worker) is Standing.SUSPECT
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(worker) is Standing.EXPIRED
+
+
+def test_r12_a_stopped_process_is_dead_after_one(
+    pool: PoolDirectory, observer: Observer, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    worker = id_here(child.pid)
+    Path(pool.lease(LeaseName(worker, 3))).write_text(json.dumps(facts_of(child.pid)))
+    child.send_signal(signal.SIGSTOP)
+    wait_for(lambda: state_of(child.pid) == "T", "the child to stop")
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(worker) is Standing.EXPIRED
+
+
+# ---- R13: an absence is looked at again ----
+
+
+@pytest.mark.parametrize("missed", range(ABSENT_LOOKS))
+def test_r13_a_lease_that_listings_missed_for_a_lease_is_looked_for_again_before_it_counts_as_gone(
+    lease: Lease,
+    observer: Observer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    missed: int,
+) -> None:
+    """A busy directory hides a name from every listing of a lease, and from some more."""
+    watch(observer, clock, BEAT_S, (ME,))
+    with pytest.MonkeyPatch.context() as patch:
+        hide(patch, ME)
+        watch(observer, clock, 2 * LEASE_S, (ME,))
+    assert observer.standing(ME) is Standing.EXPIRED
+    hide(monkeypatch, ME, times=missed)
+    assert not observer.end(ME, "judge-2-bbbbbb"), "it lives"
+    lease.renew()
+
+
+def test_r13_a_lease_that_every_listing_misses_is_absent(
+    observer: Observer, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, ME)
+    watch(observer, clock, 2 * LEASE_S, (ME,))
+    assert observer.end(ME, "judge-2-bbbbbb")
+
+
+def test_r13_a_worker_does_not_believe_a_listing_that_misses_its_own_lease(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal failed for a moment, and the listing that should tell why misses the lease."""
+    left = [ABSENT_LOOKS - 1]
+
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith("/workers"):
+            return real(fd)
+        left[0] -= 1
+        return real(fd) if left[0] < 0 else []
+
+    interpose(monkeypatch, rename=refused(errno.ENOENT, times=1), listdir=listdir)
+    with pytest.raises(OSError) as error:
+        lease.renew()
+    assert not isinstance(error.value, LeaseLost)
+    lease.renew()
+    assert lease.name.beat == 1
+
+
+# ---- R15: leaving ----
+
+
+def test_r15_a_lease_that_says_leaving_goes_on_saying_so_until_it_ends(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    lease.renew()
+    lease.renew(leaving=True)
+    lease.renew()
+    assert listed(pool) == [f"{ME}.leaving-b000003"]
+    observer.look()
+    assert observer.excuses(ME)
+    assert observer.end(ME, "judge-2-bbbbbb")
+    assert listed(pool) == [f"{ME}.leaving-dead@judge-2-bbbbbb"]
+    observer.look([ME])
+    assert (observer.standing(ME), observer.excuses(ME)) == (Standing.ENDED, True)
+
+
+def test_r15_a_worker_that_left_is_excused_and_one_that_was_declared_dead_is_not(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    other = Lease(pool, "you-2-bbbbbb")
+    other.enlist()
+    observer.look()
+    assert not observer.excuses(ME)
+    lease.retire()
+    assert observer.end(other.name.worker, ME)
+    observer.look([ME, other.name.worker])
+    assert observer.excuses(ME) and not observer.excuses(other.name.worker)
+
+
+def test_r15_a_renewal_whose_maker_died_before_it_could_tell_is_recognised(
+    pool: PoolDirectory, lease: Lease
+) -> None:
+    """Its guardian renewed, perhaps without knowing yet that the worker leaves."""
+    for leaving_then, leaving_now in ((False, True), (True, True), (False, False)):
+        before = lease.name
+        lease.renew(leaving=leaving_then)
+        reached, lease.name = lease.name, before
+        lease.renew(leaving=leaving_now)
+        assert lease.name == reached
+    lease.retire()
+    assert listed(pool) == [f"{ME}.left"]
+
+
+# ---- R19: leases that have ended ----
+
+
+def test_r19_leases_that_have_ended_are_not_among_the_living(
+    pool: PoolDirectory, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not even listed, unless a worker is missed."""
+    for number in range(20):
+        lease = Lease(pool, f"them-{number}-cccccc")
+        lease.enlist()
+        lease.retire()
+    assert os.listdir(pool.directory("workers")) == ["ended"]
+    looked: list[str] = []
+
+    def note(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        looked.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])
+        return real(fd)
+
+    interpose(monkeypatch, listdir=note)
+    observer.look()
+    assert looked == ["workers"]
+    observer.look(["them-3-cccccc"])
+    assert looked[1:] == ["workers", "ended"]
+    assert observer.standing("them-3-cccccc") is Standing.ENDED
+
+
+def test_r19_a_pool_of_an_earlier_version_gets_its_directory_of_ended_leases_when_one_ends(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    os.rmdir(pool.ended_leases)
+    Path(pool.directory("workers"), "old-2-bbbbbb.left").touch()
+    observer.look(["old-2-bbbbbb"])
+    assert observer.standing("old-2-bbbbbb") is Standing.ENDED
+    assert observer.end(ME, "judge-2-bbbbbb")
+    assert os.listdir(pool.ended_leases) == [f"{ME}.dead@judge-2-bbbbbb"]
+    with pytest.raises(LeaseLost):
+        lease.renew()
