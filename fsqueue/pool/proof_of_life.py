@@ -18,9 +18,12 @@ of a running machine share even the boot and the namespaces, so each needs a hos
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
+
+TRACED_LOOKS: Final = 5
 
 
 class Process(Enum):
@@ -71,8 +74,18 @@ def look_at_process(facts: Mapping[str, Any]) -> Process:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether a process of this PID namespace is stopped; False if that is not known."""
-    return _proc_is_ours() and _stat(pid)[0] in ("T", "t")
+    """Return whether a process of this PID namespace is stopped; False if that is not known.
+
+    One that is traced is stopped for a moment at every system call, so it is looked at again.
+    """
+    if not _proc_is_ours():
+        return False
+    for _ in range(TRACED_LOOKS):
+        state = _stat(pid)[0]
+        if state != "t":
+            return state == "T"
+        time.sleep(0.001)
+    return True
 
 
 def seems_to_run(pid: int) -> bool:
