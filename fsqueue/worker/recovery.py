@@ -155,9 +155,10 @@ class Recovery:
 
         Returns whether it did so now; then do not trust an earlier listing that showed no claims.
         Only where listings may be old (`mounts.listings_may_be_old`): elsewhere this does nothing,
-        and returns False. An NFS 3 client notices only by its timestamp that a directory changed. Two changes within
-        one tick of the server's clock look like one, and a listing from between them stays cached
-        until the next change. A change made by this host makes it list afresh on any file system.
+        and returns False. An NFS 3 client notices only by its timestamp that a directory changed.
+        Two changes within one tick of the server's clock look like one, and a listing from between
+        them stays cached until the next change. A change made by this host makes it list afresh on
+        any file system.
         """
         if time.monotonic() - self._refreshed_at < idle_s:
             return False
