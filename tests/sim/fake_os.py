@@ -448,9 +448,15 @@ class SimSignal:
     """`signal`, for simulated processes."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("SIG") or name == "Signals":
+        if name.startswith(("SIG", "ITIMER")) or name == "Signals":
             return getattr(signal, name)
         raise AttributeError(f"signal.{name} is not simulated")
+
+    def getsignal(self, number: int) -> Any:
+        return SIM.world.me.handlers.get(number, signal.SIG_DFL)
+
+    def setitimer(self, which: int, seconds: float) -> None:
+        """No alarm rings: no handler here has a time that could be up."""
 
     def signal(self, number: int, handler: Any) -> None:
         ignored = handler == signal.SIG_IGN
