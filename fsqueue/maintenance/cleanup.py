@@ -33,7 +33,13 @@ from fsqueue.errors import PoolError
 from fsqueue.pool import claims, plans
 from fsqueue.pool.inbox import PARTS, inbox_of
 from fsqueue.pool.layout import DIRECTORIES, ORDER, State
-from fsqueue.pool.leases import Observer, Process, Standing, lease_names
+from fsqueue.pool.leases import (
+    Observer,
+    Process,
+    Standing,
+    ended_lease_names,
+    lease_names,
+)
 from fsqueue.pool.names import ID, WORKER
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.storage import atomic, directories
@@ -220,9 +226,13 @@ class Cleaner:
     def _records(self, living: set[str]) -> Iterator[Leftover]:
         """Yield the records of workers that left or died longer ago than `older_than_s`."""
         pool = self._pool
-        for name in sorted(lease_names(pool), key=str) if self._older_than_s is not None else ():
-            path, worker = pool.lease(name), name.worker
-            if name.living or worker in living or _age_s(path) < (self._older_than_s or 0.0):
+        if self._older_than_s is None:
+            return
+        ended = {f"{pool.directory('workers')}/{name}": name for name in lease_names(pool)}
+        ended |= {pool.lease(name): name for name in ended_lease_names(pool)}
+        for path, name in sorted(ended.items()):
+            worker = name.worker
+            if name.living or worker in living or _age_s(path) < self._older_than_s:
                 continue
             yield Leftover(LeftoverKind.STATUS, pool.status(worker), worker)
             yield Leftover(LeftoverKind.JOURNAL, pool.events(worker), worker)

@@ -18,7 +18,7 @@ from fsqueue.errors import PoolError, UsageError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import CANCEL, Order, State
-from fsqueue.pool.leases import Observer, lease_names
+from fsqueue.pool.leases import SILENCE_LEASES, Observer, Process, lease_names
 from fsqueue.pool.names import ID, WORKER, ClaimName, Role, is_given_up, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.untrusted import read_json
@@ -162,7 +162,8 @@ def recover(
     """Put back what dead workers hold, without waiting for an idle worker to do it.
 
     A worker of this host whose process is gone is dead at once; any other is dead when its beat has
-    not changed for a whole lease, which this function waits for. `on_wait` is called once per look
+    not changed for a whole lease (three, if its process runs here), which this function waits for.
+    `on_wait` is called once per look
     with the number of workers that are still watched, and the seconds left.
     """
     me = new_worker_id(Role.RECOVER)
@@ -170,14 +171,16 @@ def recover(
     observer = Observer(pool)
     recovery = Recovery(pool, me, observer, journal)
     recovered: list[Recovered] = []
-    deadline = time.monotonic() + pool.lease_s * RECOVERY_MARGIN + 1
+    begun = time.monotonic()
     while True:
         recovered += recovery.sweep()
         watched = {
             name.owner for name in recovery.running if not observer.beating(name.owner or "")
         }
         watched -= {each.name.owner for each in recovered}
-        left_s = deadline - time.monotonic()
+        silent = any(observer.process(worker or "") is Process.RUNNING for worker in watched)
+        patience_s = pool.lease_s * RECOVERY_MARGIN * (SILENCE_LEASES if silent else 1) + 1
+        left_s = begun + patience_s - time.monotonic()
         if not watched or left_s <= 0:
             break
         if on_wait is not None:

@@ -17,7 +17,13 @@ from typing import Final
 from fsqueue.errors import PoolError
 from fsqueue.monitor.counts import Count
 from fsqueue.pool.journal import Journals
-from fsqueue.pool.leases import Observer, Process, Standing, lease_names
+from fsqueue.pool.leases import (
+    Observer,
+    Process,
+    Standing,
+    ended_lease_names,
+    lease_names,
+)
 from fsqueue.pool.names import WORKER, ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Current, Health, Status, WorkerState, read_status
@@ -102,6 +108,7 @@ class WorkerReader:
         self._host = socket.gethostname()
         self._statuses: dict[str, Status] = {}
         self._ended_by: dict[str, str | None] = {}
+        self._leaving: set[str] = set()
         self._sights: dict[str, _Sight] = {}
         self._hungry: dict[str, float] = {}
         self._leased: dict[str, float] = {}
@@ -118,8 +125,10 @@ class WorkerReader:
         """List workers/ and read status/ once; return what is wrong with workers/, or ""."""
         final, damage = self.ended, ""
         try:
-            names = lease_names(self._pool)
+            # The living first: a lease that ends meanwhile is seen where it arrives.
+            names = [*lease_names(self._pool), *ended_lease_names(self._pool)]
             self._ended_by = {name.worker: name.ended_by for name in names if not name.living}
+            self._leaving = {name.worker for name in names if name.living and name.leaving}
             self._observer.look({name.owner for name in held if name.owner})
             now = self._clock()
             # RACE: a renewal can hide a lease from a listing; it counts as seen for another lease.
@@ -204,7 +213,7 @@ class WorkerReader:
             stalled=stalled,
             holds=tuple(name.id for name in held),
             status=status,
-            state=_state(status, health, stalled, bool(held)),
+            state=_state(status, health, stalled, bool(held), id in self._leaving),
             progress=part,
             cost_left=sum(name.cost for name in held) * (1.0 - (part or 0.0)),
             items_per_s=speed.items,
@@ -219,6 +228,8 @@ class WorkerReader:
         """Return a worker's health by its lease, and by its process if that is on this host."""
         if id in self._ended_by:
             by = self._ended_by[id]
+            if by == id:
+                return Health.LOST, "it died, or made no progress: it ended its own lease"
             if by:
                 return Health.LOST, f"declared dead by {by}"
             return Health.LEFT, status.message
@@ -275,7 +286,7 @@ class WorkerReader:
         return status.state != WorkerState.DRAINING and idle_s > stall_s
 
 
-def _state(status: Status, health: Health, stalled: bool, holding: bool) -> str:
+def _state(status: Status, health: Health, stalled: bool, holding: bool, leaving: bool) -> str:
     """Return the word for a worker's state; what is known wins over what it reports."""
     if health not in LIVING:
         return health
@@ -283,6 +294,8 @@ def _state(status: Status, health: Health, stalled: bool, holding: bool) -> str:
         return RowState.STALLED
     if health == Health.DEGRADED:
         return RowState.SUSPECT
+    if leaving:
+        return WorkerState.DRAINING  # its lease says so (R15), perhaps before its status does
     return status.state or (WorkerState.RUNNING if holding else RowState.UNKNOWN)
 
 

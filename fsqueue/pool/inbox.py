@@ -20,7 +20,7 @@ from typing import Final
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
+from fsqueue.pool.leases import BEATS_PER_LEASE, ended_lease_names, lease_names
 from fsqueue.pool.names import SPOOL, ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
@@ -83,17 +83,27 @@ def bounce(pool: PoolDirectory, worker: str, by: str, why: str) -> list[str]:
     return ended
 
 
-def bounce_strays(pool: PoolDirectory, by: str, ended: Collection[str] | None = None) -> None:
-    """Bounce what is addressed to workers whose lease has ended (`ended`, if known)."""
+def bounce_strays(pool: PoolDirectory, by: str, living: Collection[str] | None = None) -> None:
+    """Bounce what is addressed to workers whose lease has ended. `living`: those seen to live.
+
+    Ended leases are listed only if something is addressed to a worker that is not among the living.
+    """
     try:
-        spools = set(atomic.names(inbox_of(pool).directory("spools")))
+        addressed = set(atomic.names(inbox_of(pool).directory("spools")))
     except PoolError:
         return  # nothing was ever addressed to any worker
-    if ended is None:
-        ended = {name.worker for name in lease_names(pool) if not name.living}
     held = {name.owner for name in _running(inbox_of(pool))}
-    for worker in ended:
-        if spool_of(worker) in spools or worker in held:
+    if not addressed and not held:
+        return
+    if living is None:
+        living = {name.worker for name in lease_names(pool) if name.living}
+    addressed.difference_update(map(spool_of, living))
+    held.difference_update(living)
+    if not addressed and not held:
+        return
+    names = (*lease_names(pool), *ended_lease_names(pool))
+    for worker in {name.worker for name in names if not name.living}:
+        if spool_of(worker) in addressed or worker in held:
             bounce(pool, worker, by, f"{worker} left or died before it did this")
 
 

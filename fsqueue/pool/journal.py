@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -102,12 +103,14 @@ def _json(value: object) -> str:
 
 
 class Journal:
-    """This process's events. The file is made at the first event."""
+    """This process's events, from any of its threads. The file is made at the first event."""
 
     def __init__(self, pool: PoolDirectory, writer: str) -> None:
         self._path = pool.events(writer)
         self._writer = writer
         self._file: atomic.Appender | None = None
+        self._lock = threading.Lock()
+        """No thread may close a descriptor that another is about to write to."""
 
     def write(self, event: EventKind, /, **facts: Any) -> None:
         """Append one event. A journal that cannot be written never stops the work (I8)."""
@@ -123,15 +126,20 @@ class Journal:
         line = f'{{"t":{time.time():.3f},"event":"{event}","worker":"{self._writer}"{claim}'
         for key, value in facts.items():
             line += f",{encode_basestring_ascii(key)}:{_json(value)}"
-        try:
-            if self._file is None:
-                self._file = atomic.Appender(self._path)
-            self._file.line(f"{line}}}".encode())
-        except OSError:
-            self.close()  # a full disk, say; all it costs is a line on the dashboard
+        with self._lock:
+            try:
+                if self._file is None:
+                    self._file = atomic.Appender(self._path)
+                self._file.line(f"{line}}}".encode())
+            except OSError:
+                self._close()  # a full disk, say; all it costs is a line on the dashboard
 
     def close(self) -> None:
         """Close the file, if it was ever opened."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             try:
                 self._file.close()

@@ -15,6 +15,7 @@ Directory structure (a claim's state is its directory; `names` defines the file 
       errors/ID.aN.json         what went wrong in attempt N
       partial/ID/               checkpoints inside a long claim
       workers/WORKER.b000412    the worker's lease: its name carries its beat
+      workers/ended/            the leases of workers that left or died
       status/WORKER.json        its last heartbeat: for display, never for correctness
       events/WORKER.jsonl       its journal: one writer, append-only
       outputs/ID.SUFFIX         what handlers made
@@ -138,8 +139,13 @@ class Layout:
     # ---- workers ----
 
     def lease(self, name: LeaseName) -> str:
+        """Return where a lease is. Earlier versions left ended ones beside the living."""
         assert LeaseName.parse(str(name)) == name, name
-        return f"{self.root}/workers/{name}"
+        return f"{self.root}/workers/{name}" if name.living else f"{self.ended_leases}/{name}"
+
+    @property
+    def ended_leases(self) -> str:
+        return f"{self.root}/workers/ended"
 
     def status(self, worker: str) -> str:
         assert WORKER.fullmatch(worker), worker

@@ -24,7 +24,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -50,7 +49,8 @@ _WAITING: Final = re.compile(
 _OWNED: Final = re.compile(rf"{_WAITING.pattern}@({WORKER.pattern})", re.ASCII)
 _CLAIM: Final = re.compile(rf"{_WAITING.pattern}(?:@({WORKER.pattern}))?", re.ASCII)
 _LEASE: Final = re.compile(
-    rf"({WORKER.pattern})\.(?:b([0-9]{{6}}|[1-9][0-9]{{6,11}})|(left)|dead@({WORKER.pattern}))",
+    rf"({WORKER.pattern})\.(?:left|(leaving-)?"
+    rf"(?:b([0-9]{{6}}|[1-9][0-9]{{6,11}})|dead@({WORKER.pattern})))",
     re.ASCII,
 )
 
@@ -154,29 +154,50 @@ def id_and_cost(text: str, *, owned: bool) -> tuple[str, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class LeaseName:
-    """The name of a worker's lease: `ID.b000412`, `ID.left` or `ID.dead@RECOVERER`."""
+    """The name of a worker's lease.
+
+    `ID.b000412` while it lives, `ID.leaving-b000413` from when it began to leave; `ID.left` or
+    `ID.dead@RECOVERER` once it has ended, `ID.leaving-dead@RECOVERER` if it ended while leaving.
+    """
 
     worker: str
     beat: int | None = None
     ended_by: str | None = None
+    leaving: bool = False
 
     @classmethod
     def parse(cls, text: str) -> LeaseName | None:
         """Return the parts of `text`, or None if it is not a lease's name."""
         if (match := _LEASE.fullmatch(text)) is None:
             return None
-        worker, beat, _left, recoverer = match.groups()
-        return cls(worker, None if beat is None else int(beat), recoverer)
+        worker, leaving, beat, recoverer = match.groups()
+        return cls(worker, None if beat is None else int(beat), recoverer, leaving is not None)
 
     def __str__(self) -> str:
+        leaving = "leaving-" if self.leaving else ""
         if self.beat is not None:
-            return f"{self.worker}.b{self.beat:06d}"
-        return f"{self.worker}.dead@{self.ended_by}" if self.ended_by else f"{self.worker}.left"
+            return f"{self.worker}.{leaving}b{self.beat:06d}"
+        if self.ended_by:
+            return f"{self.worker}.{leaving}dead@{self.ended_by}"
+        return f"{self.worker}.left"
 
     @property
     def living(self) -> bool:
         """Whether the lease has not ended."""
         return self.beat is not None
+
+    @property
+    def excuses(self) -> bool:
+        """Whether its worker is not to blame for what it still holds: it left, or was leaving."""
+        return self.leaving or (self.beat is None and self.ended_by is None)
+
+    def following(self, *, leaving: bool = False) -> LeaseName:
+        """Return the name of the next beat. Once a lease says leaving, it goes on saying so."""
+        return LeaseName(self.worker, (self.beat or 0) + 1, leaving=self.leaving or leaving)
+
+    def dead(self, ender: str) -> LeaseName:
+        """Return the name it has once `ender` has ended it from this beat."""
+        return LeaseName(self.worker, ended_by=ender, leaving=self.leaving)
 
 
 class Role(StrEnum):
@@ -193,8 +214,22 @@ class Role(StrEnum):
 
 def new_worker_id(role: Role = Role.WORKER) -> str:
     """Return an id that no other process has had or will have: role, host, pid, random part."""
-    host = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())[:40].strip("_") or "host"
-    return f"{role}{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{role}{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", os.uname().nodename)[:40].strip("_") or "host"
+
+
+def is_of_this_host(id: str) -> bool:
+    """Return whether the process with this id may be of this host; another may have its name."""
+    return id.removeprefix(role_of(id)).startswith(f"{_host()}-")
+
+
+def pid_of(id: str) -> int | None:
+    """Return the pid of the process with this id, on its host; None if the id does not show it."""
+    text = id.split("-")[-2] if id.count("-") >= WORKER_ID_DASHES else ""
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def role_of(id: str) -> Role:

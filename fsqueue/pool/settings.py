@@ -89,6 +89,7 @@ def create_pool(
         _claim_directory(root)
         for name in DIRECTORIES:
             directories.make(f"{root}/{name}", sticky=name in ("spools", "outputs"))
+        directories.make(Layout(root).ended_leases)
         settings = {
             "format": FORMAT,
             "id": secrets.token_hex(6),

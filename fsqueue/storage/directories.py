@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 @costs(1)
-def make(path: str, *, sticky: bool = False) -> None:
-    """Make a directory unless it is there. Raises PoolError if its parent is not.
+def make(path: str, *, sticky: bool = False) -> bool:
+    """Make a directory unless it is there; return whether it was made. PoolError without a parent.
 
     In a group's pool, a name in a `sticky` directory can be moved by its maker alone.
     """
@@ -27,11 +27,12 @@ def make(path: str, *, sticky: bool = False) -> None:
     try:
         atomic.os.mkdir(path, mode)
     except FileExistsError:
-        return  # RACE: another process made it, which is as good.
+        return False  # RACE: another process made it, which is as good.
     except (FileNotFoundError, NotADirectoryError) as error:
         raise atomic.missing_directory_error(os.path.dirname(path), error) from error
     if permissions.is_shared():
         atomic.os.chmod(path, mode)
+    return True
 
 
 def make_private(path: str) -> None:

@@ -16,6 +16,9 @@ ONE_HOST: Final = frozenset(
 )
 """File systems that usually only one host sees, though any of them can be exported."""
 
+FRESH: Final = ONE_HOST | {"nfs4", "ceph", "lustre", "gpfs", "beegfs"}
+"""File systems on which no host goes on showing an old listing once a directory has changed."""
+
 SILENCE_S: Final = {"ceph": 60.0, "fuse.ceph-fuse": 60.0}
 """Default time for which a server and all its clients wait for a client that fell silent."""
 
@@ -55,6 +58,16 @@ def mount_of(directory: str) -> Mount:
         facts.f_favail if facts.f_files and facts.f_favail >= 0 else None,
         facts.f_namemax,
     )
+
+
+@lru_cache(maxsize=256)
+def listings_may_be_old(directory: str) -> bool:
+    """Return whether a host may show an old listing of a directory there until it changes again.
+
+    So does NFS 3, which compares timestamps, and perhaps a file system in user space. Raises
+    OSError if it is not there.
+    """
+    return _entry(os.path.realpath(directory))[0] not in FRESH
 
 
 @lru_cache(maxsize=256)

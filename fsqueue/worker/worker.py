@@ -80,19 +80,20 @@ class Worker:
         self.checksums = Checksums(pool, self.id)
         self.lease = Lease(pool, self.id)
         self.rate_limit = RateLimit(settings.metadata_ops_max)
+        self.observer = Observer(pool)
+        self.recovery = Recovery(pool, self.id, self.observer, self.journal)
         self.beat = Heartbeat(
             pool,
             self.lease,
             self.status,
             rate_limit=self.rate_limit,
             sample_gpu=sample_gpu,
+            watch_others=self.recovery.sweep_while_busy,
             guarded=guarded,
         )
         self.shutdown = Shutdown(
             self.beat, settings.claims_max, settings.time_limit_s, allocation=settings.allocation
         )
-        self.observer = Observer(pool)
-        self.recovery = Recovery(pool, self.id, self.observer, self.journal)
         self.backoff = Backoff(
             pool, settings.steal_interval_s, settings.spool, stealing=settings.stealing
         )

@@ -41,7 +41,7 @@ from tests.support.planning import (
     plan,
     plan_command,
 )
-from tests.support.processes import Start, alive, fsqueue, wait_for, wait_until_gone
+from tests.support.processes import Start, alive, fsqueue, leases_in, wait_for, wait_until_gone
 
 # Write a private line with each of the two processes' ids to $2, then never end.
 FAMILY = 'sleep 1000 & echo "$$ $!" > "$2.tmp"; mv "$2.tmp" "$2"; wait'
@@ -516,7 +516,7 @@ def test_an_output_other_than_a_file_fails_only_its_claim(tmp_path: Path, make: 
     assert run.returncode == 3, run.stderr
     assert "Traceback" not in run.stderr
     assert counts(pool) == {"done": 1, "failed": 1}
-    assert [name for name in os.listdir(pool.directory("workers")) if "left" not in name] == []
+    assert [name for name in leases_in(pool) if "left" not in name] == []
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import secrets
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -27,6 +28,7 @@ import fsqueue.pool.plans
 import fsqueue.storage.atomic
 import fsqueue.worker.claim_source
 import fsqueue.worker.handler_cache
+import fsqueue.worker.recovery
 import fsqueue.worker.worker
 from fsqueue.worker.heartbeat import Heartbeat
 from tests.sim.disk import Inode, failure
@@ -140,7 +142,14 @@ class SimOs:
     def uname(self) -> Any:
         return SimpleNamespace(nodename=SIM.world.me.host.name)
 
+    def kill(self, pid: int, number: int) -> None:
+        assert number == 0, number
+        if pid not in SIM.world.me.host.pids:
+            raise failure(errno.ESRCH, str(pid))
+
     def readlink(self, path: str) -> str:
+        if path == "/proc/self":
+            return str(self.getpid())
         assert path.startswith("/proc/self/ns/"), path
         return f"{path.rpartition('/')[2]}:[1]"
 
@@ -439,9 +448,15 @@ class SimSignal:
     """`signal`, for simulated processes."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("SIG") or name == "Signals":
+        if name.startswith(("SIG", "ITIMER")) or name == "Signals":
             return getattr(signal, name)
         raise AttributeError(f"signal.{name} is not simulated")
+
+    def getsignal(self, number: int) -> Any:
+        return SIM.world.me.handlers.get(number, signal.SIG_DFL)
+
+    def setitimer(self, which: int, seconds: float) -> None:
+        """No alarm rings: no handler here has a time that could be up."""
 
     def signal(self, number: int, handler: Any) -> None:
         ignored = handler == signal.SIG_IGN
@@ -506,6 +521,7 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
         (os, SIM_OS),
         (time, SIM_TIME),
         (signal, SimSignal()),
+        (threading, SimpleNamespace(Lock=SimLock, Event=SimEvent)),
         (random, SimRandom()),
         (secrets, SimpleNamespace(token_hex=token_hex)),
     ]
@@ -519,10 +535,11 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
                     stack.enter_context(_sim_clock(value.__init__))
         for module, values in {
             fsqueue.storage.atomic: {"open": sim_open, "no_delegation_flag": lambda directory: 0},
-            fsqueue.pool.leases: {"open": proc_open},
+            fsqueue.pool.proof_of_life: {"open": proc_open},
             fsqueue.pool.plans: {"open": sim_open},
             fsqueue.worker.claim_source: {"try_lock": sim_try_lock},
             fsqueue.worker.handler_cache: {"load_handler": handler},
+            fsqueue.worker.recovery: {"listings_may_be_old": lambda root: True},
             fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))

@@ -228,7 +228,8 @@ class InvariantChecker:
         if new.area == "spools":
             if new.name != name.returned(failed=charged):
                 self.violate("I2", f"{old.text} became {new.text}")
-            if not charged and not mine and not self._published(name):
+            excused = (lease := self.leases.get(owner)) is not None and lease[0].excuses
+            if not charged and not mine and not self._published(name) and not excused:
                 self.violate("attempts", f"{old.text} was taken from its owner and is not charged")
             self.count["recover" if not mine else "requeue" if charged else "release"] += 1
             if not charged and mine and (worker := self.workers.get(owner)) is not None:
@@ -369,7 +370,7 @@ class InvariantChecker:
 
     def _ended(self, before: LeaseName, after: LeaseName) -> None:
         worker, ender = self.workers.get(after.worker), self._mover()
-        if ender is worker or self.workers.get(after.ended_by or "") is not ender:
+        if self.workers.get(after.ended_by or "") is not ender:
             self.violate("I9", f"{ender} renamed {before} to {after}")
         age_s = self.world.now - self.leases[after.worker][1]
         if worker is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os.path
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -307,24 +307,20 @@ def _(right: Function, directory: str) -> None:
 # ---- leases: a compare-and-swap ----
 
 
-def _next_beat(lease: Lease) -> Any:
-    return replace(lease.name, beat=(lease.name.beat or 0) + 1)
-
-
 @mutation("renew without the compare", Lease, "renew")
-def _(right: Function, self: Lease) -> None:
-    following = _next_beat(self)
+def _(right: Function, self: Lease, *, leaving: bool = False) -> None:
+    following = self.name.following(leaving=leaving)
     atomic.publish(self._pool.lease(following), b"{}")
     atomic.discard(self._pool.lease(self.name))
     self.name = following
 
 
 @mutation("a lost lease is made anew", Lease, "renew")
-def _(right: Function, self: Lease) -> None:
+def _(right: Function, self: Lease, *, leaving: bool = False) -> None:
     try:
-        right(self)
+        right(self, leaving=leaving)
     except LeaseLost:
-        following = _next_beat(self)
+        following = self.name.following()
         atomic.publish(self._pool.lease(following), b"{}")
         self.name = following
 
@@ -406,9 +402,10 @@ def _(right: Function, self: Observer, owners: Any = ()) -> None:
             sighting.since = 0.0
 
 
-@mutation("another host's process counts as gone", leases, "look_at_process")
-def _(right: Function, facts: Mapping[str, Any]) -> Any:
-    return right({**facts, "boot": leases.proof_of_life()["boot"]} if facts else facts)
+@mutation("another host's process counts as gone", Observer, "is_gone")
+def _(right: Function, self: Observer, worker: str) -> bool:
+    here = {key: leases.proof_of_life()[key] for key in ("boot", "host")}
+    return leases.look_at_process({**self.facts(worker), **here}) is leases.Process.GONE
 
 
 @mutation("leave while a worker may be dead", Observer, "sees_alive")
@@ -537,6 +534,6 @@ def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     return recovered
 
 
-@mutation("recover from any worker not seen alive", Recovery, "_dead")
+@mutation("recover from any worker not seen alive", Recovery, "_is_dead")
 def _(right: Function, self: Recovery, worker: str, *, gone: bool) -> bool:
     return gone or self.observer.standing(worker) in (Standing.EXPIRED, Standing.ENDED)

@@ -116,6 +116,12 @@ def plan(pool: PoolDirectory, *inputs: str, weights: Sequence[float] = (1.0,)) -
     return plan_into(pool, request(*inputs, weights=weights))
 
 
+def id_here(pid: int) -> str:
+    """Return the id of a worker of this host whose process has this pid."""
+    host, _, tail = new_worker_id().rsplit("-", 2)
+    return f"{host}-{pid}-{tail}"
+
+
 class ManualWorker:
     """A worker without its loop and thread: the test takes each step."""
 

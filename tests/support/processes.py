@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from fsqueue.pool.leases import lease_names
+from fsqueue.pool.leases import ended_lease_names, lease_names
 from fsqueue.pool.settings import PoolDirectory
 
 DEADLINE_S = 30.0
@@ -111,6 +111,12 @@ class Running:
         """Let a stopped process continue."""
         self.send(signal.SIGCONT)
 
+    def vanish(self) -> None:
+        """End it as a power cut does: with its guardian, which could have ended its lease."""
+        for pid in guardians_of(self.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.kill()
+
     def kill(self) -> None:
         """SIGKILL it and reap it."""
         self._process.kill()
@@ -128,6 +134,37 @@ class Running:
             raise TimeoutError(
                 f"process {self.pid} did not end within {deadline_s:g} s; its log:\n{self.log}"
             ) from None
+
+
+def leases_in(pool: PoolDirectory) -> list[str]:
+    """Return the names of all leases, living or ended, sorted."""
+    return sorted(map(str, (*lease_names(pool), *ended_lease_names(pool))))
+
+
+def guardians_of(worker_pid: int) -> list[int]:
+    """Return the pids of the guardian of a worker: at most one."""
+    return [pid for pid in children_of(worker_pid) if "fsqueue.worker.guardian" in command_of(pid)]
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process's children."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # RACE: it has just ended
+        if parent == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line, "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def state_of(pid: int) -> str:

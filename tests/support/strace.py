@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fsqueue.pool.claims import Claim
@@ -44,13 +44,23 @@ def fill(root: Path, count: int) -> PoolDirectory:
     By hand, because the planner syncs every claim, which is not needed here.
     """
     pool = create_pool(str(root), lease_s=3600.0)
-    for spool in ("cpu0", "cpu1"):
-        add_spool(pool, Spool(spool, "cpu", 1.0))
+    put_spools(pool, ("cpu0", "cpu1"))
+    put_claims(pool, count)
+    return pool
+
+
+def put_spools(pool: PoolDirectory, names: Iterable[str]) -> None:
+    """Add these spools to a pool."""
+    for name in names:
+        add_spool(pool, Spool(name, "cpu", 1.0))
+
+
+def put_claims(pool: PoolDirectory, count: int) -> None:
+    """Put `count` claims of the handler NOOP into cpu0."""
     for number in range(count):
         name = ClaimName(f"noop-{number:06d}", "noop", 1 + number % 97)
         claim = Claim("noop", "cpu0", {}, {}, {})
         Path(pool.waiting("cpu0", name)).write_bytes(claim.encode(name))
-    return pool
 
 
 def operations_per_claim(directory: Path, pool: PoolDirectory, spool: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -298,10 +299,19 @@ def test_the_copies_of_the_dead_fail_whether_they_ran_or_not(
 
 
 def test_an_idle_worker_ends_the_copies_of_the_dead(pool: PoolDirectory) -> None:
-    dead, judge = joined(pool), ManualWorker(pool, "gpu0")
-    made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
-    facts = json.loads(Path(pool.lease(dead.lease.name)).read_bytes())
-    Path(pool.lease(dead.lease.name)).write_text(json.dumps(facts | {"pid": 2**22 + 1}))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        joined(pool)
+        os.write(writer, b"y")
+        signal.pause()
+    try:
+        assert os.read(reader, 1) == b"y"
+        judge = ManualWorker(pool, "gpu0")
+        made = broadcast.broadcast(pool, BroadcastRequest("rag_ingestion", INGEST))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     judge.sweep()
     assert outcomes(pool, made) == ["failed"]
 

@@ -12,7 +12,7 @@ import pytest
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
-from tests.support.processes import Running, Start, fsqueue, wait_for
+from tests.support.processes import Running, Start, fsqueue, leases_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -205,8 +205,8 @@ def test_what_a_killed_worker_of_this_host_held_is_recovered_at_once(
     (claim,) = json.loads(run.stdout)["claims"]
     assert (claim["of"], claim["failed"]) == (identity, False)
     assert [(n.attempt, n.returns) for n in names_in(pool, State.WAITING)] == [(1, 1)]
-    (lease,) = os.listdir(pool.directory("workers"))
-    assert lease.startswith(f"{identity}.dead@recover-")
+    (lease,) = leases_in(pool)
+    assert lease == f"{identity}.dead@{identity}", "R17: it needed no recoverer"
     record = json.loads(Path(pool.error(claim["id"], 0)).read_text())
     assert record["worker"] == identity
     assert fsqueue("check", pool.root).returncode == 0

@@ -36,7 +36,7 @@ def test_a_pool_that_is_done_at_the_end_is_status_0(pool: PoolDirectory) -> None
     run = fsqueue("run", pool.root, "--workers", "2", *QUICK)
     assert run.returncode == 0, run.stderr
     assert counts(pool) == {"done": 6}
-    assert len(os.listdir(pool.directory("workers"))) == 2
+    assert len(leases_in(pool)) == 2
     assert fsqueue("run", pool.root, *QUICK).returncode == 0
 
 

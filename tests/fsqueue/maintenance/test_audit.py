@@ -12,6 +12,7 @@ import pytest
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import DIRECTORIES, State
+from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.storage import atomic
@@ -222,8 +223,8 @@ def test_i6_an_output_whose_claim_is_not_done_yet_is_as_it_should_be(pool: PoolD
 
 def test_what_is_left_over_is_a_note(pool: PoolDirectory) -> None:
     held = only_claim(pool, State.RUNNING)
-    (lease,) = Path(pool.directory("workers")).iterdir()
-    lease.rename(lease.with_name(f"{held.owner}.dead@you-2-bbbbbb"))
+    (lease,) = lease_names(pool)
+    os.rename(pool.lease(lease), pool.lease(lease.dead("you-2-bbbbbb")))
     report = audit_pool(pool)
     assert report.problems == []
     assert any(f"{held.id} is in running/ under {held.owner}" in note for note in report.notes)

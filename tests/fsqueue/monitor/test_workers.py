@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ import pytest
 
 from fsqueue.monitor.counts import ClaimCounter
 from fsqueue.monitor.workers import LOADING_STALL_S, WorkerReader, WorkerRow
-from fsqueue.pool import claims, leases
+from fsqueue.pool import claims
 from fsqueue.pool.journal import Journals
-from fsqueue.pool.leases import Lease, LeaseName, proof_of_life
+from fsqueue.pool.leases import Lease, LeaseName
+from fsqueue.pool.proof_of_life import _stat, proof_of_life
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
 from tests.support.monitor_data import enlist, finish, put_status, take, write_events
-from tests.support.pools import Clock, make_pool
+from tests.support.pools import Clock, id_here, make_pool
 from tests.support.processes import wait_for
 
 A, B = "node7-1-aaaaaa", "node8-2-bbbbbb"
@@ -50,11 +52,13 @@ def rows(
     return {row.id: row for row in roster.rows(count, journals, paused=paused)}
 
 
-def watch_for_a_lease(pool: PoolDirectory, roster: WorkerReader, clock: Clock) -> WorkerRow:
-    """Look often enough, for longer than a lease; return how A looks then."""
+def watch_for_a_lease(
+    pool: PoolDirectory, roster: WorkerReader, clock: Clock, worker: str = A
+) -> WorkerRow:
+    """Look often enough, for longer than a lease; return how a worker looks then."""
     for _ in range(3):
         clock.forward(pool.lease_s / 2)
-        row = rows(pool, roster)[A]
+        row = rows(pool, roster)[worker]
     return row
 
 
@@ -107,8 +111,9 @@ def test_a_worker_of_this_host_is_lost_as_soon_as_its_process_is_gone(
     child = subprocess.Popen(["true"])
     child.wait()
     facts = proof_of_life() | {"pid": child.pid, "started": "1"}
-    atomic.publish(pool.lease(LeaseName(A, beat=3)), json.dumps(facts).encode())
-    row = rows(pool, roster)[A]
+    worker = id_here(child.pid)
+    atomic.publish(pool.lease(LeaseName(worker, beat=3)), json.dumps(facts).encode())
+    row = rows(pool, roster)[worker]
     assert (row.health, row.living) == ("lost", False) and "gone" in row.trouble
 
 
@@ -123,13 +128,14 @@ def sleeper() -> Iterator[int]:
 def test_a_stopped_process_is_said_to_be_stopped(
     pool: PoolDirectory, roster: WorkerReader, clock: Clock, sleeper: int
 ) -> None:
-    facts = proof_of_life() | {"pid": sleeper, "started": leases._stat(sleeper)[1]}
-    atomic.publish(pool.lease(LeaseName(A, beat=3)), json.dumps(facts).encode())
+    facts = proof_of_life() | {"pid": sleeper, "started": _stat(sleeper)[1]}
+    worker = id_here(sleeper)
+    atomic.publish(pool.lease(LeaseName(worker, beat=3)), json.dumps(facts).encode())
     os.kill(sleeper, signal.SIGSTOP)
-    wait_for(lambda: leases._stat(sleeper)[0] == "T", "the process to stop")
-    row = rows(pool, roster)[A]
+    wait_for(lambda: _stat(sleeper)[0] == "T", "the process to stop")
+    row = rows(pool, roster)[worker]
     assert (row.health, row.living) == ("degraded", True) and "kill -CONT" in row.trouble
-    assert watch_for_a_lease(pool, roster, clock).health == "lost"
+    assert watch_for_a_lease(pool, roster, clock, worker).health == "lost"
 
 
 def test_a_process_of_another_host_is_not_looked_for_here(
@@ -185,7 +191,7 @@ def test_a_lease_that_a_renewal_hides_for_a_moment_is_not_missed(
 
 
 def test_without_workers_the_damage_is_said(pool: PoolDirectory, roster: WorkerReader) -> None:
-    os.rmdir(pool.directory("workers"))
+    shutil.rmtree(pool.directory("workers"))
     assert pool.directory("workers") in roster.look(())
 
 

@@ -16,22 +16,23 @@ from typing import Any
 import pytest
 
 from fsqueue.errors import LeaseLost, PoolError
-from fsqueue.pool import leases
+from fsqueue.pool import proof_of_life as proof
 from fsqueue.pool.leases import (
+    ABSENT_LOOKS,
     BEATS_PER_LEASE,
     Lease,
     Observer,
     Process,
     Standing,
+    ended_lease_names,
     lease_names,
     look_at_process,
     proof_of_life,
 )
 from fsqueue.pool.names import LeaseName
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.storage import atomic
 from tests.support.interleave import Sequencer, interpose, refused, reply_lost, run_in_threads
-from tests.support.pools import Clock
+from tests.support.pools import Clock, id_here
 from tests.support.processes import state_of, wait_for
 
 LEASE_S = 8.0
@@ -63,7 +64,8 @@ def observer(pool: PoolDirectory, clock: Clock) -> Observer:
 
 
 def listed(pool: PoolDirectory) -> list[str]:
-    return sorted(atomic.names(pool.directory("workers")))
+    """Return the names of all leases, living or ended."""
+    return sorted(map(str, (*lease_names(pool), *ended_lease_names(pool))))
 
 
 def watch(observer: Observer, clock: Clock, seconds: float, owners: tuple[str, ...] = ()) -> None:
@@ -94,11 +96,12 @@ def test_a_lease_is_enlisted_with_proof_of_life_and_its_bytes_never_change(
 ) -> None:
     lease = Lease(pool, ME)
     lease.enlist({"worker": ME})
-    (first,) = Path(pool.directory("workers")).iterdir()
+    first = Path(pool.lease(lease.name))
     data = first.read_bytes()
     lease.renew()
     lease.retire()
-    (last,) = Path(pool.directory("workers")).iterdir()
+    (last,) = Path(pool.ended_leases).iterdir()
+    assert os.listdir(pool.directory("workers")) == ["ended"]
     assert (first.name, last.name) == (f"{ME}.b000000", f"{ME}.left")
     assert last.read_bytes() == data
     assert json.loads(data) == {"worker": ME} | proof_of_life()
@@ -588,7 +591,7 @@ def test_nothing_is_proved_without_a_boot_id_or_namespace(
 ) -> None:
     for name in ("_boot_id", "_pid_namespace"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(leases, name, lambda: "")
+            patch.setattr(proof, name, lambda: "")
             gone = proof_of_life() | {"pid": 2**22 + 1}
             assert look_at_process(gone) is Process.UNKNOWN
 
@@ -604,22 +607,25 @@ def test_an_observer_that_cannot_look_at_a_process_does_not_call_it_gone(
             raise OSError(number, os.strerror(number))
         return open(path, *args, **options)
 
-    monkeypatch.setattr(leases, "open", no_open, raising=False)
+    monkeypatch.setattr(proof, "open", no_open, raising=False)
     assert look_at_process(facts) is Process.UNKNOWN
 
 
 def test_an_observer_proves_a_death_from_the_lease_even_after_the_lease_is_gone(
     pool: PoolDirectory, observer: Observer, child: subprocess.Popen[bytes]
 ) -> None:
-    path = pool.lease(LeaseName(ME, 3))
+    worker = id_here(child.pid)
+    path = pool.lease(LeaseName(worker, 3))
     Path(path).write_text(json.dumps(facts_of(child.pid)))
     observer.look()
-    assert observer.process(ME) is Process.RUNNING
+    assert observer.process(worker) is Process.RUNNING
+    assert not observer.is_gone(worker)
     child.kill()
     child.wait()
-    assert observer.process(ME) is Process.GONE
+    assert observer.process(worker) is Process.GONE
     os.unlink(path)
-    assert observer.process(ME) is Process.GONE
+    assert observer.process(worker) is Process.GONE
+    assert observer.is_gone(worker)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff"], ids=repr)
@@ -644,3 +650,162 @@ def test_other_names_among_the_leases_are_skipped(pool: PoolDirectory, lease: Le
     for text in ("README", f"{ME}.b1", ".hidden.b000001", "x.json"):
         Path(pool.directory("workers"), text).touch()
     assert lease_names(pool) == [lease.name]
+
+
+# ---- R12: a process that runs here ----
+
+
+def test_r12_a_silent_process_that_runs_on_this_host_is_not_dead_before_three_leases(
+    pool: PoolDirectory, observer: Observer, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    worker = id_here(child.pid)
+    Path(pool.lease(LeaseName(worker, 3))).write_text(json.dumps(facts_of(child.pid)))
+    watch(observer, clock, 2.5 * LEASE_S)
+    assert observer.standing(worker) is Standing.SUSPECT
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(worker) is Standing.EXPIRED
+
+
+def test_r12_a_stopped_process_is_dead_after_one(
+    pool: PoolDirectory, observer: Observer, clock: Clock, child: subprocess.Popen[bytes]
+) -> None:
+    worker = id_here(child.pid)
+    Path(pool.lease(LeaseName(worker, 3))).write_text(json.dumps(facts_of(child.pid)))
+    child.send_signal(signal.SIGSTOP)
+    wait_for(lambda: state_of(child.pid) == "T", "the child to stop")
+    watch(observer, clock, LEASE_S)
+    assert observer.standing(worker) is Standing.EXPIRED
+
+
+# ---- R13: an absence is looked at again ----
+
+
+@pytest.mark.parametrize("missed", range(ABSENT_LOOKS))
+def test_r13_a_lease_that_listings_missed_for_a_lease_is_looked_for_again_before_it_counts_as_gone(
+    lease: Lease,
+    observer: Observer,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    missed: int,
+) -> None:
+    """A busy directory hides a name from every listing of a lease, and from some more."""
+    watch(observer, clock, BEAT_S, (ME,))
+    with pytest.MonkeyPatch.context() as patch:
+        hide(patch, ME)
+        watch(observer, clock, 2 * LEASE_S, (ME,))
+    assert observer.standing(ME) is Standing.EXPIRED
+    hide(monkeypatch, ME, times=missed)
+    assert not observer.end(ME, "judge-2-bbbbbb"), "it lives"
+    lease.renew()
+
+
+def test_r13_a_lease_that_every_listing_misses_is_absent(
+    observer: Observer, lease: Lease, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, ME)
+    watch(observer, clock, 2 * LEASE_S, (ME,))
+    assert observer.end(ME, "judge-2-bbbbbb")
+
+
+def test_r13_a_worker_does_not_believe_a_listing_that_misses_its_own_lease(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal failed for a moment, and the listing that should tell why misses the lease."""
+    left = [ABSENT_LOOKS - 1]
+
+    def listdir(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith("/workers"):
+            return real(fd)
+        left[0] -= 1
+        return real(fd) if left[0] < 0 else []
+
+    interpose(monkeypatch, rename=refused(errno.ENOENT, times=1), listdir=listdir)
+    with pytest.raises(OSError) as error:
+        lease.renew()
+    assert not isinstance(error.value, LeaseLost)
+    lease.renew()
+    assert lease.name.beat == 1
+
+
+# ---- R15: leaving ----
+
+
+def test_r15_a_lease_that_says_leaving_goes_on_saying_so_until_it_ends(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    lease.renew()
+    lease.renew(leaving=True)
+    lease.renew()
+    assert listed(pool) == [f"{ME}.leaving-b000003"]
+    observer.look()
+    assert observer.excuses(ME)
+    assert observer.end(ME, "judge-2-bbbbbb")
+    assert listed(pool) == [f"{ME}.leaving-dead@judge-2-bbbbbb"]
+    observer.look([ME])
+    assert (observer.standing(ME), observer.excuses(ME)) == (Standing.ENDED, True)
+
+
+def test_r15_a_worker_that_left_is_excused_and_one_that_was_declared_dead_is_not(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    other = Lease(pool, "you-2-bbbbbb")
+    other.enlist()
+    observer.look()
+    assert not observer.excuses(ME)
+    lease.retire()
+    assert observer.end(other.name.worker, ME)
+    observer.look([ME, other.name.worker])
+    assert observer.excuses(ME) and not observer.excuses(other.name.worker)
+
+
+def test_r15_a_renewal_whose_maker_died_before_it_could_tell_is_recognised(
+    pool: PoolDirectory, lease: Lease
+) -> None:
+    """Its guardian renewed, perhaps without knowing yet that the worker leaves."""
+    for leaving_then, leaving_now in ((False, True), (True, True), (False, False)):
+        before = lease.name
+        lease.renew(leaving=leaving_then)
+        reached, lease.name = lease.name, before
+        lease.renew(leaving=leaving_now)
+        assert lease.name == reached
+    lease.retire()
+    assert listed(pool) == [f"{ME}.left"]
+
+
+# ---- R19: leases that have ended ----
+
+
+def test_r19_leases_that_have_ended_are_not_among_the_living(
+    pool: PoolDirectory, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not even listed, unless a worker is missed."""
+    for number in range(20):
+        lease = Lease(pool, f"them-{number}-cccccc")
+        lease.enlist()
+        lease.retire()
+    assert os.listdir(pool.directory("workers")) == ["ended"]
+    looked: list[str] = []
+
+    def note(real: Callable[[int], list[str]], fd: int) -> list[str]:
+        looked.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])
+        return real(fd)
+
+    interpose(monkeypatch, listdir=note)
+    observer.look()
+    assert looked == ["workers"]
+    observer.look(["them-3-cccccc"])
+    assert looked[1:] == ["workers", "ended"]
+    assert observer.standing("them-3-cccccc") is Standing.ENDED
+
+
+def test_r19_a_pool_of_an_earlier_version_gets_its_directory_of_ended_leases_when_one_ends(
+    pool: PoolDirectory, lease: Lease, observer: Observer
+) -> None:
+    os.rmdir(pool.ended_leases)
+    Path(pool.directory("workers"), "old-2-bbbbbb.left").touch()
+    observer.look(["old-2-bbbbbb"])
+    assert observer.standing("old-2-bbbbbb") is Standing.ENDED
+    assert observer.end(ME, "judge-2-bbbbbb")
+    assert os.listdir(pool.ended_leases) == [f"{ME}.dead@judge-2-bbbbbb"]
+    with pytest.raises(LeaseLost):
+        lease.renew()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import string
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,9 @@ from fsqueue.pool.names import (
     ClaimName,
     LeaseName,
     Role,
+    is_of_this_host,
     new_worker_id,
+    pid_of,
     slug,
 )
 
@@ -41,9 +45,9 @@ CLAIMS = st.builds(
     st.none() | words(80),
 )
 LEASES = st.one_of(
-    st.builds(LeaseName, words(80), st.integers(0, 10**12 - 1)),
     st.builds(LeaseName, words(80)),
-    st.builds(LeaseName, words(80), st.none(), words(80)),
+    st.builds(LeaseName, words(80), st.none(), words(80), st.booleans()),
+    st.builds(LeaseName, words(80), st.integers(0, 10**12 - 1), st.none(), st.booleans()),
 )
 
 HOSTILE = {
@@ -147,7 +151,7 @@ def test_a_leases_name_survives_the_round_trip(name: LeaseName) -> None:
 
 
 @pytest.mark.slow
-@given(st.from_regex(r"[\w.-]+\.(b\d+|left|dead@\w+)\n?", fullmatch=True) | st.text())
+@given(st.from_regex(r"[\w.-]+\.((leaving-)?(b\d+|dead@\w+)|left)\n?", fullmatch=True) | st.text())
 def test_whatever_parses_as_a_lease_is_formatted_as_the_same_bytes(text: str) -> None:
     name = LeaseName.parse(text)
     assert name is None or str(name) == text
@@ -168,6 +172,10 @@ def test_whatever_parses_as_a_lease_is_formatted_as_the_same_bytes(text: str) ->
         "w.dead@",
         "w.dead@../x",
         "w.left@y",
+        "w.leaving-left",
+        "w.leaving-",
+        "w.leaving-leaving-b000001",
+        "w.leavingb000001",
         "../w.left",
         ".w.left",
         "w w.left",
@@ -176,6 +184,14 @@ def test_whatever_parses_as_a_lease_is_formatted_as_the_same_bytes(text: str) ->
 )
 def test_a_hostile_leases_name_is_refused(text: str) -> None:
     assert LeaseName.parse(text) is None
+
+
+@given(LEASES.filter(lambda name: name.living))
+def test_r15_the_next_beat_goes_on_saying_leaving_and_so_does_the_end(name: LeaseName) -> None:
+    assert name.following().leaving == name.leaving
+    assert name.following(leaving=True).leaving and name.following(leaving=True).excuses
+    assert name.dead("w").excuses == name.leaving
+    assert LeaseName(name.worker).excuses, "it left"
 
 
 # ---- making names ----
@@ -203,5 +219,18 @@ def test_worker_ids_are_all_different_and_fit_the_grammar() -> None:
 def test_a_strange_host_name_still_makes_a_worker_id(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: host)
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(nodename=host))
     assert WORKER.fullmatch(new_worker_id())
+    assert is_of_this_host(new_worker_id())
+
+
+@pytest.mark.parametrize("role", Role)
+def test_an_id_shows_its_host_and_its_pid(role: Role) -> None:
+    id = new_worker_id(role)
+    assert is_of_this_host(id) and pid_of(id) == os.getpid()
+
+
+@pytest.mark.parametrize("id", ["elsewhere-1-aaaaaa", "x", "", "a-b", "a-b-c"])
+def test_an_id_of_another_host_or_without_a_pid_shows_that(id: str) -> None:
+    assert not is_of_this_host(id)
+    assert pid_of(id) == (1 if id.startswith("elsewhere") else None)

@@ -14,15 +14,17 @@ import pytest
 from fsqueue.errors import LeaseLost
 from fsqueue.pool import claims, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.leases import BEATS_PER_LEASE, lease_names
-from fsqueue.pool.names import ClaimName
+from fsqueue.pool.leases import BEATS_PER_LEASE, Lease, Observer, ended_lease_names
+from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import directories
+from fsqueue.storage.operation_count import operations
+from fsqueue.worker import recovery
 from fsqueue.worker.recovery import Recovered
 from fsqueue.worker.verdicts import Cause
 from tests.support.crash import copies, die_after, every_crash
-from tests.support.interleave import interpose, refused, reply_lost
+from tests.support.interleave import interpose, refused, reply_lost, run_in_threads
 from tests.support.pools import (
     Clock,
     HookHandler,
@@ -197,7 +199,7 @@ def test_a_worker_that_died_idle_has_its_lease_ended_too(
 ) -> None:
     die_with(pool, claims_held=0)
     assert judge.sweep() == []
-    ended = [name for name in lease_names(pool) if name.ended_by == judge.id]
+    ended = [name for name in ended_lease_names(pool) if name.ended_by == judge.id]
     assert len(ended) == 1
 
 
@@ -469,6 +471,7 @@ def test_listings_are_refreshed_once_since_a_worker_became_idle(
 ) -> None:
     changed: list[str] = []
     monkeypatch.setattr(directories, "make", lambda path: changed.append(Path(path).parent.name))
+    monkeypatch.setattr(recovery, "listings_may_be_old", lambda root: True)
     assert judge.recovery.refresh_listings(idle_s=0.5)
     assert changed == ["running", "gpu0"]
     assert not judge.recovery.refresh_listings(idle_s=60.0), "it did so since it became idle"
@@ -482,5 +485,100 @@ def test_a_full_disk_keeps_no_worker_from_leaving(
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
     monkeypatch.setattr(directories, "make", full)
+    monkeypatch.setattr(recovery, "listings_may_be_old", lambda root: True)
     assert judge.recovery.refresh_listings(idle_s=0.5)
     assert not judge.recovery.refresh_listings(idle_s=60.0)
+
+
+# ---- R14, R15, R18: who watches, who is excused, what it costs ----
+
+
+def test_r14_a_busy_workers_thread_sweeps_every_half_lease_and_requeues_what_it_finds(
+    pool: PoolDirectory, judge: ManualWorker
+) -> None:
+    die_with(pool)
+    assert judge.recovery.sweep_while_busy() == [], "the last sweep was a moment ago"
+    judge.recovery.swept_at -= LEASE_S
+    assert len(judge.recovery.sweep_while_busy()) == 1
+    assert state_counts(pool) == {"spools": 2}
+
+
+def test_r14_two_threads_that_sweep_at_once_charge_a_claim_once(
+    pool: PoolDirectory, judge: ManualWorker
+) -> None:
+    die_with(pool, claims_held=2)
+    judge.recovery.swept_at -= LEASE_S
+    found = run_in_threads(judge.recovery.sweep_while_busy, judge.recovery.sweep)
+    assert sorted(r.name.id[0] for each in found for r in each) == ["a", "b"]
+    assert {name.attempt for name in names_in(pool, State.WAITING)} == {1}
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_r15_what_a_worker_held_that_died_while_leaving_is_not_charged(
+    pool: PoolDirectory, judge: ManualWorker, clock: Clock, leaving: bool
+) -> None:
+    holder = ManualWorker(pool)
+    stay_away(holder)
+    held = holder.take()
+    holder.lease.renew(leaving=leaving)
+    (recovered,) = expire(judge, clock)
+    assert recovered.became == held.returned(failed=not leaving)
+    assert bool(os.listdir(pool.directory("errors"))) is not leaving
+    events = Path(pool.events(judge.id)).read_text()
+    assert ('"why":"it was leaving"' in events) is leaving
+
+
+def test_r15_the_excuse_outlives_the_recoverer_that_ended_the_lease(
+    pool: PoolDirectory, judge: ManualWorker
+) -> None:
+    holder = ManualWorker(pool)
+    stay_away(holder)
+    held = holder.take()
+    holder.lease.renew(leaving=True)
+    first = Observer(pool)
+    first.look()
+    assert first.end(holder.id, "died-1-aaaaaa")
+    (recovered,) = judge.sweep()
+    assert recovered.became == held.returned(failed=False)
+
+
+def test_r15_what_a_worker_could_not_put_back_when_it_left_is_not_charged(
+    pool: PoolDirectory, holder: ManualWorker, judge: ManualWorker
+) -> None:
+    holder.leave()
+    (recovered,) = judge.sweep()
+    assert recovered.became == recovered.name.returned(failed=False)
+
+
+def test_r18_a_first_sweep_opens_no_lease_of_a_worker_that_is_not_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this host or another. So it costs as much beside forty workers as beside two."""
+    opened: list[str] = []
+    costs = []
+
+    def note(real: Callable[..., int], path: str, *given: Any, **how: Any) -> int:
+        opened.append(path)
+        return real(path, *given, **how)
+
+    for workers in (2, 40):
+        pool = make_pool(tmp_path / f"pool{workers}", "a.3", lease_s=LEASE_S)
+        judge = ManualWorker(pool)
+        for number in range(workers):
+            Lease(pool, f"elsewhere-{number}-aaaaaa").enlist()
+            Lease(pool, new_worker_id()).enlist()
+        with monkeypatch.context() as patch:
+            interpose(patch, open=note)
+            before = operations.total
+            assert judge.sweep() == []
+            costs.append(operations.total - before)
+    assert not [path for path in opened if "/workers/" in path]
+    assert costs[0] == costs[1]
+
+
+def test_r18_on_a_local_disk_the_last_look_makes_no_directory(
+    pool: PoolDirectory, judge: ManualWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "listings_may_be_old", lambda root: False)
+    monkeypatch.setattr(directories, "make", lambda path: pytest.fail(f"it made {path}"))
+    assert not judge.recovery.refresh_listings(idle_s=0.0)

@@ -11,10 +11,11 @@ import pytest
 
 from fsqueue.handler import Handler
 from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.handlers import install_handler
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan, plan_command
-from tests.support.processes import Running, Start, fsqueue, wait_for, wait_until_gone
+from tests.support.processes import Running, Start, fsqueue, leases_in, wait_for, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +72,7 @@ def test_a_signal_puts_the_claim_back_at_the_same_attempt(
     assert (back.attempt, back.returns) == (0, 1)
     assert counts(pool) == {"waiting": 2}
     assert f"stopped by {number.name}" in worker.log
-    (lease,) = os.listdir(pool.directory("workers"))
+    (lease,) = leases_in(pool)
     assert lease.endswith(".left")
     assert not [each for each in os.listdir(pool.directory("errors")) if ".a" in each]
 
@@ -191,8 +192,8 @@ def test_a_worker_whose_lease_file_is_removed_puts_back_its_claim_and_logs_why(
     worker = start("work", pool.root)
     running(pool)
     for _ in range(2):  # the first may be renewed under our hands
-        for lease in Path(pool.directory("workers")).iterdir():
-            lease.unlink(missing_ok=True)
+        for lease in lease_names(pool):
+            Path(pool.lease(lease)).unlink(missing_ok=True)
     assert worker.reap() == 1
     assert "is gone from workers/" in worker.log
     assert counts(pool) == {"waiting": 1}
@@ -227,7 +228,7 @@ def wait_for_orders(pool: PoolDirectory, workers: list[Running]) -> None:
     """Wait until every worker has renewed its lease twice: it reads its orders when it does."""
 
     def beats() -> list[str]:
-        return sorted(os.listdir(pool.directory("workers")))
+        return sorted(map(str, lease_names(pool)))
 
     for _ in range(2):
         before = beats()

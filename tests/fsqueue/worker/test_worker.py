@@ -12,6 +12,7 @@ import pytest
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
+from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.handlers import install_handler
 from tests.support.planning import (
@@ -24,7 +25,7 @@ from tests.support.planning import (
     plan_command,
 )
 from tests.support.pools import ManualWorker
-from tests.support.processes import Start, fsqueue, wait_for
+from tests.support.processes import Start, fsqueue, leases_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_a_worker_leaves_nothing_behind_but_outputs_and_records(pool: PoolDirect
     assert sorted(os.listdir(pool.directory("outputs"))) == [
         f"{id}.out" for id in ids(pool, State.DONE)
     ]
-    (lease,) = os.listdir(pool.directory("workers"))
+    (lease,) = leases_in(pool)
     assert lease.endswith(".left")
     assert [os.listdir(pool.directory(name)) for name in ("running", "partial", "errors")] == [
         [],
@@ -142,7 +143,7 @@ def test_invalid_options_exit_with_2(pool: PoolDirectory, words: list[str], comp
     assert run.returncode == 2
     assert complaint in run.stderr
     assert "Traceback" not in run.stderr
-    assert os.listdir(pool.directory("workers")) == []
+    assert leases_in(pool) == []
 
 
 def test_a_path_without_a_pool_exits_with_2(tmp_path: Path) -> None:
@@ -362,9 +363,9 @@ def test_a_busy_worker_recovers_claims_before_its_own_work_ends(
     dead = start("work", pool.root, "--spool", "cpu0")
     worker = dead.worker_in(pool)
     wait_for(lambda: ids(pool, State.RUNNING), "the first claim to run")
-    dead.kill()
-    (lease,) = Path(pool.directory("workers")).iterdir()
-    lease.write_text("{}")  # it cannot be proved that its process is gone
+    dead.vanish()
+    (lease,) = lease_names(pool)
+    Path(pool.lease(lease)).write_text("{}")  # it cannot be proved that its process is gone
     (tmp_path / "gate").touch()
     run = fsqueue("work", pool.root, "--spool", "cpu0", *QUICK)
     assert run.returncode == 0, run.stderr
