@@ -13,7 +13,15 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
-from tests.support.processes import FSQUEUE, Start, alive, environment, fsqueue, wait_for
+from tests.support.processes import (
+    FSQUEUE,
+    Start,
+    alive,
+    environment,
+    fsqueue,
+    leases_in,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
