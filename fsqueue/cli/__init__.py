@@ -114,7 +114,9 @@ def cli(verbose: int) -> None:
     A claim is a file, and taking it is a rename. No server, no database.
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = logging.StreamHandler()
+    from fsqueue.cli.stderr_log import StderrLog
+
+    handler = StderrLog()
     handler.setFormatter(OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler])
 
