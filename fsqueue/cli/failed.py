@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Final
 
 import click
@@ -11,12 +12,20 @@ import click
 from fsqueue.api import Pool
 from fsqueue.cli.options import SETTINGS, json_option, plural, pool_argument, print_json
 from fsqueue.errors import UsageError
-from fsqueue.history.failures import FailedAttempt, failed_attempts, tail, worker_log
+from fsqueue.history.failures import (
+    FailedAttempt,
+    FailedClaim,
+    attempts_to_come,
+    failed_attempts,
+    tail,
+    worker_log,
+)
 from fsqueue.monitor import format
 from fsqueue.pool.names import ID
 from fsqueue.pool.untrusted import printable
 
 LINES_SHOWN: Final = 20
+CLAIMS_SHOWN: Final = 20
 _ATTEMPT: Final = re.compile(rf"({ID.pattern})(?:\.a(\d{{1,4}}))?(?:\.json)?", re.ASCII)
 
 
@@ -47,18 +56,35 @@ def failed(pool: Pool, wanted: str | None, as_json: bool) -> None:
             }
             for claim in found
         ]
-        return print_json({"failed": rows})
+        again = [
+            {"id": claim.name.id, "errors": [dict(each.record) for each in claim.attempts]}
+            for claim in attempts_to_come(pool)
+        ]
+        return print_json({"failed": rows, "tried_again": again})
+    shown = printable(pool.root)
+    _print_claims(found, lambda claim: claim.name.attempt + 1)
+    again_too = attempts_to_come(pool)
     if not found:
-        return click.echo("No claim failed.")
+        click.echo("No claim failed for good." if again_too else "No claim failed.")
+    if again_too:
+        has = "1 claim has" if len(again_too) == 1 else f"{len(again_too):,} claims have"
+        click.echo(f"\n{has} failed attempts and will be tried again:")
+        _print_claims(again_too[:CLAIMS_SHOWN], lambda claim: len(claim.attempts))
+        if (more := len(again_too) - CLAIMS_SHOWN) > 0:
+            click.echo(f"... and {more:,} more")
+    if not found:
+        return None
+    click.echo(f"\nThe tail of its output: fsqueue failed {shown} --log ID")
+    return click.echo(f"Put them back:          fsqueue retry {shown} [ID]...")
+
+
+def _print_claims(found: list[FailedClaim], attempts: Callable[[FailedClaim], int]) -> None:
     for claim in found:
-        name, attempts = claim.name, plural(claim.name.attempt + 1, "attempt")
-        click.echo(f"{name.id}  ({name.kind}, cost {name.cost:,}, {attempts})")
+        name, tried = claim.name, plural(attempts(claim), "attempt")
+        click.echo(f"{name.id}  ({name.kind}, cost {name.cost:,}, {tried})")
         for each in claim.attempts:
             when = "--:--:--" if each.at is None else format.clock(each.at)
             click.echo(f"  a{each.attempt}  {when}  {each.worker}: {each.error}")
-    shown = printable(pool.root)
-    click.echo(f"\nThe tail of its output: fsqueue failed {shown} --log ID")
-    return click.echo(f"Put them back:          fsqueue retry {shown} [ID]...")
 
 
 def _show_log(pool: Pool, wanted: str, as_json: bool) -> None:

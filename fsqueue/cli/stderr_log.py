@@ -1,6 +1,6 @@
 """Log to stderr without ever waiting for whatever reads it.
 
-R48  No log line holds up the work: a terminal that was stopped with Ctrl-S, a pager, or a stalled
+R50  No log line holds up the work: a terminal that was stopped with Ctrl-S, a pager, or a stalled
      ssh connection costs log lines, and nothing else. How many is reported once it goes on.
 
 A line is written at once where that cannot block: to a file, or to a pipe with room for it. What

@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import WORKER, ClaimName, Role, is_given_up, role_of
-from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import read_status
 from fsqueue.pool.untrusted import printable, read_json
 from fsqueue.slurm.allocation import Job
@@ -80,6 +81,16 @@ def failed_attempts(pool: PoolDirectory, id: str) -> list[FailedAttempt]:
     pattern = re.compile(rf"{re.escape(id)}\.a(\d{{1,4}})\.json")
     found = map(pattern.fullmatch, atomic.names(pool.directory("errors")))
     return list(_records(pool, id, sorted(int(match[1]) for match in found if match)))
+
+
+def attempts_to_come(pool: PoolDirectory) -> list[FailedClaim]:
+    """Return the claims of which an attempt failed and that wait or run again, sorted by ID."""
+    directories = [*map(pool.spool, spool_names(pool)), pool.state(State.RUNNING)]
+    texts = chain.from_iterable(map(atomic.names, directories))
+    names = (name for text in texts if (name := ClaimName.parse(text)) and name.attempt)
+    found = ((name, tuple(_records(pool, name.id, range(name.attempt)))) for name in names)
+    claims = (FailedClaim(name, records) for name, records in found if records)
+    return sorted(claims, key=lambda claim: claim.name.id)
 
 
 def worker_log(pool: PoolDirectory, attempt: FailedAttempt) -> str | None:

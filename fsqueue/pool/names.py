@@ -232,6 +232,11 @@ def pid_of(id: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() else None
 
 
+def host_of(worker: str) -> str:
+    """Return the host's part of a worker's id, as `new_worker_id` wrote it."""
+    return worker.rsplit("-", WORKER_ID_DASHES)[0]
+
+
 def role_of(id: str) -> Role:
     """Return the role of the process with this id.
 

@@ -3,6 +3,8 @@
 R4  A claim whose last run came to nothing (`vain`) is taken after all claims of which that is not
     so, and one that failed here after those. So one claim that is too long, or hangs, or cannot be
     read, delays no other claim.
+R51 A claim whose last attempt failed on this host is left to workers of other hosts for a while, if
+    there are any: the tasks of one bad node must not spend all attempts of the same claims.
 
 The rule among the others: *take the largest claim that no other worker is expected to finish
 sooner.* `choose` deals out the waiting claims, largest first, each to the worker that would finish
@@ -25,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, R
 from dataclasses import dataclass, field
 from typing import Final
 
-from fsqueue.pool.names import ClaimName
+from fsqueue.pool.names import ClaimName, host_of
 from fsqueue.pool.requirements import Tier, base_of, lacks
 from fsqueue.scheduling.score import HEALTHY, MODEL_LOADED, SPECIALISED
 
@@ -53,6 +55,7 @@ class Preferences:
     """Kinds that others have loaded, or are loading."""
     unable: frozenset[str] = frozenset()
     failed_here: frozenset[str] = frozenset()
+    """Claims, by id, whose last attempt failed on this host."""
     left: frozenset[str] = frozenset()
     """Claims, by id, that this worker could not read or run and leaves to others."""
     special: frozenset[str] = frozenset()
@@ -146,6 +149,9 @@ def choose(
     for spool, name in _best_first(listings, me.spool, preferences):
         if takes_too_long(name, me.rates, time_left_s) or name.vain and is_hopeless(name):
             continue
+        if name.id in preferences.failed_here and name.id not in waited:
+            if any(_is_elsewhere(peer, me) and not _lacks(peer, name.kind) for peer in peers):
+                continue
         if name.id in waited or race.falls_to_me(spool, name):
             if spool == me.spool or at_home is None or _rank(name, preferences) > at_home:
                 return spool, name
@@ -281,6 +287,10 @@ def _rank(name: ClaimName, preferences: Preferences) -> ClaimRank:
 
 def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[ClaimStanding, float, bool, int]:
     return (*_rank(name, preferences), name.cost)
+
+
+def _is_elsewhere(peer: Peer, me: Peer) -> bool:
+    return peer.stealing and host_of(peer.worker) != host_of(me.worker)
 
 
 def _lacks(peer: Peer, kind: str) -> str:

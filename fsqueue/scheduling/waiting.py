@@ -24,6 +24,7 @@ from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences
 
 RUN: Final = 8192
 """How many names are sorted at a time."""
+RETRIED_MAX: Final = 200
 
 
 class KindGroup:
@@ -121,10 +122,14 @@ class WaitingClaims:
 
     def __init__(self, texts: Iterable[str] = (), preferences: Preferences | None = None) -> None:
         preferences = preferences or Preferences()
+        self.retried: list[str] = []
+        """The names that have an attempt behind them, up to a limit."""
         groups: defaultdict[tuple[str, ClaimStanding], KindGroup] = defaultdict(KindGroup)
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
             groups[kind, preferences.standing(id, vain_of(text))].add(text)
+            if ".a0." not in text and len(self.retried) < RETRIED_MAX:
+                self.retried.append(text)
         for group in groups.values():
             group.seal()
         self._groups = dict(groups)

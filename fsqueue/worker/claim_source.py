@@ -11,18 +11,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
-from fsqueue.pool.names import VAIN_RUNS_MAX, ClaimName
+from fsqueue.pool.names import VAIN_RUNS_MAX, ClaimName, host_of
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Status
-from fsqueue.pool.untrusted import number
+from fsqueue.pool.untrusted import number, read_json
 from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
@@ -92,6 +92,8 @@ class ClaimSource:
         self._time_left_s = time_left_s
         self._lifetime_s = lifetime_s
         self._before_listing = before_listing
+        self._failed_on_host: dict[str, bool] = {}
+        """By id and attempt: whether the attempt before failed on this host."""
         self._vain_runs_s: dict[str, float] = {}
         """By id and number of returns: how long the last run in vain of a claim was."""
         self._worker_preferences = self._preferences = Preferences()
@@ -115,7 +117,7 @@ class ClaimSource:
         """Reorder what is known, if the worker's preferences changed."""
         if preferences is not self._worker_preferences:
             self._worker_preferences = preferences
-            self._reorder(replace(preferences, held=self._preferences.held))
+            self._reorder(self._with_failed_on_host(self._preferences.held))
 
     def _reorder(self, preferences: Preferences) -> None:
         if preferences != self._preferences:
@@ -203,7 +205,31 @@ class ClaimSource:
     def _refresh_peers(self) -> None:
         """See which workers live and do what (hints: I8), to avoid loading what others have."""
         self._peers = self._read_peers()
-        self._reorder(replace(self._preferences, held=held_by(self._peers)))
+        self._reorder(self._with_failed_on_host(held_by(self._peers)))
+
+    def _with_failed_on_host(self, held: frozenset[str]) -> Preferences:
+        on_host = {key.partition(".")[0] for key, here in self._failed_on_host.items() if here}
+        mine = self._worker_preferences
+        return replace(mine, held=held, failed_here=mine.failed_here | on_host)
+
+    def _learn_of_failures(self, retried: Iterable[str]) -> bool:
+        """Read where claims failed that wait for another attempt; return whether any did here.
+
+        Their error records say so: one is read once for each attempt (R51).
+        """
+        here, found = host_of(self._worker), False
+        for text in retried:
+            name = ClaimName.parse(text)
+            if name is None or (key := f"{name.id}.a{name.attempt}") in self._failed_on_host:
+                continue
+            try:
+                path = self._pool.error(name.id, name.attempt - 1)
+                record = read_json(path, patience_s=0.0)
+            except (OSError, PoolError):
+                record = {}  # of a claim that `retry` put back, or cleaned up
+            self._failed_on_host[key] = host_of(str(record.get("worker"))) == here
+            found |= self._failed_on_host[key]
+        return found
 
     # ---- all spools ----
 
@@ -343,9 +369,10 @@ class ClaimSource:
         try:
             started = time.monotonic()
             self._listed.pop(spool, None)
-            names = atomic.gather(
-                self._pool.spool(spool), lambda texts: WaitingClaims(texts, self._preferences)
-            )
+            names = self._gather(spool)
+            if self._learn_of_failures(names.retried):
+                self._reorder(self._with_failed_on_host(self._preferences.held))
+                names = self._gather(spool)
             self._listed[spool] = started, names
             if names.all:
                 self._dry.discard(spool)
@@ -358,6 +385,10 @@ class ClaimSource:
                 self._journal.write(EventKind.WARNING, text=str(error))
                 self._unusable.add(spool)
             return None
+
+    def _gather(self, spool: str) -> WaitingClaims:
+        directory = self._pool.spool(spool)
+        return atomic.gather(directory, lambda texts: WaitingClaims(texts, self._preferences))
 
     @property
     def _worker(self) -> str:

@@ -1,4 +1,4 @@
-"""A reader that does not read costs log lines, and nothing else (R48)."""
+"""A reader that does not read costs log lines, and nothing else (R50)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_lines_to_a_file_are_there_at_once_and_in_order(tmp_path: Path) -> None:
     assert lines == [f"line {number}" for number in range(100)]
 
 
-def test_r48_a_full_pipe_holds_nothing_up_and_what_was_dropped_is_counted(
+def test_r50_a_full_pipe_holds_nothing_up_and_what_was_dropped_is_counted(
     pipe: tuple[int, int],
 ) -> None:
     reading, writing = pipe
@@ -69,7 +69,7 @@ def test_a_closed_descriptor_is_no_error(pipe: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_r48_a_stuck_terminal_keeps_no_claim_from_being_done(
+def test_r50_a_stuck_terminal_keeps_no_claim_from_being_done(
     tmp_path: Path, pipe: tuple[int, int]
 ) -> None:
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 60), ("false", "{input}"))

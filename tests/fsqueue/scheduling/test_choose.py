@@ -321,3 +321,37 @@ def test_a_worker_has_loaded_or_is_loading_what_it_runs() -> None:
 def test_what_needs_no_loading_is_not_left_to_those_who_happen_to_run_it() -> None:
     busy = [peer(f"p{n}", kind="k", left=10.0, rates={"k": 1.0}) for n in range(2)]
     assert pick({"mine": listing("x:10")}, *busy, me=Peer("me", rates={"k": 1.0})) == "x"
+
+
+# ---- claims that came to nothing (R4, R51) ----
+
+
+def test_r4_a_claim_put_back_in_vain_is_taken_after_all_others() -> None:
+    names = [ClaimName("long", "k", 900, vain=1), ClaimName("hopeless", "k", 999, vain=3),
+             ClaimName("small", "k", 1), ClaimName("failed", "k", 500)]  # fmt: skip
+    order = in_order(names, Preferences(failed_here=frozenset({"failed"})))
+    assert ids(order) == ["small", "long", "hopeless", "failed"]
+
+
+def test_r4_what_this_worker_left_to_others_is_not_offered_again() -> None:
+    assert in_order([claim("a:9")], Preferences(left=frozenset("a"))) == []
+
+
+def test_r4_a_hopeless_claim_is_not_begun() -> None:
+    offered = {"mine": [ClaimName("long", "k", 900, vain=3)]}
+    assert pick(offered, is_hopeless=lambda name: True) is None
+    assert pick(offered, is_hopeless=lambda name: False) == "long"
+
+
+def test_r51_a_claim_that_failed_on_this_host_is_left_to_another_host_for_a_while() -> None:
+    failed = Preferences(failed_here=frozenset("a"))
+    me = Peer("bad-1-aaaaaa", spool="mine")
+    offered = {"mine": listing("a:9", "b:1", preferences=failed)}
+    near, far = peer("bad-2-bbbbbb"), peer("good-3-cccccc")
+    choice = {"me": me, "preferences": failed}
+    assert pick(offered, near, **choice) == "b"
+    only = {"mine": listing("a:9", preferences=failed)}
+    assert pick(only, near, **choice) == "a", "another worker of this host would do no better"
+    assert pick(only, near, far, **choice) is None
+    assert pick(only, near, far, waited={"a"}, **choice) == "a"
+    assert pick(only, peer("good-3-cccccc", tier=3), **choice) == "a", "it may not"

@@ -68,6 +68,15 @@ def test_r7_a_worker_that_fails_a_claim_known_to_work_stops(tmp_path: Path) -> N
     assert fsqueue("work", pool.root, env={"HEALTHY": "1"}).returncode == 0
 
 
+def test_failed_attempts_are_listed_while_their_claims_are_tried_again(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, ["FF", "x"])
+    fsqueue("work", pool.root, "--max-claims", "1", *QUICK)
+    listed = fsqueue("failed", pool.root).stdout
+    assert "No claim failed for good." in listed
+    assert "1 claim has failed attempts and will be tried again" in listed
+    assert "sh exited with status 1" in listed
+
+
 def test_r7_a_claim_that_this_worker_did_itself_is_run_again_and_acquits_it(
     tmp_path: Path,
 ) -> None:
@@ -319,3 +328,55 @@ def test_a_record_of_a_run_in_vain_says_why_and_how_long(tmp_path: Path) -> None
     record = json.loads(Path(pool.vain_run(name.id, 0)).read_text())
     assert record["put_back"].startswith("time is up")
     assert 0 < record["ran_s"] < 30
+
+
+# ---- what cannot be removed (R3) ----
+
+
+def test_r3_debris_that_cannot_be_removed_ends_no_worker(tmp_path: Path) -> None:
+    """A program leaves a directory in which a child of its goes on making files."""
+    script = (
+        'case $(cat "$1") in *F*) mkdir "$2.d"; '
+        '(n=0; while [ $n -lt 3000 ]; do : > "$2.d/$n"; n=$((n+1)); done)& '
+        'sleep .1; exit 1;; esac; cat "$1" > "$2"'
+    )
+    paths = make_inputs(tmp_path / "in", 4)
+    for index, path in enumerate(paths):
+        path.write_text("F" * 50 if index == 0 else "x")
+    argv = ("sh", "-c", script, "sh", "{input}", "{output}")
+    pool = plan_command(tmp_path / "pool", paths, argv, attempts=2)
+    run = fsqueue("work", pool.root, *QUICK, deadline_s=60)
+    assert run.returncode == 3, run.stderr
+    assert counts(pool) == {"done": 3, "failed": 1}
+
+
+IMMORTAL = """
+import os, subprocess
+from fsqueue import Handler
+
+class Made(Handler):
+    def run(self, work):
+        if work.input.read_text().startswith("F"):
+            debris = work.output.parent / "debris"
+            debris.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "none", debris], check=True)
+            raise RuntimeError("leaves a directory that is busy")
+        work.output.write_text("fine")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_r3_a_directory_that_is_busy_ends_no_worker(tmp_path: Path) -> None:
+    env = install_handler(tmp_path / "site", "immortal", IMMORTAL)
+    paths = make_inputs(tmp_path / "in", 4)
+    for index, path in enumerate(paths):
+        path.write_text("F" * 50 if index == 0 else "x")
+    words = ("plan", "immortal", tmp_path / "pool", *paths, "--attempts", "2")
+    assert fsqueue(*words, env=env).returncode == 0
+    worker = ["unshare", "--mount", *FSQUEUE, "work", str(tmp_path / "pool"), *QUICK]
+    run = subprocess.run(
+        worker, env=environment(env), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 3, run.stderr
+    assert "is busy" in run.stderr and "Traceback" not in run.stderr
+    assert len(os.listdir(tmp_path / "pool" / "done")) == 3
