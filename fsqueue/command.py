@@ -131,8 +131,11 @@ class Command(Handler):
         self._worker = work.worker
         try:
             _run_program(work, _substitute(work), self._temporary)
-        finally:
+        except BaseException:
+            remove(str(work.output))  # at once: on a full disk it leaves no room for its own record
             _clear_beside(work)
+            raise
+        _clear_beside(work)
 
     def close(self) -> None:
         self._temporary.remove()

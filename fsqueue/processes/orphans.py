@@ -20,17 +20,6 @@ _adopting: dict[int, bool] = {}
 """By process number: a forked child is none."""
 _unended: set[int] = set()
 """Children of ours that not even SIGKILL has ended so far."""
-_spared: set[int] = set()
-
-
-def spare(pid: int) -> None:
-    """Count a child of ours as no program's, even if it leads a session and begins during one."""
-    _spared.add(pid)
-
-
-def is_spared(pid: int) -> bool:
-    """Return whether `spare` was called for a process."""
-    return pid in _spared
 
 
 def adopt_orphans() -> bool:

@@ -194,8 +194,7 @@ class Program:
             if above.parent == self.pid or above.pid == self.pid:
                 return True
             if above.parent == os.getpid():
-                spared = above.session == self._session or orphans.is_spared(above.pid)
-                return self._adopting and not spared
+                return self._adopting and above.session != self._session
             passed.add(above.pid)
             above = seen.get(above.parent)
         return not self._adopting and table.has_variable(process.pid, self._mark)

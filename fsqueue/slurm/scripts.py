@@ -85,7 +85,7 @@ def merge_script(
 
 
 def _fsqueue(*words: str) -> str:
-    return shlex.join([sys.executable, "-m", "fsqueue", *words])
+    return shlex.join([sys.executable, "-P", "-m", "fsqueue", *words])
 
 
 def _head(pool: PoolDirectory, options: ScriptOptions, output: str) -> list[str]:

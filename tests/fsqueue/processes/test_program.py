@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.processes import orphans, program, table
+from fsqueue.processes import program, table
 from fsqueue.processes.program import STDERR_KEPT, Program
 from tests.support.processes import alive, state_of, wait_for, wait_until_gone
 
@@ -283,18 +283,14 @@ def test_r21_children_of_other_threads_are_neither_ended_nor_reaped(begin: Begin
     other = subprocess.Popen(["sleep", "1000"])
     one = begin("exit 0")
     later = subprocess.Popen(["sh", "-c", "exit 9"])
-    spared = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    orphans.spare(spared.pid)
     wait_for(lambda: state_of(later.pid) == "Z", "the other child to end")
     try:
         assert run(one) == 0
         assert later.wait() == 9
         assert alive(other.pid)
-        assert alive(spared.pid)
     finally:
-        for process in (other, spared):
-            process.kill()
-            process.wait()
+        other.kill()
+        other.wait()
 
 
 def test_where_processes_cannot_be_seen_its_group_is_ended_and_nothing_more_is_claimed(

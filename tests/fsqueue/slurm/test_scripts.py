@@ -112,9 +112,9 @@ def test_a_path_that_sbatch_cannot_read_is_refused(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status, merged", [(0, "merged\n"), (5, ""), (3, "")])
+@pytest.mark.parametrize("status, merged", [(0, True), (5, False), (3, False)])
 def test_the_merge_runs_only_if_everything_is_done(
-    pool: PoolDirectory, status: int, merged: str
+    pool: PoolDirectory, status: int, merged: bool
 ) -> None:
     script = merge_script(pool, ["17", "18"], "echo merged", ScriptOptions(["-p", "cpu"]))
     assert "--dependency=afterany:17:18" in directives(script)
@@ -123,7 +123,7 @@ def test_the_merge_runs_only_if_everything_is_done(
     assert check in script
     script = script.replace(check, f"(exit {status})")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (status, merged)
+    assert (done.returncode, "merged" in done.stdout) == (status, merged)
 
 
 def test_without_sbatch_the_error_says_what_to_do(
