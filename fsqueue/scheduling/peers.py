@@ -6,6 +6,7 @@ Everything here is a hint (I8): statuses may be missing, old or hostile. What de
 from __future__ import annotations
 
 import statistics
+from bisect import bisect
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import Final
@@ -27,6 +28,38 @@ def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:
     workers = {name.worker for name in lease_names(pool) if name.living} - {but}
     found = (read_status(pool, worker) for worker in sorted(workers))
     return [status for status in found if status is not None]
+
+
+STATUSES_PER_LOOK: Final = 24
+"""How many statuses one look reads at most: with more workers than that, the policy does not become
+better by knowing what each of them does at this moment."""
+
+
+class PeerStatuses:
+    """The statuses of the other living workers, as one worker knows them.
+
+    Each look reads a few, in turn; so it costs as much beside a thousand workers as beside thirty.
+    The turn begins with those whose ids follow this worker's, so that not all read the same ones.
+    """
+
+    def __init__(self, pool: PoolDirectory, me: str) -> None:
+        self._pool = pool
+        self._me = me
+        self._known: dict[str, Status | None] = {}
+        """By worker, those read longest ago first."""
+
+    def look(self) -> list[Status]:
+        """Return the statuses known so far of those workers that live now."""
+        workers = sorted({name.worker for name in lease_names(self._pool) if name.living})
+        begin = bisect(workers, self._me)
+        turn = [each for each in workers[begin:] + workers[:begin] if each != self._me]
+        unread = [each for each in turn if each not in self._known]
+        alive = set(turn)
+        self._known = {each: known for each, known in self._known.items() if each in alive}
+        for worker in (unread + list(self._known))[:STATUSES_PER_LOOK]:
+            self._known.pop(worker, None)
+            self._known[worker] = read_status(self._pool, worker)
+        return [status for status in self._known.values() if status is not None]
 
 
 def peers(pool: PoolDirectory, statuses: Iterable[Status]) -> list[Peer]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,6 +19,7 @@ from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.names import VAIN_RUNS_MAX, ClaimName, host_of
+from fsqueue.pool.reckoning import Reckoning
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Status
@@ -32,7 +33,7 @@ from fsqueue.scheduling.choose import (
     polls_for,
     takes_too_long,
 )
-from fsqueue.scheduling.peers import held_by, living, peers, rates_of_likes
+from fsqueue.scheduling.peers import PeerStatuses, held_by, peers, rates_of_likes
 from fsqueue.scheduling.waiting import WaitingClaims
 from fsqueue.storage import atomic
 from fsqueue.storage.locks import try_lock
@@ -47,6 +48,8 @@ LISTINGS_MAX: Final = 5
 HALF: Final = 0.5
 CLEARLY_MORE: Final = 1.5
 VIEW_AGE_S: Final = 2.0
+SPOOLS_LISTED: Final = 24
+"""In a pool with more spools than this, they are listed only if something seems to wait there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class ClaimSource:
         """As the worker set them last; and these, with what other workers hold."""
         self._own = WaitingClaims()
         self._others: dict[str, WaitingClaims] = {}
+        self._statuses = PeerStatuses(pool, beat.status.worker_id)
+        self._reckoning = Reckoning(pool)
         self._peers: list[Peer] = []
         self._peer_rates: dict[str, float] = {}
         """Cost per second by kind, as measured by workers with a GPU like ours."""
@@ -138,7 +143,10 @@ class ClaimSource:
     def count_waiting(self, since: float = -math.inf) -> Waiting:
         """Count over listings no older than a second, nor than `since`."""
         total = could = too_long = hopeless = 0
-        for spool in spool_names(self._pool):
+        spools = spool_names(self._pool)
+        if self._nothing_waits_outside(spools):
+            spools = [spool for spool in spools if spool == self._spool]
+        for spool in spools:
             at, names = self._listed.get(spool, (-1e9, None))
             if time.monotonic() - at > 1.0 or at < since:
                 names = self._list(spool)
@@ -316,9 +324,12 @@ class ClaimSource:
         started = time.monotonic()
         self._unlocked.clear()
         self._others.clear()
+        spools = spool_names(self._pool)
+        if self._nothing_waits_outside(spools):
+            spools = []
         self._others = {
             spool: names
-            for spool in spool_names(self._pool)
+            for spool in spools
             if spool != self._spool and (names := self._list(spool))
         }
         if self._own or self._others:
@@ -327,8 +338,20 @@ class ClaimSource:
         # The longer it took, the longer the listings are used: it stays under 5 % of the time.
         self._others_listed_at = started + max(0.0, 20 * took_s - VIEW_AGE_S)
 
+    def _nothing_waits_outside(self, spools: Sequence[str]) -> bool:
+        """Return whether nothing can wait in these spools but what we know of our own.
+
+        Only asked where it costs less than listing them: then a worker's looks cost the same in a
+        pool of a thousand spools as in one of thirty.
+        """
+        if len(spools) <= SPOOLS_LISTED:
+            return False
+        self._before_listing()
+        waiting = self._reckoning.waiting()
+        return waiting is not None and waiting <= len(self._own)
+
     def _read_peers(self) -> list[Peer]:
-        statuses = living(self._pool, but=self._worker)
+        statuses = self._statuses.look()
         self._peer_rates = rates_of_likes(statuses, self._beat.status.model)
         return peers(self._pool, statuses)
 

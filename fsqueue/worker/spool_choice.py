@@ -7,17 +7,20 @@ for its array index, if it has one, else the one with the fewest living workers.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fsqueue.errors import UsageError
 from fsqueue.gpu.nvml import Gpu, visible_gpus
 from fsqueue.gpu.weights import get_gpu_weight, short_name
-from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory, Spool, read_spool, spool_names
-from fsqueue.pool.status import read_status
+from fsqueue.scheduling.peers import PeerStatuses
+
+SPOOLS_READ: Final = 24
+"""Of how many spools of its model a worker chooses one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,18 @@ def choose_spool(
     model = short_name(gpu.name, memory_gib=gpu.memory_gib) if gpu else "cpu"
     models = {model.lower(), (short_name(gpu.name) if gpu else "cpu").lower()}
     facts = {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name} if gpu else {}
-    spools = [read_spool(pool, name) for name in spool_names(pool)]
+    names = spool_names(pool)
     if wanted is not None:
-        spool = next((spool for spool in spools if spool.name == wanted), None)
-        if spool is None:
-            known = ", ".join(spool.name for spool in spools) or "none"
+        if wanted not in names:
+            known = ", ".join(names) or "none"
             raise UsageError(f"{pool.root} has no spool {wanted!r}; it has: {known}.")
+        spool = read_spool(pool, wanted)
         return SpoolChoice(spool.name, spool.model, spool.weight, "as requested", facts)
-    alike = [spool for spool in spools if spool.model.lower() in models]
     index = environ.get("SLURM_ARRAY_TASK_ID", "")[:12]
-    indexed = spools[int(index) % len(spools)] if index.isdecimal() and spools else None
+    indexed = None
+    if index.isdecimal() and names:
+        indexed = read_spool(pool, names[int(index) % len(names)])
+    alike = _alike(pool, names, models, indexed)
     if alike:
         spool = indexed if indexed in alike else _least_worked(pool, alike, gpu)
         return SpoolChoice(spool.name, model, spool.weight, f"its model is {model}", facts)
@@ -60,10 +65,28 @@ def choose_spool(
     )
 
 
+def _alike(
+    pool: PoolDirectory, names: list[str], models: set[str], indexed: Spool | None
+) -> list[Spool]:
+    """Return the spools of these models, at most SPOOLS_READ of them, in the pool's order.
+
+    Of many, not all are read, and not the same ones by all workers.
+    """
+    if indexed is not None and indexed.model.lower() in models:
+        return [indexed]
+    begin = os.getpid() % len(names) if len(names) > SPOOLS_READ else 0
+    found: list[Spool] = []
+    for name in names[begin:] + names[:begin]:
+        spool = read_spool(pool, name)
+        if spool.model.lower() in models:
+            found.append(spool)
+            if len(found) == SPOOLS_READ:
+                break
+    return found
+
+
 def _least_worked(pool: PoolDirectory, spools: list[Spool], gpu: Gpu | None) -> Spool:
-    living = (name.worker for name in lease_names(pool) if name.living)
-    statuses = (read_status(pool, worker) for worker in living)
-    workers = Counter(status.spool for status in statuses if status is not None)
+    workers = Counter(status.spool for status in PeerStatuses(pool, os.uname().nodename).look())
     index = gpu.index if gpu else 0
     order = {spool.name: (i - index) % len(spools) for i, spool in enumerate(spools)}
     return min(spools, key=lambda spool: (workers[spool.name], order[spool.name]))

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from fsqueue.handler import Handler
 from fsqueue.pool.leases import BEATS_PER_LEASE, LeaseName, proof_of_life
-from fsqueue.pool.settings import LEASE_S, PoolDirectory, create_pool
+from fsqueue.pool.settings import LEASE_S, PoolDirectory
 from fsqueue.pool.status import Status
 from tests.support.handlers import install_handler
+from tests.support.planning import make_inputs, plan
 from tests.support.processes import FSQUEUE
-from tests.support.strace import NOOP, calls_of, put_claims, put_spools
+from tests.support.strace import NOOP, calls_of, put_spools
 
 CLAIMS = 300
 
@@ -29,9 +31,11 @@ def operations_of_a_life(
     Beside so many workers that live, on other hosts; after so many that left; in a pool with so
     many spools. `-f` follows its guardian, too.
     """
-    pool = create_pool(str(directory / "pool"))
-    put_spools(pool, [f"cpu{number}" for number in range(spools)])
-    put_claims(pool, CLAIMS)
+    handler = Handler()
+    handler.name = "noop"
+    inputs = make_inputs(directory / "in", CLAIMS)
+    pool, _ = plan(directory / "pool", handler, [*inputs], {})
+    put_spools(pool, [f"cpu{number}" for number in range(1, spools)])
     for number in range(left):
         Path(pool.lease(LeaseName(f"gone-{number}-aaaaaa"))).touch()
     env = install_handler(directory / "site", "noop", NOOP)
