@@ -153,15 +153,9 @@ def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
     """Return how many claims are in each state, in words; the numbers add up."""
     count = snapshot.count
     parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
-    states = (
-        (count.running, "running"),
-        (count.waiting, "waiting"),
-        (count.failed, "failed"),
-        (count.superseded, "superseded"),
-        (count.forgotten, "forgotten"),
-        (count.missing, "missing"),
-    )
-    parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
+    states = {"running": count.running, "waiting": count.waiting, "failed": count.failed}
+    states |= count.others
+    parts += [f"{amount.claims:,} {word}" for word, amount in states.items() if amount.claims]
     parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in snapshot.counters.items() if n]
     if eta and not snapshot.finished:
         parts.append(f"ETA {format.duration(snapshot.eta_s)}")
