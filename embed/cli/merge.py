@@ -47,6 +47,11 @@ from fsqueue.cli.options import (
 )
 @force_option
 @click.option("--partial", is_flag=True, help="Merge what is done, and report what is missing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only check whether this could be merged once all is done; write nothing.",
+)
 @json_option
 def merge_command(
     words: tuple[str, ...],
@@ -56,6 +61,7 @@ def merge_command(
     chosen: tuple[str, ...],
     force: bool,
     partial: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Join a pool's outputs in input order into the file OUT (virnucpro: the folder OUT).
@@ -76,9 +82,11 @@ def merge_command(
     if len(rest) != 1:
         raise UsageError("give one OUT: fsqueue embed merge POOL OUT")
     options = dict(_pair(text) for text in chosen)
-    result = merge(
-        pool, rest[0], MergeRequest(format, model, plans, options, partial=partial, force=force)
-    )
+    request = MergeRequest(format, model, plans, options, partial, force, dry_run)
+    result = merge(pool, rest[0], request)
+    if dry_run:
+        click.echo(f"{rest[0]}: could be merged, of {' and '.join(result.models)}")
+        return
     for note in result.notes:
         click.echo(f"fsqueue: {note}", err=True)
     if as_json:

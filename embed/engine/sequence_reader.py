@@ -44,11 +44,11 @@ class Counts:
             were = _plural(self.windowed, "sequence was", "sequences were")
             yield f"{were} longer than --max-residues and read in windows"
         if self.unknown_residues:
-            were = _plural(self.unknown_residues, "residue is", "residues are")
+            were = _plural(self.unknown_residues, "letter is", "letters are")
             yield f"{were} outside the model's vocabulary and read as unknown"
         if self.empty:
             have = _plural(self.empty, "sequence has", "sequences have")
-            yield f"{have} no residues; the vector is zeros"
+            yield f"{have} no letters; the vector is zeros"
         if self.duplicate_ids:
             have = _plural(self.duplicate_ids, "sequence has", "sequences have")
             yield f"{have} the id of an earlier one; rows are in input order"

@@ -109,7 +109,8 @@ class Embed(Handler):
             return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
         found = scan(path, estimate(options).costs)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
-        measures = {name: found.total(name) for name in ("sequences", "residues")}
+        letters = FAMILIES[options["family"]].letters
+        measures = {"sequences": found.total("sequences"), letters: found.total("residues")}
         longest = int(found.blocks["longest"].max(initial=0))
         if options.get("format") == "virnucpro" and measures["sequences"] > VIRNUCPRO_ROWS_MAX:
             raise BadInput(
@@ -120,7 +121,7 @@ class Embed(Handler):
         in_letters = not FAMILIES[options["family"]].in_tokens
         if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
             raise BadInput(
-                f"{path}: contains a sequence of {longest:,} residues, more than --max-residues "
+                f"{path}: contains a sequence of {longest:,} {letters}, more than --max-residues "
                 f"{options['max_residues']}, and --long fail refuses it. Raise --max-residues, or "
                 f"use --long truncate or window."
             )
@@ -129,7 +130,7 @@ class Embed(Handler):
             notes.append(f"{path}: contains no sequences; its claim will give an empty table.")
         if found.empty:
             have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
-            notes.append(f"{path}: {have} no residues; the vector will be zeros.")
+            notes.append(f"{path}: {have} no {letters}; the vector will be zeros.")
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
 
     def cut(
@@ -142,7 +143,8 @@ class Embed(Handler):
             cost_max = min(cost_max, int(tokens_max * estimate(options).per_token))
         for draft in draft_claims([source.detail for source in sources], cost_max):
             identity = {"segments": [segment.identity() for segment in draft.segments]}
-            letters = "characters" if options.get("text") else "residues"
+            own = FAMILIES[options["family"]].letters
+            letters = "characters" if options.get("text") else own
             measures = {"sequences": draft.sequences, letters: draft.residues}
             cost = max(1, draft.cost)
             yield Item(draft.stem, kind, cost, identity, draft.payload(), measures)

@@ -26,11 +26,17 @@ class Family:
     """The libraries whose versions are in an output's header."""
     in_tokens: bool = False
     """Whether lengths are counted in tokens, which takes the model's tokenizer."""
+    letters: str = "letters"
+    """What the letters of its sequences are called in plans and messages."""
 
 
 FAMILIES: Final = {
-    "esm2": Family("esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers")),
-    "dnabert": Family("dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers")),
+    "esm2": Family(
+        "esm2", 1022, "truncate", 1.0, ("fsqueue", "torch", "transformers"), False, "residues"
+    ),
+    "dnabert": Family(
+        "dnabert", 10_000, "window", 0.22, ("fsqueue", "torch", "tokenizers"), False, "bases"
+    ),
     "auto": Family(
         "auto", 512, "truncate", 0.3, ("fsqueue", "torch", "transformers", "tokenizers"), True
     ),

@@ -27,6 +27,8 @@ FILES: Final = [
     "model.safetensors.index.json",
 ]
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+FAIR_ESM: Final = re.compile(r"esm(1|1b|1v|2|_msa)[\w-]*", re.ASCII)
+"""How fair-esm's checkpoints are called."""
 TIMEOUT_S: Final = 5.0
 
 
@@ -56,6 +58,8 @@ def find(spec: str) -> PinnedModel:
     folder = os.path.expanduser(spec)
     if os.path.isdir(folder):
         return local(os.path.abspath(folder))
+    if os.path.isfile(folder):
+        raise UsageError(_is_file(spec))
     if HUB_ID.fullmatch(spec) is None:
         raise UsageError(
             f"--model {spec}: is neither a folder nor a hub id. Give a folder with config.json and "
@@ -63,6 +67,21 @@ def find(spec: str) -> PinnedModel:
         )
     name, _, revision = spec.partition("@")
     return hub(name, revision or "main")
+
+
+def _is_file(spec: str) -> str:
+    """Return what to say about a model that is a file."""
+    stem = os.path.basename(spec).removesuffix(".pt")
+    if FAIR_ESM.fullmatch(stem) and spec.endswith(".pt"):
+        same = re.sub("-contact-regression$", "", stem)
+        return (
+            f"--model {spec}: is a checkpoint of fair-esm, a pickle, which is not read here. The "
+            f"same weights as safetensors are on the hub: --model facebook/{same}"
+        )
+    return (
+        f"--model {spec}: is a file, and a model is a folder with config.json and "
+        f"model.safetensors, or a hub id: facebook/esm2_t6_8M_UR50D. Give the folder."
+    )
 
 
 def locate(options: Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ class MergeRequest:
     """Values of planned options, which tell apart the tables of one model."""
     partial: bool = False
     force: bool = False
+    dry_run: bool = False
+    """Only find out whether the merge would be refused once all is done."""
 
 
 def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResult:
@@ -61,7 +63,7 @@ def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResu
     """
     request = request or MergeRequest()
     assert request.format is None or request.format in CHOICES, request.format
-    found = select(collect(root, partial=request.partial), request)
+    found = select(collect(root, partial=request.partial or request.dry_run), request)
     format = choose_format(out, request.format, found[0].format)
     for one in found:
         check_format(format, ragged=one.pooling == "per-token")
@@ -73,12 +75,20 @@ def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResu
         for source in one.inputs.values()
         if not source.complete
     ]
+    if len(found) == 2 and any(one.pooling == "per-token" for one in found):
+        raise UsageError(
+            "two models are paired by one row for each sequence, and one of these has a row for "
+            "each token. Merge one model at a time: --model"
+        )
     guard = _Guard(PoolReader(root), found, request.force)
     if format == "virnucpro":
-        _write_folder(Path(out), found, result, guard)
+        guard.check_folder(Path(out))
+        if not request.dry_run:
+            _write_folder(Path(out), found, result)
     else:
         guard.check_file(out, paired=len(found) == 2)
-        _write_file(Path(out), format, found, result)
+        if not request.dry_run:
+            _write_file(Path(out), format, found, result)
     return result
 
 
@@ -98,7 +108,16 @@ class _Guard:
         if paired:
             self.reader.refuse_overwriting(f"{out}{UNMATCHED}", recognise.listing)
 
-    def check_features(self, path: Path) -> None:
+    def check_folder(self, folder: Path) -> None:
+        from embed.outputs import virnucpro
+
+        for one in self.found:
+            for name, _source in _named_inputs(one):
+                self._check_features(folder / (name + virnucpro.SUFFIX[one.family]))
+                if len(self.found) == 2:
+                    self._check_features(folder / (_pair_name(name) + virnucpro.MERGED))
+
+    def _check_features(self, path: Path) -> None:
         self.reader.refuse_overwriting(str(path), recognise.features)
         self.reader.refuse_overwriting(f"{path}.done", recognise.marker)
 
@@ -164,11 +183,6 @@ def _choice(found: Sequence[ModelOutputs]) -> str:
 
 def _write_file(path: Path, format: str, found: list[ModelOutputs], result: MergeResult) -> None:
     tables = [one.table() for one in found]
-    if len(tables) > 1 and any(table.ragged for table in tables):
-        raise UsageError(
-            "two models are paired by one row for each sequence, and one of these has a row for "
-            "each token. Merge one model at a time: --model"
-        )
     table = tables[0] if len(tables) == 1 else PairedTable(*tables)
     if isinstance(table, PairedTable):
         _report_unmatched(path, table, tables, result)
@@ -215,18 +229,10 @@ def _record(table: Table, path: Path, result: MergeResult) -> None:
 # ---- one file for each input ----
 
 
-def _write_folder(
-    folder: Path, found: list[ModelOutputs], result: MergeResult, guard: _Guard
-) -> None:
+def _write_folder(folder: Path, found: list[ModelOutputs], result: MergeResult) -> None:
     """Write each input's features, and the pairs of inputs that both models have by one name."""
     from embed.outputs import virnucpro
 
-    for one in found:
-        for name, source in _named_inputs(one):
-            if source.complete:
-                guard.check_features(folder / (name + virnucpro.SUFFIX[one.family]))
-            if source.complete and len(found) == 2:
-                guard.check_features(folder / (_pair_name(name) + virnucpro.MERGED))
     by_name: list[dict[str, JoinedTable]] = []
     for one in found:
         tables = {}

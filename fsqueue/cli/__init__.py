@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
+import signal
 import sys
 from importlib.metadata import entry_points
 from typing import Any, Final, NoReturn
@@ -69,8 +71,20 @@ Shell completion: eval "$(_FSQUEUE_COMPLETE=bash_source fsqueue)"
 """
 
 
+class ReaderLeft(Exception):
+    """The reader of a pipe that we write to has left. click would answer 1 to the OSError."""
+
+
 class Commands(click.Group):
     """The commands of the table above, and those that other packages register."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # a mount that shuts us out says ESHUTDOWN
+                raise ReaderLeft from error
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(set(_extensions()) - set(COMMANDS))]
@@ -143,10 +157,11 @@ def main() -> NoReturn:
         sys.exit(130)
     except FsqueueError as error:
         _fail(str(error), error.exit_status)
+    except ReaderLeft:
+        # What is still buffered would fail again at exit, and change the status.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno == errno.EPIPE:  # a pool's mount that shuts us out is a BrokenPipeError, too
-            sys.stderr.close()  # the reader of a pipe has left
-            sys.exit(141)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. {_advice(error)}", ExitStatus.ERROR)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -66,9 +65,11 @@ def write_lines(lines: Iterator[str], pool: PoolDirectory, to: Destination) -> N
         return print_lines(lines)
     to.check(pool)
     directory, name = os.path.split(os.path.abspath(to.path))
-    part = f"{directory}/.{name[:120]}.{os.getpid()}-{secrets.token_hex(6)}"
+    # One name for each target, so that what a killed process left there is used by the next.
+    part = f"{directory}/.{name[:120]}.fsqueue-part"
     try:
-        with open(part, "x", encoding="utf-8", errors="replace") as file:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        with open(fd, "w", encoding="utf-8", errors="replace") as file:
             print_lines(lines, file)
         os.replace(part, to.path)
     except OSError as error:

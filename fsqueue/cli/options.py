@@ -15,6 +15,7 @@ import click
 from fsqueue.api import Pool, open_pool
 from fsqueue.errors import UsageError
 from fsqueue.monitor.format import plural as plural
+from fsqueue.slurm.scripts import parse_limit
 from fsqueue.storage import permissions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -156,7 +157,7 @@ class TrailingCommand(click.Command):
 
 
 class Duration(click.ParamType[float]):
-    """Seconds, or a duration with units: 90, 45s, 10m, 1h30m, 2d."""
+    """Seconds, a duration with units (90, 45s, 10m, 1h30m, 2d), or SLURM's form: 04:00:00, 1-0."""
 
     name = "duration"
 
@@ -173,9 +174,13 @@ class Duration(click.ParamType[float]):
             seconds = math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
         elif re.fullmatch(r"\d+(\.\d+)?", text):
             seconds = float(text)
+        elif re.search("[:-]", text) and (limit := parse_limit(text)) is not None:
+            seconds = float(limit)
         if 0 <= seconds <= DURATION_MAX_S:
             return seconds
-        self.fail(f"{value!r} is not a duration; write 90, 45s, 10m or 1h30m.", parameter, ctx)
+        self.fail(
+            f"{value!r} is not a duration; write 90, 45s, 10m, 1h30m or 1:30:00.", parameter, ctx
+        )
 
 
 # ---- printing ----

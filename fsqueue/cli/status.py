@@ -57,15 +57,11 @@ def _print_status(snapshot: Snapshot) -> None:
         "running": count.running,
         "done": count.done,
         "failed": count.failed,
-        "superseded": count.superseded,
-        "forgotten": count.forgotten,
-        "missing": count.missing,
+        **count.others,
         "planned": count.planned,
     }
     rows = [
-        (k, a.claims, a.cost, format.share(a.cost, count.planned.cost))
-        for k, a in amounts.items()
-        if a.claims or k not in ("superseded", "forgotten", "missing")
+        (k, a.claims, a.cost, format.share(a.cost, count.planned.cost)) for k, a in amounts.items()
     ]
     print_table(("state", "claims", "cost", "share"), rows)
     if snapshot.spools:

@@ -42,6 +42,10 @@ def render(
     return Group(*lines, *help)
 
 
+CUT: Final = "..."
+"""Stands for the beginning of a path that was cut."""
+
+
 def line(text: str, style: str = "") -> Text:
     """Return a line that is cut short rather than wrapped."""
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
@@ -65,7 +69,8 @@ def _heading(snapshot: Snapshot, width: int) -> Text:
     living = sum(row.living for row in snapshot.workers)
     right = f"{living} worker{'s' * (living != 1)}  {format.clock(snapshot.taken_at)}"
     room = max(8, width - len(right) - GAP)
-    path = snapshot.pool if len(snapshot.pool) <= room else "~" + snapshot.pool[1 - room :]
+    # Not "~", which would read as the home directory, and not "…", which not every locale has.
+    path = snapshot.pool if len(snapshot.pool) <= room else CUT + snapshot.pool[len(CUT) - room :]
     return line("").append(path.ljust(room + GAP), "bold").append(right, "dim")
 
 

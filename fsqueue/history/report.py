@@ -113,6 +113,7 @@ def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
         ("failed", f"{count.failed.claims:,}"),
         ("running", f"{count.running.claims:,}"),
         ("waiting", f"{count.waiting.claims:,}"),
+        *((name, f"{amount.claims:,}") for name, amount in count.others.items()),
         ("progress by cost", format.share(snapshot.progress, 1.0)),
         ("attempts", f"{summary.attempts:,}"),
         ("stolen", f"{summary.steals.total():,}"),

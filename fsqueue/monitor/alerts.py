@@ -91,7 +91,9 @@ def alerts(
     for order in sorted(orders & ORDERS.keys()):
         yield Alert(AlertKind.ORDER, order, f"{ORDERS[order]} (control/{order})")
     if not any(row.living for row in workers):
-        todo = f"{count.waiting.claims:,} claims wait and no worker is alive"
+        waiting = count.waiting.claims
+        todo = "1 claim waits" if waiting == 1 else f"{waiting:,} claims wait"
+        todo += " and no worker is alive"
         yield Alert(AlertKind.DESERTED, "", f"{todo}. Start one: fsqueue work {pool.root}")
     yield from _in_vain(pool, count)
     yield from _imbalance(count, workers)

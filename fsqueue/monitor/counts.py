@@ -88,6 +88,13 @@ class Count:
         return self.done + self.failed + self.superseded + self.forgotten
 
     @property
+    def others(self) -> dict[str, Amount]:
+        """The amounts that most pools do not have, by name, of those that this one has."""
+        named = ("superseded", self.superseded), ("forgotten", self.forgotten)
+        every = (*named, ("missing", self.missing))
+        return {name: amount for name, amount in every if amount.claims}
+
+    @property
     def item(self) -> str | None:
         """The measure that speeds are shown in: the handlers' first one; None: claims."""
         return next((name for name in self.measures if name != INPUTS), None)

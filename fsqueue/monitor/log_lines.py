@@ -1,13 +1,15 @@
 """What a pool does, as lines for a log: without a terminal, in a SLURM job, through a pipe.
 
 Every event at once, every alert once when it begins and once when it ends, and a line per spool
-every ten seconds. Each line stands alone: time, subject, facts.
+every ten seconds; of many spools, one line in all. Each line stands alone: time, subject, facts.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Final
 
 from fsqueue.gpu.weights import short_name
@@ -15,12 +17,16 @@ from fsqueue.monitor import format
 from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.spools import SpoolRow
+from fsqueue.pool.journal import Event
 from fsqueue.pool.settings import PoolDirectory
 
 EVERY_S: Final = 10.0
 PATIENCE_S: Final = 10.0
 """How long no worker may be alive before that is reported: they may be starting."""
 RECOVERABLE: Final = frozenset({AlertKind.STALLED, AlertKind.SUSPECT})
+SPOOLS_MAX: Final = 16
+"""With more spools than this, only the line for all of them is printed."""
+_ATTEMPT: Final = re.compile(r"(, attempt )(\d+)(: )")
 POLL_S: Final = 0.2
 IDLE_SHARE: Final = 5
 PAUSE_MIN_S: Final = 0.05
@@ -77,9 +83,11 @@ class Lines:
         if now - self._last >= EVERY_S:
             self._last = now
             at = format.clock(snapshot.taken_at)
-            for row in snapshot.spools:
+            many = len(snapshot.spools) > SPOOLS_MAX
+            for row in () if many else snapshot.spools:
                 yield f"{at} {spool_line(row, snapshot.unit)}"
-            yield f"{at} all: {counted(snapshot)}"
+            where = f", in {len(snapshot.spools):,} spools" if many else ""
+            yield f"{at} all: {counted(snapshot)}{where}"
 
     def _events(self, snapshot: Snapshot) -> Iterator[str]:
         fresh = [event for event in snapshot.events if event.serial > self._seen]
@@ -87,8 +95,8 @@ class Lines:
         if missed > 0 and self._seen:
             yield f"{format.clock(snapshot.taken_at)} ({missed:,} more events, in events/)"
         self._seen = snapshot.events_seen
-        for event in fresh:
-            yield f"{format.clock(event.t)} {event.worker}: {event.text}"
+        for event, text in _joined(fresh):
+            yield f"{format.clock(event.t)} {event.worker}: {text}"
 
     def alerts(self, snapshot: Snapshot, now: float) -> Iterator[str]:
         """Yield a line for each alert that began or ended since the last call."""
@@ -103,6 +111,21 @@ class Lines:
         for ended in [key for key in self._shown if key not in standing]:
             alert = self._shown.pop(ended)
             yield f"{at} {'recovered' if alert.kind in RECOVERABLE else 'over'}: {alert.text}"
+
+
+def _joined(events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
+    """Yield events and their texts; attempts that failed alike one after the other are one line."""
+    for _, alike in groupby(
+        events, lambda event: (event.worker, _ATTEMPT.sub(r"\1\3", event.text))
+    ):
+        run = list(alike)
+        first, last = run[0], run[-1]
+        number, final = (_ATTEMPT.search(event.text) for event in (first, last))
+        if len(run) > 1 and number and final:
+            text = _ATTEMPT.sub(rf", attempts {number[2]} to {final[2]}\3", last.text, count=1)
+            yield last, text
+        else:
+            yield from ((event, event.text) for event in run)
 
 
 def spool_line(row: SpoolRow, unit: str) -> str:
@@ -130,15 +153,9 @@ def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
     """Return how many claims are in each state, in words; the numbers add up."""
     count = snapshot.count
     parts = [f"{count.done.claims:,} of {count.planned.claims:,} done"]
-    states = (
-        (count.running, "running"),
-        (count.waiting, "waiting"),
-        (count.failed, "failed"),
-        (count.superseded, "superseded"),
-        (count.forgotten, "forgotten"),
-        (count.missing, "missing"),
-    )
-    parts += [f"{amount.claims:,} {word}" for amount, word in states if amount.claims]
+    states = {"running": count.running, "waiting": count.waiting, "failed": count.failed}
+    states |= count.others
+    parts += [f"{amount.claims:,} {word}" for word, amount in states.items() if amount.claims]
     parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in snapshot.counters.items() if n]
     if eta and not snapshot.finished:
         parts.append(f"ETA {format.duration(snapshot.eta_s)}")

@@ -99,6 +99,7 @@ def _of_pool(snapshot: Snapshot) -> Iterator[Family]:
         "running": count.running,
         "done": count.done,
         "failed": count.failed,
+        **count.others,
     }
     claims = tuple(({"state": state}, amount.claims) for state, amount in amounts.items())
     costs = tuple(({"state": state}, amount.cost) for state, amount in amounts.items())

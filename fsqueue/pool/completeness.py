@@ -25,6 +25,7 @@ from typing import Final
 from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
+from fsqueue.pool.name_sets import Fingerprints, distinct, mark, sets
 from fsqueue.pool.names import SPOOL, id_and_cost, is_given_up
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
@@ -61,18 +62,18 @@ class Completeness:
 
 def look_for_all(pool: PoolDirectory) -> Completeness:
     """Look for every planned claim. Raises PoolError or OSError if something cannot be listed."""
-    seen: set[int] = set()
+    seen = Fingerprints()
     for look in range(LOOKS):
         numbers = plans.numbers(pool)
         planned = sum(plans.read_plan(pool, number).total.claims for number in numbers)
         # Each look adds to `seen`: a claim counts if any look saw it (R31).
         if look == 0:
             failed = _see_ended(pool, seen)
-            if len(seen) == planned:
+            if distinct(seen) == planned:
                 return Completeness(planned, 0, failed)  # however many spools there are
         remaining, failed = _see(pool, seen)
         missing = []
-        if len(seen) != planned:
+        if distinct(seen) != planned:
             missing = list(_unseen(pool, numbers, seen))
         if not missing:
             break
@@ -96,7 +97,7 @@ def missing_text(pool: PoolDirectory, ids: tuple[str, ...]) -> str:
     )
 
 
-def _see(pool: PoolDirectory, seen: set[int]) -> tuple[int, int]:
+def _see(pool: PoolDirectory, seen: Fingerprints) -> tuple[int, int]:
     """Add the fingerprint of every id in a state directory; return how many remain and failed.
 
     In the order in which claims move, so that one on its way is seen twice rather than never.
@@ -113,7 +114,7 @@ def _see(pool: PoolDirectory, seen: set[int]) -> tuple[int, int]:
     return remaining, _see_ended(pool, seen)
 
 
-def _see_ended(pool: PoolDirectory, seen: set[int]) -> int:
+def _see_ended(pool: PoolDirectory, seen: Fingerprints) -> int:
     """Add what is in failed/ and done/; return how many failed."""
     failed = atomic.gather(pool.state(State.FAILED), lambda texts: _add_failed(texts, seen))
     atomic.gather(pool.state(State.DONE), lambda texts: _add_done(texts, seen))
@@ -135,37 +136,44 @@ def _spools(pool: PoolDirectory) -> Iterator[str]:
     return (pool.spool(name) for name in sorted(listed) if SPOOL.fullmatch(name))
 
 
-def _add(texts: Iterable[str], seen: set[int]) -> int:
+def _add(texts: Iterable[str], seen: Fingerprints) -> int:
     count = 0
     for text in texts:
         if (facts := id_and_cost(text, owned="@" in text)) is not None:
-            seen.add(hash(facts[0]))
+            seen.add(facts[0])
             count += 1
     return count
 
 
-def _add_failed(texts: Iterable[str], seen: set[int]) -> int:
+def _add_failed(texts: Iterable[str], seen: Fingerprints) -> int:
     count = 0
     for text in texts:
         if (facts := id_and_cost(text, owned=True)) is not None:
-            seen.add(hash(facts[0]))
+            seen.add(facts[0])
             count += not is_given_up(text)
     return count
 
 
-def _add_done(texts: Iterable[str], seen: set[int]) -> None:
+def _add_done(texts: Iterable[str], seen: Fingerprints) -> None:
     # Not by `id_and_cost`: of a million names, that takes twice as long. An id has no dot.
-    seen.update(hash(text.partition(".")[0]) for text in texts if "@" in text)
+    seen.extend(mark(text.partition(".")[0]) for text in texts if "@" in text)
 
 
 def _unseen(
-    pool: PoolDirectory, numbers: Iterable[int], seen: set[int]
+    pool: PoolDirectory, numbers: Iterable[int], seen: Fingerprints
 ) -> Iterator[tuple[str, int]]:
     """Yield id and cost of each planned claim that was not seen."""
-    reported = set()
+    asked = Fingerprints()
     for number in numbers:
+        asked.extend(
+            mark(text.partition(".")[0]) for text, _spool in plans.read_names(pool, number)
+        )
+    lost: set[int] = set()
+    for those, these in sets(asked, seen):
+        lost |= those - these
+    for number in numbers if lost else ():
         for text, _spool in plans.read_names(pool, number):
             facts = id_and_cost(text, owned="@" in text)
-            if facts and hash(facts[0]) not in seen and facts[0] not in reported:
-                reported.add(facts[0])
+            if facts and mark(facts[0]) in lost:
+                lost.discard(mark(facts[0]))
                 yield facts

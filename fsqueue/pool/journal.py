@@ -75,7 +75,7 @@ FINISHED_FIELDS: Final = frozenset("t event worker id kind cost attempt seconds"
 
 TEXTS: Final = {
     EventKind.JOINED: "joined {host}, spool {spool}",
-    EventKind.LEFT: "left after {done} claims: {why}",
+    EventKind.LEFT: "left after {counted}: {why}",
     EventKind.STOLE: "stole {id} from {from} (cost {cost})",
     EventKind.FAILED: "{id} failed, attempt {attempt}: {error}",
     EventKind.RELEASED: "put {id} back into {to}",
@@ -356,6 +356,7 @@ class _Fields(dict[str, Any]):
 
 def _text(kind: EventKind, event: dict[str, Any]) -> str:
     fields = _Fields({name: str(value) for name, value in event.items()})
+    fields["counted"] = "1 claim" if event.get("done") == 1 else f"{fields['done']} claims"
     return printable(TEXTS[kind].format_map(fields).removesuffix(": "))
 
 

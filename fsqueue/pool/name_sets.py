@@ -34,9 +34,9 @@ class Fingerprints:
 
     def extend(self, marks: Iterable[int]) -> None:
         """Add the fingerprints of more names."""
-        parts = self.parts
+        append = [part.append for part in self.parts]
         for each in marks:
-            parts[each % PARTS].append(each)
+            append[each % PARTS](each)
 
     def add(self, text: str) -> None:
         """Add a name."""
@@ -57,6 +57,11 @@ def sets(*groups: Fingerprints) -> Iterator[list[set[int]]]:
     """Yield one part at a time: its fingerprints in each group."""
     for parts in zip(*(group.parts for group in groups), strict=True):
         yield list(map(set, parts))
+
+
+def distinct(group: Fingerprints) -> int:
+    """Return how many different fingerprints there are."""
+    return sum(len(set(part)) for part in group.parts)
 
 
 def repeated(*groups: Fingerprints) -> set[int]:

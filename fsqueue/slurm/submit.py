@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from fsqueue.errors import FsqueueError, UsageError
+from fsqueue.errors import ExitStatus, FsqueueError, UsageError
 from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
 from fsqueue.scheduling.gpu_spec import parse_gpus
 from fsqueue.slurm.arrays import Array, arrays_for, this_cluster, workers_for
@@ -79,6 +85,8 @@ def prepare(pool: PoolDirectory, options: SubmitOptions) -> Submission:
     for word in options.sbatch:
         if word.partition("=")[0] in ("-a", "--array", "--wrap"):
             raise UsageError(f"{word} cannot be passed to sbatch here; put --array N before the --")
+    if options.merge is not None:
+        check_merge(options.merge)
     arrays, notes = _arrays(pool, options)
     workers = sum(len(array.indices) for array in arrays)
     delay_s = options.start_delay_s
@@ -87,6 +95,47 @@ def prepare(pool: PoolDirectory, options: SubmitOptions) -> Submission:
     how = ScriptOptions(options.sbatch, options.output, options.throttle, delay_s)
     scripts = tuple(worker_script(pool, array, how) for array in arrays)
     return Submission(pool, tuple(arrays), scripts, tuple(notes), how, options.merge)
+
+
+def check_merge(command: str) -> None:
+    """Raise UsageError if the command of the merge would be refused when its job runs.
+
+    R49 That is found out at submission, not after all GPU time is spent: its shell syntax, and if
+        it is a command of fsqueue, whether that command exists and accepts it (`--dry-run`).
+    """
+    bash = shutil.which("bash")
+    if bash is not None:
+        parsed = subprocess.run([bash, "-n", "-c", command], capture_output=True, text=True)
+        if parsed.returncode != 0:
+            raise UsageError(f"--merge {command!r}: {_last_line(parsed.stderr)}")
+    words = _first_command(command)
+    if not words or os.path.basename(words[0]) != "fsqueue":
+        return
+    about = _fsqueue(*words[1:], "--help")
+    if about.returncode != 0:
+        raise UsageError(f"--merge {command!r} would be refused: {_last_line(about.stderr)}")
+    if "--dry-run" in about.stdout:
+        tried = _fsqueue(*words[1:], "--dry-run")
+        if tried.returncode in (ExitStatus.USAGE, ExitStatus.NOT_SUPPORTED):
+            raise UsageError(f"--merge {command!r} would be refused: {_last_line(tried.stderr)}")
+
+
+def _first_command(command: str) -> list[str]:
+    """Return the words of the first simple command; none if the shell would change them."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))
+    return [] if set("$`*?[{~") & set("".join(words)) else words
+
+
+def _fsqueue(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fsqueue", *words]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace")
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines() or ["no reason was given"]
+    return lines[-1].removeprefix("fsqueue: ").removeprefix("Error: ")
 
 
 def submit_all(submission: Submission) -> Submitted:

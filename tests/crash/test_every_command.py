@@ -132,7 +132,7 @@ def _type_again(case: Writes, each: CrashPoint, site: Path, shared: Path, after:
     if not words and case.settled is nothing:
         return
     restore_disk(site, each.disk)
-    if (site / "pool" / "pool.json").exists():
+    if case.intact and (site / "pool" / "pool.json").exists():
         _look(site / "pool")
     if words:
         status, said = run_command(command_line(words, site, shared))

@@ -47,6 +47,8 @@ class Writes:
     again_status: frozenset[int] = frozenset({0})
     rough: tuple[str, ...] = ()
     """Prefixes of names that are not compared, because each run differs in them."""
+    intact: bool = True
+    """Whether `check` finds the pool clean at any time: not so where repairing is what is tried."""
     stays: bool = False
     """Whether SITE must be the same directory each time, because claims name paths in it."""
     most: int = 1000

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from fsqueue.broadcast import broadcast
 from fsqueue.errors import ClaimFailed
 from fsqueue.handler import Work, load_handler
+from fsqueue.maintenance.audit import audit_pool
 from fsqueue.monitor.metrics_log import HEADER
+from fsqueue.pool.checksums import Checksums, measure
+from fsqueue.pool.claims import any_failed
 from fsqueue.pool.inbox import bounce, inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
@@ -29,6 +34,7 @@ from tests.support.pools import (
     only_claim,
     plan,
     state_counts,
+    work_until_done,
 )
 
 COPY: Final = ("cp", "{input}", "{output}")
@@ -70,6 +76,33 @@ def at_work(site: Path, shared: Path) -> None:
     hand.run(hand.take())
     hand.leave()
     (site.parent / "in" / "later").write_text("later")
+
+
+def damaged(site: Path, shared: Path) -> None:
+    """Four claims: one done, one done with an emptied output, one copied, one lost."""
+    files = make_inputs(site.parent / "in", 4)
+    pool = plan_command(site / "pool", files, COPY, lease_s=0.4)
+    hand = ManualWorker(pool, handler=load_handler("command"))
+    records = Checksums(pool, hand.id)
+    for _ in range(2):
+        taken = hand.take()
+        hand.run(taken)
+        output = Path(pool.output(taken.id, ".out"))
+        records.record(output.name, measure(output))
+    records.close()
+    hand.leave()
+    output.write_bytes(b"")
+    lost, copied_one = names_in(pool, State.WAITING)
+    Path(pool.waiting("cpu0", lost)).unlink()
+    copy = replace(copied_one, returns=3)
+    shutil.copy(pool.waiting("cpu0", copied_one), pool.waiting("cpu0", copy))
+
+
+def changed(site: Path, shared: Path) -> None:
+    """Two claims that wait, and an input that changed since it was planned."""
+    programs(site, shared)
+    path = min((site.parent / "in").iterdir())
+    path.write_text("changed, and longer than it was before")
 
 
 def hopeless(site: Path, _shared: Path) -> None:
@@ -170,6 +203,32 @@ def failed_with_its_record(site: Path) -> None:
     assert record["attempt"] == 0 and record["worker"] == name.owner
 
 
+def given_up(site: Path) -> None:
+    """Assert that no claim counts as failed any more."""
+    pool = pool_of(site)
+    assert not any_failed(pool) and len(names_in(pool, State.FAILED)) == 1
+    assert audit_pool(pool).problems == []
+
+
+def repaired(site: Path) -> None:
+    """Assert that every input is copied once, after a worker came, and that nothing was removed."""
+    pool = pool_of(site)
+    assert audit_pool(pool).problems == []
+    work_until_done(pool, handler=load_handler("command"))
+    outputs = sorted(path.read_text() for path in Path(pool.directory("outputs")).iterdir())
+    assert outputs == sorted(path.read_text() for path in (site.parent / "in").iterdir())
+    assert state_counts(pool) == {"done": 4} and audit_pool(pool).problems == []
+    assert len(list(Path(pool.set_aside).iterdir())) == 2
+
+
+def replaced(site: Path) -> None:
+    """Assert that the claim of the former version was superseded, once, and the others run."""
+    assert state_counts(pool_of(site)) == {"spools": 2, "failed": 1}
+    check_settles("command")(site)
+    pool = pool_of(site)
+    assert not any_failed(pool) and state_counts(pool) == {"done": 2, "failed": 1}
+
+
 def cancelled(site: Path) -> None:
     """Assert that nothing is left to do, and that the reason is reported."""
     from tests.support.disk_states import run_command
@@ -253,6 +312,11 @@ WRITES: Final = {
     "run": Writes("run SITE/pool --workers 1", programs, copied, again=""),
     "recover": Writes("recover SITE/pool", left_by_the_dead, check_settles(done=3)),
     "retry": Writes("retry SITE/pool", finished, check_settles(done=2)),
+    "forget": Writes("forget SITE/pool --all", finished, given_up),
+    "check (repair)": Writes("check SITE/pool --repair", damaged, repaired, intact=False),
+    "plan command (a changed input)": Writes(
+        "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", changed, replaced
+    ),
     "cancel": Writes("cancel SITE/pool --all", waiting, cancelled),
     "cancel (what runs)": Writes("cancel SITE/pool --all", left_by_the_dead, check_settles()),
     "drain": Writes("drain SITE/pool", waiting, ordered),
@@ -294,6 +358,10 @@ READS: Final = {
     "explain": Reads("explain SITE/pool none-of-these", left_by_the_dead, 1),
     "explain (a need)": Reads('explain SITE/pool --need {"service":"x"}', listening),
     "check": Reads("check SITE/pool", left_by_the_dead),
+    "check (deep)": Reads("check SITE/pool --deep", damaged, 1),
+    "check (repair, dry run)": Reads("check SITE/pool --repair --dry-run", damaged, 1),
+    "explain (an input)": Reads("explain SITE/pool SITE/../in/in000", at_work),
+    "forget (dry run)": Reads("forget SITE/pool --all --dry-run", finished),
     "gpus": Reads("gpus", waiting),
     "broadcast (shown)": Reads("broadcast SITE/pool --show last", addressed),
     "plan command (dry run)": Reads(

@@ -84,7 +84,7 @@ def test_soft_masked_dna_gives_the_same_vectors_and_n_is_counted(dna_bench: Make
     assert near(found.rows[0], found.rows[1])
     assert found.metadata["counts"]["unknown_residues"] == 5
     assert found.columns["flags"].tolist() == [0, 0, FLAGS["unknown_residues"]]
-    assert any("5 residues are outside the model's vocabulary" in line for line in bench.warnings)
+    assert any("5 letters are outside the model's vocabulary" in line for line in bench.warnings)
 
 
 def test_a_contig_of_more_than_ten_thousand_bases_is_read_in_windows(

@@ -162,7 +162,7 @@ def test_residues_are_spaced_if_the_vocabulary_needs_it(
     np.testing.assert_allclose(found.rows[0], alone(folder, [2, *ids, 3]).mean(0), atol=2e-5)
     assert found.rows[0].tolist() == found.rows[1].tolist()
     assert found.columns["flags"].tolist() == [0, 0, 4]
-    assert "1 residue is outside the model's vocabulary and read as unknown" in bench.warnings
+    assert "1 letter is outside the model's vocabulary and read as unknown" in bench.warnings
     assert found.metadata["versions"].keys() == {"fsqueue", "torch", "transformers", "tokenizers"}
 
 

@@ -175,3 +175,17 @@ def test_offline_fails_at_once_with_what_to_type(tmp_path: Path) -> None:
         "HF_HUB_OFFLINE forbids fetching" in output
         and "hf download org/none --revision v2" in output
     )
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("esm2_t6_8M_UR50D.pt", "--model facebook/esm2_t6_8M_UR50D$"),
+        ("esm2_t6_8M_UR50D-contact-regression.pt", "--model facebook/esm2_t6_8M_UR50D$"),
+        ("model.safetensors", "Give the folder"),
+    ],
+)
+def test_a_model_that_is_a_file_is_called_one(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UsageError, match=advice):
+        hub.find(str(tmp_path / name))

@@ -504,3 +504,9 @@ def test_the_monitor_fills_only_gaps(pool: PoolDirectory) -> None:
 
 def test_a_reader_can_be_shared_with_the_frame(pool: PoolDirectory) -> None:
     assert "0 of 2 done" in frame(Reader(pool).snapshot())
+
+
+def test_a_cut_path_does_not_look_like_a_home_directory(busy: Snapshot) -> None:
+    long = replace(busy, pool="/scratch/someone/projects/2026/pool")
+    first = frame(long, 40).splitlines()[0]
+    assert first.startswith("...") and "/pool" in first and "~" not in first

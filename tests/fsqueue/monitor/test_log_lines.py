@@ -96,3 +96,23 @@ def test_follow_looks_once_more_after_its_until(tmp_path: Path) -> None:
     said: list[str] = []
     seen = follow(pool, until=until, interval_s=60.0, echo=said.append)
     assert seen.count.done.claims == 1 and "1 of 2 done" in said[-1]
+
+
+def test_many_spools_are_one_line_every_ten_seconds() -> None:
+    rows = [spool_row(f"gpu{n}") for n in range(200)]
+    (line,) = Lines().news(snapshot(rows), 0.0)
+    assert " all: " in line and line.endswith(", in 200 spools")
+
+
+def test_attempts_that_fail_alike_one_after_the_other_are_one_line() -> None:
+    texts = [f"a-x failed, attempt {n}: false exited 1" for n in range(3)]
+    texts += ["b-x failed, attempt 0: false exited 1", "b-x failed, attempt 1: killed"]
+    events = tuple(Event(n, 43_000.0, "w", "failed", text) for n, text in enumerate(texts, 1))
+    lines = Lines()
+    list(lines.news(snapshot([]), 0.0))
+    shown = lines.news(snapshot([], events=events, events_seen=len(events)), 1.0)
+    assert [line.partition(": ")[2] for line in shown] == [
+        "a-x failed, attempts 0 to 2: false exited 1",
+        "b-x failed, attempt 0: false exited 1",
+        "b-x failed, attempt 1: killed",
+    ]

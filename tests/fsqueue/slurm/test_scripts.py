@@ -13,6 +13,8 @@ from fsqueue.errors import FsqueueError, NotSupportedError, UsageError
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.slurm.arrays import Array
 from fsqueue.slurm.scripts import ScriptOptions, merge_script, parse_limit, submit, worker_script
+from fsqueue.slurm.submit import check_merge
+from tests.support.fake_embeddings import fasta, plan_embeddings
 
 ARRAY = Array("RTX 4090", "gpu:rtx4090:1", (0, 2, 4))
 
@@ -119,9 +121,10 @@ def test_the_merge_runs_only_if_everything_is_done(
     script = merge_script(pool, ["17", "18"], "echo merged", ScriptOptions(["-p", "cpu"]))
     assert "--dependency=afterany:17:18" in directives(script)
     assert directives(script)[-1] == "-p cpu"
-    check = shlex.join([sys.executable, "-P", "-m", "fsqueue", "status", pool.root])
-    assert check in script
-    script = script.replace(check, f"(exit {status})")
+    for word, answer in (("status", status), ("check", 0)):
+        command = shlex.join([sys.executable, "-P", "-m", "fsqueue", word, pool.root])
+        assert command in script
+        script = script.replace(command, f"(exit {answer})")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, "merged" in done.stdout) == (status, merged)
 
@@ -143,3 +146,42 @@ def test_sbatchs_error_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         submit("#!/bin/bash\n")
     sbatch.write_text("#!/bin/sh\ncat > /dev/null; echo '17;lab'\n")
     assert submit("#!/bin/bash\n") == "17"
+
+
+# ---- R49: the merge line ----
+
+
+@pytest.mark.parametrize(
+    "command, reason",
+    [
+        ("fsqueue embed merge 'pool/ all.npz", "unexpected EOF"),
+        ("fsqueue embed mergd pool/ all.npz", "mergd"),
+        ("fsqueue frobnicate pool/", "frobnicate"),
+        ("fsqueue embed merge {pool} all.npy", "Known are"),
+        ("fsqueue embed merge {pool} {pool}/outputs/all.npz", "inside the pool"),
+        ("fsqueue embed merge {pool} all.npz --format h5 && cp all.npz /home", "contradicts"),
+    ],
+)
+def test_R49_a_merge_that_would_be_refused_is_refused_at_submission(
+    tmp_path: Path, command: str, reason: str
+) -> None:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV"})
+    pool = plan_embeddings(tmp_path / "pool", [path])
+    with pytest.raises(UsageError, match=reason):
+        check_merge(command.format(pool=pool.root))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fsqueue embed merge {pool} {pool}/../all.npz",
+        "cd /scratch; ./mine.sh $POOL > log 2>&1",
+        "fsqueue embed merge $POOL all.npz",
+        "fsqueue report {pool} -o {pool}/../report.html",
+    ],
+)
+def test_R49_a_merge_that_would_be_accepted_is(tmp_path: Path, command: str) -> None:
+    path = fasta(tmp_path / "a.faa", {"a": "MKV"})
+    pool = plan_embeddings(tmp_path / "pool", [path])
+    check_merge(command.format(pool=pool.root))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.faa", "pool"]
