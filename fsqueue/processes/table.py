@@ -7,6 +7,7 @@ Callers look again until two looks agree.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def shows_this_process() -> bool:
 
     It does not where a container was given the /proc of its host.
     """
+    if not sys.platform.startswith("linux"):
+        return False
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:

@@ -27,6 +27,8 @@ from fsqueue import (
     command,
 )
 from fsqueue.command import Command
+from fsqueue.monitor.alerts import AlertKind
+from fsqueue.monitor.snapshot import Reader
 from fsqueue.pool.layout import State
 from fsqueue.pool.reader import PoolReader
 from fsqueue.processes import program, table
@@ -471,6 +473,18 @@ def test_r24_a_program_and_all_it_started_die_with_a_worker_that_was_killed(
         wait_until_gone(read_family(family))
     finally:
         end_everything_of(id)
+
+
+@pytest.mark.slow
+def test_r29_a_program_that_hangs_is_reported_as_stalled(start: Start, tmp_path: Path) -> None:
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), FOREVER)
+    start("work", pool.root)
+    reader = Reader(pool, stall_s=5.0)  # longer than until a worker writes its next status
+
+    def stalled() -> list[str]:
+        return [a.text for a in reader.snapshot().warnings if a.kind is AlertKind.STALLED]
+
+    assert "no activity" in wait_for(stalled, "the alert")[0]
 
 
 @pytest.mark.slow
