@@ -159,10 +159,11 @@ class Attempt:
         return Cause.DONE, claim.measures | work.counted
 
     def _run(self, handler: Handler, work: Work) -> None:
+        # One that ends in time by itself may take a grace of its own, which no other need know.
         timeout_s = 0.0 if handler.ends_in_time else work.timeout_s
         try:
             with (
-                self.beat.handling(work.timeout_s, self.name, addressed=self.addressed),
+                self.beat.handling(timeout_s, self.name, addressed=self.addressed),
                 self.shutdown.interruptible(timeout_s),
             ):
                 self._in_handler = True

@@ -125,5 +125,5 @@ class Probe:
             worker=self.beat.status.worker_id,
         )
         timeout_s = 0.0 if handler.ends_in_time else claim.timeout_s
-        with self.beat.handling(claim.timeout_s), self.shutdown.interruptible(timeout_s):
+        with self.beat.handling(timeout_s), self.shutdown.interruptible(timeout_s):
             run_handler(handler, work)

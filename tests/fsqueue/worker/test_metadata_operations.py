@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.support.growth import operations_of_a_life
 from tests.support.strace import fill, operations_per_claim
 
 pytestmark = [
@@ -54,3 +56,17 @@ def test_a_stolen_claim_costs_no_listing(counted: tuple[Counts, Counts]) -> None
 def test_a_stolen_claim_too_costs_at_most_six(counted: tuple[Counts, Counts]) -> None:
     _, stolen = counted
     assert sum(stolen[FEW].values()) <= OPERATIONS_MAX, stolen
+
+
+@pytest.mark.parametrize(
+    "size, few, many", [("workers", 10, 200), ("left", 0, 2_000), ("spools", 10, 200)]
+)
+def test_r18_a_workers_life_costs_the_same_in_a_pool_that_is_larger_in_any_way(
+    tmp_path: Path, size: str, few: int, many: int
+) -> None:
+    """scripts/bench/metadata.py --growth counts to 1,000 workers or spools, and 100,000 that left."""
+    small, large = (
+        operations_of_a_life(tmp_path / f"{number}", **{size: number}) for number in (few, many)
+    )
+    assert small["rename"] >= 600, "strace did not see the claims move"
+    assert large.total() <= 1.1 * small.total(), (small, large)
