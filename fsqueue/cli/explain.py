@@ -175,7 +175,12 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
     if as_json:
         print_json(asdict(found) | {"pool": pool.root})
         sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
-    if not found.places:
+    if not found.places and found.planned_by is not None:
+        click.echo(
+            f"{id} was planned by plan {found.planned_by} and is nowhere in {pool.root}: its file "
+            f"was removed. Plan it again: fsqueue check --repair {pool.root}"
+        )
+    elif not found.places:
         click.echo(f"{id} is nowhere in {pool.root}: not planned, or still being planned.")
     for place in found.places:
         since = f" since {_local(found.since)}" if found.since else ""

@@ -27,9 +27,10 @@ t rates of counters, m memory, ? help.
 
 \b
 It ends when everything is done, with the exit status of `fsqueue status`:
-0 done, 3 some claims failed, 5 work remains (after q, --once).
-Without a terminal it prints lines: every event at once, and one line per
-spool every 10 s. Several may watch one pool; none of them changes it.
+0 done, 1 claims are missing, 3 some claims failed, 5 work remains (after q,
+--once). Without a terminal it prints lines: every event at once, and one line
+per spool every 10 s (of more than 16 spools, one in all). Several may watch
+one pool; none of them changes it.
 
 \b
 For a cron job or a step of a SLURM job:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsqueue.errors import FsqueueError
 from fsqueue.handler import Handler, load_handler
-from fsqueue.pool import claims
+from fsqueue.pool import claims, plans
 from fsqueue.pool.journal import read_events
 from fsqueue.pool.layout import ORDER, Order, State, order_name
 from fsqueue.pool.leases import lease_names
@@ -61,6 +61,8 @@ class Location:
     ahead: int = 0
     """How many claims of its spool come before it."""
     forecast: str = ""
+    planned_by: int | None = None
+    """The plan of a claim that is in no place."""
 
 
 def find(pool: PoolDirectory, id: str) -> Location:
@@ -69,6 +71,8 @@ def find(pool: PoolDirectory, id: str) -> Location:
     found.events = sorted(_events(pool, id), key=lambda event: event["t"])
     found.errors = list(_errors(pool, id))
     found.since = _since(pool, found)
+    if not found.places:
+        found.planned_by = _plan_of(pool, id)
     waiting = next((place for place in found.places if place.spool is not None), None)
     if waiting is not None and waiting.spool is not None:
         _explain_wait(pool, found, waiting.spool, waiting.name)
@@ -86,6 +90,13 @@ def _places(pool: PoolDirectory, id: str) -> list[Place]:
             if name.id == id:
                 places.append(Place(f"{state.value}/{name}", state.value, name))
     return places
+
+
+def _plan_of(pool: PoolDirectory, id: str) -> int | None:
+    for number in plans.numbers(pool):
+        if any(text.startswith(f"{id}.") for text, _spool in plans.read_names(pool, number)):
+            return number
+    return None
 
 
 def _events(pool: PoolDirectory, id: str) -> Iterator[dict[str, Any]]:

@@ -177,3 +177,15 @@ def test_an_input_leads_to_its_claims_and_outputs(tmp_path: Path) -> None:
     assert sorted(attempt["inputs"][0] for attempt in facts["attempts"]) == inputs
     other = runner.invoke(cli, ["explain", root, str(tmp_path / "other.txt")])
     assert other.exit_code == 1 and "is no input of a plan" in other.stdout
+
+
+def test_a_planned_claim_whose_file_was_removed_is_told_from_an_unknown_one(
+    pool: PoolDirectory,
+) -> None:
+    id = id_of(pool, "b")
+    (path,) = Path(pool.spool("gpu0")).glob(f"{id}.*")
+    path.unlink()
+    shown = CliRunner().invoke(cli, ["explain", pool.root, id])
+    assert shown.exit_code == 1 and "was planned by plan 1 and is nowhere" in shown.stdout
+    other = CliRunner().invoke(cli, ["explain", pool.root, "nothing"])
+    assert other.exit_code == 1 and "not planned, or still being planned" in other.stdout
