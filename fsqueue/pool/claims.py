@@ -39,6 +39,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -339,6 +340,10 @@ def read_claim(
     path = pool.owned(state, name)
     try:
         data, file = atomic.read_with_facts(path, patience_s=patience_s)
+    except PoolError as error:
+        if _is_readable_file(path):
+            raise  # it may not be trusted, which says nothing about what it holds
+        raise ClaimDamaged(str(error)) from error
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             raise ClaimLost(
@@ -367,6 +372,14 @@ def read_claim(
     known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
     timeout_s = max(0.0, number(facts.get("timeout_s")) or 0.0)
     return Claim(handler, spool, options, payload, measures, known, timeout_s, file)
+
+
+def _is_readable_file(path: str) -> bool:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return True  # RACE: it was moved meanwhile
+    return stat.S_ISREG(facts.st_mode) and facts.st_size <= atomic.READ_LIMIT
 
 
 def is_published(pool: PoolDirectory, name: ClaimName, claim: Claim) -> bool:
