@@ -18,6 +18,8 @@ import os
 import stat
 import tempfile
 import time
+import weakref
+from collections.abc import Callable
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,17 @@ class TemporaryDirectory:
     def __init__(self) -> None:
         self._path = ""
         self._seen = -_TRUSTED_S
+        self._finalizer: Callable[[], object] | None = None
+        """Removes it, once: also if nothing calls `remove`."""
 
     def take(self, worker: str) -> str:
         """Return its path; make it if need be. Raises OSError."""
         recently = time.monotonic() - self._seen < _TRUSTED_S
         if not (self._path and recently or self._is_as_new()):
+            self.remove()
             self._path = f"{tempfile.gettempdir()}/{_PREFIX}{worker}-{os.urandom(4).hex()}"
             os.mkdir(self._path, 0o700)
+            self._finalizer = weakref.finalize(self, remove, self._path)
         return self._path
 
     def give_back(self, *, reusable: bool = True) -> None:
@@ -50,9 +56,9 @@ class TemporaryDirectory:
 
     def remove(self) -> None:
         """Remove it, with what it holds."""
-        if self._path:
-            remove(self._path)
-            self._path = ""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._path = ""
 
     def _is_as_new(self) -> bool:
         try:

@@ -20,7 +20,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_r25_it_is_private_empty_and_named_after_its_worker(place: Path) -> None:
-    path = Path(TemporaryDirectory().take("node7-1-aaaaaa"))
+    one = TemporaryDirectory()
+    path = Path(one.take("node7-1-aaaaaa"))
     assert path.parent == place
     assert path.name.startswith("fsqueue-node7-1-aaaaaa-")
     assert path.stat().st_mode & 0o777 == 0o700
@@ -32,6 +33,13 @@ def test_r25_one_that_was_left_empty_serves_the_next_run(place: Path) -> None:
     path = one.take("w")
     one.give_back()
     assert one.take("w") == path
+
+
+def test_r25_it_goes_with_what_used_it_even_if_nothing_removes_it(place: Path) -> None:
+    one = TemporaryDirectory()
+    Path(one.take("w"), "file").write_text("left")
+    del one
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("how", ["a file", "another mode", "removed", "a link", "a writer is left"])
