@@ -108,8 +108,9 @@ def test_a_failed_claim_shows_its_attempts_and_what_happened(pool: PoolDirectory
     hand = ManualWorker(pool, "gpu0")
     claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
     name, _ = claim_source.next() or pytest.fail("nothing to take")
-    claims.charge(pool, name, "gpu0", {"error": "out of memory"})
-    again, _ = claim_source.next() or pytest.fail("nothing to take")
+    back = claims.charge(pool, name, "gpu0", {"error": "out of memory"})
+    # By name: a host that failed a claim leaves it to others for a while.
+    again = claims.take(pool, "gpu0", back, hand.id) or pytest.fail("it is gone")
     claims.charge(pool, again, "gpu0", {"error": "still out of memory"}, final=True)
     found = find(pool, name.id)
     assert [place.state for place in found.places] == ["failed"]
