@@ -81,6 +81,8 @@ class Count:
     missing: Amount = field(default_factory=lambda: Amount())
     """What was planned and is in no state directory; known only once `verified`."""
     missing_ids: tuple[str, ...] = ()
+    trouble: str = ""
+    """What was removed from the pool, so that all cannot be said to be done."""
 
     @property
     def ended(self) -> Amount:
@@ -109,7 +111,7 @@ class Count:
         """0 all done, 1 claims are missing, 3 all finished but some failed, 5 work remains."""
         if not self.finished:
             return ExitStatus.WORK_REMAINS
-        if self.missing.claims:
+        if self.trouble:
             return ExitStatus.ERROR
         return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
 
@@ -150,10 +152,13 @@ class ClaimCounter:
                 seen = completeness.look_for_all(self._pool)
             except (OSError, PoolError) as error:
                 return replace(count, certain=False, damage=(*count.damage, str(error)))
-            if seen.missing:
+            if seen.is_broken:
                 lost = Amount(len(seen.missing), seen.missing_cost)
                 done = count.done - lost
-                return replace(count, done=done, missing=lost, missing_ids=seen.missing)
+                trouble = completeness.trouble(self._pool, seen)
+                return replace(
+                    count, done=done, missing=lost, missing_ids=seen.missing, trouble=trouble
+                )
             if not seen.remaining:
                 break
             # RACE: a claim went back to waiting, or was planned, since it was counted.

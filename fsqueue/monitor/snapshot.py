@@ -19,7 +19,6 @@ from fsqueue.monitor.alerts import Alert, AlertKind, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
-from fsqueue.pool.completeness import missing_text
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER, Order
 from fsqueue.pool.names import ClaimName
@@ -113,8 +112,7 @@ class Reader:
         begun = time.monotonic()
         count = self._census.take_verified()
         damage = [*count.damage, self.workers.look(count.held)]
-        if count.missing_ids:
-            damage.append(missing_text(self.pool, count.missing_ids))
+        damage.append(count.trouble)
         self.journals.look(self.workers.ended)
         orders = self._orders()
         paused = bool(orders & set(Order))

@@ -7,6 +7,8 @@ done. So the last answer is not reckoned:
 R30 No command and no worker answers 0, and no dependent job starts, before done/ was listed and
     every planned claim was seen in a state directory. A claim that is in none of them is named,
     and the exit status is 1.
+    A plan whose file was removed hides what it planned: it is recognised by a gap in the numbers,
+    or by claims that no plan holds, and then nothing is answered 0 either.
 R31 A claim is called missing only if it was in no state directory in any of several looks: a
     listing of a busy directory misses names, and a claim can move between two listings.
 
@@ -49,11 +51,20 @@ class Completeness:
     missing: tuple[str, ...] = ()
     """The ids of planned claims that are in no state directory, in planned order."""
     missing_cost: int = 0
+    unplanned: int = 0
+    """How many claims are in the pool that no plan holds."""
+    lost_plans: tuple[int, ...] = ()
+    """The numbers of plans that are gone, as far as later ones show it."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether something was removed, so that nothing can be said to be all."""
+        return bool(self.missing or self.unplanned or self.lost_plans)
 
     @property
     def exit_status(self) -> ExitStatus:
-        """0 all done, 1 some are in no state directory, 3 some failed, 5 work remains."""
-        if self.missing:
+        """0 all done, 1 something was removed, 3 some failed, 5 work remains."""
+        if self.is_broken:
             return ExitStatus.ERROR
         if self.remaining:
             return ExitStatus.WORK_REMAINS
@@ -65,26 +76,53 @@ def look_for_all(pool: PoolDirectory) -> Completeness:
     seen = Fingerprints()
     for look in range(LOOKS):
         numbers = plans.numbers(pool)
+        gaps = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
         planned = sum(plans.read_plan(pool, number).total.claims for number in numbers)
         # Each look adds to `seen`: a claim counts if any look saw it (R31).
-        if look == 0:
+        if look == 0 and not gaps:
             failed = _see_ended(pool, seen)
             if distinct(seen) == planned:
                 return Completeness(planned, 0, failed)  # however many spools there are
         remaining, failed = _see(pool, seen)
-        missing = []
+        missing: list[tuple[str, int]] = []
+        unplanned = 0
         if distinct(seen) != planned:
-            missing = list(_unseen(pool, numbers, seen))
-        if not missing:
+            missing, unplanned = _compare(pool, numbers, seen)
+        found = Completeness(
+            planned,
+            remaining,
+            failed,
+            tuple(id for id, _ in missing),
+            sum(cost for _, cost in missing),
+            unplanned,
+            tuple(gaps),
+        )
+        if not found.is_broken:
             break
         if look + 1 < LOOKS:
             time.sleep(PAUSE_S * 2**look)
-    ids = tuple(id for id, _ in missing)
-    return Completeness(planned, remaining, failed, ids, sum(cost for _, cost in missing))
+    return found
 
 
-def missing_text(pool: PoolDirectory, ids: tuple[str, ...]) -> str:
-    """Return the message about planned claims that are in no state directory."""
+def trouble(pool: PoolDirectory, found: Completeness) -> str:
+    """Return what was removed from a pool, and what to type; "" if nothing was."""
+    if found.lost_plans:
+        return (
+            f"{pool.plan(found.lost_plans[0])} is gone: it was removed outside fsqueue, so what it "
+            f"planned cannot be counted. Restore it, or plan its inputs again into a new pool"
+        )
+    if found.missing:
+        return _missing_text(pool, found.missing)
+    if found.unplanned:
+        claims = "1 claim is" if found.unplanned == 1 else f"{found.unplanned:,} claims are"
+        return (
+            f"{claims} in {pool.root} that no plan holds; was a file in {pool.directory('plans')} "
+            f"removed? What else it planned cannot be counted. See which: fsqueue check {pool.root}"
+        )
+    return ""
+
+
+def _missing_text(pool: PoolDirectory, ids: tuple[str, ...]) -> str:
     count = len(ids)
     named = ", ".join(ids[:NAMED]) + (", ..." if count > NAMED else "")
     if count == 1:
@@ -159,21 +197,25 @@ def _add_done(texts: Iterable[str], seen: Fingerprints) -> None:
     seen.extend(mark(text.partition(".")[0]) for text in texts if "@" in text)
 
 
-def _unseen(
+def _compare(
     pool: PoolDirectory, numbers: Iterable[int], seen: Fingerprints
-) -> Iterator[tuple[str, int]]:
-    """Yield id and cost of each planned claim that was not seen."""
+) -> tuple[list[tuple[str, int]], int]:
+    """Return id and cost of each planned claim that was not seen, and how many are not planned."""
     asked = Fingerprints()
     for number in numbers:
         asked.extend(
             mark(text.partition(".")[0]) for text, _spool in plans.read_names(pool, number)
         )
     lost: set[int] = set()
+    unplanned = 0
     for those, these in sets(asked, seen):
         lost |= those - these
+        unplanned += len(these - those)
+    missing = []
     for number in numbers if lost else ():
         for text, _spool in plans.read_names(pool, number):
             facts = id_and_cost(text, owned="@" in text)
             if facts and mark(facts[0]) in lost:
                 lost.discard(mark(facts[0]))
-                yield facts
+                missing.append(facts)
+    return missing, unplanned

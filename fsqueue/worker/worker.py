@@ -24,7 +24,7 @@ from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.checksums import Checksums
-from fsqueue.pool.completeness import look_for_all, missing_text
+from fsqueue.pool.completeness import look_for_all, trouble
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
@@ -381,8 +381,8 @@ class Worker:
     def _all_ended(self) -> Departure:
         """Return how all has ended, after looking for every planned claim (R30)."""
         found = look_for_all(self.pool)
-        if found.missing:
-            text = missing_text(self.pool, found.missing)
+        if found.is_broken:
+            text = trouble(self.pool, found)
             return self._report_departure(Departure(LeaveReason.CLAIMS_MISSING, text))
         if found.remaining:
             claims_run = "1 claim still runs" if found.remaining == 1 else "claims still run"

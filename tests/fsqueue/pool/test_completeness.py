@@ -142,3 +142,27 @@ def test_R31_what_is_planned_meanwhile_is_found_where_it_waits(pool: PoolDirecto
     plan(pool, "e.5")
     seen = look_for_all(pool)
     assert (seen.planned, seen.remaining, seen.missing) == (5, 1, ())
+
+
+def test_R30_a_plan_that_was_removed_is_not_forgotten(pool: PoolDirectory) -> None:
+    plan(pool, "e.5")
+    finish_all(pool)
+    os.unlink(pool.plan(1))
+    seen = look_for_all(pool)
+    assert seen.lost_plans == (1,) and seen.exit_status is ExitStatus.ERROR
+    snapshot = Reader(pool).snapshot()
+    assert snapshot.exit_status == ExitStatus.ERROR
+    assert any("000001.json is gone" in alert.text for alert in snapshot.warnings)
+
+
+def test_R30_claims_that_no_plan_holds_show_that_the_last_plan_was_removed(
+    pool: PoolDirectory,
+) -> None:
+    plan(pool, "e.5", "f.6")
+    remove_one(pool, State.WAITING, "e")
+    finish_all(pool)
+    os.unlink(pool.plan(2))
+    seen = look_for_all(pool)
+    assert (seen.missing, seen.unplanned) == ((), 1)
+    count = ClaimCounter(pool).take_verified()
+    assert count.exit_status == ExitStatus.ERROR and "that no plan holds" in count.trouble

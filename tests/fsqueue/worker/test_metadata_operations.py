@@ -64,7 +64,7 @@ def test_a_stolen_claim_too_costs_at_most_six(counted: tuple[Counts, Counts]) ->
 def test_r18_a_workers_life_costs_the_same_in_a_pool_that_is_larger_in_any_way(
     tmp_path: Path, size: str, few: int, many: int
 ) -> None:
-    """scripts/bench/metadata.py --growth counts beside 1,000 workers or spools, 100,000 that left."""
+    """`scripts/bench/metadata.py --growth` goes to 1,000 workers or spools, 100,000 that left."""
     small, large = (
         operations_of_a_life(tmp_path / f"{number}", **{size: number}) for number in (few, many)
     )
