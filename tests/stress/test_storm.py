@@ -16,6 +16,7 @@ from fsqueue.pool.layout import State
 from tests.support.planning import counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import Start, fsqueue
 from tests.support.storm import Storm, StormResult, StormSettings
+from tests.support.storm_of_life import Life, LifeSettings
 from tests.support.storm_with_faults import faulty_settings, faulty_storm
 
 pytestmark = pytest.mark.slow
@@ -119,3 +120,11 @@ def test_a_storm_counts_what_is_lost_doubled_or_torn(tmp_path: Path) -> None:
     assert tally.replaced == 2  # the one that is another now, and the one that is no more
     assert tally.lost == 2  # the claim that is nowhere, and the output that is no more
     assert any("is planned but nowhere" in problem for problem in tally.problems)
+
+
+def test_what_can_be_done_is_done_in_a_storm_of_ordinary_life(tmp_path: Path) -> None:
+    """Five such storms of a thousand claims each: scripts/bench/storm.py --life --runs 5"""
+    result = Life(tmp_path, LifeSettings(seed=3, claims=150, signal_every_s=2.0)).run()
+    assert result.problems == []
+    assert result.status == 3
+    assert result.harm["purged"] == 1 and result.harm["SIGHUP"] and result.harm["stuck logs"]

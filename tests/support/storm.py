@@ -250,7 +250,7 @@ class OutputWatcher:
         self.tally.finished_twice = sum(
             n - 1 for (event, _), n in journal.items() if event == "finished"
         )
-        for path in Path(self.pool.directory("errors")).glob("[!.]*"):
+        for path in Path(self.pool.directory("errors")).glob("[!.]*.a*.json"):
             error = json.loads(path.read_text())["error"]
             if not error.startswith("worker lost"):
                 self.tally.other_errors += 1
