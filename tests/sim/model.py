@@ -43,6 +43,8 @@ def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
         return None
     if area in ("outputs", "control") and len(rest) == 1:
         return ("output" if area == "outputs" else "order", name.removesuffix(".txt")), True
+    if area == "errors" and ".r" in name:
+        return None  # why it was put back: a hint
     if area == "errors":
         id, _, attempt = name.removesuffix(".json").rpartition(".a")
         return ("record", id, int(attempt)), True
