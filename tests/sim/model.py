@@ -33,6 +33,8 @@ class At:
     where: str
     attempt: int = 0
     returns: int = 0
+    vain: int = field(default=0, compare=False)
+    """How often it was put back in vain, which is not predicted."""
 
 
 def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
@@ -73,7 +75,7 @@ def _claim(area: str, rest: list[str], plans: Iterable[str]) -> tuple[Key, Any] 
         return None
     owner = name.owner or ""
     owner = "cancel" if role_of(owner) is Role.CANCEL else owner
-    return ("claim", name.id), At(area, where or owner, name.attempt, name.returns)
+    return ("claim", name.id), At(area, where or owner, name.attempt, name.returns, name.vain)
 
 
 def facts_of(disk: Disk, root: str, plans: Iterable[str]) -> Facts:
