@@ -118,7 +118,7 @@ def _claim_directory(root: str) -> None:
         raise PoolError(
             f"{root} cannot become a pool: {error.strerror}. Use one that you can write to."
         ) from error
-    if present - set(DIRECTORIES) - {"pool.json"}:
+    if "pool.json" not in present and present - set(DIRECTORIES):
         raise UsageError(
             f"{root} is not empty and is not a pool; fsqueue never mixes its files with yours. "
             f"The pool comes first, then the inputs: fsqueue plan embed NEW_DIRECTORY INPUT..."

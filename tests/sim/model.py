@@ -33,6 +33,8 @@ class At:
     where: str
     attempt: int = 0
     returns: int = 0
+    vain: int = field(default=0, compare=False)
+    """How often it was put back in vain, which is not predicted."""
 
 
 def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
@@ -43,6 +45,8 @@ def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
         return None
     if area in ("outputs", "control") and len(rest) == 1:
         return ("output" if area == "outputs" else "order", name.removesuffix(".txt")), True
+    if area == "errors" and ".r" in name:
+        return None  # why it was put back: a hint
     if area == "errors":
         id, _, attempt = name.removesuffix(".json").rpartition(".a")
         return ("record", id, int(attempt)), True
@@ -71,7 +75,7 @@ def _claim(area: str, rest: list[str], plans: Iterable[str]) -> tuple[Key, Any] 
         return None
     owner = name.owner or ""
     owner = "cancel" if role_of(owner) is Role.CANCEL else owner
-    return ("claim", name.id), At(area, where or owner, name.attempt, name.returns)
+    return ("claim", name.id), At(area, where or owner, name.attempt, name.returns, name.vain)
 
 
 def facts_of(disk: Disk, root: str, plans: Iterable[str]) -> Facts:

@@ -466,6 +466,6 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _look_what_waits(self) -> None:
         for id, at in self.model.of("spools"):
-            entry = at.where, ClaimName(id, KINDS_OF[id], 5, at.attempt, at.returns)
+            entry = at.where, ClaimName(id, KINDS_OF[id], 5, at.attempt, at.returns, vain=at.vain)
             if entry not in self.waited:
                 self.waited.append(entry)
