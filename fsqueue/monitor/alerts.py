@@ -7,9 +7,11 @@ it begins and once when it ends.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import median
 from typing import Final
 
 from fsqueue.monitor.counts import Count
@@ -24,6 +26,8 @@ FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02
 IDLE_S: Final = 30.0
 IN_VAIN_SHOWN: Final = 5
+SLOW_FACTOR: Final = 5.0
+SLOW_S: Final = 60.0
 HELD_BACK_MIN: Final = 0.2
 STOPPED_ITSELF: Final = frozenset({LeaveReason.BROKEN, LeaveReason.FAILURES})
 ORDERS: Final = {
@@ -39,6 +43,8 @@ class AlertKind(StrEnum):
     DAMAGE = "damage"
     """Something in the pool could not be read."""
     STALLED = "stalled"
+    SLOW = "slow"
+    """A claim runs for much longer than its cost let expect."""
     LIMITED = "budget"
     """A worker spends much time waiting because of --max-metadata-ops."""
     SUSPECT = "suspect"
@@ -88,6 +94,7 @@ def alerts(
     if count.finished:
         return
     yield from _workers(workers)
+    yield from _slow(workers)
     for order in sorted(orders & ORDERS.keys()):
         yield Alert(AlertKind.ORDER, order, f"{ORDERS[order]} (control/{order})")
     if not any(row.living for row in workers):
@@ -97,6 +104,27 @@ def alerts(
         yield Alert(AlertKind.DESERTED, "", f"{todo}. Start one: fsqueue work {pool.root}")
     yield from _in_vain(pool, count)
     yield from _imbalance(count, workers)
+
+
+def _slow(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
+    """Yield the claims that run for much longer than workers' measured rates let expect."""
+    measured: defaultdict[str, list[float]] = defaultdict(list)
+    for row in workers:
+        for kind, rate in row.status.rates.items():
+            measured[kind].append(rate)
+    for row in workers:
+        current = row.status.current
+        if not row.living or current is None or not measured[current.kind]:
+            continue
+        rate = row.status.rates.get(current.kind) or median(measured[current.kind])
+        ran_s, expected_s = row.status.written_at - current.started, current.cost / rate
+        if ran_s > max(SLOW_FACTOR * expected_s, SLOW_S):
+            yield Alert(
+                AlertKind.SLOW,
+                row.id,
+                f"{row.id}: {current.id} has run for {duration(ran_s)}, and "
+                f"{duration(expected_s)} were expected. If such claims hang: plan --timeout",
+            )
 
 
 def _in_vain(pool: PoolDirectory, count: Count) -> Iterator[Alert]:

@@ -91,6 +91,35 @@ def test_a_stalled_worker_is_named_by_its_gpu(pool: PoolDirectory) -> None:
     assert alert.text == "GPU gpu0 stalled - no activity for 312s"
 
 
+def test_a_claim_that_runs_for_much_longer_than_expected_is_named(pool: PoolDirectory) -> None:
+    """By the rate that another worker measured: it takes ten units of cost in two seconds."""
+    enlist(pool, A, B)
+    name = take(pool, A)
+    current = {"id": name.id, "kind": name.kind, "cost": 10, "attempt": 0, "spool": "gpu0"}
+    put_status(pool, B, rates={name.kind: 5.0}, last_activity=4999)
+    for ran_s, expected in ((50, []), (90, ["slow"])):
+        running = current | {"started": 5000 - ran_s}
+        put_status(pool, A, current=running, last_activity=4999, written_at=5000)
+        assert kinds(Reader(pool)) == expected, ran_s
+    (alert,) = Reader(pool).snapshot().warnings
+    assert f"{name.id} has run for 1m30s, and 2s were expected" in alert.text
+
+
+def test_a_claim_that_was_put_back_in_vain_again_and_again_is_named(pool: PoolDirectory) -> None:
+    enlist(pool, A)
+    put_status(pool, A, last_activity=4999)
+    for runs in range(1, 4):
+        name = max(claims.waiting(pool, "gpu0"), key=lambda name: name.vain)
+        taken = claims.take(pool, "gpu0", name, A)
+        assert taken is not None
+        claims.record_vain_run(pool, taken, "time is up: its worker left", 61.0)
+        back = claims.release(pool, taken, "gpu0", vain=True)
+        assert kinds(Reader(pool)) == (["in vain"] if runs == 3 else [])
+    (alert,) = Reader(pool).snapshot().warnings
+    assert f"{back.id} was put back 3 times without progress" in alert.text
+    assert "after 1m01s: time is up" in alert.text
+
+
 @pytest.mark.parametrize("order", ["pause", "drain", "stop"])
 def test_an_order_that_holds_is_said(pool: PoolDirectory, order: str) -> None:
     enlist(pool, A)
