@@ -217,13 +217,19 @@ def record_vain_run(
         log.debug("%s: why it was put back is not recorded: %s", name.id, error)
 
 
-def last_vain_run(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
-    """Return the record of the last run that a waiting claim was put back from; {} if none."""
-    try:
-        path = pool.vain_run(name.id, name.returns - 1)
-        return parse_json(path, atomic.read(path, patience_s=0.0, limit=FACTS_MAX))
-    except (OSError, FsqueueError):
-        return {}  # RACE: not visible yet on a network mount, or cleaned up
+def vain_runs(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
+    """Return the records of the runs that a waiting claim was put back from in vain, newest first.
+
+    Runs whose worker was merely asked to leave have none.
+    """
+    found = []
+    for returns in reversed(range(max(0, name.returns - name.vain), name.returns)):
+        try:
+            path = pool.vain_run(name.id, returns)
+            found.append(parse_json(path, atomic.read(path, patience_s=0.0, limit=FACTS_MAX)))
+        except (OSError, FsqueueError):
+            continue  # RACE: not visible yet on a network mount, or cleaned up
+    return found
 
 
 def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
