@@ -34,13 +34,17 @@ from fsqueue.errors import (
     UsageError,
     WorkerBroken,
 )
-from fsqueue.handler import Handler, Item, Option, Source, Work
 
 if TYPE_CHECKING:
     from fsqueue.api import Output as Output
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
+    from fsqueue.handler import Handler as Handler
+    from fsqueue.handler import Item as Item
+    from fsqueue.handler import Option as Option
+    from fsqueue.handler import Source as Source
+    from fsqueue.handler import Work as Work
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
     from fsqueue.pool.layout import Order as Order
     from fsqueue.pool.overwriting import Earlier as Earlier
@@ -64,6 +68,11 @@ _HOMES = {
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
+    "Handler": "fsqueue.handler",
+    "Item": "fsqueue.handler",
+    "Option": "fsqueue.handler",
+    "Source": "fsqueue.handler",
+    "Work": "fsqueue.handler",
     "Order": "fsqueue.pool.layout",
     "Snapshot": "fsqueue.monitor.snapshot",
     "Earlier": "fsqueue.pool.overwriting",

@@ -171,9 +171,6 @@ class Pool(PoolDirectory):
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.
         """
-        from fsqueue.monitor.log_lines import follow
-        from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
-        from fsqueue.monitor.snapshot import Reader
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
         if there := workers_here(self):
@@ -191,8 +188,12 @@ class Pool(PoolDirectory):
         live = _can_draw()
         drawn = live if dashboard is None else dashboard
         local = LocalWorkers(self, local_environments(self, workers), options, log_to_files=drawn)
-        reader = Reader(self)
         with local.relaying_signals():
+            from fsqueue.monitor.log_lines import follow  # while the workers start
+            from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
+            from fsqueue.monitor.snapshot import Reader
+
+            reader = Reader(self)
             try:
                 reader.on_snapshot.append(MetricsLog(metrics_path(self)).keep)
             except OSError as error:
@@ -212,6 +213,7 @@ class Pool(PoolDirectory):
                         echo=echo or print,
                         reader=reader,
                         events=drawn,
+                        sleep=local.pause,
                     )
             except Exception as error:
                 # A closed terminal, a pipe without a reader, a pool that cannot be listed: what

@@ -27,14 +27,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, PoolError, UsageError
 from fsqueue.pool.layout import CHECKPOINT
 from fsqueue.pool.names import slug
 from fsqueue.storage import atomic, directories
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "fsqueue.handlers"
 
@@ -312,6 +314,8 @@ def _hash(value: Any) -> str:
 
 def registered() -> dict[str, EntryPoint]:
     """Return the entry point of every installed handler by name, without importing any."""
+    from importlib.metadata import entry_points  # late: importing it takes as long as all the rest
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

@@ -63,8 +63,10 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     they stay unique; its first entry decides which. The first entry that is not a GPU, such as -1,
     ends the list; a GPU listed twice empties it; if it is not set, every GPU is visible.
     """
-    cards = _cards()
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is not None and not _entries(wanted):
+        return []  # without asking the driver, which takes longer than all else of a start
+    cards = _cards()
     if wanted is None or not wanted.startswith(("GPU-", "MIG-")):
         _warn_of_order(environ, cards)
     if wanted is None:

@@ -40,10 +40,12 @@ def follow(
     echo: Callable[[str], object] = print,
     reader: Reader | None = None,
     events: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Snapshot:
     """Print lines until `until()` is true (None: until all is done), then the totals.
 
-    Without `events`, only alerts and the state of the spools are printed.
+    Without `events`, only alerts and the state of the spools are printed. `sleep` may return early
+    if `until()` may have become true.
     """
     reader = reader or Reader(pool)
     lines = Lines(events=events)
@@ -57,7 +59,7 @@ def follow(
             return snapshot
         deadline = time.monotonic() + pause_s(interval_s, snapshot)
         while (left := deadline - time.monotonic()) > 0 and not (until is not None and until()):
-            time.sleep(min(left, POLL_S))
+            sleep(min(left, POLL_S))
 
 
 def pause_s(interval_s: float, snapshot: Snapshot) -> float:

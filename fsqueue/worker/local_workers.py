@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -118,6 +119,7 @@ class LocalWorkers:
         self._argv = [sys.executable, "-P", "-m", "fsqueue", "work", pool.root, *options]
         self._lock = threading.RLock()
         self._slots: list[_Slot] = []
+        self._all_left = threading.Event()
         for index, environment in enumerate(environments):
             path = None
             if log_to_files:
@@ -144,7 +146,26 @@ class LocalWorkers:
             with self._lock:
                 for slot in self._slots:
                     self._look_after(slot)
-            time.sleep(POLL_S)
+            self._await_an_end()
+        self._all_left.set()
+
+    def _await_an_end(self) -> None:
+        """Wait until a worker ends, but not for long."""
+        descriptors: list[int] = []
+        poll = select.poll()
+        try:
+            for slot in self._slots:
+                if slot.process.poll() is None:
+                    descriptors.append(os.pidfd_open(slot.process.pid))
+                    poll.register(descriptors[-1], select.POLLIN)
+            poll.poll(POLL_S * 1e3)
+        except ProcessLookupError:
+            pass  # RACE: it has just ended
+        except (AttributeError, OSError):
+            time.sleep(POLL_S)  # another or an old system, or no descriptor is left
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _look_after(self, slot: _Slot) -> None:
         if slot.process.poll() is None:
@@ -220,10 +241,14 @@ class LocalWorkers:
                 for slot in self._slots
             )
 
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not on when every worker has left for good."""
+        self._all_left.wait(seconds)
+
     def wait(self) -> list[WorkerExit]:
         """Wait for the workers; return those that did not leave in good order."""
         while not self.finished:
-            time.sleep(POLL_S)
+            self.pause(POLL_S)
         return [
             WorkerExit(slot.index, slot.process.returncode, slot.log)
             for slot in self._slots

@@ -24,7 +24,7 @@ from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
 from fsqueue.pool.checksums import Checksums
-from fsqueue.pool.completeness import look_for_all, trouble
+from fsqueue.pool.completeness import Completeness, look_for_all, trouble
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
@@ -48,7 +48,9 @@ from fsqueue.worker.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorke
 
 log = logging.getLogger(__name__)
 
+EARLY_LOOK_S: Final = 0.05
 SECOND_LOOK_S: Final = 0.3
+"""When an idle worker looks again: early, for a small claim that another worker was just ending."""
 TROUBLE_PAUSE_S: Final = 1.0
 ENDED_OR_CHARGED: Final = frozenset(
     {ForClaim.DONE, ForClaim.CHARGED, ForClaim.IMPOSSIBLE, ForClaim.CANCELLED}
@@ -323,17 +325,37 @@ class Worker:
                 # RACE: we won this claim by a rename whose reply was lost.
                 log.info("resuming %s, whose take was reported as failed", name.id)
                 return self._run(name, self.claim_source.any_spool())
-        patient = self.settings.keep_alive or idle_s < max(self.settings.linger_s, SECOND_LOOK_S)
+        lingers = self.settings.keep_alive or idle_s < self.settings.linger_s
+        patient = lingers or idle_s < SECOND_LOOK_S
         paused = self.shutdown.paused
-        if not patient and not (paused and self.backoff.quiet):
-            if (departure := self._nothing_left()) is not None:
+        if not lingers and not (paused and self.backoff.quiet):
+            departure = self._all_seen_to_end() if patient else self._nothing_left()
+            if departure is not None:
                 return None if self.recovery.refresh_listings(idle_s) else departure
+        if EARLY_LOOK_S <= idle_s < SECOND_LOOK_S:
+            self._sleep(SECOND_LOOK_S)
+            return None
         self.backoff.observe((*self.recovery.view, self.beat.orders))
         # A worker that stays only for what may come within a lease must not look ever less often.
         if self.recovery.doubtful or not paused and (not patient or self.claim_source.left_claims):
             self.backoff.reset()
-        self._sleep(SECOND_LOOK_S if idle_s < SECOND_LOOK_S else self.backoff.wait_s)
+        if idle_s < EARLY_LOOK_S:
+            self.shutdown.sleep(EARLY_LOOK_S)
+        else:
+            self._sleep(self.backoff.wait_s)
         return None
+
+    def _all_seen_to_end(self) -> Departure | None:
+        """Return how all has ended, if one look shows every claim done or failed (R30).
+
+        That is proof enough. Anything else is believed only at the second look.
+        """
+        if self.recovery.running:
+            return None
+        if self.claim_source.count_waiting(since=self.recovery.swept_at).all:
+            return None
+        found = look_for_all(self.pool, looks=1)
+        return None if found.is_broken or found.remaining else _departure_of(found)
 
     def _nothing_left(self) -> Departure | None:
         """Return why to leave if no claim that we could take waits or will come back."""
@@ -394,7 +416,7 @@ class Worker:
                     f"another one: fsqueue work {self.pool.root}",
                 )
             )
-        return Departure(LeaveReason.SOME_FAILED if found.failed else LeaveReason.ALL_DONE)
+        return _departure_of(found)
 
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
@@ -467,6 +489,10 @@ class Worker:
         self.shutdown.sleep(seconds, lambda: self.beat.orders != orders or self.inbox.has_claims())
         if seconds < self.pool.lease_s / BEATS_PER_LEASE:
             self.beat.read_orders()
+
+
+def _departure_of(found: Completeness) -> Departure:
+    return Departure(LeaveReason.SOME_FAILED if found.failed else LeaveReason.ALL_DONE)
 
 
 def _claims_wait(count: int) -> str:
