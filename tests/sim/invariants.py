@@ -226,7 +226,8 @@ class InvariantChecker:
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
-            if new.name != name.returned(failed=charged):
+            vain = mine and not charged and new.name.vain > name.vain
+            if new.name != name.returned(failed=charged, vain=vain):
                 self.violate("I2", f"{old.text} became {new.text}")
             excused = (lease := self.leases.get(owner)) is not None and lease[0].excuses
             if not charged and not mine and not self._published(name) and not excused:
