@@ -45,6 +45,8 @@ def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
         return ("output" if area == "outputs" else "order", name.removesuffix(".txt")), True
     if area == "errors":
         id, _, attempt = name.removesuffix(".json").rpartition(".a")
+        if not id:
+            return None  # of a run in vain, which is only a hint
         return ("record", id, int(attempt)), True
     if area == "partial" and len(rest) == 2:
         return ("saved", *rest), True

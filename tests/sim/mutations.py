@@ -156,22 +156,24 @@ def _(right: Function, pool: PoolDirectory, name: ClaimName) -> None:
 
 
 @mutation("release reuses the waiting name", ClaimName, "returned")
-def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
-    return replace(right(self, failed=failed), returns=self.returns + failed)
+def _(right: Function, self: ClaimName, *, failed: bool, vain: bool = False) -> ClaimName:
+    return replace(right(self, failed=failed, vain=vain), returns=self.returns + failed)
 
 
 @mutation("every return reuses the waiting name", ClaimName, "returned")
-def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
+def _(right: Function, self: ClaimName, *, failed: bool, vain: bool = False) -> ClaimName:
     return replace(self, owner=None)
 
 
 @mutation("a failure costs two attempts", ClaimName, "returned")
-def _(right: Function, self: ClaimName, *, failed: bool) -> ClaimName:
-    return replace(right(self, failed=failed), attempt=self.attempt + 2 * failed)
+def _(right: Function, self: ClaimName, *, failed: bool, vain: bool = False) -> ClaimName:
+    return replace(right(self, failed=failed, vain=vain), attempt=self.attempt + 2 * failed)
 
 
 @mutation("release charges an attempt", claims, "release")
-def _(right: Function, pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
+def _(
+    right: Function, pool: PoolDirectory, name: ClaimName, spool: str, *, vain: bool = False
+) -> ClaimName:
     return claims.requeue(pool, name, spool)
 
 
