@@ -74,6 +74,10 @@ main()
 """fsqueue over a mount of which one operation in five hundred fails, once its worker has begun."""
 
 
+BEFORE_IT_BEGAN = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
+"""How a worker ends that is asked to leave before it took over its signals, and so took nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class LifeSettings:
     """The parameters of a storm of ordinary life."""
@@ -88,7 +92,7 @@ class LifeSettings:
     long: float = 0.01
     pause_min_s: float = 0.05
     pause_max_s: float = 0.95
-    timeout_s: float = 2.0
+    timeout_s: float = 1.5
     short_limit_s: float = 1.5
     """The time limit of the first few workers; a claim that is too long meets it at once."""
     limits_s: tuple[float, float] = (8.0, 20.0)
@@ -239,8 +243,7 @@ class Life:
 
     def _note_end(self, worker: subprocess.Popen[bytes], status: int) -> None:
         self.result.harm[f"ended {status}"] += 1
-        if status not in (0, 3, 5, 75, 129, 130, 143, -signal.SIGHUP, -signal.SIGINT):
-            # Negative: the signal came before the worker took anything.
+        if status not in (0, 3, 5, 75, 129, 130, 143, *BEFORE_IT_BEGAN):
             log = (self._directory / f"worker-{worker.pid}.log").read_text(errors="replace")
             self.result.problems.append(f"a worker ended with {status}: {log[-2000:]}")
 
@@ -306,15 +309,13 @@ class Life:
     # ---- what is left ----
 
     def _until_only_the_hopeless_are_left(self, pool: PoolDirectory) -> None:
-        """Let workers with little time leave one after the other, until none takes anything."""
-        for _ in range(200):
-            ended = fsqueue(
-                "work", pool.root, "--time-limit", f"{self.settings.short_limit_s}s",
-                "--steal-interval", "0.5", deadline_s=60,
-            )  # fmt: skip
-            if all(name.vain >= VAIN_RUNS_MAX for name in names_in(pool, State.WAITING)) and (
-                ended.returncode in (1, 3, 5)
-            ):
+        """Let workers with little time come and go, until none takes anything."""
+        limit_s = 2 * self.settings.timeout_s
+        for _ in range(50):
+            workers = [self._worker(pool, limit_s) for _ in range(self.settings.workers)]
+            statuses = {worker.wait(60) for worker in workers}
+            waiting = names_in(pool, State.WAITING)
+            if statuses <= {1, 3, 5} and all(name.vain >= VAIN_RUNS_MAX for name in waiting):
                 return
         self.result.problems.append("claims are still tried again and again")
 
