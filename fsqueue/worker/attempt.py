@@ -36,7 +36,7 @@ from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
-from fsqueue.worker.handler_cache import run_handler
+from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.patience import patiently
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
@@ -137,11 +137,7 @@ class Attempt:
         self._run(handler, work)
         self._loaded_first = work.kind in handler.loaded() and work.kind not in loaded_before
         if final:
-            if not os.path.isfile(private):
-                # Not ClaimImpossible: a worker that declared this one dead may have removed it.
-                raise ClaimFailed(
-                    f"the handler {claim.handler!r} returned without writing its output"
-                )
+            self._patiently(lambda: require_output(str(private), claim.handler))
             with self.beat.handling(
                 name=self.name, addressed=self.addressed
             ):  # a large output may take long to be synced

@@ -256,7 +256,7 @@ class InvariantChecker:
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
-            vain = not charged and new.name.vain > 0
+            vain = not charged and new.name.vain > name.vain
             if new.name != name.returned(failed=charged, vain=vain):
                 self.violate("I2", f"{old.text} became {new.text}")
             excused = (lease := self.leases.get(owner)) is not None and lease[0].excuses

@@ -21,6 +21,10 @@ BUSY_S = 1.0
 """For how long a directory counts as busy after a change of its names."""
 
 
+BUSY_S = 1.0
+"""For how long a directory counts as busy after a change of its names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """How a kind of file system misleads its users: for how long, in seconds, and about what."""
