@@ -84,11 +84,6 @@ class FaultRates:
         """Return the kinds that `Nuisances` chooses."""
         return "timed_out", "debris", "stuck"
 
-    @staticmethod
-    def nuisances() -> tuple[str, ...]:
-        """Return the kinds that `Nuisances` chooses."""
-        return "timed_out", "debris", "stuck"
-
 
 class FaultInjector:
     """Cause planned and random faults, while active."""
