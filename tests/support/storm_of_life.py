@@ -90,13 +90,13 @@ class LifeSettings:
     leaves: float = 0.01
     debris: float = 0.01
     long: float = 0.01
-    pause_min_s: float = 0.05
-    pause_max_s: float = 0.95
+    pause_min_s: float = 0.5
+    pause_max_s: float = 1.0
     timeout_s: float = 1.5
     short_limit_s: float = 1.5
     """The time limit of the first few workers; a claim that is too long meets it at once."""
-    limits_s: tuple[float, float] = (8.0, 20.0)
-    signal_every_s: float = 6.0
+    limits_s: tuple[float, float] = (15.0, 60.0)
+    signal_every_s: float = 10.0
     lease_s: float = 3.0
     attempts: int = 2
 
