@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import sys
-from importlib.metadata import entry_points
 from typing import Any, Final, NoReturn
 
 import click
@@ -112,6 +111,8 @@ class Commands(click.Group):
 
 
 def _extensions() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # late: most commands are in the table
+
     return {entry.name: entry for entry in entry_points(group="fsqueue.commands")}
 
 

@@ -15,7 +15,6 @@ import click
 from fsqueue.api import Pool, open_pool
 from fsqueue.errors import UsageError
 from fsqueue.monitor.format import plural as plural
-from fsqueue.slurm.scripts import parse_limit
 from fsqueue.storage import permissions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -174,8 +173,10 @@ class Duration(click.ParamType[float]):
             seconds = math.fsum(float(number) * _UNITS[unit] for number, unit in parts)
         elif re.fullmatch(r"\d+(\.\d+)?", text):
             seconds = float(text)
-        elif re.search("[:-]", text) and (limit := parse_limit(text)) is not None:
-            seconds = float(limit)
+        elif re.search("[:-]", text):
+            from fsqueue.slurm.scripts import parse_limit
+
+            seconds = float(-1 if (limit := parse_limit(text)) is None else limit)
         if 0 <= seconds <= DURATION_MAX_S:
             return seconds
         self.fail(

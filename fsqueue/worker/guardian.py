@@ -30,7 +30,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from typing import Any, Final
@@ -320,6 +319,8 @@ def _shared_memory() -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("fsqueue-progress")
     else:
+        import tempfile  # not in every guardian
+
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, SIZE)

@@ -26,18 +26,9 @@ from fsqueue.pool.layout import Order, order_name
 from fsqueue.pool.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.signals import SIGNALS, TIME_SIGNALS
 from fsqueue.worker.verdicts import Cause
 
-SIGNALS: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-"""What asks a worker to leave."""
-TIME_SIGNALS: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
-"""With these, batch systems warn that an allocation ends."""
 KILL_WAIT_S: Final = 30.0
 """From SLURM's SIGTERM to its SIGKILL, unless its configuration says otherwise."""
 
@@ -217,9 +208,8 @@ class Shutdown:
         if self._is_time_up():
             return Departure(LeaveReason.TIME_LIMIT, "its time limit is reached")
         if self.claims_max is not None and taken >= self.claims_max:
-            return Departure(
-                LeaveReason.CLAIMS_MAX, f"it reached its limit of {self.claims_max} claims"
-            )
+            claims = "1 claim" if self.claims_max == 1 else f"{self.claims_max:,} claims"
+            return Departure(LeaveReason.CLAIMS_MAX, f"it reached its limit of {claims}")
         return None
 
     def departure_by_signal(self) -> Departure:
