@@ -204,9 +204,9 @@ class InvariantChecker:
         self.repaired.add(place.name.id)
 
     def _once(self, id: str, known: Known) -> None:
-        if id in self.purged and not known.places:
-            return
         shown = [p for p in known.places if p.area != "staged"]
+        if id in self.purged and not shown:
+            return
         mine = [p for p in known.places if p.area == "staged" and p.where == known.plan]
         count = len(shown) + len(mine) if known.plan else len(shown) + (1 if not shown else 0)
         if count != 1:
@@ -284,7 +284,9 @@ class InvariantChecker:
             self.violate("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
         guilty = excuses & {"dead", f"{name.id}.a{name.attempt}"}  # R1: no fault of the mount
-        if not (cancelled or guilty or self._could_not_know(excuses)):
+        # What a host that is suspended takes from a claim's time, no worker can tell.
+        late = worker is not None and worker.paused and "ran longer than" in record["error"]
+        if not (cancelled or guilty or late or self._could_not_know(excuses)):
             self.violate("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
 
@@ -435,7 +437,7 @@ class InvariantChecker:
     def look_again(self) -> None:
         """Take stock of the disk as it is, and check it as a whole."""
         disk, base = self.world.disk, len(self.root) + 1
-        self.claims, self.leases, self.plans, self.shown = {}, {}, {}, {}
+        self.claims, self.leases, self.plans, self.shown, self.published = {}, {}, {}, {}, {}
         for path, inode in disk.below(self.root):
             parts = path[base:].split("/")
             place = self._place(parts)
@@ -453,6 +455,9 @@ class InvariantChecker:
         for path, inode in disk.below(f"{self.root}/plans"):
             if _PLAN.fullmatch(path.rpartition("/")[2]):
                 self._planned("link", path.rpartition("/")[2], inode)
+        planned = {id for id, known in self.claims.items() if known.plan}
+        gone = {id for id in planned if not self.claims[id].places}
+        self.purged = {id: when for id, when in self.purged.items() if id in gone}
         for id, known in self.claims.items():
             self._once(id, known)
             for place in known.places:

@@ -85,7 +85,10 @@ class Scenario:
         return replace(
             plain,
             nuisances=nuisances,
-            traits=replace(plain.traits, omits=nuisances.omits),
+            # A listing that is kept for seconds would go on missing what it misses.
+            traits=replace(
+                plain.traits, omits=nuisances.omits * (not plain.traits.listings_s)
+            ),
             fault_rates=replace(plain.fault_rates, **rates),
             inputs=plain.inputs + bad_inputs(rng),
         )
