@@ -189,12 +189,18 @@ class ClaimSource:
         return None  # a mount whose listings lag keeps showing claims that are gone: wait a poll
 
     def _best_is_unsuitable(self, own: WaitingClaims) -> bool:
-        """Return whether our best claim needs something not loaded, or more time than is left."""
-        preferences = self._preferences
-        if self._stealing and preferences.loaded and preferences.must_load(own.best().kind):
-            return True
+        """Return whether our best claim is one to take only if no other spool has a better one.
+
+        It needs something not loaded, or more time than is left; or it came to nothing before (R4,
+        R51).
+        """
         left_s, best = self._time_left_s(), own.best()
+        if self._stealing and (best.vain or best.id in self._preferences.failed_here):
+            return True
         if best.vain and self._is_hopeless(best):
+            return True
+        preferences = self._preferences
+        if self._stealing and preferences.loaded and preferences.must_load(best.kind):
             return True
         return left_s < math.inf and takes_too_long(best, self._rates(), left_s)
 

@@ -422,3 +422,19 @@ def test_a_spool_is_stolen_from_down_to_the_threshold(pool: PoolDirectory) -> No
     )
     assert len(list(take_all(claim_source))) == 3
     assert len(names_in(pool, State.WAITING)) == 2
+
+
+def test_r4_a_claim_put_back_in_vain_waits_for_the_good_ones_of_other_spools_too(
+    tmp_path: Path,
+) -> None:
+    """However many wait in our own spool that came to nothing."""
+    pool = make_pool(tmp_path / "pool", *(f"i{n}.10" for n in range(8)), weights=[1.0, 1.0])
+    first = ManualWorker(pool, "gpu0")
+    for name in claims.waiting(pool, "gpu0"):
+        taken = claims.take(pool, "gpu0", name, first.id)
+        assert taken is not None
+        claims.release(pool, taken, "gpu0", vain=True)
+    hand = ManualWorker(pool, "gpu0")
+    claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
+    taken = [claim_source.next() or pytest.fail("nothing to take") for _ in range(8)]
+    assert [name.vain for name, _ in taken] == [0] * 4 + [1] * 4
