@@ -381,7 +381,9 @@ def _wait_for_reply(me: Process, seconds: float) -> None:
     world = SIM.world
     me.paused = True
     in_handler = me.worker is not None and me.worker.beat.progress.in_handler
-    if world.current is me.actors[0] and not in_handler:
+    if world.current is not me.actors[0]:
+        me.slow_beat = True
+    elif not in_handler:
         me.stuck_since = world.now
     try:
         world.sleep(seconds)

@@ -519,12 +519,14 @@ def simulated_fsqueue() -> Iterator[None]:
             yield
         finally:
             SIM.fault = no_fault
+            SIM.looked_into = lambda path: None
 
 
 def run_scenario(seed: int, scenario: Scenario | None = None) -> Simulation:
     """Run one scenario; raises Violation, with the end of the trace in its notes."""
     simulation = Simulation(scenario or Scenario.random(seed))
     SIM.world = simulation.world
+    SIM.looked_into = simulation.checker.opened
     try:
         simulation.run()
     except Violation as error:
