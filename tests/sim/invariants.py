@@ -240,6 +240,8 @@ class InvariantChecker:
             taker = self.workers.get(new.name.owner or "")
             if step == ("spools", "running") and self._mover() is not taker:
                 self.violate("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
+            if step == ("spools", "running") and old.name.vain and taker is not None:
+                self._taken_last(old, taker)
         elif old.area == "running":
             self._left_running(known, old, new, mine)
         elif step == ("failed", "spools"):
@@ -253,6 +255,18 @@ class InvariantChecker:
             if new.text in known.waited or str(new.name) in known.waited:
                 self.violate("I2", f"the waiting name {new.name} is used twice")
             known.waited.add(str(new.name))
+
+    def _taken_last(self, old: Place, taker: Process) -> None:
+        """Check that a claim that was put back in vain is taken after the others (R4)."""
+        traits, looked = self.world.traits, taker.looked.get(f"{self.root}/spools/{old.where}", 0.0)
+        if taker.troubles or traits.listings_s or traits.omits or not self.watched:
+            return
+        for known in self.claims.values():
+            for place in known.places if known.plan else ():
+                fresh = place.name.attempt == place.name.vain == 0
+                if (place.area, place.where) == ("spools", old.where) and fresh:
+                    if known.since < looked and place.name.kind != "breaks":
+                        self.violate("R4", f"{taker} took {old.text}, and {place.text} waits")
 
     def _left_running(self, known: Known, old: Place, new: Place, mine: bool) -> None:
         name, owner = old.name, old.name.owner or ""
@@ -412,6 +426,7 @@ class InvariantChecker:
         now = self.world.now
         keeper = worker.guardian or worker
         slow = keeper.paused if worker.guardian is not None else worker.slow_beat
+        slow |= worker.asleep_since > worker.stuck_since
         if now - worker.stuck_since > 1.8 * self.lease_s and not slow:
             self.violate("R10", f"{lease} was renewed, and its main thread is stuck")
         if worker.paused or worker.troubles or self.world.traits.listings_s > 0.1:

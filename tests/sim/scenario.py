@@ -70,6 +70,8 @@ class Scenario:
     planned_faults: tuple[PlannedFault, ...] = ()
     planner_returns: bool = True
     """Whether the inputs are planned once more afterwards, which completes unfinished plans."""
+    time_limit: float | None = None
+    """After how many leases workers leave, if not chosen for each."""
     linger: float | None = None
     """For how many leases workers wait for more work, if not chosen for each."""
     scene: str = ""
@@ -239,10 +241,16 @@ class Simulation:
             linger_s=(self.scenario.linger or rng.choice((0.0, 1.0, 2.0, 4.0)))
             * self.scenario.lease_s,
             claims_max=rng.choice((None, None, None, 1)),
-            time_limit_s=rng.choice((None, None, None, self.scenario.lease_s)),
+            time_limit_s=self._time_limit_s(),
         )
         guarded = self.scenario.nuisances.guarded
         return self._start("work", worker_body(self.checker.workers, settings, guarded=guarded))
+
+    def _time_limit_s(self) -> float | None:
+        scenario = self.scenario
+        if scenario.time_limit is not None:
+            return scenario.time_limit * scenario.lease_s
+        return self.rng.choice((None, None, None, scenario.lease_s))
 
     def _run_commands(self) -> None:
         workers = self.checker.workers
@@ -441,6 +449,11 @@ class Simulation:
         fresh = self.scenario.traits.listings_s <= 0.3 and not (checker.purged or self.cuts)
         if reason is LeaveReason.CLAIMS_MISSING and fresh and not checker.repaired:
             raise Violation(f"R31: nothing is missing, and {process} says: {departure.message}")
+        lease, _ = checker.leases.get(process.worker.id, (None, 0.0))
+        lost = reason is LeaveReason.LEASE_LOST and not self.cuts
+        if lost and lease is not None and lease.ended_by is None:
+            if not self.scenario.traits.listings_s and "again" not in process.excuses:
+                raise Violation(f"R13: {process} believes that it lost its lease, which is {lease}")
         looked = process.looked.get(f"{ROOT}/done", 0.0)
         lost = [id for id, when in checker.purged.items() if when < looked - 25.0]
         if self.scenario.traits.listings_s <= 0.3:
