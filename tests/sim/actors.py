@@ -108,7 +108,8 @@ class Simulated(Handler):
         world.sleep(3 * work.timeout_s if deaf else 1e9)
         guardian = me.guardian
         if guardian is not None and guardian.alive and not (guardian.paused or me.paused):
-            raise Violation(f"R16: {work.id} runs on, and its time was up long ago")
+            error = Violation(f"R16: {work.id} runs on, and its time was up long ago")
+            world.violation = world.violation or error
         me.excuses.add("dead")
         world.log("is killed", "")
         world.end(me)

@@ -261,6 +261,8 @@ class InvariantChecker:
         traits, looked = self.world.traits, taker.looked.get(f"{self.root}/spools/{old.where}", 0.0)
         if taker.troubles or traits.listings_s or traits.omits or not self.watched:
             return
+        if any(other.alive and other is not taker for other in self.workers.values()):
+            return  # which may be expected to take them sooner
         for known in self.claims.values():
             for place in known.places if known.plan else ():
                 fresh = place.name.attempt == place.name.vain == 0
@@ -494,7 +496,9 @@ class InvariantChecker:
         guardian = worker.guardian
         if guardian is None or worker.alive or guardian.paused or guardian.troubles:
             return
-        if guardian.alive and self.world.now - worker.ended_at > 3.0 + 0.3 * self.lease_s:
+        meant_to = guardian.alive or guardian.ended_at >= worker.ended_at
+        killed = "dead" in guardian.excuses
+        if meant_to and not killed and self.world.now - worker.ended_at > 3.0 + 0.3 * self.lease_s:
             self.violate("R17", f"{guardian} left it to {ender} to end {lease}")
 
     # ---- parts ----

@@ -137,6 +137,13 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
         "traits": LOCAL,
         "planned_faults": (PlannedFault("take", "interrupt"), PlannedFault("take", "interrupt", 1)),
     },
+    "a take's reply is lost as two signals come": {
+        "traits": LOCAL,
+        "planned_faults": (
+            PlannedFault("take", "lost and asked"),
+            PlannedFault("take", "lost and asked", 1),
+        ),
+    },
     "a zombie publishes": _zombie("publish an output"),
     "a zombie finishes": _zombie("finish"),
     "a zombie takes": _zombie("take"),
@@ -220,6 +227,9 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
     ),
     "three plan beside a busy directory": _calm(
         inputs=(*BAD, *GOOD), traits=MISSING_NAMES, planners=3, faults_from_start=True
+    ),
+    "workers end while others plan": _calm(
+        inputs=GOOD, planners=4, faults_from_start=False, operation_s=0.1, linger=0.3
     ),
     "/proc hides other processes": _calm(
         inputs=LONG, hosts=1, nuisances=Nuisances(tables=(Table.HIDDEN,))

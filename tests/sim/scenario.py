@@ -454,7 +454,7 @@ class Simulation:
         if lost and lease is not None and lease.ended_by is None:
             if not self.scenario.traits.listings_s and "again" not in process.excuses:
                 raise Violation(f"R13: {process} believes that it lost its lease, which is {lease}")
-        looked = process.looked.get(f"{ROOT}/done", 0.0)
+        looked = max(process.looked.values(), default=0.0)
         lost = [id for id, when in checker.purged.items() if when < looked - 25.0]
         if self.scenario.traits.listings_s <= 0.3:
             lost = [id for id, when in checker.purged.items() if when < looked - 0.5]
