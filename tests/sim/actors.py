@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,9 +57,15 @@ class Simulated(Handler):
             yield Item(stem, manner, source.cost, {"key": source.key}, payload, {"inputs": 1})
 
     def run(self, work: Work) -> None:
+        world, me = SIM.world, SIM.world.me
+        me.busy_since = world.now
+        try:
+            self._behave(work, work.payload["manner"], me)
+        finally:
+            me.busy_since = math.inf
+
+    def _behave(self, work: Work, manner: str, me: Process) -> None:
         world = SIM.world
-        manner = work.payload["manner"]
-        me = world.me
         assert not SIM_OS.path.lexists(str(work.output)), "there is an output before the run"
         if me.host.sick:
             me.excuses.add(f"{work.id}.a{work.attempt}")
@@ -101,7 +108,8 @@ class Simulated(Handler):
         world.sleep(3 * work.timeout_s if deaf else 1e9)
         guardian = me.guardian
         if guardian is not None and guardian.alive and not (guardian.paused or me.paused):
-            raise Violation(f"R16: {work.id} runs on, and its time was up long ago")
+            error = Violation(f"R16: {work.id} runs on, and its time was up long ago")
+            world.violation = world.violation or error
         me.excuses.add("dead")
         world.log("is killed", "")
         world.end(me)

@@ -381,7 +381,9 @@ def _wait_for_reply(me: Process, seconds: float) -> None:
     world = SIM.world
     me.paused = True
     in_handler = me.worker is not None and me.worker.beat.progress.in_handler
-    if world.current is me.actors[0] and not in_handler:
+    if world.current is not me.actors[0]:
+        me.slow_beat = True
+    elif not in_handler:
         me.stuck_since = world.now
     try:
         world.sleep(seconds)
@@ -547,6 +549,8 @@ def proc_open(path: str, *_: Any) -> io.StringIO:
     if path.endswith("/boot_id"):
         return io.StringIO(host.boot)
     pid = int(path.split("/")[2]) - OUTER_PIDS * (host.table is Table.OUTER)
+    if pid < 0:  # another process of the outer namespace; they come and go
+        return io.StringIO(f"1 (x) {' '.join(['S', *['0'] * 18, f'{world.now // 10}', '0'])}")
     process = host.pids.get(pid)
     hidden = host.table is Table.HIDDEN and process not in world.me.family()
     if process is None or hidden:

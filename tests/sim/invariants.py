@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fsqueue.pool.names import ClaimName, LeaseName
 from tests.sim.disk import Inode
-from tests.sim.world import Process, Violation, World
+from tests.sim.world import Process, Table, Violation, World
 
 OWNED: Final = ("running", "done", "failed")
 STEPS: Final = {
@@ -115,7 +115,8 @@ class InvariantChecker:
         elif before is not None or after is not None:
             self._claim(what, before, after, inode)
         elif (new or old)[0] == "workers":
-            self._lease(what, old[-1] if old else "", new[-1] if new else "")
+            names = old[-1] if old else "", new[-1] if new else ""
+            self._lease(what, *names, in_ended=new[1:2] == ["ended"])
         elif (new or old)[0] == "outputs" and len(new or old) == 2:
             self._output(what, old, new, inode)
         elif what == "unlink" and not self._private(old):
@@ -135,10 +136,20 @@ class InvariantChecker:
             self.violate("I4" if place else "I7", f"{source} was renamed over {target}")
 
     def _written(self, path: str, inode: Inode) -> None:
+        if path.startswith("checksums/"):
+            return self._recorded(json.loads(inode.data.splitlines()[-1])["output"])
         if path.startswith("events/"):
             return self._check_journal_entry(json.loads(inode.data.splitlines()[-1]))
         if (text := self.shown.get(inode.number)) is not None:
             self.violate("I4", f"{text} was written to after it was visible")
+
+    def _recorded(self, output: str) -> None:
+        """Check that a checksum is recorded by the process that published the output (R32)."""
+        publisher = self.published.get(output)
+        if publisher is not None and publisher is not self._mover():
+            self.violate("R32", f"{self._mover()} recorded {output}, which {publisher} published")
+        if publisher is None and self.world.disk.find(f"{self.root}/outputs/{output}") is None:
+            self.violate("R32", f"{self._mover()} recorded {output}, which is not published")
 
     def _unlinked(self, path: str, parts: list[str]) -> None:
         if parts[0] in ("plans", "errors", "spools") or len(parts) == 1:
@@ -229,6 +240,8 @@ class InvariantChecker:
             taker = self.workers.get(new.name.owner or "")
             if step == ("spools", "running") and self._mover() is not taker:
                 self.violate("I3", f"{self._mover()} took {old.text} for {new.name.owner}")
+            if step == ("spools", "running") and old.name.vain and taker is not None:
+                self._taken_last(old, taker)
         elif old.area == "running":
             self._left_running(known, old, new, mine)
         elif step == ("failed", "spools"):
@@ -243,6 +256,20 @@ class InvariantChecker:
                 self.violate("I2", f"the waiting name {new.name} is used twice")
             known.waited.add(str(new.name))
 
+    def _taken_last(self, old: Place, taker: Process) -> None:
+        """Check that a claim that was put back in vain is taken after the others (R4)."""
+        traits, looked = self.world.traits, taker.looked.get(f"{self.root}/spools/{old.where}", 0.0)
+        if taker.troubles or traits.listings_s or traits.omits or not self.watched:
+            return
+        if any(other.alive and other is not taker for other in self.workers.values()):
+            return  # which may be expected to take them sooner
+        for known in self.claims.values():
+            for place in known.places if known.plan else ():
+                fresh = place.name.attempt == place.name.vain == 0
+                if (place.area, place.where) == ("spools", old.where) and fresh:
+                    if known.since < looked and place.name.kind != "breaks":
+                        self.violate("R4", f"{taker} took {old.text}, and {place.text} waits")
+
     def _left_running(self, known: Known, old: Place, new: Place, mine: bool) -> None:
         name, owner = old.name, old.name.owner or ""
         if not mine and (lease := self.leases.get(owner)) is not None and lease[0].living:
@@ -255,6 +282,10 @@ class InvariantChecker:
             self._has_output(name)
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
+        left = self.leases.get(owner)
+        fresh = not (self.world.traits.listings_s or self.world.traits.omits)
+        if charged and not mine and fresh and left is not None and left[0].excuses:
+            self.violate("R15", f"{old.text} was charged, and {left[0]} had said that it leaves")
         if new.area == "spools":
             vain = not charged and new.name.vain > name.vain
             if new.name != name.returned(failed=charged, vain=vain):
@@ -340,6 +371,7 @@ class InvariantChecker:
                 self.violate("I7", f"{'/'.join(new)} appeared by {what}")
             if inode.data != self.output(new[-1].removesuffix(".txt")):
                 self.violate("I7", f"{'/'.join(new)} is not whole: {inode.data[:60]!r}")
+            self.published[new[-1]] = self._mover()
 
     def _planned(self, what: str, file: str, inode: Inode) -> None:
         facts = self._parse(inode.data)
@@ -358,7 +390,7 @@ class InvariantChecker:
 
     # ---- leases ----
 
-    def _lease(self, what: str, old: str, new: str) -> None:
+    def _lease(self, what: str, old: str, new: str, *, in_ended: bool) -> None:
         before = LeaseName.parse(old) if what != "link" else None
         after = LeaseName.parse(new)
         if before is None and after is None:
@@ -366,6 +398,8 @@ class InvariantChecker:
         if after is None or (before is None and what != "link"):
             self.violate("I9", f"{what} of the lease {old or new}")
         assert after is not None
+        if not after.living and not in_ended:
+            self.violate("R19", f"the lease {new} has ended, and is not in workers/ended")
         worker = self.workers.get(after.worker)
         born = self.world.now
         if before is None and self.world.on_behalf_of is not None and after.worker in self.leases:
@@ -383,9 +417,46 @@ class InvariantChecker:
             self.violate("I9", f"{old} became {new}")
         elif not after.living and worker is not None:
             self._retired(after, worker)
+        elif self.watched and worker is not None:
+            self._renewed(after, worker)
         verb = "enlist" if before is None else "renew" if after.living else "retire"
         self.count["end a lease" if after.ended_by else verb] += 1
         self.leases[after.worker] = after, born
+
+    def _renewed(self, lease: LeaseName, worker: Process) -> None:
+        """Check that the main thread is not stuck (R10), and that the busy see the dead (R14)."""
+        now = self.world.now
+        keeper = worker.guardian or worker
+        slow = keeper.paused if worker.guardian is not None else worker.slow_beat
+        slow |= worker.asleep_since > worker.stuck_since
+        if now - worker.stuck_since > 1.8 * self.lease_s and not slow:
+            self.violate("R10", f"{lease} was renewed, and its main thread is stuck")
+        if worker.paused or worker.troubles or self.world.traits.listings_s > 0.1:
+            return
+        for known in self.claims.values():
+            for place in known.places if known.plan else ():
+                owner = self.workers.get(place.name.owner or "")
+                if place.area != "running" or owner is None or owner.alive:
+                    continue
+                since = max(owner.ended_at, worker.busy_since)
+                if now - since > 4.5 * self.lease_s and now - known.since > 4.5 * self.lease_s:
+                    self.violate("R14", f"{place.text} waits for the busy {worker} to see that")
+
+    def opened(self, path: str) -> None:
+        """Check which leases a process opens (R18): none of another host that is not in doubt."""
+        area, _, text = path[len(self.root) + 1 :].partition("/")
+        if area != "workers" or (lease := LeaseName.parse(text.rpartition("/")[2])) is None:
+            return
+        owner, reader = self.workers.get(lease.worker), self._mover()
+        known, since = self.leases.get(lease.worker, (lease, 0.0))
+        traits, now = self.world.traits, self.world.now
+        blind = traits.omits or traits.listings_s > 0.1 or (reader is not None and reader.troubles)
+        if blind or not known.living or not owner or not owner.alive or owner.paused:
+            return
+        if now - since > 0.3 * self.lease_s or reader is None or reader.paused:
+            return
+        if owner is not None and reader is not None and owner.host is not reader.host:
+            self.violate("R18", f"{reader} opened {lease}, which is another host's")
 
     def _retired(self, lease: LeaseName, worker: Process) -> None:
         """Check that a retiring worker holds nothing that it knows of and could put back."""
@@ -406,10 +477,29 @@ class InvariantChecker:
         if self.workers.get(after.ended_by or "") is not ender:
             self.violate("I9", f"{ender} renamed {before} to {after}")
         age_s = self.world.now - self.leases[after.worker][1]
+        if worker is not None and self.watched:
+            self._justly_ended(before, worker, ender, age_s)
         if worker is not None:
             if worker.alive and age_s < 0.98 * self.lease_s:
                 self.violate("I9", f"{before} was ended by {ender} after {age_s:.1f} s")
             worker.excuses.add("dead")
+
+    def _justly_ended(
+        self, lease: LeaseName, worker: Process, ender: Process | None, age_s: float
+    ) -> None:
+        if ender is worker or ender is None:
+            return  # it gave up its lease, or its guardian saw its death
+        same = ender.host is worker.host and ender.host.table is Table.OPEN
+        sees = same and not (ender.troubles or self.world.traits.entries_s)
+        if worker.alive and sees and not worker.stopped and age_s < 2.9 * self.lease_s:
+            self.violate("R12", f"{ender} ended {lease}, whose process it sees run")
+        guardian = worker.guardian
+        if guardian is None or worker.alive or guardian.paused or guardian.troubles:
+            return
+        meant_to = guardian.alive or guardian.ended_at >= worker.ended_at
+        killed = "dead" in guardian.excuses
+        if meant_to and not killed and self.world.now - worker.ended_at > 3.0 + 0.3 * self.lease_s:
+            self.violate("R17", f"{guardian} left it to {ender} to end {lease}")
 
     # ---- parts ----
 

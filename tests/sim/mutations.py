@@ -40,7 +40,8 @@ class Mutation:
     name: str
     owner: ModuleType | type
     function: str
-    wrong: Function
+    wrong: Any
+    """The wrong function, or the wrong value of a constant."""
     scene: str = ""
     """The scene that shows it, if most scenarios do not."""
 
@@ -62,6 +63,14 @@ def mutation(
     return register
 
 
+def wrong_constant(
+    name: str, owner: ModuleType, constant: str, value: Any, *, scene: str = ""
+) -> None:
+    """Register a wrong value of a named constant."""
+    assert not callable(vars(owner)[constant]) and name not in MUTATIONS, name
+    MUTATIONS[name] = Mutation(name, owner, constant, value, scene)
+
+
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
     """Make the mistake until the block ends, also where the function was imported by name.
@@ -69,6 +78,10 @@ def applied(mutation: Mutation) -> Iterator[None]:
     Raises RuntimeError if the wrong function itself does not fit the program any more.
     """
     right = getattr(mutation.owner, mutation.function)
+    if not callable(right):
+        with patch.object(mutation.owner, mutation.function, mutation.wrong):
+            yield
+        return
     misfits: list[Exception] = []
 
     def wrong(*args: Any, **options: Any) -> Any:
@@ -501,7 +514,7 @@ def _(right: Function, self: Layout, worker: str, id: str, returns: int, suffix:
     "retire before putting back",
     Worker,
     "_put_back",
-    scene="two signals come while a claim is taken",
+    scene="a take's reply is lost as two signals come",
 )
 def _(right: Function, self: Worker, name: ClaimName) -> None:
     self.lease.retire()
@@ -512,7 +525,7 @@ def _(right: Function, self: Worker, name: ClaimName) -> None:
     "leave without putting back",
     Worker,
     "_put_back",
-    scene="two signals come while a claim is taken",
+    scene="a take's reply is lost as two signals come",
 )
 def _(right: Function, self: Worker, name: ClaimName) -> None:
     return

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Final
 
 from tests.sim.mount import LAGGING_NFS, LOCAL
+from tests.sim.nuisances import Nuisances
+from tests.sim.world import Table
 
 MOMENTS: Final = {
     "stage a claim": ("create", r"\.staged/"),
@@ -38,6 +40,7 @@ MOMENTS: Final = {
     "read a claim": ("open", r"/running/[^ /]+$"),
     "list a spool": ("list", r"/spools/[^./]+$"),
     "list what runs": ("list", r"/running$"),
+    "look for an output": ("stat", r"/outputs/\.[^/]+/"),
     "tidy up": ("rmdir", r"/(outputs/\.|partial/)"),
 }
 """Operations that decide something: what is done, and a pattern of the paths, joined by spaces."""
@@ -100,6 +103,22 @@ def _zombie(*moments: str, **how: Any) -> dict[str, Any]:
     } | how
 
 
+def _calm(*planned_faults: PlannedFault, **how: Any) -> dict[str, Any]:
+    """Return a scene on a local disk in which workers go on for a while."""
+    calm = {"traits": LOCAL, "lease_s": 8.0, "faulty_s": 60.0, "workers": 3, "linger": 4.0}
+    return calm | {"planned_faults": planned_faults} | how
+
+
+def _some(moment: str, *kinds: str) -> tuple[PlannedFault, ...]:
+    """Return each kind at this moment, one after the other."""
+    return tuple(PlannedFault(moment, kind, nth) for nth, kind in enumerate(kinds))
+
+
+MISSING_NAMES: Final = replace(LOCAL, name="a busy disk", omits=0.15)
+LONG: Final = ("a.160.slow", "b.160.slow", "c.160.slow")
+GOOD: Final = ("a.5.ok", "b.20.ok", "c.5.saves")
+BAD: Final = ("v.160.fails", "w.160.impossible", "x.80.fails", "y.80.errs", "z.40.fails")
+
 SCENES: Final[dict[str, dict[str, Any]]] = {
     "a take succeeds and its reply is lost": {
         "traits": LAGGING_NFS,
@@ -117,6 +136,13 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
     "two signals come while a claim is taken": {
         "traits": LOCAL,
         "planned_faults": (PlannedFault("take", "interrupt"), PlannedFault("take", "interrupt", 1)),
+    },
+    "a take's reply is lost as two signals come": {
+        "traits": LOCAL,
+        "planned_faults": (
+            PlannedFault("take", "lost and asked"),
+            PlannedFault("take", "lost and asked", 1),
+        ),
     },
     "a zombie publishes": _zombie("publish an output"),
     "a zombie finishes": _zombie("finish"),
@@ -151,6 +177,81 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
         "planned_faults": (PlannedFault("finish", "power cut"),),
         "selective": True,
     },
+    "the mount fails while handlers write": _calm(
+        *_some("write an output", "error", "stale", "timed out"), inputs=GOOD
+    ),
+    "the mount fails when an output is looked for": _calm(
+        *_some("look for an output", "error", "stale", "timed out", "error"), inputs=GOOD
+    ),
+    "the mount fails while workers look for work": _calm(
+        *_some("list a spool", "timed out", "error", "error"),
+        *_some("list what runs", "error", "timed out"),
+        *_some("read a claim", "error", "timed out"),
+        inputs=GOOD,
+    ),
+    "bad inputs come first": _calm(
+        inputs=BAD + GOOD, workers=1, attempts_max=1, spools=("gpu0",), faults_from_start=False
+    ),
+    "debris cannot be removed": _calm(
+        *_some("tidy up", "debris", "debris", "debris", "debris"),
+        inputs=("a.20.litters", "b.20.litters", "c.5.halves"),
+        attempts_max=2,
+    ),
+    "a claim is longer than every time limit": _calm(
+        inputs=("a.160.slow", "b.160.slow", *GOOD), time_limit=0.6, spools=("gpu0",), workers=2
+    ),
+    "signals come while handlers write": _calm(
+        *(PlannedFault("write an output", "signal", nth) for nth in (0, 2, 4, 6)), inputs=GOOD
+    ),
+    "a worker dies while it leaves": _calm(
+        PlannedFault("renew", "signal", 2),
+        PlannedFault("put back", "crash"),
+        inputs=LONG,
+        planner_returns=True,
+    ),
+    "a main thread is stuck": _calm(
+        *(PlannedFault("list a spool", "stuck", nth) for nth in (1, 3)),
+        *(PlannedFault("take", "stuck", nth) for nth in (1, 3)),
+        inputs=GOOD,
+    ),
+    "renewals hang": _calm(
+        *(PlannedFault("renew", "hang", nth) for nth in (2, 4, 6, 8)), inputs=LONG, hosts=1
+    ),
+    "replies to renewals are lost in a busy directory": _calm(
+        *(PlannedFault("renew", "lost", nth) for nth in range(1, 16, 2)),
+        inputs=LONG,
+        traits=MISSING_NAMES,
+    ),
+    "claims fail in a busy directory": _calm(
+        inputs=(*BAD, *GOOD), traits=MISSING_NAMES, attempts_max=3
+    ),
+    "three plan beside a busy directory": _calm(
+        inputs=(*BAD, *GOOD), traits=MISSING_NAMES, planners=3, faults_from_start=True
+    ),
+    "workers end while others plan": _calm(
+        inputs=GOOD, planners=4, faults_from_start=False, operation_s=0.1, linger=0.3
+    ),
+    "/proc hides other processes": _calm(
+        inputs=LONG, hosts=1, nuisances=Nuisances(tables=(Table.HIDDEN,))
+    ),
+    "/proc is the outer one": _calm(
+        inputs=LONG, hosts=1, nuisances=Nuisances(tables=(Table.OUTER,))
+    ),
+    "hosts are clones": _calm(inputs=LONG, hosts=3, nuisances=Nuisances(cloned=True)),
+    "one worker dies and another is busy": _calm(
+        inputs=("a.400.slow", "b.80.kills"), spools=("gpu0",), workers=2, faulty_s=150.0
+    ),
+    "workers with guardians are killed": _calm(
+        inputs=("a.20.kills", "b.20.kills", *GOOD),
+        nuisances=Nuisances(guarded=True),
+        attempts_max=3,
+    ),
+    "a handler cannot be interrupted": _calm(
+        inputs=("a.20.deaf", *GOOD), nuisances=Nuisances(guarded=True), faulty_s=400.0
+    ),
+    "a waiting claim is purged": _calm(
+        inputs=(*LONG, *GOOD), nuisances=Nuisances(purges=1), workers=1
+    ),
     "attempts leave half an output behind": {
         "inputs": ("a.5.halves", "b.20.halves", "c.5.ok"),
         "attempts_max": 3,

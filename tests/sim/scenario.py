@@ -70,6 +70,8 @@ class Scenario:
     planned_faults: tuple[PlannedFault, ...] = ()
     planner_returns: bool = True
     """Whether the inputs are planned once more afterwards, which completes unfinished plans."""
+    time_limit: float | None = None
+    """After how many leases workers leave, if not chosen for each."""
     linger: float | None = None
     """For how many leases workers wait for more work, if not chosen for each."""
     scene: str = ""
@@ -235,10 +237,16 @@ class Simulation:
             linger_s=(self.scenario.linger or rng.choice((0.0, 1.0, 2.0, 4.0)))
             * self.scenario.lease_s,
             claims_max=rng.choice((None, None, None, 1)),
-            time_limit_s=rng.choice((None, None, None, self.scenario.lease_s)),
+            time_limit_s=self._time_limit_s(),
         )
         guarded = self.scenario.nuisances.guarded
         return self._start("work", worker_body(self.checker.workers, settings, guarded=guarded))
+
+    def _time_limit_s(self) -> float | None:
+        scenario = self.scenario
+        if scenario.time_limit is not None:
+            return scenario.time_limit * scenario.lease_s
+        return self.rng.choice((None, None, None, scenario.lease_s))
 
     def _run_commands(self) -> None:
         workers = self.checker.workers
@@ -437,7 +445,12 @@ class Simulation:
         fresh = self.scenario.traits.listings_s <= 0.3 and not (checker.purged or self.cuts)
         if reason is LeaveReason.CLAIMS_MISSING and fresh and not checker.repaired:
             raise Violation(f"R31: nothing is missing, and {process} says: {departure.message}")
-        looked = process.looked.get(f"{ROOT}/done", 0.0)
+        lease, _ = checker.leases.get(process.worker.id, (None, 0.0))
+        lost = reason is LeaveReason.LEASE_LOST and not self.cuts
+        if lost and lease is not None and lease.ended_by is None:
+            if not self.scenario.traits.listings_s and "again" not in process.excuses:
+                raise Violation(f"R13: {process} believes that it lost its lease, which is {lease}")
+        looked = max(process.looked.values(), default=0.0)
         lost = [id for id, when in checker.purged.items() if when < looked - 25.0]
         if self.scenario.traits.listings_s <= 0.3:
             lost = [id for id, when in checker.purged.items() if when < looked - 0.5]
@@ -515,12 +528,14 @@ def simulated_fsqueue() -> Iterator[None]:
             yield
         finally:
             SIM.fault = no_fault
+            SIM.looked_into = lambda path: None
 
 
 def run_scenario(seed: int, scenario: Scenario | None = None) -> Simulation:
     """Run one scenario; raises Violation, with the end of the trace in its notes."""
     simulation = Simulation(scenario or Scenario.random(seed))
     SIM.world = simulation.world
+    SIM.looked_into = simulation.checker.opened
     try:
         simulation.run()
     except Violation as error:

@@ -1,4 +1,4 @@
-"""Each deliberate mistake in the protocol is noticed: by scenarios, by the model, or in some order.
+"""Each deliberate mistake in the protocol and its rules is noticed: by scenarios, by the model, or in some order.
 
 SIM_MUTANT_SEEDS=500 pytest tests/sim/test_mutations.py    # look longer before giving up
 """
@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from tests.sim import rule_mutations  # noqa: F401  (registers its mutations)
 from tests.sim.mutations import MUTATIONS, applied
 from tests.sim.scenario import Scenario, run_scenario
 from tests.sim.state_machine import PoolMachine

@@ -94,6 +94,10 @@ class Process:
     """Whether its handler holds the interpreter, so that no signal reaches it."""
     stuck_since: float = math.inf
     """Since when its main thread waits for the disk outside a handler."""
+    slow_beat: bool = False
+    """Whether the disk was ever slow for its second thread."""
+    busy_since: float = math.inf
+    """Since when a handler runs in it."""
     operations: int = 0
     """How many operations it has counted (`fsqueue.storage.operation_count`)."""
     guards: Process | None = None
