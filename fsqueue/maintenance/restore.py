@@ -137,7 +137,9 @@ class _Repairer:
                 if id in rows:
                     name, spool = rows.pop(id)
                     facts = plan.options, dict(item.payload), dict(item.measures)
-                    claim = claims.Claim(plan.handler, spool, *facts, plan.suffix)
+                    claim = claims.Claim(
+                        plan.handler, spool, *facts, plan.suffix, timeout_s=plan.timeout_s
+                    )
                     self._publish(handler, name, spool, claim)
         except (FsqueueError, OSError) as error:
             self.repair.left += [f"{id} cannot be planned again: {error}" for id in rows]

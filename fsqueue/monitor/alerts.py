@@ -17,7 +17,7 @@ from typing import Final
 from fsqueue.monitor.counts import Count
 from fsqueue.monitor.format import duration, plural
 from fsqueue.monitor.workers import WorkerRow
-from fsqueue.pool.claims import last_vain_run
+from fsqueue.pool.claims import vain_runs
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Health, LeaveReason, WorkerState
 from fsqueue.pool.untrusted import number, printable
@@ -129,12 +129,11 @@ def _slow(workers: Sequence[WorkerRow]) -> Iterator[Alert]:
 
 def _in_vain(pool: PoolDirectory, count: Count) -> Iterator[Alert]:
     for name in count.in_vain[:IN_VAIN_SHOWN]:
-        record = last_vain_run(pool, name)
-        ran_s = number(record.get("ran_s"))
         last = "its workers were asked to leave"
-        if record:
+        if runs := vain_runs(pool, name):
+            ran_s = number(runs[0].get("ran_s"))
             after = "" if ran_s is None else f" after {duration(ran_s)}"
-            last = f"the last run ended{after}: {printable(record.get('put_back', '?'), 200)}"
+            last = f"the last run ended{after}: {printable(runs[0].get('put_back', '?'), 200)}"
         what = f"{name.id} was put back {name.vain} times without progress; {last}"
         yield Alert(
             AlertKind.IN_VAIN,

@@ -47,6 +47,7 @@ from typing import Any, Final
 
 from fsqueue.errors import ClaimDamaged, ClaimLost, FsqueueError, PoolError
 from fsqueue.pool.layout import SUFFIX, State
+from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost, is_given_up
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
@@ -182,7 +183,7 @@ def charge(
     The record is written before the claim moves, so that no crash in between loses it. A round has
     `attempts_max` attempts, counted from a0; each `retry` starts a new round. Raises ClaimLost.
     """
-    if str(name) not in atomic.names(pool.state(State.RUNNING)):
+    if not _is_seen(pool.owned(State.RUNNING, name)):
         # A zombie's record would stand for good, while its successor may run the same attempt.
         raise _lost(name, "charged")
     record_error(pool, name, record)
@@ -217,19 +218,31 @@ def record_vain_run(
         log.debug("%s: why it was put back is not recorded: %s", name.id, error)
 
 
-def last_vain_run(pool: PoolDirectory, name: ClaimName) -> dict[str, Any]:
-    """Return the record of the last run that a waiting claim was put back from; {} if none."""
-    try:
-        path = pool.vain_run(name.id, name.returns - 1)
-        return parse_json(path, atomic.read(path, patience_s=0.0, limit=FACTS_MAX))
-    except (OSError, FsqueueError):
-        return {}  # RACE: not visible yet on a network mount, or cleaned up
+def vain_runs(pool: PoolDirectory, name: ClaimName) -> list[dict[str, Any]]:
+    """Return the records of the runs that a waiting claim was put back from in vain, newest first.
+
+    Runs whose worker was merely asked to leave have none.
+    """
+    found = []
+    for returns in reversed(range(max(0, name.returns - name.vain), name.returns)):
+        try:
+            path = pool.vain_run(name.id, returns)
+            found.append(parse_json(path, atomic.read(path, patience_s=0.0, limit=FACTS_MAX)))
+        except (OSError, FsqueueError):
+            continue  # RACE: not visible yet on a network mount, or cleaned up
+    return found
 
 
 def _leave_running(pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
-    if not move(pool.owned(State.RUNNING, name), target):
+    if not move(pool.owned(State.RUNNING, name), target) and not _is_seen(target):
         atomic.names(pool.state(State.RUNNING))  # raises PoolError if the directory is gone
         raise _lost(name, verb)
+
+
+def _is_seen(path: str) -> bool:
+    """Return whether one of several listings shows a name: a single one may miss it (R13)."""
+    directory, name = os.path.split(path)
+    return any(name in atomic.names(directory) for _ in range(ABSENT_LOOKS))
 
 
 def _lost(name: ClaimName, verb: str) -> ClaimLost:

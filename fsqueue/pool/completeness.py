@@ -19,7 +19,7 @@ the heads of the plans, unless the numbers differ.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -80,13 +80,14 @@ def look_for_all(pool: PoolDirectory, *, looks: int = LOOKS) -> Completeness:
     for look in range(looks):
         numbers = plans.numbers(pool)
         gaps = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
-        planned = sum(plans.read_plan(pool, number).total.claims for number in numbers)
+        heads = [plans.read_plan(pool, number) for number in numbers]
+        planned = sum(head.total.claims for head in heads)
         # Each look adds to `seen`: a claim counts if any look saw it (R31).
         if look == 0 and not gaps:
             failed = _see_ended(pool, seen)
             if distinct(seen) == planned:
                 return Completeness(planned, 0, failed)  # however many spools there are
-        remaining, failed = _see(pool, seen)
+        remaining, failed = _see(pool, seen, {head.uid for head in heads})
         missing: list[tuple[str, int]] = []
         unplanned = 0
         if distinct(seen) != planned:
@@ -138,13 +139,15 @@ def _missing_text(pool: PoolDirectory, ids: tuple[str, ...]) -> str:
     )
 
 
-def _see(pool: PoolDirectory, seen: Fingerprints) -> tuple[int, int]:
+def _see(pool: PoolDirectory, seen: Fingerprints, uids: Set[str]) -> tuple[int, int]:
     """Add the fingerprint of every id in a state directory; return how many remain and failed.
+
+    What is staged counts for the plans that have a number, `uids`: any other may never get one.
 
     In the order in which claims move, so that one on its way is seen twice rather than never.
     """
     remaining = 0
-    for directory in chain(_staged(pool), _spools(pool), (pool.state(State.RUNNING),)):
+    for directory in chain(_staged(pool, uids), _spools(pool), (pool.state(State.RUNNING),)):
         try:
             remaining += atomic.gather(directory, lambda texts: _add(texts, seen))
         except (PoolError, OSError) as error:
@@ -162,10 +165,10 @@ def _see_ended(pool: PoolDirectory, seen: Fingerprints) -> int:
     return failed
 
 
-def _staged(pool: PoolDirectory) -> Iterator[str]:
+def _staged(pool: PoolDirectory, uids: Set[str]) -> Iterator[str]:
     root = pool.directory("plans")
     for name in atomic.names(root):
-        if name.endswith(".staged"):
+        if name.endswith(".staged") and name.removesuffix(".staged") in uids:
             try:
                 yield from (f"{root}/{name}/{each}" for each in atomic.names(f"{root}/{name}"))
             except (PoolError, OSError):

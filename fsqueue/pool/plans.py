@@ -28,9 +28,11 @@ from typing import Any, Final
 from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import FORMAT, SUFFIX
+from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ID, KIND, SPOOL, ClaimName, id_and_cost
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.untrusted import number
 from fsqueue.storage import atomic, directories
 
 HEAD_MAX: Final = 1 << 24
@@ -69,12 +71,23 @@ class Plan:
     options: dict[str, Any]
     cost_max: int | None = None
     """How expensive a claim could be; None in the plans of earlier versions."""
+    timeout_s: float = 0.0
+    """How long a run of one of its claims may take; 0: any time."""
 
 
 def numbers(pool: PoolDirectory) -> list[int]:
-    """Return the numbers of all plans, ascending."""
-    found = map(_PLAN.fullmatch, atomic.names(pool.directory("plans")))
-    return sorted(int(match[1]) for match in found if match)
+    """Return the numbers of all plans, ascending.
+
+    Plans are numbered without gaps, so a gap means that a listing of a busy directory missed one,
+    and what it planned would be planned again: then look again (R13), as no file is removed.
+    """
+    seen: set[int] = set()
+    for _ in range(ABSENT_LOOKS):
+        found = map(_PLAN.fullmatch, atomic.names(pool.directory("plans")))
+        seen.update(int(match[1]) for match in found if match)
+        if len(seen) == max(seen, default=0):
+            break
+    return sorted(seen)
 
 
 def read_plan(pool: PoolDirectory, number: int) -> Plan:
@@ -105,6 +118,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         {name: _read_share(share) for name, share in facts["spools"].items()},
         facts["options"],
         facts.get("cost_max"),
+        max(0.0, number(facts.get("timeout_s")) or 0.0),
     )
     valid = (
         ID.fullmatch(plan.uid)
@@ -211,6 +225,7 @@ def write_plan(
         "spools": {name: _share(share) for name, share in plan.spools.items()},
         "options": plan.options,
         "cost_max": plan.cost_max,
+        **({"timeout_s": plan.timeout_s} if plan.timeout_s else {}),
     }
     parts = (
         (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),

@@ -284,7 +284,7 @@ def _write(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
     given = handler.suffix, result.total, result.shares, request.options, result.cost_max
-    head = Plan(uid, created, handler.name, tuple(result.kinds), *given)
+    head = Plan(uid, created, handler.name, tuple(result.kinds), *given, request.timeout_s)
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.
     private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))

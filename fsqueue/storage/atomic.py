@@ -15,6 +15,7 @@ What this module does not know: claims, leases, or what any file means.
 from __future__ import annotations
 
 import errno
+import logging
 import os as os  # re-exported: `directories` uses this module's `os`, so there is one door
 import secrets
 import stat
@@ -27,6 +28,8 @@ from fsqueue.errors import NotSupportedError, PoolError
 from fsqueue.storage import permissions
 from fsqueue.storage.mounts import no_delegation_flag
 from fsqueue.storage.operation_count import costs
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -219,7 +222,7 @@ def commit(
         _sync(private)
     won = _link(private, path)
     if won or not keep:
-        discard(private)
+        _tidy(private)
     if durable:
         sync_directory(os.path.dirname(path))
     return won
@@ -246,6 +249,14 @@ def _link(private: str, path: str) -> bool:
             f"fsqueue needs link(2) to publish files without replacing any. Put the pool on "
             f"another file system."
         ) from error
+
+
+def _tidy(private: str) -> None:
+    """Remove a private name that is not needed any more; that it stays changes nothing (R3)."""
+    try:
+        discard(private)
+    except OSError as error:
+        log.debug("%s is left behind: %s", private, error)
 
 
 def _links_work(private: str) -> bool:

@@ -36,10 +36,11 @@ from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
-from fsqueue.worker.handler_cache import run_handler
+from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.patience import patiently
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
-from fsqueue.worker.verdicts import PASSING, Cause, ForClaim, cause_of, verdict
+from fsqueue.worker.verdicts import Cause, ForClaim, cause_of, verdict
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,6 @@ T = TypeVar("T")
 
 DETAIL_MAX: Final = 64 << 10
 NO_OUTPUT: Final = Path()
-PAUSE_S: Final = 0.05
-PAUSE_MAX_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -78,8 +77,6 @@ class Attempt:
     """Whether the run had to load something first, so that its time shows no rate."""
     _in_handler: bool = False
     """Whether what was raised came out of the handler."""
-    _partial: str = ""
-    """Where checkpoints are that nothing needs any more."""
 
     def run(self) -> Cause:
         """Run the claim, settle it, and return why the run ended."""
@@ -118,7 +115,7 @@ class Attempt:
             if self.name.returns and os.path.lexists(final):
                 # I7: the worker that published it died before it finished the claim.
                 self.journal.write(EventKind.ADOPTED, id=id)
-                self._partial = self.pool.partial(id)
+                directories.discard(self.pool.partial(id))
                 return Cause.ALREADY_DONE, claim.measures
         work = Work(
             id=id,
@@ -140,11 +137,7 @@ class Attempt:
         self._run(handler, work)
         self._loaded_first = work.kind in handler.loaded() and work.kind not in loaded_before
         if final:
-            if not os.path.isfile(private):
-                # Not ClaimImpossible: a worker that declared this one dead may have removed it.
-                raise ClaimFailed(
-                    f"the handler {claim.handler!r} returned without writing its output"
-                )
+            self._patiently(lambda: require_output(str(private), claim.handler))
             with self.beat.handling(
                 name=self.name, addressed=self.addressed
             ):  # a large output may take long to be synced
@@ -155,7 +148,7 @@ class Attempt:
             elif self.checksums is not None and content is not None:
                 self.checksums.record(os.path.basename(final), content)  # R32
         if work.saved or self.name.returns:
-            self._partial = work.partial
+            directories.discard(work.partial)  # a worker killed from here on leaves none behind
         return Cause.DONE, claim.measures | work.counted
 
     def _run(self, handler: Handler, work: Work) -> None:
@@ -185,7 +178,8 @@ class Attempt:
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
         self.handler_name, self.options = claim.handler, claim.options
-        handler = self.handler_for(claim.handler)
+        with self.beat.handling(name=self.name, addressed=self.addressed):  # imports may take long
+            handler = self.handler_for(claim.handler)
         if handler.personal and not claim.written_by_this_user:
             raise UsageError(
                 f"{self.pool.owned(State.RUNNING, self.name)} was not planned by this user, or "
@@ -274,32 +268,14 @@ class Attempt:
         self.beat.change(Status.release_claim)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
-        """Repeat an operation on the pool that meets a passing error, for about a lease.
-
-        The operations can be repeated: a rename or link that took effect although it reported an
-        error is found to have done so. Gives up if this worker's lease was lost.
-        """
-        give_up_at = time.monotonic() + self.pool.lease_s
-        pause_s = PAUSE_S
-        while True:
-            try:
-                return operation()
-            except OSError as error:
-                too_late = time.monotonic() >= give_up_at or self.beat.lost is not None
-                if error.errno not in PASSING or too_late:
-                    raise
-                log.warning("%s: %s; trying again", self.name.id, error)
-            self.beat.step()
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        """Repeat an operation that meets a passing error of the mount, for about a lease."""
+        return patiently(operation, self.name.id, self.beat, for_s=self.pool.lease_s)
 
     def _tidy(self, cause: Cause) -> None:
         """Remove what this run left behind, as far as possible (R3).
 
         What remains is harmless: each run writes its output under a name of its own.
         """
-        if self._partial:
-            directories.discard(self._partial)
         if verdict(cause).claim is ForClaim.DONE:
             return
         scratch = self.pool.scratch(self.beat.status.worker_id)

@@ -45,7 +45,6 @@ MISSES_MAX: Final = 8
 """Listing again after this many lost renames in a row: with W workers on one spool a listing used
 to its end costs W-1 lost renames a claim, and this keeps it under one."""
 LISTINGS_MAX: Final = 5
-HALF: Final = 0.5
 CLEARLY_MORE: Final = 1.5
 VIEW_AGE_S: Final = 2.0
 SPOOLS_LISTED: Final = 24
@@ -98,7 +97,7 @@ class ClaimSource:
         self._failed_on_host: dict[str, bool] = {}
         """By id and attempt: whether the attempt before failed on this host."""
         self._vain_runs_s: dict[str, float] = {}
-        """By id and number of returns: how long the last run in vain of a claim was."""
+        """By id and number of returns: how long the longest run in vain of a claim was."""
         self._worker_preferences = self._preferences = Preferences()
         """As the worker set them last; and these, with what other workers hold."""
         self._own = WaitingClaims()
@@ -368,19 +367,19 @@ class ClaimSource:
     def _is_hopeless(self, name: ClaimName) -> bool:
         """Return whether a claim that was put back in vain would be put back by this worker, too.
 
-        So it is if that was for lack of time, and this worker has less than half the time that the
-        last run took; after VAIN_RUNS_MAX such runs it must have clearly more than that. A worker
-        without a limit finds no claim hopeless (R4).
+        After VAIN_RUNS_MAX such runs a worker must have clearly more time than the longest of them
+        took. A worker without a limit finds no claim hopeless (R4).
         """
         left_s = self._lifetime_s()
-        if left_s == math.inf:
+        if left_s == math.inf or name.vain < VAIN_RUNS_MAX:
             return False
         key = f"{name.id}.r{name.returns}"
         if key not in self._vain_runs_s:
-            record = claims.last_vain_run(self._pool, name)
-            self._vain_runs_s[key] = number(record.get("ran_s")) or 0.0
-        factor = CLEARLY_MORE if name.vain >= VAIN_RUNS_MAX else HALF
-        return left_s <= factor * self._vain_runs_s[key]
+            runs = claims.vain_runs(self._pool, name)
+            self._vain_runs_s[key] = max(
+                (number(run.get("ran_s")) or 0.0 for run in runs), default=0.0
+            )
+        return left_s <= CLEARLY_MORE * self._vain_runs_s[key]
 
     def _rates(self) -> dict[str, float]:
         """Return our rate for each kind: our own measurement, else that of a GPU like ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 
 from fsqueue.errors import ClaimFailed
 from fsqueue.handler import Handler, Work, load_handler
@@ -111,6 +112,20 @@ def _close(handler: Handler) -> None:
         handler.close()
     except Exception as error:  # a user's code, and the worker has nothing left to lose by it
         log.warning("the handler %r could not be closed: %s", handler.name, error)
+
+
+def require_output(path: str, handler: str) -> None:
+    """Raise ClaimFailed if a handler wrote no output; OSError if that cannot be found out.
+
+    `os.path.isfile` would take an error of the mount for a file that is not there, and so charge
+    it to the claim (R1).
+    """
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # RACE: it may also be that a worker which declared this one dead removed it
+    raise ClaimFailed(f"the handler {handler!r} returned without writing its output")
 
 
 def run_handler(handler: Handler, work: Work) -> None:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
-from fsqueue.errors import ClaimFailed, ClaimImpossible, WorkerBroken
+from fsqueue.errors import ClaimImpossible, WorkerBroken
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
@@ -21,7 +21,7 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import directories
-from fsqueue.worker.handler_cache import run_handler
+from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
 from fsqueue.worker.verdicts import Cause, Evidence, cause_of, verdict
@@ -92,8 +92,8 @@ class Probe:
             if handler.suffix is not None:
                 output = Path(f"{scratch}/{name.id}{handler.suffix}")
             self._call(name, claim, handler, output, f"{scratch}/partial")
-            if output != NOTHING and not output.is_file():
-                raise ClaimFailed(f"the handler {claim.handler!r} wrote no output")
+            if output != NOTHING:
+                require_output(str(output), claim.handler)
         except (StopNow, TookTooLong, Exception) as error:
             cause = Cause.TIMED_OUT if isinstance(error, TookTooLong) else None
             cause = cause or cause_of(error, running=True)

@@ -203,7 +203,8 @@ class Recovery:
         try:
             home, published = self._look_into(name)
             if excused or published:
-                became = claims.release(self._pool, name, home)
+                vain = not published and not self._has_checkpoint(name)
+                became = claims.release(self._pool, name, home, vain=vain)
             else:
                 became = claims.charge(self._pool, name, home, self._record(name))
         except ClaimLost:
@@ -214,6 +215,12 @@ class Recovery:
         facts = {"cost": name.cost, "failed": found.failed, "excused": excused or published}
         self._journal.write(EventKind.RECOVERED, id=name.id, of=name.owner, **facts, **why)
         return found
+
+    def _has_checkpoint(self, name: ClaimName) -> bool:
+        try:
+            return bool(atomic.names(self._pool.partial(name.id)))
+        except (OSError, PoolError):
+            return False  # none was saved, as mostly
 
     def _record(self, name: ClaimName) -> dict[str, str]:
         return {

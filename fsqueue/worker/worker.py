@@ -38,6 +38,7 @@ from fsqueue.worker.backoff import Backoff, RateLimit
 from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.handler_cache import HandlerCache
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.patience import patiently
 from fsqueue.worker.probe import Found, Probe
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.settings import WorkerSettings
@@ -420,16 +421,16 @@ class Worker:
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
         self.shutdown.ignore_signals()
+        self.beat.announce_leaving()
         left_because = self.departure.reason.value if self.departure else ""
         self.beat.change(lambda status: status.stop(self.message, left_because))
-        self.beat.stop()
-        for name in claims.owned(self.pool, State.RUNNING):
-            if name.owner == self.id:
-                self._put_back(name)
-        self.handler_cache.close()
-        self.inbox.close()
-        for pool in (self.pool, self.inbox.pool):
-            directories.discard(pool.scratch(self.id))
+        with self.beat.handling():  # a handler may take long to close; its lease is renewed
+            self._put_back_everything()
+            self.handler_cache.close()
+            self.inbox.close()
+            for pool in (self.pool, self.inbox.pool):
+                directories.discard(pool.scratch(self.id))
+            self.beat.stop()
         self.journal.write(EventKind.LEFT, done=self.status.claims_done, why=self.message)
         self.journal.close()
         self.checksums.close()
@@ -437,9 +438,24 @@ class Worker:
         if self.beat.lost is None:
             self.lease.retire()
 
+    def _put_back_everything(self) -> None:
+        def held() -> list[ClaimName]:
+            found = claims.owned(self.pool, State.RUNNING)
+            return [name for name in found if name.owner == self.id]
+
+        try:
+            names = patiently(held, self.id, self.beat, for_s=self.pool.lease_s)
+        except (OSError, FsqueueError) as error:
+            log.warning("what this worker holds cannot be put back (%s)", error)
+            return
+        for name in names:
+            self._put_back(name)
+
     def _put_back(self, name: ClaimName) -> None:
         try:
-            claims.release(self.pool, name, self.claim_source.any_spool())
+            spool = self.claim_source.any_spool()
+            release = lambda: claims.release(self.pool, name, spool)  # noqa: E731
+            patiently(release, name.id, self.beat, for_s=self.pool.lease_s)
             self.journal.write(EventKind.RELEASED, id=name.id)
         except ClaimLost:
             pass  # RACE: our lease was ended, and it was given to another meanwhile

@@ -16,9 +16,11 @@ from fsqueue.pool.settings import Spool, create_pool, open_pool, spool_names
 from fsqueue.scheduling.planner import PlanRequest, plan_into
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.fake_os import SIM, SIM_OS
-from tests.sim.world import Process
+from tests.sim.world import Process, Violation
 
 ROOT = "/pool"
+HANGS = 2
+"""How many attempts of a claim hang that hangs at all."""
 
 
 def output_of(id: str) -> bytes:
@@ -31,7 +33,11 @@ class Simulated(Handler):
 
     Manners: ok; slow; saves (checkpoints); stumbles (fails at its first attempt); halves (that too,
     with half an output written); fails; errs (an unexpected exception); impossible; kills (ends
-    its process); breaks (WorkerBroken).
+    its process); breaks (WorkerBroken); litters (fails at its first attempt, and leaves a process
+    behind that goes on writing beside its output); hangs (until its time is up); deaf (hangs, and
+    no signal reaches its process).
+
+    On a host that is sick, all fail.
     """
 
     name = "simulated"
@@ -54,15 +60,22 @@ class Simulated(Handler):
         manner = work.payload["manner"]
         me = world.me
         assert not SIM_OS.path.lexists(str(work.output)), "there is an output before the run"
+        if me.host.sick:
+            me.excuses.add(f"{work.id}.a{work.attempt}")
+            raise ClaimFailed("the GPU of this host is broken")
         if manner == "saves":
             self._save(work)
+        if manner in ("hangs", "deaf") and work.attempt < HANGS:
+            self._hang(work, deaf=manner == "deaf" and me.guardian is not None)
+        if manner == "litters" and work.attempt == 0:
+            self._litter(work)
         for _ in range(3 if manner == "slow" else 1):
             world.sleep(work.payload["seconds"])
             if work.stopping:
                 raise Interrupted("asked to stop")
             work.progress(1, 3, inputs=1)
         if manner in ("fails", "errs", "impossible", "breaks") or (
-            manner in ("stumbles", "halves") and work.attempt == 0
+            manner in ("stumbles", "halves", "litters") and work.attempt == 0
         ):
             if manner == "halves":
                 SIM_OS.close(SIM_OS.open(str(work.output), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -78,12 +91,36 @@ class Simulated(Handler):
         self._write(work)
 
     @staticmethod
+    def _hang(work: Work, *, deaf: bool) -> None:
+        """Hang. One that no signal reaches is ended by its guardian; if that ended, too, it is
+        killed as an operator would.
+        """
+        world, me = SIM.world, SIM.world.me
+        me.excuses.add(f"{work.id}.a{work.attempt}")
+        me.deaf = deaf
+        world.sleep(3 * work.timeout_s if deaf else 1e9)
+        guardian = me.guardian
+        if guardian is not None and guardian.alive and not (guardian.paused or me.paused):
+            raise Violation(f"R16: {work.id} runs on, and its time was up long ago")
+        me.excuses.add("dead")
+        world.log("is killed", "")
+        world.end(me)
+        world.sleep(0.0)
+
+    @staticmethod
+    def _litter(work: Work) -> None:
+        directory = os.path.dirname(str(work.output))
+        child = SIM.world.start(SIM.world.me.host, "litter", litterer(directory))
+        SIM.world.me.children.append(child)
+
+    @staticmethod
     def _fail(manner: str) -> None:
         if manner == "errs":
             raise ZeroDivisionError("a handler's mistake")
         if manner == "impossible":
             raise ClaimImpossible("Impossible: it never will")
         if manner == "breaks":
+            SIM.world.me.excuses.add("broken")
             raise WorkerBroken("this process is beyond repair")
         raise ClaimFailed("it did not go well")
 
@@ -113,19 +150,43 @@ class Simulated(Handler):
 # ---- bodies of processes ----
 
 
-def planner(inputs: Sequence[str], spools: Sequence[str], lease_s: float, attempts_max: int) -> Any:
-    """Return the body of `fsqueue plan`."""
+def litterer(directory: str) -> Any:
+    """Return the body of a process that a handler left behind, and that makes files there."""
 
     def body(process: Process) -> int:
-        pool = create_pool(ROOT, lease_s=lease_s, attempts_max=attempts_max)
-        wanted = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
-        plan_into(pool, PlanRequest(Simulated(), {}, list(inputs), wanted))
+        for number in range(40):
+            SIM.world.sleep(SIM.world.rng.uniform(0.0, 0.3))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            try:
+                SIM_OS.close(SIM_OS.open(f"{directory}/litter{process.pid}-{number}", flags))
+            except OSError:
+                if number > 20:
+                    break
         return 0
 
     return body
 
 
-def worker(workers: dict[str, Process], settings: WorkerSettings) -> Any:
+def planner(
+    inputs: Sequence[str],
+    spools: Sequence[str],
+    lease_s: float,
+    attempts_max: int,
+    timeout_s: float = 0.0,
+) -> Any:
+    """Return the body of `fsqueue plan`."""
+
+    def body(process: Process) -> int:
+        pool = create_pool(ROOT, lease_s=lease_s, attempts_max=attempts_max)
+        wanted = [Spool(name, "cpu", 1.0 + index) for index, name in enumerate(spools)]
+        request = PlanRequest(Simulated(), {}, list(inputs), wanted, timeout_s=timeout_s)
+        plan_into(pool, request)
+        return 0
+
+    return body
+
+
+def worker(workers: dict[str, Process], settings: WorkerSettings, *, guarded: bool = False) -> Any:
     """Return the body of `fsqueue work`, which adds its process to `workers` under its id."""
 
     def body(process: Process) -> int:
@@ -134,7 +195,8 @@ def worker(workers: dict[str, Process], settings: WorkerSettings) -> Any:
         workers[id] = process
         if settings.spool not in (None, *spool_names(pool)):
             return 2
-        return Worker(pool, settings, id=id).run()
+        process.worker = Worker(pool, settings, id=id, guarded=guarded)
+        return int(process.worker.run())
 
     return body
 

@@ -55,6 +55,8 @@ class Disk:
         self.watch: Callable[[str, str, str, Inode], None] = lambda *_: None
         """Called after every change: what, from where, to where, which file."""
         self.journal: Journal | None = None
+        self.touched: dict[str, float] = {}
+        """When the names of each directory changed last."""
         self.lost_bytes = 0
         """How many bytes power losses took from files whose names they kept."""
 
@@ -185,8 +187,11 @@ class Disk:
         return Inode(self._count, directory=directory)
 
     def _changed(self, what: str, source: str, target: str, inode: Inode) -> None:
+        now = self._clock()
+        for path in (source, target):
+            self.touched[path.rpartition("/")[0]] = now
         if self.journal is not None:
-            self.journal.note(self._clock(), what, source, target, inode)
+            self.journal.note(now, what, source, target, inode)
         self.watch(what, source, target, inode)
 
     # ---- comparing, for explorations ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import posixpath
 import random
@@ -26,14 +27,19 @@ from unittest.mock import patch
 import fsqueue.pool.leases
 import fsqueue.pool.plans
 import fsqueue.storage.atomic
+import fsqueue.storage.operation_count
 import fsqueue.worker.claim_source
+import fsqueue.worker.guardian
 import fsqueue.worker.handler_cache
+import fsqueue.worker.heartbeat
 import fsqueue.worker.recovery
 import fsqueue.worker.worker
 from fsqueue.worker.heartbeat import Heartbeat
 from tests.sim.disk import Inode, failure
-from tests.sim.world import Process, World
+from tests.sim.world import Process, Table, World
 
+OUTER_PIDS: Final = 2000
+"""Where /proc is that of the outer PID namespace, it counts from there."""
 QUIET: Final = ("/status/", "/events/")
 """Operations on what is only displayed (I8) are not scheduled separately."""
 LOST_REPLY: Final = {
@@ -50,6 +56,8 @@ class Context:
 
     world: World
     fault: Callable[[str, tuple[str, ...]], Fault | None]
+    looked_into: Callable[[str], None]
+    """Called with each path that is opened to be read."""
     perform: Callable[..., Any]
     """Do an operation of the running code, when it is its turn: what, how, which paths."""
 
@@ -78,6 +86,7 @@ def no_fault(what: str, paths: tuple[str, ...]) -> Fault | None:
 
 SIM: Final = Context()
 SIM.fault = no_fault
+SIM.looked_into = lambda path: None
 
 
 class OpenFile:
@@ -100,12 +109,12 @@ class SimPath:
         raise AttributeError(f"os.path.{name} is not simulated")
 
     def lexists(self, path: str) -> bool:
-        return _seen(path) is not None
+        return _found(path) is not None
 
     exists = lexists
 
     def isfile(self, path: str) -> bool:
-        inode = _seen(path)
+        inode = _found(path)
         return inode is not None and inode.entries is None
 
     def samefile(self, path: str, other: str) -> bool:
@@ -115,7 +124,7 @@ class SimPath:
         return found is _seen(other)
 
     def isdir(self, path: str) -> bool:
-        inode = _seen(path)
+        inode = _found(path)
         return inode is not None and inode.entries is not None
 
 
@@ -142,14 +151,26 @@ class SimOs:
     def uname(self) -> Any:
         return SimpleNamespace(nodename=SIM.world.me.host.name)
 
+    def getppid(self) -> int:
+        guarded = SIM.world.me.guards
+        return guarded.pid if guarded is not None and guarded.alive else 1
+
     def kill(self, pid: int, number: int) -> None:
-        assert number == 0, number
-        if pid not in SIM.world.me.host.pids:
+        world = SIM.world
+        process = world.me.host.pids.get(pid)
+        if process is None:
             raise failure(errno.ESRCH, str(pid))
+        if number == signal.SIGKILL:
+            process.excuses.add("dead")
+            world.log("kills", process.name)
+            world.end(process)
+        elif world.me.host.table is Table.HIDDEN and process not in world.me.family():
+            raise failure(errno.EPERM, str(pid))
+        assert number in (0, signal.SIGKILL), number
 
     def readlink(self, path: str) -> str:
         if path == "/proc/self":
-            return str(self.getpid())
+            return str(self.getpid() + OUTER_PIDS * (SIM.world.me.host.table is Table.OUTER))
         assert path.startswith("/proc/self/ns/"), path
         return f"{path.rpartition('/')[2]}:[1]"
 
@@ -169,7 +190,10 @@ class SimOs:
                 raise failure(errno.ENOTDIR, path)
             return inode
 
-        inode = SIM.perform("create" if flags & os.O_CREAT else "open", act, path)
+        what = "create" if flags & os.O_CREAT else "open"
+        if what == "open":
+            SIM.looked_into(path)
+        inode = SIM.perform(what, act, path)
         files = SIM.world.me.files
         fd = max(files, default=2) + 1
         files[fd] = OpenFile(path, inode)
@@ -274,6 +298,14 @@ def _below(dir_fd: int | None, path: str) -> str:
     return path if dir_fd is None else f"{_file(dir_fd).path}/{path}"
 
 
+def _found(path: str) -> Inode | None:
+    """Return what a path names; like `os.path`, take an error for nothing."""
+    try:
+        return _seen(path)
+    except OSError:
+        return None
+
+
 def _seen(path: str) -> Inode | None:
     return SIM.perform("stat", lambda: SIM.world.me.host.mount.lookup(str(path)), str(path))
 
@@ -339,10 +371,23 @@ def _go_wrong(what: str, act: Callable[[], Any], paths: tuple[str, ...], fault: 
     elif fault.done or not number:
         result = act()
     if fault.delay_s:
-        world.sleep(fault.delay_s)
+        _wait_for_reply(me, fault.delay_s)
     if number:
         raise failure(number, paths[0])
     return result
+
+
+def _wait_for_reply(me: Process, seconds: float) -> None:
+    world = SIM.world
+    me.paused = True
+    in_handler = me.worker is not None and me.worker.beat.progress.in_handler
+    if world.current is me.actors[0] and not in_handler:
+        me.stuck_since = world.now
+    try:
+        world.sleep(seconds)
+    finally:
+        if world.current is me.actors[0]:
+            me.stuck_since = math.inf
 
 
 def _once_more(what: str, paths: tuple[str, ...], process: Process) -> None:
@@ -412,6 +457,12 @@ class SimEvent:
     def set(self) -> None:
         self._set = True
 
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
     def wait(self, timeout: float) -> bool:
         if not self._set:
             SIM.world.sleep(timeout, lambda: self._set)
@@ -429,6 +480,8 @@ class SimHeartbeat(Heartbeat):
 
     def start(self) -> None:
         self._ended = False
+        if self._guardian is not None:
+            self._guardian.start()
         SIM.world.thread(SIM.world.me, "beat", self._body)
 
     def _body(self) -> None:
@@ -456,7 +509,12 @@ class SimSignal:
         return SIM.world.me.handlers.get(number, signal.SIG_DFL)
 
     def setitimer(self, which: int, seconds: float) -> None:
-        """No alarm rings: no handler here has a time that could be up."""
+        world, me = SIM.world, SIM.world.me
+        if me in world.alarmed:
+            world.alarmed.remove(me)
+        if seconds:
+            me.alarm = world.now + seconds / me.host.rate + 1e-6
+            world.alarmed.append(me)
 
     def signal(self, number: int, handler: Any) -> None:
         ignored = handler == signal.SIG_IGN
@@ -488,12 +546,27 @@ def proc_open(path: str, *_: Any) -> io.StringIO:
     host = world.me.host
     if path.endswith("/boot_id"):
         return io.StringIO(host.boot)
-    process = host.pids.get(int(path.split("/")[2]))
-    if process is None:
+    pid = int(path.split("/")[2]) - OUTER_PIDS * (host.table is Table.OUTER)
+    process = host.pids.get(pid)
+    hidden = host.table is Table.HIDDEN and process not in world.me.family()
+    if process is None or hidden:
         raise failure(errno.ENOENT, path)
     stopped = process.stopped and process.until > world.now
     fields = ["T" if stopped else "S", *["0"] * 18, process.started, "0"]
     return io.StringIO(f"{process.pid} (python) {' '.join(fields)}")
+
+
+class SimOperationCount:
+    """`operation_count.operations`: every process counts its own."""
+
+    @property
+    def total(self) -> int:
+        return SIM.world.me.operations if SIM.world.current else 0
+
+    @total.setter
+    def total(self, count: int) -> None:
+        if SIM.world.current:
+            SIM.world.me.operations = count
 
 
 class SimRandom:
@@ -516,6 +589,9 @@ def sim_open(path: str, mode: str = "r", **_: Any) -> Any:
 @contextmanager
 def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
     """Patch the fakes into fsqueue; `handler` replaces `load_handler`."""
+    from tests.sim import fake_guardian  # it needs this module
+
+    counted = SimOperationCount()
     token_hex = lambda size: SIM.world.token(2 * size)  # noqa: E731
     modules: list[tuple[Any, Any]] = [
         (os, SIM_OS),
@@ -541,6 +617,16 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
             fsqueue.worker.handler_cache: {"load_handler": handler},
             fsqueue.worker.recovery: {"listings_may_be_old": lambda root: True},
             fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
+            fsqueue.storage.operation_count: {"operations": counted},
+            fsqueue.worker.guardian: {
+                "operations": counted,
+                "select": SimpleNamespace(poll=fake_guardian.SimPoll, POLLIN=1),
+                "end_everything_of": fake_guardian.end_children_of,
+            },
+            fsqueue.worker.heartbeat: {
+                "operations": counted,
+                "GuardianProcess": fake_guardian.SimGuardianProcess,
+            },
         }.items():
             stack.enter_context(patch.multiple(module, create=True, **values))
         yield SIM

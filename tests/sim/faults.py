@@ -11,9 +11,13 @@ from random import Random
 from typing import Any, Final
 
 from tests.sim.fake_os import LOST_REPLY, SIM, Fault, _once_more
-from tests.sim.planned_faults import BEFORE, PlannedFault
+from tests.sim.planned_faults import BEFORE, SIGNAL, PlannedFault
 from tests.sim.world import Actor, ActorEnded, Process, World
 
+ASKING: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2)
+"""What asks a process to leave."""
+DEBRIS: Final = ("/outputs/.", "/partial/")
+"""Where runs leave files behind."""
 ROOMY: Final = ("create", "write", "fsync", "link", "mkdir")
 """The operations that a full disk refuses."""
 
@@ -61,12 +65,24 @@ class FaultRates:
     """EIO, done or not."""
     full: float = 0.0
     """ENOSPC, not done."""
+    timed_out: float = 0.0
+    """ETIMEDOUT, done or not, after a while."""
+    debris: float = 0.0
+    """Of what a run left behind, a file or a directory cannot be removed."""
+    stuck: float = 0.0
+    """The operation of a main thread is done, and its reply comes three leases later or more."""
 
     @classmethod
     def random(cls, rng: Random) -> FaultRates:
         """Choose which faults occur, and how often: few kinds at a time, but several of those."""
-        kinds = rng.sample([kind.name for kind in fields(cls)], rng.choice((0, 1, 1, 2, 2, 3, 5)))
+        known = [kind.name for kind in fields(cls) if kind.name not in cls.nuisances()]
+        kinds = rng.sample(known, rng.choice((0, 1, 1, 2, 2, 3, 5)))
         return cls(**{kind: 10 ** rng.uniform(*_RANGES.get(kind, (-2.7, -1.4))) for kind in kinds})
+
+    @staticmethod
+    def nuisances() -> tuple[str, ...]:
+        """Return the kinds that `Nuisances` chooses."""
+        return "timed_out", "debris", "stuck"
 
 
 class FaultInjector:
@@ -85,12 +101,15 @@ class FaultInjector:
         self.active = True
         self.count: Counter[str] = Counter()
         self.cut_power: Callable[[], None] = lambda: None
-        self._before_it = [planned for planned in planned_faults if planned.kind in BEFORE]
-        self._during_it = [planned for planned in planned_faults if planned.kind not in BEFORE]
+        before = (*BEFORE, SIGNAL)
+        self._before_it = [planned for planned in planned_faults if planned.kind in before]
+        self._during_it = [planned for planned in planned_faults if planned.kind not in before]
         w = fault_rates
         self._before = w.crash + w.ghost + w.pause + w.signal
-        self._kinds = ("hang", "stale", "error", "full", "lost", "again")
-        self._chances = (w.hang, w.stale, w.error, w.full, 3 * w.lost, 3 * w.again)
+        self._kinds = ("timed out", "debris", "stuck", "hang", "stale", "error", "full")
+        self._kinds += ("lost", "again")
+        self._chances = (w.timed_out, 4 * w.debris, w.stuck, w.hang, w.stale, w.error, w.full)
+        self._chances += (3 * w.lost, 3 * w.again)
         world.before = self.before
         SIM.fault = self.fault
 
@@ -152,7 +171,7 @@ class FaultInjector:
             self.world.at(self.world.now, self.cut_power)
             self.world.sleep(0.0)
         elif kind == "signal":
-            number = rng.choice((signal.SIGTERM, signal.SIGUSR1))
+            number = rng.choice(ASKING)
             self.world.log(f"FAULT gets {number.name}", "")
             process.signals.append(number)
         else:
@@ -164,7 +183,7 @@ class FaultInjector:
             return None
         for kind in self._due_faults(self._during_it, what, paths):
             return self._noted(kind, what, paths)
-        rng, count = self.world.rng, 6 if what in LOST_REPLY else 4
+        rng, count = self.world.rng, 9 if what in LOST_REPLY else 7
         chances = self._chances[:count]
         if rng.random() >= (HEAT if _hot(paths) else 1.0) * sum(chances):
             return None
@@ -172,10 +191,12 @@ class FaultInjector:
 
     def _noted(self, kind: str, what: str, paths: tuple[str, ...]) -> Fault | None:
         me = self.world.me
+        if kind == "debris":
+            return self._debris(what, paths[-1])
         fault = self._fault(kind, what, self.world.rng)
         if fault is not None:
             self.count[kind if kind != "error" else "error, done" if fault.done else kind] += 1
-            if kind in ("stale", "error", "full"):
+            if kind in ("stale", "error", "full", "timed out"):
                 me.excuses.add("fault")
                 me.troubles.append((what, paths[-1]))
             elif kind == "lost":
@@ -185,9 +206,17 @@ class FaultInjector:
     def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
         if kind == "hang":
             return Fault(delay_s=self._long())
-        if kind == "interrupt":
+        if kind in ("interrupt", "lost and asked"):
             self.world.me.signals += [signal.SIGTERM] * 2
+        if kind == "interrupt":
             return Fault(delay_s=0.01)
+        if kind == "lost and asked":
+            return Fault(LOST_REPLY[what], done=True, delay_s=0.01)
+        if kind == "timed out":
+            delay_s = rng.choice((0.5, 5.0))
+            return Fault(errno.ETIMEDOUT, done=rng.random() < 0.5, delay_s=delay_s)
+        if kind == "stuck" and self.world.current is self.world.me.actors[0]:
+            return Fault(delay_s=rng.uniform(3.2, 5.0) * self.lease_s)
         if kind == "lost" and what in LOST_REPLY:
             # A reply is lost where a request is sent again, and that takes a while.
             return Fault(LOST_REPLY[what], done=True, delay_s=rng.choice((0.2, self._long())))
@@ -201,12 +230,21 @@ class FaultInjector:
             return Fault(errno.ENOSPC)
         return None
 
+    def _debris(self, what: str, path: str) -> Fault | None:
+        """Return why what a run left behind cannot be removed; its process is not to blame."""
+        if what not in ("unlink", "rmdir") or not any(part in path for part in DEBRIS):
+            return None
+        number = self.world.rng.choice((errno.EACCES, errno.EBUSY, errno.ENOTEMPTY))
+        self.count["debris"] += 1
+        return Fault(errno.EACCES if what == "unlink" else number)
+
     def _long(self) -> float:
         """Return a duration: any, or about as long as a lease."""
         share = self.world.rng.choice(((0.0, 3.0), (0.0, 0.3), (0.9, 1.6), (1.0, 2.5)))
         return self.world.rng.uniform(*share) * self.lease_s
 
     def _pause(self, process: Process, seconds: float) -> None:
+        process.paused = True
         if seconds > self.lease_s:
             self.world.at(self.world.now + seconds, lambda: self._resumed(process))
         process.stopped = self.world.rng.random() < 0.5

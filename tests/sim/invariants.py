@@ -63,12 +63,20 @@ class InvariantChecker:
         self.world = world
         self.root = root
         self.output = output
+        self.watched = isinstance(world, World)
+        """Whether time passes and processes get on by themselves."""
         self.lease_s = 30.0
         self.attempts_max = 3
         self.claims: dict[str, Known] = {}
         self.leases: dict[str, tuple[LeaseName, float]] = {}
         """Every worker's lease, and since when it has that name."""
         self.plans: dict[str, str] = {}
+        self.purged: dict[str, float] = {}
+        """Claims whose files something else removed, and when."""
+        self.repaired: set[str] = set()
+        """Those of them that a repair planned again."""
+        self.published: dict[str, Process | None] = {}
+        """Which process published each output."""
         self.shown: dict[int, str] = {}
         """Public files, by the numbers of their inodes."""
         self.workers: dict[str, Process] = {}
@@ -85,6 +93,7 @@ class InvariantChecker:
         new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
                       for id, known in self.claims.items()}  # fmt: skip
         new.leases, new.plans = dict(self.leases), dict(self.plans)
+        new.published = dict(self.published)
         new.shown, new.excuses = dict(self.shown), dict(self.excuses)
         return new
 
@@ -141,6 +150,15 @@ class InvariantChecker:
 
     # ---- claims ----
 
+    def purge(self, place: Place) -> None:
+        """Remove a waiting claim's file, as something that is no part of fsqueue does."""
+        disk, id = self.world.disk, place.name.id
+        watch, disk.watch = disk.watch, lambda *_: None
+        disk.unlink(f"{self.root}/{place.text}")
+        disk.watch = watch
+        self.claims[id].places = [p for p in self.claims[id].places if p.text != place.text]
+        self.purged[id] = self.world.now
+
     def _place(self, parts: list[str]) -> Place | None:
         if len(parts) == 2 and parts[0] in OWNED:
             area, where = parts
@@ -169,14 +187,26 @@ class InvariantChecker:
             known.held_s, known.since = self.world.now - known.since, self.world.now
         if what == "rename" and old is not None and new is not None:
             self._moved(known, old, new, inode)
+        elif what == "link" and place.area == "spools" and place.name.id in self.purged:
+            self._planned_again(known, place, inode)
         elif place.area != "staged":
             self.violate("I2", f"{place.text}: {what} of a claim's name")
         elif what == "unlink" and known.plan == place.where:
             self.violate("I1", f"{place.text} of a numbered plan was removed")
         self._once(place.name.id, known)
 
+    def _planned_again(self, known: Known, place: Place, inode: Inode) -> None:
+        self._whole(place, inode)
+        if str(place.name) in known.waited:
+            self.violate("I2", f"the waiting name {place.name} is used twice")
+        known.waited.add(str(place.name))
+        del self.purged[place.name.id]
+        self.repaired.add(place.name.id)
+
     def _once(self, id: str, known: Known) -> None:
         shown = [p for p in known.places if p.area != "staged"]
+        if id in self.purged and not shown:
+            return
         mine = [p for p in known.places if p.area == "staged" and p.where == known.plan]
         count = len(shown) + len(mine) if known.plan else len(shown) + (1 if not shown else 0)
         if count != 1:
@@ -226,7 +256,7 @@ class InvariantChecker:
             return
         charged = new.area == "failed" or new.name.attempt > name.attempt
         if new.area == "spools":
-            vain = not charged and new.name.vain > 0
+            vain = not charged and new.name.vain > name.vain
             if new.name != name.returned(failed=charged, vain=vain):
                 self.violate("I2", f"{old.text} became {new.text}")
             excused = (lease := self.leases.get(owner)) is not None and lease[0].excuses
@@ -253,8 +283,10 @@ class InvariantChecker:
         if final is not last and not (final and decided):
             self.violate("attempts", f"{name} {'failed' if final else 'was requeued'} too early")
         worker = self.workers.get(name.owner or "")
-        guilty = excuses & {"dead", "fault", f"{name.id}.a{name.attempt}"}
-        if not (cancelled or guilty or self._could_not_know(excuses)):
+        guilty = excuses & {"dead", f"{name.id}.a{name.attempt}"}  # R1: no fault of the mount
+        # What a host that is suspended takes from a claim's time, no worker can tell.
+        late = worker is not None and worker.paused and "ran longer than" in record["error"]
+        if not (cancelled or guilty or late or self._could_not_know(excuses)):
             self.violate("innocence", f"{name} was charged, and {worker} did nothing wrong: "
                         f"{record['error']}")  # fmt: skip
 
@@ -382,9 +414,11 @@ class InvariantChecker:
     # ---- parts ----
 
     def _mover(self) -> Process | None:
-        if self.world.on_behalf_of is not None:
-            return self.world.on_behalf_of
-        return self.world.current.process if self.world.current else None
+        """Return whose doing it is: what a guardian does, its worker does."""
+        mover = self.world.on_behalf_of
+        if mover is None and self.world.current:
+            mover = self.world.current.process
+        return mover.guards or mover if mover is not None else None
 
     def _json(self, path: str) -> dict[str, Any] | None:
         inode = self.world.disk.find(path)
@@ -403,7 +437,7 @@ class InvariantChecker:
     def look_again(self) -> None:
         """Take stock of the disk as it is, and check it as a whole."""
         disk, base = self.world.disk, len(self.root) + 1
-        self.claims, self.leases, self.plans, self.shown = {}, {}, {}, {}
+        self.claims, self.leases, self.plans, self.shown, self.published = {}, {}, {}, {}, {}
         for path, inode in disk.below(self.root):
             parts = path[base:].split("/")
             place = self._place(parts)
@@ -421,6 +455,9 @@ class InvariantChecker:
         for path, inode in disk.below(f"{self.root}/plans"):
             if _PLAN.fullmatch(path.rpartition("/")[2]):
                 self._planned("link", path.rpartition("/")[2], inode)
+        planned = {id for id, known in self.claims.items() if known.plan}
+        gone = {id for id in planned if not self.claims[id].places}
+        self.purged = {id: when for id, when in self.purged.items() if id in gone}
         for id, known in self.claims.items():
             self._once(id, known)
             for place in known.places:

@@ -49,6 +49,8 @@ def fact(path: str, plans: Iterable[str] = ()) -> tuple[Key, Any] | None:
         return None  # why it was put back: a hint
     if area == "errors":
         id, _, attempt = name.removesuffix(".json").rpartition(".a")
+        if not id:
+            return None  # of a run in vain, which is only a hint
         return ("record", id, int(attempt)), True
     if area == "partial" and len(rest) == 2:
         return ("saved", *rest), True

@@ -17,6 +17,13 @@ from random import Random
 
 from tests.sim.disk import Disk, Inode, failure
 
+BUSY_S = 1.0
+"""For how long a directory counts as busy after a change of its names."""
+
+
+BUSY_S = 1.0
+"""For how long a directory counts as busy after a change of its names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -29,6 +36,8 @@ class Traits:
     opening_refreshes: bool = False
     """Whether opening a directory makes forget which names were not in it."""
     false_renames: bool = False
+    omits: float = 0.0
+    """With which chance a listing of a directory that changes misses each of its names."""
     locks: str = "global"
     """global: they exclude everywhere; host: only on one host; none: there are none."""
 
@@ -97,6 +106,10 @@ class Mount:
         if directory is None or directory.entries is None:
             raise failure(errno.ENOENT, path)
         names = list(directory.entries)
+        if self.traits.omits and self._clock() - self.disk.touched.get(path, -9.0) < BUSY_S:
+            every = len(names)
+            names = [name for name in names if self._rng.random() >= self.traits.omits]
+            self.misled["missed name"] += every - len(names)
         if self.traits.listings_s:
             until = self._clock() + self._rng.uniform(0, self.traits.listings_s)
             self._listings[path] = until, names

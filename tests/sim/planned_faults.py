@@ -35,13 +35,21 @@ MOMENTS: Final = {
     "retire": ("rename", r"\.left$"),
     "retry": ("rename", r"/failed/.* .*/spools/"),
     "cancel": ("rename", r"/spools/.* .*/failed/"),
+    "read a claim": ("open", r"/running/[^ /]+$"),
+    "list a spool": ("list", r"/spools/[^./]+$"),
+    "list what runs": ("list", r"/running$"),
+    "tidy up": ("rmdir", r"/(outputs/\.|partial/)"),
 }
 """Operations that decide something: what is done, and a pattern of the paths, joined by spaces."""
 
 ANY: Final = -1
 """One of the first three, chosen by the seed."""
 BEFORE: Final = ("crash", "ghost", "pause", "long pause", "coma", "overtaken", "power cut")
-DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full")
+DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full", "timed out")
+DURING_SCENES: Final = ("stuck", "debris", "lost and asked")
+"""Only in scenes: they happen to one kind of operation, or need a worker's second thread."""
+SIGNAL: Final = "signal"
+"""Also before the operation."""
 _PATTERNS: Final = {name: (what, re.compile(path)) for name, (what, path) in MOMENTS.items()}
 
 

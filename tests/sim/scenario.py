@@ -10,10 +10,14 @@ from random import Random
 from signal import SIGTERM
 from typing import Any, Final
 
-from fsqueue.errors import UsageError
+from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.maintenance.audit import audit_pool
+from fsqueue.maintenance.restore import repair_pool
+from fsqueue.pool.completeness import Completeness, look_for_all
 from fsqueue.pool.names import Role, role_of
 from fsqueue.pool.settings import open_pool
+from fsqueue.pool.status import LeaveReason
+from fsqueue.worker.verdicts import PASSING
 from fsqueue.worker.worker import WorkerSettings
 from tests.sim.actors import (
     ROOT,
@@ -29,6 +33,7 @@ from tests.sim.fake_os import SIM, no_fault, simulated_modules
 from tests.sim.faults import FaultInjector, FaultRates
 from tests.sim.invariants import InvariantChecker, Known, Place
 from tests.sim.mount import KINDS, LOCAL, Mount, Traits
+from tests.sim.nuisances import TIMEOUT_S, Nuisances, bad_inputs
 from tests.sim.planned_faults import SCENES, PlannedFault
 from tests.sim.world import Host, Process, Violation, World
 
@@ -68,10 +73,28 @@ class Scenario:
     linger: float | None = None
     """For how many leases workers wait for more work, if not chosen for each."""
     scene: str = ""
+    nuisances: Nuisances = Nuisances()
 
     @classmethod
     def random(cls, seed: int) -> Scenario:
         """Choose a scenario."""
+        plain, rng = cls._without_nuisances(seed), Random(f"nuisances {seed}")
+        nuisances = Nuisances.random(rng)
+        kinds = FaultRates.nuisances()
+        rates = {kind: 10 ** rng.uniform(-2.7, -1.4) for kind in kinds if rng.random() < 0.12}
+        return replace(
+            plain,
+            nuisances=nuisances,
+            # A listing that is kept for seconds would go on missing what it misses.
+            traits=replace(
+                plain.traits, omits=nuisances.omits * (not plain.traits.listings_s)
+            ),
+            fault_rates=replace(plain.fault_rates, **rates),
+            inputs=plain.inputs + bad_inputs(rng),
+        )
+
+    @classmethod
+    def _without_nuisances(cls, seed: int) -> Scenario:
         rng = Random(seed)
         lease_s = rng.choice((8.0, 30.0))
         return cls(
@@ -110,6 +133,7 @@ class Scenario:
             power_cuts=0,
             with_commands=False,
             scene=scene,
+            nuisances=Nuisances(),
         )
         return replace(calm, **SCENES[scene])
 
@@ -148,7 +172,9 @@ class Simulation:
 
     def _run_with_faults(self) -> None:
         scenario, rng, world = self.scenario, self.rng, self.world
-        self.hosts = [self._host() for _ in range(scenario.hosts)]
+        self.hosts = [self._faulty_host(index) for index in range(scenario.hosts)]
+        for _ in range(scenario.nuisances.purges):
+            world.at(rng.uniform(0.1, 0.8) * scenario.faulty_s, self._purge)
         if scenario.power_cuts or any(
             planned.kind == "power cut" for planned in scenario.planned_faults
         ):
@@ -179,6 +205,14 @@ class Simulation:
         rng = self.rng
         return self.world.add_host(skew_s=rng.gauss(0, 300), rate=rng.uniform(0.995, 1.005))
 
+    def _faulty_host(self, index: int) -> Host:
+        nuisances, host = self.scenario.nuisances, self._host()
+        host.table = nuisances.tables[index % len(nuisances.tables)]
+        host.sick = nuisances.sick and index == 0
+        if nuisances.cloned and index:
+            host.boot = self.world.hosts[0].boot
+        return host
+
     def _soon(self, within_s: float, what: Callable[[], Any]) -> None:
         self.world.at(self.world.now + self.rng.uniform(0, within_s), what)
 
@@ -189,7 +223,9 @@ class Simulation:
 
     def _plan(self, inputs: tuple[str, ...]) -> Process:
         scenario = self.scenario
-        body = planner(inputs, scenario.spools, scenario.lease_s, scenario.attempts_max)
+        endless = any(text.endswith((".hangs", ".deaf")) for text in inputs)
+        timeout_s = TIMEOUT_S if endless else 0.0
+        body = planner(inputs, scenario.spools, scenario.lease_s, scenario.attempts_max, timeout_s)
         return self._start("plan", body)
 
     def _work(self) -> Process:
@@ -203,7 +239,8 @@ class Simulation:
             claims_max=rng.choice((None, None, None, 1)),
             time_limit_s=rng.choice((None, None, None, self.scenario.lease_s)),
         )
-        return self._start("work", worker_body(self.checker.workers, settings))
+        guarded = self.scenario.nuisances.guarded
+        return self._start("work", worker_body(self.checker.workers, settings, guarded=guarded))
 
     def _run_commands(self) -> None:
         workers = self.checker.workers
@@ -222,6 +259,15 @@ class Simulation:
         else:
             body = command(workers, what)
         self._start(what, body)
+
+    def _purge(self) -> None:
+        """Remove the file of a waiting claim, as a purge of old files does."""
+        waiting = [place for known in self.checker.claims.values() if known.plan
+                   for place in known.places if place.area == "spools"]  # fmt: skip
+        if waiting:
+            place = self.rng.choice(waiting)
+            self.checker.purge(place)
+            self.world.log("NUISANCE a purge removes", "", place.text)
 
     def _lose_power(self) -> None:
         self._cut_power()
@@ -258,7 +304,7 @@ class Simulation:
         self.operation_s = min(self.operation_s, 0.02)
         self.restarts = 0
         host = self._host()
-        commands = [p for p in self.world.processes if not p.name.startswith("work")]
+        commands = [p for p in self.world.processes if not p.name.startswith(("work", "guard"))]
         self._run(lambda: not any(process.alive for process in commands))
         undo = self._start("undo", command(self.checker.workers, "drain", undo=True), host)
         self._run(lambda: not undo.alive)
@@ -266,8 +312,17 @@ class Simulation:
             plan = self._plan(self.scenario.inputs)
             self._run(lambda: not plan.alive)
         for process in world.processes:
-            if process.alive and self.rng.random() < 0.5:
+            if process.alive and process.guards is None and self.rng.random() < 0.5:
                 self._soon(2 * self.scenario.lease_s, lambda p=process: p.signals.append(SIGTERM))
+        self._finish()
+        if self.checker.purged:
+            self._repair()
+            self._finish()
+        if self.checker.purged:
+            raise Violation(f"R30: {sorted(self.checker.purged)} are nowhere after a repair")
+
+    def _finish(self) -> None:
+        """Let healthy workers do what is left."""
         for _ in range(ROUNDS_MAX):
             body = worker_body(self.checker.workers, WorkerSettings(spool=self.scenario.spools[0]))
             self._start("work", body, self._host())
@@ -278,6 +333,24 @@ class Simulation:
             self._nothing_overlooked(self.last_worker)
         left = [place.text for _, place in self._unfinished()]
         raise Violation(f"{ROUNDS_MAX} healthy workers could not finish {left}")
+
+    def _repair(self) -> None:
+        """Ask whether all is done, which it is not; then ask `fsqueue check --repair`."""
+        wanted = set(self.checker.purged)
+        found: list[Completeness] = []
+
+        def body(process: Process) -> int:
+            pool = open_pool(ROOT)
+            found.append(look_for_all(pool))
+            repair_pool(pool, audit_pool(pool), handler_named=lambda _: Simulated())
+            return 0
+
+        process = self._start("repair", body, self._host())
+        self._run(lambda: False)
+        if process.error:
+            raise Violation(f"the repair ended by {process.error!r}") from process.error
+        if set(found[0].missing) != wanted or found[0].exit_status is not ExitStatus.ERROR:
+            raise Violation(f"R30: {sorted(wanted)} are nowhere, and {found[0]} was found")
 
     def _nothing_overlooked(self, worker: Process) -> None:
         """Check that the last worker did not leave while it could see work."""
@@ -339,6 +412,7 @@ class Simulation:
         if process.name.startswith("work"):
             self.last_worker = process
             self._left_with_reason(process)
+            self._left_for_a_cause(process)
         if self.restarts and process.name.startswith("work"):
             self.restarts -= 1
             self._soon(self.scenario.lease_s / 2, self._work)
@@ -352,8 +426,41 @@ class Simulation:
         if worker.exit in (0, 3) and text and knew and at >= max(looked, default=0.0):
             raise Violation(f"{worker} put back {text}, and left as if nothing was left")
 
+    def _left_for_a_cause(self, process: Process) -> None:
+        """A worker blames itself, or says that claims are missing, only if that is so."""
+        departure = process.worker.departure if process.worker is not None else None
+        if departure is None:
+            return
+        reason, checker = departure.reason, self.checker
+        if reason is LeaveReason.FAILURES and not process.host.sick:
+            raise Violation(f"R7: {process} stopped for failures, and works: {departure.message}")
+        if reason is LeaveReason.BROKEN and not process.excuses & {"broken", "fault"}:
+            raise Violation(f"R2: {process} is not broken, and stopped: {departure.message}")
+        fresh = self.scenario.traits.listings_s <= 0.3 and not (checker.purged or self.cuts)
+        if reason is LeaveReason.CLAIMS_MISSING and fresh and not checker.repaired:
+            raise Violation(f"R31: nothing is missing, and {process} says: {departure.message}")
+        looked = process.looked.get(f"{ROOT}/done", 0.0)
+        lost = [id for id, when in checker.purged.items() if when < looked - 25.0]
+        if self.scenario.traits.listings_s <= 0.3:
+            lost = [id for id, when in checker.purged.items() if when < looked - 0.5]
+        if process.exit in (0, 3) and lost:
+            raise Violation(f"R30: {process} ended with {process.exit}, and {lost} are nowhere")
+
+    def _endured(self, process: Process, error: OSError) -> bool:
+        """Return whether a worker that ended by an error of the mount tried again for a lease."""
+        worker, frame = process.worker, error.__traceback__
+        while frame is not None and frame.tb_frame.f_code.co_name != "_loop":
+            frame = frame.tb_next
+        if frame is None or worker is None or error.errno not in PASSING:
+            return True  # before or after its work
+        since, host = worker.in_trouble_since, process.host
+        now = host.monotonic + self.world.now * host.rate
+        return since is not None and now - since >= 0.99 * self.scenario.lease_s
+
     def _explain(self, process: Process, error: BaseException) -> None:
         """An error that ends a process must have been caused."""
+        if isinstance(error, OSError) and not self._endured(process, error):
+            raise Violation(f"R8: {process} did not try again after {error!r}") from error
         if isinstance(error, UsageError) and not process.name.startswith("plan"):
             return  # there was no pool yet, or nothing of that name
         if isinstance(error, OSError | UsageError) or type(error).__module__ == "fsqueue.errors":

@@ -76,6 +76,8 @@ class SteppingHandler(Simulated):
     def _excuse(work: Work, order: str) -> None:
         if order != "stop":
             SIM.world.me.excuses.add(f"{work.id}.a{work.attempt}")
+        if order == "break":
+            SIM.world.me.excuses.add("broken")
         if order == "give up":
             SIM.world.me.excuses.add(f"{work.id}.a{work.attempt} for good")
 

@@ -8,9 +8,12 @@ own clocks and its own sight of the disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from random import Random
+from signal import SIGALRM
 from typing import Any, Final
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -23,6 +26,14 @@ TRACE_MAX: Final = 20_000
 
 def DEFAULT(number: int, frame: Any) -> None:
     """Stand for the default action of a signal: end the process."""
+
+
+class Table(Enum):
+    """What /proc shows to the processes of a host."""
+
+    OPEN = auto()
+    HIDDEN = auto()  # hidepid=2: its own family of processes, and of others not even a number
+    OUTER = auto()  # that of another PID namespace, in which numbers mean other processes
 
 
 class Violation(AssertionError):
@@ -44,6 +55,10 @@ class Host:
     wall: float
     rate: float = 1.0
     pids: dict[int, Process] = field(default_factory=dict)
+    table: Table = Table.OPEN
+    """What its processes see of each other."""
+    sick: bool = False
+    """Whether every handler fails on it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +86,24 @@ class Process:
     """Which operations of it met an error: what was to be done, to which path."""
     released: tuple[str, float, float] = ("", 0.0, 0.0)
     """Which claim it put back last without a failure, when, and for how long it had held it."""
+    paused: bool = False
+    """Whether it was ever stopped, or its disk was slow: then it may be late with everything."""
+    alarm: float = math.inf
+    """When SIGALRM is due."""
+    deaf: bool = False
+    """Whether its handler holds the interpreter, so that no signal reaches it."""
+    stuck_since: float = math.inf
+    """Since when its main thread waits for the disk outside a handler."""
+    operations: int = 0
+    """How many operations it has counted (`fsqueue.storage.operation_count`)."""
+    guards: Process | None = None
+    """The worker that it guards, if it is a guardian."""
+    guardian: Process | None = None
+    """The process that guards it."""
+    children: list[Process] = field(default_factory=list)
+    """What its handlers started and left behind."""
+    worker: Any = None
+    """The `fsqueue.worker.worker.Worker` that runs in it."""
     handlers: dict[int, Callable[[int, Any], None]] = field(default_factory=dict)
     signals: list[int] = field(default_factory=list)
     files: dict[int, Any] = field(default_factory=dict)
@@ -78,6 +111,11 @@ class Process:
 
     def __repr__(self) -> str:
         return self.name
+
+    def family(self) -> set[Process]:
+        """Return it, its guardian or worker, and what those started: all of one user."""
+        head = self.guards or self
+        return {head, *head.children} | ({head.guardian} if head.guardian else set())
 
 
 class Actor:
@@ -99,8 +137,11 @@ class Actor:
 
     def ready(self, now: float) -> bool:
         """Return whether it can continue now."""
-        if self.process.until > now:
+        process = self.process
+        if process.until > now:
             return False
+        if process.signals and not process.deaf and self is process.actors[0]:
+            return True
         return self.wake <= now or (self.ready_if is not None and self.ready_if())
 
     def __repr__(self) -> str:
@@ -141,6 +182,8 @@ class World:
         self.trace: list[Line] = []
         self.before: Callable[[Actor], None] = lambda _: None
         """Called whenever an actor is about to do its next operation: the place for accidents."""
+        self.alarmed: list[Process] = []
+        """Processes that have asked for SIGALRM."""
         self._count = 0
 
     # ---- making ----
@@ -202,6 +245,8 @@ class World:
         process.ended_at = self.now
         process.files.clear()
         process.host.pids.pop(process.pid, None)
+        if process in self.alarmed:
+            self.alarmed.remove(process)
         for path in [path for path, holder in self.locks.items() if holder is process]:
             del self.locks[path]
         for actor in process.actors:
@@ -246,18 +291,26 @@ class World:
         assert actor is not None
         if not actor.process.alive:
             raise ActorEnded
-        actor.wake, actor.ready_if = self.now + seconds, ready_if
-        self._park(actor)
+        until = self.now + seconds
+        while True:
+            actor.wake, actor.ready_if = until, ready_if
+            self._park(actor)
+            if self.now >= until or (ready_if is not None and ready_if()):
+                return  # otherwise a signal woke it
 
     def _park(self, actor: Actor) -> None:
         self.hub.switch()
         if not actor.process.alive:
             raise ActorEnded
         process = actor.process
-        while process.signals and actor is process.actors[0]:
+        while process.signals and not process.deaf and actor is process.actors[0]:
             number = process.signals.pop(0)
             handler = process.handlers.get(number, DEFAULT)
             if handler is DEFAULT:
+                if process.worker is not None and process.worker.shutdown._previous:
+                    self.violation = self.violation or Violation(
+                        f"R6: {process} was killed by the signal {number}"
+                    )
                 process.excuses.add("dead")
                 self.log("is killed by the signal", "")
                 self.end(process)
@@ -292,6 +345,7 @@ class World:
         """Return when the next actor wakes or the next event is due, if ever."""
         times = [max(actor.wake, actor.process.until) for actor in self.actors]
         times += [self.later[0][0]] if self.later else []
+        times += [max(process.alarm, process.until) for process in self.alarmed]
         return min(times, default=None)
 
     def resume(self, actor: Actor) -> None:
@@ -308,3 +362,7 @@ class World:
         """Do what is due."""
         while self.later and self.later[0][0] <= self.now:
             self.later.pop(0)[2]()
+        for process in [each for each in self.alarmed if each.alarm <= self.now]:
+            self.alarmed.remove(process)
+            process.alarm = math.inf
+            process.signals.append(SIGALRM)

@@ -74,6 +74,10 @@ main()
 """fsqueue over a mount of which one operation in five hundred fails, once its worker has begun."""
 
 
+BEFORE_IT_BEGAN = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
+"""How a worker ends that is asked to leave before it took over its signals, and so took nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class LifeSettings:
     """The parameters of a storm of ordinary life."""
@@ -86,13 +90,13 @@ class LifeSettings:
     leaves: float = 0.01
     debris: float = 0.01
     long: float = 0.01
-    pause_min_s: float = 0.05
-    pause_max_s: float = 0.45
-    timeout_s: float = 1.0
+    pause_min_s: float = 0.5
+    pause_max_s: float = 1.0
+    timeout_s: float = 1.5
     short_limit_s: float = 1.5
     """The time limit of the first few workers; a claim that is too long meets it at once."""
-    limits_s: tuple[float, float] = (8.0, 20.0)
-    signal_every_s: float = 6.0
+    limits_s: tuple[float, float] = (15.0, 60.0)
+    signal_every_s: float = 10.0
     lease_s: float = 3.0
     attempts: int = 2
 
@@ -239,7 +243,7 @@ class Life:
 
     def _note_end(self, worker: subprocess.Popen[bytes], status: int) -> None:
         self.result.harm[f"ended {status}"] += 1
-        if status not in (0, 3, 5, 75, 129, 130, 143):
+        if status not in (0, 3, 5, 75, 129, 130, 143, *BEFORE_IT_BEGAN):
             log = (self._directory / f"worker-{worker.pid}.log").read_text(errors="replace")
             self.result.problems.append(f"a worker ended with {status}: {log[-2000:]}")
 
@@ -305,16 +309,13 @@ class Life:
     # ---- what is left ----
 
     def _until_only_the_hopeless_are_left(self, pool: PoolDirectory) -> None:
-        """Let workers with little time leave one after the other, until none takes anything."""
-        for _ in range(200):
-            ended = fsqueue(
-                "work", pool.root, "--time-limit", f"{self.settings.short_limit_s}s",
-                "--steal-interval", "0.5", deadline_s=60,
-            )  # fmt: skip
-            left = names_in(pool, State.WAITING)
-            if all(name.vain >= VAIN_RUNS_MAX for name in left):
-                if left and ended.returncode != 5:
-                    continue  # it was the last run in vain
+        """Let workers with little time come and go, until none takes anything."""
+        limit_s = 2 * self.settings.timeout_s
+        for _ in range(50):
+            workers = [self._worker(pool, limit_s) for _ in range(self.settings.workers)]
+            statuses = {worker.wait(60) for worker in workers}
+            waiting = names_in(pool, State.WAITING)
+            if statuses <= {1, 3, 5} and all(name.vain >= VAIN_RUNS_MAX for name in waiting):
                 return
         self.result.problems.append("claims are still tried again and again")
 
