@@ -28,8 +28,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from fsqueue.errors import ExitStatus
+from fsqueue.pool import plans
 from fsqueue.pool.claims import Claim
 from fsqueue.pool.names import ClaimName
+from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool, open_pool
 from scripts.bench.peers import KILLED, QUEUES, measured
 from scripts.bench.tables import parser, place, table, write_json
@@ -68,9 +71,13 @@ def fill(root: Path, handler: str, count: int, spools: int) -> PoolDirectory:
     pool = create_pool(str(root), lease_s=3600.0)
     for spool in range(spools):
         add_spool(pool, Spool(f"cpu{spool}", "cpu", 1.0))
-    for number in range(count):
+    names = [ClaimName(f"noop-{number:07d}", "noop", 1 + number % 97) for number in range(count)]
+    share = Share(count, sum(name.cost for name in names))
+    head = Plan("bench", "2026-11-30", handler, ("noop",), None, share, {"cpu0": share}, {})
+    rows = ((str(name), f"cpu{number % spools}") for number, name in enumerate(names))
+    plans.number_plan(pool, "bench", plans.write_plan(pool, head, [], rows), 1)
+    for number, name in enumerate(names):
         spool = f"cpu{number % spools}"
-        name = ClaimName(f"noop-{number:07d}", "noop", 1 + number % 97)
         data = Claim(handler, spool, {}, {}, {}).encode(name)
         Path(pool.waiting(spool, name)).write_bytes(data)
     return pool
@@ -84,7 +91,7 @@ def work(root: str, spool: str) -> None:
     worker = Worker(open_pool(root), WorkerSettings(spool=spool))
 
     def drain() -> int:
-        assert worker.run() == 0
+        assert worker.run() in (ExitStatus.DONE, ExitStatus.WORK_REMAINS)  # others run the last
         return worker.status.claims_done
 
     for line in measured(drain):
