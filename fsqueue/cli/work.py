@@ -98,6 +98,13 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     help="Exit this long before a SLURM allocation ends.  [default: 60s, less in a short one]",
 )
 @click.option(
+    "--others-ok",
+    is_flag=True,
+    help="Exit with status 0, not 5, if nothing is left but claims that other workers still run. "
+    "For batch systems, which show any other status as a failure; what comes next must look for "
+    "itself: fsqueue status.",
+)
+@click.option(
     "--start-delay",
     type=Duration(),
     default=0.0,
@@ -119,6 +126,7 @@ def work(
     max_claims: int | None,
     time_limit: float | None,
     grace: float | None,
+    others_ok: bool,
     start_delay: float,
 ) -> None:
     """Work on a pool: take claims until nothing is left that this worker could take."""
@@ -141,6 +149,7 @@ def work(
         time_limit_s=time_limit,
         grace_s=grace,
         start_delay_s=start_delay,
+        others_ok=others_ok,
         owns_process=True,
     )
     _exit(pool.work(options))

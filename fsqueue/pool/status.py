@@ -60,6 +60,7 @@ class LeaveReason(StrEnum):
     SOME_FAILED = "some failed"  # everything ended, but some claims failed
     CLAIMS_MISSING = "claims missing"  # planned claims are in no state directory
     WORK_REMAINS = "work remains"  # claims wait that this worker cannot or may not take
+    OTHERS_RUN = "others run"  # nothing is left to take, but other workers still run claims
     OUT_OF_TIME = "out of time"  # claims wait that would not end in the time it has left
     ORDER = "order"
     TIME_LIMIT = "time limit"

@@ -45,7 +45,8 @@ def worker_script(pool: PoolDirectory, array: Array, options: ScriptOptions) -> 
     """Return the batch script of one array of workers."""
     lead_s = _lead_s(_limit_s(options.sbatch))
     throttle = f"%{options.throttle}" if options.throttle else ""
-    command = [sys.executable, "-P", "-m", "fsqueue", "work", pool.root]
+    # A task that ends while others still run claims has not failed; the merge looks for itself.
+    command = [sys.executable, "-P", "-m", "fsqueue", "work", pool.root, "--others-ok"]
     command += ["--grace", str(lead_s + TICK_S), "--start-delay", f"{options.start_delay_s:g}"]
     lines = [
         "#!/bin/bash",

@@ -20,6 +20,7 @@ from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
 from fsqueue.pool.requirements import Tier, tier_named
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
@@ -61,6 +62,8 @@ class WorkOptions:
     """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
     start_delay_s: float = 0.0
     """Wait a random time up to this first, so that an array does not start in step."""
+    others_ok: bool = False
+    """Whether the exit status is 0, not 5, if only claims that other workers run are left."""
     owns_process: bool = False
     """True if this process ends with the worker: signals then stay ignored once it leaves."""
 
@@ -83,7 +86,8 @@ def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
     status = worker.run()
     if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():
         log.info("work remains: this job was requeued")
-    return status
+    left = worker.departure.reason if worker.departure else None
+    return ExitStatus.DONE if options.others_ok and left is LeaveReason.OTHERS_RUN else status
 
 
 def settings_for(

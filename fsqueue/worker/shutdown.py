@@ -38,6 +38,7 @@ EXIT_STATUS: Final = {
     LeaveReason.SOME_FAILED: ExitStatus.SOME_FAILED,
     LeaveReason.CLAIMS_MISSING: ExitStatus.ERROR,
     LeaveReason.WORK_REMAINS: ExitStatus.WORK_REMAINS,
+    LeaveReason.OTHERS_RUN: ExitStatus.WORK_REMAINS,
     LeaveReason.OUT_OF_TIME: ExitStatus.DRAINED,
     LeaveReason.ORDER: ExitStatus.DRAINED,
     LeaveReason.TIME_LIMIT: ExitStatus.DRAINED,

@@ -411,7 +411,7 @@ class Worker:
             claims_run = "1 claim still runs" if found.remaining == 1 else "claims still run"
             return self._report_departure(
                 Departure(
-                    LeaveReason.WORK_REMAINS,
+                    LeaveReason.OTHERS_RUN,
                     f"{claims_run} elsewhere. If a worker dies there, what it holds waits for "
                     f"another one: fsqueue work {self.pool.root}",
                 )

@@ -251,4 +251,3 @@ def _(right: Function, pool: PoolDirectory, *, deep: bool = False) -> Any:
     for name in set(atomic.names(pool.directory("outputs"))) - known:
         found.damaged[name] = "has no record"
     return found
-

@@ -1,4 +1,4 @@
-"""Each deliberate mistake in the protocol and its rules is noticed: by scenarios, by the model, or in some order.
+"""Each deliberate mistake in the protocol and its rules is noticed: by scenarios, or the model.
 
 SIM_MUTANT_SEEDS=500 pytest tests/sim/test_mutations.py    # look longer before giving up
 """

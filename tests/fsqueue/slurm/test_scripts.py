@@ -41,7 +41,8 @@ def test_a_worker_is_executed_and_its_job_may_come_back(pool: PoolDirectory) -> 
     ]
     worker = script.splitlines()[-1]
     assert worker == (
-        f"exec {sys.executable} -P -m fsqueue work {pool.root} --grace 150 --start-delay 0.3"
+        f"exec {sys.executable} -P -m fsqueue work {pool.root} --others-ok --grace 150 "
+        "--start-delay 0.3"
     )
     assert "trap '' USR1" in script
 

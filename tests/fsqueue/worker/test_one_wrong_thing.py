@@ -380,3 +380,20 @@ def test_r3_a_directory_that_is_busy_ends_no_worker(tmp_path: Path) -> None:
     assert run.returncode == 3, run.stderr
     assert "is busy" in run.stderr and "Traceback" not in run.stderr
     assert len(os.listdir(tmp_path / "pool" / "done")) == 3
+
+
+@pytest.mark.parametrize("words, status", [((), 5), (("--others-ok",), 0)])
+def test_r30_a_worker_that_leaves_while_another_runs_the_last_claim_says_so(
+    start: Start, tmp_path: Path, words: tuple[str, ...], status: int
+) -> None:
+    gate = tmp_path / "gate"
+    argv = ("sh", "-c", 'until [ -e "$2" ]; do sleep 0.02; done; cat "$1"', "sh", "{input}",
+            str(gate))  # fmt: skip
+    pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", 1), argv)
+    holder = start("work", pool.root)
+    wait_for(lambda: ids(pool, State.RUNNING), "the claim to run")
+    other = fsqueue("work", pool.root, *QUICK, *words)
+    assert other.returncode == status, other.stderr
+    assert "1 claim still runs elsewhere" in other.stderr
+    gate.touch()
+    assert holder.reap() == 0
