@@ -206,12 +206,12 @@ class FaultInjector:
     def _fault(self, kind: str, what: str, rng: Random) -> Fault | None:
         if kind == "hang":
             return Fault(delay_s=self._long())
-        if kind in ("interrupt", "lost and asked"):
+        if kind in ("interrupt", "error and asked"):
             self.world.me.signals += [signal.SIGTERM] * 2
         if kind == "interrupt":
             return Fault(delay_s=0.01)
-        if kind == "lost and asked":
-            return Fault(LOST_REPLY[what], done=True, delay_s=0.01)
+        if kind == "error and asked":
+            return Fault(errno.EIO, done=True, delay_s=0.01)
         if kind == "timed out":
             delay_s = rng.choice((0.5, 5.0))
             return Fault(errno.ETIMEDOUT, done=rng.random() < 0.5, delay_s=delay_s)

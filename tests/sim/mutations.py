@@ -119,11 +119,12 @@ def _move_and_believe(source: str, target: str, *, failed: bool) -> bool:
 @mutation(
     "no look after a rename that reported failure",
     claims,
-    "move",
+    "_leave_running",
     scene="the reply of a finish is lost",
 )
-def _(right: Function, source: str, target: str) -> bool:
-    return _move_and_believe(source, target, failed=False)
+def _(right: Function, pool: PoolDirectory, name: ClaimName, target: str, verb: str) -> None:
+    if not _move_and_believe(pool.owned(State.RUNNING, name), target, failed=False):
+        raise claims._lost(name, verb)
 
 
 @mutation(
@@ -514,7 +515,7 @@ def _(right: Function, self: Layout, worker: str, id: str, returns: int, suffix:
     "retire before putting back",
     Worker,
     "_put_back",
-    scene="a take's reply is lost as two signals come",
+    scene="a take is reported as an I/O error as a signal comes",
 )
 def _(right: Function, self: Worker, name: ClaimName) -> None:
     self.lease.retire()
@@ -525,7 +526,7 @@ def _(right: Function, self: Worker, name: ClaimName) -> None:
     "leave without putting back",
     Worker,
     "_put_back",
-    scene="a take's reply is lost as two signals come",
+    scene="a take is reported as an I/O error as a signal comes",
 )
 def _(right: Function, self: Worker, name: ClaimName) -> None:
     return

@@ -49,7 +49,7 @@ ANY: Final = -1
 """One of the first three, chosen by the seed."""
 BEFORE: Final = ("crash", "ghost", "pause", "long pause", "coma", "overtaken", "power cut")
 DURING: Final = ("interrupt", "hang", "lost", "again", "stale", "error", "full", "timed out")
-DURING_SCENES: Final = ("stuck", "debris", "lost and asked")
+DURING_SCENES: Final = ("stuck", "debris", "error and asked")
 """Only in scenes: they happen to one kind of operation, or need a worker's second thread."""
 SIGNAL: Final = "signal"
 """Also before the operation."""
@@ -137,11 +137,11 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
         "traits": LOCAL,
         "planned_faults": (PlannedFault("take", "interrupt"), PlannedFault("take", "interrupt", 1)),
     },
-    "a take's reply is lost as two signals come": {
+    "a take is reported as an I/O error as a signal comes": {
         "traits": LOCAL,
         "planned_faults": (
-            PlannedFault("take", "lost and asked"),
-            PlannedFault("take", "lost and asked", 1),
+            PlannedFault("take", "error and asked"),
+            PlannedFault("take", "error and asked", 1),
         ),
     },
     "a zombie publishes": _zombie("publish an output"),
@@ -229,7 +229,12 @@ SCENES: Final[dict[str, dict[str, Any]]] = {
         inputs=(*BAD, *GOOD), traits=MISSING_NAMES, planners=3, faults_from_start=True
     ),
     "workers end while others plan": _calm(
-        inputs=GOOD, planners=4, faults_from_start=False, operation_s=0.1, linger=0.3
+        PlannedFault("number a plan", "long pause"),
+        PlannedFault("number a plan", "long pause", 1),
+        inputs=("a.400.slow", "b.5.ok", "c.5.ok", "d.5.ok"),
+        planners=4,
+        faults_from_start=False,
+        linger=0.1,
     ),
     "/proc hides other processes": _calm(
         inputs=LONG, hosts=1, nuisances=Nuisances(tables=(Table.HIDDEN,))

@@ -429,7 +429,8 @@ class Simulation:
         looked = [when for path, when in worker.looked.items() if "/spools/" in path]
         lag_s = self.scenario.traits.listings_s
         knew = lag_s <= 1.0 and held_s > 3.0 + 3 * lag_s
-        if worker.exit in (0, 3) and text and knew and at >= max(looked, default=0.0):
+        exits = (0, 3) if worker.troubles else (0, 3, 5)
+        if worker.exit in exits and text and knew and at >= max(looked, default=0.0):
             raise Violation(f"{worker} put back {text}, and left as if nothing was left")
 
     def _left_for_a_cause(self, process: Process) -> None:

@@ -1,0 +1,131 @@
+"""A pytest plugin that makes one deliberate mistake for a whole run: RULE_MISTAKE names it.
+
+The mistakes are in rules that no simulated file system shows; each is the replacement of a named
+function. tests/test_rule_mutations.py runs each rule's own test with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+VARIABLE: Final = "RULE_MISTAKE"
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Which function of which module or class is wrong, what it does, and the test that fails."""
+
+    owner: str
+    function: str
+    wrong: Callable[..., Any]
+    test: str
+
+
+def _remove(pool: Any, path: str) -> str:
+    os.unlink(path)
+    return path
+
+
+PROGRAM: Final = "fsqueue.processes.program:Program"
+TESTS: Final = "tests/fsqueue/processes/test_"
+MISTAKES: Final = {
+    "R21 orphans are not reaped": Mistake(
+        "fsqueue.processes.orphans:",
+        "reap",
+        lambda pid: False,
+        f"{TESTS}program.py::test_r21_orphans_that_end_while_the_program_runs_are_reaped_meanwhile",
+    ),
+    "R22 what a program started runs on": Mistake(
+        PROGRAM,
+        "_others",
+        lambda self: [],
+        f"{TESTS}program.py::"
+        "test_r22_what_a_program_left_running_has_ended_and_is_reaped_when_it_is_finished",
+    ),
+    "R23 the end of stderr is lost": Mistake(
+        PROGRAM,
+        "tail",
+        lambda self: "",
+        f"{TESTS}program.py::test_r23_a_huge_stderr_is_drained_and_its_end_kept",
+    ),
+    "R24 what a dead worker's programs left is not found": Mistake(
+        "fsqueue.processes.leftovers:",
+        "everything_of",
+        lambda worker: [],
+        f"{TESTS}leftovers.py::test_r24_all_that_a_dead_workers_programs_left_is_ended_and_counted",
+    ),
+    "R25 a temporary directory stays": Mistake(
+        "fsqueue.processes.temporary:",
+        "_remove",
+        lambda path: None,
+        f"{TESTS}temporary.py::test_r25_a_read_only_tree_is_removed",
+    ),
+    "R27 what follows {output} is ignored": Mistake(
+        "fsqueue.command:",
+        "_choose_suffix",
+        lambda given, argv: (".out", list(argv)),
+        "tests/fsqueue/test_command.py::"
+        "test_r27_what_follows_output_in_an_argument_is_its_suffix",
+    ),
+    "R28 an output that is still written to is published": Mistake(
+        "fsqueue.command:",
+        "_replace_by_copy",
+        lambda work: None,
+        "tests/fsqueue/test_command.py::"
+        "test_r28_an_output_that_a_process_may_still_write_to_is_published_as_a_copy",
+    ),
+    "R29 CPU time is not counted": Mistake(
+        PROGRAM,
+        "cpu_s",
+        lambda self: 0.0,
+        f"{TESTS}program.py::"
+        "test_r29_cpu_time_is_that_of_the_program_and_of_all_its_descendants",
+    ),
+    "R34 a repair removes": Mistake(
+        "fsqueue.pool.claims:",
+        "set_aside",
+        _remove,
+        "tests/fsqueue/maintenance/test_restore.py::"
+        "test_R34_a_copy_of_a_done_claim_is_set_aside",
+    ),
+    "R35 a repair chooses a copy that is not whole": Mistake(
+        "fsqueue.maintenance.restore:",
+        "_is_whole",
+        lambda place: True,
+        "tests/fsqueue/maintenance/test_restore.py::"
+        "test_R35_a_copy_that_is_not_whole_is_not_chosen",
+    ),
+    "R50 a log line waits for its reader": Mistake(
+        "fsqueue.cli.stderr_log:StderrLog",
+        "_never_blocks",
+        lambda self: True,
+        "tests/fsqueue/cli/test_stderr_log.py::"
+        "test_r50_a_full_pipe_holds_nothing_up_and_what_was_dropped_is_counted",
+    ),
+    "R51 a claim that failed here is taken here again at once": Mistake(
+        "fsqueue.scheduling.choose:",
+        "polls_for",
+        lambda *given: 0,
+        "tests/fsqueue/scheduling/test_choose.py::"
+        "test_r51_a_claim_that_failed_on_this_host_is_left_to_another_host_for_a_while",
+    ),
+}
+
+
+def pytest_collection_finish() -> None:
+    """Make the mistake, also where the function was imported by name."""
+    import sys
+
+    mistake = MISTAKES[os.environ[VARIABLE]]
+    module, _, name = mistake.owner.partition(":")
+    owner = importlib.import_module(module)
+    owner = getattr(owner, name) if name else owner
+    right = getattr(owner, mistake.function)
+    setattr(owner, mistake.function, mistake.wrong)
+    for other in [m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "tests."))]:
+        for known in [n for n, value in vars(other).items() if value is right]:
+            setattr(other, known, mistake.wrong)
