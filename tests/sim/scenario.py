@@ -86,9 +86,7 @@ class Scenario:
             plain,
             nuisances=nuisances,
             # A listing that is kept for seconds would go on missing what it misses.
-            traits=replace(
-                plain.traits, omits=nuisances.omits * (not plain.traits.listings_s)
-            ),
+            traits=replace(plain.traits, omits=nuisances.omits * (not plain.traits.listings_s)),
             fault_rates=replace(plain.fault_rates, **rates),
             inputs=plain.inputs + bad_inputs(rng),
         )
