@@ -48,8 +48,8 @@ def run(
 ) -> None:
     """Run a worker per GPU here, with the dashboard, until everything is done.
 
-    Workers on other machines may work on the same pool meanwhile. A worker that dies is reported
-    and not restarted: another worker takes over its claim.
+    Workers on other machines may work on the same pool meanwhile. A worker that dies is reported,
+    and started again while work remains; not one that proved itself broken.
     """
     status = pool.run(
         workers,

@@ -24,8 +24,13 @@ Examples:
 
 \b
 SIGINT, SIGTERM and SIGUSR1 make a worker finish the batch, save a checkpoint,
-put its claim back at the same attempt, and exit (status 130, 143 and 75). A
-second signal stops it at once.
+put its claim back at the same attempt, and exit (status 130, 143 and 75). So do
+SIGUSR2 (75) and a closed terminal (SIGHUP, 129; not under nohup). A second
+signal stops it at once.
+
+\b
+Exit status 0 only if every claim was seen done. A worker that leaves while
+others still run the last claims exits 5: ask fsqueue status, or fsqueue wait.
 
 \b
 In a SLURM job it also leaves before the allocation ends, and has the job

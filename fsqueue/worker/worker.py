@@ -234,7 +234,8 @@ class Worker:
             self.handler_cache.note_failed(name)
         if follows.worker is ForWorker.LEAVE_KIND:
             self.handler_cache.note_unable(name.kind)
-            self._report(f"claims of kind {name.kind} are left to other workers: {attempt.reason}")
+            why = attempt.reason.rstrip(".")
+            self._report(f"claims of kind {name.kind} are left to other workers: {why}")
         elif follows.worker is ForWorker.LEAVE_IT:
             self.handler_cache.note_left(name.id)
             self._report(f"{name.id} is left to other workers: {attempt.reason}")
@@ -267,8 +268,8 @@ class Worker:
                 Departure(
                     LeaveReason.FAILURES,
                     f"this worker stops: {count} different claims failed here in a row, the last "
-                    f"with: {attempt.reason}; and {finding.text}. So this worker's GPU or "
-                    f"environment is broken. See: fsqueue failed {self.pool.root}",
+                    f"with: {attempt.reason.rstrip('.')}; and {finding.text.rstrip('.')}. So this "
+                    f"worker's GPU or environment is broken. See: fsqueue failed {self.pool.root}",
                 )
             )
         if finding.found is Found.WORKS:

@@ -300,3 +300,9 @@ def test_the_command_shows_name_uuid_index_weight_and_why(driver: Driver) -> Non
     assert "NVIDIA GeForce RTX 4090  GPU-aaaa" in lines[1]
     assert "1.50" in lines[1] and lines[1].endswith("RTX 4090 in the table")
     assert "1.00" in lines[2] and lines[2].endswith("not in the table: the default")
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_the_driver_is_not_asked_where_every_gpu_is_hidden(mixed: Driver, hidden: str) -> None:
+    with patch.object(nvml, "_cards", side_effect=AssertionError("asked")):
+        assert visible(hidden) == []
