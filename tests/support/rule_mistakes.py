@@ -68,8 +68,7 @@ MISTAKES: Final = {
         "fsqueue.command:",
         "_choose_suffix",
         lambda given, argv: (".out", list(argv)),
-        "tests/fsqueue/test_command.py::"
-        "test_r27_what_follows_output_in_an_argument_is_its_suffix",
+        "tests/fsqueue/test_command.py::test_r27_what_follows_output_in_an_argument_is_its_suffix",
     ),
     "R28 an output that is still written to is published": Mistake(
         "fsqueue.command:",
@@ -82,15 +81,13 @@ MISTAKES: Final = {
         PROGRAM,
         "cpu_s",
         lambda self: 0.0,
-        f"{TESTS}program.py::"
-        "test_r29_cpu_time_is_that_of_the_program_and_of_all_its_descendants",
+        f"{TESTS}program.py::test_r29_cpu_time_is_that_of_the_program_and_of_all_its_descendants",
     ),
     "R34 a repair removes": Mistake(
         "fsqueue.pool.claims:",
         "set_aside",
         _remove,
-        "tests/fsqueue/maintenance/test_restore.py::"
-        "test_R34_a_copy_of_a_done_claim_is_set_aside",
+        "tests/fsqueue/maintenance/test_restore.py::test_R34_a_copy_of_a_done_claim_is_set_aside",
     ),
     "R35 a repair chooses a copy that is not whole": Mistake(
         "fsqueue.maintenance.restore:",
