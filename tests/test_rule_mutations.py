@@ -18,7 +18,7 @@ from tests.support.rule_mistakes import MISTAKES, VARIABLE
 ROOT = Path(__file__).parents[1]
 FAILED = 1
 """The exit status of pytest if tests failed, and nothing else went wrong."""
-HANGS_S = 30.0
+HANGS_S = 15.0
 """A test that takes so long hangs, which is a failure, too."""
 
 

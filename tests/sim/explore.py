@@ -271,6 +271,7 @@ class Explorer:
             shuffle=list.sort, uniform=lambda low, high: low, random=lambda: 0.0
         )
         self.locks: dict[str, Process] = {}
+        self.alarmed: list[Process] = []
         self.now = 0.0
         self.processes: list[Process] = []
         self.checker = InvariantChecker(self, ROOT, output_of)  # type: ignore[arg-type]

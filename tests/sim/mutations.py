@@ -542,7 +542,7 @@ def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     "a claim won without knowing is left alone",
     Recovery,
     "sweep",
-    scene="a take succeeds and its reply is lost",
+    scene="a take is done, and reported as an I/O error",
 )
 def _(right: Function, self: Recovery, *, quiet: bool = False) -> list[Any]:
     recovered: list[Any] = right(self, quiet=quiet)

@@ -429,7 +429,8 @@ class Simulation:
         looked = [when for path, when in worker.looked.items() if "/spools/" in path]
         lag_s = self.scenario.traits.listings_s
         knew = lag_s <= 1.0 and held_s > 3.0 + 3 * lag_s
-        exits = (0, 3) if worker.troubles else (0, 3, 5)
+        takes = all("/running/" in path for _, path in worker.troubles)
+        exits = (0, 3, 5) if takes and not lag_s else (0, 3)
         if worker.exit in exits and text and knew and at >= max(looked, default=0.0):
             raise Violation(f"{worker} put back {text}, and left as if nothing was left")
 

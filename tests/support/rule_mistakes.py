@@ -105,8 +105,8 @@ MISTAKES: Final = {
     ),
     "R51 a claim that failed here is taken here again at once": Mistake(
         "fsqueue.scheduling.choose:",
-        "polls_for",
-        lambda *given: 0,
+        "_is_elsewhere",
+        lambda peer, me: False,
         "tests/fsqueue/scheduling/test_choose.py::"
         "test_r51_a_claim_that_failed_on_this_host_is_left_to_another_host_for_a_while",
     ),
