@@ -62,8 +62,8 @@ def quickly() -> Iterator[None]:
     looked_up = functools.cache(entry_points)
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("handler", "cli", "worker.settings"):
-            patch.setattr(f"fsqueue.{module}.entry_points", looked_up)
+        for module in ("importlib.metadata", "fsqueue.worker.settings"):
+            patch.setattr(f"{module}.entry_points", looked_up)
         yield
     gc.unfreeze()
 
