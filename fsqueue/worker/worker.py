@@ -349,9 +349,10 @@ class Worker:
     def _all_seen_to_end(self) -> Departure | None:
         """Return how all has ended, if one look shows every claim done or failed (R30).
 
-        That is proof enough. Anything else is believed only at the second look.
+        That is proof enough. Anything else is believed only at the second look; and a worker that
+        lost a claim has most likely lost its lease, which it is about to be told.
         """
-        if self.recovery.running:
+        if self.recovery.running or self.lost:
             return None
         if self.claim_source.count_waiting(since=self.recovery.swept_at).all:
             return None
