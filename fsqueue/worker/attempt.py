@@ -9,6 +9,7 @@ What this module does not know: which claim to run next, or what its ending mean
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -75,6 +76,8 @@ class Attempt:
     """The options of its plan."""
     _loaded_first: bool = False
     """Whether the run had to load something first, so that its time shows no rate."""
+    _missing: PoolError | None = None
+    """That outputs/ is gone, without which no claim can be done."""
     _in_handler: bool = False
     """Whether what was raised came out of the handler."""
 
@@ -98,6 +101,8 @@ class Attempt:
             self.journal.write(EventKind.LOST, id=self.name.id, reason=self.reason)
         if verdict(cause).claim is ForClaim.DONE:
             self._count(seconds, measures)
+        if self._missing is not None:
+            raise self._missing
         self._tidy(cause)
         if isinstance(error, KeyboardInterrupt):
             raise error
@@ -192,6 +197,11 @@ class Attempt:
 
     def _cause(self, error: Exception) -> Cause:
         cause = cause_of(error, running=self._in_handler)
+        outputs = self.pool.directory("outputs")
+        if cause is Cause.FAILED and not os.path.isdir(outputs):
+            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self._missing = atomic.missing_directory_error(outputs, gone)
+            cause = Cause.POOL_TROUBLE
         self.reason = str(error) or type(error).__name__
         if not isinstance(error, FsqueueError):
             self.reason = f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -302,7 +302,8 @@ class GuardianProcess:
         opened = (self._wake_writer, self._wake_reader, self._memory)
         self._wake_writer = self._wake_reader = self._memory = -1  # a signal may come meanwhile
         for fd in opened:
-            os.close(fd)
+            with suppress(OSError):  # a handler may have closed what is not its own
+                os.close(fd)
         return self.progress.beat_of(self._lease.name.worker)
 
     def _kill(self) -> None:

@@ -192,7 +192,8 @@ def cause_of(error: BaseException, *, running: bool) -> Cause:
         return Cause.IMPOSSIBLE
     for each in _os_errors(error):
         if (cause := _cause_of_os_error(each)) is not None:
-            return cause
+            # What has used up the descriptors of this process is the handler that ran in it.
+            return Cause.BROKEN if running and each.errno == errno.EMFILE else cause
     if isinstance(error, PoolError) or isinstance(error, OSError) and not running:
         return Cause.POOL_TROUBLE
     return Cause.FAILED

@@ -423,16 +423,19 @@ class Worker:
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
         self.shutdown.ignore_signals()
-        self.beat.announce_leaving()
+        if self.departure is not None:  # else an error ends it, and excuses nothing
+            self.beat.announce_leaving()
         left_because = self.departure.reason.value if self.departure else ""
         self.beat.change(lambda status: status.stop(self.message, left_because))
         with self.beat.handling():  # a handler may take long to close; its lease is renewed
-            self._put_back_everything()
-            self.handler_cache.close()
-            self.inbox.close()
-            for pool in (self.pool, self.inbox.pool):
-                directories.discard(pool.scratch(self.id))
-            self.beat.stop()
+            try:
+                self._put_back_everything()
+                self.handler_cache.close()
+                self.inbox.close()
+                for pool in (self.pool, self.inbox.pool):
+                    directories.discard(pool.scratch(self.id))
+            finally:
+                self.beat.stop()
         self.journal.write(EventKind.LEFT, done=self.status.claims_done, why=self.message)
         self.journal.close()
         self.checksums.close()
@@ -447,7 +450,10 @@ class Worker:
 
         try:
             names = patiently(held, self.id, self.beat, for_s=self.pool.lease_s)
-        except (OSError, FsqueueError) as error:
+        except PoolError as error:
+            log.debug("%s", error)  # running/ is gone; what ended this worker says so
+            return
+        except OSError as error:
             log.warning("what this worker holds cannot be put back (%s)", error)
             return
         for name in names:

@@ -120,7 +120,7 @@ def test_a_handler_that_runs_out_of_memory_fails_its_claim_and_its_worker_goes_o
     assert fsqueue("check", pool.root).returncode == 0
 
 
-@pytest.mark.parametrize("files", [6, 7, 8])
+@pytest.mark.parametrize("files", [11, 12, 13])
 def test_a_worker_that_has_no_descriptors_for_a_program_logs_it_and_charges_no_claim(
     tmp_path: Path, files: int
 ) -> None:
@@ -175,9 +175,9 @@ class Made(Handler):
 def test_a_worker_that_may_start_no_program_logs_it_and_charges_no_claim(
     tmp_path: Path, confined: Callable[[str, int], Before]
 ) -> None:
-    """Two processes: itself, and the thread that renews its lease."""
+    """Three: itself, its thread, and the process beside it that renews its lease."""
     pool = plan_command(tmp_path / "pool", make_inputs(tmp_path / "in", CLAIMS), ("cat", "{input}"))
-    status, log = limited(pool, confined("pids", 2))
+    status, log = limited(pool, confined("pids", 3))
     assert status == 5, log
     (line,) = [line for line in log.splitlines() if "cannot be started" in line]
     assert "Resource temporarily unavailable" in line and "ulimit -n, -u" in line

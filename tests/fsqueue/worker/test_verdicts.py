@@ -71,7 +71,8 @@ CAUSES = {
     "a mount that is gone": (OSError(errno.ENOTCONN, "not connected"), Cause.POOL_TROUBLE),
     "a full disk": (OSError(errno.ENOSPC, "No space left"), Cause.NO_SPACE),
     "a quota": (OSError(errno.EDQUOT, "Quota exceeded"), Cause.NO_SPACE),
-    "too many files": (OSError(errno.EMFILE, "Too many open files"), Cause.NODE_TROUBLE),
+    "too many files": (OSError(errno.ENFILE, "Too many open files"), Cause.NODE_TROUBLE),
+    "a handler that leaks files": (OSError(errno.EMFILE, "Too many open files"), Cause.BROKEN),
     "an error of the mount behind a handler's": (
         chained(errors.ClaimFailed("cannot be read"), OSError(errno.EIO, "x")),
         Cause.POOL_TROUBLE,
