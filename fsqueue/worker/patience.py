@@ -25,7 +25,7 @@ def patiently(operation: Callable[[], T], what: str, beat: Heartbeat, *, for_s: 
     error is found to have done so. Gives up at once if the worker's lease was lost.
     """
     give_up_at = time.monotonic() + for_s
-    pause_s = PAUSE_S
+    pause_s, reported = PAUSE_S, False
     while True:
         try:
             return operation()
@@ -33,7 +33,9 @@ def patiently(operation: Callable[[], T], what: str, beat: Heartbeat, *, for_s: 
             too_late = time.monotonic() >= give_up_at or beat.lost is not None
             if error.errno not in PASSING or too_late:
                 raise
-            log.warning("%s: %s; trying again", what, error)
+            if not reported:
+                log.warning("%s: %s; trying again", what, error)
+            reported = True
         beat.step()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -17,7 +17,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fsqueue.broadcast.jobs import JOBS
 from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
@@ -47,6 +47,8 @@ from fsqueue.worker.suspicion import Suspicion
 from fsqueue.worker.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorker, verdict
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EARLY_LOOK_S: Final = 0.05
 SECOND_LOOK_S: Final = 0.3
@@ -141,8 +143,10 @@ class Worker:
             self.journal.write(EventKind.JOINED, spool=self.settings.spool, host=self.status.host)
             log.info("worker %s works on %s", self.id, self.settings.spool or "other spools")
             self.departure = self._loop()
-            if self.departure.exit_status == ExitStatus.DRAINED and self._nothing_remains():
-                self.departure = self._all_ended()
+            if self.departure.exit_status == ExitStatus.DRAINED and self._patiently(
+                self._nothing_remains
+            ):
+                self.departure = self._patiently(self._all_ended)
         finally:
             try:
                 self._leave()
@@ -442,6 +446,9 @@ class Worker:
         self.beat.flush()
         if self.beat.lost is None:
             self.lease.retire()
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        return patiently(operation, self.id, self.beat, for_s=self.pool.lease_s)
 
     def _put_back_everything(self) -> None:
         def held() -> list[ClaimName]:

@@ -46,7 +46,8 @@ class Site:
         for worker in self.workers:
             assert "Traceback" not in worker.log
             lines = [line for line in worker.log.splitlines() if words in line]
-            last = [line for line in lines if "could not be" not in line]
+            passing = ("could not be", "trying again")
+            last = [line for line in lines if not any(words in line for words in passing)]
             assert len(last) == 1, worker.log
             said += last
         return said
