@@ -27,6 +27,7 @@ R19  A lease that has ended moves to workers/ended/ by the rename that ends it, 
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -93,10 +94,19 @@ class Lease:
         """End our own lease, now that we hold nothing."""
         self._end(LeaseName(self.name.worker))
 
-    def give_up(self, *, leaving: bool) -> None:
-        """End our own lease although we may still hold claims, as an observer would."""
+    def give_up(self, *, leaving: bool) -> str:
+        """End our own lease although we may still hold claims, as an observer would.
+
+        Returns why it is lost. Raises OSError if it lives on: a mount can answer ESTALE to every
+        try. To learn that from a renewal would renew it.
+        """
         me = self.name.worker
         self._end(LeaseName(me, ended_by=me, leaving=leaving or self.name.leaving))
+        mine = _names_of(self._pool, me)
+        if living := [name for name in mine if name.living]:
+            path = self._pool.lease(living[0])
+            raise OSError(errno.ESTALE, "it could not be renamed", path)
+        return _why_lost(me, mine)
 
     def _end(self, ended: LeaseName) -> None:
         if _end(self._pool, self.name, ended):

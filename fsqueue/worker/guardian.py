@@ -151,10 +151,7 @@ class Guardian:
     def _give_up(self) -> None:
         """End the lease of a worker whose main thread is stuck. R10"""
         try:
-            self._lease.give_up(leaving=True)
-            self._lease.renew()
-        except LeaseLost as error:
-            self._progress.lose(str(error))
+            self._progress.lose(self._lease.give_up(leaving=True))
         except (OSError, FsqueueError) as error:
             self._progress.miss(str(error))
 

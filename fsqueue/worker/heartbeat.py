@@ -190,8 +190,8 @@ class Heartbeat(threading.Thread):
         """Renew the lease, unless the main thread is stuck (R10 in `guardian`)."""
         try:
             if silent_s >= 2 * self._pool.lease_s:
-                self._lease.give_up(leaving=True)
-            if not self._pool.lease_s <= silent_s < 2 * self._pool.lease_s:
+                raise LeaseLost(self._lease.give_up(leaving=True))
+            if silent_s < self._pool.lease_s:
                 self._lease.renew(leaving=self.progress.leaving)
             self._note_missed(0)
         except LeaseLost as error:
