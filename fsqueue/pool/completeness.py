@@ -71,12 +71,13 @@ class Completeness:
         return ExitStatus.SOME_FAILED if self.failed else ExitStatus.DONE
 
 
-def look_for_all(pool: PoolDirectory, *, looks: int = LOOKS) -> Completeness:
+def look_for_all(pool: PoolDirectory, *, looks: int | None = None) -> Completeness:
     """Look for every planned claim. Raises PoolError or OSError if something cannot be listed.
 
     After fewer `looks` than LOOKS, what it calls missing may be there (R31).
     """
     seen = Fingerprints()
+    looks = LOOKS if looks is None else looks
     for look in range(looks):
         numbers = plans.numbers(pool)
         gaps = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
