@@ -809,3 +809,17 @@ def test_r19_a_pool_of_an_earlier_version_gets_its_directory_of_ended_leases_whe
     assert os.listdir(pool.ended_leases) == [f"{ME}.dead@judge-2-bbbbbb"]
     with pytest.raises(LeaseLost):
         lease.renew()
+
+
+def test_r10_a_lease_that_cannot_be_given_up_now_is_not_renewed_by_trying(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(pool, ME)
+    lease.enlist()
+    with monkeypatch.context() as patch:
+        interpose(patch, rename=refused(errno.ESTALE, times=9))
+        with pytest.raises(OSError, match="could not be renamed"):
+            lease.give_up(leaving=True)
+    assert lease_names(pool) == [LeaseName(ME, beat=0)]
+    assert "gave up its lease" in lease.give_up(leaving=True)
+    assert lease_names(pool) == []
