@@ -246,7 +246,7 @@ def test_drain_of_one_worker_leaves_the_others_at_work(start: Start, tmp_path: P
     assert fsqueue("drain", pool.root, drained).returncode == 0
     wait_for_orders(pool, [chosen, other])
     gate.touch()
-    assert other.reap() == 0
+    assert other.reap() in (0, 5)  # 5 if it left while the drained one still ended its claim
     assert chosen.reap() in (0, 75)  # 0 if the other had done all the rest when it left
     assert counts(pool) == {"done": 4}
     assert sum(name.owner == drained for name in names_in(pool, State.DONE)) == 1
