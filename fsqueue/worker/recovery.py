@@ -160,7 +160,7 @@ class Recovery:
         them stays cached until the next change. A change made by this host makes it list afresh on
         any file system.
         """
-        if time.monotonic() - self._refreshed_at < idle_s:
+        if time.monotonic() - self._refreshed_at <= idle_s:
             return False
         if not listings_may_be_old(self._pool.root):
             return False  # R18: one look costs nothing in the spools that it does not need

@@ -32,6 +32,8 @@ from tests.sim.world import ActorEnded, Host, Process, Violation
 
 FIXED: Final = "pool.json plans spools running done failed errors workers outputs control".split()
 """Directories and files of the pool that are there from the beginning."""
+MADE_BEFORE: Final = ("checksums", "workers/ended")
+"""Directories that the first worker to need them makes; an explored pool has them already."""
 LEAP_S: Final = 3.0
 """The shortest sleep, so that a process that waits for something looks again once or twice."""
 
@@ -47,6 +49,9 @@ def hidden(what: str, paths: tuple[str, ...], constant: tuple[str, ...] = ()) ->
         what in ("fsync", "write")
         or paths[-1].startswith(f"{ROOT}/inbox/")
         or any(part in paths[-1] for part in QUIET)
+        or paths[-1].startswith(f"{ROOT}/checksums/")
+        or what == "mkdir"
+        and paths[-1].removeprefix(f"{ROOT}/") in MADE_BEFORE
     ):
         return True
     if what in ("create", "unlink", "stat", "open"):

@@ -16,7 +16,7 @@ from fsqueue.storage import directories
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.actors import ROOT, planner
-from tests.sim.explore import Body, Explorer
+from tests.sim.explore import MADE_BEFORE, Body, Explorer
 from tests.sim.world import Process, Violation
 
 LEASE_S: Final = 8.0
@@ -29,6 +29,8 @@ def make_pool(explorer: Explorer, *inputs: str, attempts_max: int = 2) -> None:
     explorer.checker.attempts_max = attempts_max
     with explorer.alone(process):
         create_pool(ROOT, lease_s=LEASE_S, attempts_max=attempts_max)
+        for name in MADE_BEFORE:
+            directories.make(f"{ROOT}/{name}")
         if inputs:
             planner(inputs, (SPOOL,), LEASE_S, attempts_max)(process)
 

@@ -104,18 +104,8 @@ No time passes in an exploration, so mistakes in durations are not found here.
 """
 
 
-SLOW_TO_FIND = {"no look after a rename that reported failure"}
-"""Several looks after each lost rename (R13) make very many orders of it."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.nightly if name in SLOW_TO_FIND else ())
-        for name in FOUND_BY_EXPLORING
-    ],
-)
+@pytest.mark.parametrize("name", FOUND_BY_EXPLORING)
 def test_a_mistake_is_found_in_some_order(name: str) -> None:
     cast, inputs, how = PROGRAMS[FOUND_BY_EXPLORING[name]]
     with applied(MUTATIONS[name]), pytest.raises((Violation, OSError)):
