@@ -25,6 +25,7 @@ from embed.engine.float32_fallback import Float32Fallback
 from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import hub
+from embed.models.convention import Convention
 from embed.models.families import FAMILIES, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from fsqueue import ClaimFailed, ClaimImpossible, UsageError
@@ -72,7 +73,11 @@ class Encoder:
             refuse_too_long(found.folder, max_residues, "max_residues")
         device = engine.choose_device(log.warning)
         loaded, tokenizer = float32_fallback.load(
-            family.name, found.folder, device, dtype=dtype, pool=pooling
+            family.name,
+            found.folder,
+            device,
+            dtype=dtype,
+            convention=Convention.legacy(pooling, family.name),
         )
         settings = _Settings(
             pooling=pooling,

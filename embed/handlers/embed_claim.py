@@ -83,7 +83,7 @@ def compute(
     needed = reuse.missing() if reuse else reader
     done = 0
     for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
-        sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
+        sizes = [one.rows if assembly.ragged else 1 for one in batch]
         rows, computed = saver.saved(number, sum(sizes)), 0
         if rows is None:
             saver.stop_if_requested()

@@ -30,8 +30,11 @@ PROBE: Final = "ACGTACGTACGT"
 class GenericTokenizer:
     """A loaded tokenizer."""
 
-    def __init__(self, folder: str) -> None:
-        """Read the tokenizer in `folder`. Raises ClaimImpossible if it cannot be read."""
+    def __init__(self, folder: str, prefix: str = "", *, pools_prefix: bool = True) -> None:
+        """Read the tokenizer in `folder`. Raises ClaimImpossible if it cannot be read.
+
+        Every input is read after `prefix`; `pools_prefix` says whether its tokens are pooled.
+        """
         try:
             load = _from_json if os.path.isfile(f"{folder}/tokenizer.json") else _from_vocabulary
             backend = load(folder)
@@ -51,23 +54,29 @@ class GenericTokenizer:
         joint = " " if self._needs_blanks else ""
         lower, upper = joint.join(PROBE.lower()), joint.join(PROBE)
         self._needs_upper_case = self._misses(lower) and not self._misses(upper)
+        self._prefix = prefix
+        self.prefix_tokens = len(self._encode(prefix)) if prefix else 0
+        self.left_out = 0 if pools_prefix else self.prefix_tokens
 
     def read(self, letters: bytes) -> tuple[Ids, int]:
         """Return the token ids of a text in UTF-8, without begin and end, and how many of them are
         unknown tokens."""
         text = letters.decode("utf-8", "replace")
         text = text.upper() if self._needs_upper_case else text
-        ids = np.array(self._encode(" ".join(text) if self._needs_blanks else text), np.int64)
-        return ids, self._count_unknown(ids)
+        text = " ".join(text) if self._needs_blanks else text
+        ids = np.array(self._encode(self._prefix + text), np.int64)
+        return ids, self._count_unknown(ids[self.prefix_tokens :])
 
     def windows(self, letters: bytes, most: int) -> Iterator[tuple[Ids, int, float]]:
         """Yield windows of at most `most` tokens, begin and end included: their ids, how many are
         unknown, and approximately how many letters they stand for."""
-        ids, _ = self.read(letters)
-        room = max(1, most - sum(self.edges))
+        read, _ = self.read(letters)
+        prefix, ids = read[: self.prefix_tokens], read[self.prefix_tokens :]
+        room = max(1, most - sum(self.edges) - self.prefix_tokens)
         for start in range(0, len(ids), room):
             part = ids[start : start + room]
-            yield part, self._count_unknown(part), len(letters) * len(part) / len(ids)
+            share = len(letters) * len(part) / len(ids)
+            yield np.concatenate([prefix, part]), self._count_unknown(part), share
 
     @property
     def reads_text(self) -> bool:
