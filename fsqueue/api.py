@@ -109,9 +109,10 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
+    prepared = made.prepare(_complete(made, options or {}))
     request = PlanRequest(
         made,
-        made.prepare(_complete(made, options or {})),
+        prepared,
         found.paths,
         choose_spools(existing, gpus, weights),
         gpu_weighted,
@@ -120,7 +121,7 @@ def plan(
         requires,
         timeout_s,
         found.broken,
-        found.notes,
+        [*made.describe(prepared), *found.notes],
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:
@@ -381,6 +382,8 @@ def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
             )
+        if option.switch and options[name] not in (None, True, False):
+            raise UsageError(f"{name} is True, False or None, not {options[name]!r}.")
         if option.choices and options[name] not in (option.default, *option.choices):
             raise UsageError(
                 f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."

@@ -52,6 +52,8 @@ class Option:
     required: bool = False
     duration: bool = False
     """Seconds, which may be given with units: 90, 10m, 1h30m."""
+    switch: bool = False
+    """--NAME or --no-NAME, and undecided (None) if neither is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,10 @@ class Handler:
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
         return options
+
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the planner should know about the prepared options, a line each."""
+        return ()
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that affect the result, which become part of every claim's id."""

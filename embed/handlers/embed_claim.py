@@ -21,6 +21,7 @@ from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.claims import read_records, segments_of
 from embed.inputs.fasta import Record
+from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
@@ -78,7 +79,7 @@ def compute(
     The model is loaded for the first batch; if the store has everything, there is none.
     """
     options, width = work.options, work.options["width"]
-    assembly = Assembly(planned, width, options["pooling"])
+    assembly = Assembly(planned, width, Convention.of(options))
     saver: _Saver = reuse or _Checkpoints(work, width)
     needed = reuse.missing() if reuse else reader
     done = 0
