@@ -45,13 +45,17 @@ class GenericTokenizer:
         Every input is read after `prefix`; `pools_prefix` says whether its tokens are pooled.
         """
         try:
-            load = _from_json if os.path.isfile(f"{folder}/tokenizer.json") else _from_vocabulary
+            has_json = os.path.isfile(f"{folder}/tokenizer.json")
+            if not has_json:
+                _refuse_without_sentencepiece(folder)
+            load = _from_json if has_json else _from_vocabulary
             backend = load(folder)
             framed, own = backend.framed_a, backend.encode("a")
             at = next(n for n in range(len(framed)) if framed[n : n + len(own)] == own)
+        except NotSupportedError:
+            raise
         except Exception as error:  # the tokenizers library raises the bare class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            _refuse_without_sentencepiece(folder)
             raise ClaimImpossible(
                 f"{folder}: its tokenizer cannot be read ({reason}). Fetch the model again, or "
                 f"write a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
