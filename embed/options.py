@@ -11,7 +11,7 @@ from fsqueue import Option
 
 POOLINGS: Final = ("mean", "mean-all", "cls", "max", "last", "per-token")
 LONG: Final = ("truncate", "window", "fail")
-FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "virnucpro")
+FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "esm", "virnucpro")
 VIRNUCPRO_ROWS_MAX: Final = 100_000
 """A file for VirNucPro is written and read in memory: up to 25 kB for each row."""
 CHUNK_SIZE: Final = 512
@@ -76,4 +76,10 @@ OPTIONS: Final = (
         ("float32", "float16"),
     ),
     Option("format", "safetensors", "Format of the merged file.", FORMATS),
+    Option(
+        "output_dtype",
+        "float32",
+        "Precision of the merged file; float16 halves it, and rounds.",
+        ("float32", "float16"),
+    ),
 )

@@ -36,6 +36,7 @@ DOORS = {
         "embed.models",
         "embed.engine",
         "embed.store.search",
+        "embed.outputs.esm",
         "embed.outputs.virnucpro",
     },
     "safetensors": {"embed.models", "embed.outputs.claim_file", "embed.engine.self_test"},

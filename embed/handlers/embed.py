@@ -31,6 +31,8 @@ from embed.models.generic.tokenizer import GenericTokenizer
 from embed.models.hub import PinnedModel
 from embed.models.practice import Practice, decide
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
+from embed.outputs.esm_layout import EsmLayout
+from embed.outputs.formats import check_format
 from embed.store import spaces
 from embed.store.view import View
 from fsqueue import BadInput, ClaimImpossible, Handler, Item, Source, UsageError, Work
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
-    *("plan_notes", "windows"),
+    *("plan_notes", "windows", "output_dtype"),
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
@@ -79,11 +81,11 @@ class Embed(Handler):
 
     def pin(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check the options, and complete those about the model. Raises UsageError."""
-        if options["pooling"] == "per-token" and options["format"] != "safetensors":
-            raise UsageError(
-                f"--format {options['format']} cannot hold a row for each token (--pooling "
-                f"per-token). Use --format safetensors, the default."
-            )
+        check_format(
+            options["format"],
+            ragged=options["pooling"] == "per-token",
+            dtype=options["output_dtype"],
+        )
         model = hub.find(options["model"])
         family = FAMILIES[model.family]
         if options["format"] == "virnucpro" and family.name == "auto":
@@ -122,6 +124,8 @@ class Embed(Handler):
             "shape": asdict(ModelShape.of(config)),
             "plan_notes": [practice.line, *practice.notes],
         }
+        if options["format"] == "esm":
+            EsmLayout.of(options)
         return options
 
     def _decide(
