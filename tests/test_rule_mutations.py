@@ -27,7 +27,8 @@ HANGS_S = 15.0
 def test_a_mistake_in_a_rule_makes_its_test_fail(name: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.support.rule_mistakes"]
     command += ["-p", "no:cacheprovider", MISTAKES[name].test]
-    environment = os.environ | {VARIABLE: name, "PYTHONPATH": str(ROOT)}
+    path = f"{ROOT}:{ROOT}/tests/support/mistaken" if MISTAKES[name].everywhere else str(ROOT)
+    environment = os.environ | {VARIABLE: name, "PYTHONPATH": path}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS_S

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 
 VARIABLE: Final = "RULE_MISTAKE"
@@ -21,8 +23,10 @@ class Mistake:
 
     owner: str
     function: str
-    wrong: Callable[..., Any]
+    wrong: Any
     test: str
+    everywhere: bool = False
+    """Whether to make it in every Python process that the test starts, too."""
 
 
 def _remove(pool: Any, path: str) -> str:
@@ -30,9 +34,28 @@ def _remove(pool: Any, path: str) -> str:
     return path
 
 
+def _popen_without_session(*args: Any, **how: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(*args, **how | {"start_new_session": False})
+
+
 PROGRAM: Final = "fsqueue.processes.program:Program"
 TESTS: Final = "tests/fsqueue/processes/test_"
 MISTAKES: Final = {
+    "R9 a worker that dies is not started again": Mistake(
+        "fsqueue.worker.local_workers:LocalWorkers",
+        "_should_restart",
+        lambda self, slot: False,
+        "tests/fsqueue/cli/test_run.py::"
+        "test_r9_a_holder_that_dies_after_its_peers_left_strands_nothing",
+        everywhere=True,
+    ),
+    "R20 a program stays in its worker's session": Mistake(
+        "fsqueue.processes.program:",
+        "subprocess",
+        SimpleNamespace(**vars(subprocess) | {"Popen": _popen_without_session}),
+        f"{TESTS}program.py::"
+        "test_r20_a_program_leads_its_own_session_and_group_from_the_first_instruction",
+    ),
     "R21 orphans are not reaped": Mistake(
         "fsqueue.processes.orphans:",
         "reap",
@@ -63,6 +86,14 @@ MISTAKES: Final = {
         "_remove",
         lambda path: None,
         f"{TESTS}temporary.py::test_r25_a_read_only_tree_is_removed",
+    ),
+    "R26 descriptors that are missing stay so": Mistake(
+        "fsqueue.processes.standard_streams:",
+        "open_missing",
+        lambda: None,
+        f"{TESTS}standard_streams.py::"
+        "test_r26_no_file_becomes_a_standard_stream_of_a_process_without_them",
+        everywhere=True,
     ),
     "R27 what follows {output} is ignored": Mistake(
         "fsqueue.command:",
@@ -96,6 +127,12 @@ MISTAKES: Final = {
         "tests/fsqueue/maintenance/test_restore.py::"
         "test_R35_a_copy_that_is_not_whole_is_not_chosen",
     ),
+    "R39 whatever torch saved is taken for ours": Mistake(
+        "embed.outputs.recognise:",
+        "is_features",
+        lambda path: True,
+        "tests/embed/outputs/test_recognise.py::test_r39_features_are_recognised_by_their_keys",
+    ),
     "R50 a log line waits for its reader": Mistake(
         "fsqueue.cli.stderr_log:StderrLog",
         "_never_blocks",
@@ -115,14 +152,19 @@ MISTAKES: Final = {
 
 def pytest_collection_finish() -> None:
     """Make the mistake, also where the function was imported by name."""
-    import sys
+    make()
 
+
+def make() -> None:
+    """Make the mistake in this process."""
     mistake = MISTAKES[os.environ[VARIABLE]]
     module, _, name = mistake.owner.partition(":")
     owner = importlib.import_module(module)
     owner = getattr(owner, name) if name else owner
     right = getattr(owner, mistake.function)
     setattr(owner, mistake.function, mistake.wrong)
+    if not callable(right):
+        return  # a module that this one uses: the others use the right one
     for other in [m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "tests."))]:
         for known in [n for n, value in vars(other).items() if value is right]:
             setattr(other, known, mistake.wrong)
