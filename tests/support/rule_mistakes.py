@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
 
+from fsqueue.pool import overwriting
+from fsqueue.pool.overwriting import Earlier
+
 VARIABLE: Final = "RULE_MISTAKE"
 
 
@@ -38,7 +41,19 @@ def _popen_without_session(*args: Any, **how: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(*args, **how | {"start_new_session": False})
 
 
+def _everything_is_ours(target: Any, **how: Any) -> None:
+    REFUSE(target, **how | {"recognise": lambda path: Earlier.SAME})
+
+
+def _always_forced(target: Any, **how: Any) -> None:
+    REFUSE(target, **how | {"force": True})
+
+
+REFUSE: Final = overwriting.refuse_overwriting
 PROGRAM: Final = "fsqueue.processes.program:Program"
+OVERWRITING: Final = "tests/fsqueue/pool/test_overwriting.py::test_"
+MERGE: Final = "tests/embed/outputs/test_merge.py::test_"
+SUPERSEDE: Final = "tests/fsqueue/scheduling/test_supersede.py::test_"
 TESTS: Final = "tests/fsqueue/processes/test_"
 MISTAKES: Final = {
     "R9 a worker that dies is not started again": Mistake(
@@ -127,11 +142,97 @@ MISTAKES: Final = {
         "tests/fsqueue/maintenance/test_restore.py::"
         "test_R35_a_copy_that_is_not_whole_is_not_chosen",
     ),
+    "R36 an input under another name is not seen": Mistake(
+        "fsqueue.pool.overwriting:",
+        "_is_same",
+        lambda path, facts: False,
+        f"{OVERWRITING}R36_an_input_is_never_replaced_whatever_it_is_called",
+    ),
+    "R37 whatever is in the way is ours": Mistake(
+        "fsqueue.pool.overwriting:",
+        "refuse_overwriting",
+        _everything_is_ours,
+        f"{OVERWRITING}R37_a_file_that_is_not_ours_is_never_replaced",
+    ),
+    "R38 nothing needs --force": Mistake(
+        "fsqueue.pool.overwriting:",
+        "refuse_overwriting",
+        _always_forced,
+        f"{OVERWRITING}R38_another_result_is_replaced_only_by_force",
+    ),
     "R39 whatever torch saved is taken for ours": Mistake(
         "embed.outputs.recognise:",
         "is_features",
         lambda path: True,
         "tests/embed/outputs/test_recognise.py::test_r39_features_are_recognised_by_their_keys",
+    ),
+    "R40 the ending of a file does not matter": Mistake(
+        "embed.outputs.formats:",
+        "choose_format",
+        lambda out, given, planned="safetensors": given or planned,
+        f"{MERGE}R40_an_ending_that_promises_another_format_is_refused",
+    ),
+    "R41 any two tables are joined": Mistake(
+        "embed.outputs.merge:",
+        "select",
+        lambda found, request: found[:2],
+        f"{MERGE}R41_two_poolings_are_not_joined_unless_asked_for",
+    ),
+    "R42 a format is looked at when it is written": Mistake(
+        "embed.outputs.formats:",
+        "check_format",
+        lambda format, **how: None,
+        "tests/embed/cli/test_commands.py::"
+        "test_R42_what_can_be_refused_is_refused_before_the_model_is_loaded",
+        everywhere=True,
+    ),
+    "R43 former versions of an input are computed, too": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "_end",
+        lambda pool, old, me, journal: False,
+        f"{SUPERSEDE}R43_a_changed_input_replaces_its_former_claims",
+    ),
+    "R44 what shares a claim with a changed input is forgotten": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "companions",
+        lambda pool, handler, versions: set(),
+        f"{SUPERSEDE}R44_inputs_that_share_a_claim_with_a_changed_one_are_planned_again",
+    ),
+    "R45 what was superseded stays so": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "_bring_back",
+        lambda pool, old, journal: False,
+        f"{SUPERSEDE}R45_an_input_that_is_as_it_was_gets_its_claims_back",
+    ),
+    "R46 settings that are not the pool's are ignored": Mistake(
+        "fsqueue.pool.settings:",
+        "refuse_other_settings",
+        lambda *given, **named: None,
+        "tests/fsqueue/cli/test_plan_refusals.py::"
+        "test_R46_a_setting_that_is_not_the_pools_is_refused",
+        everywhere=True,
+    ),
+    "R47 what is left out is not named": Mistake(
+        "fsqueue.scheduling.inputs:Inputs",
+        "leave_out",
+        lambda self, what, path: None,
+        "tests/fsqueue/scheduling/test_inputs.py::"
+        "test_R47_everything_in_a_directory_is_planned_or_named",
+    ),
+    "R48 every length is planned": Mistake(
+        "embed.models.generic.shape:",
+        "refuse_too_long",
+        lambda folder, asked, what="": None,
+        "tests/embed/models/test_generic.py::"
+        "test_R48_what_planning_accepts_is_computed_and_what_it_refuses_would_fail",
+    ),
+    "R49 a merge is looked at when it runs": Mistake(
+        "fsqueue.slurm.submit:",
+        "check_merge",
+        lambda command: None,
+        "tests/fsqueue/slurm/test_scripts.py::"
+        "test_R49_a_merge_that_would_be_refused_is_refused_at_submission",
+        everywhere=True,
     ),
     "R50 a log line waits for its reader": Mistake(
         "fsqueue.cli.stderr_log:StderrLog",
@@ -165,6 +266,8 @@ def make() -> None:
     setattr(owner, mistake.function, mistake.wrong)
     if not callable(right):
         return  # a module that this one uses: the others use the right one
-    for other in [m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "tests."))]:
+    for other in [
+        m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "embed.", "tests."))
+    ]:
         for known in [n for n, value in vars(other).items() if value is right]:
             setattr(other, known, mistake.wrong)
