@@ -14,6 +14,7 @@ Nothing here prints, except `run` and `watch`, which exist to show something. Er
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import UsageError
-from fsqueue.handler import Handler, load_handler
+from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
 from fsqueue.pool.layout import Order
 from fsqueue.pool.requirements import tier_named
@@ -57,7 +58,7 @@ class Output:
 
 def plan(
     pool: str | os.PathLike[str],
-    handler: str,
+    handler: str | Callable[[Work], object] | Callable[[Work, Any], object] | type[Handler],
     inputs: Paths,
     options: Mapping[str, Any] | None = None,
     *,
@@ -76,6 +77,12 @@ def plan(
 ) -> PlanResult:
     """Plan inputs into claims, making the pool if there is none. Inputs planned before add nothing.
 
+    `handler` is the name of an installed one, such as "command" or "embed"; or a function that is
+    called as `handler(work)` once per input, or a subclass of Handler. Workers find that again by
+    its name, so it is defined at the top level of a file or of an installed module (see
+    `fsqueue.python_file`; there, too, what `setup` does); `options` are then what it finds in
+    `work.options`, with `suffix` for how the names of the outputs end.
+
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
     line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
@@ -89,10 +96,15 @@ def plan(
     pool.
     """
     from fsqueue.maintenance.doctor import refuse_unfit
+    from fsqueue.python_file import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
     from fsqueue.scheduling.planner import PlanRequest, choose_spools, plan_into, preview
 
+    refuse_while_loading("fsqueue.plan")
     root = os.fspath(pool)
+    if not isinstance(handler, str):
+        options = _options_for_code(handler, options or {})
+        handler = "python"
     made = load_handler(handler)
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
@@ -111,7 +123,7 @@ def plan(
         settings.refuse_other_settings(existing, lease_s, attempts_max)
     request = PlanRequest(
         made,
-        made.prepare(_complete(made, options or {})),
+        made.prepare(complete_options(made, options or {})),
         found.paths,
         choose_spools(existing, gpus, weights),
         gpu_weighted,
@@ -171,8 +183,10 @@ class Pool(PoolDirectory):
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.
         """
+        from fsqueue.python_file import refuse_while_loading
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
+        refuse_while_loading("Pool.run")
         if there := workers_here(self):
             log.warning(
                 "%s here already (process %s); this run starts its own beside them. To end those: "
@@ -365,24 +379,13 @@ def _can_draw() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the handler's options, the missing ones from their defaults; refuse unknown ones."""
-    known = {option.name: option for option in handler.options}
-    extra = {"argv"} if handler.trailing else set()
-    for name in given:
-        if name not in known and name not in extra:
-            raise UsageError(
-                f"the handler {handler.name!r} has no option {name!r}; it has: "
-                f"{', '.join([*known, *extra]) or 'none'}."
-            )
-    options = {name: given.get(name, option.default) for name, option in known.items()}
-    for name, option in known.items():
-        if option.required and options[name] is None:
-            raise UsageError(
-                f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
-            )
-        if option.choices and options[name] not in (option.default, *option.choices):
-            raise UsageError(
-                f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
-            )
-    return options | {name: given[name] for name in extra & set(given)}
+def _options_for_code(code: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the handler `python` for a function and what it is given."""
+    from fsqueue.python_file import options_of
+
+    settings = {name: value for name, value in given.items() if name != "suffix"}
+    try:
+        words = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the options must be JSON: {error}.") from error
+    return {**options_of(code), "set": words, "suffix": given.get("suffix")}

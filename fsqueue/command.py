@@ -29,15 +29,13 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from fsqueue.errors import (
-    BadInput,
     ClaimFailed,
-    ClaimImpossible,
     Interrupted,
     NotSupportedError,
     TimedOut,
     UsageError,
 )
-from fsqueue.handler import Handler, Option, Work
+from fsqueue.handler import Handler, Option, Work, check_unchanged
 from fsqueue.pool.layout import SUFFIX
 from fsqueue.processes.leftovers import WORKER_VARIABLE, end_everything_of
 from fsqueue.processes.program import LINGER_S, Program, is_limit
@@ -127,7 +125,7 @@ class Command(Handler):
         self._worker = ""
 
     def run(self, work: Work) -> None:
-        _check_unchanged(work)
+        check_unchanged(work)
         self._worker = work.worker
         try:
             _run_program(work, _substitute(work), self._temporary)
@@ -187,19 +185,6 @@ def _paths_in(words: Sequence[str], directory: str) -> Iterator[str]:
 
 
 # ---- running ----
-
-
-def _check_unchanged(work: Work) -> None:
-    """Raise an error if the input is not what was planned."""
-    try:
-        facts = Handler.identify(str(work.input))
-    except BadInput as error:
-        raise ClaimFailed(f"its input cannot be read: {error}") from error
-    if not Handler.is_unchanged(work.payload["facts"], facts):
-        raise ClaimImpossible(
-            f"{work.input} changed since it was planned (its size or mtime differs); plan it "
-            f"again to process the new content"
-        )
 
 
 def _substitute(work: Work) -> list[str]:

@@ -113,8 +113,8 @@ class Attempt:
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
         final, private = "", NO_OUTPUT
-        if handler.suffix is not None:
-            suffix = claim.suffix or handler.suffix
+        suffix = claim.suffix or handler.suffix
+        if suffix is not None:
             final = self.pool.output(id, suffix)
             private = Path(self.pool.unpublished(worker, id, self.name.returns, suffix))
             if self.name.returns and os.path.lexists(final):
@@ -136,6 +136,7 @@ class Attempt:
             warn=self._warn,
             timeout_s=claim.timeout_s,
             worker=worker,
+            code=self.pool.code(),
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()

@@ -89,8 +89,9 @@ class Probe:
                 return Finding(Found.NOTHING)
             directories.make_private(scratch)
             output = NOTHING
-            if handler.suffix is not None:
-                output = Path(f"{scratch}/{name.id}{handler.suffix}")
+            suffix = claim.suffix or handler.suffix
+            if suffix is not None:
+                output = Path(f"{scratch}/{name.id}{suffix}")
             self._call(name, claim, handler, output, f"{scratch}/partial")
             if output != NOTHING:
                 require_output(str(output), claim.handler)
@@ -123,6 +124,7 @@ class Probe:
             warn=lambda text: log.info("%s: %s", name.id, text),
             timeout_s=claim.timeout_s,
             worker=self.beat.status.worker_id,
+            code=self.pool.code(),
         )
         timeout_s = 0.0 if handler.ends_in_time else claim.timeout_s
         with self.beat.handling(timeout_s), self.shutdown.interruptible(timeout_s):
