@@ -21,19 +21,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import UsageError
 from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
-from fsqueue.pool.layout import Order
+from fsqueue.pool.layout import Order, State
 from fsqueue.pool.requirements import tier_named
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
     from fsqueue.history.failures import FailedClaim
+    from fsqueue.history.outputs import Linked, Output
+    from fsqueue.history.select import Matching
     from fsqueue.maintenance.repair import Cancellation, Retried
     from fsqueue.monitor.snapshot import Snapshot
     from fsqueue.scheduling.planner import PlanResult, Progress
@@ -45,15 +45,6 @@ log = logging.getLogger(__name__)
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 CLAIM_SECONDS: Final = 90.0
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """The output of one finished claim, and the inputs it was made from."""
-
-    id: str
-    path: Path
-    inputs: tuple[Path, ...]
 
 
 def plan(
@@ -294,29 +285,48 @@ class Pool(PoolDirectory):
     def outputs(self) -> Iterator[Output]:
         """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-        Handlers without outputs yield nothing. Raises UsageError if a plan's handler is not
+        Handlers without outputs yield nothing; of an input that changed and was planned again, the
+        outputs of its former version are left out. Raises UsageError if a plan's handler is not
         installed here.
         """
-        from fsqueue.pool.reader import PoolReader
+        from fsqueue.history.outputs import outputs
 
-        reader = PoolReader(self.root)
-        for planned in reader.plans():
-            handler = load_handler(planned.handler)
-            for claim in reader.claims(planned):
-                if claim.done and claim.output:
-                    inputs = tuple(map(Path, handler.inputs(reader.payload(claim))))
-                    yield Output(claim.id, Path(claim.output), inputs)
+        return outputs(self)
 
-    def failed(self) -> list[FailedClaim]:
-        """Return the claims that failed, with the errors of their attempts."""
+    def link_outputs(self, directory: str | os.PathLike[str]) -> Linked:
+        """Make `directory` hold every output under its input's name, as hard links.
+
+        Nothing that is there is replaced; what is in the way is in the result.
+        """
+        from fsqueue.history.outputs import link_outputs
+
+        return link_outputs(self, os.fspath(directory))
+
+    def failed(self, matching: Matching | None = None) -> list[FailedClaim]:
+        """Return the claims that failed (and match), with the errors of their attempts."""
         from fsqueue.history.failures import failed_claims
+        from fsqueue.history.select import matches
 
-        return failed_claims(self)
+        return [
+            claim
+            for claim in failed_claims(self)
+            if not matching
+            or matches(self, self.owned(State.FAILED, claim.name), claim.name, matching)
+        ]
 
-    def retry(self, ids: Sequence[str] = (), *, dry_run: bool = False) -> list[Retried]:
-        """Put failed claims back into their spools: those named, or all."""
+    def retry(
+        self, ids: Sequence[str] = (), *, matching: Matching | None = None, dry_run: bool = False
+    ) -> list[Retried]:
+        """Put failed claims back into their spools: those named, or all; of those, what matches.
+
+        `Matching(error="out of memory")` is an example (`fsqueue.Matching`).
+        """
         from fsqueue.maintenance import repair
 
+        if matching:
+            ids = self._select([State.FAILED], matching, ids)
+            if not ids:
+                return []
         return repair.retry(self, ids, dry_run=dry_run)
 
     def forget(self, ids: Sequence[str], *, dry_run: bool = False) -> list[str]:
@@ -327,12 +337,21 @@ class Pool(PoolDirectory):
             raise UsageError("name the claims to forget.")
         return repair.forget(self, ids, dry_run=dry_run)
 
-    def cancel(self, ids: Sequence[str], *, dry_run: bool = False) -> Cancellation:
-        """Cancel the named claims; `retry` brings them back. See `cancel_all` for all of them."""
+    def cancel(
+        self, ids: Sequence[str] = (), *, matching: Matching | None = None, dry_run: bool = False
+    ) -> Cancellation:
+        """Cancel the claims that are named, or match; `retry` brings them back.
+
+        See `cancel_all` for all of them.
+        """
         from fsqueue.maintenance import repair
 
-        if not ids:
+        if not ids and not matching:
             raise UsageError("name the claims to cancel, or use cancel_all.")
+        if matching:
+            ids = self._select([State.WAITING, State.RUNNING], matching, ids)
+            if not ids:
+                return repair.Cancellation((), ())
         return repair.cancel(self, ids, dry_run=dry_run)
 
     def cancel_all(self, *, dry_run: bool = False) -> Cancellation:
@@ -340,6 +359,11 @@ class Pool(PoolDirectory):
         from fsqueue.maintenance import repair
 
         return repair.cancel(self, dry_run=dry_run)
+
+    def _select(self, states: Iterable[State], matching: Matching, ids: Sequence[str]) -> list[str]:
+        from fsqueue.history.select import select
+
+        return select(self, states, matching, ids)
 
     def drain(self, workers: Sequence[str] = (), *, order: Order = Order.DRAIN) -> None:
         """Order workers to finish their claim and leave: those named, or all, new ones included.

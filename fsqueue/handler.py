@@ -207,6 +207,13 @@ class Handler:
         """Return the paths that a claim with this payload reads."""
         return [payload["input"]] if isinstance(payload.get("input"), str) else []
 
+    def members(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the names, in the archive that its output is, of what was made from each input.
+
+        They are in the order of `inputs`; none if the output is one thing.
+        """
+        return []
+
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
 
