@@ -14,6 +14,7 @@ Nothing here prints, except `run` and `watch`, which exist to show something. Er
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -249,24 +250,35 @@ class Pool(PoolDirectory):
         *,
         interval_s: float = 2.0,
         on_snapshot: Callable[[Snapshot], object] | None = None,
+        progress: bool = False,
     ) -> Snapshot:
         """Wait until nothing waits and nothing runs, or for `timeout_s`; return the last snapshot.
 
         Its `finished` and `exit_status` tell how it ended. `on_snapshot` is called at each look.
+        `progress` shows a bar with the ETA: in a notebook, on a terminal (stderr), or elsewhere a
+        line every half minute.
         """
         from fsqueue.monitor.log_lines import pause_s
         from fsqueue.monitor.snapshot import Reader
 
         reader = Reader(self)
+        if on_snapshot is not None:
+            reader.on_snapshot.append(on_snapshot)
+        shown: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if progress:
+            from fsqueue.dashboard.progress_bar import ProgressBar
+
+            drawn = ProgressBar()
+            reader.on_snapshot.append(drawn.show)
+            shown = contextlib.closing(drawn)
         deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-        while True:
-            snapshot = reader.snapshot()
-            if on_snapshot is not None:
-                on_snapshot(snapshot)
-            left_s = deadline - time.monotonic()
-            if snapshot.finished or left_s <= 0:
-                return snapshot
-            time.sleep(min(pause_s(interval_s, snapshot), left_s))
+        with shown:
+            while True:
+                snapshot = reader.snapshot()
+                left_s = deadline - time.monotonic()
+                if snapshot.finished or left_s <= 0:
+                    return snapshot
+                time.sleep(min(pause_s(interval_s, snapshot), left_s))
 
     def watch(self, *, interval_s: float = 2.0) -> Snapshot:
         """Show the live table until everything is done, on a terminal or in a notebook.
