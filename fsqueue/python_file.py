@@ -76,7 +76,7 @@ EXAMPLE: Final = "fsqueue plan python POOL INPUT... --file FILE.py"
 class PythonFile(Handler):
     """Plan a function or a Handler class of a Python file, and run it once per input."""
 
-    suffix = None
+    suffix = DEFAULT_SUFFIX
     personal = True
     options = (
         Option(

@@ -113,8 +113,8 @@ class Attempt:
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
         final, private = "", NO_OUTPUT
-        suffix = claim.suffix or handler.suffix
-        if suffix is not None:
+        if handler.suffix is not None:
+            suffix = claim.suffix or handler.suffix
             final = self.pool.output(id, suffix)
             private = Path(self.pool.unpublished(worker, id, self.name.returns, suffix))
             if self.name.returns and os.path.lexists(final):

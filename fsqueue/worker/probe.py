@@ -89,9 +89,8 @@ class Probe:
                 return Finding(Found.NOTHING)
             directories.make_private(scratch)
             output = NOTHING
-            suffix = claim.suffix or handler.suffix
-            if suffix is not None:
-                output = Path(f"{scratch}/{name.id}{suffix}")
+            if handler.suffix is not None:
+                output = Path(f"{scratch}/{name.id}{claim.suffix or handler.suffix}")
             self._call(name, claim, handler, output, f"{scratch}/partial")
             if output != NOTHING:
                 require_output(str(output), claim.handler)
