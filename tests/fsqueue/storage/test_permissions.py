@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -337,6 +338,32 @@ def test_a_members_forged_command_is_not_run_and_not_failed(
     text.write_bytes(forged(tmp_path / "lab" / "marker"))
     name = f"forged.command--uid{IDS['alice']}.c9.a0.r0"
     attack(users, shared, tmp_path, FORGE, text, name, mode)
+    assert [n for n in waiting(shared) if n.startswith("forged.")], "it is left to bob"
+    assert os.listdir(Path(shared, "failed")) == []
+
+
+def test_a_members_forged_function_is_not_run_and_not_failed(
+    users: Users, shared: str, tmp_path: Path
+) -> None:
+    source = f"open({str(tmp_path / 'lab' / 'marker')!r}, 'w').close()\ndef run(work): pass\n"
+    kept = "evil-0123456789ab.py"
+    options = {
+        "code": "/tmp/evil.py",
+        "name": "run",
+        "is_class": False,
+        "kept": kept,
+        "sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "options": {},
+    }
+    facts = {"handler": "python", "options": options}
+    text = tmp_path / "claim"
+    text.write_bytes(forged(tmp_path / "lab" / "marker", **facts))
+    keep = (
+        "os.makedirs(f'{sys.argv[1]}/code'); "
+        f"open(f'{{sys.argv[1]}}/code/{kept}', 'w').write({source!r})\n"
+    )
+    name = f"forged.evil--uid{IDS['alice']}.c9.a0.r0"
+    attack(users, shared, tmp_path, keep + FORGE, text, name, "640")
     assert [n for n in waiting(shared) if n.startswith("forged.")], "it is left to bob"
     assert os.listdir(Path(shared, "failed")) == []
 
