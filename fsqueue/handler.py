@@ -65,6 +65,8 @@ class Option:
     required: bool = False
     duration: bool = False
     """Seconds, which may be given with units: 90, 10m, 1h30m."""
+    switch: bool = False
+    """--NAME or --no-NAME, and undecided (None) if neither is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,10 @@ class Handler:
         Names must say what is in them (by a hash, say): a file of that name is never replaced.
         """
         return {}
+
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the planner should know about the prepared options, a line each."""
+        return ()
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that affect the result, which become part of every claim's id."""
@@ -381,6 +387,8 @@ def complete_options(handler: Handler, given: Mapping[str, Any]) -> dict[str, An
             raise UsageError(
                 f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
             )
+        if option.switch and options[name] not in (None, True, False):
+            raise UsageError(f"{name} is True, False or None, not {options[name]!r}.")
         if option.choices and options[name] not in (option.default, *option.choices):
             raise UsageError(
                 f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."

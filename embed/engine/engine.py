@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized, divide_batch
-from embed.models import pooling
+from embed.models.convention import LAST, Layers
+from embed.models.pooling import Pooler
+from embed.models.states import States
 from fsqueue import ClaimFailed, WorkerBroken
 
 UNUSABLE_CONTEXT: Final = (
@@ -65,21 +67,26 @@ class Encoder(Protocol):
     def width(self) -> int:
         """Return how many numbers a state has."""
 
-    def hidden(self, sequences: Sequence[Any]) -> list[torch.Tensor]:
+    def hidden(self, sequences: Sequence[Any], layers: Layers = LAST) -> States:
         """Return the states of each sequence of ids, including the begin and end tokens."""
 
 
 class Engine:
     """An encoder on its device, and how many tokens fit into the device's memory."""
 
-    def __init__(self, encoder: Encoder, pool: pooling.Pooling = pooling.mean) -> None:
+    def __init__(self, encoder: Encoder, pooler: Pooler) -> None:
         self._encoder = encoder
-        self._pool = pool
+        self._pooler = pooler
         self._tokens_max: int | None = None
 
     @property
     def width(self) -> int:
-        return self._encoder.width
+        return self._pooler.width(self._encoder.width)
+
+    @property
+    def per_token(self) -> bool:
+        """Return whether a sequence has a row for each token."""
+        return self._pooler.convention.per_token
 
     def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
         """Return the sequences' rows, in order: one for each, or one for each token.
@@ -110,9 +117,10 @@ class Engine:
         return self.embed(part, warn)
 
     def _forward(self, part: list[Tokenized]) -> NDArray[np.float32]:
-        hidden = self._encoder.hidden([sequence.ids for sequence in part])
+        ids = [sequence.ids for sequence in part]
+        states = self._encoder.hidden(ids, self._pooler.convention.layers)
         with torch.inference_mode():
-            rows = torch.cat([self._pool(states).view(-1, self.width) for states in hidden])
+            rows = self._pooler(states)
         return rows.cpu().numpy()  # type: ignore[no-any-return]
 
     def _shrink(self, part: list[Tokenized], warn: Callable[[str], None]) -> None:

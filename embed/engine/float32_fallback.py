@@ -19,37 +19,37 @@ from numpy.typing import NDArray
 from embed.engine.batching import Tokenized
 from embed.engine.engine import Engine
 from embed.models import families
+from embed.models.convention import Convention
 from embed.models.families import Tokenizer
-from embed.models.pooling import pooling
 from fsqueue import host_lock
 
 Rows = NDArray[np.float32]
 
 
 def load(
-    family: str, folder: str, device: Any, *, dtype: str, pool: str
+    family: str, folder: str, device: Any, *, dtype: str, convention: Convention
 ) -> tuple[Float32Fallback, Tokenizer]:
-    """Load a model as `families.load` does, and pool its states as --pooling `pool` says."""
+    """Load a model as `families.load` does, and pool its states as the convention says."""
     encoder, tokenizer = families.load(family, folder, dtype, device)
     engine = with_float32_fallback(
-        encoder, tokenizer, family, folder, device, dtype=dtype, pool=pool
+        encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention
     )
     return engine, tokenizer
 
 
 def with_float32_fallback(
     encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Any, *,
-    dtype: str, pool: str,
+    dtype: str, convention: Convention,
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
-    pooled = pooling(pool, family, tokenizer.edges)
+    pooler = families.load_pooler(convention, family, folder, tokenizer, device)
 
     def load_float32() -> Engine:
         with host_lock("load"):
             exact, _ = families.load(family, folder, "float32", device)
-        return Engine(exact, pooled)
+        return Engine(exact, pooler)
 
-    return Float32Fallback(Engine(encoder, pooled), None if dtype == "float32" else load_float32)
+    return Float32Fallback(Engine(encoder, pooler), None if dtype == "float32" else load_float32)
 
 
 class Float32Fallback:
@@ -70,8 +70,7 @@ class Float32Fallback:
         bad = ~np.isfinite(rows).all(axis=1)
         if self._load_float32 is None or not bad.any():
             return rows
-        per_token = len(rows) != len(batch)
-        edges = np.cumsum([len(one.ids) if per_token else 1 for one in batch])[:-1]
+        edges = np.cumsum([one.rows if self._engine.per_token else 1 for one in batch])[:-1]
         overflowed = [part.any() for part in np.split(bad, edges)]
         count = sum(overflowed)
         vectors = "1 vector" if count == 1 else f"{count} vectors"

@@ -16,6 +16,7 @@ import torch
 from embed.engine.engine import Encoder, is_out_of_memory
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
+from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from fsqueue import NotSupportedError, host_lock, memory_available
 
@@ -34,22 +35,22 @@ class LoadedModel:
     device: torch.device
     encoder: Encoder
     tokenizer: Tokenizer
-    engines: dict[str, Float32Fallback] = field(default_factory=dict)
+    engines: dict[Convention, Float32Fallback] = field(default_factory=dict)
 
     def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
-        pool = options["pooling"]
-        if pool not in self.engines:
-            self.engines[pool] = with_float32_fallback(
+        convention = Convention.of(options)
+        if convention not in self.engines:
+            self.engines[convention] = with_float32_fallback(
                 self.encoder,
                 self.tokenizer,
                 options["family"],
                 self.folder,
                 self.device,
                 dtype=options["dtype"],
-                pool=pool,
+                convention=convention,
             )
-        return self.engines[pool]
+        return self.engines[convention]
 
 
 class ModelCache:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized
+from embed.models.convention import Convention
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.families import Tokenizer
-from embed.models.pooling import pooling
+from embed.models.pooling import Pooler
 from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def check_device(family: str, device: Any) -> None:
     from embed.engine.engine import Engine
 
     family = family if family in ANSWERS else "esm2"
-    engine = Engine(load_tiny_model(family, device), pooling("mean", family))
+    engine = Engine(load_tiny_model(family, device), Pooler(Convention.legacy("mean", family)))
     rows = engine.embed([_known_input(family)], _ignore)
     answer = np.array(ANSWERS[family], np.float32)
     found = rows[0, : len(answer)]

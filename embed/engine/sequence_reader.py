@@ -102,8 +102,9 @@ class SequenceReader:
             )
         letters_read = sum(letters for _, _, letters in kept)
         text = record.text if isinstance(record, Chunk) else ""
+        left_out = self._tokenizer.left_out
         for window, (ids, _, letters) in enumerate(kept):
-            yield Tokenized(row, ids, window, letters / letters_read, text)
+            yield Tokenized(row, ids, window, letters / letters_read, text, left_out)
         unknown = sum(unknown for _, unknown, _ in kept)
         properties = {"truncated": is_truncated, "windowed": len(kept) > 1, "empty": not kept}
         self._note(record, round(letters_read), unknown, properties)

@@ -21,6 +21,7 @@ from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
 from embed.inputs.claims import read_records, segments_of
 from embed.inputs.fasta import Record
+from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
@@ -78,12 +79,12 @@ def compute(
     The model is loaded for the first batch; if the store has everything, there is none.
     """
     options, width = work.options, work.options["width"]
-    assembly = Assembly(planned, width, options["pooling"])
+    assembly = Assembly(planned, width, Convention.of(options))
     saver: _Saver = reuse or _Checkpoints(work, width)
     needed = reuse.missing() if reuse else reader
     done = 0
     for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
-        sizes = [len(one.ids) if assembly.ragged else 1 for one in batch]
+        sizes = [one.rows if assembly.ragged else 1 for one in batch]
         rows, computed = saver.saved(number, sum(sizes)), 0
         if rows is None:
             saver.stop_if_requested()

@@ -13,6 +13,7 @@ class LetterWindows:
 
     edges = (1, 1)
     """How many tokens the encoder adds before and after a sequence."""
+    prefix_tokens = left_out = 0
 
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""

@@ -117,7 +117,7 @@ def _option(option: Option) -> click.Option:
     flag = "--" + option.name.replace("_", "-")
     if isinstance(option.default, tuple):
         return click.Option([flag], multiple=True, help=option.help)
-    if isinstance(option.default, bool):
+    if option.switch or isinstance(option.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=option.default, help=option.help)
     kind: Any = click.Choice(option.choices) if option.choices else _type(option)
     return click.Option(

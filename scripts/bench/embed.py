@@ -381,7 +381,7 @@ def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
         encoder = native.DnabertEncoder(shape, {name: w.to(kind) for name, w in weights.items()})
 
         def run() -> Rows:
-            states = encoder.hidden([rows[n] for n in order])
+            states = encoder.hidden([rows[n] for n in order]).split()
             table = np.zeros((len(rows), 768), np.float32)
             for n, state in zip(order, states, strict=True):
                 table[n] = state.float().mean(0).numpy()

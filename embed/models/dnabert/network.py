@@ -25,8 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from embed.models.convention import LAST, Layers
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.packed import Pack, TensorMap, linear, scores_dtype
+from embed.models.states import LayerStates, States
 from fsqueue import ClaimImpossible
 
 BEGIN, END = 1, 2
@@ -109,17 +111,20 @@ class DnabertEncoder:
         ]
         self._biases = _AlibiBiases(shape.heads, scores_dtype(word), self.device)
 
-    def hidden(self, sequences: Sequence[NDArray[np.uint16]]) -> list[torch.Tensor]:
-        """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
+    def hidden(self, sequences: Sequence[NDArray[np.uint16]], layers: Layers = LAST) -> States:
+        """Return the chosen layers' states of sequences of token ids, (ids + 2, width) each.
 
-        The first and last row belong to [CLS] and [SEP], which are added here.
+        The first and last row of each belong to [CLS] and [SEP], which are added here.
         """
+        chosen = LayerStates(layers)
         with torch.inference_mode():
             pack = Pack.of(sequences, BEGIN, END, self.device)
             x = self._norm(F.embedding(pack.tokens, self._words))
-            for layer in self._layers:
+            for number, layer in enumerate(self._layers):
+                chosen.add(number, x)
                 x = layer(x, pack, self._biases)
-            return list(x.split(pack.lengths))
+            chosen.add(len(self._layers), x)
+            return States(chosen.finish(x), pack.bounds())
 
 
 class _Layer:

@@ -18,8 +18,10 @@ import torch
 from torch.nn import functional
 from transformers import EsmModel
 
+from embed.models.convention import LAST, Layers
 from embed.models.esm2.tokenizer import BEGIN, END
 from embed.models.packed import DTYPES, Pack, TensorMap, attend, linear, to_device
+from embed.models.states import LayerStates, States
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
@@ -69,11 +71,12 @@ class Esm2Encoder:
         self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
         self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
 
-    def hidden(self, sequences: Sequence[bytes]) -> list[torch.Tensor]:
-        """Return the last layer's states of each sequence of token ids, (ids + 2, width) each.
+    def hidden(self, sequences: Sequence[bytes], layers: Layers = LAST) -> States:
+        """Return the chosen layers' states of sequences of token ids, (ids + 2, width) each.
 
-        The first and last row belong to the begin and end tokens, which are added here.
+        The first and last row of each belong to the begin and end tokens, which are added here.
         """
+        chosen = LayerStates(layers)
         arrays = [np.frombuffer(ids, np.uint8) for ids in sequences]
         with torch.inference_mode():
             pack = Pack.of(arrays, BEGIN, END, self.device)
@@ -81,9 +84,12 @@ class Esm2Encoder:
             x = functional.embedding(pack.tokens, self._words)
             if self._norm_before is not None:
                 x = self._norm_before(x)
-            for layer in self._layers:
+            for number, layer in enumerate(self._layers):
+                chosen.add(number, x)
                 x = layer(x, rotations, pack)
-            return list(self._norm_after(x).split(pack.lengths))
+            last = self._norm_after(x)
+            chosen.add(len(self._layers), last)
+            return States(chosen.finish(last), pack.bounds())
 
     def _rotations(self, pack: Pack) -> torch.Tensor:
         """Return e^(i * position * inv_freq), (tokens, 1, 1, d / 2) complex64."""

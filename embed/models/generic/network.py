@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.models.packed import DTYPES
+from embed.models.convention import LAST, Layers
+from embed.models.packed import DTYPES, to_device
+from embed.models.states import LayerStates, States
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
@@ -100,30 +102,36 @@ class GenericEncoder:
         self.width: int = config.hidden_size
         self.device: torch.device = model.device
 
-    def hidden(self, sequences: Sequence[Ids]) -> list[torch.Tensor]:
-        """Return the last layer's states of each sequence of token ids, (tokens, width) each.
+    def hidden(self, sequences: Sequence[Ids], layers: Layers = LAST) -> States:
+        """Return the chosen layers' states of sequences of token ids, (tokens, width) each.
 
-        The first and last rows belong to the begin and end tokens, which are added here.
+        The first and last rows of each belong to the begin and end tokens, which are added here.
         """
         framed = [np.concatenate([self._begin, ids, self._end]) for ids in sequences]
-        states: list[torch.Tensor] = []
-        for batch in even_batches(framed):
-            states += self._run_padded(batch)
-        return states
+        with torch.inference_mode():
+            parts = [self._run_padded(batch, layers) for batch in even_batches(framed)]
+            bounds = torch.from_numpy(np.cumsum([0, *map(len, framed)]))
+            return States(torch.cat(parts), to_device(bounds, self.device))
 
-    def _run_padded(self, batch: Sequence[Ids]) -> list[torch.Tensor]:
+    def _run_padded(self, batch: Sequence[Ids], layers: Layers) -> torch.Tensor:
+        """Return the states of all tokens of the batch, without the padding."""
         longest = max(map(len, batch))
         ids = np.full((len(batch), longest), self._padding, np.int64)
         mask = np.zeros((len(batch), longest), np.int64)
         for row, one in enumerate(batch):
             ids[row, : len(one)] = one
             mask[row, : len(one)] = 1
-        with torch.inference_mode():
-            states = self._model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
-            ).last_hidden_state
-        return [row[: len(one)] for row, one in zip(states, batch, strict=True)]
+        output = self._model(
+            input_ids=to_device(torch.from_numpy(ids), self.device),
+            attention_mask=to_device(torch.from_numpy(mask), self.device),
+            output_hidden_states=bool(layers.numbers),
+        )
+        chosen = LayerStates(layers)
+        for number in set(layers.numbers):
+            chosen.add(number, output.hidden_states[number])
+        states = chosen.finish(output.last_hidden_state)
+        real = to_device(torch.from_numpy(np.flatnonzero(mask)), self.device)
+        return states.flatten(0, 1).index_select(0, real)
 
 
 def even_batches(framed: Sequence[Ids]) -> Iterator[list[Ids]]:

@@ -10,7 +10,12 @@ import torch
 
 from embed.engine.batching import Tokenized
 from embed.engine.engine import Engine, choose_device, use_threads
+from embed.models.convention import LAST, PLAIN, Layers
+from embed.models.pooling import Pooler
+from embed.models.states import States
 from fsqueue import ClaimFailed, WorkerBroken
+
+MEAN = Pooler(PLAIN)
 
 
 class SmallDevice:
@@ -22,12 +27,13 @@ class SmallDevice:
         self.room, self.error = room, error
         self.calls: list[int] = []
 
-    def hidden(self, sequences: Sequence[bytes]) -> list[torch.Tensor]:
+    def hidden(self, sequences: Sequence[bytes], _layers: Layers = LAST) -> States:
         tokens = sum(len(ids) + 2 for ids in sequences)
         self.calls.append(tokens)
         if tokens > self.room:
             raise torch.OutOfMemoryError(self.error)
-        return [torch.full((len(ids) + 2, 1), float(len(ids))) for ids in sequences]
+        rows = [torch.full((len(ids) + 2, 1), float(len(ids))) for ids in sequences]
+        return States(torch.cat(rows), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
 def batch(*lengths: int) -> list[Tokenized]:
@@ -36,7 +42,7 @@ def batch(*lengths: int) -> list[Tokenized]:
 
 def test_out_of_memory_halves_the_budget_repeats_the_batch_and_remembers() -> None:
     device, warnings = SmallDevice(room=30), []  # type: ignore[var-annotated]
-    engine = Engine(device)  # type: ignore[arg-type]
+    engine = Engine(device, MEAN)
     rows = engine.embed(batch(18, 18, 8, 8, 8), warnings.append)
     assert np.array_equal(rows[:, 0], [18, 18, 8, 8, 8])
     assert device.calls == [70, 20, 30, 20]  # 70 do not fit; then no batch above 35
@@ -47,7 +53,7 @@ def test_out_of_memory_halves_the_budget_repeats_the_batch_and_remembers() -> No
 
 
 def test_a_single_sequence_that_does_not_fit_fails_its_claim_with_advice() -> None:
-    engine = Engine(SmallDevice(room=30))  # type: ignore[arg-type]
+    engine = Engine(SmallDevice(room=30), MEAN)
     with pytest.raises(ClaimFailed, match="--max-residues"):
         engine.embed(batch(90, 5), lambda _text: None)
 
@@ -62,13 +68,13 @@ def test_a_single_sequence_that_does_not_fit_fails_its_claim_with_advice() -> No
     ],
 )
 def test_an_unusable_context_ends_the_worker(error: str) -> None:
-    engine = Engine(SmallDevice(room=0, error=error))  # type: ignore[arg-type]
+    engine = Engine(SmallDevice(room=0, error=error), MEAN)
     with pytest.raises(WorkerBroken, match=error[12:30]):
         engine.embed(batch(5), lambda _text: None)
 
 
 def test_any_other_error_is_not_hidden() -> None:
-    engine = Engine(SmallDevice(room=0, error="shapes cannot be multiplied"))  # type: ignore[arg-type]
+    engine = Engine(SmallDevice(room=0, error="shapes cannot be multiplied"), MEAN)
     with pytest.raises(RuntimeError, match="shapes"):
         engine.embed(batch(5), lambda _text: None)
 

@@ -19,7 +19,6 @@ import torch
 from embed import read
 from embed.models.esm2.network import load
 from embed.models.esm2.tokenizer import token_ids
-from embed.models.pooling import mean
 from embed.outputs.claim_file import decode_checkpoint
 from fsqueue import (
     BadInput,
@@ -38,7 +37,8 @@ SEQUENCES = [(f"id{n}", "MKVLAAGIVGLCAKAY"[n % 7 :] * (n % 23 + 1)) for n in ran
 def alone(bench: Bench, residues: str) -> np.ndarray:
     """Embed one sequence by itself, around the handler."""
     encoder = load(bench.options["folder"], "float32", torch.device("cpu"))
-    return mean(encoder.hidden([token_ids(residues.encode())])[0]).numpy()
+    (states,) = encoder.hidden([token_ids(residues.encode())]).split()
+    return states[1:-1].mean(0).numpy()
 
 
 # ---- results ----
@@ -72,7 +72,7 @@ def test_the_location_of_the_input_is_not_in_the_output(bench: Bench) -> None:
     assert bench.run(one) == bench.run(two)
     keys = read(bench.work(one).output).metadata.keys()
     assert keys == set(
-        "model revision weights dtype pooling long residues_max counts versions".split()
+        "model revision weights dtype pooling pooled long residues_max counts versions".split()
     )
 
 

@@ -42,12 +42,12 @@ def dna(bases: int, seed: int = 1) -> str:
 
 def states(folder: Path, bases: str) -> np.ndarray:
     ids = DnaTokenizer(str(folder)).ids(bases.encode())
-    return dnabert.load(str(folder), "float32", CPU).hidden([ids])[0].numpy()
+    return dnabert.load(str(folder), "float32", CPU).hidden([ids]).split()[0].numpy()
 
 
 def esm_states(bench: Bench, residues: str) -> np.ndarray:
     encoder = esm2.load(bench.options["folder"], "float32", CPU)
-    return encoder.hidden([token_ids(residues.encode())])[0].numpy()
+    return encoder.hidden([token_ids(residues.encode())]).split()[0].numpy()
 
 
 def near(one: np.ndarray, two: np.ndarray) -> bool:
