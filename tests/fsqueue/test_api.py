@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 import fsqueue
-from fsqueue import api
 from fsqueue.errors import UsageError
-from fsqueue.handler import load_handler, registered
+from fsqueue.handler import complete_options, load_handler, registered
 from fsqueue.pool import claims
 from fsqueue.pool.layout import Order
 from tests.support.pools import ManualWorker
@@ -51,7 +50,7 @@ def test_every_handler_accepts_its_own_defaults(name: str) -> None:
     """A default may lie outside the choices: then the handler chooses by what it is given."""
     handler = load_handler(name)
     required = {option.name: "x" for option in handler.options if option.required}
-    options = api._complete(handler, required)
+    options = complete_options(handler, required)
     for option in handler.options:
         assert options[option.name] == required.get(option.name, option.default)
 
