@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine import engine, float32_fallback
+from embed.engine import device, float32_fallback
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
 from embed.engine.float32_fallback import Float32Fallback
@@ -71,11 +71,11 @@ class Encoder:
         family = FAMILIES[found.family]
         if family.in_tokens and max_residues:
             refuse_too_long(found.folder, max_residues, "max_residues")
-        device = engine.choose_device(log.warning)
+        here = device.choose_device(log.warning)
         loaded, tokenizer = float32_fallback.load(
             family.name,
             found.folder,
-            device,
+            here,
             dtype=dtype,
             convention=Convention.legacy(pooling, family.name),
         )
@@ -108,8 +108,8 @@ class Encoder:
         reader = SequenceReader(records, self._tokenizer, settings.max_residues, long=settings.long)
         assembly = Assembly(len(inputs), self.width, settings.pooling)
         try:
-            for batch in batches(reader, tokens_per_batch):
-                rows = self._engine.embed(batch, log.warning)
+            found = self._engine.run(batches(reader, tokens_per_batch), log.warning)
+            for batch, rows in found:
                 for one, row in zip(batch, rows, strict=True):
                     assembly.add(one.row, row[None], window=one.window, share=one.share)
         except ClaimImpossible as error:

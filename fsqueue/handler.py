@@ -157,8 +157,8 @@ class Handler:
     def run(self, work: Work) -> None:
         """Do one claim: read `work.payload`, write `work.output`.
 
-        Raises ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken; any other exception counts
-        as ClaimFailed.
+        Raises ClaimFailed, ClaimImpossible, Interrupted, NotSupportedError (leave such claims to
+        other workers), NodeTrouble, WorkerBroken; any other exception counts as ClaimFailed.
         """
         raise NotImplementedError
 

@@ -10,27 +10,34 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine.batching import Tokenized
-from embed.engine.engine import Engine
+from embed.engine.budget import Budget
+from embed.engine.device import Device
+from embed.engine.device_errors import typed_errors
+from embed.engine.engine import Batch, Engine, Warn
 from embed.models import families
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from fsqueue import host_lock
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.float32]
 
 
 def load(
-    family: str, folder: str, device: Any, *, dtype: str, convention: Convention
+    family: str, folder: str, device: Device, *, dtype: str, convention: Convention
 ) -> tuple[Float32Fallback, Tokenizer]:
     """Load a model as `families.load` does, and pool its states as the convention says."""
-    encoder, tokenizer = families.load(family, folder, dtype, device)
+    device.check(dtype, log.warning)
+    with typed_errors():
+        encoder, tokenizer = families.load(family, folder, dtype, device.place)
     engine = with_float32_fallback(
         encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention
     )
@@ -38,18 +45,19 @@ def load(
 
 
 def with_float32_fallback(
-    encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Any, *,
-    dtype: str, convention: Convention,
+    encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
+    dtype: str, convention: Convention, budget: Budget | None = None,
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
-    pooler = families.load_pooler(convention, family, folder, tokenizer, device)
+    pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
 
     def load_float32() -> Engine:
-        with host_lock("load"):
-            exact, _ = families.load(family, folder, "float32", device)
-        return Engine(exact, pooler)
+        with host_lock("load"), typed_errors():
+            exact, _ = families.load(family, folder, "float32", device.place)
+        return Engine(exact, pooler, device)
 
-    return Float32Fallback(Engine(encoder, pooler), None if dtype == "float32" else load_float32)
+    engine = Engine(encoder, pooler, device, budget)
+    return Float32Fallback(engine, None if dtype == "float32" else load_float32)
 
 
 class Float32Fallback:
@@ -64,9 +72,20 @@ class Float32Fallback:
     def width(self) -> int:
         return self._engine.width
 
-    def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> Rows:
+    def provenance(self) -> dict[str, str]:
+        """Return the device and the attention kernel; nothing for a CPU, where all do the same."""
+        return self._engine.provenance()
+
+    def embed(self, batch: Batch, warn: Warn) -> Rows:
         """Return the sequences' rows as `Engine.embed` does; raises the same."""
-        rows = self._engine.embed(batch, warn)
+        return self._repaired(batch, self._engine.embed(batch, warn), warn)
+
+    def run(self, batches: Iterable[Batch], warn: Warn) -> Iterator[tuple[Batch, Rows]]:
+        """Yield batches with their rows as `Engine.run` does; raises the same."""
+        for batch, rows in self._engine.run(batches, warn):
+            yield batch, self._repaired(batch, rows, warn)
+
+    def _repaired(self, batch: Batch, rows: Rows, warn: Warn) -> Rows:
         bad = ~np.isfinite(rows).all(axis=1)
         if self._load_float32 is None or not bad.any():
             return rows

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape", "store", "collection")
+NOT_DECISIVE: Final = (
+    "folder",
+    "checkpoint_seconds",
+    "format",
+    "shape",
+    "store",
+    "collection",
+    "deterministic",
+)
 """Options that do not change an output: where model and store are, how often to save, ..."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
@@ -199,6 +207,10 @@ class Embed(Handler):
         found = [each for each in self._model_cache or () if chunks.reads_text(each.tokenizer)]
         return found[-1].spec if found else ""
 
+    def device_name(self) -> str:
+        """Return the name, as in `--weight`, of the device that is used; "" before there is one."""
+        return self._model_cache.device.name if self._model_cache else ""
+
     def loaded(self) -> list[str]:
         return [each.kind for each in self._model_cache or ()]
 
@@ -218,13 +230,14 @@ class Embed(Handler):
         self, options: Mapping[str, Any], warn: Callable[[str], None]
     ) -> tuple[Float32Fallback, Tokenizer]:
         """Return the engine and tokenizer of these options' model, loading it if necessary."""
-        from embed.engine.engine import choose_device, use_threads
+        from embed.engine.device import choose_device
+        from embed.engine.engine import use_threads
         from embed.engine.model_cache import ModelCache
 
         use_threads(options["threads"])
         if self._model_cache is None:
             _warn_of_few_cores(options["threads"], warn)
-            self._model_cache = ModelCache.on(choose_device(warn))
+            self._model_cache = ModelCache(choose_device(warn), warn)
         found = self._model_cache.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokenizer
 

@@ -8,9 +8,10 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,10 +145,11 @@ def test_a_vector_that_is_not_finite_fails_the_claim_by_name(
 ) -> None:
     from embed.engine import engine
 
-    def overflowing(_engine: object, batch: list[object], _warn: object) -> np.ndarray:
-        return np.full((len(batch), 32), np.inf, np.float32)
+    def overflowing(_engine: object, batches: Iterable[list[object]], _warn: object) -> Any:
+        for batch in batches:
+            yield batch, np.full((len(batch), 32), np.inf, np.float32)
 
-    monkeypatch.setattr(engine.Engine, "embed", overflowing)
+    monkeypatch.setattr(engine.Engine, "run", overflowing)
     (item,) = bench.plan(bench.file(fasta([("big", "MKV")])))
     with pytest.raises(ClaimFailed, match=r"'big'.*Fetch the model again"):
         bench.run(item)
@@ -221,16 +223,17 @@ def test_a_crash_costs_what_was_not_yet_saved(
     for name in bench.work(item).checkpoints():
         os.unlink(f"{bench.work(item).partial}/{name}")
 
-    real, done = engine.Engine.embed, []
+    real, done = engine.Engine.run, []
 
-    def dies(self: engine.Engine, batch: list, warn: Callable[[str], None]) -> np.ndarray:
-        if len(done) == 7:
-            done.append(0)
-            raise KeyboardInterrupt
-        done.append(len(batch))
-        return real(self, batch, warn)
+    def dies(self: engine.Engine, batches: Iterable[list], warn: Callable[[str], None]) -> Any:
+        for batch, rows in real(self, batches, warn):
+            if len(done) == 7:
+                done.append(0)
+                raise KeyboardInterrupt
+            done.append(len(batch))
+            yield batch, rows
 
-    monkeypatch.setattr(engine.Engine, "embed", dies)
+    monkeypatch.setattr(engine.Engine, "run", dies)
     with pytest.raises(KeyboardInterrupt):
         bench.run(item)
     assert bench.run(item) == undisturbed
