@@ -179,10 +179,10 @@ class _Layer:
         number more in every query and key does: their product is 0, or for padding large and
         negative.
         """
-        q, k, v = qkv.unflatten(1, (3, self._heads, -1)).unbind(1)
-        d = v.shape[-1]
-        wide = _padded_queries_and_keys(padding, q)
-        wide[..., :d] = torch.stack([q, k], 1)
+        qkv = qkv.unflatten(1, (3, self._heads, -1))
+        v, d = qkv[:, 2], qkv.shape[-1]
+        wide = _padded_queries_and_keys(padding, v)
+        wide[..., :d].copy_(qkv[:, :2])
         found = []
         for bucket in pack.layout.buckets:
             q, k, values = (bucketed(each, bucket) for each in (wide[:, 0], wide[:, 1], v))
@@ -204,7 +204,7 @@ def _padded_queries_and_keys(padding: Padding, like: torch.Tensor) -> torch.Tens
     if key not in padding.kept:
         slots, heads, d = like.shape
         wide = like.new_zeros(slots, 2, heads, d + HIDING)
-        wide[:, 0, :, d] = 1.0
+        wide[:, 0, :, d].fill_(1.0)
         wide[:, 1, :, d].masked_fill_(padding.is_padding[:, None], HIDDEN)
         padding.kept[key] = wide
     return padding.kept[key]  # type: ignore[no-any-return]
@@ -223,7 +223,7 @@ class _AlibiBiases:
     """ALiBi: what attention adds to its scores: -slope * |i - j|, with a slope for each head."""
 
     def __init__(self, heads: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._slopes = torch.tensor(slopes(heads), device=device)[:, None, None]
+        self._slopes = torch.tensor(slopes(heads)).to(device)[:, None, None]
         self._dtype = dtype
         self._whole = torch.empty(heads, 0, 0)
 
