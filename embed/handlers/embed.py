@@ -23,7 +23,7 @@ from embed.inputs import chunks
 from embed.inputs.claims import draft_claims, segments_of
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
-from embed.models.cost import PER_SECOND, ModelShape, estimate
+from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
@@ -104,6 +104,10 @@ class Embed(Handler):
             "shape": asdict(ModelShape.of(files.read_config(model.folder))),
         }
         return options | (chunks.text_options(options, self.tokenizer(options)) if is_text else {})
+
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        """Return what the model needs."""
+        return memory_gib(options)
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out the options that do not change the outputs."""
