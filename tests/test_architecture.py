@@ -42,6 +42,7 @@ DOORS = {
     "lancedb": {"embed.export.lancedb_table"},
     "chromadb": {"embed.export.chroma"},
     "faiss": {"embed.export.faiss_index"},
+    "indexed_gzip": {"embed.inputs.gzip_index"},
 }
 
 

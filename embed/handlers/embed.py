@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
 from embed.inputs import chunks
-from embed.inputs.claims import draft_claims, segments_of
+from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
@@ -165,10 +165,9 @@ class Embed(Handler):
 
     def run(self, work: Work) -> None:
         """Embed one claim. Raises as `Handler.run` may."""
-        for segment in segments_of(work.payload):
-            segment.verify()  # a changed input fails here, not after an hour
+        segments = verified_segments(work.payload)
         embed_claim.embed(
-            work, self.model(work), _provenance(work.options), self.view(work.options)
+            work, segments, self.model(work), _provenance(work.options), self.view(work.options)
         )
 
     def model(self, work: Work) -> ClaimModel:

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from embed.engine.assembly import Assembly
 from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
-from embed.inputs.claims import read_records, segments_of
+from embed.inputs.chunks import ChunkRange
+from embed.inputs.claims import read_records
 from embed.inputs.fasta import Record
+from embed.inputs.segments import LoadedSegment, Segment
 from embed.models.families import Tokenizer
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
@@ -59,13 +61,17 @@ class ClaimModel:
 
 
 def embed(
-    work: Work, model: ClaimModel, provenance: Mapping[str, Any], store: View | None = None
+    work: Work,
+    segments: Sequence[Segment | LoadedSegment | ChunkRange],
+    model: ClaimModel,
+    provenance: Mapping[str, Any],
+    store: View | None = None,
 ) -> None:
     """Do the claim and write `work.output`. Raises Interrupted after saving a checkpoint.
 
     With a store, only what it does not hold is computed, and then stored.
     """
-    segments, planned = segments_of(work.payload), work.payload["sequences"]
+    planned = work.payload["sequences"]
     reader = reader_of(read_records(segments), model, work.options)
     files = [(segment.path, segment.sequences) for segment in segments]
     reuse = Reuse(store, work, reader, inputs_by_row(files)) if store else None
