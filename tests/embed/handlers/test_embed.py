@@ -361,9 +361,10 @@ def test_a_changed_input_fails_its_claim_and_loads_no_model(bench: Bench) -> Non
     assert bench.handler.loaded() == []
 
 
-def test_an_input_that_changes_while_it_is_embedded_gives_no_output(
-    make_bench: MakeBench,
+def test_an_input_that_changes_while_it_is_embedded_is_read_as_planned(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It was read once, and checked; a claim too large to be kept in memory is checked again."""
     bench = make_bench(tokens_per_batch=10)
     sequences = [(f"id{n}", "MKVLA") for n in range(1000)]
     path = bench.file(fasta(sequences))
@@ -375,7 +376,14 @@ def test_an_input_that_changes_while_it_is_embedded_gives_no_output(
             file.write(b"W")
         return False
 
+    undisturbed = bench.run(item)
     work = bench.work(item, stop=changing)
+    work.output.unlink()
+    bench.handler.run(work)
+    assert work.output.read_bytes() == undisturbed
+    work.output.unlink()
+    Path(path).write_text(fasta(sequences))
+    monkeypatch.setattr("embed.inputs.claims.KEPT_MAX", 100)
     with pytest.raises(ClaimImpossible, match="changed after it was planned"):
         bench.handler.run(work)
     assert not work.output.exists()
