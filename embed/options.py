@@ -9,7 +9,7 @@ from typing import Final
 
 from fsqueue import Option
 
-POOLINGS: Final = ("mean", "cls", "max", "per-token")
+POOLINGS: Final = ("mean", "mean-all", "cls", "max", "last", "per-token")
 LONG: Final = ("truncate", "window", "fail")
 FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "virnucpro")
 VIRNUCPRO_ROWS_MAX: Final = 100_000
@@ -25,7 +25,24 @@ OPTIONS: Final = (
         required=True,
     ),
     Option("dtype", "float32", "Precision; float16 is slow on most CPUs.", tuple(DTYPE_TAGS)),
-    Option("pooling", "mean", "How a sequence's tokens become its vector.", tuple(POOLINGS)),
+    Option(
+        "pooling",
+        None,
+        "How a sequence's tokens become its vector; mean and max leave special tokens out. "
+        "Default: as the model's modules.json says, or its users do; the plan prints it.",
+        tuple(POOLINGS),
+    ),
+    Option(
+        "layers",
+        None,
+        "Layers to pool: 0,6,33 (concatenated) or mean:-4..-1 (averaged); 0 is the embeddings. "
+        "Default: the last.",
+    ),
+    Option(
+        "normalize", None, "Divide every vector by its length. Default: as the model.", switch=True
+    ),
+    Option("prefix", None, "Text to put before every input, such as 'query: '."),
+    Option("prompt", None, "The same by its name, for models that have named prompts: query."),
     Option(
         "long",
         None,

@@ -44,6 +44,8 @@ def embed_file(
     handler = Embed()
     check_format(options["format"], ragged=options["pooling"] == "per-token")
     options = handler.prepare(options)
+    for line in handler.describe(options):
+        warn(line)
     _refuse_overwriting(path, out, options, force=force)
     source = handler.survey(os.path.abspath(path), options)
     for note in source.notes:

@@ -37,7 +37,6 @@ from fsqueue.errors import (
 )
 
 if TYPE_CHECKING:
-    from fsqueue.api import Output as Output
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from fsqueue.handler import Option as Option
     from fsqueue.handler import Source as Source
     from fsqueue.handler import Work as Work
+    from fsqueue.history.outputs import Output as Output
+    from fsqueue.history.select import Matching as Matching
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
     from fsqueue.pool.layout import Order as Order
     from fsqueue.pool.overwriting import Earlier as Earlier
@@ -65,7 +66,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Output": "fsqueue.api",
+    "Output": "fsqueue.history.outputs",
+    "Matching": "fsqueue.history.select",
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
@@ -115,6 +117,7 @@ __all__ = [
     "Handler",
     "Interrupted",
     "Item",
+    "Matching",
     "NodeTrouble",
     "NotSupportedError",
     "Option",

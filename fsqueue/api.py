@@ -14,25 +14,27 @@ Nothing here prints, except `run` and `watch`, which exist to show something. Er
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import UsageError
-from fsqueue.handler import Handler, load_handler
+from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
-from fsqueue.pool.layout import Order
+from fsqueue.pool.layout import Order, State
 from fsqueue.pool.requirements import tier_named
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
 if TYPE_CHECKING:
     from fsqueue.history.failures import FailedClaim
+    from fsqueue.history.outputs import Linked, Output
+    from fsqueue.history.select import Matching
     from fsqueue.maintenance.repair import Cancellation, Retried
     from fsqueue.monitor.snapshot import Snapshot
     from fsqueue.scheduling.planner import PlanResult, Progress
@@ -46,18 +48,9 @@ Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 CLAIM_SECONDS: Final = 90.0
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """The output of one finished claim, and the inputs it was made from."""
-
-    id: str
-    path: Path
-    inputs: tuple[Path, ...]
-
-
 def plan(
     pool: str | os.PathLike[str],
-    handler: str,
+    handler: str | Callable[[Work], object] | Callable[[Work, Any], object] | type[Handler],
     inputs: Paths,
     options: Mapping[str, Any] | None = None,
     *,
@@ -76,6 +69,12 @@ def plan(
 ) -> PlanResult:
     """Plan inputs into claims, making the pool if there is none. Inputs planned before add nothing.
 
+    `handler` is the name of an installed one, such as "command" or "embed"; or a function that is
+    called as `handler(work)` once per input, or a subclass of Handler. Workers find that again by
+    its name, so it is defined at the top level of a file or of an installed module (see
+    `fsqueue.python_file`; there, too, what `setup` does); `options` are then what it finds in
+    `work.options`, with `suffix` for how the names of the outputs end.
+
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
     line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
@@ -89,10 +88,15 @@ def plan(
     pool.
     """
     from fsqueue.maintenance.doctor import refuse_unfit
+    from fsqueue.python_file import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
     from fsqueue.scheduling.planner import PlanRequest, choose_spools, plan_into, preview
 
+    refuse_while_loading("fsqueue.plan")
     root = os.fspath(pool)
+    if not isinstance(handler, str):
+        options = _options_for_code(handler, options or {})
+        handler = "python"
     made = load_handler(handler)
     if isinstance(inputs, str | os.PathLike):
         inputs = [inputs]
@@ -109,9 +113,10 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
+    prepared = made.prepare(complete_options(made, options or {}))
     request = PlanRequest(
         made,
-        made.prepare(_complete(made, options or {})),
+        prepared,
         found.paths,
         choose_spools(existing, gpus, weights),
         gpu_weighted,
@@ -120,7 +125,7 @@ def plan(
         requires,
         timeout_s,
         found.broken,
-        found.notes,
+        [*made.describe(prepared), *found.notes],
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:
@@ -171,8 +176,10 @@ class Pool(PoolDirectory):
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.
         """
+        from fsqueue.python_file import refuse_while_loading
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
+        refuse_while_loading("Pool.run")
         if there := workers_here(self):
             log.warning(
                 "%s here already (process %s); this run starts its own beside them. To end those: "
@@ -244,24 +251,35 @@ class Pool(PoolDirectory):
         *,
         interval_s: float = 2.0,
         on_snapshot: Callable[[Snapshot], object] | None = None,
+        progress: bool = False,
     ) -> Snapshot:
         """Wait until nothing waits and nothing runs, or for `timeout_s`; return the last snapshot.
 
         Its `finished` and `exit_status` tell how it ended. `on_snapshot` is called at each look.
+        `progress` shows a bar with the ETA: in a notebook, on a terminal (stderr), or elsewhere a
+        line every half minute.
         """
         from fsqueue.monitor.log_lines import pause_s
         from fsqueue.monitor.snapshot import Reader
 
         reader = Reader(self)
+        if on_snapshot is not None:
+            reader.on_snapshot.append(on_snapshot)
+        shown: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if progress:
+            from fsqueue.dashboard.progress_bar import ProgressBar
+
+            drawn = ProgressBar()
+            reader.on_snapshot.append(drawn.show)
+            shown = contextlib.closing(drawn)
         deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-        while True:
-            snapshot = reader.snapshot()
-            if on_snapshot is not None:
-                on_snapshot(snapshot)
-            left_s = deadline - time.monotonic()
-            if snapshot.finished or left_s <= 0:
-                return snapshot
-            time.sleep(min(pause_s(interval_s, snapshot), left_s))
+        with shown:
+            while True:
+                snapshot = reader.snapshot()
+                left_s = deadline - time.monotonic()
+                if snapshot.finished or left_s <= 0:
+                    return snapshot
+                time.sleep(min(pause_s(interval_s, snapshot), left_s))
 
     def watch(self, *, interval_s: float = 2.0) -> Snapshot:
         """Show the live table until everything is done, on a terminal or in a notebook.
@@ -280,29 +298,48 @@ class Pool(PoolDirectory):
     def outputs(self) -> Iterator[Output]:
         """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-        Handlers without outputs yield nothing. Raises UsageError if a plan's handler is not
+        Handlers without outputs yield nothing; of an input that changed and was planned again, the
+        outputs of its former version are left out. Raises UsageError if a plan's handler is not
         installed here.
         """
-        from fsqueue.pool.reader import PoolReader
+        from fsqueue.history.outputs import outputs
 
-        reader = PoolReader(self.root)
-        for planned in reader.plans():
-            handler = load_handler(planned.handler)
-            for claim in reader.claims(planned):
-                if claim.done and claim.output:
-                    inputs = tuple(map(Path, handler.inputs(reader.payload(claim))))
-                    yield Output(claim.id, Path(claim.output), inputs)
+        return outputs(self)
 
-    def failed(self) -> list[FailedClaim]:
-        """Return the claims that failed, with the errors of their attempts."""
+    def link_outputs(self, directory: str | os.PathLike[str]) -> Linked:
+        """Make `directory` hold every output under its input's name, as hard links.
+
+        Nothing that is there is replaced; what is in the way is in the result.
+        """
+        from fsqueue.history.outputs import link_outputs
+
+        return link_outputs(self, os.fspath(directory))
+
+    def failed(self, matching: Matching | None = None) -> list[FailedClaim]:
+        """Return the claims that failed (and match), with the errors of their attempts."""
         from fsqueue.history.failures import failed_claims
+        from fsqueue.history.select import matches
 
-        return failed_claims(self)
+        return [
+            claim
+            for claim in failed_claims(self)
+            if not matching
+            or matches(self, self.owned(State.FAILED, claim.name), claim.name, matching)
+        ]
 
-    def retry(self, ids: Sequence[str] = (), *, dry_run: bool = False) -> list[Retried]:
-        """Put failed claims back into their spools: those named, or all."""
+    def retry(
+        self, ids: Sequence[str] = (), *, matching: Matching | None = None, dry_run: bool = False
+    ) -> list[Retried]:
+        """Put failed claims back into their spools: those named, or all; of those, what matches.
+
+        `Matching(error="out of memory")` is an example (`fsqueue.Matching`).
+        """
         from fsqueue.maintenance import repair
 
+        if matching:
+            ids = self._select([State.FAILED], matching, ids)
+            if not ids:
+                return []
         return repair.retry(self, ids, dry_run=dry_run)
 
     def forget(self, ids: Sequence[str], *, dry_run: bool = False) -> list[str]:
@@ -313,12 +350,21 @@ class Pool(PoolDirectory):
             raise UsageError("name the claims to forget.")
         return repair.forget(self, ids, dry_run=dry_run)
 
-    def cancel(self, ids: Sequence[str], *, dry_run: bool = False) -> Cancellation:
-        """Cancel the named claims; `retry` brings them back. See `cancel_all` for all of them."""
+    def cancel(
+        self, ids: Sequence[str] = (), *, matching: Matching | None = None, dry_run: bool = False
+    ) -> Cancellation:
+        """Cancel the claims that are named, or match; `retry` brings them back.
+
+        See `cancel_all` for all of them.
+        """
         from fsqueue.maintenance import repair
 
-        if not ids:
+        if not ids and not matching:
             raise UsageError("name the claims to cancel, or use cancel_all.")
+        if matching:
+            ids = self._select([State.WAITING, State.RUNNING], matching, ids)
+            if not ids:
+                return repair.Cancellation((), ())
         return repair.cancel(self, ids, dry_run=dry_run)
 
     def cancel_all(self, *, dry_run: bool = False) -> Cancellation:
@@ -326,6 +372,11 @@ class Pool(PoolDirectory):
         from fsqueue.maintenance import repair
 
         return repair.cancel(self, dry_run=dry_run)
+
+    def _select(self, states: Iterable[State], matching: Matching, ids: Sequence[str]) -> list[str]:
+        from fsqueue.history.select import select
+
+        return select(self, states, matching, ids)
 
     def drain(self, workers: Sequence[str] = (), *, order: Order = Order.DRAIN) -> None:
         """Order workers to finish their claim and leave: those named, or all, new ones included.
@@ -365,24 +416,13 @@ def _can_draw() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _complete(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the handler's options, the missing ones from their defaults; refuse unknown ones."""
-    known = {option.name: option for option in handler.options}
-    extra = {"argv"} if handler.trailing else set()
-    for name in given:
-        if name not in known and name not in extra:
-            raise UsageError(
-                f"the handler {handler.name!r} has no option {name!r}; it has: "
-                f"{', '.join([*known, *extra]) or 'none'}."
-            )
-    options = {name: given.get(name, option.default) for name, option in known.items()}
-    for name, option in known.items():
-        if option.required and options[name] is None:
-            raise UsageError(
-                f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
-            )
-        if option.choices and options[name] not in (option.default, *option.choices):
-            raise UsageError(
-                f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
-            )
-    return options | {name: given[name] for name in extra & set(given)}
+def _options_for_code(code: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the handler `python` for a function and what it is given."""
+    from fsqueue.python_file import options_of
+
+    settings = {name: value for name, value in given.items() if name != "suffix"}
+    try:
+        words = tuple(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the options must be JSON: {error}.") from error
+    return {**options_of(code), "set": words, "suffix": given.get("suffix")}

@@ -1,4 +1,4 @@
-"""Run any program over files: one claim per input, one process per claim.
+"""Run any program over files: one process per input, or one for several (`{inputs}`).
 
 The program runs without a shell, in the directory where it was planned. Its output is published
 only if it exits 0: what it wrote to `{output}`, or if its arguments do not contain that, its
@@ -12,6 +12,9 @@ R27 A program's directory, arguments and the name of its output are those that w
     The directory is part of a claim's identity if an argument names something in it.
 R28 No process can write into an output that is published: everything that had it open has ended
     before, or what is published is a copy.
+R74 With --per-claim N, N inputs are one claim. It is done when every input is: then its output is a
+    tar of what each made, named as the inputs are, with the same bytes whoever ran it. The first
+    input that fails fails the claim, by name.
 R29 A program is active while it uses CPU time, or its output or stderr grows; that it exists is no
     activity. One that hangs is therefore reported as stalled.
 """
@@ -23,21 +26,22 @@ import os
 import re
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from fsqueue.errors import (
-    BadInput,
     ClaimFailed,
-    ClaimImpossible,
     Interrupted,
     NotSupportedError,
     TimedOut,
     UsageError,
 )
-from fsqueue.handler import Handler, Option, Work
+from fsqueue.handler import Handler, Item, Option, Source, Work, check_unchanged
 from fsqueue.pool.layout import SUFFIX
 from fsqueue.processes.leftovers import WORKER_VARIABLE, end_everything_of
 from fsqueue.processes.program import LINGER_S, Program, is_limit
@@ -46,8 +50,12 @@ from fsqueue.storage import atomic
 from fsqueue.storage.operation_count import costs
 
 DEFAULT_SUFFIX: Final = ".out"
+ARCHIVE_SUFFIX: Final = ".tar"
+ALL_INPUTS: Final = "{inputs}"
 STOP_S: Final = 0.5
 POLL_S: Final = 0.2
+AWAY_S: Final = 5.0
+"""A look that comes this late: this process was stopped, most likely together with its program."""
 ACTIVITY_S: Final = 5.0
 """How often to look whether a program does anything."""
 ACTIVE_SHARE: Final = 0.01
@@ -61,7 +69,11 @@ BETWEEN_WORDS: Final = re.compile(r"[\s'\"`;|&<>()=,]+")
 
 
 class Command(Handler):
-    """Plan and run `PROGRAM ARG...` once per input."""
+    """Plan and run `PROGRAM ARG...` once per input, or once for several.
+
+    {input} {output} {id} {attempt} are substituted in the arguments; {inputs}, an argument of its
+    own, stands for all inputs of a claim (--per-claim).
+    """
 
     suffix = DEFAULT_SUFFIX
     personal = True
@@ -81,6 +93,12 @@ class Command(Handler):
             "How the names of {output} and of the published output end, such as .fastq.gz. "
             "Default: what follows {output} in an argument, else .out.",
         ),
+        Option(
+            "per_claim",
+            1,
+            "How many inputs are one claim, for inputs that take a moment each. With {inputs} "
+            "their program runs once; with {input} once for each, and the output is a .tar.",
+        ),
     )
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +108,8 @@ class Command(Handler):
                 "no program was given. It comes after `--`: "
                 "fsqueue plan command POOL INPUT... -- wc -l {input}"
             )
-        if not any("{input}" in word for word in argv):
+        per_claim = _checked_per_claim(options.get("per_claim", 1), argv)
+        if not any("{input}" in word or word == ALL_INPUTS for word in argv):
             raise UsageError(
                 f"{' '.join(argv)!r} has no {{input}} among its arguments, so every claim would do "
                 f"the same. Add it where the input's path belongs."
@@ -104,11 +123,12 @@ class Command(Handler):
             raise UsageError(
                 f"{program!r} is not on PATH here. Check its name, or give its full path."
             )
-        self.suffix, argv = _choose_suffix(options.get("suffix"), argv)
+        suffix, argv = _choose_suffix(options.get("suffix"), argv)
+        self.suffix = suffix if per_claim == 1 or ALL_INPUTS in argv else ARCHIVE_SUFFIX
         directory = os.getcwd()
         return options | {
             "argv": list(argv),
-            "suffix": self.suffix,
+            "suffix": suffix,
             "directory": directory,
             "relative": sorted(set(_paths_in(argv[1:], directory))),
         }
@@ -120,28 +140,135 @@ class Command(Handler):
             decisive["directory"] = options["directory"]
         if options.get("suffix", DEFAULT_SUFFIX) != DEFAULT_SUFFIX:
             decisive["suffix"] = options["suffix"]
+        if options.get("per_claim", 1) != 1:
+            decisive["per_claim"] = options["per_claim"]
         return decisive
+
+    def cut(
+        self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
+    ) -> Iterator[Item]:
+        count = options.get("per_claim", 1)
+        if count == 1:
+            yield from super().cut(sources, options, cost_max)
+            return
+        for first in range(0, len(sources), count):
+            yield self._together(sources[first : first + count], options)
+
+    def _together(self, sources: Sequence[Source], options: Mapping[str, Any]) -> Item:
+        paths = [source.path for source in sources]
+        payload = {"inputs": paths, "facts": [self.identify(path) for path in paths]}
+        if ALL_INPUTS not in options["argv"]:
+            payload["members"] = _member_names(paths, options["suffix"])
+        stem = Path(paths[0]).stem + (f"_and_{len(paths) - 1}" if len(paths) > 1 else "")
+        cost = sum(source.cost for source in sources)
+        identity = {"keys": [source.key for source in sources]}
+        return Item(stem, self.name, cost, identity, payload, {"inputs": len(paths)})
+
+    def inputs(self, payload: Mapping[str, Any]) -> list[str]:
+        several = payload.get("inputs")
+        return list(several) if isinstance(several, list) else super().inputs(payload)
+
+    def members(self, payload: Mapping[str, Any]) -> list[str]:
+        return list(payload.get("members", ()))
 
     def __init__(self) -> None:
         self._temporary = TemporaryDirectory()
         self._worker = ""
 
     def run(self, work: Work) -> None:
-        _check_unchanged(work)
+        for each in _each_input(work):
+            check_unchanged(each)
         self._worker = work.worker
         try:
-            _run_program(work, _substitute(work), self._temporary)
+            if self.members(work.payload):
+                self._run_one_by_one(work)
+            else:
+                _run_program(work, _substitute(work), self._temporary)
         except BaseException:
             remove(str(work.output))  # at once: on a full disk it leaves no room for its own record
             _clear_beside(work)
             raise
         _clear_beside(work)
 
+    def _run_one_by_one(self, work: Work) -> None:
+        """Run the program for each input, and put what it made into one archive. R74."""
+        directory = Path(f"{work.output}.d")
+        started = time.monotonic()
+        members = self.members(work.payload)
+        with tarfile.open(work.output, "x:", format=tarfile.GNU_FORMAT) as archive:
+            for index, each in enumerate(_each_input(work)):
+                passed_s = time.monotonic() - started
+                if work.timeout_s and passed_s >= work.timeout_s:
+                    raise TimedOut(f"it ran longer than --timeout {work.timeout_s:g} seconds")
+                each.timeout_s = work.timeout_s and work.timeout_s - passed_s
+                directory.mkdir()
+                each.output = directory / f"{index}{work.options['suffix']}"
+                try:
+                    _run_program(each, _substitute(each), self._temporary)
+                except ClaimFailed as error:
+                    where = f"input {index + 1} of {len(members)}, {each.input}: "
+                    error.args = (f"{where}{error}",)
+                    raise
+                _add_member(archive, each.output, members[index])
+                remove(str(directory))
+                work.progress(int(time.monotonic() - started), 0)
+                if work.stopping:
+                    raise Interrupted("the worker stops")
+
     def close(self) -> None:
         self._temporary.remove()
         if self._worker:
             # A signal may have come between the start of a program and its first look.
             end_everything_of(self._worker, patience_s=CLOSE_S)
+
+
+# ---- several inputs in one claim ----
+
+
+def _each_input(work: Work) -> Iterator[Work]:
+    """Yield the work for each input alone, which is not published by itself."""
+    if "inputs" not in work.payload:
+        yield work
+        return
+    for path, facts in zip(work.payload["inputs"], work.payload["facts"], strict=True):
+        yield replace(work, payload={"input": path, "facts": facts})
+
+
+def _member_names(paths: Sequence[str], suffix: str) -> list[str]:
+    """Return a name for what is made from each input: the input's, and a number if it repeats."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        name = base = f"{os.path.basename(path)}{suffix}"
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{number}-{base}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _add_member(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add a file without what differs from host to host: times, owners, modes."""
+    with open(path, "rb") as file:
+        member = tarfile.TarInfo(name)
+        member.size = os.fstat(file.fileno()).st_size
+        archive.addfile(member, file)
+
+
+def _checked_per_claim(count: int, argv: Sequence[str]) -> int:
+    if count < 1:
+        raise UsageError(f"--per-claim {count}: must be 1 or more.")
+    inside = [word for word in argv if ALL_INPUTS in word and word != ALL_INPUTS]
+    if inside:
+        raise UsageError(
+            f"{inside[0]!r} has {{inputs}} inside an argument; it stands for several arguments, so "
+            f"it has to be one of its own."
+        )
+    if ALL_INPUTS in argv and any("{input}" in word for word in argv):
+        raise UsageError("the arguments have {input} and {inputs}; use one of them.")
+    return count
 
 
 # ---- planning ----
@@ -189,27 +316,19 @@ def _paths_in(words: Sequence[str], directory: str) -> Iterator[str]:
 # ---- running ----
 
 
-def _check_unchanged(work: Work) -> None:
-    """Raise an error if the input is not what was planned."""
-    try:
-        facts = Handler.identify(str(work.input))
-    except BadInput as error:
-        raise ClaimFailed(f"its input cannot be read: {error}") from error
-    if not Handler.is_unchanged(work.payload["facts"], facts):
-        raise ClaimImpossible(
-            f"{work.input} changed since it was planned (its size or mtime differs); plan it "
-            f"again to process the new content"
-        )
-
-
 def _substitute(work: Work) -> list[str]:
     values = {
-        "{input}": str(work.input),
         "{output}": str(work.output),
         "{id}": work.id,
         "{attempt}": str(work.attempt),
     }
-    return [PLACES.sub(lambda place: values[place[0]], word) for word in work.options["argv"]]
+    argv: list[str] = []
+    for word in work.options["argv"]:
+        if word == ALL_INPUTS:
+            argv += work.payload.get("inputs") or [str(work.input)]
+        else:
+            argv.append(PLACES.sub(lambda place: values.get(place[0]) or str(work.input), word))
+    return argv
 
 
 def _run_program(work: Work, argv: list[str], temporary: TemporaryDirectory) -> None:
@@ -258,7 +377,7 @@ def _start(work: Work, argv: list[str], stdout: int | None, temporary_directory:
     given = {
         "FSQUEUE_ID": work.id,
         "FSQUEUE_ATTEMPT": str(work.attempt),
-        "FSQUEUE_INPUT": str(work.input),
+        **({} if "inputs" in work.payload else {"FSQUEUE_INPUT": str(work.input)}),
         "FSQUEUE_OUTPUT": str(work.output),
         "FSQUEUE_PARTIAL": work.partial,
         **({WORKER_VARIABLE: work.worker} if work.worker else {}),
@@ -295,11 +414,15 @@ def _wait(work: Work, program: Program) -> int:
     grace_s = work.options["grace"]
     # In claims of earlier versions it is one of the options.
     timeout_s = work.timeout_s or work.options.get("timeout", 0.0)
-    started = time.monotonic()
+    looked_at = time.monotonic()
+    elapsed_s = 0.0
     activity = _Activity(work, program)
     try:
         while not program.wait(POLL_S):
-            elapsed_s = time.monotonic() - started
+            passed_s = time.monotonic() - looked_at
+            looked_at += passed_s
+            if passed_s < AWAY_S:
+                elapsed_s += passed_s
             if timeout_s and elapsed_s > timeout_s:
                 raise TimedOut(f"it ran longer than --timeout {timeout_s:g} seconds and was killed")
             if work.stopping:

@@ -23,20 +23,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fsqueue.errors import BadInput, ClaimImpossible, NotSupportedError, PoolError, UsageError
+from fsqueue.errors import (
+    BadInput,
+    ClaimFailed,
+    ClaimImpossible,
+    FsqueueError,
+    NotSupportedError,
+    PoolError,
+    UsageError,
+)
 from fsqueue.pool.layout import CHECKPOINT
 from fsqueue.pool.names import slug
 from fsqueue.storage import atomic, directories
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+log = logging.getLogger(__name__)
 
 GROUP: Final = "fsqueue.handlers"
 
@@ -46,12 +58,15 @@ class Option:
     """One option of `fsqueue plan HANDLER`; its type is that of `default` (None means text)."""
 
     name: str
-    default: str | int | float | bool | None
+    default: str | int | float | bool | tuple[str, ...] | None
+    """() for texts, any number of them."""
     help: str
     choices: tuple[str, ...] = ()
     required: bool = False
     duration: bool = False
     """Seconds, which may be given with units: 90, 10m, 1h30m."""
+    switch: bool = False
+    """--NAME or --no-NAME, and undecided (None) if neither is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,8 @@ class Handler:
     ends_in_time = False
     """True if `run` itself raises TimedOut after `Work.timeout_s`, and need not be interrupted."""
 
+    is_set_up = False
+    """Whether `setup` has been called."""
     models_max: int | None = None
     """How many models it may keep loaded (`work --max-models`); None: as many as fit."""
     _others: Callable[[str], Handler] | None = None
@@ -130,6 +147,17 @@ class Handler:
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
         return options
+
+    def kept_files(self, options: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Return files that its claims need beside their inputs; the pool keeps them in code/.
+
+        Names must say what is in them (by a hash, say): a file of that name is never replaced.
+        """
+        return {}
+
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the planner should know about the prepared options, a line each."""
+        return ()
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that affect the result, which become part of every claim's id."""
@@ -161,6 +189,25 @@ class Handler:
             stem = Path(source.path).stem
             yield Item(stem, self.name, source.cost, identity, payload, source.measures)
 
+    def setup(self) -> None:
+        """Load what all claims need: called once per worker, before its first `run`.
+
+        No claim is charged for an error here: the worker leaves such claims to others.
+        """
+
+    def set_up(self) -> None:
+        """Call `setup`, once. Raises NotSupportedError if it fails."""
+        if self.is_set_up:
+            return
+        try:
+            self.setup()
+        except FsqueueError:
+            raise
+        except Exception as error:
+            log.info("setup() failed", exc_info=error)
+            raise NotSupportedError(f"setup() failed: {where_raised(error)}") from error
+        self.is_set_up = True
+
     def run(self, work: Work) -> None:
         """Do one claim: read `work.payload`, write `work.output`.
 
@@ -172,6 +219,13 @@ class Handler:
     def inputs(self, payload: Mapping[str, Any]) -> list[str]:
         """Return the paths that a claim with this payload reads."""
         return [payload["input"]] if isinstance(payload.get("input"), str) else []
+
+    def members(self, payload: Mapping[str, Any]) -> list[str]:
+        """Return the names, in the archive that its output is, of what was made from each input.
+
+        They are in the order of `inputs`; none if the output is one thing.
+        """
+        return []
 
     def warm(self, options: Mapping[str, Any]) -> None:
         """Load what claims of these options need, if that takes long (`broadcast` warmup)."""
@@ -244,6 +298,8 @@ class Work:
     """The counters given to `count`."""
     worker: str = ""
     """The id of the worker that runs it."""
+    code: str = ""
+    """The directory in which the pool keeps what `Handler.kept_files` returned."""
 
     @property
     def input(self) -> Path:
@@ -299,6 +355,54 @@ class Work:
         return saved
 
 
+def where_raised(error: BaseException) -> str:
+    """Return an error of a user's code in one line, with the file and line it came from."""
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    ours = os.path.dirname(__file__)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not frame.filename.startswith((f"{ours}/", "<frozen")):
+            return f"{text} ({frame.filename}, line {frame.lineno})"
+    return text
+
+
+def check_unchanged(work: Work) -> None:
+    """Raise an error if the input of the default `cut` is not what was planned."""
+    try:
+        facts = Handler.identify(str(work.input))
+    except BadInput as error:
+        raise ClaimFailed(f"its input cannot be read: {error}") from error
+    if not Handler.is_unchanged(work.payload["facts"], facts):
+        raise ClaimImpossible(
+            f"{work.input} changed since it was planned (its size or mtime differs); plan it "
+            f"again to process the new content"
+        )
+
+
+def complete_options(handler: Handler, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the handler's options, the missing ones from their defaults; refuse unknown ones."""
+    known = {option.name: option for option in handler.options}
+    extra = {"argv"} if handler.trailing else set()
+    for name in given:
+        if name not in known and name not in extra:
+            raise UsageError(
+                f"the handler {handler.name!r} has no option {name!r}; it has: "
+                f"{', '.join([*known, *extra]) or 'none'}."
+            )
+    options = {name: given.get(name, option.default) for name, option in known.items()}
+    for name, option in known.items():
+        if option.required and options[name] is None:
+            raise UsageError(
+                f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
+            )
+        if option.switch and options[name] not in (None, True, False):
+            raise UsageError(f"{name} is True, False or None, not {options[name]!r}.")
+        if option.choices and options[name] not in (option.default, *option.choices):
+            raise UsageError(
+                f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."
+            )
+    return options | {name: given[name] for name in extra & set(given)}
+
+
 def claim_id(handler: Handler, options: Mapping[str, Any], item: Item) -> str:
     """Return the id of an item: the same work always has the same id."""
     identity = [handler.name, handler.result_options(options), item.identity]
@@ -328,6 +432,13 @@ def registered() -> dict[str, EntryPoint]:
 
 def load_handler(name: str) -> Handler:
     """Import the handler called `name` and create an instance of it."""
+    handler = load_class(name)()
+    handler.name = name
+    return handler
+
+
+def load_class(name: str) -> type[Handler]:
+    """Import the handler called `name`, creating nothing."""
     entry = registered().get(name)
     if entry is None:
         known = ", ".join(sorted(registered())) or "none"
@@ -336,11 +447,10 @@ def load_handler(name: str) -> Handler:
             f"provides it into this environment ({sys.prefix})."
         )
     try:
-        handler: Handler = entry.load()()
+        found: type[Handler] = entry.load()
     except (ImportError, AttributeError) as error:
         raise NotSupportedError(
             f"the handler {name!r} cannot be imported ({error}); something it needs is not "
             f"installed. pip install it, then start again."
         ) from error
-    handler.name = name
-    return handler
+    return found

@@ -23,13 +23,16 @@ from embed.inputs import chunks
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
+from embed.models.convention import Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Tokenizer
 from embed.models.generic.shape import refuse_too_long
+from embed.models.hub import PinnedModel
+from embed.models.practice import Practice, decide
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.store import spaces
 from embed.store.view import View
-from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
+from fsqueue import BadInput, ClaimImpossible, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
     from embed.engine.float32_fallback import Float32Fallback
@@ -38,15 +41,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
-    "folder",
-    "checkpoint_seconds",
-    "format",
-    "shape",
-    "store",
-    "collection",
-    "deterministic",
+    *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
+    *("plan_notes", "deterministic"),
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
+CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
+"""What a user asks for; a plan pins what becomes of it."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
 
@@ -63,12 +63,21 @@ class Embed(Handler):
     def __init__(self) -> None:
         self._model_cache: ModelCache | None = None
         self._store: View | None = None
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[tuple[str, str, bool], Tokenizer] = {}
 
     # ---- planning ----
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Find the model, and pin it: its exact weights become part of every claim."""
+        prepared = self.pin(options)
+        prepared |= spaces.store_options(prepared)
+        is_text = options.get("text")
+        return prepared | (
+            chunks.text_options(prepared, self.tokenizer(prepared)) if is_text else {}
+        )
+
+    def pin(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Check the options, and complete those about the model. Raises UsageError."""
         if options["pooling"] == "per-token" and options["format"] != "safetensors":
             raise UsageError(
                 f"--format {options['format']} cannot hold a row for each token (--pooling "
@@ -82,6 +91,8 @@ class Embed(Handler):
                 "another format for this model."
             )
         is_text = options.get("text")
+        config = files.read_config(model.folder)
+        practice = self._decide(model, config, options)
         options = {
             **(options if is_text else chunks.drop_text_options(options)),
             "max_residues": options["max_residues"] or model.longest or family.residues_max,
@@ -92,18 +103,38 @@ class Embed(Handler):
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
         if family.in_tokens:
             refuse_too_long(model.folder, options["max_residues"])
+        options = {k: v for k, v in options.items() if k not in CONVENTION_OPTIONS}
+        options |= practice.convention.options(family.name)
         options = {
             **options,
-            **spaces.store_options(options),
             "model": model.name,
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
             "family": family.name,
-            "width": model.width,
-            "shape": asdict(ModelShape.of(files.read_config(model.folder))),
+            "width": practice.convention.width(model.width),
+            "shape": asdict(ModelShape.of(config)),
+            "plan_notes": [practice.line, *practice.notes],
         }
-        return options | (chunks.text_options(options, self.tokenizer(options)) if is_text else {})
+        return options
+
+    def _decide(
+        self, model: PinnedModel, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Practice:
+        """Return what the embedding of the model is under these options. Raises UsageError."""
+        if isinstance(options.get("convention"), dict):  # that of a store, which a query follows
+            return Practice(Convention.decode(options["convention"]), "as in the store")
+        tokenizer = None
+        if model.family == "auto":
+            try:
+                tokenizer = families.load_tokenizer(model.family, model.folder)
+            except ClaimImpossible as error:
+                raise UsageError(str(error)) from error
+        return decide(model.folder, model.family, config, tokenizer, options)
+
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return how sequences become vectors, and what else is worth knowing about the model."""
+        return list(options["plan_notes"])
 
     def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
         """Return what the model needs."""
@@ -178,11 +209,12 @@ class Embed(Handler):
 
     def tokenizer(self, options: Mapping[str, Any]) -> Tokenizer:
         """Return the tokenizer of these options' model, without loading the model."""
-        if options["weights"] not in self._tokenizers:
+        convention = Convention.of(options)
+        key = options["weights"], convention.prefix, convention.pools_prefix
+        if key not in self._tokenizers:
             folder = "" if options["family"] == "esm2" else hub.locate(options)
-            tokenizer = families.load_tokenizer(options["family"], folder)
-            self._tokenizers[options["weights"]] = tokenizer
-        return self._tokenizers[options["weights"]]
+            self._tokenizers[key] = families.load_tokenizer(options["family"], folder, convention)
+        return self._tokenizers[key]
 
     def inputs(self, payload: Mapping[str, Any]) -> list[str]:
         """Return the files that a claim reads, each once."""
@@ -270,6 +302,7 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "weights": options["weights"],
         "dtype": options["dtype"],
         "pooling": options["pooling"],
+        "pooled": Convention.of(options).describe(),
         "long": options["long"],
         "residues_max": str(options["max_residues"]),
         "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},

@@ -25,6 +25,7 @@ from embed.inputs.chunks import ChunkRange
 from embed.inputs.claims import read_records
 from embed.inputs.fasta import Record
 from embed.inputs.segments import LoadedSegment, Segment
+from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
@@ -101,7 +102,7 @@ def compute(
     The model is loaded for the first batch; if the store has everything, there is none.
     """
     options, width = work.options, work.options["width"]
-    assembly = Assembly(planned, width, options["pooling"])
+    assembly = Assembly(planned, width, Convention.of(options))
     saver: _Saver = reuse or _Checkpoints(work, width)
     needed = reuse.missing() if reuse else reader
     done, is_stopped = 0, False

@@ -133,17 +133,20 @@ class Convention:
         return self.modes == (Mode.PER_TOKEN,)
 
     @property
+    def takes_maximum(self) -> bool:
+        """Return whether of two windows' vectors the larger numbers are those of both together."""
+        return {*self.modes} <= {Mode.MAX, Mode.MAX_ALL} and not (self.head or self.normalize)
+
+    @property
     def name(self) -> str:
         """Return its short name, the value of the option and the metadata `pooling`."""
         return "+".join(self.modes)
 
     def width(self, model_width: int) -> int:
         """Return how many numbers a row has, of a model whose states have `model_width`."""
-        return self.head[-1].width if self.head else model_width * self.layers.parts * self.count
-
-    @property
-    def count(self) -> int:
-        return len(self.modes)
+        if self.head:
+            return self.head[-1].width
+        return model_width * self.layers.parts * len(self.modes)
 
     def describe(self) -> str:
         """Return it in words: "CLS, normalised"."""

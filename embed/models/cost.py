@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from embed.models.families import FAMILIES
 
+LAYERS: Final = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+"""The names that architectures give to the number of their layers."""
 SPECIALS = 2
 """Tokens that a model adds to a sequence: one before it, one after it."""
 ELEMENT: Final = 400.0
@@ -56,7 +58,7 @@ class ModelShape:
         """
         width = _first(config, ("hidden_size", "d_model", "n_embd", "dim"), 768)
         return cls(
-            _first(config, ("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 12),
+            _first(config, LAYERS, 12),
             width,
             _first(config, ("intermediate_size", "d_ff", "n_inner", "hidden_dim"), 4 * width),
             _first(config, ("num_attention_heads", "num_heads", "n_head", "n_heads"), width // 64),

@@ -16,7 +16,7 @@ from embed.outputs.table import JoinedTable, Part, RaggedTable
 from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
 DECISIVE: Final = (
-    *("weights", "dtype", "pooling", "long", "max_residues"),
+    *("weights", "dtype", "pooling", "convention", "long", "max_residues"),
     *("text", "chunk_size", "chunk_overlap"),
 )
 """The options that decide whether rows of two plans belong into one table."""

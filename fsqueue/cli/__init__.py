@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "services": "List workers by capability.",
     "wait": "Wait until a pool is done.",
     "failed": "List failed claims, and why they failed.",
+    "outputs": "List outputs by input, or lay them under their inputs' names.",
     "joblog": "List every attempt, as GNU parallel does.",
     "trace": "Write what happened as a trace for ui.perfetto.dev.",
     "report": "Write how a pool went as one HTML page.",

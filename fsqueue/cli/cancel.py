@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from fsqueue import Matching
 from fsqueue.api import open_pool
 from fsqueue.cli.options import (
     SETTINGS,
     dry_run_option,
     json_option,
+    matching_options,
     note,
     plural,
     print_json,
@@ -22,18 +24,40 @@ from fsqueue.errors import UsageError
 @click.argument("words", nargs=-1, metavar="POOL ID...")
 @trust_option
 @click.option("--all", "everything", is_flag=True, help="Cancel everything that waits or runs.")
+@matching_options
 @dry_run_option
 @json_option
-def cancel(words: tuple[str, ...], everything: bool, dry_run: bool, as_json: bool) -> None:
+def cancel(
+    words: tuple[str, ...],
+    everything: bool,
+    error: str,
+    exit_status: int | None,
+    kind: str,
+    inputs: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Take claims out of the pool. They end in failed/, and `fsqueue retry` brings them back.
 
-    A running claim is given up by its worker at its next beat.
+    A running claim is given up by its worker at its next beat. --error and --exit are those of
+    earlier attempts.
+
+    \b
+    Example:
+      fsqueue cancel pool/ --input '/data/run7/*' --dry-run
     """
     root, ids = split_pool(words)
-    if bool(ids) == everything:
-        raise UsageError("name the claims to cancel by ID, or use --all. See: fsqueue status POOL")
+    matching = Matching(error, exit_status, kind, inputs)
+    if bool(ids or matching) == everything:
+        raise UsageError(
+            "name the claims to cancel by ID, choose them (--input, --kind, --error, --exit), or "
+            "use --all. See: fsqueue status POOL"
+        )
     pool = open_pool(root)
-    done = pool.cancel_all(dry_run=dry_run) if everything else pool.cancel(ids, dry_run=dry_run)
+    if everything:
+        done = pool.cancel_all(dry_run=dry_run)
+    else:
+        done = pool.cancel(ids, matching=matching, dry_run=dry_run)
     for id in done.taken:
         note(f"{id} was taken by a worker first; cancel it again.")
     rows = [{"id": each.id, "was": each.was.name.lower()} for each in done.cancelled]

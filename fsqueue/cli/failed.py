@@ -9,8 +9,16 @@ from typing import Final
 
 import click
 
+from fsqueue import Matching
 from fsqueue.api import Pool
-from fsqueue.cli.options import SETTINGS, json_option, plural, pool_argument, print_json
+from fsqueue.cli.options import (
+    SETTINGS,
+    json_option,
+    matching_options,
+    plural,
+    pool_argument,
+    print_json,
+)
 from fsqueue.errors import UsageError
 from fsqueue.history.failures import (
     FailedAttempt,
@@ -20,7 +28,9 @@ from fsqueue.history.failures import (
     tail,
     worker_log,
 )
+from fsqueue.history.select import select
 from fsqueue.monitor import format
+from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID
 from fsqueue.pool.untrusted import printable
 
@@ -38,12 +48,30 @@ _ATTEMPT: Final = re.compile(rf"({ID.pattern})(?:\.a(\d{{1,4}}))?(?:\.json)?", r
     help="Show the errors of this claim's attempts and the tail of their output, wherever the "
     "claim is now; with .aN, everything that was kept of that attempt.",
 )
+@matching_options
 @json_option
-def failed(pool: Pool, wanted: str | None, as_json: bool) -> None:
-    """List failed claims with the error of each attempt, and how to put them back."""
+def failed(
+    pool: Pool,
+    wanted: str | None,
+    error: str,
+    exit_status: int | None,
+    kind: str,
+    inputs: str,
+    as_json: bool,
+) -> None:
+    """List failed claims with the error of each attempt, and how to put them back.
+
+    \b
+    Example:
+      fsqueue failed pool/ --exit 137 --input '*.fa'
+    """
+    matching = Matching(error, exit_status, kind, inputs)
     if wanted is not None:
+        if matching:
+            raise UsageError("--log shows one claim; leave out what chooses among them.")
         return _show_log(pool, wanted, as_json)
-    found = pool.failed()
+    found = pool.failed(matching)
+    again_too = _attempts_to_come(pool, matching)
     if as_json:
         rows = [
             {
@@ -58,13 +86,14 @@ def failed(pool: Pool, wanted: str | None, as_json: bool) -> None:
         ]
         again = [
             {"id": claim.name.id, "errors": [dict(each.record) for each in claim.attempts]}
-            for claim in attempts_to_come(pool)
+            for claim in again_too
         ]
         return print_json({"failed": rows, "tried_again": again})
     shown = printable(pool.root)
     _print_claims(found, lambda claim: claim.name.attempt + 1)
-    again_too = attempts_to_come(pool)
-    if not found:
+    if not found and matching:
+        click.echo("No failed claim matches.")
+    elif not found:
         click.echo("No claim failed for good." if again_too else "No claim failed.")
     if again_too:
         has = "1 claim has" if len(again_too) == 1 else f"{len(again_too):,} claims have"
@@ -76,6 +105,14 @@ def failed(pool: Pool, wanted: str | None, as_json: bool) -> None:
         return None
     click.echo(f"\nThe tail of its output: fsqueue failed {shown} --log ID")
     return click.echo(f"Put them back:          fsqueue retry {shown} [ID]...")
+
+
+def _attempts_to_come(pool: Pool, matching: Matching) -> list[FailedClaim]:
+    found = attempts_to_come(pool)
+    if not matching:
+        return found
+    chosen = set(select(pool, (State.WAITING, State.RUNNING), matching))
+    return [claim for claim in found if claim.name.id in chosen]
 
 
 def _print_claims(found: list[FailedClaim], attempts: Callable[[FailedClaim], int]) -> None:

@@ -111,6 +111,35 @@ def inputs_option(function: F) -> F:
     )(function)
 
 
+def matching_options(function: F) -> F:
+    """Add --error, --exit, --kind and --input, which choose claims; see `matching_of`."""
+    for option in (
+        click.option(
+            "--input",
+            "inputs",
+            default="",
+            metavar="GLOB",
+            help="Only claims of inputs whose path or name matches, such as '*.fa'.",
+        ),
+        click.option("--kind", default="", help="Only claims of this kind."),
+        click.option(
+            "--exit",
+            "exit_status",
+            type=int,
+            metavar="N",
+            help="Only claims whose program ended with this exit status; 128 more than a signal.",
+        ),
+        click.option(
+            "--error",
+            default="",
+            metavar="TEXT",
+            help="Only claims whose last error, or its output, has this text; case does not count.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def stealing_options(function: F) -> F:
     """Add the options of `work` and `run` that control stealing."""
     interval = click.option(

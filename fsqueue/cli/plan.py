@@ -23,7 +23,7 @@ from fsqueue.cli.options import (
     split_pool,
 )
 from fsqueue.errors import ExitStatus, FsqueueError
-from fsqueue.handler import Handler, Option, load_handler, registered
+from fsqueue.handler import Handler, Option, load_class, registered
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
 from fsqueue.pool.untrusted import printable
@@ -31,6 +31,7 @@ from fsqueue.scheduling.planner import PlanResult
 
 EXAMPLES: Final = {
     "embed": "fsqueue plan embed pool/ *.faa --model facebook/esm2_t6_8M_UR50D --gpus 4090x2,3090",
+    "python": "fsqueue plan python pool/ texts/ --file embed.py",
     "command": "fsqueue plan command pool/ reads/*.fa -- wc -l {input}",
 }
 
@@ -42,13 +43,13 @@ class Handlers(click.Group):
         return sorted(registered())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return _command(load_handler(name)) if name in registered() else None
+        return _command(name, load_class(name)) if name in registered() else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
         for name in self.list_commands(ctx):
             try:
-                rows.append((name, _first_line(load_handler(name))))
+                rows.append((name, _first_line(load_class(name))))
             except (FsqueueError, AttributeError) as error:
                 rows.append((name, f"(cannot be loaded: {error})"))
         with formatter.section("Handlers"):
@@ -65,7 +66,7 @@ def plan() -> None:
     """
 
 
-def _command(handler: Handler) -> click.Command:
+def _command(name: str, handler: type[Handler]) -> click.Command:
     tail = f" -- {handler.trailing}" if handler.trailing else ""
     params: list[click.Parameter] = [_option(option) for option in handler.options]
     params += [
@@ -101,12 +102,12 @@ def _command(handler: Handler) -> click.Command:
                      help="Print what would be planned; change nothing."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     ]  # fmt: skip
-    example = EXAMPLES.get(handler.name)
+    example = EXAMPLES.get(name)
     return TrailingCommand(
-        handler.name,
+        name,
         params=params,
-        callback=lambda **given: _plan(handler, given),
-        help=type(handler).__doc__,
+        callback=lambda **given: _plan(name, handler, given),
+        help=handler.__doc__,
         epilog=f"\b\nExample:\n  {example}" if example else None,
         context_settings=SETTINGS | {"ignore_unknown_options": False},
     )
@@ -114,7 +115,9 @@ def _command(handler: Handler) -> click.Command:
 
 def _option(option: Option) -> click.Option:
     flag = "--" + option.name.replace("_", "-")
-    if isinstance(option.default, bool):
+    if isinstance(option.default, tuple):
+        return click.Option([flag], multiple=True, help=option.help)
+    if option.switch or isinstance(option.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=option.default, help=option.help)
     kind: Any = click.Choice(option.choices) if option.choices else _type(option)
     return click.Option(
@@ -133,7 +136,7 @@ def _type(option: Option) -> Any:
     return str if option.default is None else type(option.default)
 
 
-def _plan(handler: Handler, given: dict[str, Any]) -> None:
+def _plan(name: str, handler: type[Handler], given: dict[str, Any]) -> None:
     """Plan. The parameters are a dictionary here only, because each handler brings its own."""
     words = list(given["words"])
     options = {option.name: given[option.name.replace("-", "_")] for option in handler.options}
@@ -152,7 +155,7 @@ def _plan(handler: Handler, given: dict[str, Any]) -> None:
 
     result = api.plan(
         root,
-        handler.name,
+        name,
         inputs,
         options,
         gpus=given["gpus"],
@@ -224,5 +227,5 @@ def _show_shares(result: PlanResult) -> None:
     )
 
 
-def _first_line(handler: Handler) -> str:
-    return (type(handler).__doc__ or "").strip().splitlines()[0] if type(handler).__doc__ else ""
+def _first_line(handler: type[Handler]) -> str:
+    return handler.__doc__.strip().splitlines()[0] if handler.__doc__ else ""

@@ -6,11 +6,13 @@ from dataclasses import asdict
 
 import click
 
+from fsqueue import Matching
 from fsqueue.api import open_pool
 from fsqueue.cli.options import (
     SETTINGS,
     dry_run_option,
     json_option,
+    matching_options,
     plural,
     print_json,
     split_pool,
@@ -21,12 +23,27 @@ from fsqueue.cli.options import (
 @click.command("retry", context_settings=SETTINGS)
 @click.argument("words", nargs=-1, metavar="POOL [ID]...")
 @trust_option
+@matching_options
 @dry_run_option
 @json_option
-def retry(words: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Put failed claims back into their spools: all of them, or those named by ID."""
+def retry(
+    words: tuple[str, ...],
+    error: str,
+    exit_status: int | None,
+    kind: str,
+    inputs: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put failed claims back into their spools: all of them, those named by ID, or some.
+
+    \b
+    Example:
+      fsqueue retry pool/ --error "out of memory" --dry-run
+    """
     root, ids = split_pool(words)
-    retried = open_pool(root).retry(ids, dry_run=dry_run)
+    matching = Matching(error, exit_status, kind, inputs)
+    retried = open_pool(root).retry(ids, matching=matching, dry_run=dry_run)
     if as_json:
         return print_json({"claims": [asdict(each) for each in retried]})
     for each in retried:

@@ -89,6 +89,9 @@ def _bar(snapshot: Snapshot, width: int, ascii: bool) -> Text:
     """Return overall progress by cost, and every claim accounted for."""
     count = snapshot.count
     text = f"  {format.share(snapshot.progress, 1.0)}  {counted(snapshot, eta=False)}"
+    if snapshot.forecast.is_wide:
+        low, high = map(format.duration, (snapshot.eta_low_s, snapshot.eta_high_s))
+        text += f", {low} to {high} left"
     drawn = line("")
     room = min(40, width - len(text))
     if room >= 8:

@@ -124,7 +124,7 @@ def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
         tiles.append(("took so far" if not snapshot.finished else "took", _took(summary)))
     if not snapshot.finished:
         tiles.append((f"{snapshot.unit}/s", format.rate(snapshot.items_per_s)))
-        tiles.append(("ETA", format.duration(snapshot.eta_s)))
+        tiles.append(("ETA", format.eta(snapshot.forecast)))
     tiles += [(name, f"{amount:,}") for name, amount in count.measures.items()]
     yield '<dl class="tiles">\n'
     for name, text in tiles:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from fsqueue.monitor.forecast import Forecast
+
 UNKNOWN: Final = "-"
 
 
@@ -20,6 +22,14 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86400:,}d{whole % 86400 // 3600:02d}h"
+
+
+def eta(forecast: Forecast) -> str:
+    """Return when all is done, with the range if it is wide: 12m, 12m10s (8m00s to 19m30s)."""
+    text = duration(forecast.seconds)
+    if not forecast.is_wide:
+        return text
+    return f"{text} ({duration(forecast.low_s)} to {duration(forecast.high_s)})"
 
 
 def clock(t: float) -> str:

@@ -44,6 +44,8 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         **_rates(snapshot.rates),
         "cost_per_s": snapshot.cost_per_s,
         "eta_s": snapshot.eta_s,
+        "eta_low_s": snapshot.eta_low_s,
+        "eta_high_s": snapshot.eta_high_s,
         "spools": [spool_facts(row) for row in snapshot.spools],
         "metadata_ops_per_s": round(
             sum(row.status.metadata_ops_per_s for row in snapshot.workers if row.living), 3

@@ -160,5 +160,5 @@ def counted(snapshot: Snapshot, *, eta: bool = True) -> str:
     parts += [f"{amount.claims:,} {word}" for word, amount in states.items() if amount.claims]
     parts += [f"{n:,} {name.replace('_', ' ')}" for name, n in snapshot.counters.items() if n]
     if eta and not snapshot.finished:
-        parts.append(f"ETA {format.duration(snapshot.eta_s)}")
+        parts.append(f"ETA {format.eta(snapshot.forecast)}")
     return ", ".join(parts)

@@ -8,6 +8,7 @@ None or zero, never a guess. The reader writes nothing and moves nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,8 @@ from fsqueue.errors import PoolError
 from fsqueue.monitor import format
 from fsqueue.monitor.alerts import Alert, AlertKind, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
-from fsqueue.monitor.spools import SpoolRow, cost_rate, eta, spool_rows, total, total_rates
+from fsqueue.monitor.forecast import Forecast
+from fsqueue.monitor.spools import SpoolRow, ahead, cost_rates, spool_rows, total, total_rates
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER, Order
@@ -63,6 +65,15 @@ class Snapshot:
     """Totals that are known only after the run, by counter, as the workers report them."""
     cost_per_s: float | None
     eta_s: float | None
+    """In how many seconds all is done, as likely sooner as later (`monitor.forecast`)."""
+    eta_low_s: float | None = None
+    eta_high_s: float | None = None
+    """Nine times in ten the end is between the low and the high one."""
+
+    @property
+    def forecast(self) -> Forecast:
+        """The three numbers of the ETA together."""
+        return Forecast(self.eta_s, self.eta_low_s, self.eta_high_s)
 
     @property
     def finished(self) -> bool:
@@ -118,7 +129,8 @@ class Reader:
         paused = bool(orders & set(Order))
         workers = tuple(self.workers.rows(count, self.journals, stall_s=stall_s, paused=paused))
         spools = tuple(spool_rows(count, workers, self._spool))
-        cost_per_s = cost_rate(workers)
+        rates = cost_rates(workers)
+        forecast = ahead(count, workers, self.journals)
         warnings = [Alert(AlertKind.DAMAGE, text, text) for text in damage if text]
         warnings += alerts(self.pool, count, workers, orders)
         return Snapshot(
@@ -138,8 +150,10 @@ class Reader:
             items_per_s=total(row.items_per_s for row in workers),
             rates=total_rates(row.rates for row in workers),
             counters=_counters(count, workers),
-            cost_per_s=cost_per_s,
-            eta_s=eta(count, workers, cost_per_s),
+            cost_per_s=math.fsum(rates.values()) if rates else None,
+            eta_s=forecast.seconds,
+            eta_low_s=forecast.low_s,
+            eta_high_s=forecast.high_s,
         )
 
     def _orders(self) -> frozenset[str]:

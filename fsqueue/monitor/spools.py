@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from fsqueue.monitor.counts import Amount, Count
+from fsqueue.monitor.forecast import ETA_MAX_S, Busy, Forecast, forecast
 from fsqueue.monitor.workers import RowState, Use, WorkerRow
+from fsqueue.pool.journal import Journals
 from fsqueue.pool.settings import Spool
 from fsqueue.pool.status import WorkerState
 from fsqueue.pool.untrusted import printable
 
-ETA_MAX_S: Final = 100 * 365 * 86400.0
+IDLE: Final = WorkerState.IDLE
 STATES: Final = (
     RowState.STALLED,
     RowState.SUSPECT,
@@ -162,30 +164,48 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def cost_rate(workers: Iterable[WorkerRow]) -> float | None:
-    """Return the cost per second of all busy workers; new ones are estimated by their weight."""
-    busy = [
-        row for row in workers if row.living and not row.stalled and row.state != WorkerState.IDLE
-    ]
+def at_work(workers: Iterable[WorkerRow]) -> list[WorkerRow]:
+    """Return the workers that do something now."""
+    return [row for row in workers if row.living and not row.stalled and row.state != IDLE]
+
+
+def cost_rates(workers: Iterable[WorkerRow]) -> dict[str, float]:
+    """Return the cost per second of each worker at work; new ones are estimated by their weight."""
+    busy = at_work(workers)
     known = [(row.cost_per_s, row.status.weight) for row in busy if row.cost_per_s]
     if not known:
-        return None
+        return {}
     rate = math.fsum(cost_per_s for cost_per_s, _ in known)
     weight = math.fsum(max(0.0, weight) for _, weight in known)
-    unknown = math.fsum(max(0.0, row.status.weight) for row in busy if not row.cost_per_s)
-    return rate * (1.0 + unknown / weight) if weight else rate
+    each = rate / weight if weight else 0.0
+    return {row.id: row.cost_per_s or max(0.0, row.status.weight) * each for row in busy}
 
 
-def eta(count: Count, workers: Iterable[WorkerRow], cost_per_s: float | None) -> float | None:
-    """Return in how many seconds all is done at this rate; not before the slowest running claim."""
+def ahead(count: Count, workers: Sequence[WorkerRow], journals: Journals) -> Forecast:
+    """Return when all will be done, and how sure that is."""
     if count.finished:
-        return 0.0
-    if not cost_per_s:
-        return None
-    rows = [row for row in workers if row.holds]
-    left = count.waiting.cost + math.fsum(row.cost_left for row in rows)
-    ends = [row.cost_left / row.cost_per_s for row in rows if row.cost_per_s]
-    return _sensible(max(left / cost_per_s, *ends, 0.0))
+        return Forecast(0.0, 0.0, 0.0)
+    rates = cost_rates(workers)
+    busy = [_busy(row, rates[row.id]) for row in workers if rates.get(row.id)]
+    # What others hold (a dead worker, say) has to be done by those at work.
+    left = [row.cost_left for row in workers if row.holds and not rates.get(row.id)]
+    measured = [journals.measured(id) for id in rates]
+    return forecast(
+        count.waiting.claims + len(left),
+        count.waiting.cost + math.fsum(left),
+        busy,
+        [each for each in measured if each],
+    )
+
+
+def _busy(row: WorkerRow, rate: float) -> Busy:
+    current = row.status.current
+    if not row.holds or row.cost_left <= 0:
+        return Busy(rate)
+    if row.progress is not None:
+        return Busy(rate, row.cost_left / (1 - row.progress), left=row.cost_left)
+    ran_s = row.status.written_at - current.started + (row.age_s or 0.0) if current else 0.0
+    return Busy(rate, row.cost_left, max(0.0, ran_s))
 
 
 def _sensible(seconds: float) -> float | None:

@@ -325,6 +325,18 @@ class Journals:
             self._speeds[worker] = _speed(list(window))
         return self._speeds.get(worker)
 
+    def measured(self, worker: str) -> list[tuple[float, float]]:
+        """Return cost and seconds of the claims by which a worker's speed is measured."""
+        window = self._finished.get(worker)
+        return [(done.cost, done.seconds) for done in _chosen(list(window))] if window else []
+
+
+def _chosen(window: list[_Finished]) -> list[_Finished]:
+    """Return the last claims: those of the last 60 s, or the last 10."""
+    newest = window[-1].t
+    recent = [done for done in window if newest - done.t < WINDOW_S]
+    return recent if len(recent) > WINDOW_CLAIMS else window[-WINDOW_CLAIMS:]
+
 
 def _steal(t: float, worker: str, event: dict[str, Any]) -> Steal:
     to = event.get("to")
@@ -366,9 +378,7 @@ def _speed(window: list[_Finished]) -> Speed:
     Of a pause before a claim at most a second counts: taking and publishing are part of the speed,
     waiting for work is not.
     """
-    newest = window[-1].t
-    recent = [done for done in window if newest - done.t < WINDOW_S]
-    chosen = recent if len(recent) > WINDOW_CLAIMS else window[-WINDOW_CLAIMS:]
+    chosen = _chosen(window)
     seconds, previous = 0.0, chosen[0].t - chosen[0].seconds
     measures: dict[str, float] = {}
     for done in chosen:
@@ -381,6 +391,6 @@ def _speed(window: list[_Finished]) -> Speed:
         claims=len(chosen) / seconds,
         cost=sum(done.cost for done in chosen) / seconds,
         measures={name: count / seconds for name, count in measures.items()},
-        finished_at=newest,
+        finished_at=chosen[-1].t,
         longest_s=max(done.seconds for done in chosen),
     )

@@ -20,6 +20,7 @@ Directory structure (a claim's state is its directory; `names` defines the file 
       events/WORKER.jsonl       its journal: one writer, append-only
       outputs/ID.SUFFIX         what handlers made
       checksums/WORKER.jsonl    size and checksum of what that worker published
+      code/NAME-HASH.py         what `plan python` planned to run; its hash is in the claims
       set-aside/                what `check --repair` took out of the way; nothing reads it
       outputs/.WORKER/          what that worker is still writing
       control/ORDER[@TARGET]    drain, pause, stop, cancel: the file's presence is the order
@@ -191,6 +192,11 @@ class Layout:
     def partial(self, id: str) -> str:
         assert ID.fullmatch(id), id
         return f"{self.root}/partial/{id}"
+
+    def code(self, name: str | None = None) -> str:
+        """Return where a file that plans need is kept, or the directory, made with the first."""
+        assert name is None or CHECKPOINT.fullmatch(name), name
+        return f"{self.root}/code" + (f"/{name}" if name else "")
 
     @property
     def set_aside(self) -> str:

@@ -117,6 +117,7 @@ def plan_into(
         number = (numbers or [0])[-1] + 1
         if not result.total.claims:
             break
+        _keep_files(pool, request)
         if _publish(pool, request, fresh, result, number):
             result.number = number
             break
@@ -276,6 +277,13 @@ def cost_limit(
     if handler.cost_max is not None:
         limits.append(handler.cost_max)
     return max(1, int(min(limits)))
+
+
+def _keep_files(pool: PoolDirectory, request: PlanRequest) -> None:
+    """Publish the files that the plan's claims need, before any of the claims."""
+    for name, data in request.handler.kept_files(request.options).items():
+        directories.make(pool.code())
+        atomic.publish(pool.code(name), data, personal=request.handler.personal)
 
 
 def _publish(

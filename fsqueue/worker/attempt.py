@@ -136,6 +136,7 @@ class Attempt:
             warn=self._warn,
             timeout_s=claim.timeout_s,
             worker=worker,
+            code=self.pool.code(),
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()

@@ -136,6 +136,7 @@ def run_handler(handler: Handler, work: Work) -> None:
     """
     pid = os.getpid()
     try:
+        handler.set_up()
         handler.run(work)
     except SystemExit as error:
         raise ClaimFailed(f"the handler called sys.exit({error.code!r})") from error

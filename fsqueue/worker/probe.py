@@ -94,7 +94,7 @@ class Probe:
             directories.make_private(scratch)
             output = NOTHING
             if handler.suffix is not None:
-                output = Path(f"{scratch}/{name.id}{handler.suffix}")
+                output = Path(f"{scratch}/{name.id}{claim.suffix or handler.suffix}")
             self._call(name, claim, handler, output, f"{scratch}/partial")
             if output != NOTHING:
                 require_output(str(output), claim.handler)
@@ -127,6 +127,7 @@ class Probe:
             warn=lambda text: log.info("%s: %s", name.id, text),
             timeout_s=claim.timeout_s,
             worker=self.beat.status.worker_id,
+            code=self.pool.code(),
         )
         timeout_s = 0.0 if handler.ends_in_time else claim.timeout_s
         with self.beat.handling(timeout_s), self.shutdown.interruptible(timeout_s):

@@ -36,6 +36,7 @@ TOKENIZER_FILES: Final = (
     "sentencepiece.bpe.model",
 )
 """A model has one of these, which holds its vocabulary; tokenizer.json is used if it exists."""
+SENTENCEPIECE_FILES: Final = ("spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_SETTINGS: Final = (
     "tokenizer_config.json",
     "special_tokens_map.json",

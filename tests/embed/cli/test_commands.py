@@ -214,8 +214,6 @@ def test_an_encoder_has_the_options_of_a_plan(tiny_model: Path, tiny_dnabert: Pa
     strict = embed.Encoder.load(str(tiny_model), max_residues=10, long="fail")
     with pytest.raises(UsageError, match="longer than --max-residues 10"):
         strict.encode([long])
-    with pytest.raises(UsageError, match="pooling 'per-token'"):
-        embed.Encoder.load(str(tiny_model), pooling="per-token")
     half = embed.Encoder.load(str(tiny_dnabert), dtype="bfloat16", pooling="cls")
     assert half.encode([dna(300, 1)]).dtype == np.float32
 

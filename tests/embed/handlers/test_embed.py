@@ -73,7 +73,7 @@ def test_the_location_of_the_input_is_not_in_the_output(bench: Bench) -> None:
     assert bench.run(one) == bench.run(two)
     keys = read(bench.work(one).output).metadata.keys()
     assert keys == set(
-        "model revision weights dtype pooling long residues_max counts versions".split()
+        "model revision weights dtype pooling pooled long residues_max counts versions".split()
     )
 
 

@@ -71,6 +71,7 @@ def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path],
     found = Encoder.load(str(folder)).encode(TEXTS)
     limit = hub.find(str(folder)).longest
     assert found.shape == (len(TEXTS), 32)
+    pool = {"gpt2": lambda h: h[-1]}.get(name, lambda h: h.mean(0))
     for text, row in zip(TEXTS, found, strict=True):
         if not text:
             assert not row.any()
@@ -79,7 +80,7 @@ def test_texts_together_have_the_vectors_of_each_alone(folders: dict[str, Path],
         tail = len(GenericTokenizer(str(folder)).frame[1])
         if len(ids) > limit:
             ids = [*ids[: limit - tail], *ids[len(ids) - tail :]]
-        np.testing.assert_allclose(row, alone(folder, ids).mean(0), atol=2e-5)
+        np.testing.assert_allclose(row, pool(alone(folder, ids)), atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,12 @@ def test_a_tokenizer_s_padding_is_undone_and_its_edges_are_known(
 
 @pytest.mark.parametrize(
     ("pooling", "rule"),
-    [("cls", lambda h: h[0]), ("max", lambda h: h[:-1].max(0)), ("mean", lambda h: h.mean(0))],
+    [
+        ("last", lambda h: h[-1]),
+        ("max", lambda h: h[:-1].max(0)),
+        ("mean", lambda h: h[:-1].mean(0)),
+        ("mean-all", lambda h: h.mean(0)),
+    ],
 )
 def test_pooling_knows_which_tokens_are_the_text_s_own(
     folders: dict[str, Path], pooling: str, rule: Callable[[np.ndarray], np.ndarray]
@@ -116,6 +122,11 @@ def test_pooling_knows_which_tokens_are_the_text_s_own(
     for text, row in zip(TEXTS, found, strict=False):
         np.testing.assert_allclose(row, rule(alone(folders["t5"], ids_of(folders["t5"], text))),
                                    atol=2e-5)  # fmt: skip
+
+
+def test_a_first_token_is_not_taken_for_a_cls(folders: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="there is no CLS"):
+        Encoder.load(str(folders["t5"]), pooling="cls")
 
 
 def test_texts_longer_than_the_model_are_read_in_windows(folders: dict[str, Path]) -> None:
@@ -151,7 +162,8 @@ def test_residues_are_spaced_if_the_vocabulary_needs_it(
     bench = make_bench(model=str(folder))
     found = bench.embed(bench.file(fasta([("a", "MKVLAX"), ("b", "mkvlax"), ("c", "MKJ")])))
     ids = [Tokens.index(letter) for letter in "MKVLAX"]
-    np.testing.assert_allclose(found.rows[0], alone(folder, [2, *ids, 3]).mean(0), atol=2e-5)
+    residues = alone(folder, [2, *ids, 3])[1:-1]
+    np.testing.assert_allclose(found.rows[0], residues.mean(0), atol=2e-5)
     assert found.rows[0].tolist() == found.rows[1].tolist()
     assert found.columns["flags"].tolist() == [0, 0, 4]
     assert "1 letter is outside the model's vocabulary and read as unknown" in bench.warnings
@@ -385,6 +397,6 @@ def test_R48_a_plan_with_a_longer_limit_than_the_model_s_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=r"positions for 64 tokens.*--long window"):
         make_bench(model=str(folders["nucleotides"]), max_residues=65)
-    with pytest.raises(UsageError, match="max_residues 65"):
+    with pytest.raises(UsageError, match="max-residues 65"):
         Encoder.load(str(folders["nucleotides"]), max_residues=65)
     make_bench(model=str(folders["nucleotides"]), max_residues=64)

@@ -152,7 +152,10 @@ def test_the_eta_is_by_the_cost_that_is_left(pool: PoolDirectory) -> None:
     work(pool, A, 2.0)
     work(pool, B, 3.0)
     snapshot = Reader(pool).snapshot()
-    assert snapshot.cost_per_s == pytest.approx(5.0) and snapshot.eta_s == pytest.approx(110 / 5)
+    assert snapshot.cost_per_s == pytest.approx(5.0)
+    assert snapshot.eta_s == pytest.approx(110 / 5, rel=0.1)
+    assert snapshot.eta_low_s is not None and snapshot.eta_high_s is not None
+    assert snapshot.eta_low_s < 110 / 5 < snapshot.eta_high_s < 40
 
 
 def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: PoolDirectory) -> None:
@@ -160,14 +163,14 @@ def test_a_worker_without_a_speed_yet_counts_by_its_weight(pool: PoolDirectory) 
     enlist(pool, B)
     put_status(pool, B, spool="gpu1", weight=1.5, state="loading")
     snapshot = Reader(pool).snapshot()
-    assert snapshot.eta_s == pytest.approx(120 / 5.0)
+    assert snapshot.eta_s == pytest.approx(120 / 5.0, rel=0.1)
 
 
 def test_nothing_ends_before_the_slowest_claim_that_runs(pool: PoolDirectory) -> None:
     work(pool, A, 100.0)
     work(pool, B, 0.5)
     take(pool, B)
-    assert Reader(pool).snapshot().eta_s == pytest.approx(20.0)
+    assert Reader(pool).snapshot().eta_s == pytest.approx(20.0, rel=0.1)
 
 
 def test_without_anybody_at_work_there_is_no_eta(pool: PoolDirectory) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -317,7 +318,7 @@ def attack(users: Users, shared: str, tmp_path: Path, code: str, *words: str | P
     done_by_bob = users.python("bob", code, shared, *words)
     assert done_by_bob.returncode == 0, done_by_bob.stderr
     run = users.fsqueue("alice", *WORK, GROUP, shared)
-    assert run.returncode in (0, 3, 5), run.stderr
+    assert run.returncode in (0, 3, 5) or "that no plan holds" in run.stderr  # R30
     assert "Traceback" not in run.stderr
     assert not marker.exists()
 
@@ -337,6 +338,32 @@ def test_a_members_forged_command_is_not_run_and_not_failed(
     text.write_bytes(forged(tmp_path / "lab" / "marker"))
     name = f"forged.command--uid{IDS['alice']}.c9.a0.r0"
     attack(users, shared, tmp_path, FORGE, text, name, mode)
+    assert [n for n in waiting(shared) if n.startswith("forged.")], "it is left to bob"
+    assert os.listdir(Path(shared, "failed")) == []
+
+
+def test_a_members_forged_function_is_not_run_and_not_failed(
+    users: Users, shared: str, tmp_path: Path
+) -> None:
+    source = f"open({str(tmp_path / 'lab' / 'marker')!r}, 'w').close()\ndef run(work): pass\n"
+    kept = "evil-0123456789ab.py"
+    options = {
+        "code": "/tmp/evil.py",
+        "name": "run",
+        "is_class": False,
+        "kept": kept,
+        "sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "options": {},
+    }
+    facts = {"handler": "python", "options": options}
+    text = tmp_path / "claim"
+    text.write_bytes(forged(tmp_path / "lab" / "marker", **facts))
+    keep = (
+        "os.makedirs(f'{sys.argv[1]}/code'); "
+        f"open(f'{{sys.argv[1]}}/code/{kept}', 'w').write({source!r})\n"
+    )
+    name = f"forged.evil--uid{IDS['alice']}.c9.a0.r0"
+    attack(users, shared, tmp_path, keep + FORGE, text, name, "640")
     assert [n for n in waiting(shared) if n.startswith("forged.")], "it is left to bob"
     assert os.listdir(Path(shared, "failed")) == []
 
@@ -497,7 +524,7 @@ def test_special_files_block_no_command(
     attack(users, shared, tmp_path, code, *odd)
     for command in ("status", "workers", "failed"):
         look = users.fsqueue("alice", command, GROUP, shared)
-        assert look.returncode in (0, 3) and "Traceback" not in look.stderr
+        assert look.returncode in (0, 1, 3) and "Traceback" not in look.stderr  # 1: R30
     assert len(done(shared)) == 3
 
 
