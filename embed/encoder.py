@@ -25,17 +25,19 @@ from embed.engine.batching import batches
 from embed.engine.float32_fallback import Float32Fallback
 from embed.engine.sequence_reader import SequenceReader
 from embed.handlers.embed import Embed
+from embed.inputs import letter_check
 from embed.inputs.fasta import BLANKS, Record
 from embed.models import families, hub
 from embed.models.convention import Convention
 from embed.models.families import FAMILIES, Tokenizer
 from embed.options import OPTIONS
-from fsqueue import ClaimFailed, ClaimImpossible, UsageError
+from fsqueue import BadInput, ClaimFailed, ClaimImpossible, UsageError
 
 log = logging.getLogger(__name__)
 
 ACCEPTED: Final = (
-    *("dtype", "pooling", "layers", "normalize", "prefix", "prompt", "long", "max_residues"),
+    *("dtype", "pooling", "layers", "normalize", "prefix", "prompt"),
+    *("long", "max_residues", "overlap"),
 )
 """The options of `fsqueue plan embed` that say how a sequence becomes a vector."""
 
@@ -57,7 +59,7 @@ class Encoder:
         """Load a model by its folder or hub id, onto the first visible GPU or else the CPU.
 
         The options are those of `fsqueue plan embed`: dtype="float32", pooling, layers, normalize,
-        prefix, prompt, long, max_residues. Raises UsageError, with what to type.
+        prefix, prompt, long, max_residues, overlap. Raises UsageError, with what to type.
         """
         for name in options:
             if name not in ACCEPTED:
@@ -121,6 +123,13 @@ class Encoder:
         rows, offsets = self._encode(sequences, tokens_per_batch)
         return np.split(rows, offsets[1:-1]) if len(offsets) > 1 else []
 
+    def _refuse_wrong_letters(self, records: Sequence[Record]) -> None:
+        kind = letter_check.reads(self._options["family"], self._tokenizer)
+        try:
+            list(letter_check.check("sequences", records, self._tokenizer, kind, are_all=True))
+        except BadInput as error:
+            raise UsageError(str(error)) from error
+
     def _encode(
         self, sequences: Sequence[str], tokens_per_batch: int
     ) -> tuple[Vectors, NDArray[np.int64]]:
@@ -130,17 +139,17 @@ class Encoder:
             raise UsageError(f"tokens_per_batch is 1 or more, not {tokens_per_batch!r}.")
         if not FAMILIES[self._options["family"]].in_tokens:
             inputs = [each.translate(None, BLANKS).rstrip(b"*") for each in inputs]
-        records = (Record(f"sequence {n}", each) for n, each in enumerate(inputs))
-        reader = SequenceReader(
-            records, self._tokenizer, self._options["max_residues"], long=self._options["long"]
-        )
+        records = [Record(f"sequence {n}", each) for n, each in enumerate(inputs)]
+        self._refuse_wrong_letters(records)
+        reader = SequenceReader(records, self._tokenizer, self._options)
         assembly = Assembly(len(inputs), self.width, self.convention)
         try:
             for batch, rows in self._engine.run(batches(reader, tokens_per_batch), log.warning):
                 sizes = [one.rows if assembly.ragged else 1 for one in batch]
                 parts = np.split(rows, np.cumsum(sizes)[:-1])
                 for one, part in zip(batch, parts, strict=True):
-                    assembly.add(one.row, part, window=one.window, share=one.share)
+                    own = part[slice(*one.own)] if assembly.ragged else part
+                    assembly.add(one.row, own, window=one.window, share=one.share)
         except ClaimImpossible as error:
             raise UsageError(str(error)) from error
         vectors, columns = assembly.finish()

@@ -55,6 +55,12 @@ OPTIONS: Final = (
         "Longest sequence. 0: 1022 for ESM-2 as in extract.py, 10000 for DNABERT, else the "
         "model's own limit.",
     ),
+    Option(
+        "overlap",
+        0,
+        "How many residues, or tokens, windows of --long window have in common, at most half of "
+        "one. 0: windows of equal length.",
+    ),
     Option("text", False, "Inputs are documents in UTF-8; each chunk gives a row."),
     Option("chunk_size", CHUNK_SIZE, "Tokens in a chunk, at most as many as the model takes."),
     Option("chunk_overlap", 32, "Tokens repeated from the chunk before, at most half a chunk."),

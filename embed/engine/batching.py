@@ -37,6 +37,8 @@ class Tokenized:
     text: str = ""
     left_out: int = 0
     """How many ids at the beginning are a prefix that gets no rows of its own."""
+    own: tuple[int, int | None] = (0, None)
+    """Where every token has a row, the range of those that no other window has."""
 
     @property
     def rows(self) -> int:

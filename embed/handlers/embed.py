@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
-from embed.inputs import chunks
+from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
-from embed.models.convention import Convention
+from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
-from embed.models.families import FAMILIES, Tokenizer
+from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
+from embed.models.generic.tokenizer import GenericTokenizer
 from embed.models.hub import PinnedModel
 from embed.models.practice import Practice, decide
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
-    *("plan_notes", "deterministic"),
+    *("plan_notes", "windows", "deterministic"),
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
@@ -103,8 +104,13 @@ class Embed(Handler):
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
         if family.in_tokens:
             refuse_too_long(model.folder, options["max_residues"])
+        options = _windows(options, practice.convention, family)
         options = {k: v for k, v in options.items() if k not in CONVENTION_OPTIONS}
         options |= practice.convention.options(family.name)
+        if family.name != "esm2":  # kept, so that the files need not be hashed again
+            convention = Convention.of(options | {"family": family.name})
+            key = model.weights, convention.prefix, convention.pools_prefix
+            self._tokenizers[key] = self._load_tokenizer(model, convention)
         options = {
             **options,
             "model": model.name,
@@ -126,11 +132,14 @@ class Embed(Handler):
             return Practice(Convention.decode(options["convention"]), "as in the store")
         tokenizer = None
         if model.family == "auto":
-            try:
-                tokenizer = families.load_tokenizer(model.family, model.folder)
-            except ClaimImpossible as error:
-                raise UsageError(str(error)) from error
+            tokenizer = self._load_tokenizer(model, PLAIN)
         return decide(model.folder, model.family, config, tokenizer, options)
+
+    def _load_tokenizer(self, model: PinnedModel, convention: Convention) -> Tokenizer:
+        try:
+            return families.load_tokenizer(model.family, model.folder, convention)
+        except ClaimImpossible as error:
+            raise UsageError(str(error)) from error
 
     def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
         """Return how sequences become vectors, and what else is worth knowing about the model."""
@@ -150,7 +159,9 @@ class Embed(Handler):
         path = os.path.abspath(path) if path != "-" else path
         if options.get("text"):
             return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
-        found = scan(path, estimate(options).costs)
+        tokenizer = self.tokenizer(options)
+        limit = _letters_max(options, tokenizer)
+        found = scan(path, estimate(options).costs, longer_than=limit or 1 << 62)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         letters = FAMILIES[options["family"]].letters
         measures = {"sequences": found.total("sequences"), letters: found.total("residues")}
@@ -174,6 +185,11 @@ class Embed(Handler):
         if found.empty:
             have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
             notes.append(f"{path}: {have} no {letters}; the vector will be zeros.")
+        if found.longer:
+            notes.append(_too_long(path, found.longer, limit, letters, options))
+        first, are_all = letter_check.first_records(path)
+        kind = letter_check.reads(options["family"], tokenizer)
+        notes += letter_check.check(path, first, tokenizer, kind, are_all=are_all)
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
 
     def cut(
@@ -294,6 +310,46 @@ def _kind(options: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
+def _letters_max(options: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """Return how many letters fit into the model; 0 if that takes its tokenizer."""
+    most = int(options["max_residues"])
+    if not FAMILIES[options["family"]].in_tokens:
+        return most
+    reads_letters = isinstance(tokenizer, GenericTokenizer) and tokenizer.reads_letters
+    return most - sum(tokenizer.edges) - tokenizer.prefix_tokens if reads_letters else 0
+
+
+def _too_long(path: str, count: int, limit: int, letters: str, options: Mapping[str, Any]) -> str:
+    are = "1 sequence is" if count == 1 else f"{count:,} sequences are"
+    line = f"{path}: {are} longer than {limit:,} {letters}, and will be "
+    if options["long"] == "window":
+        return f"{line}read in windows."
+    return f"{line}truncated; --long window reads them whole."
+
+
+def _windows(options: Mapping[str, Any], convention: Convention, family: Family) -> dict[str, Any]:
+    """Return the options with those about windows checked, and left out where there are none."""
+    overlap, rest = options.get("overlap", 0), {**options}
+    rest.pop("overlap", None)
+    if options["long"] == "window":
+        rest["windows"] = "equal"
+    if not overlap:
+        return rest
+    if options["long"] != "window":
+        raise UsageError(f"--overlap {overlap}: applies to windows only; add --long window.")
+    if not 0 < overlap <= options["max_residues"] // 2:
+        raise UsageError(
+            f"--overlap {overlap}: must be at most half a window, {options['max_residues'] // 2:,} "
+            f"of --max-residues {options['max_residues']:,}."
+        )
+    if convention.per_token and family.name == "dnabert":
+        raise UsageError(
+            "--overlap with --pooling per-token: DNABERT's tokens of two windows cannot be "
+            "matched, because they differ with what is around them. Leave out --overlap."
+        )
+    return rest | {"overlap": overlap}
+
+
 def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an output's header says about how its numbers were computed."""
     return {
@@ -304,6 +360,7 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "pooling": options["pooling"],
         "pooled": Convention.of(options).describe(),
         "long": options["long"],
+        **{name: str(options[name]) for name in ("windows", "overlap") if name in options},
         "residues_max": str(options["max_residues"]),
         "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},
     }

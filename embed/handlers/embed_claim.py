@@ -91,7 +91,7 @@ def reader_of(
     records: Iterable[Record], model: ClaimModel, options: Mapping[str, Any]
 ) -> SequenceReader:
     """Return a reader of these records for the model."""
-    return SequenceReader(records, model.tokenizer, options["max_residues"], long=options["long"])
+    return SequenceReader(records, model.tokenizer, options)
 
 
 def compute(
@@ -115,7 +115,8 @@ def compute(
         nonlocal done
         parts = np.split(rows, np.cumsum(sizes(batch))[:-1])
         for one, part in zip(batch, parts, strict=True):
-            assembly.add(one.row, part, window=one.window, share=one.share)
+            rows_own = part[slice(*one.own)] if assembly.ragged else part
+            assembly.add(one.row, rows_own, window=one.window, share=one.share)
             done += one.window == 0
         work.progress(done + (reuse.counts.known if reuse else 0), planned, tokens=computed)
 

@@ -97,12 +97,16 @@ class Estimate:
     in_windows: bool = False
     tokens_per_residue: float = 1.0
     half: bool = False
+    overlap: int = 0
 
     def costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """Return the cost of sequences with these numbers of residues, in whole megaflops.
 
         Those longer than `residues_max` are truncated to it, or read in windows of that size.
         """
+        if self.overlap:
+            more = np.maximum(lengths - self.residues_max, 0)
+            lengths = lengths + self.overlap * -(-more // (self.residues_max - self.overlap))
         whole, rest = np.divmod(lengths, self.residues_max)
         if not self.in_windows:
             return self._whole(self._flops(np.minimum(lengths, self.residues_max)))
@@ -141,4 +145,5 @@ def estimate(options: Mapping[str, Any]) -> Estimate:
         in_windows=options["long"] == "window",
         tokens_per_residue=family.tokens_per_residue,
         half=options["dtype"] != "float32",
+        overlap=int(options.get("overlap", 0)),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from embed.models.convention import PLAIN, Convention
+from embed.models.windows import Window, Windows
 
 if TYPE_CHECKING:
     from embed.models.pooling import Pooler
@@ -61,8 +62,14 @@ class Tokenizer(Protocol):
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""
 
-    def windows(self, letters: bytes, most: int) -> Iterator[tuple[Sized, int, float]]:
-        """Yield windows that fit into the model: ids, how many are unknown, how many letters."""
+    uninformative: bytes
+    """Letters that stand for any other: a sequence of nothing else has a meaningless vector."""
+
+    def count_unknown(self, letters: bytes) -> int | None:
+        """Return how many letters are unknown; None if that takes reading them."""
+
+    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
+        """Yield windows that fit into the model; none of an empty sequence."""
 
 
 def load_tokenizer(family: str, folder: str, convention: Convention = PLAIN) -> Tokenizer:

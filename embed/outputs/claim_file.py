@@ -28,7 +28,13 @@ from numpy.typing import NDArray
 from embed.outputs.safetensors_header import HEADER_MAX, lay_out
 from fsqueue import ClaimImpossible
 
-FLAGS: Final = {"truncated": 1, "windowed": 2, "unknown_residues": 4, "empty": 8}
+FLAGS: Final = {
+    "truncated": 1,
+    "windowed": 2,
+    "unknown_residues": 4,
+    "empty": 8,
+    "uninformative": 16,
+}
 """The terms of a sequence's entry in `flags`."""
 
 

@@ -138,7 +138,7 @@ class Ours:
         engine, tokenizer = self._handler.engine(self.options, print)
         wanted = (Record(text.encode()) for text in self.sequences)
         options = self.options
-        reader = SequenceReader(wanted, tokenizer, options["max_residues"], long=options["long"])
+        reader = SequenceReader(wanted, tokenizer, options)
         rows = np.zeros((len(self.sequences), engine.width), np.float32)
         for batch in batches(reader, options["tokens_per_batch"]):
             for one, row in zip(batch, engine.embed(batch, print), strict=True):

@@ -28,7 +28,7 @@ from fsqueue import ClaimImpossible
 UNUSED: Final = "pooler"
 """A part after the encoder, which many models have untrained; the states are taken before it."""
 DERIVED: Final = ("position_ids", "inv_freq", "masked_bias", "attn.bias", "embed_positions.weights")
-"""Tables in older files that follow from the configuration."""
+"""Tables that follow from the configuration, which some files have and others lack."""
 
 Ids = NDArray[np.int64]
 
@@ -41,11 +41,17 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
+    from embed.models.generic.gated_esm import GatedEsmModel, is_gated
+
     try:
         with transformers_silenced():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            encoder_only = config.is_encoder_decoder and type(config) in ENCODERS
+            # T5's encoder alone is saved as no encoder-decoder, which AutoModel takes for a T5.
+            named = getattr(ENCODERS.get(type(config), None), "__name__", "")
+            encoder_only = named.endswith("EncoderModel")
             model_class = AutoModelForTextEncoding if encoder_only else AutoModel
+            if is_gated(config):
+                model_class = GatedEsmModel
             model, found = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -71,7 +77,11 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
 
 
 def _check_weights(folder: str, model: Any, found: dict[str, Any]) -> None:
-    missing = sorted(name for name in found["missing_keys"] if UNUSED not in name.split("."))
+    missing = sorted(
+        name
+        for name in found["missing_keys"]
+        if UNUSED not in name.split(".") and not name.endswith(DERIVED)
+    )
     parts = {name for name, _ in model.named_children()} - {UNUSED}
     prefix = f"{model.base_model_prefix}."
     unexpected = sorted(

@@ -83,7 +83,12 @@ def _refuse_unknown_type(folder: str, config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type in MODEL_MAPPING_NAMES:
         return
-    own_code = " It comes with its own code, which is never run." if "auto_map" in config else ""
+    own_code = ""
+    if "auto_map" in config:
+        own_code = (
+            " It comes with its own code, which is never run; a handler of your own can run it "
+            "(README, Your own handler)."
+        )
     raise UsageError(
         f"{folder}: is a model of type {model_type!r}, which transformers does not have.{own_code} "
         f"Give an ESM-2, a DNABERT, or another model that transformers has."

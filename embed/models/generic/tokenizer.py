@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.models.generic.shape import SENTENCEPIECE_FILES
+from embed.models.windows import Window, Windows
 from fsqueue import ClaimImpossible, NotSupportedError
 
 Ids = NDArray[np.int64]
@@ -44,13 +45,17 @@ class GenericTokenizer:
         Every input is read after `prefix`; `pools_prefix` says whether its tokens are pooled.
         """
         try:
-            load = _from_json if os.path.isfile(f"{folder}/tokenizer.json") else _from_vocabulary
+            has_json = os.path.isfile(f"{folder}/tokenizer.json")
+            if not has_json:
+                _refuse_without_sentencepiece(folder)
+            load = _from_json if has_json else _from_vocabulary
             backend = load(folder)
             framed, own = backend.framed_a, backend.encode("a")
             at = next(n for n in range(len(framed)) if framed[n : n + len(own)] == own)
+        except NotSupportedError:
+            raise
         except Exception as error:  # the tokenizers library raises the bare class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            _refuse_without_sentencepiece(folder)
             raise ClaimImpossible(
                 f"{folder}: its tokenizer cannot be read ({reason}). Fetch the model again, or "
                 f"write a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
@@ -66,6 +71,7 @@ class GenericTokenizer:
         self._lowers = _lowers(folder)
         self.reads_proteins = not self._misses(joint.join(PROTEIN))
         self._table = None if self.reads_text else self._make_table(joint)
+        self.uninformative = b"" if self.reads_text else b"Xx" if self.reads_proteins else b"Nn"
         self._prefix = prefix
         self.prefix_tokens = len(self._encode(prefix)) if prefix else 0
         self.left_out = 0 if pools_prefix else self.prefix_tokens
@@ -76,15 +82,25 @@ class GenericTokenizer:
         prefix, ids, unknown = self._tokens(letters)
         return np.concatenate([prefix, ids]), int(unknown.sum())
 
-    def windows(self, letters: bytes, most: int) -> Iterator[tuple[Ids, int, float]]:
-        """Yield windows of at most `most` tokens, begin and end included: their ids, how many are
-        unknown, and approximately how many letters they stand for."""
+    def count_unknown(self, letters: bytes) -> int | None:
+        """Return how many letters are unknown, if every letter is a token; else None."""
+        if self._table is None:
+            return None
+        return int(self._table[1][np.frombuffer(letters, np.uint8)].sum())
+
+    @property
+    def reads_letters(self) -> bool:
+        """Return whether every letter is a token."""
+        return self._table is not None
+
+    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
+        """Yield windows of at most `how.most` tokens, begin, end and prefix included."""
         prefix, ids, unknown = self._tokens(letters)
-        room = max(1, most - sum(self.edges) - len(prefix))
-        for start in range(0, len(ids), room):
-            part = slice(start, start + room)
-            share = len(letters) * len(ids[part]) / len(ids)
-            yield np.concatenate([prefix, ids[part]]), int(unknown[part].sum()), share
+        room = max(1, how.most - sum(self.edges) - len(prefix))
+        for begin, end, first, stop in how.spans(len(ids), room):
+            share = len(letters) * (end - begin) / len(ids)
+            part = np.concatenate([prefix, ids[begin:end]])
+            yield Window(part, int(unknown[begin:end].sum()), share, first, stop)
 
     def _tokens(self, letters: bytes) -> tuple[Ids, Ids, NDArray[np.bool_]]:
         """Return the prefix's ids, those of a text after it, and which of these are unknown."""
