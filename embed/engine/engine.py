@@ -12,6 +12,7 @@ What this module does not know: which device it has, files, claims and rows.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,27 @@ def use_threads(count: int) -> None:
 
 
 @dataclass(slots=True)
+class Usage:
+    """What became of an engine's time."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    """While there were batches to run."""
+    feed_s: float = 0.0
+    """Spent waiting for the next batch, or on preparing it."""
+    device_s: float = 0.0
+    """Spent waiting for the device."""
+
+    def line(self) -> str:
+        """Return it for the log."""
+        seconds = max(self.seconds, 1e-9)
+        return (
+            f"{self.tokens / seconds:,.0f} tokens/s; {self.feed_s / seconds:.0%} of the time on "
+            f"preparing batches, {self.device_s / seconds:.0%} waiting for the device"
+        )
+
+
+@dataclass(slots=True)
 class _Flight:
     """Batches that share a launch; `launch` is None if there was no memory for it."""
 
@@ -63,6 +85,7 @@ class Engine:
         self, encoder: PackedEncoder, pooler: Pooler, device: Device, budget: Budget | None = None
     ) -> None:
         """Without a budget, every batch is a launch. Raises NotSupportedError as `kernel_for`."""
+        self.usage = Usage()
         self._encoder, self._pooler, self._device = encoder, pooler, device
         self._budget = budget or Budget()
         self._tokens_max: int | None = None
@@ -101,12 +124,23 @@ class Engine:
         model does not have, and what `device_errors` says of a device's errors.
         """
         flights: deque[_Flight] = deque()
+        begun = time.perf_counter()
         for group in self._budget.groups(batches):
             flights.append(self._take_off(group))
+            now = time.perf_counter()
+            self._spend(now - begun, feeding=True)
             while len(flights) >= self._device.ahead or (flights and flights[-1].launch is None):
                 yield from self._land(flights, warn)
+            begun = time.perf_counter()
         while flights:
             yield from self._land(flights, warn)
+
+    def _spend(self, seconds: float, *, feeding: bool) -> None:
+        self.usage.seconds += seconds
+        if feeding:
+            self.usage.feed_s += seconds
+        else:
+            self.usage.device_s += seconds
 
     def _take_off(self, batches: list[Batch]) -> _Flight:
         sequences = [one for batch in batches for one in batch]
@@ -145,12 +179,16 @@ class Engine:
     def _land(self, flights: deque[_Flight], warn: Warn) -> Iterator[tuple[Batch, Rows]]:
         """Wait for the first launch in flight, and yield its batches with their rows."""
         flight = flights.popleft()
+        begun = time.perf_counter()
         rows = self._wait(flight)
         if rows is None:
             for other in flights:  # they hold memory
                 other.rows = self._wait(other)
             rows = self._divided(flight.sequences, warn)
-        self._budget.note(_tokens(flight.sequences))
+        tokens = _tokens(flight.sequences)
+        self._spend(time.perf_counter() - begun, feeding=False)
+        self.usage.tokens += tokens
+        self._budget.note(tokens)
         first = 0
         for batch in flight.batches:
             count = sum(one.rows for one in batch) if self.per_token else len(batch)

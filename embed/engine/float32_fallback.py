@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embed.engine.budget import Budget
 from embed.engine.device import Device
 from embed.engine.device_errors import typed_errors
-from embed.engine.engine import Batch, Engine, Warn
+from embed.engine.engine import Batch, Engine, Usage, Warn
 from embed.models import families
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
@@ -71,6 +71,11 @@ class Float32Fallback:
     @property
     def width(self) -> int:
         return self._engine.width
+
+    def take_usage(self) -> Usage:
+        """Return what became of the time since the last call."""
+        usage, self._engine.usage = self._engine.usage, Usage()
+        return usage
 
     def provenance(self) -> dict[str, str]:
         """Return the device and the attention kernel; nothing for a CPU, where all do the same."""

@@ -8,6 +8,7 @@ what is done is in the store (`store/reuse.py`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from embed.engine.float32_fallback import Float32Fallback
     from embed.store.view import View
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.float32]
 
 
@@ -55,6 +58,7 @@ class ClaimModel:
         if first is not None:
             self.used.append(self.load())
             yield from self.used[-1].run(chain([first], batches), warn)
+            log.info("%s", self.used[-1].take_usage().line())
 
     def provenance(self) -> dict[str, str]:
         """Return how the engine computed, where that is not as on every CPU."""

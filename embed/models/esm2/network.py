@@ -52,7 +52,7 @@ def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
             f"{folder}: weights of the model are missing from its files ({len(missing)}; the first "
             f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
-    return Esm2Encoder(model.to(device).eval())
+    return Esm2Encoder(model.eval(), device)
 
 
 class Esm2Encoder(PackedEncoder):
@@ -63,22 +63,31 @@ class Esm2Encoder(PackedEncoder):
     the scores, sums over a head, do not depend on the order.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: torch.device | None = None) -> None:
+        """Take a model apart, and move it to a device layer by layer.
+
+        So the device never holds more than the result and one layer of the model.
+        """
         config, dtype = model.config, model.dtype
+        device = device or model.device
         self.width: int = config.hidden_size
-        self.device, self.dtype = model.device, dtype
+        self.device, self.dtype = device, dtype
         self._heads: int = config.num_attention_heads
         self.head = self.width // self._heads
         self.frame = Frame((BEGIN,), (END,), config.vocab_size)
         # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
         word = model.embeddings.word_embeddings.weight.detach()
-        self._words = (word.float() * scale).to(dtype)
-        self._norm_before = model.embeddings.layer_norm
-        self._norm_after = model.encoder.emb_layer_norm_after
+        self._words = (word.float() * scale).to(device, dtype)
+        norm_before = model.embeddings.layer_norm
+        self._norm_before = norm_before and _moved(norm_before, device)
+        self._norm_after = _moved(model.encoder.emb_layer_norm_after, device)
         self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
         self._rotations = torch.empty(0, len(self.inv_freq), dtype=torch.complex64)
-        self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
+        self._layers = []
+        for number, layer in enumerate(model.encoder.layer):
+            model.encoder.layer[number] = torch.nn.Identity()  # the list no longer holds it
+            self._layers.append(_Layer(_moved(layer, device), self._heads))
 
     def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
         """Return the chosen layers' states of every token of a pack, (tokens, width)."""
@@ -129,6 +138,12 @@ class _Layer:
         q, k = rotated.to(pack.scores_dtype(qkv)).unbind(1)
         x = x + self._out(attend(q, k, qkv[:, 2], pack))
         return x + self._down(self._up(self._mlp_norm(x)))
+
+
+def _moved(module: Any, device: torch.device) -> Any:
+    """Return a module on a device."""
+    is_there = next(module.parameters()).device == device
+    return module if is_there else module.to(device)
 
 
 def _linear(module: Any, *, gelu: bool = False) -> TensorMap:

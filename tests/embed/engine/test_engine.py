@@ -162,6 +162,20 @@ def test_a_cpu_computes_a_batch_when_it_is_asked_for(
         assert len(taken) == number + 1
 
 
+def test_where_the_time_goes_is_counted(
+    encoder: PackedEncoder, batches: list[list[Tokenized]]
+) -> None:
+    """While the caller works with the rows, no time passes for the engine."""
+    engine = Engine(encoder, MEAN, SimulatedDevice())
+    for _ in engine.run(batches, pytest.fail):
+        pass
+    usage = engine.usage
+    assert usage.tokens == sum(one.tokens for each in batches for one in each)
+    assert usage.feed_s > 0 and usage.device_s > 0
+    assert usage.seconds == pytest.approx(usage.feed_s + usage.device_s)
+    assert "tokens/s" in usage.line() and "% waiting for the device" in usage.line()
+
+
 def test_which_kernel_ran_on_which_card_is_known(encoder: PackedEncoder) -> None:
     engine = Engine(encoder, MEAN, SimulatedDevice(capability=(7, 5)))
     assert engine.provenance() == {"device": "NVIDIA Simulated", "attention": "padded"}
