@@ -43,6 +43,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.names import ClaimName, LeaseName
 from fsqueue.pool.proof_of_life import is_stopped
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.processes import orphans
 from fsqueue.processes.leftovers import end_everything_of
 from fsqueue.storage import directories, permissions
 from fsqueue.storage.operation_count import operations
@@ -263,6 +264,7 @@ class GuardianProcess:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        orphans.keep(self._process.pid)
 
     def wake(self) -> None:
         """Let it look at once; may be called from a signal handler."""
