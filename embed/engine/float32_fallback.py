@@ -2,7 +2,8 @@
 
 float16 ends at 65,504, and a larger state becomes infinite. The sequence it belongs to is then run
 again, alone and in float32, so its vector depends neither on its neighbours nor on what earlier
-owners of the claim did. For that the model is loaded a second time, once and only if needed.
+owners of the claim did. For that the model is loaded a second time, once and only if needed; on
+the CPU if the card has no room for it.
 
 What this module does not know: why a vector is not finite. The callers refuse those that still are
 not.
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.budget import Budget
-from embed.engine.device import Device
-from embed.engine.device_errors import typed_errors
+from embed.engine.device import Cpu, Device
+from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.engine import Batch, Engine, Usage, Warn
 from embed.models import families
 from embed.models.convention import Convention
@@ -52,12 +53,26 @@ def with_float32_fallback(
     pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
 
     def load_float32() -> Engine:
-        with host_lock("load"), typed_errors():
-            exact, _ = families.load(family, folder, "float32", device.place)
-        return Engine(exact, pooler, device)
+        try:
+            return _load_float32(family, folder, tokenizer, convention, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or device.capability is None:
+                raise
+        log.warning("the model in float32 does not fit beside the other; using the CPU for it")
+        device.release()
+        return _load_float32(family, folder, tokenizer, convention, Cpu())
 
     engine = Engine(encoder, pooler, device, budget)
     return Float32Fallback(engine, None if dtype == "float32" else load_float32)
+
+
+def _load_float32(
+    family: str, folder: str, tokenizer: Tokenizer, convention: Convention, device: Device
+) -> Engine:
+    with host_lock("load"), typed_errors():
+        encoder, _ = families.load(family, folder, "float32", device.place)
+        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+    return Engine(encoder, pooler, device)
 
 
 class Float32Fallback:
