@@ -217,6 +217,8 @@ def _show_shares(result: PlanResult) -> None:
     counts = [total.measures.get(name, 0) for name in names]
     rows.append(["total", "", "", total.claims, *counts, total.cost, "100.0 %"])
     print_table(header, rows, left=2)
+    for name, why in result.too_small.items():
+        click.echo(f"{name} gets no claims: its GPU is too small for them ({why}).")
     largest = 100 * result.largest / max(total.cost, 1)
     limit = 100 * result.cost_max / max(total.cost, 1)
     click.echo(
