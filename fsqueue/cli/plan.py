@@ -24,6 +24,7 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.handler import Handler, Option, load_class, registered
+from fsqueue.pool.names import PRIORITY_MAX
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
 from fsqueue.pool.untrusted import printable
@@ -92,6 +93,9 @@ def _command(name: str, handler: type[Handler]) -> click.Command:
         click.Option(["--timeout"], type=Duration(), default=0.0,
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
+        click.Option(["--priority"], type=click.IntRange(0, PRIORITY_MAX), default=0,
+                     help="Claims of a higher priority are taken first, by whoever may take them. "
+                     "Default: 0, the lowest."),
         click.Option(["--lease"], type=Duration(),
                      help="Lease of a new pool: a worker that is silent for this long is dead. "
                      f"Default: {LEASE_S:g}s."),
@@ -165,6 +169,7 @@ def _plan(name: str, handler: type[Handler], given: dict[str, Any]) -> None:
         min_tier=given["min_tier"],
         requires=given["requires"],
         timeout_s=given["timeout"],
+        priority=given["priority"],
         recursive=given["recursive"],
         lease_s=given["lease"],
         attempts_max=given["attempts"],

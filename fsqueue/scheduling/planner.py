@@ -86,6 +86,8 @@ class PlanRequest:
     """What was found among the inputs and cannot be planned, a line each."""
     notes: Sequence[str] = ()
     """What was left out of the inputs."""
+    priority: int = 0
+    """0 to 9: claims of a higher one are taken first."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -292,7 +294,10 @@ def _write(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
     given = handler.suffix, result.total, result.shares, request.options, result.cost_max
-    head = Plan(uid, created, handler.name, tuple(result.kinds), *given, request.timeout_s)
+    kinds = tuple(result.kinds)
+    head = Plan(
+        uid, created, handler.name, kinds, *given, request.timeout_s, priority=request.priority
+    )
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.
     private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))
@@ -310,7 +315,7 @@ def _stage(
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
         home = result.spools[slot].name
-        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost, request.priority)
         facts = request.options, dict(item.payload), dict(item.measures)
         claim = claims.Claim(
             request.handler.name,

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from fsqueue.pool.name_sets import NameList
-from fsqueue.pool.names import ClaimName, is_waiting, vain_of
+from fsqueue.pool.names import ClaimName, is_waiting, priority_of, vain_of
 from fsqueue.pool.requirements import base_of
 from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences
 
@@ -127,7 +127,7 @@ class WaitingClaims:
         groups: defaultdict[tuple[str, ClaimStanding], KindGroup] = defaultdict(KindGroup)
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
-            groups[kind, preferences.standing(id, vain_of(text))].add(text)
+            groups[kind, preferences.standing(id, vain_of(text), priority_of(text))].add(text)
             if ".a0." not in text and len(self.retried) < RETRIED_MAX:
                 self.retried.append(text)
         for group in groups.values():
@@ -200,7 +200,7 @@ class WaitingClaims:
 
     def put_back_in_vain(self) -> Iterator[ClaimName]:
         """Yield the claims that this worker could take but that were put back in vain."""
-        for (_, (*_, vain)), group in self._able.items():
+        for (_, (_, _, vain, _)), group in self._able.items():
             if vain:
                 yield from map(_parsed, group)
 
