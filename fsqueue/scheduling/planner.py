@@ -61,6 +61,10 @@ class PlanResult:
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     number: int | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    """The speed of spools whose workers measured it, in units of weight, by name (R76)."""
+    eta_s: float | None = None
+    """How long all that waits will take, with a worker per spool; None: not known yet."""
     assigned: list[int] = field(default_factory=list)
     """The spool of each item that `cut` yields, as an index into `spools`."""
     kinds: list[str] = field(default_factory=list)
@@ -222,12 +226,21 @@ def _weigh(
     result.shares = {spool.name: Share() for spool in result.spools}
     result.total = Share()
     result.largest = int(max(costs, default=0))
-    loads = None
+    loads, weights = None, own
+    unit, before = request.handler.cost_per_second, 0.0
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
         loads = backlog.loads(pool, result.spools, wanted)
-    weights = own if request.weighted else [1.0] * len(own)
+        speeds = backlog.spool_speeds(pool, result.spools, wanted)
+        weights, unit = list(speeds.by_spool), speeds.unit
+        before = backlog.ahead(pool)
+        if request.weighted:
+            pairs = zip(result.spools, weights, strict=True)
+            result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}
+    result.eta_s = (before + sum(costs)) / (unit * sum(weights)) if unit and costs else None
+    if not request.weighted:
+        weights = [1.0] * len(own)
     result.assigned = assign(costs, weights, loads)
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         result.shares[result.spools[slot].name].add(item.cost, dict(item.measures))
