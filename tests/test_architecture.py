@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors processes storage pool handler command python_file gpu scheduling slurm broadcast "
+        "errors processes storage pool handler command python_file gpu scheduling slurm batch "
+        "broadcast "
         "worker monitor history dashboard maintenance api testing cli __main__"
     ).split(),
     "embed": (

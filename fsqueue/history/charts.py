@@ -221,7 +221,7 @@ def _scale(top: str, bottom: str) -> str:
 
 
 def _y(value: float, most: float) -> float:
-    return HEIGHT - value / most * (HEIGHT - 8)
+    return HEIGHT - value / most * (HEIGHT - 18)
 
 
 def _points(axis: Axis, curve: list[tuple[float, float]], most: float) -> str:
