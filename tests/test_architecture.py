@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors processes storage pool handler command python_file gpu scheduling slurm broadcast "
-        "worker monitor history dashboard maintenance api cli __main__"
+        "errors processes storage pool handler command python_file gpu scheduling slurm batch "
+        "broadcast "
+        "worker monitor history dashboard maintenance api testing cli __main__"
     ).split(),
     "embed": (
         "options outputs models inputs engine store export handlers encoder single_file query "

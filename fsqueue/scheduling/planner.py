@@ -62,6 +62,10 @@ class PlanResult:
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     number: int | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    """The speed of spools whose workers measured it, in units of weight, by name (R76)."""
+    eta_s: float | None = None
+    """How long all that waits will take, with a worker per spool; None: not known yet."""
     assigned: list[int] = field(default_factory=list)
     """The spool of each item that `cut` yields, as an index into `spools`."""
     kinds: list[str] = field(default_factory=list)
@@ -89,6 +93,8 @@ class PlanRequest:
     """What was found among the inputs and cannot be planned, a line each."""
     notes: Sequence[str] = ()
     """What was left out of the inputs."""
+    priority: int = 0
+    """0 to 9: claims of a higher one are taken first."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -215,7 +221,8 @@ def _weigh(
     # the same with weighting on and off.
     result.too_small = _too_small(request, result.spools)
     fitting = [n for n, spool in enumerate(result.spools) if spool.name not in result.too_small]
-    own = [result.spools[n].weight for n in fitting]
+    spools = [result.spools[n] for n in fitting]
+    own = [spool.weight for spool in spools]
     cost = sum(source.cost for source in fresh)
     result.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     costs, kinds = array("d"), dict[str, None]()
@@ -226,12 +233,21 @@ def _weigh(
     result.shares = {spool.name: Share() for spool in result.spools}
     result.total = Share()
     result.largest = int(max(costs, default=0))
-    loads = None
+    loads, weights = None, own
+    unit, before = request.handler.cost_per_second, 0.0
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        loads = backlog.loads(pool, [result.spools[n] for n in fitting], wanted)
-    weights = own if request.weighted else [1.0] * len(own)
+        loads = backlog.loads(pool, spools, wanted)
+        speeds = backlog.spool_speeds(pool, spools, wanted)
+        weights, unit = list(speeds.by_spool), speeds.unit
+        before = backlog.ahead(pool)
+        if request.weighted:
+            pairs = zip(spools, weights, strict=True)
+            result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}
+    result.eta_s = (before + sum(costs)) / (unit * sum(weights)) if unit and costs else None
+    if not request.weighted:
+        weights = [1.0] * len(own)
     result.assigned = [fitting[slot] for slot in assign(costs, weights, loads)]
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         result.shares[result.spools[slot].name].add(item.cost, dict(item.measures))
@@ -319,7 +335,10 @@ def _write(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
     given = handler.suffix, result.total, result.shares, request.options, result.cost_max
-    head = Plan(uid, created, handler.name, tuple(result.kinds), *given, request.timeout_s)
+    kinds = tuple(result.kinds)
+    head = Plan(
+        uid, created, handler.name, kinds, *given, request.timeout_s, priority=request.priority
+    )
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.
     private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))
@@ -337,7 +356,7 @@ def _stage(
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
         home = result.spools[slot].name
-        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost, request.priority)
         facts = request.options, dict(item.payload), dict(item.measures)
         claim = claims.Claim(
             request.handler.name,
