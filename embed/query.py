@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embed.encoder import Encoder
 from embed.handlers.ingest_request import ENDINGS
 from embed.inputs import documents, fasta
-from embed.models import hub
+from embed.models import hub, modules_json
 from embed.models.families import FAMILIES
 from embed.options import OPTIONS
 from embed.outputs import claim_file
@@ -28,8 +28,8 @@ from embed.single_file import embed_file
 from embed.store.store import Hit, Store
 from fsqueue import UsageError
 
-MODEL_OPTIONS: Final = ("dtype", "pooling", "long", "max_residues")
-"""The options of a store's space, by which queries are embedded, too."""
+DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
+"""What models call their prompt for what is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +104,29 @@ def _load_vectors(path: str) -> tuple[list[str], NDArray[Any]]:
 
 def _embed_text(store: Store, text: str, weights: str | None) -> NDArray[Any]:
     """Embed a text with the model and options of the store."""
-    space = store.space
-    encoder = Encoder.load(
-        _find_model(store, weights),
-        dtype=space.dtype,
-        pooling=space.pooling,
-        long=space.long,
-        max_residues=space.max_residues,
-    )
-    return encoder.encode([text])
+    model = _find_model(store, weights)
+    return Encoder.from_options(model, _query_options(store, model)).encode([text])
+
+
+def _query_options(store: Store, model: str) -> dict[str, Any]:
+    """Return the options of a query: the store's, but with the model's prompt for queries.
+
+    As in sentence-transformers, a model may have one prompt for queries and another, or none, for
+    documents.
+    """
+    options, convention = store.space.options(), store.space.pooled
+    sentences = modules_json.read(hub.find(model).folder)
+    prompts = sentences.prompts if sentences else {}
+    documents_have = {"", *(prompts[name] for name in DOCUMENT_PROMPTS if name in prompts)}
+    if "query" in prompts and convention.prefix in documents_have:
+        convention = replace(convention, prefix=prompts["query"])
+    return options | {"convention": convention.encode()}
 
 
 def _embed_fasta(store: Store, path: str, weights: str | None) -> tuple[list[str], NDArray[Any]]:
     """Embed a file with the model and options of the store."""
     options = {option.name: option.default for option in OPTIONS}
-    options |= {name: getattr(store.space, name) for name in MODEL_OPTIONS}
+    options |= store.space.options() | {"convention": store.space.pooled.encode()}
     options |= {"model": _find_model(store, weights), "format": "safetensors"}
     with tempfile.TemporaryDirectory(prefix="fsqueue-query-") as folder, _no_default_store():
         out = f"{folder}/query.safetensors"

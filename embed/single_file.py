@@ -14,7 +14,9 @@ from embed.handlers.embed import Embed
 from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write, private_folder
 from embed.outputs.collect import table_of
-from embed.outputs.formats import FORMATS, check_format
+from embed.outputs.esm_layout import EsmLayout, check_folder
+from embed.outputs.formats import FORMATS
+from embed.outputs.rounded import rounded
 from embed.outputs.table import Part
 from fsqueue import Earlier, Item, Work, refuse_overwriting
 
@@ -42,8 +44,9 @@ def embed_file(
     first batch (R42). Raises UsageError, BadInput, ClaimFailed, NotSupportedError.
     """
     handler = Embed()
-    check_format(options["format"], ragged=options["pooling"] == "per-token")
     options = handler.prepare(options)
+    for line in handler.describe(options):
+        warn(line)
     _refuse_overwriting(path, out, options, force=force)
     source = handler.survey(os.path.abspath(path), options)
     for note in source.notes:
@@ -71,6 +74,10 @@ def embed_file(
 
 
 def _refuse_overwriting(path: str, out: str, options: Mapping[str, Any], *, force: bool) -> None:
+    if options["format"] == "esm":
+        check_folder(out)
+        return
+
     def known(found: str) -> Earlier:
         if options["format"] == "virnucpro":
             return recognise.features(found)
@@ -111,5 +118,11 @@ def _write(target: Path, parts: list[Part], options: Mapping[str, Any]) -> None:
 
         write_features(target, table, options["family"])
         return
+    final = rounded(table, options["output_dtype"])
+    if options["format"] == "esm":
+        from embed.outputs.esm import write_esm
+
+        write_esm(target, final, EsmLayout.of(options))
+        return
     with atomic_write(target) as private:
-        FORMATS[options["format"]](private, table)
+        FORMATS[options["format"]](private, final)

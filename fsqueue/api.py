@@ -120,9 +120,10 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
+    prepared = made.prepare(complete_options(made, options or {}))
     request = PlanRequest(
         made,
-        made.prepare(complete_options(made, options or {})),
+        prepared,
         found.paths,
         choose_spools(existing, gpus, weights),
         gpu_weighted,
@@ -131,7 +132,7 @@ def plan(
         requires,
         timeout_s,
         found.broken,
-        found.notes,
+        [*made.describe(prepared), *found.notes],
         priority,
         retry_requires.lower(),
     )

@@ -54,6 +54,8 @@ ARCHIVE_SUFFIX: Final = ".tar"
 ALL_INPUTS: Final = "{inputs}"
 STOP_S: Final = 0.5
 POLL_S: Final = 0.2
+AWAY_S: Final = 5.0
+"""A look that comes this late: this process was stopped, most likely together with its program."""
 ACTIVITY_S: Final = 5.0
 """How often to look whether a program does anything."""
 ACTIVE_SHARE: Final = 0.01
@@ -412,11 +414,15 @@ def _wait(work: Work, program: Program) -> int:
     grace_s = work.options["grace"]
     # In claims of earlier versions it is one of the options.
     timeout_s = work.timeout_s or work.options.get("timeout", 0.0)
-    started = time.monotonic()
+    looked_at = time.monotonic()
+    elapsed_s = 0.0
     activity = _Activity(work, program)
     try:
         while not program.wait(POLL_S):
-            elapsed_s = time.monotonic() - started
+            passed_s = time.monotonic() - looked_at
+            looked_at += passed_s
+            if passed_s < AWAY_S:
+                elapsed_s += passed_s
             if timeout_s and elapsed_s > timeout_s:
                 raise TimedOut(f"it ran longer than --timeout {timeout_s:g} seconds and was killed")
             if work.stopping:

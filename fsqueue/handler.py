@@ -65,6 +65,8 @@ class Option:
     required: bool = False
     duration: bool = False
     """Seconds, which may be given with units: 90, 10m, 1h30m."""
+    switch: bool = False
+    """--NAME or --no-NAME, and undecided (None) if neither is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,20 @@ class Handler:
         """
         return {}
 
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the planner should know about the prepared options, a line each."""
+        return ()
+
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options that affect the result, which become part of every claim's id."""
         return options
+
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        """Return how much memory a GPU must have at least for claims of these options.
+
+        Spools of GPUs that are known to have less get none of them. 0: any GPU will do.
+        """
+        return 0.0
 
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Read one input, once, in bounded memory. Raises BadInput."""
@@ -198,8 +211,8 @@ class Handler:
     def run(self, work: Work) -> None:
         """Do one claim: read `work.payload`, write `work.output`.
 
-        Raises ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken; any other exception counts
-        as ClaimFailed.
+        Raises ClaimFailed, ClaimImpossible, Interrupted, NotSupportedError (leave such claims to
+        other workers), NodeTrouble, WorkerBroken; any other exception counts as ClaimFailed.
         """
         raise NotImplementedError
 
@@ -381,6 +394,8 @@ def complete_options(handler: Handler, given: Mapping[str, Any]) -> dict[str, An
             raise UsageError(
                 f"the handler {handler.name!r} needs the option {name!r}: {option.help}"
             )
+        if option.switch and options[name] not in (None, True, False):
+            raise UsageError(f"{name} is True, False or None, not {options[name]!r}.")
         if option.choices and options[name] not in (option.default, *option.choices):
             raise UsageError(
                 f"{name} is one of {', '.join(option.choices)}, not {options[name]!r}."

@@ -7,31 +7,39 @@ tests/sim/rule_mutations.py.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from fsqueue.processes.program import Program
 from tests.support.rule_mistakes import MISTAKES, VARIABLE
 
 ROOT = Path(__file__).parents[1]
-FAILED = 1
-"""The exit status of pytest if tests failed, and nothing else went wrong."""
 HANGS_S = 15.0
 """A test that takes so long hangs, which is a failure, too."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_rule_makes_its_test_fail(name: str) -> None:
+def test_a_mistake_in_a_rule_makes_its_test_fail(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.support.rule_mistakes"]
     command += ["-p", "no:cacheprovider", MISTAKES[name].test]
-    environment = os.environ | {VARIABLE: name, "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS_S
+    path = f"{ROOT}:{ROOT}/tests/support/mistaken" if MISTAKES[name].everywhere else str(ROOT)
+    mark = f"RULE_MISTAKE_RUN={uuid4()}"
+    environment = os.environ | {VARIABLE: name, "PYTHONPATH": path}
+    environment |= dict([mark.split("=")])
+    with (tmp_path / "log").open("wb") as log:
+        program = Program(
+            command,
+            environment={os.fsencode(k): os.fsencode(v) for k, v in environment.items()},
+            directory=str(ROOT),
+            stdout=log.fileno(),
+            mark=mark.encode(),
         )
-    except subprocess.TimeoutExpired:
-        return
-    assert done.returncode == FAILED and "1 failed" in done.stdout, done.stdout[-3000:]
+    hangs = not program.wait(HANGS_S)
+    program.end(1.0)  # and what its tests left running
+    program.close()
+    said = (tmp_path / "log").read_text()
+    assert hangs or "1 failed" in said, said[-3000:]

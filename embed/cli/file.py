@@ -20,7 +20,7 @@ def _planning_options(command: Any) -> Any:
         if option.name != "checkpoint_seconds":
             flag = "--" + option.name.replace("_", "-")
             command = click.option(
-                f"{flag}/--no-{flag[2:]}" if option.default is False else flag,
+                f"{flag}/--no-{flag[2:]}" if option.switch or option.default is False else flag,
                 type=click.Choice(option.choices) if option.choices else _type(option),
                 default=option.default,
                 required=option.required,
@@ -31,6 +31,8 @@ def _planning_options(command: Any) -> Any:
 
 
 def _type(option: Option) -> type:
+    if option.switch:
+        return bool
     return str if option.default is None else type(option.default)
 
 

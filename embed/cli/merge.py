@@ -29,6 +29,11 @@ from fsqueue.cli.options import (
     type=click.Choice(FORMATS),
     help="Default: by the ending of OUT, else as planned.",
 )
+@click.option(
+    "--output-dtype",
+    type=click.Choice(["float32", "float16"]),
+    help="Precision of the file. Default: as planned, else float32.",
+)
 @click.option("--model", help="Model to merge, by its name or kind, if the pool has several.")
 @click.option(
     "--plan",
@@ -56,6 +61,7 @@ from fsqueue.cli.options import (
 def merge_command(
     words: tuple[str, ...],
     format: str | None,
+    output_dtype: str | None,
     model: str | None,
     plans: tuple[int, ...],
     chosen: tuple[str, ...],
@@ -64,7 +70,7 @@ def merge_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Join a pool's outputs in input order into the file OUT (virnucpro: the folder OUT).
+    """Join a pool's outputs in input order into the file OUT (esm, virnucpro: the folder OUT).
 
     Every planned sequence must be there, once. The outputs of two models are paired by id, DNA
     first; sequences without a partner are listed in OUT.unmatched.tsv.
@@ -74,6 +80,7 @@ def merge_command(
     npz          embeddings, ids
     h5           a dataset for each id
     parquet      columns id, embedding
+    esm          a folder with a .pt file for each sequence, as extract.py writes
     virnucpro    STEM_ESM.pt, STEM_DNABERT_S.pt, STEM_merged.pt, each with its .done
     """
     from embed.outputs.merge import MergeRequest, merge
@@ -82,7 +89,9 @@ def merge_command(
     if len(rest) != 1:
         raise UsageError("give one OUT: fsqueue embed merge POOL OUT")
     options = dict(_pair(text) for text in chosen)
-    request = MergeRequest(format, model, plans, options, partial, force, dry_run)
+    request = MergeRequest(
+        format, model, plans, output_dtype, options, partial=partial, force=force, dry_run=dry_run
+    )
     result = merge(pool, rest[0], request)
     if dry_run:
         click.echo(f"{rest[0]}: could be merged, of {' and '.join(result.models)}")

@@ -2,7 +2,8 @@
 
 A sequence that was read in windows has a vector from each. Means are weighted by the windows'
 shares of its letters and added in float64 in the windows' order, so that the result does not depend
-on batches or their order; of maxima the largest is taken. Rows per token are concatenated.
+on batches or their order; of maxima the largest is taken, and normalised vectors are normalised
+again. Rows per token are concatenated.
 
 What this module does not know: tokens, batches and files.
 """
@@ -15,14 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.models.convention import Convention
+
 Rows = NDArray[np.float32]
 
 
 class Assembly:
     """The table of one claim while it is filled."""
 
-    def __init__(self, sequences: int, width: int, pooling: str) -> None:
-        self._pooling = pooling
+    def __init__(self, sequences: int, width: int, convention: Convention) -> None:
+        self._convention = convention
         self._width = width
         self._table: Rows = np.zeros((0 if self.ragged else sequences, width), np.float32)
         self._windows: dict[int, dict[int, tuple[float, Rows]]] = defaultdict(dict)
@@ -31,7 +34,7 @@ class Assembly:
     @property
     def ragged(self) -> bool:
         """Return whether a sequence has a row for each token."""
-        return self._pooling == "per-token"
+        return self._convention.per_token
 
     def add(self, row: int, rows: Rows, *, window: int = 0, share: float = 1.0) -> None:
         """Add the rows of sequence number `row`, or those of one of its windows."""
@@ -49,11 +52,12 @@ class Assembly:
             return self._ragged()
         for row, windows in self._windows.items():
             parts = [windows[number] for number in sorted(windows)]
-            if self._pooling == "max":
+            if self._convention.takes_maximum:
                 self._table[row] = np.max([rows[0] for _, rows in parts], axis=0)
-            else:
-                total = sum(share * rows[0].astype(np.float64) for share, rows in parts)
-                self._table[row] = total
+                continue
+            total = sum(share * rows[0].astype(np.float64) for share, rows in parts)
+            length = np.linalg.norm(total) if self._convention.normalize else 1.0
+            self._table[row] = total / (length or 1.0)
         return self._table, {}
 
     def _ragged(self) -> tuple[Rows, dict[str, NDArray[Any]]]:

@@ -35,6 +35,15 @@ class Tokenized:
     window: int = 0
     share: float = 1.0
     text: str = ""
+    left_out: int = 0
+    """How many ids at the beginning are a prefix that gets no rows of its own."""
+    own: tuple[int, int | None] = (0, None)
+    """Where every token has a row, the range of those that no other window has."""
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows it has where every token has one."""
+        return len(self.ids) - self.left_out
 
     @property
     def tokens(self) -> int:

@@ -6,9 +6,10 @@ What this module does not know: batches, models, and how the ids are used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from embed.engine.batching import Tokenized
 from embed.inputs.chunks import Chunk
 from embed.inputs.fasta import Record
 from embed.models.families import Tokenizer
+from embed.models.windows import Windows
 from embed.outputs.claim_file import FLAGS
 from fsqueue import ClaimImpossible
 
@@ -33,6 +35,8 @@ class Counts:
     unknown_residues: int = 0
     """Letters outside the vocabulary, read as unknown."""
     empty: int = 0
+    uninformative: int = 0
+    """Sequences of nothing but N, for DNA, or X, for proteins."""
     duplicate_ids: int = 0
 
     def warnings(self) -> Iterator[str]:
@@ -49,6 +53,9 @@ class Counts:
         if self.empty:
             have = _plural(self.empty, "sequence has", "sequences have")
             yield f"{have} no letters; the vector is zeros"
+        if self.uninformative:
+            have = _plural(self.uninformative, "sequence has", "sequences have")
+            yield f"{have} only letters that stand for any other (N, X); the vector means nothing"
         if self.duplicate_ids:
             have = _plural(self.duplicate_ids, "sequence has", "sequences have")
             yield f"{have} the id of an earlier one; rows are in input order"
@@ -62,11 +69,11 @@ class SequenceReader:
     """Yields sequences as token ids, once, and remembers their ids, lengths and flags."""
 
     def __init__(
-        self, records: Iterable[Record], tokenizer: Tokenizer, residues_max: int, *, long: str
+        self, records: Iterable[Record], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> None:
-        """`long` is what to do with sequences longer than `residues_max`: --long."""
+        """`options` are those of the plan: what to do with sequences that are too long."""
         self._records, self._tokenizer = records, tokenizer
-        self._residues_max, self._long = residues_max, long
+        self._windows, self._long = Windows.of(options), options["long"]
         self._counts = Counts()
         self._lengths: list[int] = []
         self._flags: list[int] = []
@@ -92,21 +99,35 @@ class SequenceReader:
     def _read(self, record: Record) -> Iterator[Tokenized]:
         row = len(self.ids)
         self.ids.append(record.id)
-        windows = self._tokenizer.windows(record.residues, self._residues_max)
+        windows = self._tokenizer.windows(record.residues, self._windows)
         kept = list(windows if self._long == "window" else islice(windows, 1))
         is_truncated = next(windows, None) is not None
         if is_truncated and self._long == "fail":
             raise ClaimImpossible(
-                f"{record.id!r}: is longer than --max-residues {self._residues_max:,}, and --long "
+                f"{record.id!r}: is longer than --max-residues {self._windows.most:,}, and --long "
                 f"fail refuses it. Use --long truncate or window."
             )
-        letters_read = sum(letters for _, _, letters in kept)
+        letters_read = sum(window.letters for window in kept)
         text = record.text if isinstance(record, Chunk) else ""
-        for window, (ids, _, letters) in enumerate(kept):
-            yield Tokenized(row, ids, window, letters / letters_read, text)
-        unknown = sum(unknown for _, unknown, _ in kept)
-        properties = {"truncated": is_truncated, "windowed": len(kept) > 1, "empty": not kept}
-        self._note(record, round(letters_read), unknown, properties)
+        left_out = self._tokenizer.left_out
+        for number, each in enumerate(kept):
+            share = each.letters / letters_read
+            own = each.first, each.stop
+            yield Tokenized(row, each.ids, number, share, text, left_out, own)
+        unknown = sum(each.unknown for each in kept)
+        properties = {
+            "truncated": is_truncated,
+            "windowed": len(kept) > 1,
+            "empty": not kept,
+            "uninformative": bool(kept) and self._is_uninformative(record.residues),
+        }
+        whole = len(record.residues) if len(kept) > 1 else round(letters_read)
+        self._note(record, whole, unknown, properties)
+
+    def _is_uninformative(self, letters: bytes) -> bool:
+        """Return whether there are only letters that stand for any other, or none."""
+        blank = self._tokenizer.uninformative
+        return bool(blank) and not letters.translate(None, blank + b"-.*?")
 
     def _note(
         self, record: Record, residues: int, unknown: int, properties: dict[str, bool]

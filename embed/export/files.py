@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed.export.target import Origin, Target
 from embed.outputs import formats
@@ -35,6 +36,8 @@ class SpaceTable:
 
     name = "embeddings"
     ragged = False
+    dtype = np.dtype("<f4")
+    offsets: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __init__(
         self,

@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 
 from embed.engine.batching import Tokenized
-from embed.engine.model_cache import device_name
 from embed.handlers.embed import Embed
 from embed.models.cost import PER_SECOND, estimate
 from embed.models.families import FAMILIES
+from embed.models.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +67,20 @@ def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
     while spent < seconds:
         batch = list(_batch(source, letters_max))
         lengths = np.array([len(letters) for letters in batch])
-        read = (next(tokenizer.windows(letters, options["max_residues"])) for letters in batch)
-        batch_s = _time_batch(engine, [Tokenized(0, ids) for ids, _, _ in read])
+        read = (next(tokenizer.windows(letters, Windows.of(options))) for letters in batch)
+        batch_s = _time_batch(engine, [Tokenized(0, window.ids) for window in read])
         if batch_s < BATCH_S / 8 and letters_max < options["tokens_per_batch"]:
             letters_max *= 4  # too small a batch to measure so fast a machine
             continue
         counts += (len(batch), lengths.sum(), costs(lengths).sum())
         spent += batch_s
+    name = handler.device_name()
     handler.close()
     sequences, residues, cost = counts.tolist()
     return Calibration(
         model=options["model"],
         dtype=options["dtype"],
-        device=device_name(),
+        device=name,
         seconds=spent,
         load_seconds=load_seconds,
         sequences=sequences,

@@ -19,17 +19,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
-from embed.inputs import chunks
-from embed.inputs.claims import draft_claims, segments_of
+from embed.inputs import chunks, letter_check
+from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
-from embed.models.cost import PER_SECOND, ModelShape, estimate
-from embed.models.families import FAMILIES, Tokenizer
+from embed.models.convention import PLAIN, Convention
+from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
+from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
+from embed.models.generic.tokenizer import GenericTokenizer
+from embed.models.hub import PinnedModel
+from embed.models.practice import Practice, decide
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
+from embed.outputs.esm_layout import EsmLayout
+from embed.outputs.formats import check_format
 from embed.store import spaces
 from embed.store.view import View
-from fsqueue import BadInput, Handler, Item, Source, UsageError, Work
+from fsqueue import BadInput, ClaimImpossible, Handler, Item, Source, UsageError, Work
 
 if TYPE_CHECKING:
     from embed.engine.float32_fallback import Float32Fallback
@@ -37,8 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_DECISIVE: Final = ("folder", "checkpoint_seconds", "format", "shape", "store", "collection")
+NOT_DECISIVE: Final = (
+    *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
+    *("plan_notes", "windows", "output_dtype", "deterministic"),
+)
 """Options that do not change an output: where model and store are, how often to save, ..."""
+CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
+"""What a user asks for; a plan pins what becomes of it."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
 
@@ -55,17 +66,26 @@ class Embed(Handler):
     def __init__(self) -> None:
         self._model_cache: ModelCache | None = None
         self._store: View | None = None
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[tuple[str, str, bool], Tokenizer] = {}
 
     # ---- planning ----
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Find the model, and pin it: its exact weights become part of every claim."""
-        if options["pooling"] == "per-token" and options["format"] != "safetensors":
-            raise UsageError(
-                f"--format {options['format']} cannot hold a row for each token (--pooling "
-                f"per-token). Use --format safetensors, the default."
-            )
+        prepared = self.pin(options)
+        prepared |= spaces.store_options(prepared)
+        is_text = options.get("text")
+        return prepared | (
+            chunks.text_options(prepared, self.tokenizer(prepared)) if is_text else {}
+        )
+
+    def pin(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Check the options, and complete those about the model. Raises UsageError."""
+        check_format(
+            options["format"],
+            ragged=options["pooling"] == "per-token",
+            dtype=options["output_dtype"],
+        )
         model = hub.find(options["model"])
         family = FAMILIES[model.family]
         if options["format"] == "virnucpro" and family.name == "auto":
@@ -74,6 +94,8 @@ class Embed(Handler):
                 "another format for this model."
             )
         is_text = options.get("text")
+        config = files.read_config(model.folder)
+        practice = self._decide(model, config, options)
         options = {
             **(options if is_text else chunks.drop_text_options(options)),
             "max_residues": options["max_residues"] or model.longest or family.residues_max,
@@ -84,18 +106,52 @@ class Embed(Handler):
                 raise UsageError(f"--{name.replace('_', '-')} {options[name]}: must be 1 or more.")
         if family.in_tokens:
             refuse_too_long(model.folder, options["max_residues"])
+        options = _windows(options, practice.convention, family)
+        options = {k: v for k, v in options.items() if k not in CONVENTION_OPTIONS}
+        options |= practice.convention.options(family.name)
+        if family.name != "esm2":  # kept, so that the files need not be hashed again
+            convention = Convention.of(options | {"family": family.name})
+            key = model.weights, convention.prefix, convention.pools_prefix
+            self._tokenizers[key] = self._load_tokenizer(model, convention)
         options = {
             **options,
-            **spaces.store_options(options),
             "model": model.name,
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
             "family": family.name,
-            "width": model.width,
-            "shape": asdict(ModelShape.of(files.read_config(model.folder))),
+            "width": practice.convention.width(model.width),
+            "shape": asdict(ModelShape.of(config)),
+            "plan_notes": [practice.line, *practice.notes],
         }
-        return options | (chunks.text_options(options, self.tokenizer(options)) if is_text else {})
+        if options["format"] == "esm":
+            EsmLayout.of(options)
+        return options
+
+    def _decide(
+        self, model: PinnedModel, config: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Practice:
+        """Return what the embedding of the model is under these options. Raises UsageError."""
+        if isinstance(options.get("convention"), dict):  # that of a store, which a query follows
+            return Practice(Convention.decode(options["convention"]), "as in the store")
+        tokenizer = None
+        if model.family == "auto":
+            tokenizer = self._load_tokenizer(model, PLAIN)
+        return decide(model.folder, model.family, config, tokenizer, options)
+
+    def _load_tokenizer(self, model: PinnedModel, convention: Convention) -> Tokenizer:
+        try:
+            return families.load_tokenizer(model.family, model.folder, convention)
+        except ClaimImpossible as error:
+            raise UsageError(str(error)) from error
+
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return how sequences become vectors, and what else is worth knowing about the model."""
+        return list(options["plan_notes"])
+
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        """Return what the model needs."""
+        return memory_gib(options)
 
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out the options that do not change the outputs."""
@@ -107,7 +163,9 @@ class Embed(Handler):
         path = os.path.abspath(path) if path != "-" else path
         if options.get("text"):
             return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
-        found = scan(path, estimate(options).costs)
+        tokenizer = self.tokenizer(options)
+        limit = _letters_max(options, tokenizer)
+        found = scan(path, estimate(options).costs, longer_than=limit or 1 << 62)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         letters = FAMILIES[options["family"]].letters
         measures = {"sequences": found.total("sequences"), letters: found.total("residues")}
@@ -131,6 +189,11 @@ class Embed(Handler):
         if found.empty:
             have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
             notes.append(f"{path}: {have} no {letters}; the vector will be zeros.")
+        if found.longer:
+            notes.append(_too_long(path, found.longer, limit, letters, options))
+        first, are_all = letter_check.first_records(path)
+        kind = letter_check.reads(options["family"], tokenizer)
+        notes += letter_check.check(path, first, tokenizer, kind, are_all=are_all)
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
 
     def cut(
@@ -153,10 +216,9 @@ class Embed(Handler):
 
     def run(self, work: Work) -> None:
         """Embed one claim. Raises as `Handler.run` may."""
-        for segment in segments_of(work.payload):
-            segment.verify()  # a changed input fails here, not after an hour
+        segments = verified_segments(work.payload)
         embed_claim.embed(
-            work, self.model(work), _provenance(work.options), self.view(work.options)
+            work, segments, self.model(work), _provenance(work.options), self.view(work.options)
         )
 
     def model(self, work: Work) -> ClaimModel:
@@ -167,11 +229,12 @@ class Embed(Handler):
 
     def tokenizer(self, options: Mapping[str, Any]) -> Tokenizer:
         """Return the tokenizer of these options' model, without loading the model."""
-        if options["weights"] not in self._tokenizers:
+        convention = Convention.of(options)
+        key = options["weights"], convention.prefix, convention.pools_prefix
+        if key not in self._tokenizers:
             folder = "" if options["family"] == "esm2" else hub.locate(options)
-            tokenizer = families.load_tokenizer(options["family"], folder)
-            self._tokenizers[options["weights"]] = tokenizer
-        return self._tokenizers[options["weights"]]
+            self._tokenizers[key] = families.load_tokenizer(options["family"], folder, convention)
+        return self._tokenizers[key]
 
     def inputs(self, payload: Mapping[str, Any]) -> list[str]:
         """Return the files that a claim reads, each once."""
@@ -199,6 +262,10 @@ class Embed(Handler):
         found = [each for each in self._model_cache or () if chunks.reads_text(each.tokenizer)]
         return found[-1].spec if found else ""
 
+    def device_name(self) -> str:
+        """Return the name, as in `--weight`, of the device that is used; "" before there is one."""
+        return self._model_cache.device.name if self._model_cache else ""
+
     def loaded(self) -> list[str]:
         return [each.kind for each in self._model_cache or ()]
 
@@ -218,13 +285,14 @@ class Embed(Handler):
         self, options: Mapping[str, Any], warn: Callable[[str], None]
     ) -> tuple[Float32Fallback, Tokenizer]:
         """Return the engine and tokenizer of these options' model, loading it if necessary."""
-        from embed.engine.engine import choose_device, use_threads
+        from embed.engine.device import choose_device
+        from embed.engine.engine import use_threads
         from embed.engine.model_cache import ModelCache
 
         use_threads(options["threads"])
         if self._model_cache is None:
             _warn_of_few_cores(options["threads"], warn)
-            self._model_cache = ModelCache.on(choose_device(warn))
+            self._model_cache = ModelCache(choose_device(warn), warn)
         found = self._model_cache.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokenizer
 
@@ -246,6 +314,46 @@ def _kind(options: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
+def _letters_max(options: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """Return how many letters fit into the model; 0 if that takes its tokenizer."""
+    most = int(options["max_residues"])
+    if not FAMILIES[options["family"]].in_tokens:
+        return most
+    reads_letters = isinstance(tokenizer, GenericTokenizer) and tokenizer.reads_letters
+    return most - sum(tokenizer.edges) - tokenizer.prefix_tokens if reads_letters else 0
+
+
+def _too_long(path: str, count: int, limit: int, letters: str, options: Mapping[str, Any]) -> str:
+    are = "1 sequence is" if count == 1 else f"{count:,} sequences are"
+    line = f"{path}: {are} longer than {limit:,} {letters}, and will be "
+    if options["long"] == "window":
+        return f"{line}read in windows."
+    return f"{line}truncated; --long window reads them whole."
+
+
+def _windows(options: Mapping[str, Any], convention: Convention, family: Family) -> dict[str, Any]:
+    """Return the options with those about windows checked, and left out where there are none."""
+    overlap, rest = options.get("overlap", 0), {**options}
+    rest.pop("overlap", None)
+    if options["long"] == "window":
+        rest["windows"] = "equal"
+    if not overlap:
+        return rest
+    if options["long"] != "window":
+        raise UsageError(f"--overlap {overlap}: applies to windows only; add --long window.")
+    if not 0 < overlap <= options["max_residues"] // 2:
+        raise UsageError(
+            f"--overlap {overlap}: must be at most half a window, {options['max_residues'] // 2:,} "
+            f"of --max-residues {options['max_residues']:,}."
+        )
+    if convention.per_token and family.name == "dnabert":
+        raise UsageError(
+            "--overlap with --pooling per-token: DNABERT's tokens of two windows cannot be "
+            "matched, because they differ with what is around them. Leave out --overlap."
+        )
+    return rest | {"overlap": overlap}
+
+
 def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an output's header says about how its numbers were computed."""
     return {
@@ -254,7 +362,9 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "weights": options["weights"],
         "dtype": options["dtype"],
         "pooling": options["pooling"],
+        "pooled": Convention.of(options).describe(),
         "long": options["long"],
+        **{name: str(options[name]) for name in ("windows", "overlap") if name in options},
         "residues_max": str(options["max_residues"]),
         "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},
     }

@@ -147,7 +147,8 @@ def text_options(options: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, 
     """Return the options of a plan of documents, within the model's limits. Raises UsageError."""
     tokenizer = _text_tokenizer(options, tokenizer)
     requested, overlap = options["chunk_size"], options["chunk_overlap"]
-    size = min(requested, options["max_residues"] - sum(tokenizer.edges))
+    reserved = sum(tokenizer.edges) + tokenizer.prefix_tokens
+    size = min(requested, options["max_residues"] - reserved)
     if size < TOKENS_MIN or overlap < 0:
         raise UsageError(
             f"--chunk-size {requested}, --chunk-overlap {overlap}: a chunk must have at least "

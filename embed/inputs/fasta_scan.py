@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.inputs.fasta import BLANKS, input_errors, open_fasta, refuse_non_fasta
+from embed.inputs.gzip_index import LazyRestarts
 from embed.inputs.segments import Segment
 from fsqueue import BadInput
 
@@ -51,6 +52,10 @@ class Scan:
     digest: str
     empty: int
     """The number of sequences without residues."""
+    longer: int = 0
+    """The number of those longer than `longer_than`."""
+    restarts: LazyRestarts | None = field(default=None, compare=False, repr=False)
+    """Where reading can begin, if it is gzip."""
 
     def total(self, name: str) -> int:
         """Return the sum of one of BLOCK's counts over the file."""
@@ -58,24 +63,29 @@ class Scan:
 
     def segment(self, blocks: NDArray[np.void]) -> Segment:
         """Return the segment of these consecutive rows of `blocks`."""
-        return Segment.of(self.path, blocks)
+        return Segment.of(self.path, blocks, self.restarts)
 
 
 def scan(
-    path: str, cost: Cost, *, piece_bytes: int = PIECE_BYTES, block_bytes: int = BLOCK_BYTES_MIN
+    path: str,
+    cost: Cost,
+    *,
+    longer_than: int = 1 << 62,
+    piece_bytes: int = PIECE_BYTES,
+    block_bytes: int = BLOCK_BYTES_MIN,
 ) -> Scan:
     """Read `path` once and return its blocks. Raises BadInput if it is not valid FASTA."""
     refuse_non_fasta(path)
     buffer = np.empty(piece_bytes, np.uint8)
     with input_errors(path), open_fasta(path) as (file, size):
         counter = RecordCounter(path, piece_bytes)
-        builder = _BlockBuilder(cost, max(block_bytes, _block_bytes(size)))
+        builder = _BlockBuilder(cost, max(block_bytes, _block_bytes(size)), longer_than)
         while count := file.readinto(buffer.data):
             data = buffer[:count]
             builder.feed(data, *counter.feed(data))
     blocks = builder.finish(*counter.finish())
     digest = hashlib.sha256(b"".join(blocks["digest"].tolist())).hexdigest()
-    return Scan(path, blocks, digest, builder.empty)
+    return Scan(path, blocks, digest, builder.empty, builder.longer, LazyRestarts(path))
 
 
 def _block_bytes(size: int) -> int:
@@ -165,9 +175,9 @@ def _trailing_stars(data: NDArray[np.uint8], body: Ints, end: Ints) -> Ints:
 class _BlockBuilder:
     """Collect records into blocks of at least `block_bytes`, and hash them."""
 
-    def __init__(self, cost: Cost, block_bytes: int) -> None:
-        self.cost, self.block_bytes = cost, block_bytes
-        self.position = self.start = self.empty = 0
+    def __init__(self, cost: Cost, block_bytes: int, longer_than: int) -> None:
+        self.cost, self.block_bytes, self.longer_than = cost, block_bytes, longer_than
+        self.position = self.start = self.empty = self.longer = 0
         self.open = np.zeros(4, np.int64)  # sequences, residues, longest, cost of the open block
         self.hash = hashlib.sha256()
         self.parts = [np.empty(0, BLOCK)]
@@ -211,6 +221,7 @@ class _BlockBuilder:
         real = ended >= 0
         lengths = np.where(real, ended, 0)
         self.empty += int(np.count_nonzero(ended == 0))
+        self.longer += int(np.count_nonzero(ended > self.longer_than))
         counts = np.stack([real, lengths, lengths, np.where(real, self.cost(lengths), 0)], axis=1)
         # The last block may have no record yet, but reduceat needs one element for it.
         counts = np.concatenate([counts, np.zeros((1, 4), np.int64)]).astype(np.int64)

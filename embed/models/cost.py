@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from embed.models.families import FAMILIES
 
+LAYERS: Final = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+"""The names that architectures give to the number of their layers."""
 SPECIALS = 2
 """Tokens that a model adds to a sequence: one before it, one after it."""
 ELEMENT: Final = 400.0
@@ -31,6 +33,8 @@ SOFTMAX: Final = 10.0
 BIAS: Final = 200.0
 PER_SECOND: Final = 22e6
 """Megaflops in float32 that an RTX 3090 does in a second: about 60 % of its published peak."""
+WORKING_GIB: Final = 0.5
+"""What a small batch needs beside the weights, the libraries' own buffers included."""
 HALF: Final = 2.5
 """How many times faster half precision is there, by published peaks and by what is reached."""
 
@@ -54,12 +58,18 @@ class ModelShape:
         """
         width = _first(config, ("hidden_size", "d_model", "n_embd", "dim"), 768)
         return cls(
-            _first(config, ("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 12),
+            _first(config, LAYERS, 12),
             width,
             _first(config, ("intermediate_size", "d_ff", "n_inner", "hidden_dim"), 4 * width),
             _first(config, ("num_attention_heads", "num_heads", "n_head", "n_heads"), width // 64),
             "alibi_starting_size" in config,
         )
+
+    @property
+    def parameters(self) -> int:
+        """Return about how many numbers its layers have; the table of embeddings not counted."""
+        inner = (3 if self.gated else 2) * self.width * self.inner
+        return self.layers * (4 * self.width**2 + inner)
 
     @property
     def per_token(self) -> float:
@@ -87,12 +97,16 @@ class Estimate:
     in_windows: bool = False
     tokens_per_residue: float = 1.0
     half: bool = False
+    overlap: int = 0
 
     def costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """Return the cost of sequences with these numbers of residues, in whole megaflops.
 
         Those longer than `residues_max` are truncated to it, or read in windows of that size.
         """
+        if self.overlap:
+            more = np.maximum(lengths - self.residues_max, 0)
+            lengths = lengths + self.overlap * -(-more // (self.residues_max - self.overlap))
         whole, rest = np.divmod(lengths, self.residues_max)
         if not self.in_windows:
             return self._whole(self._flops(np.minimum(lengths, self.residues_max)))
@@ -116,6 +130,12 @@ class Estimate:
         return 1e6 * (HALF if self.half else 1.0)
 
 
+def memory_gib(options: Mapping[str, Any]) -> float:
+    """Return how much memory a GPU needs at least: the weights, and one batch of WORKING_GIB."""
+    bytes_each = 4 if options["dtype"] == "float32" else 2
+    return ModelShape(**options["shape"]).parameters * bytes_each / (1 << 30) + WORKING_GIB
+
+
 def estimate(options: Mapping[str, Any]) -> Estimate:
     """Return the estimate for the sequences of a plan with these options."""
     family, longest = FAMILIES[options["family"]], options["max_residues"]
@@ -125,4 +145,5 @@ def estimate(options: Mapping[str, Any]) -> Estimate:
         in_windows=options["long"] == "window",
         tokens_per_residue=family.tokens_per_residue,
         half=options["dtype"] != "float32",
+        overlap=int(options.get("overlap", 0)),
     )

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from embed.models.convention import PLAIN, Convention
+from embed.models.windows import Window, Windows
+
+if TYPE_CHECKING:
+    from embed.models.pooling import Pooler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +54,33 @@ class Tokenizer(Protocol):
 
     edges: tuple[int, int]
     """How many tokens the encoder adds before and after them."""
+    prefix_tokens: int
+    """How many ids at the beginning of each window are those of the convention's prefix."""
+    left_out: int
+    """How many of those are not pooled."""
 
     def read(self, letters: bytes) -> tuple[Sized, int]:
         """Return the token ids, without begin and end, and how many letters are unknown."""
 
-    def windows(self, letters: bytes, most: int) -> Iterator[tuple[Sized, int, float]]:
-        """Yield windows that fit into the model: ids, how many are unknown, how many letters."""
+    uninformative: bytes
+    """Letters that stand for any other: a sequence of nothing else has a meaningless vector."""
+
+    def count_unknown(self, letters: bytes) -> int | None:
+        """Return how many letters are unknown; None if that takes reading them."""
+
+    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
+        """Yield windows that fit into the model; none of an empty sequence."""
 
 
-def load_tokenizer(family: str, folder: str) -> Tokenizer:
+def load_tokenizer(family: str, folder: str, convention: Convention = PLAIN) -> Tokenizer:
     """Load the tokenizer of the model in `folder`; that of ESM-2 needs no files.
 
-    Raises ClaimImpossible if it cannot be read.
+    It reads every input after the convention's prefix. Raises ClaimImpossible if it cannot be read.
     """
     if family == "auto":
         from embed.models.generic.tokenizer import GenericTokenizer
 
-        return GenericTokenizer(folder)
+        return GenericTokenizer(folder, convention.prefix, pools_prefix=convention.pools_prefix)
     if family == "dnabert":
         from embed.models.dnabert.tokenizer import DnaTokenizer
 
@@ -92,3 +108,20 @@ def load(family: str, folder: str, dtype: str, device: Any) -> tuple[Any, Tokeni
     from embed.models.esm2 import network as esm2
 
     return esm2.load(folder, dtype, device), load_tokenizer(family, folder)
+
+
+def load_pooler(
+    convention: Convention, family: str, folder: str, tokenizer: Tokenizer, device: Any
+) -> Pooler:
+    """Load what pools the states of the model in `folder` as the convention says.
+
+    `tokenizer` may be one without the convention's prefix. Raises ClaimImpossible if a module that
+    follows pooling cannot be loaded, or is not the planned one.
+    """
+    from embed.models.head import load_head
+    from embed.models.pooling import Pooler
+
+    if convention.prefix:
+        tokenizer = load_tokenizer(family, folder, convention)
+    head = load_head(folder, convention.head, device)
+    return Pooler(convention, tokenizer.edges, prefix_tokens=tokenizer.prefix_tokens, head=head)

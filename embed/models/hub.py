@@ -9,18 +9,26 @@ The only door to huggingface_hub. Imports neither torch nor transformers, so pla
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from embed.models import files
 from embed.models.generic.shape import TOKENIZER_FILES, TOKENIZER_SETTINGS
+from embed.models.modules_json import MODULES_JSON, PROMPTS_JSON, module_paths
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
+
+log = logging.getLogger(__name__)
 
 FILES: Final = [
     "config.json",
+    MODULES_JSON,
+    PROMPTS_JSON,
     *TOKENIZER_FILES,
     *TOKENIZER_SETTINGS,
     "model*.safetensors",
@@ -66,7 +74,8 @@ def find(spec: str) -> PinnedModel:
             f"model.safetensors, or an id: facebook/esm2_t6_8M_UR50D."
         )
     name, _, revision = spec.partition("@")
-    return hub(name, revision or "main")
+    found = hub(name, revision or "main")
+    return found if found.family != "auto" else _with_modules(found)
 
 
 def _is_file(spec: str) -> str:
@@ -131,6 +140,59 @@ def _cached(name: str, revision: str) -> str | None:
     except (LocalEntryNotFoundError, UsageError):
         return None  # not cached, or only in part, by an interrupted download
     return folder
+
+
+def _with_modules(model: PinnedModel) -> PinnedModel:
+    """Return the model, after fetching what a sentence-transformers model has besides.
+
+    A model that another program cached may lack its modules.json, and would be pooled wrongly.
+    """
+    if _has(model, MODULES_JSON):
+        _has(model, PROMPTS_JSON)
+        for path in module_paths(model.folder):
+            if _has(model, f"{path}/config.json"):
+                _has(model, f"{path}/model.safetensors") or _has(model, f"{path}/pytorch_model.bin")
+    return model
+
+
+def _has(model: PinnedModel, name: str) -> bool:
+    """Return whether a hub's model has a file, fetching it if so.
+
+    Only the hub knows; its answer is cached, also that there is none.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if os.path.isfile(f"{model.folder}/{name}"):
+        return True
+    if try_to_load_from_cache(model.name, name, revision=model.revision) is not None:
+        return False
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            exists = name in _names(model.name, model.revision)  # fails at once, unlike a download
+            with contextlib.nullcontext() if exists else contextlib.suppress(EntryNotFoundError):
+                hf_hub_download(model.name, name, revision=model.revision, etag_timeout=TIMEOUT_S)
+            return exists
+        except Exception as error:  # what a failing network raises depends on the client's version
+            reason = _first_line(error)
+    log.warning(
+        "%s: the cache does not know whether it has a %s, and the hub cannot be asked (%s); going "
+        "on as if it had none",
+        model.name,
+        name,
+        reason,
+    )
+    return False
+
+
+@cache
+def _names(name: str, commit: str) -> frozenset[str]:
+    """Return the names of a model's files on the hub, after one request with a short timeout."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name, revision=commit, timeout=TIMEOUT_S)
+    return frozenset(file.rfilename for file in info.siblings or [])
 
 
 def _fetch(name: str, revision: str) -> str:

@@ -6,7 +6,8 @@ as they stand in its file; `flags`, sums of FLAGS. Where every token has a row, 
 
 The header's metadata are strings: `ids` is a JSON list, in the same order; `counts` and `versions`
 are JSON objects; the rest describes how the numbers were computed (`model`, `revision`, `weights`,
-`dtype`, `pooling`, `long`, `residues_max`). A merged file has its ids in two tensors instead.
+`dtype`, `pooling` by its name and `pooled` in words, `long`, `residues_max`). A merged file has its
+ids in two tensors instead.
 
 The file is not written by the safetensors library, because that lists metadata in the order of a
 hash table that changes from process to process. No time, host or path is in it.
@@ -27,7 +28,13 @@ from numpy.typing import NDArray
 from embed.outputs.safetensors_header import HEADER_MAX, lay_out
 from fsqueue import ClaimImpossible
 
-FLAGS: Final = {"truncated": 1, "windowed": 2, "unknown_residues": 4, "empty": 8}
+FLAGS: Final = {
+    "truncated": 1,
+    "windowed": 2,
+    "unknown_residues": 4,
+    "empty": 8,
+    "uninformative": 16,
+}
 """The terms of a sequence's entry in `flags`."""
 
 

@@ -8,7 +8,7 @@ it changed, takes its last place. Every planned part of an input must be there e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,8 @@ from embed.outputs.table import JoinedTable, Part, RaggedTable
 from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
 DECISIVE: Final = (
-    *("weights", "dtype", "pooling", "long", "max_residues"),
+    *("weights", "dtype", "pooling", "convention", "long", "max_residues"),
+    "overlap",
     *("text", "chunk_size", "chunk_overlap"),
 )
 """The options that decide whether rows of two plans belong into one table."""
@@ -70,6 +71,9 @@ class ModelOutputs:
     width: int
     format: str
     pooling: str
+    planned: Mapping[str, Any] = field(default_factory=dict)
+    """All options of its last plan."""
+    output_dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
     """The decisive options, of those that its plans have."""
     plans: set[int] = field(default_factory=set)
@@ -107,6 +111,8 @@ def collect(root: str, *, partial: bool = False) -> list[ModelOutputs]:
                 width=options["width"],
                 format=options.get("format", "safetensors"),
                 pooling=options["pooling"],
+                planned=options,
+                output_dtype=options.get("output_dtype", "float32"),
                 options={name: options[name] for name in DECISIVE if name in options},
             ),
         )

@@ -11,7 +11,8 @@ imported only when their format is written.
 A pair of models has `data` instead of `embeddings`. Columns are written, too: `lengths` and
 `flags`; of an exported store also strings, which safetensors cannot hold. If a sequence has a row
 for each token, safetensors also has `offsets`: sequence i has rows offsets[i] to offsets[i + 1].
-The other formats cannot hold such rows.
+HDF5 has a dataset (tokens, width) for each id, and `esm` a file (`esm.py`). The other formats
+cannot hold such rows. Rows are float32, or float16 by --output-dtype.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from typing import Any, Final
 import numpy as np
 
 from embed.outputs.safetensors_header import lay_out
-from embed.outputs.table import RaggedTable, Table
+from embed.outputs.table import Block, Table
 from fsqueue import NotSupportedError, UsageError
 
 EXTRAS: Final = {"h5": "h5py", "parquet": "pyarrow"}
 """The extras of setup.cfg, and the library that each installs."""
 
+RAGGED: Final = ("safetensors", "h5", "esm")
+"""The formats that can hold a row for each token."""
 BY_ENDING: Final = {
     ".safetensors": "safetensors",
     ".npz": "npz",
@@ -81,13 +84,15 @@ def write_safetensors(path: Path, table: Table) -> None:
         for id in block.ids:
             row += 1
             offsets[row] = offsets[row - 1] + len(id.encode())
-    int64, float32, uint8 = np.dtype("<i8"), np.dtype("<f4"), np.dtype("u1")
+    int64, uint8 = np.dtype("<i8"), np.dtype("u1")
     tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-    tensors = {table.name: (float32, (table.rows, table.width))}
+    tensors = {table.name: (table.dtype, (table.rows, table.width))}
     tensors |= {name: (dtype, (table.count,)) for name, dtype in table.columns.items()}
     tensors |= {"id_offsets": (int64, offsets.shape), "ids": (uint8, (int(offsets[-1]),))}
-    if isinstance(table, RaggedTable):
+    if table.ragged:
         tensors["offsets"] = (int64, offsets.shape)
+    if table.dtype.itemsize < 4:  # the largest items first, so that every tensor is aligned
+        tensors = dict(sorted(tensors.items(), key=lambda named: -named[1][0].itemsize))
     layout = lay_out(tensors, table.metadata, _compact_json)
     with open(path, "wb") as file:
         file.truncate(layout.size)
@@ -95,7 +100,7 @@ def write_safetensors(path: Path, table: Table) -> None:
         file.flush()
         fd, at = file.fileno(), dict(layout.begins)
         _pwrite(fd, offsets.tobytes(), at["id_offsets"])
-        if isinstance(table, RaggedTable):
+        if table.ragged:
             _pwrite(fd, table.offsets.astype("<i8").tobytes(), at["offsets"])
         for block in table.blocks():
             text = "".join(block.ids).encode()
@@ -116,13 +121,16 @@ def _pwrite(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def check_format(format: str, *, ragged: bool) -> None:
+def check_format(format: str, *, ragged: bool, dtype: str = "float32") -> None:
     """Raise UsageError if a format cannot hold the table's rows."""
-    if ragged and format != "safetensors":
+    if ragged and format not in RAGGED:
         raise UsageError(
             f"--format {format}: cannot hold a row for each token (--pooling per-token). Use "
-            f"safetensors: sequence i has rows offsets[i] to offsets[i + 1]."
+            f"safetensors, where sequence i has rows offsets[i] to offsets[i + 1]; h5, a dataset "
+            f"for each sequence; or esm, extract.py's files."
         )
+    if format == "virnucpro" and dtype != "float32":
+        raise UsageError("--format virnucpro: that pipeline reads float32. Omit --output-dtype.")
     if format in EXTRAS:
         library(format)
 
@@ -134,7 +142,7 @@ def write_npz(path: Path, table: Table) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         shape = (table.count, table.width)
         rows = (block.rows.tobytes() for block in table.blocks())
-        _write_member(archive, table.name, np.dtype("<f4"), shape, rows)
+        _write_member(archive, table.name, table.dtype, shape, rows)
         ids = (np.array(block.ids, id_dtype).tobytes() for block in table.blocks())
         _write_member(archive, "ids", id_dtype, (table.count,), ids)
         for name, dtype in dtypes.items():
@@ -171,7 +179,7 @@ def _write_member(
 
 
 def write_h5(path: Path, table: Table) -> None:
-    """Write one HDF5 file with a dataset for each id.
+    """Write one HDF5 file with a dataset for each id: (width,), or (tokens, width).
 
     A `/` in an id would make a group and is replaced by `_`; repeated ids get suffixes `~2`, `~3`.
     A renamed dataset has the id itself as its attribute `original_id`.
@@ -179,7 +187,7 @@ def write_h5(path: Path, table: Table) -> None:
     with library("h5").File(path, "w") as file:
         file.attrs.update(table.metadata)
         for block in table.blocks():
-            for index, (id, row) in enumerate(zip(block.ids, block.rows, strict=True)):
+            for index, (id, row) in enumerate(zip(block.ids, _by_id(block), strict=True)):
                 name = plain = "_" if id in ("", ".") else id.replace("/", "_")
                 number = 1
                 while name in file:
@@ -193,13 +201,24 @@ def write_h5(path: Path, table: Table) -> None:
                     dataset.attrs[column] = str(value) if isinstance(value, str) else value
 
 
+def _by_id(block: Block) -> Iterator[Any]:
+    """Yield each id's row, or rows."""
+    if block.lengths is None:
+        yield from block.rows
+        return
+    at = 0
+    for length in block.lengths:
+        yield block.rows[at : at + length]
+        at += length
+
+
 def write_parquet(path: Path, table: Table) -> None:
     """Write one parquet file, a row group for each block."""
     arrow = library("parquet")
     parquet = importlib.import_module("pyarrow.parquet")
     fields = [
         arrow.field("id", arrow.string()),
-        arrow.field("embedding", arrow.list_(arrow.float32(), table.width)),
+        arrow.field("embedding", arrow.list_(arrow.from_numpy_dtype(table.dtype), table.width)),
         *(arrow.field(name, arrow.from_numpy_dtype(k)) for name, k in table.columns.items()),
     ]
     schema = arrow.schema(fields, metadata=dict(table.metadata))

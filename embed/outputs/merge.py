@@ -16,8 +16,10 @@ from embed.options import FORMATS as CHOICES
 from embed.outputs import recognise
 from embed.outputs.atomic_write import atomic_write
 from embed.outputs.collect import InputRows, ModelOutputs, collect, table_of
+from embed.outputs.esm_layout import EsmLayout, check_folder
 from embed.outputs.formats import FORMATS, check_format, choose_format
 from embed.outputs.pairing import PairedTable
+from embed.outputs.rounded import rounded
 from embed.outputs.table import JoinedTable, Table
 from fsqueue import PoolReader, UsageError
 
@@ -48,6 +50,8 @@ class MergeRequest:
     """A model's name or kind."""
     plans: Sequence[int] = ()
     """Plan numbers: their tables, paired if they are two."""
+    output_dtype: str | None = None
+    """float32 or float16; None: as planned."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Values of planned options, which tell apart the tables of one model."""
     partial: bool = False
@@ -66,7 +70,10 @@ def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResu
     found = select(collect(root, partial=request.partial or request.dry_run), request)
     format = choose_format(out, request.format, found[0].format)
     for one in found:
-        check_format(format, ragged=one.pooling == "per-token")
+        dtype = request.output_dtype or one.output_dtype
+        check_format(format, ragged=one.pooling == "per-token", dtype=dtype)
+        if format == "esm":
+            EsmLayout.of(one.planned)
     result = MergeResult(models=[one.model for one in found])
     result.notes += [note for one in found for note in one.notes]
     result.notes += [
@@ -85,10 +92,16 @@ def merge(root: str, out: str, request: MergeRequest | None = None) -> MergeResu
         guard.check_folder(Path(out))
         if not request.dry_run:
             _write_folder(Path(out), found, result)
+    elif format == "esm":
+        if len(found) == 2:
+            raise UsageError("--format esm holds one model. Merge one at a time: --model")
+        check_folder(out)
+        if not request.dry_run:
+            _write_esm(Path(out), found[0], dtype, result)
     else:
         guard.check_file(out, paired=len(found) == 2)
         if not request.dry_run:
-            _write_file(Path(out), format, found, result)
+            _write_file(Path(out), format, found, dtype, result)
     return result
 
 
@@ -181,15 +194,25 @@ def _choice(found: Sequence[ModelOutputs]) -> str:
 # ---- one file ----
 
 
-def _write_file(path: Path, format: str, found: list[ModelOutputs], result: MergeResult) -> None:
+def _write_file(
+    path: Path, format: str, found: list[ModelOutputs], dtype: str, result: MergeResult
+) -> None:
     tables = [one.table() for one in found]
     table = tables[0] if len(tables) == 1 else PairedTable(*tables)
     if isinstance(table, PairedTable):
         _report_unmatched(path, table, tables, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as private:
-        FORMATS[format](private, table)
+        FORMATS[format](private, rounded(table, dtype))
     _record(table, path, result)
+
+
+def _write_esm(folder: Path, one: ModelOutputs, dtype: str, result: MergeResult) -> None:
+    from embed.outputs.esm import write_esm
+
+    table = one.table()
+    write_esm(folder, rounded(table, dtype), EsmLayout.of(one.planned))
+    _record(table, folder, result)
 
 
 def _report_unmatched(

@@ -23,6 +23,8 @@ class PairedTable:
     name = "data"
     columns: Mapping[str, np.dtype[Any]] = {}
     ragged = False
+    dtype = np.dtype("<f4")
+    offsets: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __init__(self, first: JoinedTable, second: JoinedTable) -> None:
         self._tables = first, second

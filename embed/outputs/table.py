@@ -46,8 +46,10 @@ class Block:
     """Consecutive rows of a table; `columns` hold a number, or a string, for each id."""
 
     ids: list[str]
-    rows: Rows
+    rows: NDArray[Any]
     columns: Columns
+    lengths: Sequence[int] | None = None
+    """How many rows each id has, where every token has one."""
 
 
 class Table(Protocol):
@@ -60,6 +62,14 @@ class Table(Protocol):
     @property
     def ragged(self) -> bool:
         """Return whether an id has a row for each token."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of its rows."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Return where each id's rows begin, and where the last one's end, if it is ragged."""
 
     @property
     def count(self) -> int:
@@ -90,6 +100,8 @@ class JoinedTable:
 
     name = "embeddings"
     ragged = False
+    dtype = np.dtype("<f4")
+    offsets: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __init__(self, parts: Sequence[Part], width: int = 0) -> None:
         """Read the header of every output; `width` is that of a table without outputs."""
@@ -151,7 +163,7 @@ class RaggedTable(JoinedTable):
         super().__init__(parts, width)
         lengths = [np.diff(self._offsets_of(part)) for part in self.parts]
         total = np.concatenate([np.zeros(1, np.int64), *lengths])
-        self.offsets: NDArray[np.int64] = np.cumsum(total)
+        self.offsets = np.cumsum(total)
         self.rows = int(self.offsets[-1])
 
     def blocks(self) -> Iterator[Block]:
@@ -165,7 +177,8 @@ class RaggedTable(JoinedTable):
                 rows = output.array("embeddings")[offsets[begin] : offsets[end]]
                 sequences = slice(part.first + begin, part.first + end)
                 columns = {name: output.array(name)[sequences] for name in self.columns}
-                yield Block(ids[begin:end], rows, columns)
+                lengths = np.diff(offsets[begin : end + 1]).tolist()
+                yield Block(ids[begin:end], rows, columns, lengths)
                 begin = end
 
     def _offsets_of(self, part: Part) -> NDArray[np.int64]:

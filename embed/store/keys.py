@@ -20,6 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.models.convention import Convention
+
 KEY: Final = np.dtype("S16")
 """128 bits. numpy compares them as bytes, so sorted arrays can be searched."""
 
@@ -28,6 +30,15 @@ Keys = NDArray[np.bytes_]
 
 STORED: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 """The dtypes of stored vectors, by the value of --store-dtype."""
+
+
+NUMERICS: Final = {"esm2": 1, "dnabert": 1, "auto": 2}
+"""The version of our own arithmetic, by family: raised when the same model and options give other
+vectors than before, so that a store never mixes them. Plans without a convention have 1."""
+ADDED: Final[Mapping[str, Any]] = {"convention": "", "overlap": 0, "numerics": 1}
+"""What a space of format 1 does not say, and what it meant."""
+NUMBERS: Final = ("max_residues", "width", "overlap", "numerics")
+QUERY_OPTIONS: Final = ("dtype", "pooling", "long", "max_residues", "overlap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +57,37 @@ class Space:
     max_residues: int
     stored: str
     width: int
+    convention: str = ""
+    """The plan's convention as JSON, if it has one."""
+    overlap: int = 0
+    numerics: int = 1
+    """The version of our own arithmetic for this family: NUMERICS."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Space:
         """Return the space in which a plan of these options embeds."""
-        facts = {name: options[name] for name in cls.__slots__ if name != "stored"}
+        facts = {name: options[name] for name in cls.__slots__ if name in options}
+        if "convention" in options:
+            facts["convention"] = json.dumps(options["convention"], sort_keys=True)
+            facts["numerics"] = NUMERICS[options["family"]]
         return cls(stored=options.get("store_dtype", "float32"), **facts)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of a plan that embeds as the vectors of this space were."""
+        found = {name: getattr(self, name) for name in QUERY_OPTIONS}
+        return found | ({"convention": json.loads(self.convention)} if self.convention else {})
+
+    @property
+    def pooled(self) -> Convention:
+        """Return what became of the model's states."""
+        return Convention.of(self.options() | {"family": self.family})
 
     @classmethod
     def decode(cls, facts: Any) -> Space:
         """Return the space that a space.json describes. Raises ValueError, TypeError."""
         space = cls(**facts)
         for name, value in asdict(space).items():
-            if type(value) is not (int if name in ("max_residues", "width") else str):
+            if type(value) is not (int if name in NUMBERS else str):
                 raise ValueError(f"{name} is {value!r}")
         if space.stored not in STORED or not 0 < space.width < WIDTH_MAX:
             raise ValueError(f"vectors of {space.width} numbers as {space.stored}")
@@ -67,9 +96,10 @@ class Space:
     @property
     def digest(self) -> bytes:
         """Return the space's part of every key."""
-        facts = {
-            name: value for name, value in asdict(self).items() if name not in ("model", "folder")
-        }
+        given = asdict(self).items()
+        # What a space of format 1 lacks counts only where it differs from what that meant.
+        facts = {name: value for name, value in given if value != ADDED.get(name)}
+        del facts["model"], facts["folder"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     @property

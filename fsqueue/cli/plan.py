@@ -126,7 +126,7 @@ def _option(option: Option) -> click.Option:
     flag = "--" + option.name.replace("_", "-")
     if isinstance(option.default, tuple):
         return click.Option([flag], multiple=True, help=option.help)
-    if isinstance(option.default, bool):
+    if option.switch or isinstance(option.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=option.default, help=option.help)
     kind: Any = click.Choice(option.choices) if option.choices else _type(option)
     return click.Option(
@@ -230,6 +230,8 @@ def _show_shares(result: PlanResult) -> None:
     counts = [total.measures.get(name, 0) for name in names]
     rows.append(["total", "", "", total.claims, *counts, total.cost, "100.0 %"])
     print_table(header, rows, left=2)
+    for name, why in result.too_small.items():
+        click.echo(f"{name} gets no claims: its GPU is too small for them ({why}).")
     largest = 100 * result.largest / max(total.cost, 1)
     limit = 100 * result.cost_max / max(total.cost, 1)
     click.echo(

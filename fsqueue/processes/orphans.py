@@ -5,7 +5,8 @@ Rules:
 R21 A process that runs programs is, where the kernel allows it (Linux: PR_SET_CHILD_SUBREAPER; PID
     1 of a container in any case), the parent of everything that outlives its own parent there. It
     reaps those that are its programs', by number: never by waiting for any child, which would take
-    the exit status of a child that other code waits for.
+    the exit status of a child that other code waits for. What this process started for itself
+    is no orphan, whenever it began: `keep` says which those are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Final
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _adopting: dict[int, bool] = {}
 """By process number: a forked child is none."""
+_kept: set[int] = set()
+"""Children that this process started for itself, in sessions of their own."""
 _unended: set[int] = set()
 """Children of ours that not even SIGKILL has ended so far."""
 
@@ -39,6 +42,16 @@ def _become_subreaper() -> bool:
         return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
+
+
+def keep(pid: int) -> None:
+    """Say that a child is this process's own, and belongs to no program."""
+    _kept.add(pid)
+
+
+def is_kept(pid: int) -> bool:
+    """Return whether a child is this process's own."""
+    return pid in _kept
 
 
 def reap(pid: int) -> bool:

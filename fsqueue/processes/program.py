@@ -13,8 +13,9 @@ R23 What a program writes to stderr is drained while it runs; its last part is k
     ending. It cannot fill a disk, and a descendant that holds it open holds nothing up.
 
 Descendants are found by their parents: where `orphans` has made this process the parent of all
-orphans, each of them descends from it, and belongs to the program if it began later and is not in
-our own session. Elsewhere by the program's session and group, and by a variable in its environment.
+orphans, each of them descends from it, and belongs to the program if it began later, is not in our
+own session, and was not started for ourselves. Elsewhere by the program's session and group, and by
+a variable in its environment.
 
 Threads: another thread may start and reap processes meanwhile, in the session of this process.
 """
@@ -194,7 +195,8 @@ class Program:
             if above.parent == self.pid or above.pid == self.pid:
                 return True
             if above.parent == os.getpid():
-                return self._adopting and above.session != self._session
+                is_ours = above.session == self._session or orphans.is_kept(above.pid)
+                return self._adopting and not is_ours
             passed.add(above.pid)
             above = seen.get(above.parent)
         return not self._adopting and table.has_variable(process.pid, self._mark)

@@ -1,8 +1,9 @@
 """Choose the next claim: pure functions over names, weights and rates. No file is touched here.
 
 R4  A claim whose last run came to nothing (`vain`) is taken after all claims of which that is not
-    so, and one that failed here after those. So one claim that is too long, or hangs, or cannot be
-    read, delays no other claim.
+    so, and one that failed here after those. Among those put back in vain as often, the cheapest is
+    taken first: a small one most likely met a worker that had to leave, a large one may be too long
+    for any. So one claim that is too long, or hangs, or cannot be read, delays no other claim.
 R75 Of the others, those of the highest priority are taken first, wherever they wait: before any
     other claim of the worker's own spool, and even if something has to be loaded for them. Which
     worker takes which is decided among them as ever.
@@ -119,7 +120,8 @@ def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[Claim
 
     Claims that failed here are worst: another worker may succeed. Then come those that were put
     back in vain (R4). The others are ordered by priority (R75), then by their kind's affinity, so
-    that little has to be loaded, and by whether no other worker has it; then by cost.
+    that little has to be loaded, and by whether no other worker has it; then by cost, the largest
+    best, but the smallest of those put back in vain.
     """
     able = (
         name for name in names if preferences.allows(name.kind) and name.id not in preferences.left
@@ -146,8 +148,6 @@ def choose(
     """
     race = Race(peers, me)
     own = next(reversed(listings.get(me.spool or "", ())), None)
-    # A claim of another spool comes before this worker's own only if it saves loading a model.
-    at_home = _rank(own, preferences) if own else None
     found = None
     for spool, name in _best_first(listings, me.spool, preferences):
         if takes_too_long(name, me.rates, time_left_s) or name.vain and is_hopeless(name):
@@ -156,7 +156,7 @@ def choose(
             if any(_is_elsewhere(peer, me) and not _lacks(peer, name.kind) for peer in peers):
                 continue
         if name.id in waited or race.falls_to_me(spool, name):
-            if spool == me.spool or at_home is None or _rank(name, preferences) > at_home:
+            if spool == me.spool or own is None or _is_worth_leaving_home(name, own, preferences):
                 return spool, name
             found = found or (spool, name)
     return found
@@ -289,7 +289,23 @@ def _rank(name: ClaimName, preferences: Preferences) -> ClaimRank:
 
 
 def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[ClaimStanding, float, bool, int]:
-    return (*_rank(name, preferences), name.cost)
+    return (*_rank(name, preferences), merit(name))
+
+
+def merit(name: ClaimName) -> int:
+    """Return what orders claims that are equal in all else: the best has the most."""
+    return -name.cost if name.vain else name.cost
+
+
+def _is_worth_leaving_home(name: ClaimName, own: ClaimName, preferences: Preferences) -> bool:
+    """Return whether another spool's claim comes before the best of this worker's own.
+
+    Only if it saves loading a model, or if what waits at home came to nothing before, and is more
+    likely to do so again (R4).
+    """
+    if own.vain:
+        return _sort_key(name, preferences) > _sort_key(own, preferences)
+    return _rank(name, preferences) > _rank(own, preferences)
 
 
 def _is_elsewhere(peer: Peer, me: Peer) -> bool:

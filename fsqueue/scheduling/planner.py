@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue.errors import BadInput, PoolError, UsageError
+from fsqueue.gpu.memory import USABLE, memory_gib
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated
@@ -68,6 +69,8 @@ class PlanResult:
     assigned: list[int] = field(default_factory=list)
     """The spool of each item that `cut` yields, as an index into `spools`."""
     kinds: list[str] = field(default_factory=list)
+    too_small: dict[str, str] = field(default_factory=dict)
+    """The spools whose GPU cannot hold what the claims need, and why: they get none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ def plan_into(
     pool: PoolDirectory, request: PlanRequest, *, progress: Progress | None = None
 ) -> PlanResult:
     """Publish claims for every input that no earlier plan has. Safe beside other planners."""
+    _too_small(request, request.spools)  # raises before there are spools
     plans.complete(pool)
     result = PlanResult(spools=[add_spool(pool, spool) for spool in request.spools])
     sources = _survey(request, result, progress)
@@ -220,7 +224,9 @@ def _weigh(
     """Decide the largest claim, cut, and give every claim to a spool; fill in the result."""
     # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
     # the same with weighting on and off.
-    own = [spool.weight for spool in result.spools]
+    result.too_small = _too_small(request, result.spools)
+    fitting = [n for n, spool in enumerate(result.spools) if spool.name not in result.too_small]
+    own = [result.spools[n].weight for n in fitting]
     cost = sum(source.cost for source in fresh)
     result.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     costs, kinds = array("d"), dict[str, None]()
@@ -236,20 +242,42 @@ def _weigh(
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        loads = backlog.loads(pool, result.spools, wanted)
-        speeds = backlog.spool_speeds(pool, result.spools, wanted)
+        chosen = [result.spools[n] for n in fitting]
+        loads = backlog.loads(pool, chosen, wanted)
+        speeds = backlog.spool_speeds(pool, chosen, wanted)
         weights, unit = list(speeds.by_spool), speeds.unit
         before = backlog.ahead(pool)
         if request.weighted:
-            pairs = zip(result.spools, weights, strict=True)
+            pairs = zip(chosen, weights, strict=True)
             result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}
     result.eta_s = (before + sum(costs)) / (unit * sum(weights)) if unit and costs else None
     if not request.weighted:
         weights = [1.0] * len(own)
-    result.assigned = assign(costs, weights, loads)
+    result.assigned = [fitting[slot] for slot in assign(costs, weights, loads)]
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         result.shares[result.spools[slot].name].add(item.cost, dict(item.measures))
         result.total.add(item.cost, dict(item.measures))
+
+
+def _too_small(request: PlanRequest, spools: Sequence[Spool]) -> dict[str, str]:
+    """Return the spools whose GPU is known to lack the memory that the handler asks for.
+
+    Raises UsageError if that is all of them.
+    """
+    needed_gib = request.handler.gpu_memory_gib(request.options)
+    found = {}
+    for spool in spools:
+        has_gib = spool.memory_gib or memory_gib(spool.model)
+        if has_gib is not None and has_gib * USABLE < needed_gib:
+            found[spool.name] = f"needs {needed_gib:.1f} GiB, has {has_gib:.0f}"
+    if found and len(found) == len(spools):
+        models = ", ".join(sorted({spool.model for spool in spools}))
+        raise UsageError(
+            f"--gpus: no GPU of this plan can hold the work, which needs {needed_gib:.1f} GiB of "
+            f"memory at least: {models}. Name a larger one, or plan what needs less (--dtype "
+            f"float16 or bfloat16, a smaller model)."
+        )
+    return found
 
 
 def _cut(request: PlanRequest, fresh: Sequence[Source], result: PlanResult) -> Iterator[Item]:
@@ -390,7 +418,10 @@ def choose_spools(
     known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}
     given = parse_weights(weights)
     if spec is None and known:
-        specs = [SpoolSpec(s.name, s.model, s.weight, s.why) for s in known.values()]
+        specs = [
+            SpoolSpec(s.name, s.model, s.weight, s.why, memory_gib=s.memory_gib)
+            for s in known.values()
+        ]
     else:
         specs = parse_gpus(spec or "auto")
     spools = []
@@ -401,7 +432,9 @@ def choose_spools(
                 f"--weight: {asked.name} has had weight {present.weight:g} in this pool since its "
                 f"first plan. To change that, edit spools/{asked.name}.json."
             )
-        spools.append(present or Spool(asked.name, asked.model, asked.weight, asked.why))
+        spools.append(
+            present or Spool(asked.name, asked.model, asked.weight, asked.why, asked.memory_gib)
+        )
     return spools
 
 

@@ -12,6 +12,7 @@ The order is that of `choose.in_order`.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Final
 from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ClaimName, is_waiting, priority_of, vain_of
 from fsqueue.pool.requirements import base_of
-from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences
+from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences, merit
 
 RUN: Final = 8192
 """How many names are sorted at a time."""
@@ -28,9 +29,11 @@ RETRIED_MAX: Final = 200
 
 
 class KindGroup:
-    """Names of one kind, the most expensive last."""
+    """Names of one kind, the most expensive last; of what was put back in vain, the cheapest."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vain: bool = False) -> None:
+        self._vain = vain
+        self._cost = _minus_cost if vain else _cost
         self._runs: list[tuple[tuple[int, str], int, NameList]] = []
         """Sorted by the key of their last name; each with that key and a number."""
         self._fresh: list[str] = []
@@ -46,21 +49,25 @@ class KindGroup:
         """Sort what was added."""
         if self._fresh:
             self._fresh.sort(key=_id)
-            self._fresh.sort(key=_cost)
+            self._fresh.sort(key=self._cost)
             self._len += len(self._fresh)
-            insort(self._runs, (_key(self._fresh[-1]), len(self._runs), NameList(self._fresh)))
+            insort(self._runs, (self.key(self._fresh[-1]), len(self._runs), NameList(self._fresh)))
             self._fresh = []
 
     def __len__(self) -> int:
         return self._len
 
+    def key(self, text: str) -> tuple[int, str]:
+        """Return what the names are sorted by, the best last."""
+        return self._cost(text), _id(text)
+
     def __iter__(self) -> Iterator[str]:
-        return heapq.merge(*(names for _, _, names in self._runs), key=_key)
+        return heapq.merge(*(names for _, _, names in self._runs), key=self.key)
 
     def __reversed__(self) -> Iterator[str]:
-        return reversed(self._runs[0][2]) if len(self._runs) == 1 else self._most_expensive_first()
+        return reversed(self._runs[0][2]) if len(self._runs) == 1 else self._best_first()
 
-    def _most_expensive_first(self) -> Iterator[str]:
+    def _best_first(self) -> Iterator[str]:
         left = self._runs.copy()
         streams: dict[
             int, Iterator[str]
@@ -74,30 +81,30 @@ class KindGroup:
             yield ahead[number]
             if (text := next(streams[number], None)) is not None:
                 ahead[number] = text
-                insort(left, (_key(text), number, names))
+                insort(left, (self.key(text), number, names))
 
     @property
     def last(self) -> str:
-        """The most expensive name; IndexError if there is none."""
+        """The best name; IndexError if there is none."""
         return self._runs[-1][2].last
 
     def pop(self) -> str:
-        """Remove the most expensive name and return it; IndexError if there is none."""
+        """Remove the best name and return it; IndexError if there is none."""
         text = self._runs[-1][2].pop()
         self._moved(-1)
         return text
 
     def remove(self, text: str) -> bool:
-        """Remove a name, most likely the most expensive; return whether it was there."""
+        """Remove a name, most likely the best; return whether it was there."""
         if self._runs and text == self.last:
             self.pop()
             return True
-        key = _key(text)
+        key = self.key(text)
         for index in range(len(self._runs) - 1, -1, -1):
             last, _, names = self._runs[index]
             if len(self._runs) > 1 and last < key:
                 break
-            if names.remove(text, _key):
+            if names.remove(text, self.key):
                 self._moved(index)
                 return True
         return False
@@ -110,11 +117,14 @@ class KindGroup:
             del self._runs[index]
         elif len(self._runs) > 1:  # the key of a single run is never used
             del self._runs[index]
-            insort(self._runs, (_key(names.last), number, names))
+            insort(self._runs, (self.key(names.last), number, names))
 
     def costing_more(self, cost: float) -> int:
         """Count the names that cost more."""
-        return sum(names.above(cost, _cost) for _, _, names in self._runs)
+        if self._vain:
+            least = math.nextafter(-cost, -math.inf)
+            return self._len - sum(names.above(least, self._cost) for _, _, names in self._runs)
+        return sum(names.above(cost, self._cost) for _, _, names in self._runs)
 
 
 class WaitingClaims:
@@ -124,15 +134,19 @@ class WaitingClaims:
         preferences = preferences or Preferences()
         self.retried: list[str] = []
         """The names that have an attempt behind them, up to a limit."""
-        groups: defaultdict[tuple[str, ClaimStanding], KindGroup] = defaultdict(KindGroup)
+        groups: dict[tuple[str, ClaimStanding], KindGroup] = {}
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
-            groups[kind, preferences.standing(id, vain_of(text), priority_of(text))].add(text)
+            vain = vain_of(text)
+            key = kind, preferences.standing(id, vain, priority_of(text))
+            if (group := groups.get(key)) is None:
+                group = groups[key] = KindGroup(vain=vain > 0)
+            group.add(text)
             if ".a0." not in text and len(self.retried) < RETRIED_MAX:
                 self.retried.append(text)
         for group in groups.values():
             group.seal()
-        self._groups = dict(groups)
+        self._groups = groups
         self.apply(preferences)
 
     def apply(self, preferences: Preferences) -> None:
@@ -177,7 +191,9 @@ class WaitingClaims:
     def _best_group(self) -> KindGroup:
         while not (groups := [group for group in self._ranks[-1] if group]):
             self._ranks.pop()
-        return groups[0] if len(groups) == 1 else max(groups, key=lambda group: _key(group.last))
+        return (
+            groups[0] if len(groups) == 1 else max(groups, key=lambda group: group.key(group.last))
+        )
 
     def remove(self, name: ClaimName) -> None:
         """Remove one name, most likely the last of its group."""
@@ -210,7 +226,7 @@ def _is_left(standing: ClaimStanding) -> bool:
 
 
 def _merit(name: ClaimName) -> tuple[int, str]:
-    return name.cost, name.id
+    return merit(name), name.id
 
 
 def _id(text: str) -> str:
@@ -221,9 +237,8 @@ def _cost(text: str) -> int:
     return int(text.split(".", 3)[2][1:])
 
 
-def _key(text: str) -> tuple[int, str]:
-    id, _, cost, _ = text.split(".", 3)
-    return int(cost[1:]), id
+def _minus_cost(text: str) -> int:
+    return -_cost(text)
 
 
 def _parsed(text: str) -> ClaimName:

@@ -9,7 +9,7 @@ R10  A lease is renewed while the worker's process runs and its main thread gets
      handler, however silent that is. A main thread that is stuck elsewhere for a lease is not
      renewed for; after two, the lease is given up, and its claims go back uncharged.
 R16  A handler that is still running when its time and its grace are up is ended with its worker,
-     and the claim is charged with that reason.
+     and the claim is charged with that reason. Time in which the worker was stopped is not counted.
 R17  A worker that dies ends its lease at once: its guardian first ends what the worker's programs
      left behind, then the lease, from the very beat it has reached (I9), and then removes what was
      being written. A guardian that dies is noticed: then the worker's thread renews, from the beat
@@ -43,10 +43,11 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.names import ClaimName, LeaseName
 from fsqueue.pool.proof_of_life import is_stopped
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.processes import orphans
 from fsqueue.processes.leftovers import end_everything_of
 from fsqueue.storage import directories, permissions
 from fsqueue.storage.operation_count import operations
-from fsqueue.worker.progress import GRACE_S, SIZE, Progress, Silence
+from fsqueue.worker.progress import AWAY_S, GRACE_S, SIZE, Progress, Silence
 
 IGNORED: Final = tuple(
     getattr(signal, name)
@@ -56,8 +57,6 @@ IGNORED: Final = tuple(
 )
 """What SLURM, a terminal or an impatient person sends to all processes of a job."""
 TICK_S: Final = 0.5
-AWAY_S: Final = 5.0
-"""A tick that comes this late: this process was stopped, most likely together with its worker."""
 BURIAL_LEASES: Final = 3
 """How long to try to end a dead worker's lease: after that, it has expired anyway."""
 STOP_S: Final = 10.0
@@ -123,6 +122,7 @@ class Guardian:
         stopped = is_stopped(self._pid)
         if stopped or now - self._ticked_at > AWAY_S:
             self._fair_after = now + GRACE_S
+            self._progress.note_stopped(now - self._ticked_at)
         self._ticked_at = now
         silent_s = self._silence.look(excused=stopped)
         if not self._progress.lost and not stopped:
@@ -264,6 +264,7 @@ class GuardianProcess:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        orphans.keep(self._process.pid)
 
     def wake(self) -> None:
         """Let it look at once; may be called from a signal handler."""

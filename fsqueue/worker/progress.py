@@ -5,7 +5,8 @@ whole. So nothing here waits or takes a lock, and all of it may be called from a
 clock is the host's monotonic one, the same for all its processes.
 
     the worker says      it steps; it is in a handler, since when, with which claim; it leaves; stop
-    its guardian says    the beat it has reached; that the lease was lost, and why; that it ticks
+    its guardian says    the beat it has reached; that the lease was lost, and why; that it ticks;
+                         for how long the worker stood still (SIGSTOP, scontrol suspend, a freezer)
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from fsqueue.pool.names import LeaseName
 
 GRACE_S: Final = 10.0
 """How long after its time was up a handler has to end by itself."""
+AWAY_S: Final = 5.0
+"""What comes this late was stopped: a guardian most likely together with its worker."""
 TEXT_MAX: Final = 512
 
 
@@ -36,6 +39,7 @@ class Word(IntEnum):
     LEAVING = auto()
     STOP = auto()
     TICKED = auto()
+    STOPPED_S = auto()
     BEAT = auto()
     BEAT_LEAVES = auto()
     LOST = auto()
@@ -87,7 +91,7 @@ class Progress:
         self._write(CLAIM, claim)
         words[Word.TIMEOUT], words[Word.ADDRESSED] = timeout_s, addressed
         if timeout_s > 0:
-            words[Word.DEADLINE] = self._clock() + timeout_s + grace_s
+            words[Word.DEADLINE] = self.running_s + timeout_s + grace_s
         words[Word.IN_HANDLER] = 1.0
         try:
             yield
@@ -130,7 +134,14 @@ class Progress:
     @property
     def overdue(self) -> bool:
         """Whether a handler runs whose time, and grace, is up."""
-        return self.in_handler and self.timeout_s > 0 and self._clock() > self._words[Word.DEADLINE]
+        return (
+            self.in_handler and self.timeout_s > 0 and self.running_s > self._words[Word.DEADLINE]
+        )
+
+    @property
+    def running_s(self) -> float:
+        """The monotonic clock, but standing still while the worker was stopped."""
+        return self._clock() - self._words[Word.STOPPED_S]
 
     @property
     def timeout_s(self) -> float:
@@ -152,6 +163,10 @@ class Progress:
         """Say that the guardian is at work, and what it has cost the file server."""
         self._words[Word.OPERATIONS] = operations
         self._words[Word.TICKED] = self._clock()
+
+    def note_stopped(self, seconds: float) -> None:
+        """Say that the worker was stopped for so long."""
+        self._words[Word.STOPPED_S] += seconds
 
     def reach(self, name: LeaseName) -> None:
         """Say which beat the lease has reached."""

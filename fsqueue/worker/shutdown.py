@@ -4,8 +4,9 @@
 `Shutdown` watches everything that makes a worker leave before its work is done.
 
 R5  A worker is interrupted only while a handler runs, and only once: by the second signal, by the
-    end of its allocation, or because a claim ran too long. Everything else it does, and above all
-    putting its claim back and retiring its lease, runs to its end however many signals arrive.
+    end of its allocation, or because a claim ran too long (time in which the worker was stopped is
+    not counted). Everything else it does, and above all putting its claim back and retiring its
+    lease, runs to its end however many signals arrive.
 R6  A closed terminal (SIGHUP) is a request to leave, like SIGTERM, unless the worker was started
     to survive it (nohup). SIGUSR2, with which Grid Engine warns, is one like SIGUSR1.
 """
@@ -26,11 +27,16 @@ from fsqueue.pool.layout import Order, order_name
 from fsqueue.pool.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.progress import AWAY_S
 from fsqueue.worker.signals import SIGNALS, TIME_SIGNALS
 from fsqueue.worker.verdicts import Cause
 
 KILL_WAIT_S: Final = 30.0
 """From SLURM's SIGTERM to its SIGKILL, unless its configuration says otherwise."""
+
+
+ASK_S: Final = 2.0
+"""How long a guardian has, once woken, to say for how long its worker was stopped."""
 
 
 EXIT_STATUS: Final = {
@@ -95,6 +101,8 @@ class Shutdown:
     _in_handler: bool = False
     _stop_at: float = math.inf
     _claim_ends_at: float = math.inf
+    """By the clock that stands still while the worker is stopped."""
+    _asked_guardian: bool = False
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -129,7 +137,9 @@ class Shutdown:
 
         `timeout_s`: raise TookTooLong after that long; 0: never.
         """
-        self._claim_ends_at = self.clock() + timeout_s if timeout_s > 0 else math.inf
+        running_s = self.beat.progress.running_s
+        self._claim_ends_at = running_s + timeout_s if timeout_s > 0 else math.inf
+        self._asked_guardian = False
         self._in_handler = True
         try:
             self._set_alarm()
@@ -163,17 +173,24 @@ class Shutdown:
 
     def _set_alarm(self) -> None:
         """Have SIGALRM sent at the next of the moments that end a handler."""
-        next_at = min(self._stop_at, self._claim_ends_at)
-        if self._previous and next_at < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(next_at - self.clock(), 1e-3))
+        left_s = min(
+            self._stop_at - self.clock(), self._claim_ends_at - self.beat.progress.running_s
+        )
+        if self._previous and left_s < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(left_s, 1e-3))
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        now = self.clock()
-        if now >= self._stop_at:
+        progress = self.beat.progress
+        if self.clock() >= self._stop_at:
             return self._interrupt(StopNow)
-        if now >= self._claim_ends_at:
-            return self._interrupt(TookTooLong)
-        return self._set_alarm()
+        if progress.running_s < self._claim_ends_at:
+            return self._set_alarm()
+        if progress.ticked and self.clock() - progress.ticked > AWAY_S and not self._asked_guardian:
+            # RACE: woken with its guardian, which has yet to say for how long they stood still.
+            self._asked_guardian = True
+            signal.setitimer(signal.ITIMER_REAL, ASK_S)
+            return None
+        return self._interrupt(TookTooLong)
 
     def sleep(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Sleep, but wake for a signal, a lost lease, or when `until` returns True."""

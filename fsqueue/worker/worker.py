@@ -435,7 +435,7 @@ class Worker:
             try:
                 self._put_back_everything()
                 self.handler_cache.close()
-                self.inbox.close()
+                self._as_far_as_possible(self.inbox.close, "its inbox is left as it is")
                 for pool in (self.pool, self.inbox.pool):
                     directories.discard(pool.scratch(self.id))
             finally:
@@ -445,7 +445,14 @@ class Worker:
         self.checksums.close()
         self.beat.flush()
         if self.beat.lost is None:
-            self.lease.retire()
+            self._as_far_as_possible(self.lease.retire, "its lease ends by itself")
+
+    def _as_far_as_possible(self, operation: Callable[[], object], otherwise: str) -> None:
+        """Do what others will do if it cannot be done; a mount's error changes no exit status."""
+        try:
+            self._patiently(operation)
+        except (OSError, PoolError) as error:
+            log.warning("%s: %s (%s)", self.id, otherwise, error)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         return patiently(operation, self.id, self.beat, for_s=self.pool.lease_s)

@@ -138,7 +138,7 @@ class Ours:
         engine, tokenizer = self._handler.engine(self.options, print)
         wanted = (Record(text.encode()) for text in self.sequences)
         options = self.options
-        reader = SequenceReader(wanted, tokenizer, options["max_residues"], long=options["long"])
+        reader = SequenceReader(wanted, tokenizer, options)
         rows = np.zeros((len(self.sequences), engine.width), np.float32)
         for batch in batches(reader, options["tokens_per_batch"]):
             for one, row in zip(batch, engine.embed(batch, print), strict=True):
@@ -381,7 +381,7 @@ def dnabert(given: argparse.Namespace, folder: Path) -> list[str]:
         encoder = native.DnabertEncoder(shape, {name: w.to(kind) for name, w in weights.items()})
 
         def run() -> Rows:
-            states = encoder.hidden([rows[n] for n in order])
+            states = encoder.hidden([rows[n] for n in order]).split()
             table = np.zeros((len(rows), 768), np.float32)
             for n, state in zip(order, states, strict=True):
                 table[n] = state.float().mean(0).numpy()

@@ -145,6 +145,10 @@ def test_a_truncated_claim_fails_by_name_and_the_others_are_done(
     assert "Restore or remove it" in record["error"]
 
 
+NOT_PLANNED = 1
+"""The exit status where a claim is in the pool that no plan holds (R30)."""
+
+
 @pytest.mark.parametrize("what", ["directory", "fifo", "symlink", "socket"])
 def test_a_special_file_named_like_a_claim_fails_and_the_others_are_done(
     pool: PoolDirectory, tmp_path: Path, what: str
@@ -154,7 +158,7 @@ def test_a_special_file_named_like_a_claim_fails_and_the_others_are_done(
     planted.rename(elsewhere)
     make_odd(planted, what, elsewhere)
     run = fsqueue("work", pool.root, *QUICK)
-    assert run.returncode == 3
+    assert run.returncode == NOT_PLANNED
     (message,) = warnings(run, "planted")
     assert {"symlink": "a symbolic link", "socket": "a socket"}.get(
         what, "not a regular"
@@ -223,7 +227,7 @@ def test_a_claim_with_another_id_than_its_name_fails(pool: PoolDirectory) -> Non
     path = plant(pool)
     path.rename(path.with_name(path.name.replace("planted", "renamed")))
     run = fsqueue("work", pool.root, *QUICK)
-    assert run.returncode == 3
+    assert run.returncode == NOT_PLANNED
     (message,) = warnings(run, "renamed")
     assert "does not hold the claim that its name says" in message
     assert counts(pool) == {"done": 3, "failed": 1}
@@ -233,7 +237,7 @@ def test_a_claim_with_another_id_than_its_name_fails(pool: PoolDirectory) -> Non
 def test_a_claim_of_a_missing_spool_harms_no_other(pool: PoolDirectory, spool: str) -> None:
     plant(pool, spool_inside=spool)
     run = fsqueue("work", pool.root, *QUICK)
-    assert run.returncode == 3, run.stderr
+    assert run.returncode == NOT_PLANNED, run.stderr
     assert len(warnings(run, "planted failed")) == 3
     assert counts(pool) == {"done": 3, "failed": 1}
 

@@ -29,7 +29,7 @@ def run(data: bytes) -> None:
     lease = LeaseName.parse(text)
     if lease is not None:
         assert str(lease) == text
-        inside(pool().lease(lease), "workers")
+        inside(pool().lease(lease), "workers" if lease.living else "workers/ended")
     made = slug(text)
     assert ID.fullmatch(made) and len(made) <= 60, made
     assert slug(made) == made

@@ -19,7 +19,7 @@ from tests.sim.test_exploration import PROGRAMS, explored
 from tests.sim.test_state_machine import run_examples
 from tests.sim.world import Violation
 
-SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "60"))
+SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "200"))
 EXAMPLES = 60
 
 

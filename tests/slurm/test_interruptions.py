@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
+from fsqueue.pool.status import WorkerState
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import LEASE_S, Farm, install_deaf
 from tests.support.planning import ids, names_in
@@ -108,6 +109,7 @@ def test_a_node_set_down_whose_processes_live_on_gives_each_output_once(farm: Fa
     new = farm.held(task, restarts=1)
     assert old in names_in(farm.pool, State.RUNNING) and old.id != new.id
     farm.finish(task)
+    wait_for(lambda: farm.worker(task).state is WorkerState.STOPPED, "the old run to leave")
     assert farm.worker(task).claims_done + farm.worker(task, restarts=1).claims_done == 6
     assert farm.restarts(task) == 1
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from embed.handlers.embed import Embed
 from embed.inputs.claims import read_records, segments_of
+from embed.models.esm2.tokenizer import EsmTokenizer
+from embed.models.families import Tokenizer
 from embed.outputs import claim_file
 from fsqueue import Work
 from fsqueue.pool.settings import PoolDirectory
@@ -59,6 +61,9 @@ class FakeEmbed(Embed):
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         return {**COMMON, **options}
+
+    def tokenizer(self, options: Mapping[str, Any]) -> Tokenizer:
+        return EsmTokenizer()
 
     def run(self, work: Work) -> None:
         ids, rows, lengths = [], [], []

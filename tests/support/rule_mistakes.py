@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import subprocess
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
+
+from fsqueue.pool import overwriting
+from fsqueue.pool.overwriting import Earlier
 
 VARIABLE: Final = "RULE_MISTAKE"
 
@@ -21,8 +26,10 @@ class Mistake:
 
     owner: str
     function: str
-    wrong: Callable[..., Any]
+    wrong: Any
     test: str
+    everywhere: bool = False
+    """Whether to make it in every Python process that the test starts, too."""
 
 
 def _remove(pool: Any, path: str) -> str:
@@ -30,9 +37,40 @@ def _remove(pool: Any, path: str) -> str:
     return path
 
 
+def _popen_without_session(*args: Any, **how: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(*args, **how | {"start_new_session": False})
+
+
+def _everything_is_ours(target: Any, **how: Any) -> None:
+    REFUSE(target, **how | {"recognise": lambda path: Earlier.SAME})
+
+
+def _always_forced(target: Any, **how: Any) -> None:
+    REFUSE(target, **how | {"force": True})
+
+
+REFUSE: Final = overwriting.refuse_overwriting
 PROGRAM: Final = "fsqueue.processes.program:Program"
+OVERWRITING: Final = "tests/fsqueue/pool/test_overwriting.py::test_"
+MERGE: Final = "tests/embed/outputs/test_merge.py::test_"
+SUPERSEDE: Final = "tests/fsqueue/scheduling/test_supersede.py::test_"
 TESTS: Final = "tests/fsqueue/processes/test_"
 MISTAKES: Final = {
+    "R9 a worker that dies is not started again": Mistake(
+        "fsqueue.worker.local_workers:LocalWorkers",
+        "_should_restart",
+        lambda self, slot: False,
+        "tests/fsqueue/cli/test_run.py::"
+        "test_r9_a_holder_that_dies_after_its_peers_left_strands_nothing",
+        everywhere=True,
+    ),
+    "R20 a program stays in its worker's session": Mistake(
+        "fsqueue.processes.program:",
+        "subprocess",
+        SimpleNamespace(**vars(subprocess) | {"Popen": _popen_without_session}),
+        f"{TESTS}program.py::"
+        "test_r20_a_program_leads_its_own_session_and_group_from_the_first_instruction",
+    ),
     "R21 orphans are not reaped": Mistake(
         "fsqueue.processes.orphans:",
         "reap",
@@ -63,6 +101,14 @@ MISTAKES: Final = {
         "_remove",
         lambda path: None,
         f"{TESTS}temporary.py::test_r25_a_read_only_tree_is_removed",
+    ),
+    "R26 descriptors that are missing stay so": Mistake(
+        "fsqueue.processes.standard_streams:",
+        "open_missing",
+        lambda: None,
+        f"{TESTS}standard_streams.py::"
+        "test_r26_no_file_becomes_a_standard_stream_of_a_process_without_them",
+        everywhere=True,
     ),
     "R27 what follows {output} is ignored": Mistake(
         "fsqueue.command:",
@@ -96,6 +142,98 @@ MISTAKES: Final = {
         "tests/fsqueue/maintenance/test_restore.py::"
         "test_R35_a_copy_that_is_not_whole_is_not_chosen",
     ),
+    "R36 an input under another name is not seen": Mistake(
+        "fsqueue.pool.overwriting:",
+        "_is_same",
+        lambda path, facts: False,
+        f"{OVERWRITING}R36_an_input_is_never_replaced_whatever_it_is_called",
+    ),
+    "R37 whatever is in the way is ours": Mistake(
+        "fsqueue.pool.overwriting:",
+        "refuse_overwriting",
+        _everything_is_ours,
+        f"{OVERWRITING}R37_a_file_that_is_not_ours_is_never_replaced",
+    ),
+    "R38 nothing needs --force": Mistake(
+        "fsqueue.pool.overwriting:",
+        "refuse_overwriting",
+        _always_forced,
+        f"{OVERWRITING}R38_another_result_is_replaced_only_by_force",
+    ),
+    "R39 whatever torch saved is taken for ours": Mistake(
+        "embed.outputs.recognise:",
+        "is_features",
+        lambda path: True,
+        "tests/embed/outputs/test_recognise.py::test_r39_features_are_recognised_by_their_keys",
+    ),
+    "R40 the ending of a file does not matter": Mistake(
+        "embed.outputs.formats:",
+        "choose_format",
+        lambda out, given, planned="safetensors": given or planned,
+        f"{MERGE}R40_an_ending_that_promises_another_format_is_refused",
+    ),
+    "R41 any two tables are joined": Mistake(
+        "embed.outputs.merge:",
+        "select",
+        lambda found, request: found[:2],
+        f"{MERGE}R41_two_poolings_are_not_joined_unless_asked_for",
+    ),
+    "R42 a format is looked at when it is written": Mistake(
+        "embed.outputs.formats:",
+        "check_format",
+        lambda format, **how: None,
+        "tests/embed/cli/test_commands.py::"
+        "test_R42_what_can_be_refused_is_refused_before_the_model_is_loaded",
+        everywhere=True,
+    ),
+    "R43 former versions of an input are computed, too": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "_end",
+        lambda pool, old, me, journal: False,
+        f"{SUPERSEDE}R43_a_changed_input_replaces_its_former_claims",
+    ),
+    "R44 what shares a claim with a changed input is forgotten": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "companions",
+        lambda pool, handler, versions: set(),
+        f"{SUPERSEDE}R44_inputs_that_share_a_claim_with_a_changed_one_are_planned_again",
+    ),
+    "R45 what was superseded stays so": Mistake(
+        "fsqueue.scheduling.supersede:",
+        "_bring_back",
+        lambda pool, old, journal: False,
+        f"{SUPERSEDE}R45_an_input_that_is_as_it_was_gets_its_claims_back",
+    ),
+    "R46 settings that are not the pool's are ignored": Mistake(
+        "fsqueue.pool.settings:",
+        "refuse_other_settings",
+        lambda *given, **named: None,
+        "tests/fsqueue/cli/test_plan_refusals.py::"
+        "test_R46_a_setting_that_is_not_the_pools_is_refused",
+        everywhere=True,
+    ),
+    "R47 what is left out is not named": Mistake(
+        "fsqueue.scheduling.inputs:Inputs",
+        "leave_out",
+        lambda self, what, path: None,
+        "tests/fsqueue/scheduling/test_inputs.py::"
+        "test_R47_everything_in_a_directory_is_planned_or_named",
+    ),
+    "R48 every length is planned": Mistake(
+        "embed.models.generic.shape:",
+        "refuse_too_long",
+        lambda folder, asked, what="": None,
+        "tests/embed/models/test_generic.py::"
+        "test_R48_what_planning_accepts_is_computed_and_what_it_refuses_would_fail",
+    ),
+    "R49 a merge is looked at when it runs": Mistake(
+        "fsqueue.slurm.submit:",
+        "check_merge",
+        lambda command: None,
+        "tests/fsqueue/slurm/test_scripts.py::"
+        "test_R49_a_merge_that_would_be_refused_is_refused_at_submission",
+        everywhere=True,
+    ),
     "R50 a log line waits for its reader": Mistake(
         "fsqueue.cli.stderr_log:StderrLog",
         "_never_blocks",
@@ -115,14 +253,21 @@ MISTAKES: Final = {
 
 def pytest_collection_finish() -> None:
     """Make the mistake, also where the function was imported by name."""
-    import sys
+    make()
 
+
+def make() -> None:
+    """Make the mistake in this process."""
     mistake = MISTAKES[os.environ[VARIABLE]]
     module, _, name = mistake.owner.partition(":")
     owner = importlib.import_module(module)
     owner = getattr(owner, name) if name else owner
     right = getattr(owner, mistake.function)
     setattr(owner, mistake.function, mistake.wrong)
-    for other in [m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "tests."))]:
+    if not callable(right):
+        return  # a module that this one uses: the others use the right one
+    for other in [
+        m for n, m in sys.modules.items() if n.startswith(("fsqueue.", "embed.", "tests."))
+    ]:
         for known in [n for n, value in vars(other).items() if value is right]:
             setattr(other, known, mistake.wrong)

@@ -26,6 +26,8 @@ _ASCII: Final = bytes(byte if byte < 127 else ord("N") for byte in range(256))
 class DnaTokenizer(LetterWindows):
     """A loaded BPE vocabulary."""
 
+    uninformative = b"Nn"
+
     def __init__(self, folder: str) -> None:
         """Read tokenizer.json in `folder`. Raises ClaimImpossible if it is not a DNABERT's."""
         from tokenizers import Tokenizer
@@ -46,6 +48,10 @@ class DnaTokenizer(LetterWindows):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocabulary: int = self._tokenizer.get_vocab_size()
+
+    def count_unknown(self, letters: bytes) -> int:
+        """Return how many bases are unknown."""
+        return len(letters.translate(None, b"ACGTacgt"))
 
     def read(self, letters: bytes) -> tuple[NDArray[np.uint16], int]:
         """Return the token ids, without [CLS] and [SEP], and how many bases are unknown."""

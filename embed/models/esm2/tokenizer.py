@@ -34,6 +34,12 @@ TABLE: Final = _table()
 class EsmTokenizer(LetterWindows):
     """The table of ESM-2."""
 
+    uninformative = b"Xx"
+
+    def count_unknown(self, letters: bytes) -> int:
+        """Return how many residues are unknown."""
+        return unknown(letters)
+
     def read(self, letters: bytes) -> tuple[bytes, int]:
         """Return the token ids, without begin and end, and how many residues are unknown."""
         return token_ids(letters), unknown(letters)

@@ -36,6 +36,7 @@ TOKENIZER_FILES: Final = (
     "sentencepiece.bpe.model",
 )
 """A model has one of these, which holds its vocabulary; tokenizer.json is used if it exists."""
+SENTENCEPIECE_FILES: Final = ("spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_SETTINGS: Final = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -82,7 +83,12 @@ def _refuse_unknown_type(folder: str, config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type in MODEL_MAPPING_NAMES:
         return
-    own_code = " It comes with its own code, which is never run." if "auto_map" in config else ""
+    own_code = ""
+    if "auto_map" in config:
+        own_code = (
+            " It comes with its own code, which is never run; a handler of your own can run it "
+            "(README, Your own handler)."
+        )
     raise UsageError(
         f"{folder}: is a model of type {model_type!r}, which transformers does not have.{own_code} "
         f"Give an ESM-2, a DNABERT, or another model that transformers has."
@@ -95,13 +101,18 @@ def refuse_too_long(folder: str, asked: int, what: str = "--max-residues") -> No
     R48 An input longer than the model's table of positions is refused when it is planned, with the
         longest that works: in the worker it would be an index out of range.
     """
-    most = _positions(_json(f"{folder}/config.json"))
+    most = positions(folder)
     if most is not None and asked > most:
         raise UsageError(
             f"{what} {asked:,}: {folder} has positions for {most:,} tokens, begin and end "
             f"included, and fails beyond them. The longest that works: {what} {most}. "
             f"--long window reads longer sequences in windows of that size."
         )
+
+
+def positions(folder: str) -> int | None:
+    """Return how many tokens a model's table of positions is for; None if it has no such table."""
+    return _positions(_json(f"{folder}/config.json"))
 
 
 def _positions(config: dict[str, Any]) -> int | None:

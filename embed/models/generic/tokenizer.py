@@ -6,10 +6,13 @@ are read by transformers.
 
 Some vocabularies of residues or bases have upper-case letters only, or need blanks between the
 letters; a sequence as it stands in a file would be one unknown token to them. A probe finds out.
+Where every residue is a token of its own, a table made of the tokenizer's answers takes its place:
+tokenizers merge unknown letters, which would shift all later tokens, and a table is faster.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -19,10 +22,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fsqueue import ClaimImpossible
+from embed.models.generic.shape import SENTENCEPIECE_FILES
+from embed.models.windows import Window, Windows
+from fsqueue import ClaimImpossible, NotSupportedError
 
 Ids = NDArray[np.int64]
-
+LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+RARE: Final = "UZOB"
+"""Residues that ProtTrans's authors replace by X, though the vocabulary has them."""
+PROTEIN: Final = "MKWLEQ"
+"""Residues that are no bases."""
 PROBE: Final = "ACGTACGTACGT"
 """Both bases and residues, so every vocabulary of either has these letters."""
 
@@ -30,13 +39,21 @@ PROBE: Final = "ACGTACGTACGT"
 class GenericTokenizer:
     """A loaded tokenizer."""
 
-    def __init__(self, folder: str) -> None:
-        """Read the tokenizer in `folder`. Raises ClaimImpossible if it cannot be read."""
+    def __init__(self, folder: str, prefix: str = "", *, pools_prefix: bool = True) -> None:
+        """Read the tokenizer in `folder`. Raises ClaimImpossible if it cannot be read.
+
+        Every input is read after `prefix`; `pools_prefix` says whether its tokens are pooled.
+        """
         try:
-            load = _from_json if os.path.isfile(f"{folder}/tokenizer.json") else _from_vocabulary
+            has_json = os.path.isfile(f"{folder}/tokenizer.json")
+            if not has_json:
+                _refuse_without_sentencepiece(folder)
+            load = _from_json if has_json else _from_vocabulary
             backend = load(folder)
             framed, own = backend.framed_a, backend.encode("a")
             at = next(n for n in range(len(framed)) if framed[n : n + len(own)] == own)
+        except NotSupportedError:
+            raise
         except Exception as error:  # the tokenizers library raises the bare class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ClaimImpossible(
@@ -44,35 +61,71 @@ class GenericTokenizer:
                 f"write a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             ) from error
         self._encode, self._offsets = backend.encode, backend.offsets
-        self._unknown = backend.unknown
+        self._unknown, self._id_of = backend.unknown, backend.id_of
         self.frame = np.array(framed[:at], np.int64), np.array(framed[at + len(own) :], np.int64)
         self.edges = len(self.frame[0]), len(self.frame[1])
         self._needs_blanks = self._misses(PROBE) and not self._misses(" ".join(PROBE))
         joint = " " if self._needs_blanks else ""
         lower, upper = joint.join(PROBE.lower()), joint.join(PROBE)
         self._needs_upper_case = self._misses(lower) and not self._misses(upper)
+        self._lowers = _lowers(folder)
+        self.reads_proteins = not self._misses(joint.join(PROTEIN))
+        self._table = None if self.reads_text else self._make_table(joint)
+        self.uninformative = b"" if self.reads_text else b"Xx" if self.reads_proteins else b"Nn"
+        self._prefix = prefix
+        self.prefix_tokens = len(self._encode(prefix)) if prefix else 0
+        self.left_out = 0 if pools_prefix else self.prefix_tokens
 
     def read(self, letters: bytes) -> tuple[Ids, int]:
         """Return the token ids of a text in UTF-8, without begin and end, and how many of them are
         unknown tokens."""
-        text = letters.decode("utf-8", "replace")
-        text = text.upper() if self._needs_upper_case else text
-        ids = np.array(self._encode(" ".join(text) if self._needs_blanks else text), np.int64)
-        return ids, self._count_unknown(ids)
+        prefix, ids, unknown = self._tokens(letters)
+        return np.concatenate([prefix, ids]), int(unknown.sum())
 
-    def windows(self, letters: bytes, most: int) -> Iterator[tuple[Ids, int, float]]:
-        """Yield windows of at most `most` tokens, begin and end included: their ids, how many are
-        unknown, and approximately how many letters they stand for."""
-        ids, _ = self.read(letters)
-        room = max(1, most - sum(self.edges))
-        for start in range(0, len(ids), room):
-            part = ids[start : start + room]
-            yield part, self._count_unknown(part), len(letters) * len(part) / len(ids)
+    def count_unknown(self, letters: bytes) -> int | None:
+        """Return how many letters are unknown, if every letter is a token; else None."""
+        if self._table is None:
+            return None
+        return int(self._table[1][np.frombuffer(letters, np.uint8)].sum())
+
+    @property
+    def reads_letters(self) -> bool:
+        """Return whether every letter is a token."""
+        return self._table is not None
+
+    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
+        """Yield windows of at most `how.most` tokens, begin, end and prefix included."""
+        prefix, ids, unknown = self._tokens(letters)
+        room = max(1, how.most - sum(self.edges) - len(prefix))
+        for begin, end, first, stop in how.spans(len(ids), room):
+            share = len(letters) * (end - begin) / len(ids)
+            part = np.concatenate([prefix, ids[begin:end]])
+            yield Window(part, int(unknown[begin:end].sum()), share, first, stop)
+
+    def _tokens(self, letters: bytes) -> tuple[Ids, Ids, NDArray[np.bool_]]:
+        """Return the prefix's ids, those of a text after it, and which of these are unknown."""
+        if self._table is not None:
+            table, unknown = self._table
+            at = np.frombuffer(letters, np.uint8)
+            prefix = np.array(self._encode(self._prefix) if self._prefix else [], np.int64)
+            return prefix, table[at], unknown[at]
+        text = letters.decode("utf-8", "replace")
+        text = text.upper() if self._needs_upper_case else text.lower() if self._lowers else text
+        text = " ".join(text) if self._needs_blanks else text
+        read = np.array(self._encode(self._prefix + text), np.int64)
+        prefix, ids = np.split(read, [self.prefix_tokens])
+        is_unknown = ids == (-1 if self._unknown is None else self._unknown)
+        return prefix, ids, is_unknown
 
     @property
     def reads_text(self) -> bool:
         """Return whether its vocabulary is one of words, not of residues or bases."""
         return not (self._needs_blanks or self._needs_upper_case)
+
+    def has_token(self, token: str) -> bool:
+        """Return whether the vocabulary has this token."""
+        found = self._id_of(token)
+        return found is not None and found != self._unknown
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the range of characters that each token of a text stands for."""
@@ -81,8 +134,28 @@ class GenericTokenizer:
     def _misses(self, text: str) -> bool:
         return self._unknown in self._encode(text)
 
-    def _count_unknown(self, ids: Ids) -> int:
-        return 0 if self._unknown is None else int((ids == self._unknown).sum())
+    def _make_table(self, joint: str) -> tuple[Ids, NDArray[np.bool_]] | None:
+        """Return the id of each byte, and which bytes are unknown, if each residue is a token."""
+        answers = {letter: self._encode(letter) for letter in LETTERS}
+        known = {
+            letter: ids[0]
+            for letter, ids in answers.items()
+            if len(ids) == 1 and ids[0] != self._unknown
+        }
+        for word in ("".join(known), PROBE, "".join(known)[::-1] * 3):
+            expected = [known.get(letter) for letter in word]
+            if not known or self._encode(joint.join(word)) != expected:
+                return None  # several letters are one token, as in a vocabulary of six bases
+        if self.reads_proteins and self._needs_blanks and "X" in known:
+            known = {letter: id for letter, id in known.items() if letter not in RARE}
+        default = known.get("X", known.get("N")) if self._unknown is None else self._unknown
+        default = known.get("X", default) if self.reads_proteins else default
+        assert default is not None
+        table, unknown = np.full(256, default, np.int64), np.ones(256, np.bool_)
+        for letter, id in known.items():
+            for byte in (ord(letter), ord(letter.lower())):
+                table[byte], unknown[byte] = id, False
+        return table, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +168,8 @@ class _Backend:
     framed_a: list[int]
     """The ids of "a" with begin and end."""
     unknown: int | None
+    id_of: Callable[[str], int | None]
+    """The id of a token."""
 
 
 def _from_json(folder: str) -> _Backend:
@@ -115,7 +190,8 @@ def _from_json(folder: str) -> _Backend:
     unknown = model.get("unk_id")
     if model.get("unk_token") is not None:
         unknown = tokenizer.token_to_id(model["unk_token"])
-    return _Backend(encode, offsets, list(tokenizer.encode("a").ids), unknown)
+    framed = list(tokenizer.encode("a").ids)
+    return _Backend(encode, offsets, framed, unknown, tokenizer.token_to_id)
 
 
 def _from_vocabulary(folder: str) -> _Backend:
@@ -139,4 +215,23 @@ def _from_vocabulary(folder: str) -> _Backend:
         )
         return list(read["offset_mapping"])
 
-    return _Backend(encode, offsets, list(tokenizer("a")["input_ids"]), tokenizer.unk_token_id)
+    framed, unknown = list(tokenizer("a")["input_ids"]), tokenizer.unk_token_id
+    return _Backend(encode, offsets, framed, unknown, tokenizer.convert_tokens_to_ids)
+
+
+def _lowers(folder: str) -> bool:
+    """Return whether sentence-transformers lowers the case of every text for this model."""
+    path = f"{folder}/sentence_bert_config.json"
+    if not os.path.isfile(path):
+        return False
+    with open(path, encoding="utf-8") as file:
+        return bool(json.load(file).get("do_lower_case"))
+
+
+def _refuse_without_sentencepiece(folder: str) -> None:
+    names = [name for name in SENTENCEPIECE_FILES if os.path.isfile(f"{folder}/{name}")]
+    if names and not importlib.util.find_spec("sentencepiece"):
+        raise NotSupportedError(
+            f"{folder}/{names[0]}: is read by the library sentencepiece, which is not installed. "
+            f"Type: pip install 'fsqueue[sentencepiece]'"
+        )

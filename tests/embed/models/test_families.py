@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,12 +43,12 @@ def dna(bases: int, seed: int = 1) -> str:
 
 def states(folder: Path, bases: str) -> np.ndarray:
     ids = DnaTokenizer(str(folder)).ids(bases.encode())
-    return dnabert.load(str(folder), "float32", CPU).hidden([ids])[0].numpy()
+    return dnabert.load(str(folder), "float32", CPU).hidden([ids]).split()[0].numpy()
 
 
 def esm_states(bench: Bench, residues: str) -> np.ndarray:
     encoder = esm2.load(bench.options["folder"], "float32", CPU)
-    return encoder.hidden([token_ids(residues.encode())])[0].numpy()
+    return encoder.hidden([token_ids(residues.encode())]).split()[0].numpy()
 
 
 def near(one: np.ndarray, two: np.ndarray) -> bool:
@@ -94,10 +95,11 @@ def test_a_contig_of_more_than_ten_thousand_bases_is_read_in_windows(
     assert dna_bench().options["max_residues"] == 10_000
     contig = dna(700)
     found = bench.embed(bench.file(fasta([("long", contig), ("fits", contig[:300])]), "x.fa"))
-    parts = [states(tiny_dnabert, contig[at : at + 300]).mean(0) for at in (0, 300, 600)]
-    expected = (300 * parts[0] + 300 * parts[1] + 100 * parts[2]) / 700
+    edges = [(0, 233), (233, 466), (466, 700)]
+    parts = [states(tiny_dnabert, contig[begin:end]).mean(0) for begin, end in edges]
+    expected = (233 * parts[0] + 233 * parts[1] + 234 * parts[2]) / 700
     assert near(found.rows[0], expected.astype(np.float32))
-    assert near(found.rows[1], parts[0])
+    assert near(found.rows[1], states(tiny_dnabert, contig[:300]).mean(0))
     assert found.columns["lengths"].tolist() == [700, 300]
     assert found.columns["flags"].tolist() == [FLAGS["windowed"], 0]
     assert found.metadata["counts"]["windowed"] == 1
@@ -148,10 +150,49 @@ def test_a_long_protein_in_windows_is_the_mean_over_all_its_residues(
     make_bench: MakeBench,
 ) -> None:
     bench = make_bench(max_residues=50, long="window")
-    residues = "MKVLAAGIVGLCAKAY" * 8  # 128: windows of 50, 50 and 28
+    residues = "MKVLAAGIVGLCAKAY" * 8  # 128: windows of 42, 43 and 43
+    found = bench.embed(bench.file(fasta([("a", residues)])))
+    edges = [(0, 42), (42, 85), (85, 128)]
+    parts = [esm_states(bench, residues[begin:end])[1:-1] for begin, end in edges]
+    assert near(found.rows[0], np.concatenate(parts).mean(0))
+    assert found.metadata["windows"] == "equal"
+
+
+def test_a_plan_from_before_there_were_equal_windows_has_full_ones_and_a_rest(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(max_residues=50, long="window")
+    del bench.options["windows"]
+    residues = "MKVLAAGIVGLCAKAY" * 8
     found = bench.embed(bench.file(fasta([("a", residues)])))
     parts = [esm_states(bench, residues[at : at + 50])[1:-1] for at in (0, 50, 100)]
     assert near(found.rows[0], np.concatenate(parts).mean(0))
+
+
+def test_of_windows_that_overlap_each_residue_has_one_row(make_bench: MakeBench) -> None:
+    bench = make_bench(max_residues=20, long="window", overlap=8, pooling="per-token")
+    residues = "MKVLAAGIVGLCAKAY" * 3  # 48: windows at 0, 9, 18 and 28
+    found = bench.embed(bench.file(fasta([("a", residues)])))
+    states = {at: esm_states(bench, residues[at : at + 20])[1:-1] for at in (0, 9, 18, 28)}
+    rows = [states[0][:15], states[9][6:15], states[18][6:15], states[28][5:]]
+    assert found.columns["offsets"].tolist() == [0, 48]
+    assert near(found.rows, np.concatenate(rows))
+    assert found.metadata["overlap"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 8}, "add --long window"),
+        ({"overlap": 11, "long": "window", "max_residues": 20}, "at most half a window, 10 of"),
+        ({"overlap": -1, "long": "window"}, "--overlap -1"),
+    ],
+)
+def test_an_overlap_that_cannot_be_is_refused(
+    make_bench: MakeBench, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_bench(**options)
 
 
 def test_long_fail_refuses_the_file_when_it_is_planned(make_bench: MakeBench) -> None:
@@ -201,7 +242,7 @@ def test_the_maximum_of_windows_is_the_maximum_over_all(make_bench: MakeBench) -
     bench = make_bench(pooling="max", max_residues=20, long="window")
     residues = "MKVLAAGIVGLCAKAY" * 3
     found = bench.embed(bench.file(fasta([("a", residues)])))
-    parts = [esm_states(bench, residues[at : at + 20])[1:-1] for at in (0, 20, 40)]
+    parts = [esm_states(bench, residues[at : at + 16])[1:-1] for at in (0, 16, 32)]
     assert near(found.rows[0], np.concatenate(parts).max(0))
 
 
@@ -212,7 +253,7 @@ def test_per_token_rows_are_one_ragged_matrix_in_input_order(make_bench: MakeBen
     assert found.columns["offsets"].tolist() == [0, 3, 3, 51, 52, 54]
     assert found.columns["lengths"].tolist() == [3, 0, 48, 1, 2]
     for rows, each in zip(sequences(found), residues, strict=True):
-        parts = [esm_states(bench, each[at : at + 20])[1:-1] for at in range(0, len(each), 20)]
+        parts = [esm_states(bench, each[at : at + 16])[1:-1] for at in range(0, len(each), 16)]
         assert near(rows, np.concatenate(parts) if parts else np.empty((0, 32), np.float32))
     assert found.columns["flags"].tolist() == [0, FLAGS["empty"], FLAGS["windowed"], 0, 0]
 

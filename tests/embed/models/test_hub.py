@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import pytest
 from embed.models import hub
 from embed.models.esm2.tokenizer import VOCABULARY
 from fsqueue import UsageError
+from tests.support.generic_models import write_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -117,13 +122,15 @@ CODE = (
 )
 
 
-def find_elsewhere(spec: str, cache: Path, **environment: str) -> tuple[str, float]:
+def find_elsewhere(
+    spec: str, cache: Path, before: str = "", **environment: str
+) -> tuple[str, float]:
     """Find a model in a new process, because the hub's client reads its environment once."""
     settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", CODE, spec],
+        [sys.executable, "-c", before + CODE, spec],
         capture_output=True,
         text=True,
         env={**clean, "HF_HUB_OFFLINE": "0", **settings, **environment},
@@ -148,6 +155,92 @@ def test_a_cached_model_needs_no_network_and_is_pinned_by_its_commit(cache: Path
     for spec in ("org/tiny", f"org/tiny@{COMMIT}", "org/tiny@main"):
         output, _ = find_elsewhere(spec, cache, **unreachable)
         assert f"revision='{COMMIT}'" in output and f"weights='commit:{COMMIT}'" in output, output
+
+
+@pytest.fixture
+def hub_server() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
+    """A hub that has these files of every model; yield its address, files, and requests."""
+    files: dict[str, bytes] = {}
+    requests: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(f"{self.command} {self.path}")
+            if self.path.startswith("/api/models/"):
+                listed = {"id": "org/bert", "siblings": [{"rfilename": name} for name in files]}
+                self.answer(json.dumps(listed).encode())
+                return
+            data = files.get(self.path.partition(f"/resolve/{COMMIT}/")[2])
+            self.answer(data)
+
+        def answer(self, data: bytes | None) -> None:
+            self.send_response(404 if data is None else 200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            if data is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            else:
+                self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", files, requests
+        server.shutdown()
+        thread.join()
+
+
+def cached_bert(tmp_path: Path) -> Path:
+    """A hub cache that holds a text model, as a program that ignores modules.json leaves it."""
+    repository = tmp_path / "hub" / "models--org--bert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    write_model(repository / "snapshots" / COMMIT, "bert")
+    return tmp_path / "hub"
+
+
+@pytest.mark.slow
+def test_what_modules_json_names_is_fetched_with_a_model_that_was_cached_without(
+    tmp_path: Path, hub_server: tuple[str, dict[str, bytes], list[str]]
+) -> None:
+    endpoint, files, requests = hub_server
+    cache = cached_bert(tmp_path)
+    types = ["Transformer", "Pooling", "Dense"]
+    modules = [
+        {"type": f"sentence_transformers.models.{kind}", "path": f"{n}_{kind}" if n else ""}
+        for n, kind in enumerate(types)
+    ]
+    files["modules.json"] = json.dumps(modules).encode()
+    files["1_Pooling/config.json"] = b"{}"
+    files |= {"2_Dense/config.json": b"{}", "2_Dense/pytorch_model.bin": b"weights"}
+    for _ in range(2):
+        output, _ = find_elsewhere("org/bert", cache, HF_ENDPOINT=endpoint)
+        assert "PinnedModel" in output, output
+    folder = cache / "models--org--bert" / "snapshots" / COMMIT
+    assert {name for name in files if (folder / name).is_file()} == files.keys()
+    before = len(requests)
+    find_elsewhere("org/bert", cache, HF_ENDPOINT=endpoint)
+    assert len(requests) == before  # what there is not is remembered, too
+
+
+@pytest.mark.slow
+def test_that_a_model_may_have_a_modules_json_is_said_when_the_hub_cannot_be_asked(
+    tmp_path: Path,
+) -> None:
+    cache = cached_bert(tmp_path)
+    code = "import logging; logging.basicConfig(level='WARNING', stream=__import__('sys').stdout);"
+    for setting in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        output, _ = find_elsewhere("org/bert", cache, code, **setting)
+        assert "does not know whether it has a modules.json" in output, output
+        assert "PinnedModel" in output
 
 
 @pytest.mark.slow

@@ -512,7 +512,7 @@ def test_rows_for_each_token_are_joined_into_one_ragged_table(tmp_path: Path) ->
         assert np.array_equal(table.rows[cuts[n] : cuts[n + 1]], expected)
 
 
-@pytest.mark.parametrize("format", ["npz", "h5", "parquet", "virnucpro"])
+@pytest.mark.parametrize("format", ["npz", "parquet", "virnucpro"])
 def test_other_formats_cannot_hold_a_row_for_each_token(tmp_path: Path, format: str) -> None:
     pool = ragged_pool(tmp_path, {"a": "MKVLA"})
     with pytest.raises(UsageError, match="cannot hold a row for each token"):

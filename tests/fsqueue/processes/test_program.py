@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.processes import program, table
+from fsqueue.processes import orphans, program, table
 from fsqueue.processes.program import STDERR_KEPT, Program
 from tests.support.processes import alive, state_of, wait_for, wait_until_gone
 
@@ -108,6 +108,22 @@ def test_where_the_kernel_has_no_process_descriptors_the_end_is_noticed_as_well(
 
 
 # ---- everything that it started ends with it ----
+
+
+def test_r21_a_child_that_this_process_started_for_itself_meanwhile_is_no_orphan(
+    begin: Begin,
+) -> None:
+    """A worker's guardian begins at about the same time as the worker's first program."""
+    one = begin("true")
+    ours = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        orphans.keep(ours.pid)
+        assert run(one) == 0
+        assert one.ended == set() and ours.poll() is None
+    finally:
+        ours.kill()
+        ours.wait()
+
 
 FAMILIES = {
     "in the background": "sleep 1000 & note $! child",

@@ -333,6 +333,18 @@ def test_r4_a_claim_put_back_in_vain_is_taken_after_all_others() -> None:
     assert ids(order) == ["small", "long", "hopeless", "failed"]
 
 
+def test_r4_of_claims_put_back_in_vain_the_cheapest_is_taken_first() -> None:
+    """One that is too long for every worker must not keep all of them from those that are not."""
+    names = [ClaimName("long", "k", 900, vain=1), ClaimName("unlucky", "k", 10, vain=1),
+             ClaimName("again", "k", 1, vain=2)]  # fmt: skip
+    assert ids(in_order(names, Preferences())) == ["unlucky", "long", "again"]
+    spools = {
+        "mine": in_order(names[:1], Preferences()),
+        "other": in_order(names[1:], Preferences()),
+    }
+    assert pick(spools) == "unlucky"
+
+
 def test_r4_what_this_worker_left_to_others_is_not_offered_again() -> None:
     assert in_order([claim("a:9")], Preferences(left=frozenset("a"))) == []
 

@@ -318,7 +318,7 @@ def attack(users: Users, shared: str, tmp_path: Path, code: str, *words: str | P
     done_by_bob = users.python("bob", code, shared, *words)
     assert done_by_bob.returncode == 0, done_by_bob.stderr
     run = users.fsqueue("alice", *WORK, GROUP, shared)
-    assert run.returncode in (0, 3, 5), run.stderr
+    assert run.returncode in (0, 3, 5) or "that no plan holds" in run.stderr  # R30
     assert "Traceback" not in run.stderr
     assert not marker.exists()
 
@@ -524,7 +524,7 @@ def test_special_files_block_no_command(
     attack(users, shared, tmp_path, code, *odd)
     for command in ("status", "workers", "failed"):
         look = users.fsqueue("alice", command, GROUP, shared)
-        assert look.returncode in (0, 3) and "Traceback" not in look.stderr
+        assert look.returncode in (0, 1, 3) and "Traceback" not in look.stderr  # 1: R30
     assert len(done(shared)) == 3
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -283,6 +284,25 @@ say("left")
     hears(process, "left")
     assert process.wait() == 0
     assert os.listdir(pool.directory("errors")) == []
+
+
+def test_r16_the_time_in_which_a_worker_was_stopped_is_not_counted(
+    pool: PoolDirectory, live: Callable[..., subprocess.Popen[str]]
+) -> None:
+    code = """
+stood_still_s = lambda: time.monotonic() - beat.progress.running_s
+say("in")
+while stood_still_s() < 1.0:
+    time.sleep(0.01)
+say("counted")
+"""
+    process = live(pool, code)
+    hears(process, "in")
+    process.send_signal(signal.SIGSTOP)
+    until = time.monotonic() + 1.5
+    wait_for(lambda: time.monotonic() > until, "a second and a half to pass")
+    process.send_signal(signal.SIGCONT)
+    hears(process, "counted")
 
 
 # ---- R17: death ----

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fsqueue.pool.settings import open_pool
 from fsqueue.pool.status import read_statuses
 from tests.support.handlers import install_handler
 from tests.support.idle_workers import IdleWorkers, start_idle_workers
+from tests.support.planning import make_inputs
 from tests.support.processes import FSQUEUE, fsqueue
 from tests.support.strace import NOOP, calls_of, fill
 
@@ -65,12 +67,16 @@ def test_a_worker_counts_its_operations_as_strace_does(tmp_path: Path) -> None:
 
 def test_a_worker_keeps_to_its_limit_and_reports_it(tmp_path: Path) -> None:
     """Six operations a claim, and fifty a second: forty claims take more than four seconds."""
-    pool = fill(tmp_path / "pool", 60)
     env = install_handler(tmp_path / "site", "noop", NOOP)
+    inputs = make_inputs(tmp_path / "in", 60)
+    words = ["plan", "noop", str(tmp_path / "pool"), *map(str, inputs), "--gpus", "cpu"]
+    assert fsqueue(*words, env=env).returncode == 0
+    pool = open_pool(str(tmp_path / "pool"))
     words = ["work", pool.root, "--spool", "cpu0", "--max-claims", "60"]
     run = fsqueue(*words, env=env | {"FSQUEUE_MAX_METADATA_OPS": "50"})
     assert run.returncode == 0, run.stderr
     (status,) = read_statuses(pool).values()
+    assert status.claims_done == 60
     lived_s = status.written_at - status.started
     assert status.metadata_ops_max == 50
     assert status.metadata_ops <= 50 * (lived_s + 1) + 80  # looking for all at the end never waits

@@ -286,6 +286,9 @@ def flaky(tmp_path: Path, operation: str, where: str, failing: str) -> list[str]
         ("rename", "/spools/cpu0/"),
         ("rename", "/running/"),
         ("link", "/outputs/"),
+        ("open", "/inbox/spools/"),
+        ("open", "/inbox/running"),
+        ("rename", "/workers/"),
     ],
 )
 def test_r8_one_error_of_the_mount_ends_nothing_and_charges_nothing(

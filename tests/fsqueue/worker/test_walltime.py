@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +23,9 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import LeaveReason, Status, write_status
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.claim_source import ClaimSource
+from fsqueue.worker.progress import Progress
 from fsqueue.worker.settings import WorkerSettings
+from fsqueue.worker.shutdown import Shutdown, TookTooLong
 from fsqueue.worker.worker import Worker
 from tests.support.fake_squeue import Squeue
 from tests.support.planning import FOREVER, make_inputs, names_in, plan_command
@@ -256,6 +260,38 @@ it.ignore_signals()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("interrupted 143 True\n", "")
+
+
+def test_r5_the_time_in_which_a_worker_was_stopped_is_not_counted() -> None:
+    """Woken together with its guardian, it first lets that say how long they stood still."""
+    clock = Clock()
+    progress = Progress(clock=clock)
+    progress.tick(0)
+    shutdown = Shutdown(SimpleNamespace(progress=progress), clock=clock)  # type: ignore[arg-type]
+    alarm = partial(shutdown._on_alarm, signal.SIGALRM, None)
+    with shutdown.interruptible(100.0):
+        clock.forward(600.0)
+        alarm()
+        progress.note_stopped(590.0)
+        progress.tick(0)
+        alarm()
+        clock.forward(90.0)
+        progress.tick(0)
+        with pytest.raises(TookTooLong):
+            alarm()
+
+
+def test_r5_a_guardian_that_says_nothing_does_not_keep_a_claim_from_its_timeout() -> None:
+    clock = Clock()
+    progress = Progress(clock=clock)
+    progress.tick(0)
+    shutdown = Shutdown(SimpleNamespace(progress=progress), clock=clock)  # type: ignore[arg-type]
+    with shutdown.interruptible(100.0):
+        clock.forward(101.0)
+        shutdown._on_alarm(signal.SIGALRM, None)
+        clock.forward(2.0)
+        with pytest.raises(TookTooLong):
+            shutdown._on_alarm(signal.SIGALRM, None)
 
 
 @pytest.mark.slow
