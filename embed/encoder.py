@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine import engine, float32_fallback
+from embed.engine import device, float32_fallback
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
 from embed.engine.float32_fallback import Float32Fallback
@@ -80,7 +80,7 @@ class Encoder:
         loaded, tokenizer = float32_fallback.load(
             prepared["family"],
             folder,
-            engine.choose_device(log.warning),
+            device.choose_device(log.warning),
             dtype=prepared["dtype"],
             convention=convention,
         )
@@ -144,8 +144,7 @@ class Encoder:
         reader = SequenceReader(records, self._tokenizer, self._options)
         assembly = Assembly(len(inputs), self.width, self.convention)
         try:
-            for batch in batches(reader, tokens_per_batch):
-                rows = self._engine.embed(batch, log.warning)
+            for batch, rows in self._engine.run(batches(reader, tokens_per_batch), log.warning):
                 sizes = [one.rows if assembly.ragged else 1 for one in batch]
                 parts = np.split(rows, np.cumsum(sizes)[:-1])
                 for one, part in zip(batch, parts, strict=True):

@@ -64,7 +64,12 @@ OPTIONS: Final = (
     Option("text", False, "Inputs are documents in UTF-8; each chunk gives a row."),
     Option("chunk_size", CHUNK_SIZE, "Tokens in a chunk, at most as many as the model takes."),
     Option("chunk_overlap", 32, "Tokens repeated from the chunk before, at most half a chunk."),
-    Option("tokens_per_batch", 4096, "Tokens computed together; halved when memory runs out."),
+    Option("tokens_per_batch", 4096, "Tokens computed and saved together; GPUs join several."),
+    Option(
+        "deterministic",
+        False,
+        "Never join batches on a GPU, so that equal GPUs give equal bytes.",
+    ),
     Option("threads", 1, "CPU threads of a worker without a GPU; last digits depend on it."),
     Option("checkpoint_seconds", 60, "Interval between checkpoints of a long claim."),
     Option("store", None, "Directory of vectors to reuse and add to; nothing is computed twice."),

@@ -28,6 +28,7 @@ from fsqueue.errors import UsageError
 from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
 from fsqueue.pool.layout import Order, State
+from fsqueue.pool.names import PRIORITY_MAX
 from fsqueue.pool.requirements import tier_named
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S, PoolDirectory
 
@@ -61,6 +62,7 @@ def plan(
     min_tier: str | None = None,
     requires: Sequence[str] = (),
     timeout_s: float = 0.0,
+    priority: int = 0,
     recursive: bool = False,
     lease_s: float | None = None,
     attempts_max: int | None = None,
@@ -80,7 +82,8 @@ def plan(
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
     `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
-    `timeout_s` fails (0: it may take any time). `lease_s` (30) and `attempts_max` (3) are for a new
+    `timeout_s` fails (0: it may take any time). Claims of a higher `priority` (0 to 9) are taken
+    first. `lease_s` (30) and `attempts_max` (3) are for a new
     pool; those of a pool that exists cannot be changed.
 
     Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
@@ -108,6 +111,8 @@ def plan(
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
     if not 0 <= timeout_s < math.inf:
         raise UsageError(f"--timeout {timeout_s} is not a number of seconds, 0 or more.")
+    if priority not in range(PRIORITY_MAX + 1):
+        raise UsageError(f"--priority {priority}: must be 0 to {PRIORITY_MAX}; higher goes first.")
     tier = None if min_tier is None else tier_named(min_tier)
     settings.refuse_bad_settings(lease_s, attempts_max)
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
@@ -126,6 +131,7 @@ def plan(
         timeout_s,
         found.broken,
         [*made.describe(prepared), *found.notes],
+        priority,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:

@@ -12,6 +12,7 @@
     │   ├── ClaimImpossible       ... and would fail again anywhere: do not retry it
     │   └── TimedOut              ... it ran longer than its plan's --timeout
     ├── Interrupted               raised by a handler that stopped because it was asked to
+    ├── NodeTrouble               raised by a handler: this node or its GPU is at fault
     └── WorkerBroken              raised by a handler: this process must not run another claim
 
 A message has three parts: what happened and where, the likely cause, what to type next.
@@ -108,6 +109,10 @@ class TimedOut(ClaimFailed):
 
 class Interrupted(FsqueueError):
     """A handler stopped early because `Work.stopping` was set; its checkpoints are saved."""
+
+
+class NodeTrouble(FsqueueError):
+    """This node or its GPU cannot do any claim: they are put back uncharged, the worker stops."""
 
 
 class WorkerBroken(FsqueueError):

@@ -163,6 +163,13 @@ class Handler:
         """Return the options that affect the result, which become part of every claim's id."""
         return options
 
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        """Return how much memory a GPU must have at least for claims of these options.
+
+        Spools of GPUs that are known to have less get none of them. 0: any GPU will do.
+        """
+        return 0.0
+
     def survey(self, path: str, options: Mapping[str, Any]) -> Source:
         """Read one input, once, in bounded memory. Raises BadInput."""
         facts = self.identify(path)
@@ -204,8 +211,8 @@ class Handler:
     def run(self, work: Work) -> None:
         """Do one claim: read `work.payload`, write `work.output`.
 
-        Raises ClaimFailed, ClaimImpossible, Interrupted, WorkerBroken; any other exception counts
-        as ClaimFailed.
+        Raises ClaimFailed, ClaimImpossible, Interrupted, NotSupportedError (leave such claims to
+        other workers), NodeTrouble, WorkerBroken; any other exception counts as ClaimFailed.
         """
         raise NotImplementedError
 

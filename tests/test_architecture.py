@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors processes storage pool handler command python_file gpu scheduling slurm broadcast "
-        "worker monitor history dashboard maintenance api cli __main__"
+        "errors processes storage pool handler command python_file gpu scheduling slurm batch "
+        "broadcast "
+        "worker monitor history dashboard maintenance api testing cli __main__"
     ).split(),
     "embed": (
         "options outputs models inputs engine store export handlers encoder single_file query "
@@ -43,6 +44,7 @@ DOORS = {
     "lancedb": {"embed.export.lancedb_table"},
     "chromadb": {"embed.export.chroma"},
     "faiss": {"embed.export.faiss_index"},
+    "indexed_gzip": {"embed.inputs.gzip_index"},
 }
 
 
@@ -145,6 +147,20 @@ def test_only_claims_renames_a_claim_and_only_atomic_touches_rename() -> None:
         "fsqueue.pool.claims",
         "fsqueue.pool.leases",
     }
+
+
+def test_only_one_module_that_runs_models_knows_cuda() -> None:
+    """Everything else has a `Device`, so that another kind of device is one more module."""
+    users = {
+        name
+        for name, tree in modules().items()
+        if name.startswith(("embed.engine", "embed.models", "embed.handlers"))
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in ("cuda", "is_cuda", "pin_memory"))
+        or (isinstance(node, ast.keyword) and node.arg == "pin_memory")
+        or (isinstance(node, ast.Constant) and str(node.value).split(":")[0] == "cuda")
+    }
+    assert users == {"embed.engine.cuda"}
 
 
 def test_no_module_is_a_drawer() -> None:

@@ -1,42 +1,38 @@
-"""Run batches on a device, and handle its errors.
+"""Run batches on a device, several in flight, and handle its errors.
 
-When memory runs out, the batch is divided, and later batches are kept as small. An error that
-leaves the CUDA context unusable ends the worker: nothing that this process does on its GPU
-afterwards can succeed, so every claim that it took would fail.
+A batch becomes one launch: one copy up, the model and its pooling, one copy down. While the device
+works on it, the next are prepared; results come in the order of the batches. Several small batches
+may share a launch (`budget.py`), so what a caller counts and saves need not be what a device likes.
 
-What this module does not know: files, claims and rows.
+When memory runs out, everything in flight is waited for, the batch is divided, and later ones are
+kept as small. What other errors mean is decided in `device_errors.py`.
+
+What this module does not know: which device it has, files, claims and rows.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized, divide_batch
-from embed.models.convention import LAST, Layers
+from embed.engine.budget import Budget
+from embed.engine.device import Device, Launch
+from embed.engine.device_errors import is_out_of_memory, typed_errors
+from embed.models.packed import Kernel, Layout, Pack, PackedEncoder
 from embed.models.pooling import Pooler
 from embed.models.states import States
-from fsqueue import ClaimFailed, WorkerBroken
+from fsqueue import ClaimFailed
 
-UNUSABLE_CONTEXT: Final = (
-    "device-side assert",
-    "unspecified launch failure",
-    "illegal memory access",
-    "illegal instruction",
-    "misaligned address",
-    "uncorrectable ecc",
-    "hardware stack error",
-    "gpu is lost",
-    "fallen off the bus",
-    "launch timed out",
-    "cudnn_status_internal_error",
-)
-NO_MEMORY: Final = ("out of memory", "alloc_failed", "can't allocate memory")
+Rows = NDArray[np.float32]
+Batch = Sequence[Tokenized]
+Warn = Callable[[str], None]
 
 
 def use_threads(count: int) -> None:
@@ -47,37 +43,55 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def choose_device(warn: Callable[[str], None]) -> torch.device:
-    """Return the first visible GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda:0")
-    if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        warn(
-            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use; using "
-            f"the CPU. Install a CUDA build that the driver supports, or choose the CPU "
-            f"explicitly: CUDA_VISIBLE_DEVICES="
+@dataclass(slots=True)
+class Usage:
+    """What became of an engine's time."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    """While there were batches to run."""
+    feed_s: float = 0.0
+    """Spent waiting for the next batch, or on preparing it."""
+    device_s: float = 0.0
+    """Spent waiting for the device."""
+
+    def line(self) -> str:
+        """Return it for the log."""
+        seconds = max(self.seconds, 1e-9)
+        return (
+            f"{self.tokens / seconds:,.0f} tokens/s; {self.feed_s / seconds:.0%} of the time on "
+            f"preparing batches, {self.device_s / seconds:.0%} waiting for the device"
         )
-    return torch.device("cpu")
 
 
-class Encoder(Protocol):
-    """A loaded model of any family."""
+@dataclass(slots=True)
+class _Flight:
+    """Batches that share a launch; `launch` is None if there was no memory for it."""
+
+    batches: list[Batch]
+    launch: Launch | None = None
+    buffer: torch.Tensor | None = None
+    rows: Rows | None = None
 
     @property
-    def width(self) -> int:
-        """Return how many numbers a state has."""
-
-    def hidden(self, sequences: Sequence[Any], layers: Layers = LAST) -> States:
-        """Return the states of each sequence of ids, including the begin and end tokens."""
+    def sequences(self) -> list[Tokenized]:
+        return [one for batch in self.batches for one in batch]
 
 
 class Engine:
-    """An encoder on its device, and how many tokens fit into the device's memory."""
+    """An encoder and its pooling on a device."""
 
-    def __init__(self, encoder: Encoder, pooler: Pooler) -> None:
-        self._encoder = encoder
-        self._pooler = pooler
+    def __init__(
+        self, encoder: PackedEncoder, pooler: Pooler, device: Device, budget: Budget | None = None
+    ) -> None:
+        """Without a budget, every batch is a launch. Raises NotSupportedError as `kernel_for`."""
+        self.usage = Usage()
+        self._encoder, self._pooler, self._device = encoder, pooler, device
+        self._budget = budget or Budget()
         self._tokens_max: int | None = None
+        self._buffers: list[torch.Tensor] = []
+        self.kernel: Kernel = encoder.kernel(device.capability)
+        """How it attends."""
 
     @property
     def width(self) -> int:
@@ -88,65 +102,145 @@ class Engine:
         """Return whether a sequence has a row for each token."""
         return self._pooler.convention.per_token
 
-    def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> NDArray[np.float32]:
+    def provenance(self) -> dict[str, str]:
+        """Return the device and the attention kernel; nothing for a CPU, where all do the same."""
+        if self._device.capability is None:
+            return {}
+        return {"device": self._device.name, "attention": str(self.kernel)}
+
+    def embed(self, batch: Batch, warn: Warn) -> Rows:
         """Return the sequences' rows, in order: one for each, or one for each token.
 
-        No sequence may be empty. Raises ClaimFailed if a single sequence does not fit into memory,
-        WorkerBroken if the GPU is unusable.
+        Raises as `run` does.
         """
-        tokens_max = self._tokens_max or sum(sequence.tokens for sequence in batch)
-        rows = [self._embed_part(part, warn) for part in divide_batch(batch, tokens_max)]
-        return np.concatenate(rows)
+        (found,) = self.run([batch], warn)
+        return found[1]
 
-    def _embed_part(
-        self, part: list[Tokenized], warn: Callable[[str], None]
-    ) -> NDArray[np.float32]:
+    def run(self, batches: Iterable[Batch], warn: Warn) -> Iterator[tuple[Batch, Rows]]:
+        """Yield each batch with its sequences' rows, in order.
+
+        No sequence may be empty. Batches are taken ahead of what is yielded, on a GPU. Raises
+        ClaimFailed if a single sequence does not fit into memory, ClaimImpossible for ids that the
+        model does not have, and what `device_errors` says of a device's errors.
+        """
+        flights: deque[_Flight] = deque()
+        begun = time.perf_counter()
+        for group in self._budget.groups(batches):
+            flights.append(self._take_off(group))
+            now = time.perf_counter()
+            self._spend(now - begun, feeding=True)
+            while len(flights) >= self._device.ahead or (flights and flights[-1].launch is None):
+                yield from self._land(flights, warn)
+            begun = time.perf_counter()
+        while flights:
+            yield from self._land(flights, warn)
+
+    def _spend(self, seconds: float, *, feeding: bool) -> None:
+        self.usage.seconds += seconds
+        if feeding:
+            self.usage.feed_s += seconds
+        else:
+            self.usage.device_s += seconds
+
+    def _take_off(self, batches: list[Batch]) -> _Flight:
+        sequences = [one for batch in batches for one in batch]
+        is_alone = len(sequences) == 1
+        if self._tokens_max and not is_alone and _tokens(sequences) > self._tokens_max:
+            return _Flight(batches)
         try:
-            return self._forward(part)
-        except RuntimeError as error:
-            if _mentions(error, UNUSABLE_CONTEXT):
-                raise WorkerBroken(
-                    f"this GPU's context is unusable ({_first_line(error)}); a fault of the card "
-                    f"or its driver. This worker stops. See: nvidia-smi -q, dmesg"
-                ) from error
+            layout = Layout([len(one.ids) for one in sequences], self._encoder.frame, self.kernel)
+            buffer = self._buffer(layout.bytes)
+            launch = self._launch(sequences, layout, buffer)
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # The retry is outside this block, where the exception's frames would keep the failed
-            # batch's memory.
-        self._shrink(part, warn)
-        return self.embed(part, warn)
+            return _Flight(batches)
+        return _Flight(batches, launch, buffer)
 
-    def _forward(self, part: list[Tokenized]) -> NDArray[np.float32]:
-        ids = [sequence.ids for sequence in part]
-        states = self._encoder.hidden(ids, self._pooler.convention.layers)
-        with torch.inference_mode():
-            rows = self._pooler(states)
-        return rows.cpu().numpy()  # type: ignore[no-any-return]
+    def _launch(self, sequences: Batch, layout: Layout, buffer: torch.Tensor) -> Launch:
+        layout.write([one.ids for one in sequences], buffer.numpy())  # type: ignore[misc]
 
-    def _shrink(self, part: list[Tokenized], warn: Callable[[str], None]) -> None:
-        tokens = sum(sequence.tokens for sequence in part)
-        if len(part) == 1:
-            raise ClaimFailed(
-                f"a single sequence of {tokens:,} tokens does not fit into this GPU's memory. Plan "
-                f"with a smaller --max-residues, or use a GPU with more memory."
-            )
-        self._tokens_max = min(tokens // 2, self._tokens_max or tokens)
-        torch.cuda.empty_cache()
+        def compute(data: torch.Tensor) -> torch.Tensor:
+            pack = Pack.read(data, layout)
+            states = self._encoder.states(pack, self._pooler.convention.layers)
+            return self._pooler(States(states, pack.bounds))
+
+        with typed_errors():
+            return self._device.launch(buffer[: layout.bytes], compute)
+
+    def _buffer(self, size: int) -> torch.Tensor:
+        """Return a buffer that no launch in flight uses."""
+        if self._buffers and len(self._buffers[-1]) >= size:
+            return self._buffers.pop()
+        self._buffers.clear()  # too small; buffers in flight are not among them
+        with typed_errors():
+            return self._device.staging(1 << (size - 1).bit_length())
+
+    def _land(self, flights: deque[_Flight], warn: Warn) -> Iterator[tuple[Batch, Rows]]:
+        """Wait for the first launch in flight, and yield its batches with their rows."""
+        flight = flights.popleft()
+        begun = time.perf_counter()
+        rows = self._wait(flight)
+        if rows is None:
+            for other in flights:  # they hold memory
+                other.rows = self._wait(other)
+            rows = self._divided(flight.sequences, warn)
+        tokens = _tokens(flight.sequences)
+        self._spend(time.perf_counter() - begun, feeding=False)
+        self.usage.tokens += tokens
+        self._budget.note(tokens)
+        first = 0
+        for batch in flight.batches:
+            count = sum(one.rows for one in batch) if self.per_token else len(batch)
+            yield batch, rows[first : first + count]
+            first += count
+
+    def _wait(self, flight: _Flight) -> Rows | None:
+        """Return the rows of a launch; None if memory ran out."""
+        if flight.rows is not None or flight.launch is None:
+            return flight.rows
+        launch, flight.launch = flight.launch, None
+        try:
+            with typed_errors():
+                rows = launch.rows()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        assert flight.buffer is not None
+        self._buffers.append(flight.buffer)
+        return rows
+
+    def _divided(self, sequences: list[Tokenized], warn: Warn) -> Rows:
+        """Return the rows of sequences that did not fit into memory together.
+
+        Nothing is in flight, and the caller has left the block that caught the error, whose frames
+        would keep memory.
+        """
+        tokens = _tokens(sequences)
+        if self._tokens_max is None or tokens <= self._tokens_max:
+            self._shrink(tokens, warn)
+        assert self._tokens_max is not None
+        found = []
+        for part in divide_batch(sequences, self._tokens_max):
+            rows = self._wait(self._take_off([part]))
+            if rows is None and len(part) == len(sequences) == 1:
+                raise ClaimFailed(
+                    f"a single sequence of {tokens:,} tokens does not fit into this device's "
+                    f"memory. Plan with a smaller --max-residues, or use a GPU with more memory."
+                )
+            found.append(self._divided(part, warn) if rows is None else rows)
+        return np.concatenate(found)
+
+    def _shrink(self, tokens: int, warn: Warn) -> None:
+        self._tokens_max = max(1, tokens // 2)
+        self._budget.limit(self._tokens_max)
+        self._device.release()
         warn(
-            f"out of GPU memory with {tokens:,} tokens; continuing with at most "
+            f"out of memory with {tokens:,} tokens; continuing with at most "
             f"{self._tokens_max:,} at once"
         )
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether a device, or the machine, ran out of memory."""
-    return isinstance(error, MemoryError) or _mentions(error, NO_MEMORY)
-
-
-def _mentions(error: Exception, phrases: Sequence[str]) -> bool:
-    text = str(error).lower()
-    return any(phrase in text for phrase in phrases)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _tokens(sequences: Batch) -> int:
+    return sum(one.tokens for one in sequences)

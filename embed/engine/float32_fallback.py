@@ -2,7 +2,8 @@
 
 float16 ends at 65,504, and a larger state becomes infinite. The sequence it belongs to is then run
 again, alone and in float32, so its vector depends neither on its neighbours nor on what earlier
-owners of the claim did. For that the model is loaded a second time, once and only if needed.
+owners of the claim did. For that the model is loaded a second time, once and only if needed; on
+the CPU if the card has no room for it.
 
 What this module does not know: why a vector is not finite. The callers refuse those that still are
 not.
@@ -10,27 +11,34 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine.batching import Tokenized
-from embed.engine.engine import Engine
+from embed.engine.budget import Budget
+from embed.engine.device import Cpu, Device
+from embed.engine.device_errors import is_out_of_memory, typed_errors
+from embed.engine.engine import Batch, Engine, Usage, Warn
 from embed.models import families
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from fsqueue import host_lock
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.float32]
 
 
 def load(
-    family: str, folder: str, device: Any, *, dtype: str, convention: Convention
+    family: str, folder: str, device: Device, *, dtype: str, convention: Convention
 ) -> tuple[Float32Fallback, Tokenizer]:
     """Load a model as `families.load` does, and pool its states as the convention says."""
-    encoder, tokenizer = families.load(family, folder, dtype, device)
+    device.check(dtype, log.warning)
+    with typed_errors():
+        encoder, tokenizer = families.load(family, folder, dtype, device.place)
     engine = with_float32_fallback(
         encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention
     )
@@ -38,18 +46,33 @@ def load(
 
 
 def with_float32_fallback(
-    encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Any, *,
-    dtype: str, convention: Convention,
+    encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
+    dtype: str, convention: Convention, budget: Budget | None = None,
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
-    pooler = families.load_pooler(convention, family, folder, tokenizer, device)
+    pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
 
     def load_float32() -> Engine:
-        with host_lock("load"):
-            exact, _ = families.load(family, folder, "float32", device)
-        return Engine(exact, pooler)
+        try:
+            return _load_float32(family, folder, tokenizer, convention, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or device.capability is None:
+                raise
+        log.warning("the model in float32 does not fit beside the other; using the CPU for it")
+        device.release()
+        return _load_float32(family, folder, tokenizer, convention, Cpu())
 
-    return Float32Fallback(Engine(encoder, pooler), None if dtype == "float32" else load_float32)
+    engine = Engine(encoder, pooler, device, budget)
+    return Float32Fallback(engine, None if dtype == "float32" else load_float32)
+
+
+def _load_float32(
+    family: str, folder: str, tokenizer: Tokenizer, convention: Convention, device: Device
+) -> Engine:
+    with host_lock("load"), typed_errors():
+        encoder, _ = families.load(family, folder, "float32", device.place)
+        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+    return Engine(encoder, pooler, device)
 
 
 class Float32Fallback:
@@ -64,9 +87,25 @@ class Float32Fallback:
     def width(self) -> int:
         return self._engine.width
 
-    def embed(self, batch: Sequence[Tokenized], warn: Callable[[str], None]) -> Rows:
+    def take_usage(self) -> Usage:
+        """Return what became of the time since the last call."""
+        usage, self._engine.usage = self._engine.usage, Usage()
+        return usage
+
+    def provenance(self) -> dict[str, str]:
+        """Return the device and the attention kernel; nothing for a CPU, where all do the same."""
+        return self._engine.provenance()
+
+    def embed(self, batch: Batch, warn: Warn) -> Rows:
         """Return the sequences' rows as `Engine.embed` does; raises the same."""
-        rows = self._engine.embed(batch, warn)
+        return self._repaired(batch, self._engine.embed(batch, warn), warn)
+
+    def run(self, batches: Iterable[Batch], warn: Warn) -> Iterator[tuple[Batch, Rows]]:
+        """Yield batches with their rows as `Engine.run` does; raises the same."""
+        for batch, rows in self._engine.run(batches, warn):
+            yield batch, self._repaired(batch, rows, warn)
+
+    def _repaired(self, batch: Batch, rows: Rows, warn: Warn) -> Rows:
         bad = ~np.isfinite(rows).all(axis=1)
         if self._load_float32 is None or not bad.any():
             return rows

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
-
-from embed.engine.engine import Encoder, is_out_of_memory
+from embed.engine.budget import Budget, FoundBudget
+from embed.engine.device import Device
+from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
-from fsqueue import NotSupportedError, host_lock, memory_available
+from embed.models.packed import PackedEncoder
+from fsqueue import NotSupportedError, host_lock
 
 ROOM_BYTES: Final = 2 << 30
 """What a batch may need in addition to the weights."""
@@ -32,16 +33,21 @@ class LoadedModel:
     spec: str
     """The model as --model takes it: its folder, or its hub id and revision."""
     folder: str
-    device: torch.device
-    encoder: Encoder
+    device: Device
+    encoder: PackedEncoder
     tokenizer: Tokenizer
-    engines: dict[Convention, Float32Fallback] = field(default_factory=dict)
+    engines: dict[tuple[Convention, bool], Float32Fallback] = field(default_factory=dict)
+    budget: Budget | None = None
+    """How many tokens it runs at once, as far as that is found out."""
 
     def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
-        convention = Convention.of(options)
-        if convention not in self.engines:
-            self.engines[convention] = with_float32_fallback(
+        convention, is_fixed = Convention.of(options), bool(options.get("deterministic"))
+        key = convention, is_fixed
+        if key not in self.engines:
+            if self.budget is None and self.device.ahead > 1:
+                self.budget = FoundBudget(self.device, options["tokens_per_batch"])
+            self.engines[key] = with_float32_fallback(
                 self.encoder,
                 self.tokenizer,
                 options["family"],
@@ -49,22 +55,17 @@ class LoadedModel:
                 self.device,
                 dtype=options["dtype"],
                 convention=convention,
+                budget=None if is_fixed else self.budget,
             )
-        return self.engines[convention]
+        return self.engines[key]
 
 
 class ModelCache:
     """The models that this process has loaded, the least recently used first."""
 
-    def __init__(self, device: torch.device, free_bytes: Callable[[], int | None]) -> None:
-        self.device = device
-        self._free_bytes = free_bytes
+    def __init__(self, device: Device, warn: Callable[[str], None]) -> None:
+        self.device, self._warn = device, warn
         self._models: dict[tuple[str, str], LoadedModel] = {}
-
-    @classmethod
-    def on(cls, device: torch.device) -> ModelCache:
-        """Return an empty cache for a device, bounded by the device's free memory."""
-        return cls(device, lambda: free_bytes(device))
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
@@ -78,7 +79,8 @@ class ModelCache:
         if key in self._models:
             self._models[key] = self._models.pop(key)  # now the most recently used
             return self._models[key]
-        with host_lock("load"):
+        self.device.check(options["dtype"], self._warn)
+        with host_lock("load"), typed_errors():
             folder = hub.locate(options)
             self._make_room(_size(folder, options["dtype"]), models_max)
             encoder, tokenizer = self._load(options, folder)
@@ -86,10 +88,10 @@ class ModelCache:
         self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokenizer)
         return self._models[key]
 
-    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[Encoder, Tokenizer]:
+    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[PackedEncoder, Tokenizer]:
         while True:
             try:
-                return families.load(options["family"], folder, options["dtype"], self.device)
+                return families.load(options["family"], folder, options["dtype"], self.device.place)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -107,25 +109,12 @@ class ModelCache:
             self._evict()
 
     def _fits(self, size: int) -> bool:
-        free = self._free_bytes()
+        free = self.device.free_bytes()
         return free is None or free >= size + ROOM_BYTES
 
     def _evict(self) -> None:
         del self._models[next(iter(self._models))]
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free on a device, None if unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return memory_available()
-
-
-def device_name() -> str:
-    """Return the name, as in `--weight`, of the device that would be used here."""
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+        self.device.release()
 
 
 def _size(folder: str, dtype: str) -> int:

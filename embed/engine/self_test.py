@@ -26,8 +26,9 @@ from embed.models.pooling import Pooler
 from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
-    from embed.engine.engine import Encoder
+    from embed.engine.device import Device
     from embed.engine.float32_fallback import Float32Fallback
+    from embed.models.packed import PackedEncoder
 
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 2, 16, 2, 32, 33
 IDS: Final = [4 + (7 * n) % 20 for n in range(24)]
@@ -48,7 +49,7 @@ PROBES: Final = {
 }
 
 
-def check_device(family: str, device: Any) -> None:
+def check_device(family: str, device: Device) -> None:
     """Run the tiny model there. Raises WorkerBroken if its answer is wrong.
 
     For a family without a tiny model, that of ESM-2 is used: the device does the same products.
@@ -56,15 +57,16 @@ def check_device(family: str, device: Any) -> None:
     from embed.engine.engine import Engine
 
     family = family if family in ANSWERS else "esm2"
-    engine = Engine(load_tiny_model(family, device), Pooler(Convention.legacy("mean", family)))
+    encoder = load_tiny_model(family, device.place)
+    engine = Engine(encoder, Pooler(Convention.legacy("mean", family)), device)
     rows = engine.embed([_known_input(family)], _ignore)
     answer = np.array(ANSWERS[family], np.float32)
     found = rows[0, : len(answer)]
     if not np.allclose(found, answer, rtol=ANSWER_TOLERANCE, atol=ANSWER_TOLERANCE):
         raise WorkerBroken(
-            f"the device {device} computes wrong results: a known input to a known {family} gave "
-            f"{found[:3].tolist()} instead of {answer[:3].tolist()}; the card, its driver or its "
-            f"PyTorch is faulty. This worker stops. Try another one; see: nvidia-smi -q, dmesg"
+            f"the device {device.name} computes wrong results: a known input to a known {family} "
+            f"gave {found[:3].tolist()} instead of {answer[:3].tolist()}; the card, its driver or "
+            f"its PyTorch is faulty. This worker stops. Try another one; see: nvidia-smi -q, dmesg"
         )
 
 
@@ -93,7 +95,7 @@ def check_model(
 # ---- the tiny models ----
 
 
-def load_tiny_model(family: str, device: Any) -> Encoder:
+def load_tiny_model(family: str, device: Any) -> PackedEncoder:
     """Load the family's tiny model on a device, from files like those of published models."""
     with tempfile.TemporaryDirectory(prefix="fsqueue-selftest-") as folder:
         write_tiny_model(family, Path(folder))

@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 
 from embed.engine.batching import Tokenized
-from embed.engine.model_cache import device_name
 from embed.handlers.embed import Embed
 from embed.models.cost import PER_SECOND, estimate
 from embed.models.families import FAMILIES
@@ -75,12 +74,13 @@ def calibrate(options: dict[str, Any], seconds: float) -> Calibration:
             continue
         counts += (len(batch), lengths.sum(), costs(lengths).sum())
         spent += batch_s
+    name = handler.device_name()
     handler.close()
     sequences, residues, cost = counts.tolist()
     return Calibration(
         model=options["model"],
         dtype=options["dtype"],
-        device=device_name(),
+        device=name,
         seconds=spent,
         load_seconds=load_seconds,
         sequences=sequences,

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
 from embed.inputs import chunks, letter_check
-from embed.inputs.claims import draft_claims, segments_of
+from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import scan
 from embed.models import families, files, hub
 from embed.models.convention import PLAIN, Convention
-from embed.models.cost import PER_SECOND, ModelShape, estimate
+from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
-    *("plan_notes", "windows", "output_dtype"),
+    *("plan_notes", "windows", "output_dtype", "deterministic"),
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
@@ -149,6 +149,10 @@ class Embed(Handler):
         """Return how sequences become vectors, and what else is worth knowing about the model."""
         return list(options["plan_notes"])
 
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        """Return what the model needs."""
+        return memory_gib(options)
+
     def result_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out the options that do not change the outputs."""
         exact = ("store_dtype", "float32")  # a store in float32 does not round
@@ -212,10 +216,9 @@ class Embed(Handler):
 
     def run(self, work: Work) -> None:
         """Embed one claim. Raises as `Handler.run` may."""
-        for segment in segments_of(work.payload):
-            segment.verify()  # a changed input fails here, not after an hour
+        segments = verified_segments(work.payload)
         embed_claim.embed(
-            work, self.model(work), _provenance(work.options), self.view(work.options)
+            work, segments, self.model(work), _provenance(work.options), self.view(work.options)
         )
 
     def model(self, work: Work) -> ClaimModel:
@@ -259,6 +262,10 @@ class Embed(Handler):
         found = [each for each in self._model_cache or () if chunks.reads_text(each.tokenizer)]
         return found[-1].spec if found else ""
 
+    def device_name(self) -> str:
+        """Return the name, as in `--weight`, of the device that is used; "" before there is one."""
+        return self._model_cache.device.name if self._model_cache else ""
+
     def loaded(self) -> list[str]:
         return [each.kind for each in self._model_cache or ()]
 
@@ -278,13 +285,14 @@ class Embed(Handler):
         self, options: Mapping[str, Any], warn: Callable[[str], None]
     ) -> tuple[Float32Fallback, Tokenizer]:
         """Return the engine and tokenizer of these options' model, loading it if necessary."""
-        from embed.engine.engine import choose_device, use_threads
+        from embed.engine.device import choose_device
+        from embed.engine.engine import use_threads
         from embed.engine.model_cache import ModelCache
 
         use_threads(options["threads"])
         if self._model_cache is None:
             _warn_of_few_cores(options["threads"], warn)
-            self._model_cache = ModelCache.on(choose_device(warn))
+            self._model_cache = ModelCache(choose_device(warn), warn)
         found = self._model_cache.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokenizer
 

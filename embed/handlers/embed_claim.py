@@ -8,10 +8,13 @@ what is done is in the store (`store/reuse.py`).
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +22,10 @@ from numpy.typing import NDArray
 from embed.engine.assembly import Assembly
 from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
-from embed.inputs.claims import read_records, segments_of
+from embed.inputs.chunks import ChunkRange
+from embed.inputs.claims import read_records
 from embed.inputs.fasta import Record
+from embed.inputs.segments import LoadedSegment, Segment
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.outputs import claim_file
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from embed.engine.float32_fallback import Float32Fallback
     from embed.store.view import View
 
+log = logging.getLogger(__name__)
+
 Rows = NDArray[np.float32]
 
 
@@ -40,16 +47,36 @@ class ClaimModel:
 
     tokenizer: Tokenizer
     load: Callable[[], Float32Fallback]
+    used: list[Float32Fallback] = field(default_factory=list)
+    """The engine, once it has run a batch."""
+
+    def run(
+        self, batches: Iterator[Sequence[Tokenized]], warn: Callable[[str], None]
+    ) -> Iterator[tuple[Sequence[Tokenized], Rows]]:
+        """Load the model if there is a batch, and yield the batches with their rows."""
+        first = next(batches, None)
+        if first is not None:
+            self.used.append(self.load())
+            yield from self.used[-1].run(chain([first], batches), warn)
+            log.info("%s", self.used[-1].take_usage().line())
+
+    def provenance(self) -> dict[str, str]:
+        """Return how the engine computed, where that is not as on every CPU."""
+        return self.used[-1].provenance() if self.used else {}
 
 
 def embed(
-    work: Work, model: ClaimModel, provenance: Mapping[str, Any], store: View | None = None
+    work: Work,
+    segments: Sequence[Segment | LoadedSegment | ChunkRange],
+    model: ClaimModel,
+    provenance: Mapping[str, Any],
+    store: View | None = None,
 ) -> None:
     """Do the claim and write `work.output`. Raises Interrupted after saving a checkpoint.
 
     With a store, only what it does not hold is computed, and then stored.
     """
-    segments, planned = segments_of(work.payload), work.payload["sequences"]
+    planned = work.payload["sequences"]
     reader = reader_of(read_records(segments), model, work.options)
     files = [(segment.path, segment.sequences) for segment in segments]
     reuse = Reuse(store, work, reader, inputs_by_row(files)) if store else None
@@ -58,7 +85,7 @@ def embed(
     columns = {**reader.columns(), **offsets}
     if work.options.get("text"):
         columns.setdefault("begins", np.empty(0, "<i8"))  # of documents without any text
-    metadata = {**provenance, "counts": asdict(counts)}
+    metadata = {**provenance, **model.provenance(), "counts": asdict(counts)}
     claim_file.write(work.output, reader.ids, table, metadata, columns)
     for line in counts.warnings():
         work.warn(line)
@@ -82,22 +109,40 @@ def compute(
     assembly = Assembly(planned, width, Convention.of(options))
     saver: _Saver = reuse or _Checkpoints(work, width)
     needed = reuse.missing() if reuse else reader
-    done = 0
-    for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
-        sizes = [one.rows if assembly.ragged else 1 for one in batch]
-        rows, computed = saver.saved(number, sum(sizes)), 0
-        if rows is None:
-            saver.stop_if_requested()
-            rows = model.load().embed(batch, work.warn)
-            computed = sum(one.tokens for one in batch)
-            _check(rows, sizes, width, [reader.ids[one.row] for one in batch])
-            saver.save(number, rows, batch)
-        parts = np.split(rows, np.cumsum(sizes)[:-1])
+    done, is_stopped = 0, False
+    in_flight: deque[int] = deque()
+
+    def sizes(batch: Sequence[Tokenized]) -> list[int]:
+        return [one.rows if assembly.ragged else 1 for one in batch]
+
+    def add(batch: Sequence[Tokenized], rows: Rows, computed: int) -> None:
+        nonlocal done
+        parts = np.split(rows, np.cumsum(sizes(batch))[:-1])
         for one, part in zip(batch, parts, strict=True):
             rows_own = part[slice(*one.own)] if assembly.ragged else part
             assembly.add(one.row, rows_own, window=one.window, share=one.share)
             done += one.window == 0
         work.progress(done + (reuse.counts.known if reuse else 0), planned, tokens=computed)
+
+    def to_compute() -> Iterator[Sequence[Tokenized]]:
+        nonlocal is_stopped
+        for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
+            rows = saver.saved(number, sum(sizes(batch)))
+            if rows is not None:
+                add(batch, rows, 0)
+                continue
+            if work.stopping:  # what is in flight is finished, and saved
+                is_stopped = True
+                return
+            in_flight.append(number)
+            yield batch
+
+    for batch, rows in model.run(to_compute(), work.warn):
+        _check(rows, sizes(batch), width, [reader.ids[one.row] for one in batch])
+        saver.save(in_flight.popleft(), rows, batch)
+        add(batch, rows, sum(one.tokens for one in batch))
+    if is_stopped:
+        saver.stop()
     if (found := reader.counts().sequences) != planned:
         raise ClaimFailed(
             f"{found} sequences were read where {planned} were planned, though the bytes are those "
@@ -119,8 +164,8 @@ class _Saver(Protocol):
     def save(self, number: int, rows: Rows, batch: Sequence[Tokenized]) -> None:
         """Remember the rows of a batch, and save what is unsaved when it is time."""
 
-    def stop_if_requested(self) -> None:
-        """Save and raise Interrupted if the worker was asked to stop."""
+    def stop(self) -> NoReturn:
+        """Save, and raise Interrupted, because the worker was asked to stop."""
 
 
 class _Checkpoints:
@@ -142,20 +187,20 @@ class _Checkpoints:
         rows = self._saved.pop(number, None)
         if rows is None or rows.shape != (count, self._width):
             return None
-        self._write()  # so that every checkpoint holds an unbroken run, as its name says
         return rows
 
     def save(self, number: int, rows: Rows, _batch: Sequence[Tokenized]) -> None:
         """Remember the rows of a batch; write those that are unsaved when it is time."""
+        if number - 1 not in self._unsaved:
+            self._write()  # so that every checkpoint holds an unbroken run, as its name says
         self._unsaved[number] = rows
         if time.monotonic() >= self._due:
             self._write()
 
-    def stop_if_requested(self) -> None:
-        """Save and raise Interrupted if the worker was asked to stop."""
-        if self._work.stopping:
-            self._write()
-            raise Interrupted("stopped between two batches; finished ones are saved")
+    def stop(self) -> NoReturn:
+        """Save, and raise Interrupted."""
+        self._write()
+        raise Interrupted("stopped between two batches; finished ones are saved")
 
     def _write(self) -> None:
         if self._unsaved:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.inputs.fasta import BLANKS, input_errors, open_fasta, refuse_non_fasta
+from embed.inputs.gzip_index import LazyRestarts
 from embed.inputs.segments import Segment
 from fsqueue import BadInput
 
@@ -53,6 +54,8 @@ class Scan:
     """The number of sequences without residues."""
     longer: int = 0
     """The number of those longer than `longer_than`."""
+    restarts: LazyRestarts | None = field(default=None, compare=False, repr=False)
+    """Where reading can begin, if it is gzip."""
 
     def total(self, name: str) -> int:
         """Return the sum of one of BLOCK's counts over the file."""
@@ -60,7 +63,7 @@ class Scan:
 
     def segment(self, blocks: NDArray[np.void]) -> Segment:
         """Return the segment of these consecutive rows of `blocks`."""
-        return Segment.of(self.path, blocks)
+        return Segment.of(self.path, blocks, self.restarts)
 
 
 def scan(
@@ -82,7 +85,7 @@ def scan(
             builder.feed(data, *counter.feed(data))
     blocks = builder.finish(*counter.finish())
     digest = hashlib.sha256(b"".join(blocks["digest"].tolist())).hexdigest()
-    return Scan(path, blocks, digest, builder.empty, builder.longer)
+    return Scan(path, blocks, digest, builder.empty, builder.longer, LazyRestarts(path))
 
 
 def _block_bytes(size: int) -> int:

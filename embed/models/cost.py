@@ -33,6 +33,8 @@ SOFTMAX: Final = 10.0
 BIAS: Final = 200.0
 PER_SECOND: Final = 22e6
 """Megaflops in float32 that an RTX 3090 does in a second: about 60 % of its published peak."""
+WORKING_GIB: Final = 0.5
+"""What a small batch needs beside the weights, the libraries' own buffers included."""
 HALF: Final = 2.5
 """How many times faster half precision is there, by published peaks and by what is reached."""
 
@@ -62,6 +64,12 @@ class ModelShape:
             _first(config, ("num_attention_heads", "num_heads", "n_head", "n_heads"), width // 64),
             "alibi_starting_size" in config,
         )
+
+    @property
+    def parameters(self) -> int:
+        """Return about how many numbers its layers have; the table of embeddings not counted."""
+        inner = (3 if self.gated else 2) * self.width * self.inner
+        return self.layers * (4 * self.width**2 + inner)
 
     @property
     def per_token(self) -> float:
@@ -120,6 +128,12 @@ class Estimate:
     @property
     def _divisor(self) -> float:
         return 1e6 * (HALF if self.half else 1.0)
+
+
+def memory_gib(options: Mapping[str, Any]) -> float:
+    """Return how much memory a GPU needs at least: the weights, and one batch of WORKING_GIB."""
+    bytes_each = 4 if options["dtype"] == "float32" else 2
+    return ModelShape(**options["shape"]).parameters * bytes_each / (1 << 30) + WORKING_GIB
 
 
 def estimate(options: Mapping[str, Any]) -> Estimate:

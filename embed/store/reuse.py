@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,11 +139,10 @@ class Reuse:
         """Return None: what is saved was found before there were batches."""
         return None
 
-    def stop_if_requested(self) -> None:
-        """Store what is done and raise Interrupted if the worker was asked to stop."""
-        if self._work.stopping:
-            self._publish(self._computed)
-            raise Interrupted("stopped between two batches; finished sequences are in the store")
+    def stop(self) -> NoReturn:
+        """Store what is done, and raise Interrupted."""
+        self._publish(self._computed)
+        raise Interrupted("stopped between two batches; finished sequences are in the store")
 
     def save(self, _number: int, rows: Rows, batch: Sequence[Tokenized]) -> None:
         """Remember the rows of a batch; store those of whole sequences when it is time."""

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "plan": "Plan inputs into claims.",
     "work": "Work on a pool: take claims until nothing is left to take.",
     "slurm": "Submit arrays of workers to SLURM.",
+    "script": "Print workers for Grid Engine, PBS, LSF, Flux, Kubernetes or HyperQueue.",
     "run": "Run a worker per GPU here, with the dashboard, until all is done.",
     "watch": "Watch a pool live.",
     "status": "Show a pool's progress.",

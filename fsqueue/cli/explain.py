@@ -187,7 +187,8 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
         name = place.name
         click.echo(f"{id} is {place.state}{since}: {place.path}")
         owner = f", worker {name.owner}" if name.owner else ""
-        click.echo(f"kind {name.kind}, cost {name.cost:,}, attempt {name.attempt}{owner}")
+        priority = f", priority {name.priority}" if name.priority else ""
+        click.echo(f"kind {name.kind}, cost {name.cost:,}, attempt {name.attempt}{priority}{owner}")
     if found.takers or found.forecast:
         ahead = plural(found.ahead, "claim")
         click.echo(f"\n{ahead} of its spool will be taken before it; {found.forecast}.")

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 
@@ -211,6 +211,16 @@ class Duration(click.ParamType[float]):
         self.fail(
             f"{value!r} is not a duration; write 90, 45s, 10m, 1h30m or 1:30:00.", parameter, ctx
         )
+
+
+class DurationOrAuto(Duration):
+    """A duration, or the word auto."""
+
+    def convert(  # type: ignore[override]
+        self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None
+    ) -> float | Literal["auto"]:
+        """Return seconds, or "auto"."""
+        return "auto" if str(value).lower() == "auto" else super().convert(value, parameter, ctx)
 
 
 # ---- printing ----

@@ -24,11 +24,14 @@ from fsqueue.cli.options import (
 )
 from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.handler import Handler, Option, load_class, registered
+from fsqueue.monitor import format
+from fsqueue.pool.names import PRIORITY_MAX
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
 from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.planner import PlanResult
 
+SPEEDS_SHOWN: Final = 8
 EXAMPLES: Final = {
     "embed": "fsqueue plan embed pool/ *.faa --model facebook/esm2_t6_8M_UR50D --gpus 4090x2,3090",
     "python": "fsqueue plan python pool/ texts/ --file embed.py",
@@ -92,6 +95,9 @@ def _command(name: str, handler: type[Handler]) -> click.Command:
         click.Option(["--timeout"], type=Duration(), default=0.0,
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
+        click.Option(["--priority"], type=click.IntRange(0, PRIORITY_MAX), default=0,
+                     help="Claims of a higher priority are taken first, by whoever may take them. "
+                     "Default: 0, the lowest."),
         click.Option(["--lease"], type=Duration(),
                      help="Lease of a new pool: a worker that is silent for this long is dead. "
                      f"Default: {LEASE_S:g}s."),
@@ -165,6 +171,7 @@ def _plan(name: str, handler: type[Handler], given: dict[str, Any]) -> None:
         min_tier=given["min_tier"],
         requires=given["requires"],
         timeout_s=given["timeout"],
+        priority=given["priority"],
         recursive=given["recursive"],
         lease_s=given["lease"],
         attempts_max=given["attempts"],
@@ -186,6 +193,8 @@ def _show(result: PlanResult, root: str, *, dry_run: bool, as_json: bool) -> Non
         return
     if result.total.claims:
         _show_shares(result)
+    if result.total.claims:
+        _show_speed(result)
     verb = "would be planned" if dry_run else "planned"
     already = f"; {plural(result.already, 'input')} planned before" if result.already else ""
     click.echo(f"{plural(result.total.claims, 'claim')} {verb}{already}.")
@@ -217,12 +226,31 @@ def _show_shares(result: PlanResult) -> None:
     counts = [total.measures.get(name, 0) for name in names]
     rows.append(["total", "", "", total.claims, *counts, total.cost, "100.0 %"])
     print_table(header, rows, left=2)
+    for name, why in result.too_small.items():
+        click.echo(f"{name} gets no claims: its GPU is too small for them ({why}).")
     largest = 100 * result.largest / max(total.cost, 1)
     limit = 100 * result.cost_max / max(total.cost, 1)
     click.echo(
         f"Largest claim: {largest:.1f} % of all work; the limit, for inputs that can be cut, is "
         f"{limit:.1f} %."
     )
+
+
+def _show_speed(result: PlanResult) -> None:
+    """Say by which speeds the work is shared out, if not by weights, and how long it will take."""
+    if result.measured:
+        known = {spool.name: spool.weight for spool in result.spools}
+        pairs = [f"{n} {s:.2f} (weight {known[n]:.2f})" for n, s in result.measured.items()]
+        more = f", ... ({len(pairs):,} in all)" if len(pairs) > SPEEDS_SHOWN else ""
+        click.echo(f"Shares are by measured speed: {', '.join(pairs[:SPEEDS_SHOWN])}{more}.")
+    if result.eta_s is None:
+        click.echo("How long it will take is known once a few claims are done.")
+    else:
+        how = "by measured speed" if result.measured else "by the handler's estimate or past runs"
+        click.echo(
+            f"All that waits takes about {format.duration(result.eta_s)} with a worker per spool, "
+            f"{how}."
+        )
 
 
 def _first_line(handler: type[Handler]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
 
 import click
@@ -20,6 +21,7 @@ from fsqueue.cli.options import (
 )
 from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
+from fsqueue.monitor.counts import Queue
 from fsqueue.monitor.json_documents import status_facts
 from fsqueue.monitor.locate import input_claims
 from fsqueue.monitor.log_lines import counted
@@ -67,6 +69,10 @@ def _print_status(snapshot: Snapshot) -> None:
     if snapshot.spools:
         click.echo()
         _print_spools(snapshot)
+    if count.by_priority:
+        click.echo()
+        for queue in count.by_priority:
+            click.echo(f"priority {queue.priority}: {_queue(queue)}")
     for alert in snapshot.warnings:
         click.echo(f"\nwarning: {alert.text}")
     if count.staged.claims:
@@ -76,6 +82,13 @@ def _print_status(snapshot: Snapshot) -> None:
         )
     if count.failed.claims:
         click.echo(f"\nSee why: fsqueue failed {snapshot.pool}")
+
+
+def _queue(queue: Queue) -> str:
+    what = f"{plural(queue.claims, 'claim')} {'waits' if queue.claims == 1 else 'wait'}"
+    made = format.utc_seconds(queue.planned)
+    since = f", planned {format.duration(max(0.0, time.time() - made))} ago" if made else ""
+    return f"{what}, such as {queue.example}{since}"
 
 
 def _print_spools(snapshot: Snapshot) -> None:

@@ -7,12 +7,18 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import click
 
 from fsqueue.api import Pool
-from fsqueue.cli.options import SETTINGS, Duration, pool_argument, stealing_options
+from fsqueue.cli.options import (
+    SETTINGS,
+    Duration,
+    DurationOrAuto,
+    pool_argument,
+    stealing_options,
+)
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
@@ -96,7 +102,13 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 )
 @click.option("--keep-alive", is_flag=True, help="Keep waiting for new work until stopped.")
 @click.option("--max-claims", type=click.IntRange(1), help="Exit after this many claims.")
-@click.option("--time-limit", type=Duration(), help="Exit after this long, such as 1h30m.")
+@click.option(
+    "--time-limit",
+    type=DurationOrAuto(),
+    metavar="DURATION|auto",
+    help="Exit after this long, such as 1h30m; auto: before the end of its job, as Grid Engine, "
+    "PBS, LSF or Flux tells it. SLURM is asked without it.",
+)
 @click.option(
     "--grace",
     type=Duration(),
@@ -129,7 +141,7 @@ def work(
     linger: float,
     keep_alive: bool,
     max_claims: int | None,
-    time_limit: float | None,
+    time_limit: float | Literal["auto"] | None,
     grace: float | None,
     others_ok: bool,
     start_delay: float,

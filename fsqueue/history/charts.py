@@ -13,6 +13,7 @@ from typing import Final
 from fsqueue.history.attempts import Attempted, Ending
 from fsqueue.history.summary import BAD, Lane, Summary
 from fsqueue.monitor import format
+from fsqueue.monitor.metrics_history import MetricsHistory
 
 WIDTH: Final = 1000.0
 LEFT: Final = 190.0
@@ -46,9 +47,9 @@ NAME_MAX: Final = 28
 class Axis:
     """Time from left to right."""
 
-    def __init__(self, summary: Summary) -> None:
-        self.begin = summary.first
-        self.span = max(summary.last - summary.first, 1e-3)
+    def __init__(self, begin: float, end: float) -> None:
+        self.begin = begin
+        self.span = max(end - begin, 1e-3)
 
     def x(self, t: float) -> float:
         """Return the x coordinate of a time."""
@@ -91,7 +92,7 @@ def lanes(summary: Summary) -> Iterator[str]:
 
 
 def _lanes(summary: Summary, shown: list[Lane], height: float) -> Iterator[str]:
-    axis = Axis(summary)
+    axis = Axis(summary.first, summary.last)
     yield from axis.grid(height)
     tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
     for lane in shown:
@@ -148,7 +149,7 @@ def throughput(summary: Summary) -> Iterator[str]:
 
 
 def _throughput(summary: Summary) -> Iterator[str]:
-    axis = Axis(summary)
+    axis = Axis(summary.first, summary.last)
     yield from axis.grid(HEIGHT)
     pieces, width_s = _pieces(summary)
     most = max(pieces.values(), default=0.0)
@@ -161,8 +162,7 @@ def _throughput(summary: Summary) -> Iterator[str]:
             f'height="{tall:.1f}"><title>{count:,.0f} done in '
             f"{format.duration(width_s)}</title></rect>"
         )
-    yield f'<text x="0" y="14">at most {most:,.0f}</text>'
-    yield f'<text x="0" y="30">in {format.duration(width_s)}</text>'
+    yield _scale(f"at most {most:,.0f} in {format.duration(width_s)}", "")
 
 
 def _pieces(summary: Summary) -> tuple[dict[int, float], float]:
@@ -172,6 +172,60 @@ def _pieces(summary: Summary) -> tuple[dict[int, float], float]:
     for slot, count in summary.done.items():
         pieces[slot // together] = pieces.get(slot // together, 0.0) + count
     return pieces, summary.slot_s * together
+
+
+# ---- what was measured over time ----
+
+
+def gpu_use(history: MetricsHistory, first: float, last: float) -> Iterator[str]:
+    """Yield the mean use of the GPUs and of their memory, and how far the GPUs are apart."""
+    times = [(t, slot) for t, slot in history.times() if slot.gpus]
+    mean = [(t, slot.compute_percent or 0.0) for t, slot in times]
+    memory = [(t, slot.memory_percent) for t, slot in times if slot.memory_percent is not None]
+    band = [(t, slot.low, slot.high) for t, slot in times]
+
+    def parts() -> Iterator[str]:
+        axis = Axis(first, last)
+        yield from axis.grid(HEIGHT)
+        corners = [(t, high) for t, _, high in band] + [(t, low) for t, low, _ in reversed(band)]
+        yield f'<polygon class="band" points="{_points(axis, corners, 100)}"/>'
+        yield f'<polyline class="line" points="{_points(axis, mean, 100)}"/>'
+        if memory:
+            yield f'<polyline class="line second" points="{_points(axis, memory, 100)}"/>'
+        yield _scale("100 %", "0 %")
+
+    yield from svg("GPU use", HEIGHT + 20, parts())
+
+
+def speed(history: MetricsHistory, first: float, last: float, unit: str) -> Iterator[str]:
+    """Yield how many items all workers together did per second."""
+    curve = [(t, slot.items_per_s) for t, slot in history.times()]
+    most = max((value for _, value in curve), default=0.0) or 1.0
+
+    def parts() -> Iterator[str]:
+        axis = Axis(first, last)
+        yield from axis.grid(HEIGHT)
+        yield f'<polyline class="line" points="{_points(axis, curve, most)}"/>'
+        yield _scale(f"{format.rate(most)} {escape(unit)}/s", "0")
+
+    yield from svg("Speed", HEIGHT + 20, parts())
+
+
+def _scale(top: str, bottom: str) -> str:
+    """Return what the highest and the lowest value are, at the newest end and over the curves."""
+    attributes = f'class="scale" x="{WIDTH - 4:.0f}" text-anchor="end"'
+    return (
+        f'<text {attributes} y="12">{top}</text><text {attributes} y="{HEIGHT - 4:.0f}">{bottom}'
+        f"</text>"
+    )
+
+
+def _y(value: float, most: float) -> float:
+    return HEIGHT - value / most * (HEIGHT - 18)
+
+
+def _points(axis: Axis, curve: list[tuple[float, float]], most: float) -> str:
+    return " ".join(f"{axis.x(t):.1f},{_y(value, most):.1f}" for t, value in curve)
 
 
 LEGEND: Final[dict[str, str]] = {

@@ -18,9 +18,12 @@ from fsqueue.history import charts
 from fsqueue.history.attempts import attempts
 from fsqueue.history.summary import ENDINGS, Summary
 from fsqueue.monitor import format
+from fsqueue.monitor.metrics_history import read_metrics
+from fsqueue.monitor.metrics_log import metrics_path
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
+from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable, read_json
 
@@ -48,6 +51,7 @@ p { margin: 4px 0; color: var(--dim); }
   padding: 10px 14px; }
 .tiles dt { color: var(--dim); font-size: 13px; }
 .tiles dd { margin: 0; font-size: 21px; font-variant-numeric: tabular-nums; }
+.tiles small { color: var(--dim); font-variant-numeric: tabular-nums; }
 .bar { display: flex; height: 10px; margin-top: 14px; border-radius: 5px; overflow: hidden;
   background: var(--line); }
 .bar i { display: block; }
@@ -60,12 +64,19 @@ td { border-top: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child, .text { text-align: left; }
 svg { display: block; width: 100%; min-width: 700px; height: auto; margin: 6px 0; }
 svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
+.chart { direction: rtl; }  /* scrolled to the newest on a narrow screen */
+.chart svg { direction: ltr; }
+svg .scale { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .grid { stroke: var(--line); }
 .done { fill: var(--done); background: var(--done); }
 .stolen { fill: var(--stolen); background: var(--stolen); }
 .failed { fill: var(--bad); background: var(--bad); }
 .killed, .lost { fill: var(--killed); background: var(--killed); }
 .running { fill: var(--running); background: var(--running); }
+.line { fill: none; stroke: var(--done); stroke-width: 1.5; }
+.line.second { stroke: var(--stolen); }
+.band { fill: var(--done); opacity: .2; }
+.faint { opacity: .3; }
 .released, .unknown { fill: var(--quiet); background: var(--quiet); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; margin-bottom: 8px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px;
@@ -78,36 +89,51 @@ pre { margin: 6px 0; padding: 10px; overflow-x: auto; font-size: 13px; backgroun
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(pool: PoolDirectory) -> Iterator[str]:
-    """Yield the page in pieces."""
-    snapshot = Reader(pool).snapshot()
+def page(
+    pool: PoolDirectory, *, snapshot: Snapshot | None = None, every_s: float | None = None
+) -> Iterator[str]:
+    """Yield the page in pieces, of this snapshot or of one taken now.
+
+    `every_s`: it will be written again so often, and the browser shall load it again. Once all is
+    done it is not, and says so.
+    """
+    snapshot = snapshot or Reader(pool).snapshot()
+    live_s = None if snapshot.finished else every_s
+    refresh = f'<meta http-equiv="refresh" content="{max(1, round(live_s))}">\n' if live_s else ""
     summary = Summary(now=snapshot.taken_at).add(attempts(pool))
     title = f"fsqueue: {snapshot.pool}"
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="generator" content="fsqueue report">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"{refresh}"
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
-    yield from _heading(snapshot, summary)
+    yield from _heading(snapshot, summary, live_s)
     if summary.last >= summary.first:
-        yield from _pictures(summary)
+        yield '<h2>Claims done over time</h2>\n<div class="wide chart">'
+        yield from charts.throughput(summary)
+        yield "</div>\n"
+    yield from _curves(pool, snapshot, summary)
+    yield from _failures(pool, snapshot)
+    if summary.last >= summary.first:
+        yield from _lanes(summary)
     yield from _spools(snapshot)
     yield from _workers(snapshot, summary)
     yield from _steals(summary)
     yield from _warnings(snapshot)
-    yield from _failures(pool, snapshot)
     yield "</body>\n</html>\n"
 
 
 # ---- totals ----
 
 
-def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
+def _heading(snapshot: Snapshot, summary: Summary, live_s: float | None) -> Iterator[str]:
     count = snapshot.count
+    again = f"; loads itself again every {format.duration(live_s)}" if live_s else ""
     yield f"<h1>{escape(snapshot.pool)}</h1>\n"
-    yield f"<p>{_when(snapshot, summary)}</p>\n"
+    yield f"<p>{_when(snapshot, summary)}{again}</p>\n"
     tiles = [
         ("done", f"{count.done.claims:,} of {count.planned.claims:,}"),
         ("failed", f"{count.failed.claims:,}"),
@@ -119,16 +145,23 @@ def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
         ("stolen", f"{summary.steals.total():,}"),
         ("workers", f"{len(summary.lanes):,}"),
     ]
+    on_gpus = {row.id for row in snapshot.workers if row.status.tier == Tier.GPU}
+    gpu_s = sum(lane.busy_s for lane in summary.lanes.values() if lane.worker in on_gpus)
+    if gpu_s:
+        tiles.append(("GPU hours at work", f"{gpu_s / 3600:,.2f}"))
+    if kwh := sum(max(0.0, row.status.energy_wh) for row in snapshot.workers) / 1000:
+        tiles.append(("kWh of the GPUs", f"{kwh:,.3f}"))
     tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
     if summary.last > summary.first:
         tiles.append(("took so far" if not snapshot.finished else "took", _took(summary)))
     if not snapshot.finished:
         tiles.append((f"{snapshot.unit}/s", format.rate(snapshot.items_per_s)))
-        tiles.append(("ETA", format.eta(snapshot.forecast)))
+        tiles.append(("ETA", format.duration(snapshot.eta_s)))
     tiles += [(name, f"{amount:,}") for name, amount in count.measures.items()]
     yield '<dl class="tiles">\n'
     for name, text in tiles:
-        yield f"<div><dt>{escape(printable(name))}</dt><dd>{escape(text)}</dd></div>\n"
+        more = _range(snapshot) if name == "ETA" else ""
+        yield f"<div><dt>{escape(printable(name))}</dt><dd>{escape(text)}</dd>{more}</div>\n"
     yield "</dl>\n"
     whole = max(1, count.planned.claims)
     parts = (("done", count.done), ("failed", count.failed), ("running", count.running))
@@ -138,6 +171,13 @@ def _heading(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
     yield "</div>\n"
     for alert in snapshot.warnings:
         yield f"<p>! {escape(alert.text)}</p>\n"
+
+
+def _range(snapshot: Snapshot) -> str:
+    if not snapshot.forecast.is_wide:
+        return ""
+    low, high = map(format.duration, (snapshot.eta_low_s, snapshot.eta_high_s))
+    return f"<small>{low} to {high}</small>"
 
 
 def _when(snapshot: Snapshot, summary: Summary) -> str:
@@ -157,7 +197,7 @@ def _local(t: float) -> str:
         return "?"
 
 
-def _pictures(summary: Summary) -> Iterator[str]:
+def _lanes(summary: Summary) -> Iterator[str]:
     yield "<h2>What each worker did</h2>\n"
     yield '<p class="legend">'
     named = {ending for ending, count in summary.endings.items() if count}
@@ -172,9 +212,26 @@ def _pictures(summary: Summary) -> Iterator[str]:
         yield f"<p>The first {charts.LANES_MAX} of {len(summary.lanes):,} workers.</p>\n"
     yield '<div class="wide">'
     yield from charts.lanes(summary)
-    yield '</div>\n<h2>Claims done over time</h2>\n<div class="wide">'
-    yield from charts.throughput(summary)
     yield "</div>\n"
+
+
+def _curves(pool: PoolDirectory, snapshot: Snapshot, summary: Summary) -> Iterator[str]:
+    """Yield what gpu_metrics.log says, which `run` and `watch --metrics-only` keep."""
+    history = read_metrics(metrics_path(pool))
+    times = history.times()
+    if len(times) < 2:
+        return
+    first, last = min(summary.first, times[0][0]), max(summary.last, times[-1][0])
+    unit = escape(snapshot.unit)
+    yield f'<h2>Speed, {unit} per second</h2>\n<div class="wide chart">'
+    yield from charts.speed(history, first, last, snapshot.unit)
+    yield "</div>\n"
+    if any(slot.gpus for _, slot in times):
+        yield '<h2>GPU use</h2>\n<p class="legend"><span><i class="done"></i>mean of the GPUs'
+        yield '</span><span><i class="done faint"></i>from the least to the most used</span>'
+        yield '<span><i class="stolen"></i>memory</span></p>\n<div class="wide chart">'
+        yield from charts.gpu_use(history, first, last)
+        yield "</div>\n"
 
 
 # ---- tables ----

@@ -161,7 +161,9 @@ class _Repairer:
         self, handler: Handler, planned: ClaimName, spool: str, claim: claims.Claim
     ) -> None:
         attempt = _unused_attempt(self.pool, planned.id)
-        name = ClaimName(planned.id, planned.kind, planned.cost, attempt, 1)
+        name = ClaimName(
+            planned.id, planned.kind, planned.cost, attempt, 1, priority=planned.priority
+        )
         if self.dry_run:
             self.repair.done.append(f"{name.id} would be planned again into {spool}")
             return

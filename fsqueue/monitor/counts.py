@@ -14,6 +14,7 @@ left" is believed only after a second look.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from heapq import nlargest, nsmallest
@@ -32,6 +33,7 @@ from fsqueue.pool.names import (
     id_and_cost,
     is_given_up,
     natural,
+    priority_of,
     role_of,
     vain_of,
 )
@@ -72,6 +74,8 @@ class Count:
     certain: bool
     measures: dict[str, int] = field(default_factory=dict)
     """What the handlers counted in what was planned, beside claims and cost."""
+    by_priority: tuple[Queue, ...] = ()
+    """What waits at each priority, the highest first; empty if all have the same."""
     in_vain: tuple[ClaimName, ...] = ()
     """The first few waiting claims that were put back in vain VAIN_RUNS_MAX times or more."""
     superseded: Amount = field(default_factory=lambda: Amount())
@@ -114,6 +118,18 @@ class Count:
         if self.trouble:
             return ExitStatus.ERROR
         return ExitStatus.SOME_FAILED if self.failed.claims else ExitStatus.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The claims of one priority that wait."""
+
+    priority: int
+    claims: int
+    example: str
+    """The id of one of them."""
+    planned: str
+    """When the first plan of that priority was made, by its planner's clock; "" if unknown."""
 
 
 class ClaimCounter:
@@ -327,8 +343,22 @@ class ClaimCounter:
             measures=measures,
             superseded=superseded,
             forgotten=forgotten,
+            by_priority=tuple(self._queues()),
             in_vain=tuple(filter(None, map(ClaimName.parse, self._in_vain()))),
         )
+
+    def _queues(self) -> Iterator[Queue]:
+        counts: Counter[int] = Counter()
+        examples: dict[int, str] = {}
+        for listing in self._spools.values():
+            counts.update(listing.priorities)
+            examples = {**listing.examples, **examples}
+        if len(counts) < 2:
+            return
+        for priority in sorted(counts, reverse=True):
+            made = (plan.created for plan in self._plans.values() if plan.priority == priority)
+            id = examples[priority].partition(".")[0]
+            yield Queue(priority, counts[priority], id, min(made, default=""))
 
     def _in_vain(self) -> list[str]:
         found = chain.from_iterable(listing.in_vain for listing in self._spools.values())
@@ -376,6 +406,9 @@ class Listing:
         self._cost = 0
         self.in_vain: list[str] = []
         """The first few that wait and were put back in vain too often."""
+        self.priorities: Counter[int] = Counter()
+        self.examples: dict[int, str] = {}
+        """How many claims wait here at each priority, and the name of one of them."""
         self.assumed: Amount | None = Amount()
         """What may be here, until the directory could be listed once."""
 
@@ -383,10 +416,15 @@ class Listing:
         """Read a new listing. Names that are not those of claims in this state are ignored."""
         marks, costs, in_vain = array("q"), array("q"), []
         its = waiting_mark if self._owned else mark
+        self.priorities, self.examples = Counter(), {}
         for text in texts:
             if (facts := id_and_cost(text, owned=self._owned)) is not None:
                 marks.append(its(text))
                 costs.append(facts[1])
+                if not self._owned:
+                    priority = priority_of(text) if ".p" in text[-7:] else 0
+                    self.priorities[priority] += 1
+                    self.examples.setdefault(priority, text)
                 if ".v" in text[-4:] and vain_of(text) >= VAIN_RUNS_MAX:
                     in_vain.append(text)
         self.in_vain = nsmallest(IN_VAIN_SHOWN, in_vain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 from typing import Final
 
@@ -38,6 +39,14 @@ def clock(t: float) -> str:
         return time.strftime("%H:%M:%S", time.localtime(t))
     except (OverflowError, ValueError, OSError):
         return "--:--:--"
+
+
+def utc_seconds(text: str) -> float | None:
+    """Return the seconds since 1970 of 2026-11-30T09:16:00Z, None for any other text."""
+    try:
+        return float(calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")))
+    except (ValueError, OverflowError):
+        return None
 
 
 def rate(value: float | None) -> str:

@@ -35,6 +35,7 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
         **{name: amount.claims for name, amount in amounts.items()},
         "missing_ids": list(count.missing_ids[:MISSING_MAX]),
         "staged": count.staged.claims,
+        "waiting_by_priority": {str(q.priority): q.claims for q in count.by_priority},
         "cost": {name: amount.cost for name, amount in amounts.items()},
         "measures": count.measures,
         "counters": dict(snapshot.counters),

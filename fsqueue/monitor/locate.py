@@ -201,12 +201,18 @@ def _explain_wait(pool: PoolDirectory, found: Location, spool: str, name: ClaimN
     race = Race(able[1:], able[0])
     measured = any(peer.rates for peer in able)
     waiting = ((each, claim) for each, names in listings.items() for claim in names)
-    for each, claim in sorted(waiting, key=lambda pair: (-pair[1].cost, pair[1].id)):
+    for each, claim in sorted(waiting, key=_merit):
         winner, end = race.deal(each, claim)
         if claim.id == name.id:
             when = f", done in {end:,.0f} s" if measured and math.isfinite(end) else ""
             found.forecast = f"by cost and speed, {winner.worker} should take it{when}"
             return
+
+
+def _merit(waiting: tuple[str, ClaimName]) -> tuple[int, int, str]:
+    """Return a sort key: what is taken first is first."""
+    _, name = waiting
+    return -name.priority, -name.cost, name.id
 
 
 def _forbids(

@@ -400,9 +400,9 @@ def is_published(pool: PoolDirectory, name: ClaimName, claim: Claim) -> bool:
     return claim.suffix is not None and os.path.lexists(pool.output(name.id, claim.suffix))
 
 
-def waiting_name(id: str, kind: str, cost: int) -> ClaimName:
+def waiting_name(id: str, kind: str, cost: int, priority: int = 0) -> ClaimName:
     """Return the first waiting name of a new claim; PoolError if a part is not valid."""
-    name = ClaimName(id, kind, cost)
+    name = ClaimName(id, kind, cost, priority=priority)
     if ClaimName.parse(str(name)) != name:
         raise PoolError(
             f"{name} is not a valid claim name: its handler gave a bad id, kind or cost."

@@ -1,6 +1,6 @@
 """Parse and format every name that carries state: of claims, leases, workers and spools.
 
-A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[.vVAIN][@owner]`, for example
+A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[.pPRIORITY][.vVAIN][@owner]`, for example
 
     output_12-5c1f09ab33.esm2_t6_8m.c81920.a0.r0@node7-31415-a3f9b2
 
@@ -9,6 +9,7 @@ A claim's name is `id.kind.cCOST.aATTEMPT.rRETURNS[.vVAIN][@owner]`, for example
 * `cost`     estimated work, a whole number in the handler's unit; thieves choose by it
 * `attempt`  raised by every failure, and by nothing else
 * `returns`  raised by every return to waiting, so that no waiting name is ever used twice
+* `priority` 1 to 9, absent if 0: claims of a higher one are taken first; as it was planned
 * `vain`     how many times in a row it was put back although its run saved nothing; absent if 0.
              Such claims are taken last, so one that is too long for every worker delays no other
 * `owner`    who runs it; present in running/, done/ and failed/, absent while it waits
@@ -36,6 +37,7 @@ WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)
 COST_MAX: Final = 10**18 - 1
 ATTEMPT_MAX: Final = 9_999
 RETURNS_MAX: Final = 999_999
+PRIORITY_MAX: Final = 9
 VAIN_MAX: Final = 99
 VAIN_RUNS_MAX: Final = 3
 """A claim that was put back in vain so often is reported, and needs a worker with more time."""
@@ -43,7 +45,8 @@ WORKER_ID_DASHES: Final = 2
 
 _WAITING: Final = re.compile(
     rf"({ID.pattern})\.({KIND.pattern})"
-    r"\.c(0|[1-9][0-9]{0,17})\.a(0|[1-9][0-9]{0,3})\.r(0|[1-9][0-9]{0,5})(?:\.v([1-9][0-9]?))?",
+    r"\.c(0|[1-9][0-9]{0,17})\.a(0|[1-9][0-9]{0,3})\.r(0|[1-9][0-9]{0,5})"
+    r"(?:\.p([1-9]))?(?:\.v([1-9][0-9]?))?",
     re.ASCII,
 )
 _OWNED: Final = re.compile(rf"{_WAITING.pattern}@({WORKER.pattern})", re.ASCII)
@@ -69,6 +72,7 @@ class ClaimName:
     returns: Final[int] = 0
     owner: Final[str | None] = None
     vain: Final[int] = 0
+    priority: Final[int] = 0
     _text: str = field(default="", init=False, repr=False, compare=False)
     """The name as text, once it is known to be valid: it is needed six times per claim."""
 
@@ -77,8 +81,9 @@ class ClaimName:
         """Return the parts of `text`, or None if it is not a claim's name."""
         if (match := _CLAIM.fullmatch(text)) is None:
             return None
-        id, kind, cost, attempt, returns, vain, owner = match.groups()
-        name = cls(id, kind, int(cost), int(attempt), int(returns), owner, int(vain or 0))
+        id, kind, cost, attempt, returns, priority, vain, owner = match.groups()
+        numbers = int(cost), int(attempt), int(returns)
+        name = cls(id, kind, *numbers, owner, int(vain or 0), int(priority or 0))
         name._text = text
         return name
 
@@ -86,7 +91,8 @@ class ClaimName:
         return self._text or self._format()
 
     def _format(self) -> str:
-        vain = f".v{self.vain}" if self.vain else ""
+        priority = f".p{self.priority}" if self.priority else ""
+        vain = f"{priority}.v{self.vain}" if self.vain else priority
         tail = vain if self.owner is None else f"{vain}@{self.owner}"
         return f"{self.id}.{self.kind}.c{self.cost}.a{self.attempt}.r{self.returns}{tail}"
 
@@ -106,7 +112,14 @@ class ClaimName:
     def owned_by(self, worker: str) -> ClaimName:
         """Return the name this claim has while `worker` runs it."""
         name = ClaimName(
-            self.id, self.kind, self.cost, self.attempt, self.returns, worker, self.vain
+            self.id,
+            self.kind,
+            self.cost,
+            self.attempt,
+            self.returns,
+            worker,
+            self.vain,
+            self.priority,
         )
         if self._text and self.owner is None and _is_worker(worker):
             name._text = f"{self._text}@{worker}"
@@ -141,6 +154,14 @@ def vain_of(text: str) -> int:
     """Return how often in a row the waiting claim of this name was put back in vain."""
     vain = text.rpartition(".")[2]
     return int(vain[1:]) if vain[0] == "v" else 0
+
+
+def priority_of(text: str) -> int:
+    """Return the priority of the waiting claim of this name."""
+    head, _, last = text.rpartition(".")
+    if last[0] == "v":
+        last = head.rpartition(".")[2]
+    return int(last[1:]) if last[0] == "p" else 0
 
 
 def id_and_cost(text: str, *, owned: bool) -> tuple[str, int] | None:

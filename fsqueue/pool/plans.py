@@ -30,7 +30,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import FORMAT, SUFFIX
 from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.name_sets import NameList
-from fsqueue.pool.names import ID, KIND, SPOOL, ClaimName, id_and_cost
+from fsqueue.pool.names import ID, KIND, PRIORITY_MAX, SPOOL, ClaimName, id_and_cost
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number
 from fsqueue.storage import atomic, directories
@@ -73,6 +73,7 @@ class Plan:
     """How expensive a claim could be; None in the plans of earlier versions."""
     timeout_s: float = 0.0
     """How long a run of one of its claims may take; 0: any time."""
+    priority: int = 0
 
 
 def numbers(pool: PoolDirectory) -> list[int]:
@@ -119,6 +120,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         facts["options"],
         facts.get("cost_max"),
         max(0.0, number(facts.get("timeout_s")) or 0.0),
+        facts.get("priority", 0),
     )
     valid = (
         ID.fullmatch(plan.uid)
@@ -129,6 +131,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         and isinstance(plan.handler, str)
         and isinstance(plan.options, dict)
         and (plan.cost_max is None or type(plan.cost_max) is int)
+        and plan.priority in range(PRIORITY_MAX + 1)
     )
     if not valid:
         raise ValueError("its first line is not valid")
@@ -226,6 +229,7 @@ def write_plan(
         "options": plan.options,
         "cost_max": plan.cost_max,
         **({"timeout_s": plan.timeout_s} if plan.timeout_s else {}),
+        **({"priority": plan.priority} if plan.priority else {}),
     }
     parts = (
         (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),

@@ -47,6 +47,8 @@ class Spool:
     model: str
     weight: float
     why: str = ""
+    memory_gib: float | None = None
+    """The GPU's memory, as far as it is known; None also for CPUs."""
 
 
 def refuse_other_settings(
@@ -195,17 +197,19 @@ def read_spool(pool: PoolDirectory, name: str) -> Spool:
     """Return a spool as spools/NAME.json describes it; PoolError if that is not valid."""
     facts = read_json(pool.spool_file(name), limit=FACTS_MAX)
     model, weight, why = facts.get("model"), facts.get("weight"), facts.get("why", "")
+    memory = facts.get("memory_gib")  # spools of earlier versions have none
     if (
         not isinstance(model, str)
         or not isinstance(why, str)
         or not isinstance(weight, int | float)
         or not 0 < weight < NUMBER_MAX
+        or not (memory is None or isinstance(memory, int | float) and memory > 0)
     ):
         raise PoolError(
             f"{pool.spool_file(name)} lacks a model or a positive weight: it was edited or cut. "
             f'Write {{"model": "RTX 3090", "weight": 1.0}} into it.'
         )
-    return Spool(name, model, float(weight), why)
+    return Spool(name, model, float(weight), why, None if memory is None else float(memory))
 
 
 def spool_names(pool: PoolDirectory) -> list[str]:

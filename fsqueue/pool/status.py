@@ -135,6 +135,8 @@ class Status:
     current_load: float = 0.0
     """CPU load of this host, 0 to 1."""
     gpu: dict[str, Any] = field(default_factory=dict)
+    energy_wh: float = 0.0
+    """What its GPU used since it started, from its power at each beat; 0 if that is not known."""
     slurm: dict[str, str] = field(default_factory=dict)
     message: str = ""
     left_because: str = ""

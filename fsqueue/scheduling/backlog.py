@@ -4,20 +4,23 @@ What waits in a spool and what its workers still have to run is ahead of a new c
 workers lack: having to load a model first counts like LOAD_S of work. The scores of `score` give
 the difference between spools, 100 points to a load. Where no worker is alive, only what waits
 counts.
+
+How fast a spool is, is what its workers measured with claims of the kind, where they did; else its
+weight (R76). A weight may be wrong by any factor, and says nothing of how many workers there are.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from fsqueue.pool.names import id_and_cost
+from fsqueue.pool.names import WORKER, id_and_cost
 from fsqueue.pool.requirements import base_of, lacks
 from fsqueue.pool.settings import PoolDirectory, Spool, spool_names
-from fsqueue.pool.status import LEAVING, Status, heartbeat
+from fsqueue.pool.status import LEAVING, Status, heartbeat, read_status
 from fsqueue.scheduling.choose import LOAD_S, Preferences
 from fsqueue.scheduling.peers import living, peers
 from fsqueue.scheduling.score import MODEL_LOADED, SPECIALISED, Candidate, Need, explain, score
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 NO_UNIT: Final = 1e-9
 """Cost per second where none is known: scores then decide only among equals."""
+EARLIER_MAX: Final = 64
+"""How many statuses of workers that left are read for their speeds."""
 NEVER: Final = 1e30
 """The load of a spool whose workers may not do the work, while those of another spool may."""
 
@@ -38,6 +43,53 @@ class Wanted:
     service: str
     kind: str
     cost_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """How fast each spool is, in units of weight, and what that is in cost per second."""
+
+    by_spool: tuple[float, ...]
+    measured: frozenset[str]
+    """The spools whose workers measured it."""
+    unit: float | None
+    """Cost per second of weight 1.0; None if nothing is known of it."""
+
+
+def spool_speeds(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> Speeds:
+    """Return how fast the spools are for a kind, as far as it was measured (R76)."""
+    alive = [status for status in living(pool) if status.state not in LEAVING]
+    rates: dict[str, float] = {}
+    for status in alive:
+        rate = status.rates.get(wanted.kind, 0.0)
+        if status.spool is not None and rate > 0:
+            rates[status.spool] = rates.get(status.spool, 0.0) + rate
+    unit = _unit_of(alive, wanted.kind) or _unit_of(_earlier(pool), wanted.kind)
+    by_spool = tuple(
+        rates[spool.name] / unit if unit and spool.name in rates else spool.weight
+        for spool in spools
+    )
+    measured = frozenset(rates) & {spool.name for spool in spools}
+    return Speeds(by_spool, measured, unit or wanted.cost_per_second)
+
+
+def _unit_of(statuses: Iterable[Status], kind: str) -> float | None:
+    found = [s.rates[kind] / s.weight for s in statuses if s.rates.get(kind) and s.weight > 0]
+    return statistics.median(found) if found else None
+
+
+def _earlier(pool: PoolDirectory) -> Iterator[Status]:
+    """Yield what some workers last reported that have left."""
+    names = sorted(atomic.names(pool.directory("status")))[-EARLIER_MAX:]
+    workers = (name.removesuffix(".json") for name in names)
+    found = (read_status(pool, each) for each in workers if WORKER.fullmatch(each))
+    return (status for status in found if status is not None)
+
+
+def ahead(pool: PoolDirectory) -> float:
+    """Return the cost of all that waits and of what is left of what runs."""
+    waiting = sum(atomic.gather(pool.spool(spool), _cost) for spool in spool_names(pool))
+    return waiting + sum(peer.left for peer in peers(pool, living(pool)))
 
 
 def loads(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> list[float]:

@@ -4,6 +4,9 @@ R4  A claim whose last run came to nothing (`vain`) is taken after all claims of
     so, and one that failed here after those. Among those put back in vain as often, the cheapest is
     taken first: a small one most likely met a worker that had to leave, a large one may be too long
     for any. So one claim that is too long, or hangs, or cannot be read, delays no other claim.
+R75 Of the others, those of the highest priority are taken first, wherever they wait: before any
+    other claim of the worker's own spool, and even if something has to be loaded for them. Which
+    worker takes which is decided among them as ever.
 R51 A claim whose last attempt failed on this host is left to workers of other hosts for a while, if
     there are any: the tasks of one bad node must not spend all attempts of the same claims.
 
@@ -68,9 +71,9 @@ class Preferences:
         """Return whether this worker may and can do claims of a kind."""
         return kind not in self.unable and not lacks(kind, self.tier, self.capabilities)
 
-    def standing(self, id: str, vain: int) -> ClaimStanding:
-        """Return how a claim's own history orders it, before its kind and cost do."""
-        return id not in self.left, id not in self.failed_here, -vain
+    def standing(self, id: str, vain: int, priority: int) -> ClaimStanding:
+        """Return how a claim's own history and priority order it, before its kind and cost do."""
+        return id not in self.left, id not in self.failed_here, -vain, priority
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score` that differ from claim to claim for one worker."""
@@ -116,9 +119,9 @@ def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[Claim
     """Return the claims that this worker can do, best last (so that `pop` takes it).
 
     Claims that failed here are worst: another worker may succeed. Then come those that were put
-    back in vain (R4). Then kinds are ordered by affinity, so that little has to be loaded, and by
-    whether no other worker has them; then claims by cost, the largest best, but the smallest of
-    those put back in vain.
+    back in vain (R4). The others are ordered by priority (R75), then by their kind's affinity, so
+    that little has to be loaded, and by whether no other worker has it; then by cost, the largest
+    best, but the smallest of those put back in vain.
     """
     able = (
         name for name in names if preferences.allows(name.kind) and name.id not in preferences.left
@@ -276,13 +279,13 @@ class Patience:
         return {id for id, count in self._left.items() if count > refused[id]}
 
 
-ClaimStanding = tuple[bool, bool, int]
+ClaimStanding = tuple[bool, bool, int, int]
 ClaimRank = tuple[ClaimStanding, float, bool]
 
 
 def _rank(name: ClaimName, preferences: Preferences) -> ClaimRank:
     """Return what makes one claim better than another for a worker, apart from its cost."""
-    return preferences.standing(name.id, name.vain), *preferences.rank(name.kind)
+    return preferences.standing(name.id, name.vain, name.priority), *preferences.rank(name.kind)
 
 
 def _sort_key(name: ClaimName, preferences: Preferences) -> tuple[ClaimStanding, float, bool, int]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fsqueue.errors import UsageError
+from fsqueue.gpu.memory import memory_gib
 from fsqueue.gpu.nvml import visible_gpus
 from fsqueue.gpu.weights import GPU_WEIGHTS, get_gpu_weight, short_name
 from fsqueue.pool.names import SPOOL
@@ -50,6 +51,8 @@ class SpoolSpec:
     why: str
     overridden: bool = False
     """Whether --weight gave the weight."""
+    memory_gib: float | None = None
+    """The GPU's memory, as far as it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class _Entry:
     model: str
     weight: float | None
     count: int
+    memory_gib: float | None = None
 
 
 def parse_gpus(spec: str, environ: Mapping[str, str] = os.environ) -> list[SpoolSpec]:
@@ -129,7 +133,8 @@ def _here(environ: Mapping[str, str]) -> list[SpoolSpec]:
         model = short_name(gpu.name, memory_gib=gpu.memory_gib)
         weight, why = _weight(model)
         where = f"GPU {gpu.index} of {socket.gethostname()}"
-        specs.append(SpoolSpec(f"gpu{place}", model, weight, f"{why}; {where}"))
+        why = f"{why}; {where}"
+        specs.append(SpoolSpec(f"gpu{place}", model, weight, why, memory_gib=gpu.memory_gib))
     return specs or _named([_Entry(None, "cpu", None, 1)])
 
 
@@ -162,6 +167,7 @@ def _entry(text: str) -> _Entry:
         _checked_model(model.strip(), text),
         _checked_weight(weight.strip(), text) if colon else None,
         _checked_count(count, text),
+        memory_gib(model),
     )
 
 
@@ -208,7 +214,7 @@ def _named(entries: Sequence[_Entry]) -> list[SpoolSpec]:
             if entry.name:
                 name = entry.name if entry.count == 1 else f"{entry.name}{copy}"
             places[kind] += 1
-            specs.append(SpoolSpec(name, entry.model, weight, why))
+            specs.append(SpoolSpec(name, entry.model, weight, why, memory_gib=entry.memory_gib))
     return specs
 
 

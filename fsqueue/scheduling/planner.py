@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue.errors import BadInput, PoolError, UsageError
+from fsqueue.gpu.memory import USABLE, memory_gib
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated
@@ -61,9 +62,15 @@ class PlanResult:
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     number: int | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    """The speed of spools whose workers measured it, in units of weight, by name (R76)."""
+    eta_s: float | None = None
+    """How long all that waits will take, with a worker per spool; None: not known yet."""
     assigned: list[int] = field(default_factory=list)
     """The spool of each item that `cut` yields, as an index into `spools`."""
     kinds: list[str] = field(default_factory=list)
+    too_small: dict[str, str] = field(default_factory=dict)
+    """The spools whose GPU cannot hold what the claims need, and why: they get none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class PlanRequest:
     """What was found among the inputs and cannot be planned, a line each."""
     notes: Sequence[str] = ()
     """What was left out of the inputs."""
+    priority: int = 0
+    """0 to 9: claims of a higher one are taken first."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -103,6 +112,7 @@ def plan_into(
     pool: PoolDirectory, request: PlanRequest, *, progress: Progress | None = None
 ) -> PlanResult:
     """Publish claims for every input that no earlier plan has. Safe beside other planners."""
+    _too_small(request, request.spools)  # raises before there are spools
     plans.complete(pool)
     result = PlanResult(spools=[add_spool(pool, spool) for spool in request.spools])
     sources = _survey(request, result, progress)
@@ -209,7 +219,10 @@ def _weigh(
     """Decide the largest claim, cut, and give every claim to a spool; fill in the result."""
     # By the GPUs' own weights even where the shares ignore them: the cuts, and so the outputs, are
     # the same with weighting on and off.
-    own = [spool.weight for spool in result.spools]
+    result.too_small = _too_small(request, result.spools)
+    fitting = [n for n, spool in enumerate(result.spools) if spool.name not in result.too_small]
+    spools = [result.spools[n] for n in fitting]
+    own = [spool.weight for spool in spools]
     cost = sum(source.cost for source in fresh)
     result.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     costs, kinds = array("d"), dict[str, None]()
@@ -220,16 +233,46 @@ def _weigh(
     result.shares = {spool.name: Share() for spool in result.spools}
     result.total = Share()
     result.largest = int(max(costs, default=0))
-    loads = None
+    loads, weights = None, own
+    unit, before = request.handler.cost_per_second, 0.0
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        loads = backlog.loads(pool, result.spools, wanted)
-    weights = own if request.weighted else [1.0] * len(own)
-    result.assigned = assign(costs, weights, loads)
+        loads = backlog.loads(pool, spools, wanted)
+        speeds = backlog.spool_speeds(pool, spools, wanted)
+        weights, unit = list(speeds.by_spool), speeds.unit
+        before = backlog.ahead(pool)
+        if request.weighted:
+            pairs = zip(spools, weights, strict=True)
+            result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}
+    result.eta_s = (before + sum(costs)) / (unit * sum(weights)) if unit and costs else None
+    if not request.weighted:
+        weights = [1.0] * len(own)
+    result.assigned = [fitting[slot] for slot in assign(costs, weights, loads)]
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         result.shares[result.spools[slot].name].add(item.cost, dict(item.measures))
         result.total.add(item.cost, dict(item.measures))
+
+
+def _too_small(request: PlanRequest, spools: Sequence[Spool]) -> dict[str, str]:
+    """Return the spools whose GPU is known to lack the memory that the handler asks for.
+
+    Raises UsageError if that is all of them.
+    """
+    needed_gib = request.handler.gpu_memory_gib(request.options)
+    found = {}
+    for spool in spools:
+        has_gib = spool.memory_gib or memory_gib(spool.model)
+        if has_gib is not None and has_gib * USABLE < needed_gib:
+            found[spool.name] = f"needs {needed_gib:.1f} GiB, has {has_gib:.0f}"
+    if found and len(found) == len(spools):
+        models = ", ".join(sorted({spool.model for spool in spools}))
+        raise UsageError(
+            f"--gpus: no GPU of this plan can hold the work, which needs {needed_gib:.1f} GiB of "
+            f"memory at least: {models}. Name a larger one, or plan what needs less (--dtype "
+            f"float16 or bfloat16, a smaller model)."
+        )
+    return found
 
 
 def _cut(request: PlanRequest, fresh: Sequence[Source], result: PlanResult) -> Iterator[Item]:
@@ -292,7 +335,10 @@ def _write(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     handler = request.handler
     given = handler.suffix, result.total, result.shares, request.options, result.cost_max
-    head = Plan(uid, created, handler.name, tuple(result.kinds), *given, request.timeout_s)
+    kinds = tuple(result.kinds)
+    head = Plan(
+        uid, created, handler.name, kinds, *given, request.timeout_s, priority=request.priority
+    )
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.
     private = plans.write_plan(pool, head, keys, _stage(pool, uid, request, fresh, result))
@@ -310,7 +356,7 @@ def _stage(
     for item, slot in zip(_cut(request, fresh, result), result.assigned, strict=True):
         id = claim_id(request.handler, request.options, item)
         home = result.spools[slot].name
-        name = claims.waiting_name(id, request.kind(item.kind), item.cost)
+        name = claims.waiting_name(id, request.kind(item.kind), item.cost, request.priority)
         facts = request.options, dict(item.payload), dict(item.measures)
         claim = claims.Claim(
             request.handler.name,
@@ -359,7 +405,10 @@ def choose_spools(
     known = {spool.name: spool for spool in pool_spools(pool)} if pool else {}
     given = parse_weights(weights)
     if spec is None and known:
-        specs = [SpoolSpec(s.name, s.model, s.weight, s.why) for s in known.values()]
+        specs = [
+            SpoolSpec(s.name, s.model, s.weight, s.why, memory_gib=s.memory_gib)
+            for s in known.values()
+        ]
     else:
         specs = parse_gpus(spec or "auto")
     spools = []
@@ -370,7 +419,9 @@ def choose_spools(
                 f"--weight: {asked.name} has had weight {present.weight:g} in this pool since its "
                 f"first plan. To change that, edit spools/{asked.name}.json."
             )
-        spools.append(present or Spool(asked.name, asked.model, asked.weight, asked.why))
+        spools.append(
+            present or Spool(asked.name, asked.model, asked.weight, asked.why, asked.memory_gib)
+        )
     return spools
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from fsqueue.pool.name_sets import NameList
-from fsqueue.pool.names import ClaimName, is_waiting, vain_of
+from fsqueue.pool.names import ClaimName, is_waiting, priority_of, vain_of
 from fsqueue.pool.requirements import base_of
 from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences, merit
 
@@ -138,7 +138,7 @@ class WaitingClaims:
         for text in filter(is_waiting, texts):
             id, kind, _ = text.split(".", 2)
             vain = vain_of(text)
-            key = kind, preferences.standing(id, vain)
+            key = kind, preferences.standing(id, vain, priority_of(text))
             if (group := groups.get(key)) is None:
                 group = groups[key] = KindGroup(vain=vain > 0)
             group.add(text)
@@ -216,7 +216,7 @@ class WaitingClaims:
 
     def put_back_in_vain(self) -> Iterator[ClaimName]:
         """Yield the claims that this worker could take but that were put back in vain."""
-        for (_, (*_, vain)), group in self._able.items():
+        for (_, (_, _, vain, _)), group in self._able.items():
             if vain:
                 yield from map(_parsed, group)
 

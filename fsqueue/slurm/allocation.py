@@ -228,7 +228,7 @@ class Allocation:
         self._grace_s = grace_s
         self._query: Query | None = None
         self._leave_at = math.inf
-        self._age_s = _age_s() if self._is_whole_job else None
+        self._age_s = process_age_s() if self._is_whole_job else None
         left_s = None
         if self.job is not None:
             by_clock_s = left_by_environ(environ, time.time())
@@ -266,7 +266,7 @@ class Allocation:
         return output_of(["scontrol", "requeue", self.job.name]) is not None
 
 
-def _age_s() -> float | None:
+def process_age_s() -> float | None:
     """Return how long ago this process started, unaffected by changes to the clock."""
     try:
         with open("/proc/self/stat") as file:

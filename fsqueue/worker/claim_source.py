@@ -18,7 +18,7 @@ from typing import Final
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.journal import EventKind, Journal
-from fsqueue.pool.names import VAIN_RUNS_MAX, ClaimName, host_of
+from fsqueue.pool.names import PRIORITY_MAX, VAIN_RUNS_MAX, ClaimName, host_of
 from fsqueue.pool.reckoning import Reckoning
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
@@ -47,6 +47,8 @@ to its end costs W-1 lost renames a claim, and this keeps it under one."""
 LISTINGS_MAX: Final = 5
 CLEARLY_MORE: Final = 1.5
 VIEW_AGE_S: Final = 2.0
+PLANS_AGE_S: Final = 15.0
+"""How often a worker with plenty in its own spool looks whether something urgent was planned."""
 SPOOLS_LISTED: Final = 24
 """In a pool with more spools than this, they are listed only if something seems to wait there."""
 
@@ -100,6 +102,11 @@ class ClaimSource:
         """By id and number of returns: how long the longest run in vain of a claim was."""
         self._worker_preferences = self._preferences = Preferences()
         """As the worker set them last; and these, with what other workers hold."""
+        self._plans: tuple[float, frozenset[str]] = time.monotonic(), frozenset()
+        """When plans/ was listed last, and what was there."""
+        self._highest = 0
+        """The highest priority that may wait in another spool; claims below it are not taken from
+        our own before the others were looked at (R75)."""
         self._own = WaitingClaims()
         self._others: dict[str, WaitingClaims] = {}
         self._statuses = PeerStatuses(pool, beat.status.worker_id)
@@ -169,6 +176,10 @@ class ClaimSource:
         something: other spools may have claims for which we need not.
         """
         few = PLENTY if self._stealing else 0
+        if self._own and self._was_planned_since():
+            # It may hold claims that come before those we know of, here and in other spools.
+            self._own = self._list(spool) or self._own
+            self._others_listed_at, self._highest = -1e9, PRIORITY_MAX
         for _ in range(LISTINGS_MAX):
             misses, misses_max = 0, _misses_max(len(self._own))
             while len(self._own) > few and misses < misses_max:
@@ -195,6 +206,8 @@ class ClaimSource:
         R51).
         """
         left_s, best = self._time_left_s(), own.best()
+        if self._stealing and best.priority < self._highest:
+            return True
         if self._stealing and (best.vain or best.id in self._preferences.failed_here):
             return True
         if best.vain and self._is_hopeless(best):
@@ -203,6 +216,19 @@ class ClaimSource:
         if self._stealing and preferences.loaded and preferences.must_load(best.kind):
             return True
         return left_s < math.inf and takes_too_long(best, self._rates(), left_s)
+
+    def _was_planned_since(self) -> bool:
+        """Return whether a plan was made since we last asked, which is not often."""
+        at, known = self._plans
+        if time.monotonic() - at < PLANS_AGE_S:
+            return False
+        self._before_listing()
+        try:
+            names = frozenset(atomic.names(self._pool.directory("plans")))
+        except (OSError, PoolError):
+            names = known  # a passing error; or it is gone, which others report
+        self._plans = time.monotonic(), names
+        return names != known
 
     def _was_dry_lately(self, spool: str) -> bool:
         """Return whether listing our own spool again can wait: not every time while we steal."""
@@ -337,6 +363,7 @@ class ClaimSource:
             for spool in spools
             if spool != self._spool and (names := self._list(spool))
         }
+        self._highest = max((n.best().priority for n in self._others.values() if n), default=0)
         if self._own or self._others:
             self._refresh_peers()
         took_s = time.monotonic() - started
@@ -402,6 +429,8 @@ class ClaimSource:
                 self._reorder(self._with_failed_on_host(self._preferences.held))
                 names = self._gather(spool)
             self._listed[spool] = started, names
+            if names:
+                self._highest = max(self._highest, names.best().priority)
             if names.all:
                 self._dry.discard(spool)
             else:

@@ -21,6 +21,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import Status, write_status
+from fsqueue.pool.untrusted import number
 from fsqueue.storage import atomic
 from fsqueue.storage.operation_count import operations
 from fsqueue.worker.backoff import RateLimit
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 STATUS_BUSY_S: Final = 2.0
 STATUS_QUIET_S: Final = 30.0
+POWER_MAX: Final = 10_000.0
+"""In watts: no GPU takes more."""
 
 
 class Heartbeat(threading.Thread):
@@ -62,6 +65,7 @@ class Heartbeat(threading.Thread):
         self._lease = lease
         self._rate_limit = rate_limit
         self._sample_gpu = sample_gpu
+        self._sampled_at: float | None = None
         self._watch_others = watch_others
         self._guardian = self._prepare_guardian() if guarded else None
         self.progress = self._guardian.progress if self._guardian is not None else Progress()
@@ -258,12 +262,20 @@ class Heartbeat(threading.Thread):
             with self.lock:
                 self._changed = False
                 if gpu is not None:
-                    self.status.gpu = gpu
+                    self._note_gpu(gpu)
                 self._count_operations()
                 write_status(self._pool, self.status)
         except Exception as error:
             # Whatever a GPU driver raises: this thread must survive, as it also renews the lease.
             log.debug("the status could not be written: %s", error)
+
+    def _note_gpu(self, gpu: dict[str, Any]) -> None:
+        """Note a GPU's use, and add up its energy from its power at each look."""
+        now, watts = time.monotonic(), number(gpu.get("power_watts"))
+        if self._sampled_at is not None and watts is not None and 0 <= watts < POWER_MAX:
+            self.status.energy_wh += watts * (now - self._sampled_at) / 3600
+        self._sampled_at = now
+        self.status.gpu = gpu
 
     def _count_operations(self) -> None:
         count, since, waited_s = self._counted

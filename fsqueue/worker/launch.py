@@ -12,8 +12,9 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from fsqueue.batch import systems
 from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.gpu.nvml import use_pci_order
 from fsqueue.gpu.utilization import Sampler
@@ -57,7 +58,8 @@ class WorkOptions:
     """How long to wait for new work before leaving."""
     keep_alive: bool = False
     claims_max: int | None = None
-    time_limit_s: float | None = None
+    time_limit_s: float | Literal["auto"] | None = None
+    """auto: as the batch system says, if it does; SLURM is asked in any case."""
     grace_s: float | None = None
     """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
     start_delay_s: float = 0.0
@@ -120,11 +122,24 @@ def settings_for(
         linger_s=options.linger_s,
         keep_alive=options.keep_alive,
         claims_max=options.claims_max,
-        time_limit_s=options.time_limit_s,
+        time_limit_s=_time_limit_s(options.time_limit_s, environ),
         gpu=choice.gpu,
         owns_process=options.owns_process,
         allocation=allocation if allocation.job else None,
     )
+
+
+def _time_limit_s(
+    asked: float | Literal["auto"] | None, environ: Mapping[str, str]
+) -> float | None:
+    if asked != "auto":
+        return asked
+    left_s = systems.time_left_s(environ)
+    if left_s is None:
+        return None
+    limit_s = systems.worker_limit_s(left_s)
+    log.info("the batch system ends this job in %.0f s; this worker leaves before that", left_s)
+    return limit_s
 
 
 def _gpu_sampler(gpu: Mapping[str, Any]) -> Callable[[], dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
-from fsqueue.errors import ClaimImpossible, WorkerBroken
+from fsqueue.errors import ClaimImpossible, NodeTrouble, WorkerBroken
 from fsqueue.handler import Handler, Work
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
@@ -37,6 +37,10 @@ class Found(Enum):
     WORKS = auto()
     FAILS = auto()
     NOTHING = auto()  # no probe was possible
+
+
+DEVICE_FAULTS: Final = frozenset({Cause.BROKEN, Cause.NODE_TROUBLE})
+"""Endings that blame this process or its node, whichever claim is run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Probe:
         try:
             with self.beat.handling(), self.shutdown.interruptible():
                 handler.selftest(options)
-        except (ClaimImpossible, WorkerBroken) as error:
+        except (ClaimImpossible, NodeTrouble, WorkerBroken) as error:
             return Finding(Found.FAILS, f"the self-test of {handler.name} failed: {error}")
         except (StopNow, Exception) as error:
             log.debug("the self-test of %s showed nothing: %r", handler.name, error)
@@ -97,7 +101,7 @@ class Probe:
         except (StopNow, TookTooLong, Exception) as error:
             cause = Cause.TIMED_OUT if isinstance(error, TookTooLong) else None
             cause = cause or cause_of(error, running=True)
-            blames = verdict(cause).evidence is Evidence.AGAINST or cause is Cause.BROKEN
+            blames = verdict(cause).evidence is Evidence.AGAINST or cause in DEVICE_FAULTS
             if isinstance(error, StopNow) or not blames:
                 log.debug("running %s again showed nothing: %r", name.id, error)
                 return Finding(Found.NOTHING)

@@ -57,6 +57,7 @@ from fsqueue.errors import (
     ClaimImpossible,
     ClaimLost,
     Interrupted,
+    NodeTrouble,
     NotSupportedError,
     PoolError,
     TimedOut,
@@ -86,7 +87,7 @@ class Cause(StrEnum):
     """A mount gave an error, or a file of the pool may not be trusted."""
     NO_SPACE = "no space"
     NODE_TROUBLE = "node trouble"
-    """This process cannot open a file, start a process, or use a temporary directory."""
+    """This process cannot open a file, start a process, use a temporary directory, or its GPU."""
     BROKEN = "broken"
     """The process must not run another claim: its CUDA context is damaged, say."""
     LOST = "lost"
@@ -184,6 +185,8 @@ def cause_of(error: BaseException, *, running: bool) -> Cause:
         return Cause.LEAVING
     if isinstance(error, WorkerBroken):
         return Cause.BROKEN
+    if isinstance(error, NodeTrouble):
+        return Cause.NODE_TROUBLE
     if isinstance(error, TimedOut):
         return Cause.TIMED_OUT
     if isinstance(error, UsageError | NotSupportedError):

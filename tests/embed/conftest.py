@@ -139,13 +139,14 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from embed.engine.engine import Engine
 
     calls: list[int] = []
-    real = Engine.embed
+    real = Engine.run
 
-    def counted(self: Engine, batch: Any, warn: Any) -> Any:
-        calls.append(len(batch))
-        return real(self, batch, warn)
+    def counted(self: Engine, batches: Any, warn: Any) -> Any:
+        for batch, rows in real(self, batches, warn):
+            calls.append(len(batch))
+            yield batch, rows
 
-    monkeypatch.setattr(Engine, "embed", counted)
+    monkeypatch.setattr(Engine, "run", counted)
     return calls
 
 

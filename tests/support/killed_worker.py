@@ -25,17 +25,18 @@ import os, sys, time
 from embed.engine import float32_fallback
 from fsqueue.cli import main
 
-real = float32_fallback.Float32Fallback.embed
+real = float32_fallback.Float32Fallback.run
 log = open(os.environ["BATCHES"], "a", buffering=1)
 
-def logged(self, batch, warn):
+def logged(self, batches, warn):
     began = time.monotonic()
-    rows = real(self, batch, warn)
-    key = f"{batch[0].row}.{batch[0].window}"
-    log.write(f"{began} {time.monotonic()} {key} {sum(one.tokens for one in batch)}\\n")
-    return rows
+    for batch, rows in real(self, batches, warn):
+        key = f"{batch[0].row}.{batch[0].window}"
+        log.write(f"{began} {time.monotonic()} {key} {sum(one.tokens for one in batch)}\\n")
+        yield batch, rows
+        began = time.monotonic()
 
-float32_fallback.Float32Fallback.embed = logged
+float32_fallback.Float32Fallback.run = logged
 main()
 """
 

@@ -7,28 +7,36 @@ its normalisation. Position enters as ALiBi (Press et al., 2022): a bias on the 
 BertModel loads such a checkpoint without an error, and leaves every layer randomly initialised. So
 a checkpoint must have exactly the tensors that `shape.py` lists.
 
-Sequences of a batch lie end to end, without padding; attention runs once for every run of equal
-lengths. One of the doors to torch. What this module does not know: bases, tokenizers, claims, and
-how the hidden states are used.
+Sequences of a batch lie end to end, without padding (`packed.py`). One of the doors to torch. What
+this module does not know: bases, tokenizers, claims, and how the hidden states are used.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from embed.models.convention import LAST, Layers
 from embed.models.dnabert.shape import DnabertShape
-from embed.models.packed import Pack, TensorMap, linear, scores_dtype
-from embed.models.states import LayerStates, States
+from embed.models.packed import (
+    Frame,
+    Pack,
+    PackedEncoder,
+    Padding,
+    TensorMap,
+    biased_attention,
+    bucketed,
+    gathered,
+    linear,
+    scores_dtype,
+)
+from embed.models.states import LayerStates
 from fsqueue import ClaimImpossible
 
 BEGIN, END = 1, 2
@@ -38,6 +46,11 @@ HEADS_ONLY: Final = ("cls.", "pooler.")
 BIAS_MAX: Final = 1 << 26
 """Numbers in one bias, 256 MiB: 12 heads over 2,364 tokens, which is 11 kb of DNA. The tokens of
 longer sequences attend in portions."""
+
+HIDDEN: Final = -30_000.0
+"""The key of a padded token: far below every score and bias, and in float16's range."""
+HIDING: Final = 8
+"""Numbers that hide the padding; kernels want a multiple of this."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -95,14 +108,18 @@ def _read(folder: str) -> Weights:
         ) from error
 
 
-class DnabertEncoder:
+class DnabertEncoder(PackedEncoder):
     """A loaded DNABERT."""
+
+    has_bias = True
 
     def __init__(self, shape: DnabertShape, weights: Weights) -> None:
         self.shape = shape
         self.width = shape.width
         word = weights["embeddings.word_embeddings.weight"]
-        self.device = word.device
+        self.device, self.dtype = word.device, word.dtype
+        self.head = shape.width // shape.heads
+        self.frame = Frame((BEGIN,), (END,), shape.vocabulary)
         # Every token is of type 0, so one table holds both embeddings.
         self._words = word + weights["embeddings.token_type_embeddings.weight"][0]
         self._norm = _norm(shape, weights, "embeddings.LayerNorm")
@@ -111,20 +128,15 @@ class DnabertEncoder:
         ]
         self._biases = _AlibiBiases(shape.heads, scores_dtype(word), self.device)
 
-    def hidden(self, sequences: Sequence[NDArray[np.uint16]], layers: Layers = LAST) -> States:
-        """Return the chosen layers' states of sequences of token ids, (ids + 2, width) each.
-
-        The first and last row of each belong to [CLS] and [SEP], which are added here.
-        """
+    def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
+        """Return the chosen layers' states of every token of a pack, (tokens, width)."""
         chosen = LayerStates(layers)
-        with torch.inference_mode():
-            pack = Pack.of(sequences, BEGIN, END, self.device)
-            x = self._norm(F.embedding(pack.tokens, self._words))
-            for number, layer in enumerate(self._layers):
-                chosen.add(number, x)
-                x = layer(x, pack, self._biases)
-            chosen.add(len(self._layers), x)
-            return States(chosen.finish(x), pack.bounds())
+        x = self._norm(F.embedding(pack.tokens, self._words))
+        for number, layer in enumerate(self._layers):
+            chosen.add(number, x)
+            x = layer(x, pack, self._biases)
+        chosen.add(len(self._layers), x)
+        return chosen.finish(x)
 
 
 class _Layer:
@@ -144,6 +156,8 @@ class _Layer:
 
     def _attend(self, qkv: torch.Tensor, pack: Pack, biases: _AlibiBiases) -> torch.Tensor:
         """Attend inside each sequence: (tokens, 3 * width) to (tokens, width)."""
+        if pack.padding is not None:
+            return self._attend_padded(pack.spread(qkv), pack, pack.padding, biases)
         wide = qkv.to(scores_dtype(qkv))
         output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         for start, count, length in pack.runs:
@@ -155,6 +169,45 @@ class _Layer:
                 attended = F.scaled_dot_product_attention(q[:, :, first:last], k, v, attn_mask=bias)
                 rows[:, first:last] = attended.transpose(1, 2).flatten(2)
         return output
+
+    def _attend_padded(
+        self, qkv: torch.Tensor, pack: Pack, padding: Padding, biases: _AlibiBiases
+    ) -> torch.Tensor:
+        """Attend in buckets.
+
+        The bias of a bucket is the same for all of its sequences, so it cannot hide the padding. A
+        number more in every query and key does: their product is 0, or for padding large and
+        negative.
+        """
+        qkv = qkv.unflatten(1, (3, self._heads, -1))
+        v, d = qkv[:, 2], qkv.shape[-1]
+        wide = _padded_queries_and_keys(padding, v)
+        wide[..., :d].copy_(qkv[:, :2])
+        found = []
+        for bucket in pack.layout.buckets:
+            q, k, values = (bucketed(each, bucket) for each in (wide[:, 0], wide[:, 1], v))
+            rows = [
+                biased_attention(q[:, :, first:last], k, values, bias, d**-0.5)
+                for first, last, bias in biases.of(bucket.length)
+            ]
+            attended = torch.cat(rows, 2) if len(rows) > 1 else rows[0]
+            found.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))
+        return gathered(found, pack, padding)
+
+
+def _padded_queries_and_keys(padding: Padding, like: torch.Tensor) -> torch.Tensor:
+    """Return room for the queries and keys of a layer, (slots, 2, heads, d + 8).
+
+    All layers use the same, one after the other. What follows the d numbers is filled in here.
+    """
+    key = "queries and keys", like.dtype
+    if key not in padding.kept:
+        slots, heads, d = like.shape
+        wide = like.new_zeros(slots, 2, heads, d + HIDING)
+        wide[:, 0, :, d].fill_(1.0)
+        wide[:, 1, :, d].masked_fill_(padding.is_padding[:, None], HIDDEN)
+        padding.kept[key] = wide
+    return padding.kept[key]  # type: ignore[no-any-return]
 
 
 def _linear(weights: Weights, name: str) -> TensorMap:
@@ -170,7 +223,7 @@ class _AlibiBiases:
     """ALiBi: what attention adds to its scores: -slope * |i - j|, with a slope for each head."""
 
     def __init__(self, heads: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._slopes = torch.tensor(slopes(heads), device=device)[:, None, None]
+        self._slopes = torch.tensor(slopes(heads)).to(device)[:, None, None]
         self._dtype = dtype
         self._whole = torch.empty(heads, 0, 0)
 

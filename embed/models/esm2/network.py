@@ -10,18 +10,24 @@ how the hidden states are used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import EsmModel
 
 from embed.models.convention import LAST, Layers
 from embed.models.esm2.tokenizer import BEGIN, END
-from embed.models.packed import DTYPES, Pack, TensorMap, attend, linear, to_device
-from embed.models.states import LayerStates, States
+from embed.models.packed import (
+    DTYPES,
+    Frame,
+    Pack,
+    PackedEncoder,
+    TensorMap,
+    attend,
+    linear,
+)
+from embed.models.states import LayerStates
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
@@ -46,10 +52,10 @@ def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
             f"{folder}: weights of the model are missing from its files ({len(missing)}; the first "
             f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
-    return Esm2Encoder(model.to(device).eval())
+    return Esm2Encoder(model.eval(), device)
 
 
-class Esm2Encoder:
+class Esm2Encoder(PackedEncoder):
     """A loaded ESM-2: the tensors of transformers' `EsmModel`, computed in fewer and larger steps.
 
     Query, key and value come from one product. The two halves of each head that a rotation mixes
@@ -57,45 +63,54 @@ class Esm2Encoder:
     the scores, sums over a head, do not depend on the order.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: torch.device | None = None) -> None:
+        """Take a model apart, and move it to a device layer by layer.
+
+        So the device never holds more than the result and one layer of the model.
+        """
         config, dtype = model.config, model.dtype
+        device = device or model.device
         self.width: int = config.hidden_size
-        self.device: torch.device = model.device
+        self.device, self.dtype = device, dtype
         self._heads: int = config.num_attention_heads
+        self.head = self.width // self._heads
+        self.frame = Frame((BEGIN,), (END,), config.vocab_size)
         # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
         word = model.embeddings.word_embeddings.weight.detach()
-        self._words = (word.float() * scale).to(dtype)
-        self._norm_before = model.embeddings.layer_norm
-        self._norm_after = model.encoder.emb_layer_norm_after
+        self._words = (word.float() * scale).to(device, dtype)
+        norm_before = model.embeddings.layer_norm
+        self._norm_before = norm_before and _moved(norm_before, device)
+        self._norm_after = _moved(model.encoder.emb_layer_norm_after, device)
         self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
-        self._layers = [_Layer(layer, self._heads) for layer in model.encoder.layer]
+        self._rotations = torch.empty(0, len(self.inv_freq), dtype=torch.complex64)
+        self._layers = []
+        for number, layer in enumerate(model.encoder.layer):
+            model.encoder.layer[number] = torch.nn.Identity()  # the list no longer holds it
+            self._layers.append(_Layer(_moved(layer, device), self._heads))
 
-    def hidden(self, sequences: Sequence[bytes], layers: Layers = LAST) -> States:
-        """Return the chosen layers' states of sequences of token ids, (ids + 2, width) each.
-
-        The first and last row of each belong to the begin and end tokens, which are added here.
-        """
+    def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
+        """Return the chosen layers' states of every token of a pack, (tokens, width)."""
         chosen = LayerStates(layers)
-        arrays = [np.frombuffer(ids, np.uint8) for ids in sequences]
-        with torch.inference_mode():
-            pack = Pack.of(arrays, BEGIN, END, self.device)
-            rotations = self._rotations(pack)
-            x = functional.embedding(pack.tokens, self._words)
-            if self._norm_before is not None:
-                x = self._norm_before(x)
-            for number, layer in enumerate(self._layers):
-                chosen.add(number, x)
-                x = layer(x, rotations, pack)
-            last = self._norm_after(x)
-            chosen.add(len(self._layers), last)
-            return States(chosen.finish(last), pack.bounds())
+        rotations = self._rotations_of(pack)
+        x = functional.embedding(pack.tokens, self._words)
+        if self._norm_before is not None:
+            x = self._norm_before(x)
+        for number, layer in enumerate(self._layers):
+            chosen.add(number, x)
+            x = layer(x, rotations, pack)
+        last = self._norm_after(x)
+        chosen.add(len(self._layers), last)
+        return chosen.finish(last)
 
-    def _rotations(self, pack: Pack) -> torch.Tensor:
-        """Return e^(i * position * inv_freq), (tokens, 1, 1, d / 2) complex64."""
-        angles = torch.outer(torch.arange(max(pack.lengths), dtype=torch.float32), self.inv_freq)
-        rotations = torch.polar(torch.ones_like(angles), angles)[torch.from_numpy(pack.positions)]
-        return to_device(rotations[:, None, None], self.device)
+    def _rotations_of(self, pack: Pack) -> torch.Tensor:
+        """Return e^(i * position * inv_freq), (rows, 1, 1, d / 2) complex64, for `Pack.spread`."""
+        longest = pack.layout.longest
+        if len(self._rotations) < longest:
+            count = 1 << (longest - 1).bit_length()  # so that there are few of these tables
+            angles = torch.outer(torch.arange(count, dtype=torch.float32), self.inv_freq)
+            self._rotations = torch.polar(torch.ones_like(angles), angles).to(self.device)
+        return self._rotations[pack.attention_positions][:, None, None]
 
 
 class _Layer:
@@ -117,11 +132,18 @@ class _Layer:
         self._down = _linear(layer.output.dense)
 
     def __call__(self, x: torch.Tensor, rotations: torch.Tensor, pack: Pack) -> torch.Tensor:
-        qkv = self._qkv(self._attention_norm(x)).view(len(x), 3, self._heads, -1)
+        qkv = pack.spread(self._qkv(self._attention_norm(x))).unflatten(1, (3, self._heads, -1))
         pairs = torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2)))
-        q, k = torch.view_as_real(pairs * rotations).flatten(-2).unbind(1)
+        rotated = torch.view_as_real(pairs * rotations).flatten(-2)
+        q, k = rotated.to(pack.scores_dtype(qkv)).unbind(1)
         x = x + self._out(attend(q, k, qkv[:, 2], pack))
         return x + self._down(self._up(self._mlp_norm(x)))
+
+
+def _moved(module: Any, device: torch.device) -> Any:
+    """Return a module on a device."""
+    is_there = next(module.parameters()).device == device
+    return module if is_there else module.to(device)
 
 
 def _linear(module: Any, *, gelu: bool = False) -> TensorMap:

@@ -1,7 +1,6 @@
 """Load and run any other encoder that transformers has: BERT and its relatives, T5's encoder, ...
 
-How it attends is not known, so batches are padded, with a mask. They arrive sorted by length, and
-one of uneven lengths is divided, so there is little padding.
+How it attends is not known, so every bucket of similar lengths is padded, and masked.
 
 transformers accepts two kinds of unsuitable files without an error, which are refused here: with
 tensors missing, it would leave layers randomly initialised; with tensors left over, as in a
@@ -12,7 +11,6 @@ One of the doors to torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pickle import UnpicklingError
 from typing import Any, Final
 
@@ -21,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from embed.models.convention import LAST, Layers
-from embed.models.packed import DTYPES, to_device
-from embed.models.states import LayerStates, States
+from embed.models.generic.shape import positions
+from embed.models.packed import DTYPES, Frame, Kernel, Pack, PackedEncoder, gathered
+from embed.models.states import LayerStates
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
-EVEN: Final = 0.75
-"""In one padded batch the shortest sequence has at least this fraction of the longest's tokens."""
 UNUSED: Final = "pooler"
 """A part after the encoder, which many models have untrained; the states are taken before it."""
 DERIVED: Final = ("position_ids", "inv_freq", "masked_bias", "attn.bias", "embed_positions.weights")
@@ -76,7 +73,7 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
             f"{folder}: a {config.model_type!r} reads {model.main_input_name}, not text. Give a "
             f"text or sequence encoder."
         )
-    return GenericEncoder(model.to(device).eval(), config, frame)
+    return GenericEncoder(model.to(device).eval(), config, frame, positions(folder))
 
 
 def _check_weights(folder: str, model: Any, found: dict[str, Any]) -> None:
@@ -102,60 +99,43 @@ def _check_weights(folder: str, model: Any, found: dict[str, Any]) -> None:
             )
 
 
-class GenericEncoder:
+class GenericEncoder(PackedEncoder):
     """A loaded model of any architecture."""
 
-    def __init__(self, model: Any, config: Any, frame: tuple[Ids, Ids]) -> None:
+    def __init__(
+        self, model: Any, config: Any, frame: tuple[Ids, Ids], positions: int | None = None
+    ) -> None:
         self._model = model
-        self._begin, self._end = frame
         self._padding = config.pad_token_id or 0
         self.width: int = config.hidden_size
-        self.device: torch.device = model.device
+        self.device, self.dtype = model.device, model.dtype
+        begin, end = (tuple(ids.tolist()) for ids in frame)
+        self.frame = Frame(begin, end, len(model.get_input_embeddings().weight), positions)
+        self.head = 0
 
-    def hidden(self, sequences: Sequence[Ids], layers: Layers = LAST) -> States:
-        """Return the chosen layers' states of sequences of token ids, (tokens, width) each.
+    def kernel(self, capability: tuple[int, int] | None) -> Kernel:
+        """Return PADDED: how the model attends is not known."""
+        return Kernel.PADDED
 
-        The first and last rows of each belong to the begin and end tokens, which are added here.
-        """
-        framed = [np.concatenate([self._begin, ids, self._end]) for ids in sequences]
-        with torch.inference_mode():
-            parts = [self._run_padded(batch, layers) for batch in even_batches(framed)]
-            bounds = torch.from_numpy(np.cumsum([0, *map(len, framed)]))
-            return States(torch.cat(parts), to_device(bounds, self.device))
-
-    def _run_padded(self, batch: Sequence[Ids], layers: Layers) -> torch.Tensor:
-        """Return the states of all tokens of the batch, without the padding."""
-        longest = max(map(len, batch))
-        ids = np.full((len(batch), longest), self._padding, np.int64)
-        mask = np.zeros((len(batch), longest), np.int64)
-        for row, one in enumerate(batch):
-            ids[row, : len(one)] = one
-            mask[row, : len(one)] = 1
-        output = self._model(
-            input_ids=to_device(torch.from_numpy(ids), self.device),
-            attention_mask=to_device(torch.from_numpy(mask), self.device),
-            output_hidden_states=bool(layers.numbers),
-        )
-        chosen = LayerStates(layers)
-        for number in set(layers.numbers):
-            chosen.add(number, output.hidden_states[number])
-        states = chosen.finish(output.last_hidden_state)
-        real = to_device(torch.from_numpy(np.flatnonzero(mask)), self.device)
-        return states.flatten(0, 1).index_select(0, real)
-
-
-def even_batches(framed: Sequence[Ids]) -> Iterator[list[Ids]]:
-    """Divide a batch, in its order, into runs of sequences of similar length."""
-    run: list[Ids] = []
-    shortest = longest = 0
-    for one in framed:
-        size = len(one)
-        if run and min(shortest, size) < EVEN * max(longest, size):
-            yield run
-            run = []
-        shortest, longest = (min(shortest, size), max(longest, size)) if run else (size, size)
-        run.append(one)
-    yield run
+    def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
+        """Return the chosen layers' states of every token of a pack, (tokens, width)."""
+        padding = pack.padding
+        assert padding is not None, "its kernel is PADDED"
+        ids = pack.spread(pack.tokens).masked_fill(padding.is_padding, self._padding).long()
+        mask = (~padding.is_padding).long()
+        found = []
+        for bucket in pack.layout.buckets:
+            shape = bucket.count, bucket.length
+            output = self._model(
+                input_ids=ids[bucket.slot : bucket.stop].view(shape),
+                attention_mask=mask[bucket.slot : bucket.stop].view(shape),
+                output_hidden_states=bool(layers.numbers),
+            )
+            chosen = LayerStates(layers)
+            for number in set(layers.numbers):
+                chosen.add(number, output.hidden_states[number])
+            found.append(chosen.finish(output.last_hidden_state).flatten(0, 1))
+        return gathered(found, pack, padding)
 
 
 def _first_line(error: Exception) -> str:

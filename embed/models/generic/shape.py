@@ -101,13 +101,18 @@ def refuse_too_long(folder: str, asked: int, what: str = "--max-residues") -> No
     R48 An input longer than the model's table of positions is refused when it is planned, with the
         longest that works: in the worker it would be an index out of range.
     """
-    most = _positions(_json(f"{folder}/config.json"))
+    most = positions(folder)
     if most is not None and asked > most:
         raise UsageError(
             f"{what} {asked:,}: {folder} has positions for {most:,} tokens, begin and end "
             f"included, and fails beyond them. The longest that works: {what} {most}. "
             f"--long window reads longer sequences in windows of that size."
         )
+
+
+def positions(folder: str) -> int | None:
+    """Return how many tokens a model's table of positions is for; None if it has no such table."""
+    return _positions(_json(f"{folder}/config.json"))
 
 
 def _positions(config: dict[str, Any]) -> int | None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from embed.engine import self_test
+from embed.engine.device import Cpu
 from embed.engine.engine import Engine
 from fsqueue import ClaimImpossible, WorkerBroken
 from tests.support import dnabert as reference
 from tests.support.dnabert import write_model
 
-CPU = torch.device("cpu")
+CPU = Cpu()
 
 
 @pytest.mark.parametrize("family", ["esm2", "dnabert"])
@@ -43,6 +43,7 @@ def test_a_device_that_computes_wrongly_stops_its_worker(
 def test_the_known_answers_are_those_of_independent_implementations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch
     from safetensors.torch import load_file
     from transformers import EsmModel
 

@@ -17,7 +17,7 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 
 from embed import Encoder
 from embed.models import hub
-from embed.models.generic.network import EVEN, even_batches, load
+from embed.models.generic.network import load
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
 from fsqueue import ClaimImpossible, UsageError
@@ -152,14 +152,6 @@ def test_half_precision_is_near(folders: dict[str, Path], dtype: str) -> None:
     half = Encoder.load(str(folders["nomic"]), dtype=dtype).encode(TEXTS[:4])
     for one, two in zip(half, full, strict=True):
         assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
-
-
-def test_a_batch_is_divided_rather_than_padded_much() -> None:
-    sizes = [100, 90, 75, 74, 50, 7, 7, 6, 5, 2]
-    runs = list(even_batches([np.zeros(size, np.int64) for size in sizes]))
-    assert [len(one) for run in runs for one in run] == sizes
-    assert all(min(map(len, run)) >= EVEN * max(map(len, run)) for run in runs)
-    assert [len(run) for run in runs] == [3, 1, 1, 3, 1, 1]
 
 
 # ---- sequences ----

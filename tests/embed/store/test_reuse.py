@@ -145,15 +145,16 @@ def test_a_vector_that_another_worker_stored_first_is_used(
     options = {"store": str(tmp_path / "store")}
     slow, fast = make_bench(**options), make_bench(**options)
     path = slow.file(fasta(proteins(4, length=45).items()))
-    real = Engine.embed
+    real = Engine.run
     outputs = []
 
-    def overtaken(self: Engine, batch: Any, warn: Any) -> Any:
-        monkeypatch.setattr(Engine, "embed", real)
+    def overtaken(self: Engine, batches: Any, warn: Any) -> Any:
+        monkeypatch.setattr(Engine, "run", real)
         outputs.append(run(fast, path)[0])
-        return real(self, batch, warn) + np.float32(1e-3)
+        for batch, rows in real(self, batches, warn):
+            yield batch, rows + np.float32(1e-3)
 
-    monkeypatch.setattr(Engine, "embed", overtaken)
+    monkeypatch.setattr(Engine, "run", overtaken)
     assert run(slow, path)[0] == outputs[0]
 
 

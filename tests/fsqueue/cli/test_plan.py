@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,47 @@ def test_claim_seconds_decide_how_finely_inputs_are_cut(tmp_path: Path) -> None:
     assert claims(90, None) == claims(90, 1.0e6) == 8, "at least 8 for a spool"
     assert claims(90, 1.0) == 12
     assert claims(10, 1.0) == 100
+
+
+# ---- priority ----
+
+
+def test_a_plan_of_higher_priority_is_worked_first_and_seen_everywhere(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    for name in ("low1", "low2", "low3", "low4", "low5", "urgent"):
+        (tmp_path / name).write_text("x" * 9 if name != "urgent" else "x")
+    program = ("--gpus", "cpu", "--", "cp", "{input}", "{output}")
+    lows = [tmp_path / f"low{n}" for n in range(1, 6)]
+    assert fsqueue("plan", "command", pool, *lows, *program).returncode == 0
+    urgent = fsqueue("plan", "command", pool, tmp_path / "urgent", "--priority", "7", *program)
+    assert urgent.returncode == 0, urgent.stderr
+    (name,) = (p.name for p in (pool / "spools/cpu0").iterdir() if p.name.startswith("urgent"))
+    assert name.endswith(".c1.a0.r0.p7")
+    status = fsqueue("status", pool)
+    assert re.search(r"^priority 7: 1 claim waits, such as urgent-", status.stdout, re.M)
+    assert re.search(r"^priority 0: 5 claims wait, such as low\d-\w+, planned", status.stdout, re.M)
+    facts = json.loads(fsqueue("status", pool, "--json").stdout)
+    assert facts["waiting_by_priority"] == {"7": 1, "0": 5}
+    explained = fsqueue("explain", pool, name.partition(".")[0])
+    assert ", priority 7" in explained.stdout and "0 claims of its spool" in explained.stdout
+    assert fsqueue("work", pool).returncode == 0
+    order = [line.split("\t")[8] for line in fsqueue("joblog", pool).stdout.splitlines()[1:]]
+    assert order[0].startswith("urgent-")
+    assert fsqueue("check", pool, "--deep").returncode == 0
+    assert "\npriority" not in fsqueue("status", pool).stdout
+
+
+def test_a_priority_out_of_range_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    done = fsqueue(
+        "plan",
+        "command",
+        tmp_path / "p",
+        tmp_path / "a",
+        "--priority",
+        "10",
+        "--",
+        "cat",
+        "{input}",
+    )
+    assert done.returncode == 2 and not (tmp_path / "p").exists()

@@ -16,9 +16,9 @@ from fsqueue.history.attempts import Attempted
 from fsqueue.history.report import page
 from fsqueue.history.summary import SLOTS_MAX, Summary
 from fsqueue.pool.settings import PoolDirectory
-from tests.support.monitor_data import enlist, fail, finish, take, write_events
+from tests.support.monitor_data import enlist, fail, finish, put_status, take, write_events
 from tests.support.pools import make_pool
-from tests.support.processes import fsqueue
+from tests.support.processes import Start, fsqueue, wait_for
 
 WORKER, OTHER = "node7-1-aaaaaa", "node7-2-bbbbbb"
 HOSTILE = "<script>alert('x')</script>\"&\x1b[31m\udcff"
@@ -165,3 +165,67 @@ def test_when_a_worker_died_is_not_taken_for_work() -> None:
     killed = Attempted("c", "node-1-aaaaaa", "node", "killed", 10.0, 60.0)
     found = Summary(now=0.0).add([killed])
     assert found.lanes["node-1-aaaaaa"].busy_s == 0.0
+
+
+# ---- live ----
+
+
+def test_a_page_that_is_written_again_has_itself_loaded_again_until_all_is_done(
+    tmp_path: Path,
+) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    text = "".join(page(pool, every_s=30.0))
+    meta = [attributes for tag, attributes in Page(text).elements if tag == "meta"]
+    assert {"http-equiv": "refresh", "content": "30"} in meta
+    assert "loads itself again every 30s" in text
+    assert 'http-equiv="refresh"' not in "".join(page(pool)), "a page to send to someone"
+    finish(pool, WORKER)
+    done = "".join(page(pool, every_s=30.0))
+    assert 'http-equiv="refresh"' not in done and "loads itself" not in done
+
+
+def test_speed_and_gpu_use_are_drawn_from_the_metrics_log(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30", "b.20")
+    finish(pool, WORKER)
+    assert "GPU use" not in "".join(page(pool))
+    lines = [f"1970-01-01T01:23:{n:02}Z,gpu0,{n}.5,{n},10" for n in range(0, 60, 3)]
+    log = Path(pool.root, "gpu_metrics.log")
+    log.write_text("\n".join(["timestamp", *lines, HOSTILE[:-1]]))
+    found = Page("".join(page(pool)))
+    assert "GPU use" in found.texts["h2"] and "Speed, claims per second" in found.texts["h2"]
+    curves = [a for tag, a in found.elements if tag == "polyline"]
+    assert len(curves) == 3 and all(str(curve["points"]).count(",") == 20 for curve in curves)
+    log.write_text("\n".join(line.rsplit(",", 2)[0] + ",," for line in lines))
+    assert "GPU use" not in Page("".join(page(pool))).texts["h2"]
+
+
+def test_gpu_hours_and_energy_are_added_up(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30", "b.20")
+    enlist(pool, WORKER)
+    put_status(pool, WORKER, tier=1, energy_wh=1500.0)
+    took = {"event": "took", "id": "c", "cost": 1, "attempt": 0}
+    done = {"event": "finished", "id": "c", "cost": 1, "attempt": 0, "seconds": 3600}
+    write_events(pool, WORKER, took | {"t": 1000}, done | {"t": 4600})
+    tiles = Page("".join(page(pool))).tiles
+    assert tiles["kWh of the GPUs"] == "1.500" and tiles["GPU hours at work"] == "1.00"
+
+
+@pytest.mark.slow
+def test_every_writes_whole_pages_until_all_is_done(tmp_path: Path, start: Start) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    target = tmp_path / "report.html"
+    running = start("report", pool.root, "-o", target, "--every", "1s")
+    wait_for(target.exists, "the first page")
+    assert Page(target.read_text()).tiles["waiting"] == "1"
+    finish(pool, WORKER)
+    assert running.reap() == 0, running.log
+    last = Page(target.read_text())
+    assert last.tiles["done"] == "1 of 1"
+    assert not [a for tag, a in last.elements if a.get("http-equiv") == "refresh"]
+
+
+def test_every_needs_a_file_and_a_second(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    assert fsqueue("report", pool.root, "--every", "30s").returncode == 2
+    short = fsqueue("report", pool.root, "-o", str(tmp_path / "x"), "--every", "0.1")
+    assert short.returncode == 2 and not (tmp_path / "x").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,9 @@ from fsqueue.pool.names import (
     is_of_this_host,
     new_worker_id,
     pid_of,
+    priority_of,
     slug,
+    vain_of,
 )
 
 EDGE = string.ascii_letters + string.digits
@@ -43,6 +46,8 @@ CLAIMS = st.builds(
     st.integers(0, 9999),
     st.integers(0, 999_999),
     st.none() | words(80),
+    st.integers(0, 99),
+    st.integers(0, 9),
 )
 LEASES = st.one_of(
     st.builds(LeaseName, words(80)),
@@ -96,6 +101,10 @@ HOSTILE = {
     "another order": "x.k.a0.c1.r0",
     "an NFS leftover": ".nfs0000000000000001",
     "a lease": "w.b000001",
+    "priority 0": "x.k.c1.a0.r0.p0",
+    "priority 10": "x.k.c1.a0.r0.p10",
+    "priority after vain": "x.k.c1.a0.r0.v1.p1",
+    "two priorities": "x.k.c1.a0.r0.p1.p2",
 }
 
 
@@ -105,6 +114,21 @@ def test_a_claims_name_survives_the_round_trip_and_stays_short(name: ClaimName) 
     assert ClaimName.parse(text) == name
     assert len(text.encode()) <= 255
     assert not set(text) - set(INNER + ".@")
+
+
+@given(CLAIMS)
+def test_what_is_read_from_the_end_of_a_waiting_name_is_what_parsing_finds(name: ClaimName) -> None:
+    waiting = replace(name, owner=None)
+    text = str(waiting)
+    assert (priority_of(text), vain_of(text)) == (name.priority, name.vain)
+
+
+def test_the_priority_stays_through_a_claims_whole_life() -> None:
+    name = ClaimName("x", "k", 7, priority=5)
+    assert str(name) == "x.k.c7.a0.r0.p5" and str(name.owned_by("w")) == "x.k.c7.a0.r0.p5@w"
+    assert str(name.owned_by("w").returned(failed=True)) == "x.k.c7.a1.r1.p5"
+    assert str(name.owned_by("w").returned(failed=False, vain=True)) == "x.k.c7.a0.r1.p5.v1"
+    assert str(ClaimName("x", "k", 7)) == "x.k.c7.a0.r0", "older names mean the default"
 
 
 @pytest.mark.slow
@@ -120,7 +144,7 @@ def test_a_hostile_claims_name_is_refused(text: str) -> None:
 
 
 def test_the_longest_name_that_the_grammar_allows_is_a_legal_file_name() -> None:
-    name = ClaimName("i" * 100, "k" * 32, COST_MAX, 9999, 999_999, "w" * 80)
+    name = ClaimName("i" * 100, "k" * 32, COST_MAX, 9999, 999_999, "w" * 80, 99, 9)
     assert ClaimName.parse(str(name)) == name
     assert len(str(name)) <= 255
 

@@ -10,7 +10,7 @@ import pytest
 
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import write_status
-from fsqueue.scheduling.backlog import NEVER, Wanted, loads
+from fsqueue.scheduling.backlog import NEVER, Wanted, loads, spool_speeds
 from fsqueue.scheduling.choose import LOAD_S
 from fsqueue.scheduling.planner import plan_into
 from tests.support.pools import Divisible, ManualWorker, make_pool, plan, request, spools
@@ -112,3 +112,49 @@ def test_a_pool_without_workers_is_shared_by_weight_as_ever(tmp_path: Path) -> N
     pool = create_pool(str(tmp_path / "pool"))
     outcome = plan_into(pool, request("a.90", weights=(1.0, 2.0), handler=Divisible()))
     assert [share.cost for share in outcome.shares.values()] == [30, 60]
+
+
+# ---- measured speeds (R76) ----
+
+
+def test_r76_spools_are_as_fast_as_their_workers_measured(pool: PoolDirectory) -> None:
+    worker(pool, "gpu0", weight=1.0, rates={"esm2_t6": 250.0})
+    worker(pool, "gpu1", weight=1.0, rates={"esm2_t6": 10.0})
+    found = spool_speeds(pool, spools(1.0, 1.0), WANTED)
+    assert found.by_spool[0] / found.by_spool[1] == pytest.approx(25)
+    assert found.measured == {"gpu0", "gpu1"} and found.unit == pytest.approx(130)
+
+
+def test_r76_two_workers_of_a_spool_count_twice_and_what_is_not_measured_by_its_weight(
+    pool: PoolDirectory,
+) -> None:
+    for _ in range(2):
+        worker(pool, "gpu0", weight=1.0, rates={"esm2_t6": 50.0})
+    worker(pool, "gpu1", weight=2.0, rates={"other": 9.0})
+    found = spool_speeds(pool, spools(1.0, 2.0), WANTED)
+    assert found.by_spool == (2.0, 2.0) and found.measured == {"gpu0"}
+
+
+def test_r76_a_plan_into_a_live_pool_is_shared_out_by_measured_speeds(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", weights=(1.0, 1.0))
+    worker(pool, "gpu0", weight=1.0, rates={"trivial": 25.0})
+    worker(pool, "gpu1", weight=1.0, rates={"trivial": 1.0})
+    inputs = [f"i{n}.10" for n in range(52)]
+    result = plan(pool, *inputs, weights=(1.0, 1.0))
+    assert [result.shares[name].claims for name in ("gpu0", "gpu1")] == [50, 2]
+    assert result.measured.keys() == {"gpu0", "gpu1"}
+    assert result.eta_s == pytest.approx(520 / 26)
+
+
+def test_r76_speeds_of_workers_that_left_tell_how_long_it_takes(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", weights=(1.0, 1.0))
+    hand = worker(pool, "gpu0", weight=1.0, rates={"trivial": 5.0})
+    hand.leave()
+    result = plan(pool, "a.40", "b.40", weights=(1.0, 1.0))
+    assert not result.measured and result.eta_s == pytest.approx(8.0)
+    assert [result.shares[name].claims for name in ("gpu0", "gpu1")] == [1, 1]
+
+
+def test_nothing_is_guessed_where_nothing_was_measured(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", weights=(1.0,))
+    assert plan(pool, "a.40").eta_s is None

@@ -367,3 +367,33 @@ def test_r51_a_claim_that_failed_on_this_host_is_left_to_another_host_for_a_whil
     assert pick(only, near, far, **choice) is None
     assert pick(only, near, far, waited={"a"}, **choice) == "a"
     assert pick(only, peer("good-3-cccccc", tier=3), **choice) == "a", "it may not"
+
+
+# ---- priority (R75) ----
+
+
+def urgent(id: str, cost: int, priority: int, kind: str = "k", vain: int = 0) -> ClaimName:
+    return ClaimName(id, kind, cost, priority=priority, vain=vain)
+
+
+def test_r75_a_higher_priority_goes_before_size_and_before_what_is_loaded() -> None:
+    names = [urgent("big", 900, 0), urgent("soon", 5, 1), urgent("first", 1, 9, kind="other")]
+    order = in_order(names, Preferences(loaded=frozenset({"k"})))
+    assert ids(order) == ["first", "soon", "big"]
+
+
+def test_r75_what_came_to_nothing_waits_behind_a_lower_priority() -> None:
+    names = [urgent("low", 1, 0), urgent("hangs", 9, 9, vain=1), urgent("failed", 9, 9)]
+    order = in_order(names, Preferences(failed_here=frozenset({"failed"})))
+    assert ids(order) == ["low", "hangs", "failed"]
+
+
+def test_r75_an_urgent_claim_of_another_spool_goes_before_ones_own() -> None:
+    listings = {"mine": [urgent("own", 900, 0)], "theirs": [urgent("theirs", 1, 3)]}
+    assert pick(listings) == "theirs"
+
+
+def test_r75_an_urgent_claim_that_falls_to_a_faster_worker_is_left_to_it() -> None:
+    listings = {"mine": [urgent("own", 10, 0)], "theirs": [urgent("theirs", 10, 3)]}
+    fast = peer(spool="theirs", weight=1.5)
+    assert pick(listings, fast) == "own"

@@ -182,8 +182,8 @@ def test_auto_is_the_gpus_that_are_visible_here(
     driver.add(2, "NVIDIA GeForce RTX 4090", "GPU-c")
     host = socket.gethostname()
     assert parse_gpus("auto", {"CUDA_VISIBLE_DEVICES": "2,1"}) == [
-        SpoolSpec("gpu0", "RTX 4090", 1.5, f"from the table; GPU 2 of {host}"),
-        SpoolSpec("gpu1", "V100 32GB", 0.8, f"from the table; GPU 1 of {host}"),
+        SpoolSpec("gpu0", "RTX 4090", 1.5, f"from the table; GPU 2 of {host}", memory_gib=24),
+        SpoolSpec("gpu1", "V100 32GB", 0.8, f"from the table; GPU 1 of {host}", memory_gib=32),
     ]
     assert len(parse_gpus("auto", {})) == 3
 

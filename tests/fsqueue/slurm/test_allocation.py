@@ -210,7 +210,7 @@ def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
 ) -> None:
     """It is as old as its job, by a clock that cannot be set."""
     batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
-    age_s = allocation._age_s()
+    age_s = allocation.process_age_s()
     assert age_s is not None and 0 < age_s < 3 * 3600  # that of these tests
     begun = int(time.time() - age_s) + off_s
     times = {"SLURM_JOB_START_TIME": str(begun), "SLURM_JOB_END_TIME": str(begun + 14400)}
@@ -225,7 +225,7 @@ def test_a_clock_that_is_wrong_by_an_hour_changes_nothing_for_the_batch_process(
 
 def test_a_long_prolog_does_not_count_as_a_wrong_clock(squeue: Squeue) -> None:
     batch = TASK | {"SLURM_TASK_PID": str(os.getpid())}
-    age_s = allocation._age_s()
+    age_s = allocation.process_age_s()
     assert age_s is not None
     left_s = 24 * 3600 - int(age_s) - 170
     squeue.prints(f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} 1-00:00:00")

@@ -22,6 +22,7 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.status import write_status
 from fsqueue.scheduling.choose import PLENTY, Preferences
+from fsqueue.scheduling.planner import plan_into
 from fsqueue.worker import claim_source as claim_source_module
 from fsqueue.worker.claim_source import LISTINGS_MAX, MISSES_MAX, ClaimSource, Waiting
 from tests.support.interleave import interpose
@@ -32,6 +33,7 @@ from tests.support.pools import (
     names_in,
     only_claim,
     problems,
+    request,
     state_counts,
     stems,
 )
@@ -438,3 +440,42 @@ def test_r4_a_claim_put_back_in_vain_waits_for_the_good_ones_of_other_spools_too
     claim_source = ClaimSource(pool, hand.beat, hand.journal, spool="gpu0", stealing=True)
     taken = [claim_source.next() or pytest.fail("nothing to take") for _ in range(8)]
     assert [name.vain for name, _ in taken] == [0] * 4 + [1] * 4
+
+
+# ---- priority (R75) ----
+
+
+def test_r75_urgent_claims_of_all_spools_go_before_ones_own(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "z.1", weights=(1.0, 1.0))
+    for stem, cost, priority, spool in (
+        ("own", 90, 0, "gpu0"), ("own2", 80, 0, "gpu0"), ("own3", 70, 0, "gpu0"),
+        ("own4", 60, 0, "gpu0"), ("mine", 1, 2, "gpu0"), ("theirs", 2, 2, "gpu1"),
+        ("theirs2", 3, 1, "gpu1"), ("small", 4, 0, "gpu1"),
+    ):  # fmt: skip
+        name = ClaimName(f"{stem}-x", "trivial", cost, priority=priority)
+        Path(pool.waiting(spool, name)).touch()
+    hand = ManualWorker(pool, "gpu0")
+    taken = [stem for stem, _ in take_all(source_of(hand))]
+    assert taken[:4] == ["mine", "theirs", "theirs2", "own"] or taken[:4] == [
+        "theirs", "mine", "theirs2", "own",
+    ]  # fmt: skip
+    assert taken[4:6] == ["own2", "own3"]
+
+
+def test_r75_a_worker_in_the_middle_of_a_long_listing_notices_an_urgent_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(tmp_path / "pool", *(f"a{n}.{100 - n}" for n in range(20)))
+    hand = ManualWorker(pool, "gpu0")
+    claim_source = source_of(hand)
+    first = claim_source.next()
+    assert first is not None and first[0].id.startswith("a0-")
+    plan_into(pool, request("urgent.1", priority=5))
+    second = claim_source.next()
+    assert second is not None and second[0].id.startswith("a1-"), "it does not look every time"
+    monkeypatch.setattr(claim_source_module, "PLANS_AGE_S", 0.0)
+    third = claim_source.next()
+    assert third is not None and third[0].id.startswith("urgent-")
+    assert str(third[0]).split("@")[0].endswith(".p5")
+    fourth = claim_source.next()
+    assert fourth is not None and fourth[0].id.startswith("a2-")

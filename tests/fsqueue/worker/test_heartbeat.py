@@ -119,3 +119,14 @@ def test_orders_that_cannot_be_read_do_not_count_as_a_missed_beat(
     os.mkdir(hand.pool.directory("control"))
     beats(hand, 1)
     assert len(caplog.messages) == 1
+
+
+def test_the_energy_of_a_gpu_is_its_power_over_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    hand = ManualWorker(make_pool(tmp_path / "pool"))
+    for now[0], watts in ((0.0, 300.0), (60.0, 300.0), (120.0, None), (180.0, 1e9), (240.0, 120.0)):
+        hand.beat._note_gpu({"power_watts": watts})
+    assert hand.status.energy_wh == pytest.approx(5.0 + 2.0)

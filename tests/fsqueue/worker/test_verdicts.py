@@ -64,6 +64,7 @@ CAUSES = {
     "another user's claim": (errors.UsageError("x"), Cause.UNABLE),
     "asked to stop": (errors.Interrupted("x"), Cause.LEAVING),
     "a broken context": (errors.WorkerBroken("x"), Cause.BROKEN),
+    "a faulty card": (errors.NodeTrouble("x"), Cause.NODE_TROUBLE),
     "a lost claim": (errors.ClaimLost("x"), Cause.LOST),
     "an untrusted file": (errors.PoolError("x"), Cause.POOL_TROUBLE),
     "an error of the mount": (OSError(errno.EIO, "Input/output error"), Cause.POOL_TROUBLE),

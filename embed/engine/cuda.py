@@ -1,0 +1,205 @@
+"""A GPU by CUDA, or by ROCm where PyTorch calls that `cuda`: the one place that names torch.cuda.
+
+Everything is enqueued on one stream, and only `rows` waits, for an event. Kernels of a launch reuse
+the memory of the launch before without waiting, because they run after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from embed.engine.device import Compute, Device, Launch, Rows, Warn
+from embed.engine.device_errors import typed_errors
+from embed.models.packed import (
+    AMPERE,
+    DTYPES,
+    Kernel,
+    biased_attention,
+    kernel_for,
+    varlen,
+)
+from fsqueue import NodeTrouble, NotSupportedError
+
+AHEAD: Final = 3
+"""One runs, one waits, one is being prepared or taken."""
+PROBE_LENGTHS: Final = (7, 20, 5)
+PROBE_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
+VOLTA: Final = (7, 0)
+
+
+class Cuda(Device):
+    """The first visible GPU."""
+
+    ahead = AHEAD
+
+    def __init__(self) -> None:
+        self.place = torch.device("cuda:0")
+        self.capability = torch.cuda.get_device_capability(self.place)
+        self._checked: set[str] = set()
+
+    @staticmethod
+    def is_here() -> bool:
+        """Return whether this PyTorch sees a GPU."""
+        return torch.cuda.is_available()  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        """Its model, as the driver calls it."""
+        return torch.cuda.get_device_name(self.place)  # type: ignore[no-any-return]
+
+    def staging(self, size: int) -> torch.Tensor:
+        """Return pinned memory, which the card reads while the CPU goes on."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+        """Enqueue the copy up, the kernels and the copy down."""
+        with torch.inference_mode():
+            rows = compute(buffer.to(self.place, non_blocking=True))
+            target = self._pinned_like(rows)
+            target.copy_(rows, non_blocking=True)
+            return _Enqueued(target, self._recorded_event())
+
+    def _pinned_like(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+
+    def _recorded_event(self) -> Any:
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def free_bytes(self) -> int | None:
+        """Return what the driver has free, and what PyTorch holds without using it."""
+        free = torch.cuda.mem_get_info(self.place)[0]
+        held = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
+        return int(free + held)
+
+    def used_share(self) -> float | None:
+        """Return the peak of PyTorch's memory by that of the card."""
+        peak = torch.cuda.max_memory_allocated(self.place)
+        torch.cuda.reset_peak_memory_stats(self.place)
+        return float(peak / torch.cuda.mem_get_info(self.place)[1])
+
+    def release(self) -> None:
+        """Give PyTorch's unused memory back to the driver."""
+        torch.cuda.empty_cache()
+
+    def check(self, dtype: str, warn: Warn) -> None:
+        """Run a product and each attention kernel that this precision would use, once."""
+        if dtype in self._checked:
+            return
+        refuse_missing_code(self.name, self.capability, torch.cuda.get_arch_list())
+        refuse_emulation(self.name, self.capability, dtype)
+        with typed_errors():
+            check_kernels(self.place, self.capability, dtype)
+        self._checked.add(dtype)
+
+
+class _Enqueued:
+    """A launch whose rows are in place after an event."""
+
+    def __init__(self, target: torch.Tensor, event: Any) -> None:
+        self._target, self._event = target, event
+
+    def rows(self) -> Rows:
+        self._event.synchronize()
+        return self._target.numpy()  # type: ignore[no-any-return]
+
+
+# ---- what a card lacks ----
+
+
+def refuse_missing_code(
+    name: str, capability: tuple[int, int] | None, architectures: Sequence[str]
+) -> None:
+    """Raise NotSupportedError if PyTorch was built without code for a card.
+
+    Machine code (`sm_86`) runs on cards of the same generation that are not older, and
+    intermediate code (`compute_90`) on all that are not older. ROCm has names of another kind.
+    """
+    numbers = [_numbers(each) for each in architectures]
+    if capability is None or not architectures or None in numbers:
+        return
+    for each, built in zip(architectures, numbers, strict=True):
+        assert built is not None
+        is_later = capability >= built
+        if is_later and (each.startswith("compute_") or capability[0] == built[0]):
+            return
+    has = ", ".join(architectures)
+    raise NotSupportedError(
+        f"PyTorch {torch.__version__} has no code for this GPU, the {name} "
+        f"(sm_{capability[0]}{capability[1]}); it was built for {has}. Install a build that "
+        f"includes it, of an earlier CUDA version (pytorch.org, Get started, Previous versions), "
+        f"or leave these claims to other GPUs."
+    )
+
+
+def _numbers(architecture: str) -> tuple[int, int] | None:
+    """Return (9, 0) for sm_90, sm_90a and compute_90; None for what is not CUDA's."""
+    kind, _, digits = architecture.partition("_")
+    digits = digits.rstrip("af")
+    if kind not in ("sm", "compute") or not digits.isdecimal():
+        return None
+    return int(digits[:-1]), int(digits[-1])
+
+
+def refuse_emulation(name: str, capability: tuple[int, int] | None, dtype: str) -> None:
+    """Raise NotSupportedError for a precision that a card has no units for."""
+    if capability is None or dtype == "float32":
+        return
+    needs = AMPERE if dtype == "bfloat16" else VOLTA
+    if capability < needs:
+        instead = "float16" if dtype == "bfloat16" and capability >= VOLTA else "float32"
+        raise NotSupportedError(
+            f"this GPU only emulates {dtype}: the {name} is sm_{capability[0]}{capability[1]}, and "
+            f"{dtype} needs sm_{needs[0]}{needs[1]}. Plan with --dtype {instead} for such cards, "
+            f"or leave these claims to newer ones."
+        )
+
+
+def check_kernels(place: torch.device, capability: tuple[int, int] | None, dtype: str) -> None:
+    """Run a product and the attention kernels of a precision, and compare them with the CPU's.
+
+    Raises NodeTrouble if the numbers are wrong, and whatever the kernels raise.
+    """
+    generator = torch.Generator().manual_seed(1)
+    count, heads, d = sum(PROBE_LENGTHS), 2, 16
+    exact = torch.randn(3, count, heads, d, generator=generator).to(DTYPES[dtype]).float()
+    weight = torch.randn(48, heads * d, generator=generator).to(DTYPES[dtype]).float()
+    q, k, v = exact.to(place, DTYPES[dtype]).unbind()
+    bounds = torch.tensor([0, *np.cumsum(PROBE_LENGTHS)], dtype=torch.int32)
+    product = q.flatten(1) @ weight.to(place, DTYPES[dtype]).T
+    _compare("a product", dtype, product, exact[0].flatten(1) @ weight.T)
+    expected = _attention(exact, bounds)
+    for bias in (False, True):
+        kernel = kernel_for(capability, DTYPES[dtype], d, bias=bias)
+        if kernel is Kernel.VARLEN:
+            found = varlen(q, k, v, bounds.to(place), max(PROBE_LENGTHS))
+            _compare("attention (varlen)", dtype, found, expected)
+        elif kernel is Kernel.PADDED:
+            first, second, third = (x[: PROBE_LENGTHS[0]].transpose(0, 1)[None] for x in (q, k, v))
+            zero = torch.zeros(1, 1, 1, 8, dtype=q.dtype, device=place)[..., : PROBE_LENGTHS[0]]
+            found = biased_attention(first, second, third, zero)[0].transpose(0, 1)
+            _compare("attention (padded)", dtype, found, expected[: PROBE_LENGTHS[0]])
+
+
+def _attention(qkv: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    found = []
+    for start, stop in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        q, k, v = qkv[:, start:stop].transpose(1, 2)
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        found.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(found)
+
+
+def _compare(what: str, dtype: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    apart = float((found.float().cpu() - expected).abs().max() / expected.abs().max())
+    if not apart <= PROBE_TOLERANCE[dtype]:  # also if it is NaN
+        raise NodeTrouble(
+            f"this GPU computes wrong results: {what} in {dtype} differs from the CPU's by "
+            f"{apart:.1e} of the largest number; the card, its driver or its PyTorch is faulty. "
+            f"This worker stops. See: nvidia-smi -q, dmesg"
+        )

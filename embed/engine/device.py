@@ -1,0 +1,147 @@
+"""What the engine needs of a device: memory beside it, launches that it works on, their results.
+
+A launch is everything that happens to a batch: its buffer goes up, kernels run, its rows come down.
+`launch` may return before any of it has begun; `Launch.rows` waits for it. Launches run in their
+order. A buffer of `staging` belongs to its launch until `rows` has returned: a device may read it
+at any time until then.
+
+There are three implementations: the CPU here, CUDA in `cuda.py`, and one for tests, which runs late
+and runs out of memory where it is told to. MPS or another would be a fourth; nothing else in the
+engine knows which it has.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embed.engine.device_errors import typed_errors
+from embed.models.packed import DTYPES, has_half_instructions
+from fsqueue import memory_available
+
+Rows = NDArray[np.float32]
+Compute = Callable[[torch.Tensor], torch.Tensor]
+"""Turns a buffer on the device, (bytes,) uint8, into rows, float32. It must not wait."""
+Warn = Callable[[str], None]
+
+
+class Launch(Protocol):
+    """A batch on its way."""
+
+    def rows(self) -> Rows:
+        """Wait for the rows, and return them. Raises what the device raised."""
+
+
+class Device(ABC):
+    """One processor with its memory."""
+
+    place: torch.device
+    """Where its tensors are."""
+    ahead: int
+    """How many launches to keep in flight, so that it never waits for the next."""
+    capability: tuple[int, int] | None = None
+    """The CUDA compute capability."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its model, as drivers call it; `cpu` for any CPU."""
+
+    @abstractmethod
+    def staging(self, size: int) -> torch.Tensor:
+        """Return a buffer of so many bytes, in memory that the device can read by itself."""
+
+    @abstractmethod
+    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+        """Send a buffer up, compute its rows there, and send them back.
+
+        Raises what can be known at once, such as torch.OutOfMemoryError; the rest is raised by
+        `Launch.rows`.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Return how much memory can still be allocated; None if unknown."""
+
+    @abstractmethod
+    def used_share(self) -> float | None:
+        """Return the largest share of the memory in use since the last call; None if unknown."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back memory that is kept for later."""
+
+    @abstractmethod
+    def check(self, dtype: str, warn: Warn) -> None:
+        """Find out whether models in this precision can run here.
+
+        Raises NotSupportedError, with what to install or to plan instead.
+        """
+
+
+class _Finished:
+    """A launch that has run already."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._rows = rows
+
+    def rows(self) -> Rows:
+        return self._rows.numpy()  # type: ignore[no-any-return]
+
+
+class Cpu(Device):
+    """This machine's processor. A launch has run when `launch` returns."""
+
+    place = torch.device("cpu")
+    ahead = 1
+    name = "cpu"
+
+    def staging(self, size: int) -> torch.Tensor:
+        """Return ordinary memory."""
+        return torch.empty(size, dtype=torch.uint8)
+
+    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+        """Compute the rows."""
+        with torch.inference_mode():
+            return _Finished(compute(buffer))
+
+    def free_bytes(self) -> int | None:
+        """Return the memory that this process may still use."""
+        return memory_available()
+
+    def used_share(self) -> float | None:
+        """Return None: the machine is shared."""
+        return None
+
+    def release(self) -> None:
+        """Do nothing; the allocator gives memory back by itself."""
+
+    def check(self, dtype: str, warn: Warn) -> None:
+        """Warn of a precision that is only emulated: it works, and is slower than float32."""
+        if dtype != "float32" and not has_half_instructions(DTYPES[dtype]):
+            warn(
+                f"this CPU has no instructions for {dtype} and emulates it, which is several times "
+                f"slower than float32. Plan with --dtype float32 for CPUs."
+            )
+
+
+def choose_device(warn: Warn) -> Device:
+    """Return the first visible GPU, else the CPU."""
+    from embed.engine.cuda import Cuda
+
+    with typed_errors():
+        if Cuda.is_here():
+            return Cuda()
+    if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        warn(
+            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use; using "
+            f"the CPU. Install a CUDA build that the driver supports, or choose the CPU "
+            f"explicitly: CUDA_VISIBLE_DEVICES="
+        )
+    return Cpu()
