@@ -61,6 +61,7 @@ def plan(
     claim_seconds: float = CLAIM_SECONDS,
     min_tier: str | None = None,
     requires: Sequence[str] = (),
+    retry_requires: str = "",
     timeout_s: float = 0.0,
     priority: int = 0,
     recursive: bool = False,
@@ -83,7 +84,8 @@ def plan(
     `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
     `timeout_s` fails (0: it may take any time). Claims of a higher `priority` (0 to 9) are taken
-    first. `lease_s` (30) and `attempts_max` (3) are for a new
+    first. `retry_requires` is a capability that workers must have for a claim that failed for lack
+    of memory. `lease_s` (30) and `attempts_max` (3) are for a new
     pool; those of a pool that exists cannot be changed.
 
     Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
@@ -132,6 +134,7 @@ def plan(
         found.broken,
         [*made.describe(prepared), *found.notes],
         priority,
+        retry_requires.lower(),
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:

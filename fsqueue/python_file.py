@@ -170,6 +170,12 @@ class PythonFile(Handler):
             decisive["suffix"] = options["suffix"]
         return decisive
 
+    def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
+        return self._cutter(options).describe(options["options"])
+
+    def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
+        return self._cutter(options).gpu_memory_gib(options["options"])
+
     def kept_files(self, options: Mapping[str, Any]) -> Mapping[str, bytes]:
         assert self._code is not None, "prepare comes first"
         return {options["kept"]: self._code.data} if options["kept"] else {}

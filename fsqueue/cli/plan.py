@@ -92,6 +92,9 @@ def _command(name: str, handler: type[Handler]) -> click.Command:
         click.Option(["--requires"], multiple=True, metavar="WORD",
                      help="Only workers started with --capability WORD may run the claims. "
                      "Repeatable."),
+        click.Option(["--retry-requires"], default="", metavar="WORD",
+                     help="A claim that fails for lack of memory is tried again only by workers "
+                     "started with --capability WORD."),
         click.Option(["--timeout"], type=Duration(), default=0.0,
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
@@ -170,6 +173,7 @@ def _plan(name: str, handler: type[Handler], given: dict[str, Any]) -> None:
         claim_seconds=given["claim_seconds"],
         min_tier=given["min_tier"],
         requires=given["requires"],
+        retry_requires=given["retry_requires"],
         timeout_s=given["timeout"],
         priority=given["priority"],
         recursive=given["recursive"],

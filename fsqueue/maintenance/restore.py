@@ -138,7 +138,12 @@ class _Repairer:
                     name, spool = rows.pop(id)
                     facts = plan.options, dict(item.payload), dict(item.measures)
                     claim = claims.Claim(
-                        plan.handler, spool, *facts, plan.suffix, timeout_s=plan.timeout_s
+                        plan.handler,
+                        spool,
+                        *facts,
+                        plan.suffix,
+                        timeout_s=plan.timeout_s,
+                        retry_requires=plan.retry_requires,
                     )
                     self._publish(handler, name, spool, claim)
         except (FsqueueError, OSError) as error:

@@ -49,6 +49,7 @@ from fsqueue.errors import ClaimDamaged, ClaimLost, FsqueueError, PoolError
 from fsqueue.pool.layout import SUFFIX, State
 from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost, is_given_up
+from fsqueue.pool.requirements import CAPABILITY
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
 from fsqueue.storage import atomic, directories, permissions
@@ -108,9 +109,14 @@ def release(pool: PoolDirectory, name: ClaimName, spool: str, *, vain: bool = Fa
     return back
 
 
-def requeue(pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
-    """Put a running claim back and charge an attempt. Raises ClaimLost."""
-    back = name.returned(failed=True)
+def requeue(
+    pool: PoolDirectory, name: ClaimName, spool: str, *, kind: str | None = None
+) -> ClaimName:
+    """Put a running claim back and charge an attempt. Raises ClaimLost.
+
+    `kind`: what the next worker must have, if that is more than before (R77).
+    """
+    back = replace(name.returned(failed=True), kind=kind or name.kind)
     _leave_running(pool, name, pool.waiting(spool, back), "requeued")
     return back
 
@@ -176,12 +182,19 @@ def set_aside(pool: PoolDirectory, path: str) -> str | None:
 
 
 def charge(
-    pool: PoolDirectory, name: ClaimName, spool: str, record: dict[str, Any], *, final: bool = False
+    pool: PoolDirectory,
+    name: ClaimName,
+    spool: str,
+    record: dict[str, Any],
+    *,
+    final: bool = False,
+    kind: str | None = None,
 ) -> ClaimName:
     """Charge a failed attempt to a running claim: requeue it, or fail it after the last one.
 
     The record is written before the claim moves, so that no crash in between loses it. A round has
-    `attempts_max` attempts, counted from a0; each `retry` starts a new round. Raises ClaimLost.
+    `attempts_max` attempts, counted from a0; each `retry` starts a new round. `kind`: as for
+    `requeue`. Raises ClaimLost.
     """
     if not _is_seen(pool.owned(State.RUNNING, name)):
         # A zombie's record would stand for good, while its successor may run the same attempt.
@@ -190,7 +203,7 @@ def charge(
     if final or name.is_spent or (name.attempt + 1) % pool.attempts_max == 0:
         fail(pool, name)
         return name
-    return requeue(pool, name, spool)
+    return requeue(pool, name, spool, kind=kind)
 
 
 def record_error(pool: PoolDirectory, name: ClaimName, record: dict[str, Any]) -> None:
@@ -314,6 +327,8 @@ class Claim:
     """Its output is outputs/ID + suffix; None if it has no output."""
     timeout_s: Final[float] = 0.0
     """An attempt that takes longer fails; 0: it may take any time."""
+    retry_requires: Final[str] = ""
+    """What workers must have for another attempt, once one failed for lack of memory (R77)."""
     file: Final[os.stat_result | None] = field(default=None, compare=False, repr=False)
     """Its file's stat; None for a claim that was not read from a file."""
 
@@ -335,6 +350,8 @@ class Claim:
         }
         if self.timeout_s:
             facts["timeout_s"] = self.timeout_s
+        if self.retry_requires:
+            facts["retry_requires"] = self.retry_requires
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n"
 
 
@@ -384,7 +401,9 @@ def read_claim(
         measures = {key: n for key, n in given.items() if type(n) is int and abs(n) < COUNT_MAX}
     known = suffix if isinstance(suffix, str) and SUFFIX.fullmatch(suffix) else None
     timeout_s = max(0.0, number(facts.get("timeout_s")) or 0.0)
-    return Claim(handler, spool, options, payload, measures, known, timeout_s, file)
+    more = facts.get("retry_requires")
+    more = more if isinstance(more, str) and CAPABILITY.fullmatch(more) else ""
+    return Claim(handler, spool, options, payload, measures, known, timeout_s, more, file)
 
 
 def _is_readable_file(path: str) -> bool:

@@ -31,6 +31,7 @@ from fsqueue.pool.layout import FORMAT, SUFFIX
 from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ID, KIND, PRIORITY_MAX, SPOOL, ClaimName, id_and_cost
+from fsqueue.pool.requirements import CAPABILITY
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number
 from fsqueue.storage import atomic, directories
@@ -74,6 +75,7 @@ class Plan:
     timeout_s: float = 0.0
     """How long a run of one of its claims may take; 0: any time."""
     priority: int = 0
+    retry_requires: str = ""
 
 
 def numbers(pool: PoolDirectory) -> list[int]:
@@ -121,6 +123,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         facts.get("cost_max"),
         max(0.0, number(facts.get("timeout_s")) or 0.0),
         facts.get("priority", 0),
+        facts.get("retry_requires", ""),
     )
     valid = (
         ID.fullmatch(plan.uid)
@@ -132,6 +135,7 @@ def _head(facts: dict[str, Any]) -> Plan:
         and isinstance(plan.options, dict)
         and (plan.cost_max is None or type(plan.cost_max) is int)
         and plan.priority in range(PRIORITY_MAX + 1)
+        and (plan.retry_requires == "" or CAPABILITY.fullmatch(plan.retry_requires))
     )
     if not valid:
         raise ValueError("its first line is not valid")
@@ -230,6 +234,7 @@ def write_plan(
         "cost_max": plan.cost_max,
         **({"timeout_s": plan.timeout_s} if plan.timeout_s else {}),
         **({"priority": plan.priority} if plan.priority else {}),
+        **({"retry_requires": plan.retry_requires} if plan.retry_requires else {}),
     }
     parts = (
         (f'{json.dumps(facts)[:-1]},\n"sources":[\n',),

@@ -57,6 +57,12 @@ def compose(base: str, tier: int = Tier.CPU, requires: Iterable[str] = ()) -> st
     return kind
 
 
+def requiring(kind: str, capability: str) -> str:
+    """Return a kind with one more condition; UsageError if it would not be valid."""
+    tier, requires = conditions(kind)
+    return compose(base_of(kind), tier, requires | {capability})
+
+
 def base_of(kind: str) -> str:
     """Return what must be loaded."""
     return kind.partition("--")[0]

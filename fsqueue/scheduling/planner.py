@@ -23,7 +23,7 @@ from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated
 from fsqueue.pool.plans import Plan, Share
-from fsqueue.pool.requirements import compose
+from fsqueue.pool.requirements import compose, requiring
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, read_spool, spool_names
 from fsqueue.scheduling import backlog
 from fsqueue.scheduling.assignment import assign
@@ -95,6 +95,8 @@ class PlanRequest:
     """What was left out of the inputs."""
     priority: int = 0
     """0 to 9: claims of a higher one are taken first."""
+    retry_requires: str = ""
+    """A capability that workers must have for a claim that failed for lack of memory."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -102,7 +104,10 @@ class PlanRequest:
         requires = [*self.handler.requires, *self.requires]
         if self.handler.personal and permissions.is_shared():
             requires.append(permissions.user_capability())
-        return compose(base, tier, requires)
+        kind = compose(base, tier, requires)
+        if self.retry_requires:
+            requiring(kind, self.retry_requires)  # refuses a word that would not be valid
+        return kind
 
 
 Progress = Callable[[int, int, str], None]
@@ -337,7 +342,14 @@ def _write(
     given = handler.suffix, result.total, result.shares, request.options, result.cost_max
     kinds = tuple(result.kinds)
     head = Plan(
-        uid, created, handler.name, kinds, *given, request.timeout_s, priority=request.priority
+        uid,
+        created,
+        handler.name,
+        kinds,
+        *given,
+        request.timeout_s,
+        request.priority,
+        request.retry_requires,
     )
     keys = ((source_key(request.handler, request.options, s), s.path) for s in fresh)
     # Each claim is written with its row, so that a million names need not be kept for the rows.
@@ -364,6 +376,7 @@ def _stage(
             *facts,
             request.handler.suffix,
             timeout_s=request.timeout_s,
+            retry_requires=request.retry_requires,
         )
         path, data = f"{pool.staged(uid, home)}/{name}", claim.encode(name)
         try:

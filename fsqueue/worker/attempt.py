@@ -33,7 +33,7 @@ from fsqueue.pool.checksums import Checksums, measure
 from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
 from fsqueue.pool.layout import CANCEL, State, order_name
 from fsqueue.pool.names import ClaimName
-from fsqueue.pool.requirements import base_of
+from fsqueue.pool.requirements import base_of, requiring
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
@@ -41,7 +41,7 @@ from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.patience import patiently
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
-from fsqueue.worker.verdicts import Cause, ForClaim, cause_of, verdict
+from fsqueue.worker.verdicts import Cause, ForClaim, cause_of, lacked_memory, verdict
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Attempt:
     handler_name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The options of its plan."""
+    retry_requires: str = ""
+    """What another worker must have, if this run fails for lack of memory (R77)."""
     _loaded_first: bool = False
     """Whether the run had to load something first, so that its time shows no rate."""
     _missing: PoolError | None = None
@@ -184,6 +186,7 @@ class Attempt:
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
         self.handler_name, self.options = claim.handler, claim.options
+        self.retry_requires = claim.retry_requires
         with self.beat.handling(name=self.name, addressed=self.addressed):  # imports may take long
             handler = self.handler_for(claim.handler)
         if handler.personal and not claim.written_by_this_user:
@@ -248,8 +251,11 @@ class Attempt:
         return record
 
     def _fail(self, record: dict[str, Any], *, final: bool) -> None:
+        kind = None
+        if self.retry_requires and lacked_memory(record):
+            kind = requiring(self.name.kind, self.retry_requires)
         became = self._patiently(
-            lambda: claims.charge(self.pool, self.name, self.spool, record, final=final)
+            lambda: claims.charge(self.pool, self.name, self.spool, record, final=final, kind=kind)
         )
         last = became.owner is not None
         log.warning(

@@ -39,17 +39,21 @@ R1  An attempt is charged only for what the claim did. What the node, the mount,
     person or the pool did puts the claim back as it was.
 R2  What is wrong with one claim never stops its worker; what is wrong with the worker or its node
     stops it at once, and costs no claim an attempt but the one that broke the process.
+R77 A claim that failed for lack of memory, of a plan that says what workers must have then
+    (--retry-requires), goes back as one for such workers. Its attempt is charged as any other.
 R3  Settling a claim comes before tidying up after it, and tidying never decides anything.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import re
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from fsqueue.errors import (
     BadInput,
@@ -170,6 +174,11 @@ PASSING: Final = frozenset(
 """Errors of a mount, which say nothing about the claim and may be gone a moment later."""
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_OUT_OF_MEMORY: Final = re.compile(
+    r"out[ _]of[ _]memory|OutOfMemory|\bMemoryError\b|Cannot allocate memory|std::bad_alloc"
+    r"|oom-?kill",
+    re.IGNORECASE,
+)
 _NO_TEMPORARY_DIRECTORY: Final = "No usable temporary directory"
 
 
@@ -200,6 +209,18 @@ def cause_of(error: BaseException, *, running: bool) -> Cause:
     if isinstance(error, PoolError) or isinstance(error, OSError) and not running:
         return Cause.POOL_TROUBLE
     return Cause.FAILED
+
+
+def lacked_memory(record: Mapping[str, Any]) -> bool:
+    """Return whether an attempt failed for lack of memory, by what was recorded of it (R77).
+
+    There is no type for it: PyTorch, CUDA, C++ and the kernel each have their words. A program that
+    was killed by SIGKILL, and not by its worker, was most likely killed by the kernel for it.
+    """
+    if record.get("returncode") in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return True
+    text = f"{record.get('error', '')}\n{record.get('detail', '')}"
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def _is_impossible(error: BaseException) -> bool:

@@ -321,3 +321,38 @@ def test_a_priority_out_of_range_is_refused(tmp_path: Path) -> None:
         "{input}",
     )
     assert done.returncode == 2 and not (tmp_path / "p").exists()
+
+
+# ---- more memory for another attempt (R77) ----
+
+HUNGRY = 'if [ -e "$2" ]; then cat "$1"; else echo "CUDA out of memory" >&2; exit 1; fi'
+
+
+def test_r77_a_claim_that_lacked_memory_is_tried_again_where_there_is_more(tmp_path: Path) -> None:
+    pool, more = tmp_path / "pool", tmp_path / "more"
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    words = ("--retry-requires", "Big", "--gpus", "cpu", "--", "sh", "-c", HUNGRY, "sh", "{input}")
+    planned = fsqueue("plan", "command", pool, tmp_path / "a", tmp_path / "b", *words, more)
+    assert planned.returncode == 0, planned.stderr
+    small = fsqueue("work", pool)
+    assert small.returncode == 5, small.stderr
+    names = sorted(path.name for path in (pool / "spools/cpu0").iterdir())
+    assert [name.partition(".")[2] for name in names] == ["command--big.c1.a1.r1"] * 2
+    assert "lacks the capability big" in fsqueue(
+        "explain", pool, names[0].split(".")[0]
+    ).stdout or ("no worker is alive" in fsqueue("explain", pool, names[0].split(".")[0]).stdout)
+    more.touch()
+    assert fsqueue("work", pool, "--capability", "big").returncode == 0
+    assert fsqueue("check", pool, "--deep").returncode == 0
+    done = [path.name for path in (pool / "done").iterdir()]
+    assert len(done) == 2 and all(".command--big.c1.a1.r1@" in name for name in done)
+
+
+def test_r77_a_word_that_cannot_be_a_condition_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for word in ("more memory", "t1", "x" * 21):
+        words = ("--retry-requires", word, *CAT)
+        done = fsqueue("plan", "command", tmp_path / "p", tmp_path / "a", *words)
+        assert done.returncode == 2 and "capability" in done.stderr or "too long" in done.stderr
+        assert not (tmp_path / "p").exists()

@@ -12,7 +12,16 @@ import pytest
 
 from fsqueue import errors
 from fsqueue.worker import verdicts
-from fsqueue.worker.verdicts import Cause, Evidence, ForClaim, ForWorker, Verdict, cause_of, verdict
+from fsqueue.worker.verdicts import (
+    Cause,
+    Evidence,
+    ForClaim,
+    ForWorker,
+    Verdict,
+    cause_of,
+    lacked_memory,
+    verdict,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,3 +124,37 @@ def test_only_what_the_claim_did_is_charged() -> None:
 def test_r2_no_ending_of_a_claim_stops_its_worker_but_trouble_of_the_node() -> None:
     stopping = {cause for cause in Cause if verdict(cause).worker is ForWorker.STOP}
     assert stopping == {Cause.NO_SPACE, Cause.NODE_TROUBLE, Cause.BROKEN}
+
+
+# ---- lack of memory (R77) ----
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"error": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB"},
+        {"error": "MemoryError"},
+        {"error": "x exited with status 1", "detail": "terminate called ... 'std::bad_alloc'"},
+        {"error": "OSError: [Errno 12] Cannot allocate memory"},
+        {"error": "x was killed by SIGKILL", "returncode": -9},
+        {"error": "x exited with status 137", "returncode": 137},
+    ],
+)
+def test_r77_lack_of_memory_is_known_by_what_each_library_and_the_kernel_say(
+    record: dict[str, object],
+) -> None:
+    assert lacked_memory(record)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"error": "ValueError: bad"},
+        {"error": "x was killed by SIGSEGV", "returncode": -11},
+        {"error": "x exited with status 9", "returncode": 9},
+        {"error": "it ran longer than --timeout 5 seconds and was killed"},
+    ],
+)
+def test_r77_other_failures_are_not_taken_for_it(record: dict[str, object]) -> None:
+    assert not lacked_memory(record)
