@@ -66,6 +66,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "two modes, as older versions wrote it": {"pooling": ("cls", "max"), "legacy": True},
     "like EmbeddingGemma": {"pooling": "mean", "dense": (48, 32), "normalize": True},
     "norm": {"pooling": "mean", "norm": True},
+    "truncated": {"pooling": "mean", "normalize": True, "truncate_dim": 10},
     "with a default prompt": {"pooling": "mean", "prompts": PROMPTS, "default_prompt": "document"},
     "without its prompt": {
         "pooling": "mean", "prompts": PROMPTS, "default_prompt": "query", "include_prompt": False,
