@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUP: Final = "fsqueue.handlers"
+ELSEWHERE: Final = "If it is elsewhere on this host: fsqueue work --path-map OLD=NEW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +371,9 @@ def check_unchanged(work: Work) -> None:
     try:
         facts = Handler.identify(str(work.input))
     except BadInput as error:
-        raise ClaimFailed(f"its input cannot be read: {error}") from error
+        gone = isinstance(error.__cause__, FileNotFoundError)
+        hint = f" {ELSEWHERE}" if gone and not work.input.parent.exists() else ""
+        raise ClaimFailed(f"its input cannot be read: {error}{hint}") from error
     if not Handler.is_unchanged(work.payload["facts"], facts):
         raise ClaimImpossible(
             f"{work.input} changed since it was planned (its size or mtime differs); plan it "

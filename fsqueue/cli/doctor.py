@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 
 import click
 
+from fsqueue.api import open_pool
 from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
 from fsqueue.errors import ExitStatus
 from fsqueue.maintenance.doctor import Finding, examine
+from fsqueue.maintenance.moved import unseen_inputs
 from fsqueue.pool.untrusted import printable
 
 EPILOG = """\b
@@ -81,4 +84,16 @@ def doctor(directory: str, peer: bool, wait: float, patience: float, as_json: bo
         )
     else:
         click.echo("This directory is not suitable for a pool: see BAD above. Use another one.")
+    if not as_json and os.path.lexists(os.path.join(directory, "pool.json")):
+        _show_unseen(directory)
     sys.exit(ExitStatus.DONE if verdict.suitable else ExitStatus.NOT_SUPPORTED)
+
+
+def _show_unseen(directory: str) -> None:
+    """Say which inputs of a pool are not where its plans say, and what a worker here needs."""
+    for unseen in unseen_inputs(open_pool(directory)):
+        path, nearest = printable(unseen.path, 400), printable(unseen.nearest, 400)
+        click.echo(
+            f"note  inputs             {path} of plan {unseen.plan} is not on this host; there is "
+            f"{nearest}. If its directory is elsewhere here: fsqueue work --path-map OLD=NEW"
+        )

@@ -122,6 +122,13 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     "itself: fsqueue status.",
 )
 @click.option(
+    "--path-map",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="This host has what was planned below the directory OLD below NEW. Repeatable; for "
+    "`run` and SLURM set FSQUEUE_PATH_MAP.",
+)
+@click.option(
     "--start-delay",
     type=Duration(),
     default=0.0,
@@ -144,6 +151,7 @@ def work(
     time_limit: float | Literal["auto"] | None,
     grace: float | None,
     others_ok: bool,
+    path_map: tuple[str, ...],
     start_delay: float,
 ) -> None:
     """Work on a pool: take claims until nothing is left that this worker could take."""
@@ -167,6 +175,7 @@ def work(
         grace_s=grace,
         start_delay_s=start_delay,
         others_ok=others_ok,
+        path_map=path_map,
         owns_process=True,
     )
     _exit(pool.work(options))

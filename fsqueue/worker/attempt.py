@@ -39,6 +39,7 @@ from fsqueue.pool.status import Current, Status
 from fsqueue.storage import atomic, directories
 from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.path_map import PathMap
 from fsqueue.worker.patience import patiently
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
 from fsqueue.worker.verdicts import Cause, ForClaim, cause_of, lacked_memory, verdict
@@ -65,6 +66,8 @@ class Attempt:
     shutdown: Shutdown
     checksums: Checksums | None = None
     """Where the size and checksum of its output are recorded."""
+    path_map: PathMap = field(default_factory=PathMap)
+    """Where this host has what the claim names."""
     addressed: bool = False
     """Whether the claim is from the inbox."""
     reason: str = ""
@@ -183,6 +186,7 @@ class Attempt:
         Raises UsageError if this process cannot or may not run it: then it goes back as it was.
         """
         claim = self._patiently(lambda: claims.read_claim(self.pool, self.name))
+        claim = self.path_map.claim(claim)
         if claim.spool != self.spool and claim.spool in spool_names(self.pool):
             self.spool = claim.spool
         self.handler_name, self.options = claim.handler, claim.options

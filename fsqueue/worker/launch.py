@@ -25,6 +25,7 @@ from fsqueue.pool.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
+from fsqueue.worker.path_map import PathMap
 from fsqueue.worker.settings import WorkerSettings, installed_capabilities
 from fsqueue.worker.spool_choice import choose_spool
 from fsqueue.worker.worker import Worker
@@ -64,6 +65,8 @@ class WorkOptions:
     """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
     start_delay_s: float = 0.0
     """Wait a random time up to this first, so that an array does not start in step."""
+    path_map: tuple[str, ...] = ()
+    """OLD=NEW: where this host has the files that were planned below OLD."""
     others_ok: bool = False
     """Whether the exit status is 0, not 5, if only claims that other workers run are left."""
     owns_process: bool = False
@@ -124,6 +127,7 @@ def settings_for(
         claims_max=options.claims_max,
         time_limit_s=_time_limit_s(options.time_limit_s, environ),
         gpu=choice.gpu,
+        path_map=PathMap.parse(options.path_map),
         owns_process=options.owns_process,
         allocation=allocation if allocation.job else None,
     )

@@ -23,6 +23,7 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import directories
 from fsqueue.worker.handler_cache import require_output, run_handler
 from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.path_map import PathMap
 from fsqueue.worker.shutdown import Shutdown, StopNow, TookTooLong
 from fsqueue.worker.verdicts import Cause, Evidence, cause_of, verdict
 
@@ -59,6 +60,7 @@ class Probe:
     beat: Heartbeat
     shutdown: Shutdown
     handler_for: Callable[[str], Handler]
+    path_map: PathMap = PathMap()
 
     def examine(
         self, candidates: Iterable[ClaimName], handler: Handler | None, options: Mapping[str, Any]
@@ -87,6 +89,7 @@ class Probe:
         scratch = f"{self.pool.scratch(self.beat.status.worker_id)}/probe"
         try:
             claim = claims.read_claim(self.pool, name, patience_s=0.0, state=State.DONE)
+            claim = self.path_map.claim(claim)
             handler = self.handler_for(claim.handler)
             may_run = claim.written_by_this_user or not handler.personal
             if not (may_run and all(map(os.path.exists, handler.inputs(claim.payload)))):

@@ -12,6 +12,7 @@ from fsqueue.pool.requirements import Tier
 from fsqueue.pool.status import Status
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.backoff import OPERATIONS_MAX
+from fsqueue.worker.path_map import PathMap
 
 CAPABILITIES_GROUP: Final = "fsqueue.capabilities"
 
@@ -40,6 +41,8 @@ class WorkerSettings:
     claims_max: int | None = None
     time_limit_s: float | None = None
     gpu: dict[str, object] = field(default_factory=dict)
+    path_map: PathMap = field(default_factory=PathMap)
+    """Where this host has what claims name."""
     owns_process: bool = False
     """Whether this process ends with the worker: then no signal may cut its end short (R5)."""
     allocation: Allocation | None = None

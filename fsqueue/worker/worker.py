@@ -259,7 +259,13 @@ class Worker:
         """Find out whether the claims that failed here are bad, or this worker is (R7)."""
         count = len(self.suspicion.in_a_row)
         log.info("%d claims failed here in a row; running one that is known to work", count)
-        probe = Probe(self.pool, self.beat, self.shutdown, self.handler_cache.handler)
+        probe = Probe(
+            self.pool,
+            self.beat,
+            self.shutdown,
+            self.handler_cache.handler,
+            self.settings.path_map,
+        )
         handler = self.handler_cache.handlers.get(attempt.handler_name)
         try:
             known = list(self.suspicion.known_to_work(name.kind))
@@ -310,6 +316,7 @@ class Worker:
             handler,
             self.shutdown,
             checksums=None if addressed else self.checksums,
+            path_map=self.settings.path_map,
             addressed=addressed,
         )
 
