@@ -59,14 +59,23 @@ class Lease:
     def __init__(self, pool: PoolDirectory, worker: str) -> None:
         self._pool = pool
         self.name = LeaseName(worker, beat=0)
+        self._may_be_there = False
 
     def enlist(self, facts: dict[str, Any] | None = None) -> None:
-        """Make the lease visible, with what lets processes of this host prove our death."""
+        """Make the lease visible, with what lets processes of this host prove our death.
+
+        Can be repeated after an error.
+        """
         data = json.dumps((facts or {}) | proof_of_life(), indent=1).encode() + b"\n"
-        if not atomic.publish(self._pool.lease(self.name), data):
-            raise PoolError(
-                f"{self._pool.lease(self.name)} exists already: two workers have the same id."
-            )
+        path = self._pool.lease(self.name)
+        try:
+            published = atomic.publish(path, data)
+        except OSError:
+            self._may_be_there = True
+            raise
+        # RACE: it may have become visible although an error was reported.
+        if not published and not (self._may_be_there and atomic.read(path) == data):
+            raise PoolError(f"{path} exists already: two workers have the same id.")
 
     def renew(self, *, leaving: bool = False) -> None:
         """Move to the next beat, which may say that this worker is leaving (R15).

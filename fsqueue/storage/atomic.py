@@ -63,6 +63,8 @@ def gather(directory: str, into: Callable[[Iterator[str]], T]) -> T:
         except OSError as error:
             # RACE: a network mount's handle on a directory can be stale for a moment.
             if error.errno != errno.ESTALE or time.monotonic() >= deadline:
+                if isinstance(error.filename, int):
+                    error.filename = directory  # not the number of a descriptor
                 raise
             time.sleep(0.05)
 

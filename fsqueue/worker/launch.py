@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 from fsqueue.batch import systems
@@ -26,6 +27,7 @@ from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
 from fsqueue.worker.backoff import OPERATIONS_MAX
 from fsqueue.worker.path_map import PathMap
+from fsqueue.worker.patience import patiently
 from fsqueue.worker.settings import WorkerSettings, installed_capabilities
 from fsqueue.worker.spool_choice import choose_spool
 from fsqueue.worker.worker import Worker
@@ -86,7 +88,8 @@ def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
         time.sleep(random.uniform(0, options.start_delay_s))
     use_pci_order()
     allocation = Allocation(os.environ, grace_s=options.grace_s)
-    settings = settings_for(pool, options, allocation, os.environ)
+    find_out = partial(settings_for, pool, options, allocation, os.environ)
+    settings = patiently(find_out, pool.root, None, for_s=pool.lease_s)
     worker = Worker(pool, settings, sample_gpu=_gpu_sampler(settings.gpu), guarded=True)
     status = worker.run()
     if status == ExitStatus.DRAINED and worker.should_requeue() and allocation.requeue():

@@ -18,11 +18,12 @@ PAUSE_S: Final = 0.05
 PAUSE_MAX_S: Final = 2.0
 
 
-def patiently(operation: Callable[[], T], what: str, beat: Heartbeat, *, for_s: float) -> T:
+def patiently(operation: Callable[[], T], what: str, beat: Heartbeat | None, *, for_s: float) -> T:
     """Return what `operation` returns, repeating it for a while (R8).
 
     It must be one that can be repeated: a rename or link that took effect although it reported an
-    error is found to have done so. Gives up at once if the worker's lease was lost.
+    error is found to have done so. Gives up at once if the worker's lease was lost. `beat`: None
+    before there is a worker.
     """
     give_up_at = time.monotonic() + for_s
     pause_s, reported = PAUSE_S, False
@@ -30,12 +31,14 @@ def patiently(operation: Callable[[], T], what: str, beat: Heartbeat, *, for_s: 
         try:
             return operation()
         except OSError as error:
-            too_late = time.monotonic() >= give_up_at or beat.lost is not None
+            lost = beat is not None and beat.lost is not None
+            too_late = time.monotonic() >= give_up_at or lost
             if error.errno not in PASSING or too_late:
                 raise
             if not reported:
                 log.warning("%s: %s; trying again", what, error)
             reported = True
-        beat.step()
+        if beat is not None:
+            beat.step()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_MAX_S)

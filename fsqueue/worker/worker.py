@@ -133,11 +133,12 @@ class Worker:
 
     def run(self) -> int:
         """Work until there is a reason to leave; return the exit status (see `ExitStatus`)."""
-        self.lease.enlist({"worker": self.id, "spool": self.settings.spool, **self.settings.slurm})
+        facts = {"worker": self.id, "spool": self.settings.spool, **self.settings.slurm}
+        self._patiently(lambda: self.lease.enlist(facts))
         try:
             self.shutdown.install_handlers()
-            directories.make_private(self.pool.scratch(self.id))
-            self.beat.read_orders()
+            self._patiently(lambda: directories.make_private(self.pool.scratch(self.id)))
+            self._patiently(self.beat.read_orders)
             self.beat.flush()
             self.beat.start()
             self.journal.write(EventKind.JOINED, spool=self.settings.spool, host=self.status.host)
