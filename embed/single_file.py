@@ -49,8 +49,8 @@ def embed_file(
         warn(line)
     _refuse_overwriting(path, out, options, force=force)
     source = handler.survey(os.path.abspath(path), options)
-    for note in source.notes:
-        warn(note)
+    for note in source.notes if not source.measures["sequences"] else ():
+        warn(note)  # those about sequences are repeated, and complete, when they were read
     total, done = source.measures["sequences"], 0
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -75,8 +75,8 @@ def plan(
     `handler` is the name of an installed one, such as "command" or "embed"; or a function that is
     called as `handler(work)` once per input, or a subclass of Handler. Workers find that again by
     its name, so it is defined at the top level of a file or of an installed module (see
-    `fsqueue.python_file`; there, too, what `setup` does); `options` are then what it finds in
-    `work.options`, with `suffix` for how the names of the outputs end.
+    `fsqueue.python_file.handler`; there, too, what `setup` does); `options` are then what it finds
+    in `work.options`, with `suffix` for how the names of the outputs end.
 
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
     line; `options` are the handler's
@@ -93,7 +93,7 @@ def plan(
     pool.
     """
     from fsqueue.maintenance.doctor import refuse_unfit
-    from fsqueue.python_file import refuse_while_loading
+    from fsqueue.python_file.code import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
     from fsqueue.scheduling.planner import PlanRequest, choose_spools, plan_into, preview
 
@@ -185,7 +185,7 @@ class Pool(PoolDirectory):
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.
         """
-        from fsqueue.python_file import refuse_while_loading
+        from fsqueue.python_file.code import refuse_while_loading
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
         refuse_while_loading("Pool.run")
@@ -427,7 +427,7 @@ def _can_draw() -> bool:
 
 def _options_for_code(code: Callable[..., object], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the handler `python` for a function and what it is given."""
-    from fsqueue.python_file import options_of
+    from fsqueue.python_file.from_python import options_of
 
     settings = {name: value for name, value in given.items() if name != "suffix"}
     try:

@@ -56,7 +56,8 @@ class Assembly:
                 self._table[row] = np.max([rows[0] for _, rows in parts], axis=0)
                 continue
             total = sum(share * rows[0].astype(np.float64) for share, rows in parts)
-            length = np.linalg.norm(total) if self._convention.normalize else 1.0
+            whole = self._convention.normalize and not self._convention.dimensions
+            length = np.linalg.norm(total) if whole else 1.0
             self._table[row] = total / (length or 1.0)
         return self._table, {}
 

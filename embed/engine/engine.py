@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ from embed.models.packed import Kernel, Layout, Pack, PackedEncoder
 from embed.models.pooling import Pooler
 from embed.models.states import States
 from fsqueue import ClaimFailed
+
+PATIENCE: Final = 16
+"""Launches after which more tokens are tried again, once memory ran out; four times as many after
+every time that it did."""
 
 Rows = NDArray[np.float32]
 Batch = Sequence[Tokenized]
@@ -89,6 +94,7 @@ class Engine:
         self._encoder, self._pooler, self._device = encoder, pooler, device
         self._budget = budget or Budget()
         self._tokens_max: int | None = None
+        self._until_larger = self._patience = PATIENCE
         self._buffers: list[torch.Tensor] = []
         self.kernel: Kernel = encoder.kernel(device.capability)
         """How it attends."""
@@ -189,6 +195,7 @@ class Engine:
         self._spend(time.perf_counter() - begun, feeding=False)
         self.usage.tokens += tokens
         self._budget.note(tokens)
+        self._try_larger()
         first = 0
         for batch in flight.batches:
             count = sum(one.rows for one in batch) if self.per_token else len(batch)
@@ -232,8 +239,18 @@ class Engine:
             found.append(self._divided(part, warn) if rows is None else rows)
         return np.concatenate(found)
 
+    def _try_larger(self) -> None:
+        """After a while without an error try more tokens again: the memory may have been another
+        process's. Each failure makes the while longer."""
+        if self._tokens_max is None:
+            return
+        self._until_larger -= 1
+        if self._until_larger <= 0:
+            self._tokens_max, self._until_larger = 2 * self._tokens_max, self._patience
+
     def _shrink(self, tokens: int, warn: Warn) -> None:
         self._tokens_max = max(1, tokens // 2)
+        self._until_larger = self._patience = 4 * self._patience
         self._budget.limit(self._tokens_max)
         self._device.release()
         warn(

@@ -78,10 +78,10 @@ def check(
     total = sum(each or 0 for each in unknown)
     if total:
         where = sum(bool(each) for each in unknown)
-        letters = "1 letter" if total == 1 else f"{total:,} letters"
+        letters, are = ("1 letter", "is") if total == 1 else (f"{total:,} letters", "are")
         yield (
-            f"{name}: {letters} in {where:,} of {of} sequences are outside the model's vocabulary; "
-            f"each is read as unknown"
+            f"{name}: {letters} in {where:,} of {of} sequences {are} outside the model's "
+            f"vocabulary, and read as unknown"
         )
     blank = tokenizer.uninformative + b"-.*?"
     meaningless = sum(

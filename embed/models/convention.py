@@ -126,6 +126,8 @@ class Convention:
     """Text before every input."""
     pools_prefix: bool = True
     """Whether the tokens of a text's prefix are pooled, too."""
+    dimensions: int = 0
+    """How many of the first numbers are kept, after all else; 0: all."""
 
     @property
     def per_token(self) -> bool:
@@ -144,9 +146,9 @@ class Convention:
 
     def width(self, model_width: int) -> int:
         """Return how many numbers a row has, of a model whose states have `model_width`."""
-        if self.head:
-            return self.head[-1].width
-        return model_width * self.layers.parts * len(self.modes)
+        width = model_width * self.layers.parts * len(self.modes)
+        width = self.head[-1].width if self.head else width
+        return min(width, self.dimensions or width)
 
     def describe(self) -> str:
         """Return it in words: "CLS, normalised"."""
@@ -162,12 +164,14 @@ class Convention:
         yield from (f"{module.kind} to {module.width:,}" for module in self.head)
         if self.normalize:
             yield "normalised"
+        if self.dimensions:
+            yield f"the first {self.dimensions:,} numbers"
         if self.prefix:
             yield f"prefix {self.prefix!r}"
 
     def encode(self) -> dict[str, Any]:
         """Return it as JSON."""
-        return {
+        facts: dict[str, Any] = {
             "modes": [str(mode) for mode in self.modes],
             "layers": str(self.layers),
             "head": [[m.kind, m.path, m.digest, m.width] for m in self.head],
@@ -175,6 +179,7 @@ class Convention:
             "prefix": self.prefix,
             "pools_prefix": self.pools_prefix,
         }
+        return facts | ({"dimensions": self.dimensions} if self.dimensions else {})
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> Convention:
@@ -188,6 +193,7 @@ class Convention:
             data["normalize"],
             data["prefix"],
             data["pools_prefix"],
+            data.get("dimensions", 0),
         )
 
     @classmethod

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from embed.models.convention import Convention, HeadModule, Mode
@@ -78,8 +78,11 @@ def read(folder: str) -> SentenceModel | None:
     settings = _settings(folder, PROMPTS_JSON)
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
     default = settings.get("default_prompt_name")
+    convention = _convention(folder, steps)
+    if settings.get("truncate_dim"):
+        convention = replace(convention, dimensions=int(settings["truncate_dim"]))
     return SentenceModel(
-        _convention(folder, steps),
+        convention,
         prompts,
         default if default in prompts else None,
         bool(_settings(folder, "sentence_bert_config.json").get("do_lower_case")),

@@ -58,7 +58,9 @@ class Pooler:
         rows = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         for module in self._head:
             rows = module(rows)
-        return functional.normalize(rows, dim=-1) if self.convention.normalize else rows
+        if self.convention.normalize:
+            rows = functional.normalize(rows, dim=-1)
+        return rows[:, : self.convention.dimensions] if self.convention.dimensions else rows
 
     def _pool(self, mode: Mode, states: States) -> torch.Tensor:
         rows, bounds = states.rows, states.bounds.long()

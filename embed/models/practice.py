@@ -147,7 +147,7 @@ def _asked(
         convention = replace(convention, modes=(mode,))
         by.append("--pooling")
         if mode is Mode.PER_TOKEN:
-            convention = replace(convention, normalize=False)
+            convention = replace(convention, normalize=False, dimensions=0)
     if dropped and convention.head:
         convention = replace(convention, head=())
         notes.append(

@@ -113,7 +113,7 @@ def collect(root: str, *, partial: bool = False) -> list[ModelOutputs]:
                 pooling=options["pooling"],
                 planned=options,
                 output_dtype=options.get("output_dtype", "float32"),
-                options={name: options[name] for name in DECISIVE if name in options},
+                options=_telling(options),
             ),
         )
         outputs.plans.add(plan.number)
@@ -128,6 +128,17 @@ def collect(root: str, *, partial: bool = False) -> list[ModelOutputs]:
             f"{reader.root} holds no embeddings: nothing was planned with fsqueue plan embed."
         )
     return sorted(found.values(), key=lambda one: one.family != "dnabert")
+
+
+def _telling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decisive options by which a person can tell tables apart."""
+    found = {name: options[name] for name in DECISIVE if name in options}
+    convention = found.pop("convention", {})
+    return found | {
+        "layers": convention.get("layers") or "last",
+        "normalize": convention.get("normalize", False),
+        "prefix": convention.get("prefix", ""),
+    }
 
 
 def _add_plan(

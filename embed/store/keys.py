@@ -82,6 +82,11 @@ class Space:
         """Return what became of the model's states."""
         return Convention.of(self.options() | {"family": self.family})
 
+    def encode(self) -> dict[str, Any]:
+        """Return what its space.json holds: that of format 1, and what differs from it."""
+        given = asdict(self).items()
+        return {name: value for name, value in given if value != ADDED.get(name)}
+
     @classmethod
     def decode(cls, facts: Any) -> Space:
         """Return the space that a space.json describes. Raises ValueError, TypeError."""
@@ -96,9 +101,7 @@ class Space:
     @property
     def digest(self) -> bytes:
         """Return the space's part of every key."""
-        given = asdict(self).items()
-        # What a space of format 1 lacks counts only where it differs from what that meant.
-        facts = {name: value for name, value in given if value != ADDED.get(name)}
+        facts = self.encode()
         del facts["model"], facts["folder"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 

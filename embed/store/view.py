@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -60,7 +59,7 @@ class View:
         """Create the directory and its space.json."""
         directories.make(self.directory.rpartition("/")[0])
         directories.make(self.directory)
-        facts = json.dumps(asdict(self.space), indent=1).encode() + b"\n"
+        facts = json.dumps(self.space.encode(), indent=1).encode() + b"\n"
         atomic.publish(f"{self.directory}/space.json", facts)
 
     def refresh(self, published: int = 0) -> None:

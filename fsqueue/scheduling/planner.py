@@ -226,7 +226,8 @@ def _weigh(
     # the same with weighting on and off.
     result.too_small = _too_small(request, result.spools)
     fitting = [n for n, spool in enumerate(result.spools) if spool.name not in result.too_small]
-    own = [result.spools[n].weight for n in fitting]
+    spools = [result.spools[n] for n in fitting]
+    own = [spool.weight for spool in spools]
     cost = sum(source.cost for source in fresh)
     result.cost_max = cost_limit(cost, own, request.handler, request.claim_s)
     costs, kinds = array("d"), dict[str, None]()
@@ -242,13 +243,12 @@ def _weigh(
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        chosen = [result.spools[n] for n in fitting]
-        loads = backlog.loads(pool, chosen, wanted)
-        speeds = backlog.spool_speeds(pool, chosen, wanted)
+        loads = backlog.loads(pool, spools, wanted)
+        speeds = backlog.spool_speeds(pool, spools, wanted)
         weights, unit = list(speeds.by_spool), speeds.unit
         before = backlog.ahead(pool)
         if request.weighted:
-            pairs = zip(chosen, weights, strict=True)
+            pairs = zip(spools, weights, strict=True)
             result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}
     result.eta_s = (before + sum(costs)) / (unit * sum(weights)) if unit and costs else None
     if not request.weighted:

@@ -11,7 +11,9 @@ import pytest
 
 import fsqueue
 from fsqueue.errors import UsageError
-from fsqueue.python_file import find_defined, is_importable, options_of
+from fsqueue.python_file.code import is_importable
+from fsqueue.python_file.definitions import find_defined
+from fsqueue.python_file.from_python import options_of
 from tests.support.processes import environment
 from tests.support.processes import fsqueue as run_fsqueue
 

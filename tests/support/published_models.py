@@ -157,7 +157,41 @@ def prostt5(folder: Path) -> None:
     sentencepiece_of_residues(folder, ["<fold2AA>", "<AA2fold>"])
 
 
+def ankh(folder: Path) -> None:
+    """Its vocabulary has a token for each residue, without blanks."""
+    from tokenizers import Tokenizer, models, processors
+
+    save(hf.T5EncoderModel(t5_config()), folder)
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [*special, *((letter, -0.1 * n) for n, letter in enumerate(RESIDUES))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    as_it_is(folder)
+
+
 # ---- DNA ----
+
+
+def gena_lm(folder: Path) -> None:
+    """The BigBird one, which transformers has: words of bases, upper-case only."""
+    from tokenizers import Tokenizer, models, processors, trainers
+
+    config = hf.BigBirdConfig(
+        **SIZE, vocab_size=40, max_position_embeddings=130, attention_type="original_full"
+    )
+    save(hf.BigBirdForMaskedLM(config), folder)
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    trainer = trainers.BpeTrainer(vocab_size=40, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["ACGTTGCAAGCTTAGC" * 9, "GGATCCGAATTCN" * 9], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    as_it_is(folder)
 
 
 def nucleotide_transformer(folder: Path) -> None:
@@ -360,6 +394,8 @@ MODELS = {
     "ProstT5": Published(
         prostt5, PROTEINS, lambda s: f"<AA2fold> {spaced(s)}", inner, model=hf.T5EncoderModel
     ),
+    "Ankh": Published(ankh, PROTEINS, str, lambda h: h[:-1].mean(0), model=hf.T5EncoderModel),
+    "GENA-LM": Published(gena_lm, DNA, str, inner),
     "Nucleotide Transformer v1": Published(nucleotide_transformer, DNA, str, all_tokens),
     "Nucleotide Transformer v2": Published(
         nucleotide_transformer_2, DNA, str, all_tokens, run=run_nucleotide_transformer_2

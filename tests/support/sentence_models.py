@@ -36,6 +36,7 @@ def write_model(
     prompts: dict[str, str] | None = None,
     default_prompt: str | None = None,
     legacy: bool = False,
+    truncate_dim: int | None = None,
 ) -> SentenceTransformer:
     """Save a small BERT with these modules after it; return the model that was saved.
 
@@ -57,8 +58,9 @@ def write_model(
     if normalize:
         modules.append(Normalize())
     model = SentenceTransformer(
-        modules=modules, prompts=prompts, default_prompt_name=default_prompt, device="cpu"
-    )
+        modules=modules, prompts=prompts, default_prompt_name=default_prompt, device="cpu",
+        truncate_dim=truncate_dim,
+    )  # fmt: skip
     model.eval().save(str(folder))
     if legacy:
         _write_legacy(folder, modes)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from embed.engine.cuda import refuse_emulation
 from embed.engine.device import Compute, Device, Launch, Rows, Warn
 
 POISON = 0xEE
@@ -127,4 +128,5 @@ class SimulatedDevice(Device):
         self.released += 1
 
     def check(self, dtype: str, warn: Warn) -> None:
-        """Everything works here."""
+        """Refuse what a card of this capability only emulates."""
+        refuse_emulation(self.name, self.capability, dtype)

@@ -11,7 +11,7 @@ import torch
 
 from embed.engine.batching import Tokenized
 from embed.engine.device import Cpu, choose_device
-from embed.engine.engine import Engine, use_threads
+from embed.engine.engine import PATIENCE, Engine, use_threads
 from embed.models.convention import LAST, PLAIN, Convention, Layers, Mode
 from embed.models.esm2 import network as esm2
 from embed.models.packed import Frame, Pack, PackedEncoder
@@ -64,6 +64,17 @@ def test_out_of_memory_halves_the_budget_repeats_the_batch_and_remembers(lag: in
     assert len(warnings) == device.released == 1
     assert engine.embed(batch(18, 18), warnings.append)[:, 0].tolist() == [18, 18]
     assert encoder.calls[4:] == [20, 20]
+    assert len(warnings) == 1
+
+
+def test_memory_that_another_process_gave_back_is_used_again() -> None:
+    encoder, warnings = Lengths(room=30), []  # type: ignore[var-annotated]
+    engine = Engine(encoder, MEAN, Cpu())
+    engine.embed(batch(18, 18), warnings.append)
+    encoder.room = 1000
+    for _ in range(4 * PATIENCE):
+        engine.embed(batch(18, 18), warnings.append)
+    assert encoder.calls[-1] == 40, "both at once"
     assert len(warnings) == 1
 
 

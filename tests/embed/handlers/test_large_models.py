@@ -23,6 +23,14 @@ from tests.support.pools import names_in
 from tests.support.processes import fsqueue
 
 SHAPE_15B = {"num_hidden_layers": 48, "hidden_size": 5120, "intermediate_size": 20480}
+OLD_CARD = """
+from embed.engine import device
+from fsqueue.cli import main
+from tests.support.simulated_device import SimulatedDevice
+
+device.choose_device = lambda warn: SimulatedDevice(capability=(7, 5), name="Tesla T4")
+main()
+"""
 SMALL_CARD = """
 import torch
 from embed.engine import device
@@ -108,19 +116,42 @@ def test_a_worker_whose_card_turns_out_too_small_leaves_the_kind_and_charges_not
     waiting = sorted(name.id for name in names_in(pool, State.WAITING))
     driver = Driver(tmp_path)
     driver.add(0, "NVIDIA GeForce RTX 3080", "GPU-3080", gib=10)
-    done = work(pool, driver)
+    done = work(pool, driver, SMALL_CARD)
     assert done.returncode == ExitStatus.WORK_REMAINS, done.stderr
     assert "are left to other workers" in done.stderr
     assert "does not fit into this device's memory" in done.stderr
+    check_untouched(pool, waiting)
+
+
+def test_a_worker_whose_card_only_emulates_the_precision_leaves_the_kind_and_says_what_to_plan(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    path = tmp_path / "in.faa"
+    path.write_text("".join(f">s{n}\nMKVLAAGIVGLC\n" for n in range(50)))
+    handler = load_handler("embed")
+    options = {option.name: option.default for option in handler.options}
+    options |= {"model": str(tiny_model), "dtype": "bfloat16"}
+    pool, _ = plan(tmp_path / "pool", handler, [path], options, model="T4")
+    waiting = sorted(name.id for name in names_in(pool, State.WAITING))
+    driver = Driver(tmp_path)
+    driver.add(0, "Tesla T4", "GPU-t4", gib=16)
+    done = work(pool, driver, OLD_CARD)
+    assert done.returncode == ExitStatus.WORK_REMAINS, done.stderr
+    assert "this GPU only emulates bfloat16" in done.stderr
+    assert "Plan with --dtype float16 for such cards" in done.stderr
+    check_untouched(pool, waiting)
+
+
+def check_untouched(pool: PoolDirectory, waiting: list[str]) -> None:
     left = names_in(pool, State.WAITING)
     assert sorted(name.id for name in left) == waiting
     assert {name.attempt for name in left} == {0}, "no claim was charged"
     assert not names_in(pool, State.FAILED, State.DONE, State.RUNNING)
 
 
-def work(pool: PoolDirectory, driver: Driver) -> subprocess.CompletedProcess[str]:
+def work(pool: PoolDirectory, driver: Driver, code: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", SMALL_CARD, "work", pool.root, "--linger", "0"]
+    command = [sys.executable, "-c", code, "work", pool.root, "--linger", "0"]
     environment = {**os.environ, **driver.environ, "PYTHONPATH": str(root)}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

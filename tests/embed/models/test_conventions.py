@@ -66,6 +66,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "two modes, as older versions wrote it": {"pooling": ("cls", "max"), "legacy": True},
     "like EmbeddingGemma": {"pooling": "mean", "dense": (48, 32), "normalize": True},
     "norm": {"pooling": "mean", "norm": True},
+    "truncated": {"pooling": "mean", "normalize": True, "truncate_dim": 10},
     "with a default prompt": {"pooling": "mean", "prompts": PROMPTS, "default_prompt": "document"},
     "without its prompt": {
         "pooling": "mean", "prompts": PROMPTS, "default_prompt": "query", "include_prompt": False,
@@ -259,6 +260,24 @@ def test_a_prefix_for_residues_by_table_is_refused(tiny_model: Path) -> None:
         encode(tiny_model, ["MKV"], prefix="x")
 
 
+@pytest.mark.slow
+def test_tables_of_other_layers_are_told_apart_when_they_are_merged(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.fa").write_text(fasta([("a", "MKVLA")]))
+    pool = str(tmp_path / "pool")
+    for layers in ("1", "2"):
+        words = ["plan", "embed", pool, str(tmp_path / "x.fa"), "--model", str(tiny_model)]
+        assert CliRunner().invoke(cli, [*words, "--layers", layers]).exit_code == 0
+    assert CliRunner().invoke(cli, ["run", pool, "--workers", "1"]).exit_code == 0
+    words = ["embed", "merge", pool, str(tmp_path / "x.npz")]
+    refused = CliRunner().invoke(cli, words)
+    assert "plan 1 (layers=1), plan 2 (layers=last)" in str(refused.exception)
+    assert CliRunner().invoke(cli, [*words, "--option", "layers=1"]).exit_code == 0
+    found = np.load(tmp_path / "x.npz")["embeddings"]
+    np.testing.assert_allclose(found, encode(tiny_model, ["MKVLA"], layers="1"), atol=1e-6)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_normalize_overrides_what_the_folder_says(bge: Path, normalize: bool) -> None:
     lengths = np.linalg.norm(encode(bge, PLAIN, normalize=normalize), axis=1)
@@ -292,7 +311,7 @@ def test_a_store_of_format_1_is_searched_with_the_mean_it_was_filled_with(
     bench.options = old
     bench.embed(bench.file(fasta([(str(n), text) for n, text in enumerate(PLAIN)])))
     (path,) = root.glob("default/*/space.json")
-    path.write_text(json.dumps(facts))
+    assert json.loads(path.read_text()) == facts
     assert path.parent.name == space.name
     sought = "".join(PLAIN[1].split())
     (answer,) = search_store(

@@ -1,0 +1,1 @@
+"""Run a Python function, or a Handler class, from a file of the user's."""
