@@ -11,6 +11,7 @@ ever replaced.
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import shutil
@@ -162,7 +163,7 @@ def _link(source: Path, target: Path, done: Linked) -> None:
         done.made += 1
     except FileExistsError:
         # RACE: or another process makes the same links
-        if target.exists() and os.path.samefile(source, target):
+        if target.is_file() and _is_same(source, target):
             done.already += 1
         else:
             done.in_the_way.append(str(target))
@@ -173,6 +174,11 @@ def _link(source: Path, target: Path, done: Linked) -> None:
             f"{target} cannot be a hard link to {source} ({error.strerror}). Choose a directory on "
             f"the pool's file system, or copy what fsqueue outputs lists."
         ) from error
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    """Return whether two files are one, or hold the same bytes."""
+    return os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False)
 
 
 def _unpack(output: Output, targets: list[Path], done: Linked) -> None:
@@ -202,7 +208,7 @@ def _publish_member(private: str, target: Path, done: Linked) -> None:
     if not os.path.lexists(target):
         os.link(private, target)
         done.made += 1
-    elif target.is_file() and target.read_bytes() == Path(private).read_bytes():
+    elif target.is_file() and _is_same(Path(private), target):
         done.already += 1
     else:
         done.in_the_way.append(str(target))

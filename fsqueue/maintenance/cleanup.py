@@ -189,7 +189,7 @@ class Cleaner:
         """Yield files that were being written by a process that is not a living worker."""
         pids = {match[1] for worker in living if (match := _PID.search(worker))}
         pool, inbox = self._pools
-        directories = [pool.directory(name) for name in DIRECTORIES]
+        directories = [*(pool.directory(name) for name in DIRECTORIES), pool.code()]
         directories += [pool.root, inbox.root, *map(inbox.directory, PARTS)]
         directories += [pool.spool(spool) for spool in spool_names(pool)]
         for root in (pool.directory("partial"), inbox.directory("spools")):

@@ -26,6 +26,7 @@ from fsqueue.worker.verdicts import Cause
 from tests.support.crash import crash, die_after
 from tests.support.crash_cases import Reads, Writes, check_settles, settle
 from tests.support.planning import make_inputs, plan_command
+from tests.support.planning import plan as plan_into_pool
 from tests.support.pools import (
     ManualWorker,
     Trivial,
@@ -67,6 +68,25 @@ def waiting(site: Path, _shared: Path) -> None:
 def programs(site: Path, _shared: Path) -> None:
     """Two claims that run a program."""
     plan_command(site / "pool", make_inputs(site.parent / "in", 2), COPY, lease_s=0.4)
+
+
+def a_function(site: Path, shared: Path) -> None:
+    """Two files, a Python file that copies one, and no pool yet."""
+    inputs(site, shared)
+    (site.parent / "copy_it.py").write_text(
+        "def run(work):\n    work.output.write_bytes(work.input.read_bytes())\n"
+    )
+
+
+def done(site: Path, shared: Path) -> None:
+    """Three claims that are done; one is a tar of what was made from two inputs."""
+    programs(site, shared)
+    later = site.parent / "later"
+    later.mkdir(exist_ok=True)
+    options = {"argv": list(COPY), "grace": 1.0, "per_claim": 2}
+    files = make_inputs(later, 2)
+    pool, _ = plan_into_pool(site / "pool", load_handler("command"), files, options, lease_s=0.4)
+    work_until_done(pool, handler=load_handler("command"))
 
 
 def at_work(site: Path, shared: Path) -> None:
@@ -196,6 +216,24 @@ def copied(site: Path) -> None:
     assert outputs == sorted(path.read_text() for path in (site.parent / "in").iterdir())
 
 
+def copied_by_the_function(site: Path) -> None:
+    """Assert that every input was copied once, by the file that the pool keeps."""
+    check_settles("python")(site)
+    pool = pool_of(site)
+    outputs = sorted(path.read_text() for path in Path(pool.directory("outputs")).iterdir())
+    assert outputs == sorted(path.read_text() for path in (site.parent / "in").iterdir())
+    assert len(list(Path(pool.code()).iterdir())) == 1
+
+
+def laid_out(site: Path) -> None:
+    """Assert that each output is there whole, and nothing else."""
+    found = {str(p.relative_to(site / "out")): p for p in (site / "out").rglob("*") if p.is_file()}
+    names = [f"{folder}/in00{n}.out" for folder in ("in", "later") for n in (0, 1)]
+    assert sorted(found) == names
+    for name, path in found.items():
+        assert path.read_text() == (site.parent / name.removesuffix(".out")).read_text()
+
+
 def failed_with_its_record(site: Path) -> None:
     check_settles("command")(site)
     name = only_claim(pool_of(site), State.FAILED)
@@ -298,6 +336,11 @@ WRITES: Final = {
     "plan command (into a pool at work)": Writes(
         "plan command SITE/pool SITE/../in --gpus cpu -- cp {input} {output}", at_work, copied
     ),
+    "plan python": Writes(
+        "plan python SITE/pool SITE/../in --file SITE/../copy_it.py --gpus cpu", a_function,
+        copied_by_the_function,
+    ),
+    "outputs (linked)": Writes("outputs SITE/pool --link SITE/out", done, laid_out),
     "plan rag_ingestion": Writes(
         "plan rag_ingestion SITE/pool SITE/../in --gpus cpu",
         inputs,
@@ -345,6 +388,8 @@ WRITES: Final = {
 }  # fmt: skip
 
 READS: Final = {
+    "outputs": Reads("outputs SITE/pool", done),
+    "script": Reads("script SITE/pool --for sge", waiting),
     "slurm": Reads("slurm SITE/pool", with_sbatch),
     "status": Reads("status SITE/pool", waiting, 5),
     "workers": Reads("workers SITE/pool --all", left_by_the_dead),
