@@ -77,7 +77,8 @@ def pairs(site: Path, _shared: Path) -> None:
     """A finished pool of two models; one has a sequence that the other does not."""
     both = proteins(5, 0, 40)
     one = fasta(site.parent / "in" / "x_protein.faa", both | {"more": "MKV"})
-    other = fasta(site.parent / "in" / "x_nucleotide.fa", both)
+    bases = {id: "ACGT" * (len(residues) // 4 + 1) for id, residues in both.items()}
+    other = fasta(site.parent / "in" / "x_nucleotide.fa", bases)
     embed_all(site / "pool", [one])
     embed_all(site / "pool", [other], "dnabert")
 
