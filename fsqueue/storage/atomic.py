@@ -207,7 +207,7 @@ def publish(path: str, data: bytes, *, durable: bool = True, personal: bool = Fa
     try:
         return commit(private, path, durable=durable, synced=True)
     except (OSError, NotSupportedError):
-        discard(private)
+        _tidy(private)
         raise
 
 
@@ -254,7 +254,10 @@ def _link(private: str, path: str) -> bool:
 
 
 def _tidy(private: str) -> None:
-    """Remove a private name that is not needed any more; that it stays changes nothing (R3)."""
+    """Remove a private name that is not needed any more; that it stays changes nothing (R3).
+
+    Nor does it hide the error after which it is removed, by which blame is decided (R1).
+    """
     try:
         discard(private)
     except OSError as error:
@@ -267,7 +270,7 @@ def _links_work(private: str) -> bool:
         os.link(private, f"{private}~")
     except OSError:
         return False
-    discard(f"{private}~")
+    _tidy(f"{private}~")
     return True
 
 
@@ -290,10 +293,10 @@ def replace(path: str, data: bytes) -> None:
         except OSError as error:
             # RACE: NFS answers ETXTBSY while a process on this host has the old file open.
             if error.errno not in BUSY:
-                discard(private)
+                _tidy(private)
                 raise
             time.sleep(0.05)
-    discard(private)
+    _tidy(private)
 
 
 @costs(1)
@@ -386,7 +389,7 @@ def _write(path: str, parts: Iterable[bytes], *, durable: bool, personal: bool =
             os.close(fd)  # quota and I/O errors may come only here, and count
     except OSError as error:
         if error.errno != errno.EEXIST:
-            discard(path)
+            _tidy(path)
         raise _with_path(error, path) from None
 
 

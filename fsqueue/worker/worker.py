@@ -456,11 +456,18 @@ class Worker:
             self._as_far_as_possible(self.lease.retire, "its lease ends by itself")
 
     def _as_far_as_possible(self, operation: Callable[[], object], otherwise: str) -> None:
-        """Do what others will do if it cannot be done; a mount's error changes no exit status."""
+        """Do what others will do if it cannot be done; a mount's error changes no exit status.
+
+        A worker that leaves because of an error tries once: that error is what it reports.
+        """
+        in_order = self.departure is not None
         try:
-            self._patiently(operation)
+            self._patiently(operation) if in_order else operation()
         except (OSError, PoolError) as error:
-            log.warning("%s: %s (%s)", self.id, otherwise, error)
+            log.log(
+                logging.WARNING if in_order else logging.DEBUG,
+                "%s: %s (%s)", self.id, otherwise, error,
+            )  # fmt: skip
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         return patiently(operation, self.id, self.beat, for_s=self.pool.lease_s)

@@ -192,7 +192,9 @@ def _(
 
 
 @mutation("requeue charges nothing", claims, "requeue")
-def _(right: Function, pool: PoolDirectory, name: ClaimName, spool: str) -> ClaimName:
+def _(
+    right: Function, pool: PoolDirectory, name: ClaimName, spool: str, *, kind: str | None = None
+) -> ClaimName:
     return claims.release(pool, name, spool)
 
 
@@ -212,9 +214,10 @@ def _(
     record: dict[str, Any],
     *,
     final: bool = False,
+    kind: str | None = None,
 ) -> ClaimName:
     final = final or (name.attempt + 2) % pool.attempts_max == 0
-    ended: ClaimName = right(pool, name, spool, record, final=final)
+    ended: ClaimName = right(pool, name, spool, record, final=final, kind=kind)
     return ended
 
 
@@ -227,11 +230,12 @@ def _(
     record: dict[str, Any],
     *,
     final: bool = False,
+    kind: str | None = None,
 ) -> ClaimName:
     if final or (name.attempt + 1) % pool.attempts_max == 0:
-        ended: ClaimName = right(pool, name, spool, record, final=final)
+        ended: ClaimName = right(pool, name, spool, record, final=final, kind=kind)
         return ended
-    back = claims.requeue(pool, name, spool)
+    back = claims.requeue(pool, name, spool, kind=kind)
     claims.record_error(pool, name, record)
     return back
 

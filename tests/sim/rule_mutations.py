@@ -81,8 +81,8 @@ def _(right: Function, self: Attempt, cause: Cause, error: Any, seconds: float) 
     "standing",
     scene="a claim is longer than every time limit",
 )
-def _(right: Function, self: Preferences, id: str, vain: int) -> Any:
-    return right(self, id, 0)
+def _(right: Function, self: Preferences, id: str, vain: int, priority: int = 0) -> Any:
+    return right(self, id, 0, priority)
 
 
 @mutation("R5: a signal interrupts more than handlers", Shutdown, "_interrupt",
