@@ -458,16 +458,16 @@ class Worker:
     def _as_far_as_possible(self, operation: Callable[[], object], otherwise: str) -> None:
         """Do what others will do if it cannot be done; a mount's error changes no exit status.
 
-        A worker that leaves because of an error tries once: that error is what it reports.
+        A worker that leaves because of an error raises this one, too, and leaves its lease to end
+        by itself: it may still hold something.
         """
-        in_order = self.departure is not None
+        if self.departure is None:
+            operation()
+            return
         try:
-            self._patiently(operation) if in_order else operation()
+            self._patiently(operation)
         except (OSError, PoolError) as error:
-            log.log(
-                logging.WARNING if in_order else logging.DEBUG,
-                "%s: %s (%s)", self.id, otherwise, error,
-            )  # fmt: skip
+            log.warning("%s: %s (%s)", self.id, otherwise, error)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         return patiently(operation, self.id, self.beat, for_s=self.pool.lease_s)
