@@ -8,6 +8,7 @@ raises a `Violation` that names the invariant.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -429,6 +430,10 @@ class InvariantChecker:
         keeper = worker.guardian or worker
         slow = keeper.paused if worker.guardian is not None else worker.slow_beat
         slow |= worker.asleep_since > worker.stuck_since
+        if now - worker.renewed_at > self.lease_s / 2 or math.isinf(worker.renewed_at):
+            worker.late_at = now  # between two looks, a quarter of a lease is counted at most
+        worker.renewed_at = now
+        slow |= worker.late_at > worker.stuck_since
         if now - worker.stuck_since > 1.8 * self.lease_s and not slow:
             self.violate("R10", f"{lease} was renewed, and its main thread is stuck")
         if worker.paused or worker.troubles or self.world.traits.listings_s > 0.1:

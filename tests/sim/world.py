@@ -96,6 +96,10 @@ class Process:
     """Since when its main thread waits for the disk outside a handler."""
     slow_beat: bool = False
     """Whether the disk was ever slow for its second thread."""
+    renewed_at: float = math.inf
+    """When its lease was renewed last."""
+    late_at: float = -math.inf
+    """When a renewal last came so late that what watches its main thread cannot have looked."""
     busy_since: float = math.inf
     """Since when a handler runs in it."""
     operations: int = 0

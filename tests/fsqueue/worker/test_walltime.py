@@ -242,9 +242,10 @@ def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None
 import signal, time, types
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker import shutdown
+from fsqueue.worker.progress import Progress
 shutdown.KILL_WAIT_S = 0.5
 allocation = Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"})
-beat = types.SimpleNamespace(announce_leaving=lambda: None)
+beat = types.SimpleNamespace(announce_leaving=lambda: None, progress=Progress())
 it = shutdown.Shutdown(beat, allocation=allocation)
 it.install_handlers()
 signal.raise_signal(signal.SIGUSR1)
