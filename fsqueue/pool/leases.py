@@ -59,22 +59,31 @@ class Lease:
     def __init__(self, pool: PoolDirectory, worker: str) -> None:
         self._pool = pool
         self.name = LeaseName(worker, beat=0)
-        self._may_be_there = False
+        self._made: bytes | None = None
+        """What `enlist` tried to publish, and may have published, when it met an error."""
 
     def enlist(self, facts: dict[str, Any] | None = None) -> None:
         """Make the lease visible, with what lets processes of this host prove our death.
 
-        Can be repeated after an error.
+        Can be repeated after an error. Raises LeaseLost if another worker has ended it already.
         """
-        data = json.dumps((facts or {}) | proof_of_life(), indent=1).encode() + b"\n"
         path = self._pool.lease(self.name)
+        made = self._made
+        data = made or json.dumps((facts or {}) | proof_of_life(), indent=1).encode() + b"\n"
         try:
             published = atomic.publish(path, data)
         except OSError:
-            self._may_be_there = True
+            self._made = data
             raise
-        # RACE: it may have become visible although an error was reported.
-        if not published and not (self._may_be_there and atomic.read(path) == data):
+        if published:
+            return
+        try:
+            found = atomic.read(path, patience_s=0.0)
+        except FileNotFoundError as error:
+            # RACE: it was there for longer than a lease before we got to know, and was ended.
+            lost = _why_lost(self.name.worker, _names_of(self._pool, self.name.worker))
+            raise LeaseLost(lost) from error
+        if found != made:  # RACE: else it became visible although an error was reported
             raise PoolError(f"{path} exists already: two workers have the same id.")
 
     def renew(self, *, leaving: bool = False) -> None:

@@ -444,7 +444,7 @@ class InvariantChecker:
                 if place.area != "running" or owner is None or owner.alive:
                     continue
                 since = max(owner.ended_at, worker.busy_since)
-                if now - since > 4.5 * self.lease_s and now - known.since > 4.5 * self.lease_s:
+                if min(now - since, now - known.since) > 6.0 * self.lease_s:
                     self.violate("R14", f"{place.text} waits for the busy {worker} to see that")
 
     def opened(self, path: str) -> None:

@@ -10,7 +10,7 @@ from random import Random
 from signal import SIGTERM
 from typing import Any, Final
 
-from fsqueue.errors import ExitStatus, UsageError
+from fsqueue.errors import ExitStatus, LeaseLost, UsageError
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.maintenance.restore import repair_pool
 from fsqueue.pool.completeness import Completeness, look_for_all
@@ -452,7 +452,10 @@ class Simulation:
         if lost and lease is not None and lease.ended_by is None:
             if not self.scenario.traits.listings_s and "again" not in process.excuses:
                 raise Violation(f"R13: {process} believes that it lost its lease, which is {lease}")
-        looked = max(process.looked.values(), default=0.0)
+        # Not what it lists to the very end: its second thread running/ and control/, it its inbox.
+        places = (f"{ROOT}/spools", f"{ROOT}/plans", f"{ROOT}/failed", f"{ROOT}/done")
+        found = (at for path, at in process.looked.items() if path.startswith(places))
+        looked = max(found, default=0.0)
         lost = [id for id, when in checker.purged.items() if when < looked - 25.0]
         if self.scenario.traits.listings_s <= 0.3:
             lost = [id for id, when in checker.purged.items() if when < looked - 0.5]
@@ -476,6 +479,10 @@ class Simulation:
             raise Violation(f"R8: {process} did not try again after {error!r}") from error
         if isinstance(error, UsageError) and not process.name.startswith("plan"):
             return  # there was no pool yet, or nothing of that name
+        if isinstance(error, LeaseLost) and process.worker is not None:
+            lease, _ = self.checker.leases.get(process.worker.id, (None, 0.0))
+            if lease is not None and lease.ended_by is not None:
+                return  # it was paused for longer than its lease while it made that
         if isinstance(error, OSError | UsageError) or type(error).__module__ == "fsqueue.errors":
             if "fault" in process.excuses:
                 return
