@@ -23,7 +23,15 @@ settings.load_profile("fsqueue")
 
 TOGETHER = ("slurm", "sharedfs")
 """Directories whose tests share daemons or kernels of their own: one process runs all of them."""
-LONGEST_FIRST = ("slurm", "sharedfs", "stress", "sim", "crash", "embed")
+LONGEST_FIRST = (
+    "slurm",
+    "sharedfs",
+    "stress",
+    "sim",
+    "crash",
+    "test_rule_mutations.py",
+    "embed",
+)
 """The order in which directories are given to processes, so that all end at about the same time."""
 
 REPORT = pytest.StashKey[dict[str, list[str]]]()
