@@ -13,7 +13,7 @@ R27 A program's directory, arguments and the name of its output are those that w
 R28 No process can write into an output that is published: everything that had it open has ended
     before, or what is published is a copy.
 R74 With --per-claim N, N inputs are one claim. It is done when every input is: then its output is a
-    tar of what each made, named as the inputs are, with the same bytes whoever ran it. The first
+    tar of what each made, named as the inputs are, with the same bytes on every worker. The first
     input that fails fails the claim, by name.
 R29 A program is active while it uses CPU time, or its output or stderr grows; that it exists is no
     activity. One that hangs is therefore reported as stalled.

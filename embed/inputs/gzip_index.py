@@ -7,7 +7,7 @@ can begin: a place, and the 32 KiB before it. A claim carries the last point bef
 The library is optional (`pip install fsqueue[gzip]`): without it, in the planner or in the worker,
 everything works as before, more slowly. The one door to indexed_gzip.
 
-What this module does not know: FASTA, claims, and digests: whoever reads checks what was read.
+What this module does not know: FASTA, claims, and digests: its callers check what they read.
 """
 
 from __future__ import annotations

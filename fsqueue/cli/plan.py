@@ -99,7 +99,7 @@ def _command(name: str, handler: type[Handler]) -> click.Command:
                      help="End an attempt that takes longer, such as 2h, and charge it. "
                      "Default: never."),
         click.Option(["--priority"], type=click.IntRange(0, PRIORITY_MAX), default=0,
-                     help="Claims of a higher priority are taken first, by whoever may take them. "
+                     help="Claims of a higher priority are taken first, by any worker that may. "
                      "Default: 0, the lowest."),
         click.Option(["--lease"], type=Duration(),
                      help="Lease of a new pool: a worker that is silent for this long is dead. "

@@ -73,7 +73,7 @@ main()
 """
 """fsqueue over a mount of which one operation in five hundred fails.
 
-Not the very first, which opens the pool: that error is reported at once to whoever typed its name.
+Not the very first, which opens the pool: that error is reported at once, and ends the command.
 """
 
 

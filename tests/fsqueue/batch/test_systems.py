@@ -54,7 +54,7 @@ def test_each_answer_is_read_as_its_system_prints_it() -> None:
         ({"PBS_JOBID": "12[3].server"}, System.PBS),
         ({"LSB_JOBID": "9"}, System.LSF),
         ({"FLUX_JOB_ID": "f9"}, System.FLUX),
-        ({"JOB_ID": "a variable of somebody's"}, None),
+        ({"JOB_ID": "an unrelated variable"}, None),
         ({}, None),
     ],
 )
