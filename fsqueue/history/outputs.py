@@ -191,10 +191,10 @@ def _unpack(output: Output, targets: list[Path], done: Linked) -> None:
                 file = archive.extractfile(name)
                 if file is None:
                     raise KeyError(name)
-                with open(private, "wb") as copy:
-                    shutil.copyfileobj(file, copy)
                 try:
-                    _publish_member(private, target, done)
+                    with open(private, "wb") as copy:
+                        shutil.copyfileobj(file, copy)
+                    _link(Path(private), target, done)
                 finally:
                     atomic.discard(private)
     except (tarfile.TarError, KeyError, EOFError) as error:
@@ -202,13 +202,3 @@ def _unpack(output: Output, targets: list[Path], done: Linked) -> None:
             f"{output.path} is not the archive that its claim made ({error}): see fsqueue check "
             f"POOL --deep."
         ) from error
-
-
-def _publish_member(private: str, target: Path, done: Linked) -> None:
-    if not os.path.lexists(target):
-        os.link(private, target)
-        done.made += 1
-    elif target.is_file() and _is_same(Path(private), target):
-        done.already += 1
-    else:
-        done.in_the_way.append(str(target))
