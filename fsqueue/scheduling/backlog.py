@@ -56,9 +56,39 @@ class Speeds:
     """Cost per second of weight 1.0; None if nothing is known of it."""
 
 
-def spool_speeds(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> Speeds:
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One look at a live pool: what waits, and what its workers have to run and say of themselves.
+
+    Each spool and each status is read once per plan, however much is asked of them.
+    """
+
+    waiting: Mapping[str, float]
+    """The cost of what waits, by spool."""
+    statuses: tuple[Status, ...]
+    left: float
+    """The cost that is left of what runs."""
+    left_in: Mapping[str, float]
+    """The same of workers that stay, by their spool."""
+
+
+def look(pool: PoolDirectory) -> Live:
+    """Look at a pool before claims are added to it."""
+    waiting = {spool: atomic.gather(pool.spool(spool), _cost) for spool in spool_names(pool)}
+    every = living(pool)
+    staying = tuple(status for status in every if status.state not in LEAVING)
+    left_in: dict[str, float] = {}
+    for peer in peers(pool, staying):
+        if peer.spool is not None:
+            left_in[peer.spool] = left_in.get(peer.spool, 0.0) + peer.left
+    return Live(waiting, staying, sum(peer.left for peer in peers(pool, every)), left_in)
+
+
+def spool_speeds(
+    pool: PoolDirectory, live: Live, spools: Sequence[Spool], wanted: Wanted
+) -> Speeds:
     """Return how fast the spools are for a kind, as far as it was measured (R76)."""
-    alive = [status for status in living(pool) if status.state not in LEAVING]
+    alive = live.statuses
     rates: dict[str, float] = {}
     for status in alive:
         rate = status.rates.get(wanted.kind, 0.0)
@@ -86,29 +116,20 @@ def _earlier(pool: PoolDirectory) -> Iterator[Status]:
     return (status for status in found if status is not None)
 
 
-def ahead(pool: PoolDirectory) -> float:
+def ahead(live: Live) -> float:
     """Return the cost of all that waits and of what is left of what runs."""
-    waiting = sum(atomic.gather(pool.spool(spool), _cost) for spool in spool_names(pool))
-    return waiting + sum(peer.left for peer in peers(pool, living(pool)))
+    return sum(live.waiting.values()) + live.left
 
 
-def loads(pool: PoolDirectory, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
+def loads(live: Live, spools: Sequence[Spool], wanted: Wanted) -> list[float]:
     """Return the cost that is ahead of a new claim in each spool."""
-    known = set(spool_names(pool))
-    before = {
-        spool.name: atomic.gather(pool.spool(spool.name), _cost)
-        for spool in spools
-        if spool.name in known
-    }
-    statuses = [status for status in living(pool) if status.state not in LEAVING]
-    for peer in peers(pool, statuses):
-        if peer.spool in before:
-            before[peer.spool] += peer.left
-    points = _points(statuses, wanted)
+    points = _points(live.statuses, wanted)
     best = max(points.values(), default=0.0)
-    unit = wanted.cost_per_second or _unit(statuses)
+    unit = wanted.cost_per_second or _unit(live.statuses)
     return [
-        before.get(spool.name, 0.0) + _behind(spool, points, best) * unit * spool.weight
+        live.waiting.get(spool.name, 0.0)
+        + live.left_in.get(spool.name, 0.0)
+        + _behind(spool, points, best) * unit * spool.weight
         for spool in spools
     ]
 

@@ -243,10 +243,11 @@ def _weigh(
     if pool is not None and costs:
         kind = request.kind(next(iter(kinds)))
         wanted = Wanted(request.handler.name, kind, request.handler.cost_per_second)
-        loads = backlog.loads(pool, spools, wanted)
-        speeds = backlog.spool_speeds(pool, spools, wanted)
+        live = backlog.look(pool)
+        loads = backlog.loads(live, spools, wanted)
+        speeds = backlog.spool_speeds(pool, live, spools, wanted)
         weights, unit = list(speeds.by_spool), speeds.unit
-        before = backlog.ahead(pool)
+        before = backlog.ahead(live)
         if request.weighted:
             pairs = zip(spools, weights, strict=True)
             result.measured = {s.name: w for s, w in pairs if s.name in speeds.measured}

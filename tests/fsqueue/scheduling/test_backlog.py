@@ -10,7 +10,7 @@ import pytest
 
 from fsqueue.pool.settings import PoolDirectory, create_pool
 from fsqueue.pool.status import write_status
-from fsqueue.scheduling.backlog import NEVER, Wanted, loads, spool_speeds
+from fsqueue.scheduling.backlog import NEVER, Wanted, loads, look, spool_speeds
 from fsqueue.scheduling.choose import LOAD_S
 from fsqueue.scheduling.planner import plan_into
 from tests.support.pools import Divisible, ManualWorker, make_pool, plan, request, spools
@@ -34,7 +34,7 @@ def worker(pool: PoolDirectory, spool: str, **facts: Any) -> ManualWorker:
 
 
 def before(pool: PoolDirectory, wanted: Wanted = WANTED) -> list[float]:
-    return loads(pool, spools(1.0, 2.0), wanted)
+    return loads(look(pool), spools(1.0, 2.0), wanted)
 
 
 def test_where_nobody_lives_what_waits_decides(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_pool_without_workers_is_shared_by_weight_as_ever(tmp_path: Path) -> N
 def test_r76_spools_are_as_fast_as_their_workers_measured(pool: PoolDirectory) -> None:
     worker(pool, "gpu0", weight=1.0, rates={"esm2_t6": 250.0})
     worker(pool, "gpu1", weight=1.0, rates={"esm2_t6": 10.0})
-    found = spool_speeds(pool, spools(1.0, 1.0), WANTED)
+    found = spool_speeds(pool, look(pool), spools(1.0, 1.0), WANTED)
     assert found.by_spool[0] / found.by_spool[1] == pytest.approx(25)
     assert found.measured == {"gpu0", "gpu1"} and found.unit == pytest.approx(130)
 
@@ -131,7 +131,7 @@ def test_r76_two_workers_of_a_spool_count_twice_and_what_is_not_measured_by_its_
     for _ in range(2):
         worker(pool, "gpu0", weight=1.0, rates={"esm2_t6": 50.0})
     worker(pool, "gpu1", weight=2.0, rates={"other": 9.0})
-    found = spool_speeds(pool, spools(1.0, 2.0), WANTED)
+    found = spool_speeds(pool, look(pool), spools(1.0, 2.0), WANTED)
     assert found.by_spool == (2.0, 2.0) and found.measured == {"gpu0"}
 
 
