@@ -9,17 +9,18 @@ R30 No command and no worker answers 0, and no dependent job starts, before done
     and the exit status is 1.
     A plan whose file was removed hides what it planned: it is recognised by a gap in the numbers,
     or by claims that no plan holds, and then nothing is answered 0 either.
+    Equal numbers prove nothing: a plan that an old listing does not show may have as many claims
+    as were removed, so the ids themselves are compared.
 R31 A claim is called missing only if it was in no state directory in any of several looks: a
     listing of a busy directory misses names, and a claim can move between two listings.
 
-It costs one listing of the pool (a million done claims: under a second), and nothing is read beside
-the heads of the plans, unless the numbers differ.
+It costs one listing of the pool and one reading of its plans: 1.4 s for a million done claims.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -82,19 +83,16 @@ def look_for_all(pool: PoolDirectory, *, looks: int | None = None) -> Completene
         numbers = plans.numbers(pool)
         gaps = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
         heads = [plans.read_plan(pool, number) for number in numbers]
-        planned = sum(head.total.claims for head in heads)
+        planned = {number: head.total.claims for number, head in zip(numbers, heads, strict=True)}
         # Each look adds to `seen`: a claim counts if any look saw it (R31).
         if look == 0 and not gaps:
             failed = _see_ended(pool, seen)
-            if distinct(seen) == planned:
-                return Completeness(planned, 0, failed)  # however many spools there are
+            if distinct(seen) == sum(planned.values()) and not any(_compare(pool, planned, seen)):
+                return Completeness(distinct(seen), 0, failed)  # however many spools there are
         remaining, failed = _see(pool, seen, {head.uid for head in heads})
-        missing: list[tuple[str, int]] = []
-        unplanned = 0
-        if distinct(seen) != planned:
-            missing, unplanned = _compare(pool, numbers, seen)
+        missing, unplanned = _compare(pool, planned, seen)
         found = Completeness(
-            planned,
+            sum(planned.values()),
             remaining,
             failed,
             tuple(id for id, _ in missing),
@@ -205,21 +203,23 @@ def _add_done(texts: Iterable[str], seen: Fingerprints) -> None:
 
 
 def _compare(
-    pool: PoolDirectory, numbers: Iterable[int], seen: Fingerprints
+    pool: PoolDirectory, planned: Mapping[int, int], seen: Fingerprints
 ) -> tuple[list[tuple[str, int]], int]:
-    """Return id and cost of each planned claim that was not seen, and how many are not planned."""
+    """Return id and cost of each planned claim that was not seen, and how many are not planned.
+
+    `planned`: how many claims each plan holds, by its number.
+    """
     asked = Fingerprints()
-    for number in numbers:
-        asked.extend(
-            mark(text.partition(".")[0]) for text, _spool in plans.read_names(pool, number)
-        )
+    for number, claims in planned.items():
+        for ids in plans.read_ids(pool, number, claims):
+            asked.extend(map(mark, ids))
     lost: set[int] = set()
     unplanned = 0
     for those, these in sets(asked, seen):
         lost |= those - these
         unplanned += len(these - those)
     missing = []
-    for number in numbers if lost else ():
+    for number in planned if lost else ():
         for text, _spool in plans.read_names(pool, number):
             facts = id_and_cost(text, owned="@" in text)
             if facts and mark(facts[0]) in lost:

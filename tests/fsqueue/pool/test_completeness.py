@@ -11,7 +11,7 @@ import pytest
 from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.monitor.counts import Amount, ClaimCounter
 from fsqueue.monitor.snapshot import Reader
-from fsqueue.pool import claims
+from fsqueue.pool import claims, plans
 from fsqueue.pool.completeness import LOOKS, look_for_all
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, create_pool
@@ -166,3 +166,29 @@ def test_R30_claims_that_no_plan_holds_show_that_the_last_plan_was_removed(
     assert (seen.missing, seen.unplanned) == ((), 1)
     count = ClaimCounter(pool).take_verified()
     assert count.exit_status == ExitStatus.ERROR and "that no plan holds" in count.trouble
+
+
+def test_R30_as_many_claims_of_an_unseen_plan_do_not_stand_for_those_that_are_missing(
+    pool: PoolDirectory,
+) -> None:
+    plan(pool, "e.5")
+    id = remove_one(pool, State.WAITING, "d")
+    finish_all(pool)
+    os.unlink(pool.plan(2))  # as an old listing of plans/ does not show it
+    seen = look_for_all(pool)
+    assert (seen.missing, seen.unplanned) == ((id,), 1)
+    assert seen.exit_status is ExitStatus.ERROR
+
+
+@pytest.mark.parametrize("block_bytes", [1, 70, plans.BLOCK_BYTES])
+def test_the_ids_of_a_plan_are_the_same_however_they_are_read(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(plans, "BLOCK_BYTES", block_bytes)
+    ids = [text.partition(".")[0] for text, _spool in plans.read_names(pool, 1)]
+    assert [id for some in plans.read_ids(pool, 1, len(ids)) for id in some] == ids
+    with open(pool.plan(1)) as file:
+        reformatted = file.read().replace('["', '[ "')
+    with open(pool.plan(1), "w") as file:
+        file.write(reformatted)
+    assert [id for some in plans.read_ids(pool, 1, len(ids)) for id in some] == ids
