@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,8 @@ from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
 from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
-from embed.inputs.fasta_scan import scan
+from embed.inputs.fasta_scan import Scan, scan
+from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
 from embed.models import families, files, hub
 from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
@@ -67,6 +68,7 @@ class Embed(Handler):
         self._model_cache: ModelCache | None = None
         self._store: View | None = None
         self._tokenizers: dict[tuple[str, str, bool], Tokenizer] = {}
+        self._too_long = TooLongCounter()
 
     # ---- planning ----
 
@@ -164,8 +166,8 @@ class Embed(Handler):
         if options.get("text"):
             return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
         tokenizer = self.tokenizer(options)
-        limit = _letters_max(options, tokenizer)
-        found = scan(path, estimate(options).costs, longer_than=limit or 1 << 62)
+        limit = _Limit.of(options, tokenizer)
+        found = scan(path, estimate(options).costs, longer_than=limit.sure)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         letters = FAMILIES[options["family"]].letters
         measures = {"sequences": found.total("sequences"), letters: found.total("residues")}
@@ -176,12 +178,13 @@ class Embed(Handler):
                 f"holds at most {VIRNUCPRO_ROWS_MAX:,}. Divide it (fsqueue embed prepare --split "
                 f"10000), or use another --format."
             )
-        in_letters = not FAMILIES[options["family"]].in_tokens
-        if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
+        longer = self._count_longer(found, limit, tokenizer)
+        if options["long"] == "fail" and longer.count:
+            where = f" of {longest:,} {letters}" if limit.in_letters else ""
             raise BadInput(
-                f"{path}: contains a sequence of {longest:,} {letters}, more than --max-residues "
-                f"{options['max_residues']}, and --long fail refuses it. Raise --max-residues, or "
-                f"use --long truncate or window."
+                f"{path}: contains a sequence{where} longer than --max-residues "
+                f"{options['max_residues']:,}, and --long fail refuses it. Raise --max-residues, "
+                f"or use --long truncate or window."
             )
         notes = []
         if not measures["sequences"]:
@@ -189,12 +192,19 @@ class Embed(Handler):
         if found.empty:
             have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
             notes.append(f"{path}: {have} no {letters}; the vector will be zeros.")
-        if found.longer:
-            notes.append(_too_long(path, found.longer, limit, letters, options))
+        if longer.count:
+            notes.append(_too_long(path, longer, limit, letters, options))
         first, are_all = letter_check.first_records(path)
         kind = letter_check.reads(options["family"], tokenizer)
         notes += letter_check.check(path, first, tokenizer, kind, are_all=are_all)
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
+
+    def _count_longer(self, found: Scan, limit: _Limit, tokenizer: Tokenizer) -> TooLong:
+        """Return how many sequences of a file do not fit into the model."""
+        if limit.in_letters or not found.longer:
+            return TooLong(found.longer)
+        assert isinstance(tokenizer, GenericTokenizer)
+        return self._too_long.count(found, tokenizer, limit.room)
 
     def cut(
         self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
@@ -314,21 +324,37 @@ def _kind(options: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
-def _letters_max(options: Mapping[str, Any], tokenizer: Tokenizer) -> int:
-    """Return how many letters fit into the model; 0 if that takes its tokenizer."""
-    most = int(options["max_residues"])
-    if not FAMILIES[options["family"]].in_tokens:
-        return most
-    reads_letters = isinstance(tokenizer, GenericTokenizer) and tokenizer.reads_letters
-    return most - sum(tokenizer.edges) - tokenizer.prefix_tokens if reads_letters else 0
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How long a sequence may be."""
+
+    room: int
+    """In letters, or in tokens without begin, end and prefix."""
+    in_letters: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], tokenizer: Tokenizer) -> _Limit:
+        """Return the limit of a plan with these options."""
+        most = int(options["max_residues"])
+        if not isinstance(tokenizer, GenericTokenizer):
+            return cls(most, in_letters=True)
+        return cls(tokenizer.room(most), tokenizer.reads_letters)
+
+    @property
+    def sure(self) -> int:
+        """Return how many letters always fit."""
+        return self.room if self.in_letters else letters_sure(self.room)
 
 
-def _too_long(path: str, count: int, limit: int, letters: str, options: Mapping[str, Any]) -> str:
-    are = "1 sequence is" if count == 1 else f"{count:,} sequences are"
-    line = f"{path}: {are} longer than {limit:,} {letters}, and will be "
+def _too_long(
+    path: str, longer: TooLong, limit: _Limit, letters: str, options: Mapping[str, Any]
+) -> str:
+    unit = letters if limit.in_letters else "tokens"
+    line = f"{path}: {longer} longer than {limit.room:,} {unit}, and will be "
     if options["long"] == "window":
         return f"{line}read in windows."
-    return f"{line}truncated; --long window reads them whole."
+    them = "it" if longer.count == 1 else "them"
+    return f"{line}truncated; --long window reads {them} whole."
 
 
 def _windows(options: Mapping[str, Any], convention: Convention, family: Family) -> dict[str, Any]:
