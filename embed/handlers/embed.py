@@ -180,7 +180,7 @@ class Embed(Handler):
             )
         longer = self._count_longer(found, limit, tokenizer)
         if options["long"] == "fail" and longer.count:
-            where = f" of {longest:,} {letters}" if limit.in_letters else ""
+            where = f" of {longest:,} {letters}," if limit.in_letters else ""
             raise BadInput(
                 f"{path}: contains a sequence{where} longer than --max-residues "
                 f"{options['max_residues']:,}, and --long fail refuses it. Raise --max-residues, "

@@ -20,7 +20,7 @@ from embed.models import hub
 from embed.models.generic.network import load
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
-from fsqueue import ClaimImpossible, UsageError
+from fsqueue import BadInput, ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
 from tests.support.dnabert import write_model as write_dnabert
 from tests.support.generic_models import MODELS, TEXTS, write_model
@@ -195,13 +195,13 @@ def test_rows_for_each_token_come_without_begin_and_end(
     assert found.columns["offsets"].tolist() == [0, 6, 9]
 
 
-def test_long_fail_is_decided_by_tokens_when_the_claim_runs(
+def test_long_fail_is_decided_by_tokens_when_it_is_planned(
     folders: dict[str, Path], make_bench: MakeBench
 ) -> None:
     bench = make_bench(model=str(folders["protbert"]), long="fail")
-    (item,) = bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 20)])))
-    with pytest.raises(ClaimImpossible, match="'endless': is longer than --max-residues 64"):
-        bench.run(item)
+    bench.plan(bench.file(fasta([("fits", "MKVLA" * 12 + "MK")])))
+    with pytest.raises(BadInput, match="of 63 letters, longer than --max-residues 64"):
+        bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 12 + "MKV")])))
 
 
 # ---- real weights ----
