@@ -18,10 +18,11 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 from embed import Encoder
 from embed.models import hub
 from embed.models.generic.network import load
-from embed.models.generic.shape import refuse_too_long
+from embed.models.generic.shape import positions, refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
 from fsqueue import BadInput, ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
+from tests.support import published_models as published
 from tests.support.dnabert import write_model as write_dnabert
 from tests.support.generic_models import MODELS, TEXTS, write_model
 
@@ -393,6 +394,15 @@ def test_R48_what_planning_accepts_is_computed_and_what_it_refuses_would_fail(
     assert alone(folder, ids * most).shape[0] == most
     with pytest.raises((IndexError, RuntimeError)):
         alone(folder, ids * (most + 1))
+
+
+def test_R48_mpnet_has_a_table_beside_its_relative_bias(tmp_path: Path) -> None:
+    published.write(tmp_path, "MPNet")
+    found = positions(str(tmp_path))
+    assert found is not None
+    assert alone(tmp_path, [7] * found).shape[0] == found
+    with pytest.raises(IndexError):
+        alone(tmp_path, [7] * (found + 1))
 
 
 def test_R48_a_plan_with_a_longer_limit_than_the_model_s_is_refused(
