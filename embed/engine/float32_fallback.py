@@ -22,9 +22,11 @@ from embed.engine.budget import Budget
 from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.engine import Batch, Engine, Usage, Warn
+from embed.engine.scorer import load_scorer
 from embed.models import families
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
+from embed.models.masked_lm import Scores
 from fsqueue import host_lock
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,12 @@ Rows = NDArray[np.float32]
 
 
 def load(
-    family: str, folder: str, device: Device, *, dtype: str, convention: Convention
+    family: str,
+    folder: str,
+    device: Device,
+    *,
+    dtype: str,
+    convention: Convention,
 ) -> tuple[Float32Fallback, Tokenizer]:
     """Load a model as `families.load` does, and pool its states as the convention says."""
     device.check(dtype, log.warning)
@@ -48,31 +55,36 @@ def load(
 def with_float32_fallback(
     encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
     dtype: str, convention: Convention, budget: Budget | None = None,
+    scores: Scores | None = None,
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
-    pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+
+    def engine(encoder: Any, device: Device, budget: Budget | None = None) -> Engine:
+        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+        scorer = None
+        if scores is not None:
+            scorer = load_scorer(
+                family, folder, tokenizer, convention, encoder.frame.vocabulary, scores, device
+            )
+        return Engine(encoder, pooler, device, budget, scorer)
+
+    def load_on(device: Device) -> Engine:
+        with host_lock("load"), typed_errors():
+            again, _ = families.load(family, folder, "float32", device.place)
+            return engine(again, device)
 
     def load_float32() -> Engine:
         try:
-            return _load_float32(family, folder, tokenizer, convention, device)
+            return load_on(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or device.capability is None:
                 raise
         log.warning("the model in float32 does not fit beside the other; using the CPU for it")
         device.release()
-        return _load_float32(family, folder, tokenizer, convention, Cpu())
+        return load_on(Cpu())
 
-    engine = Engine(encoder, pooler, device, budget)
-    return Float32Fallback(engine, None if dtype == "float32" else load_float32)
-
-
-def _load_float32(
-    family: str, folder: str, tokenizer: Tokenizer, convention: Convention, device: Device
-) -> Engine:
-    with host_lock("load"), typed_errors():
-        encoder, _ = families.load(family, folder, "float32", device.place)
-        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
-    return Engine(encoder, pooler, device)
+    first = engine(encoder, device, budget)
+    return Float32Fallback(first, None if dtype == "float32" else load_float32)
 
 
 class Float32Fallback:

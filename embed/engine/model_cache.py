@@ -18,6 +18,7 @@ from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
+from embed.models.masked_lm import Scores
 from embed.models.packed import PackedEncoder
 from fsqueue import NotSupportedError, host_lock
 
@@ -36,14 +37,17 @@ class LoadedModel:
     device: Device
     encoder: PackedEncoder
     tokenizer: Tokenizer
-    engines: dict[tuple[Convention, bool], Float32Fallback] = field(default_factory=dict)
+    engines: dict[tuple[Convention, bool, Scores | None], Float32Fallback] = field(
+        default_factory=dict
+    )
     budget: Budget | None = None
     """How many tokens it runs at once, as far as that is found out."""
 
     def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
         convention, is_fixed = Convention.of(options), bool(options.get("deterministic"))
-        key = convention, is_fixed
+        scores = Scores.of(options)
+        key = convention, is_fixed, scores
         if key not in self.engines:
             if self.budget is None and self.device.ahead > 1:
                 self.budget = FoundBudget(self.device, options["tokens_per_batch"])
@@ -56,6 +60,7 @@ class LoadedModel:
                 dtype=options["dtype"],
                 convention=convention,
                 budget=None if is_fixed else self.budget,
+                scores=scores,
             )
         return self.engines[key]
 

@@ -30,6 +30,7 @@ from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
 from embed.models.hub import PinnedModel
+from embed.models.masked_lm import Scores, check_scores
 from embed.models.practice import Practice, decide
 from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.outputs.esm_layout import EsmLayout
@@ -51,6 +52,8 @@ NOT_DECISIVE: Final = (
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
 """What a user asks for; a plan pins what becomes of it."""
+WHERE_SET: Final = ("windows", "overlap", "scores")
+"""Options that an output's header has, where a plan has them."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
 
@@ -76,6 +79,11 @@ class Embed(Handler):
         """Find the model, and pin it: its exact weights become part of every claim."""
         prepared = self.pin(options)
         prepared |= spaces.store_options(prepared)
+        if prepared["store"] and Scores.of(prepared):
+            raise UsageError(
+                "--scores with --store: a store keeps vectors only. Omit --store (or unset "
+                "FSQUEUE_STORE), or plan the scores separately."
+            )
         is_text = options.get("text")
         return prepared | (
             chunks.text_options(prepared, self.tokenizer(prepared)) if is_text else {}
@@ -128,6 +136,22 @@ class Embed(Handler):
         }
         if options["format"] == "esm":
             EsmLayout.of(options)
+        return self._with_scores(model, config, options)
+
+    def _with_scores(
+        self, model: PinnedModel, config: Mapping[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the options, without --scores if there are none. Raises UsageError."""
+        if not options.get("scores"):
+            return {name: value for name, value in options.items() if name != "scores"}
+        check_scores(
+            model.folder,
+            model.family,
+            config,
+            None if model.family == "esm2" else self.tokenizer(options),
+            Convention.of(options),
+            options,
+        )
         return options
 
     def _decide(
@@ -390,7 +414,7 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "pooling": options["pooling"],
         "pooled": Convention.of(options).describe(),
         "long": options["long"],
-        **{name: str(options[name]) for name in ("windows", "overlap") if name in options},
+        **{name: str(options[name]) for name in WHERE_SET if name in options},
         "residues_max": str(options["max_residues"]),
         "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},
     }

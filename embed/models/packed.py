@@ -256,6 +256,8 @@ class Pack:
     """(tokens,) int32."""
     padding: Padding | None = None
     """For the padded kernel."""
+    one_masked: bool = False
+    """Whether all sequences are of equal length, and one token of each is the mask."""
 
     @classmethod
     def read(cls, data: torch.Tensor, layout: Layout) -> Pack:

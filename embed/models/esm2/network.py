@@ -77,6 +77,7 @@ class Esm2Encoder(PackedEncoder):
         self.frame = Frame((BEGIN,), (END,), config.vocab_size)
         # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
+        self._mask = config.mask_token_id if config.token_dropout else None
         word = model.embeddings.word_embeddings.weight.detach()
         self._words = (word.float() * scale).to(device, dtype)
         norm_before = model.embeddings.layer_norm
@@ -94,6 +95,9 @@ class Esm2Encoder(PackedEncoder):
         chosen = LayerStates(layers)
         rotations = self._rotations_of(pack)
         x = functional.embedding(pack.tokens, self._words)
+        if pack.one_masked and self._mask is not None:  # the others make up for the zeros
+            x = x.masked_fill((pack.tokens == self._mask)[:, None], 0)
+            x = x / (1 - 1 / pack.layout.longest)
         if self._norm_before is not None:
             x = self._norm_before(x)
         for number, layer in enumerate(self._layers):

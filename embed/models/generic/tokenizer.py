@@ -141,6 +141,12 @@ class GenericTokenizer:
         found = self._id_of(token)
         return found is not None and found != self._unknown
 
+    def id_of(self, token: str) -> int:
+        """Return the id of a token that the vocabulary has."""
+        found = self._id_of(token)
+        assert found is not None
+        return found
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the range of characters that each token of a text stands for."""
         return self._offsets(text)
