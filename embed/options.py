@@ -25,6 +25,7 @@ OPTIONS: Final = (
         "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision].",
         required=True,
     ),
+    Option("adapter", None, "A LoRA adapter, as peft saves it: a folder. Merged into the model."),
     Option("dtype", "float32", "Precision; float16 is slow on most CPUs.", tuple(DTYPE_TAGS)),
     Option(
         "pooling",

@@ -41,21 +41,23 @@ def load(
     *,
     dtype: str,
     convention: Convention,
+    adapter: str = "",
 ) -> tuple[Float32Fallback, Tokenizer]:
     """Load a model as `families.load` does, and pool its states as the convention says."""
     device.check(dtype, log.warning)
     with typed_errors():
-        encoder, tokenizer = families.load(family, folder, dtype, device.place)
+        encoder, tokenizer = families.load(family, folder, dtype, device.place, adapter)
     engine = with_float32_fallback(
-        encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention
-    )
+        encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention,
+        adapter=adapter,
+    )  # fmt: skip
     return engine, tokenizer
 
 
 def with_float32_fallback(
     encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
     dtype: str, convention: Convention, budget: Budget | None = None,
-    scores: Scores | None = None,
+    scores: Scores | None = None, adapter: str = "",
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
 
@@ -70,7 +72,7 @@ def with_float32_fallback(
 
     def load_on(device: Device) -> Engine:
         with host_lock("load"), typed_errors():
-            again, _ = families.load(family, folder, "float32", device.place)
+            again, _ = families.load(family, folder, "float32", device.place, adapter)
             return engine(again, device)
 
     def load_float32() -> Engine:

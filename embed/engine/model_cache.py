@@ -15,7 +15,7 @@ from embed.engine.budget import Budget, FoundBudget
 from embed.engine.device import Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
-from embed.models import families, files, hub
+from embed.models import adapter, families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
@@ -34,6 +34,8 @@ class LoadedModel:
     spec: str
     """The model as --model takes it: its folder, or its hub id and revision."""
     folder: str
+    adapter: str
+    """The folder of the adapter that is merged; "" without one."""
     device: Device
     encoder: PackedEncoder
     tokenizer: Tokenizer
@@ -61,6 +63,7 @@ class LoadedModel:
                 convention=convention,
                 budget=None if is_fixed else self.budget,
                 scores=scores,
+                adapter=self.adapter,
             )
         return self.engines[key]
 
@@ -86,17 +89,23 @@ class ModelCache:
             return self._models[key]
         self.device.check(options["dtype"], self._warn)
         with host_lock("load"), typed_errors():
-            folder = hub.locate(options)
+            folder, adapted = hub.locate(options), adapter.locate(options)
             self._make_room(_size(folder, options["dtype"]), models_max)
-            encoder, tokenizer = self._load(options, folder)
+            encoder, tokenizer = self._load(options, folder, adapted)
         spec = options["folder"] or f"{options['model']}@{options['revision']}"
-        self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokenizer)
+        self._models[key] = LoadedModel(
+            kind, spec, folder, adapted, self.device, encoder, tokenizer
+        )
         return self._models[key]
 
-    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[PackedEncoder, Tokenizer]:
+    def _load(
+        self, options: Mapping[str, Any], folder: str, adapted: str
+    ) -> tuple[PackedEncoder, Tokenizer]:
         while True:
             try:
-                return families.load(options["family"], folder, options["dtype"], self.device.place)
+                return families.load(
+                    options["family"], folder, options["dtype"], self.device.place, adapted
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

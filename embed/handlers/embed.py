@@ -23,7 +23,7 @@ from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import Scan, scan
 from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
-from embed.models import families, files, hub
+from embed.models import adapter, families, files, hub
 from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
-    *("plan_notes", "windows", "output_dtype", "deterministic"),
+    *("plan_notes", "windows", "output_dtype", "deterministic", "adapter"),
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
 """What a user asks for; a plan pins what becomes of it."""
-WHERE_SET: Final = ("windows", "overlap", "scores")
+WHERE_SET: Final = ("windows", "overlap", "scores", "adapter_hash")
 """Options that an output's header has, where a plan has them."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
@@ -134,6 +134,7 @@ class Embed(Handler):
             "shape": asdict(ModelShape.of(config)),
             "plan_notes": [practice.line, *practice.notes],
         }
+        options = _with_adapter(options, model)
         if options["format"] == "esm":
             EsmLayout.of(options)
         return self._with_scores(model, config, options)
@@ -173,7 +174,8 @@ class Embed(Handler):
 
     def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
         """Return how sequences become vectors, and what else is worth knowing about the model."""
-        return list(options["plan_notes"])
+        merged = [f"adapter: {options['adapter']}, merged"] if options.get("adapter") else []
+        return [*merged, *options["plan_notes"]]
 
     def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
         """Return what the model needs."""
@@ -345,6 +347,8 @@ def _kind(options: Mapping[str, Any]) -> str:
     """Return the kind in a claim's name, which identifies the loaded model: at most 32 bytes."""
     tag = DTYPE_TAGS[options["dtype"]]
     name = options["model"].rsplit("/", 1)[-1].lower()
+    if options.get("adapter"):  # another model than that alone
+        name = f"{name[:15]}_{options['adapter_hash'][-6:]}_{os.path.basename(options['adapter'])}"
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
@@ -402,6 +406,23 @@ def _windows(options: Mapping[str, Any], convention: Convention, family: Family)
             "matched, because they differ with what is around them. Leave out --overlap."
         )
     return rest | {"overlap": overlap}
+
+
+def _with_adapter(options: dict[str, Any], model: PinnedModel) -> dict[str, Any]:
+    """Return the options with --adapter pinned: its hash is part of the weights' identity.
+
+    Raises UsageError, NotSupportedError.
+    """
+    if not options.get("adapter"):
+        return {name: value for name, value in options.items() if name != "adapter"}
+    found = adapter.find(options["adapter"])
+    notes = adapter.check_base(found, model.folder, model.name, model.family)
+    return options | {
+        "adapter": found.folder,
+        "adapter_hash": found.digest,
+        "weights": f"{model.weights}{hub.ADAPTED}{found.digest}",
+        "plan_notes": [*options["plan_notes"], *notes],
+    }
 
 
 def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from embed.models.convention import Convention
 from embed.models.esm2.tokenizer import VOCABULARY
 from embed.models.families import Tokenizer
 from embed.models.generic.tokenizer import GenericTokenizer
-from embed.outputs.safetensors_header import read_header
+from embed.outputs.safetensors_header import read_shapes
 from fsqueue import UsageError
 
 HEADS: Final = (
@@ -93,7 +93,7 @@ def _tensors(folder: str, config: Mapping[str, Any]) -> Sequence[str]:
             architectures = config.get("architectures") or []
             return HEADS if any("MaskedLM" in str(each) for each in architectures) else ()
         with open(path, "rb") as file:
-            names += read_header(file.fileno())[0]
+            names += read_shapes(file.fileno())
     return names
 
 

@@ -32,8 +32,8 @@ from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
 
-def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
-    """Load the model in `folder`.
+def load(folder: str, dtype: str, device: torch.device, adapter: str = "") -> Esm2Encoder:
+    """Load the model in `folder`, with an adapter merged, if one is given.
 
     Raises ClaimImpossible if a weight is missing, so that no layer is left randomly initialised.
     """
@@ -52,6 +52,10 @@ def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
             f"{folder}: weights of the model are missing from its files ({len(missing)}; the first "
             f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
+    if adapter:
+        from embed.models.merge_adapter import merge_adapter
+
+        model = merge_adapter(model, adapter)
     return Esm2Encoder(model.eval(), device)
 
 

@@ -47,8 +47,12 @@ Ids = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) -> GenericEncoder:
-    """Load the model in `folder`; `frame` holds the tokens that begin and end every input.
+def load(
+    folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids], adapter: str = ""
+) -> GenericEncoder:
+    """Load the model in `folder`, with an adapter merged, if one is given.
+
+    `frame` holds the tokens that begin and end every input.
 
     Raises ClaimImpossible unless its files match the architecture in transformers.
     """
@@ -80,6 +84,10 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
             f"damaged, or it needs another version. Fetch it again, or give another model."
         ) from error
     _check_weights(folder, model, found)
+    if adapter:
+        from embed.models.merge_adapter import merge_adapter
+
+        model = merge_adapter(model, adapter)
     if config.is_encoder_decoder and not encoder_only:
         model = model.get_encoder()
     if model.main_input_name != "input_ids":
