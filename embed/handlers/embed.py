@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
     *("plan_notes", "windows", "output_dtype", "deterministic", "adapter"),
+    "content",
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
@@ -129,6 +130,7 @@ class Embed(Handler):
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
+            "content": hub.content(model),
             "family": family.name,
             "width": practice.convention.width(model.width),
             "shape": asdict(ModelShape.of(config)),
@@ -421,6 +423,7 @@ def _with_adapter(options: dict[str, Any], model: PinnedModel) -> dict[str, Any]
         "adapter": found.folder,
         "adapter_hash": found.digest,
         "weights": f"{model.weights}{hub.ADAPTED}{found.digest}",
+        "content": f"{options['content']}{hub.ADAPTED}{found.digest}",
         "plan_notes": [*options["plan_notes"], *notes],
     }
 

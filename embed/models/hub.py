@@ -60,6 +60,13 @@ class PinnedModel:
     """Its longest input in tokens; 0 where the family decides."""
 
 
+def content(model: PinnedModel) -> str:
+    """Return a hash of a model's files: the same for a hub id and a local copy."""
+    if not model.revision:
+        return model.weights
+    return f"sha256:{files.hash_files(model.folder, cached=True)}"
+
+
 def find(spec: str) -> PinnedModel:
     """Return the model that a user named, fetching it from the hub if necessary.
 
