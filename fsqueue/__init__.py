@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
+    from fsqueue.gpu.capability import local_gpus as local_gpus
     from fsqueue.handler import Computing as Computing
     from fsqueue.handler import Handler as Handler
     from fsqueue.handler import Item as Item
     from fsqueue.handler import Option as Option
+    from fsqueue.handler import PlannedGpu as PlannedGpu
     from fsqueue.handler import Source as Source
     from fsqueue.handler import Work as Work
     from fsqueue.history.outputs import Output as Output
@@ -72,6 +74,8 @@ _HOMES = {
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
+    "PlannedGpu": "fsqueue.handler",
+    "local_gpus": "fsqueue.gpu.capability",
     "Computing": "fsqueue.handler",
     "Handler": "fsqueue.handler",
     "Item": "fsqueue.handler",
@@ -128,6 +132,7 @@ __all__ = [
     "Output",
     "PlanResult",
     "PlanView",
+    "PlannedGpu",
     "Pool",
     "PoolError",
     "PoolReader",
@@ -140,6 +145,7 @@ __all__ = [
     "WorkerBroken",
     "WorkerSettings",
     "host_lock",
+    "local_gpus",
     "memory_available",
     "open_pool",
     "plan",

@@ -92,6 +92,7 @@ def plan(
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
     pool.
     """
+    from fsqueue.gpu.capability import planned_gpu
     from fsqueue.maintenance.doctor import refuse_unfit
     from fsqueue.python_file.code import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
@@ -120,12 +121,14 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
-    prepared = made.prepare(complete_options(made, options or {}))
+    spools = choose_spools(existing, gpus, weights)
+    known = [planned_gpu(spool.model, spool.memory_gib) for spool in spools]
+    prepared = made.prepare(made.for_gpus(complete_options(made, options or {}), known))
     request = PlanRequest(
         made,
         prepared,
         found.paths,
-        choose_spools(existing, gpus, weights),
+        spools,
         gpu_weighted,
         claim_seconds,
         tier,

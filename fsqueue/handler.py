@@ -51,7 +51,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUP: Final = "fsqueue.handlers"
+CPU: Final = "cpu"
 ELSEWHERE: Final = "If it is elsewhere on this host: fsqueue work --path-map OLD=NEW"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGpu:
+    """A GPU that claims are planned for, or `cpu`, as a handler that prepares a plan sees it."""
+
+    model: str
+    capability: tuple[int, int] | None
+    """The CUDA compute capability; None for a CPU, and where it is not known."""
+    memory_gib: float | None = None
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its workers compute on a CPU."""
+        return self.model == CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,10 @@ class Handler:
     def other_handler(self, name: str) -> Handler:
         """Return another handler; in a worker it is the worker's own, so that models load once."""
         return self._others(name) if self._others is not None else load_handler(name)
+
+    def for_gpus(self, options: dict[str, Any], gpus: Sequence[PlannedGpu]) -> dict[str, Any]:
+        """Decide what depends on the GPUs that are planned for, before `prepare`. UsageError."""
+        return options
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
