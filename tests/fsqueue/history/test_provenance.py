@@ -56,16 +56,14 @@ def test_each_output_has_one_record_of_what_made_it(pool: PoolDirectory) -> None
     assert f"made by {one['provenance']['worker']}" in shown
 
 
-def test_a_worker_writes_its_own_facts_once_and_a_line_for_each_output(pool: PoolDirectory) -> None:
-    """R78."""
+def test_r78_a_worker_writes_its_facts_once_and_a_line_for_each_output(pool: PoolDirectory) -> None:
     assert run_fsqueue("work", pool.root).returncode == 0
     (path,) = Path(pool.checksums()).iterdir()
     kinds = [next(iter(json.loads(line))) for line in path.read_text().splitlines()]
     assert kinds == ["worker", "versions", "output", "output", "output"]
 
 
-def test_it_stays_when_workers_are_forgotten(pool: PoolDirectory) -> None:
-    """R78."""
+def test_r78_it_stays_when_workers_are_forgotten(pool: PoolDirectory) -> None:
     assert run_fsqueue("work", pool.root).returncode == 0
     before = rows(pool)
     cleaned = run_fsqueue("clean", pool.root, "--all")
