@@ -179,7 +179,8 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
     from fsqueue.monitor.locate import find
 
     found = find(pool, id)
-    made = provenance(pool, id)
+    done = next((place.name for place in found.places if place.state == State.DONE), None)
+    made = provenance(pool, done) if done is not None else None
     if as_json:
         print_json(asdict(found) | {"pool": pool.root, "provenance": made and asdict(made)})
         sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)

@@ -18,6 +18,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.checksums import Content, parse_record, read_lines
 from fsqueue.pool.journal import event_time
 from fsqueue.pool.layout import State
+from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import number, printable
 
@@ -133,17 +134,14 @@ class Provenances:
         )
 
 
-def provenance(pool: PoolDirectory, id: str) -> Provenance | None:
-    """Return what made the output of a claim; None if it is not done, or nothing was recorded."""
-    name = next((name for name in claims.owned(pool, State.DONE) if name.id == id), None)
-    if name is None:
-        return None
+def provenance(pool: PoolDirectory, name: ClaimName) -> Provenance | None:
+    """Return what made the output of a claim in done/; None if nothing was recorded."""
     try:
         claim = claims.read_claim(pool, name, state=State.DONE)
         handler = load_handler(claim.handler)
     except FsqueueError:
         return None  # damaged, which `check` reports; or its handler is not installed here
-    output = f"{id}{claim.suffix or handler.suffix}"
+    output = f"{name.id}{claim.suffix or handler.suffix}"
     found = Provenances(pool, {output})
     return found.of(output, handler, claim.options, claim.payload)
 

@@ -14,11 +14,12 @@ import pytest
 import fsqueue
 from fsqueue.history.provenance import Provenance, Provenances, digest, provenance
 from fsqueue.pool.checksums import Checksums, Content
+from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.worker.provenance import Surroundings, cpu_model, loaded_versions
 from fsqueue.worker.settings import WorkerSettings
 from tests.support.nvml.fake_driver import Driver
-from tests.support.planning import make_inputs, plan_command
+from tests.support.planning import make_inputs, names_in, plan_command
 from tests.support.processes import fsqueue as run_fsqueue
 
 ARGV = ["cat", "{input}"]
@@ -75,8 +76,9 @@ def test_r78_it_stays_when_workers_are_forgotten(pool: PoolDirectory) -> None:
 def test_from_python_it_is_read_where_it_is_asked_for(pool: PoolDirectory) -> None:
     assert run_fsqueue("work", pool.root).returncode == 0
     opened = fsqueue.open_pool(pool.root)
+    names = {name.id: name for name in names_in(pool, State.DONE)}
     for output in opened.outputs(provenance=True):
-        assert output.provenance == provenance(pool, output.id)
+        assert output.provenance == provenance(pool, names[output.id])
     assert all(output.provenance is None for output in opened.outputs())
 
 
