@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,10 @@ class HyperQueue:
         os.kill(worker, signal.SIGSTOP)  # it must not see, and report, that its tasks end
         wait_for(lambda: state_of(worker) == "T", f"HyperQueue's worker {worker} to stop")
         below = _descendants(worker)
+        # Guardians first: they would end the leases.
         for pid in sorted(below, key=lambda pid: "fsqueue.worker.guardian" not in command_of(pid)):
-            os.kill(pid, signal.SIGKILL)  # guardians first: they would end the leases
+            with suppress(ProcessLookupError):  # RACE: programs of the claims come and go
+                os.kill(pid, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         self._reap(worker)
         wait_until_gone(below)

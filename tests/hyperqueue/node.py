@@ -11,12 +11,12 @@ import sys
 import threading
 from pathlib import Path
 
-from hyperqueue.cluster import LocalCluster, WorkerConfig
-
 READY = "ready"
 
 
 def main(role: str, directory: Path, *rest: str) -> None:
+    from hyperqueue.cluster import LocalCluster, WorkerConfig  # late: it may not be installed
+
     directory.mkdir()
     cluster = LocalCluster(str(directory))
     if role == "worker":
