@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
+    from fsqueue.handler import Computing as Computing
     from fsqueue.handler import Handler as Handler
     from fsqueue.handler import Item as Item
     from fsqueue.handler import Option as Option
@@ -73,6 +74,7 @@ _HOMES = {
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
+    "Computing": "fsqueue.handler",
     "Handler": "fsqueue.handler",
     "Item": "fsqueue.handler",
     "Option": "fsqueue.handler",
@@ -114,6 +116,7 @@ __all__ = [
     "ClaimFailed",
     "ClaimImpossible",
     "ClaimView",
+    "Computing",
     "Earlier",
     "FsqueueError",
     "Handler",

@@ -278,6 +278,27 @@ def _resolution_ns(time_ns: int) -> int:
     return next(unit for unit in (10**9, 10**6, 10**3, 10**2, 1) if time_ns % unit == 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What became of some time in which a handler computed, for those who watch the worker."""
+
+    seconds: float
+    computing_s: float
+    """In which the device computed."""
+    feeding_s: float
+    """In which the handler waited for input, or prepared it."""
+    teraflop: float = 0.0
+    """The operations that the model's products needed, in 10^12."""
+    reach_teraflop: float = 0.0
+    """Those that the device would have reached in that time, in large products; 0 if unknown."""
+    peak_gib: float = 0.0
+    """The most memory that was held; 0 if unknown."""
+
+
+def _unwatched(_: Computing) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Work:
     """One claim as its handler sees it, and what the handler may ask of the worker."""
@@ -305,6 +326,8 @@ class Work:
     """The id of the worker that runs it."""
     code: str = ""
     """The directory in which the pool keeps what `Handler.kept_files` returned."""
+    note_computing: Callable[[Computing], None] = _unwatched
+    """Reports what became of the time since the last report."""
 
     @property
     def input(self) -> Path:

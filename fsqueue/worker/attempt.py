@@ -15,7 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,7 +27,7 @@ from fsqueue.errors import (
     TimedOut,
     UsageError,
 )
-from fsqueue.handler import Handler, Work
+from fsqueue.handler import Computing, Handler, Work
 from fsqueue.pool import claims
 from fsqueue.pool.checksums import Checksums, measure
 from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
@@ -143,6 +143,7 @@ class Attempt:
             timeout_s=claim.timeout_s,
             worker=worker,
             code=self.pool.code(),
+            note_computing=self._note_computing,
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()
@@ -339,6 +340,9 @@ class Attempt:
 
     def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
         self.beat.change(lambda status: status.note_progress(done, total, measures))
+
+    def _note_computing(self, spent: Computing) -> None:
+        self.beat.change(lambda status: status.note_computing(asdict(spent)))
 
     def _warn(self, text: str) -> None:
         log.warning("%s: %s", self.name.id, text)
