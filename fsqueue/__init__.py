@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fsqueue.handler import Source as Source
     from fsqueue.handler import Work as Work
     from fsqueue.history.outputs import Output as Output
+    from fsqueue.history.provenance import Provenance as Provenance
     from fsqueue.history.select import Matching as Matching
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
     from fsqueue.pool.layout import Order as Order
@@ -70,6 +71,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Output": "fsqueue.history.outputs",
+    "Provenance": "fsqueue.history.provenance",
     "Matching": "fsqueue.history.select",
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
@@ -136,6 +138,7 @@ __all__ = [
     "Pool",
     "PoolError",
     "PoolReader",
+    "Provenance",
     "Snapshot",
     "Source",
     "UsageError",

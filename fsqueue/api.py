@@ -307,16 +307,17 @@ class Pool(PoolDirectory):
 
         return show(self, interval_s=interval_s)
 
-    def outputs(self) -> Iterator[Output]:
+    def outputs(self, *, provenance: bool = False) -> Iterator[Output]:
         """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-        Handlers without outputs yield nothing; of an input that changed and was planned again, the
-        outputs of its former version are left out. Raises UsageError if a plan's handler is not
-        installed here.
+        With `provenance`, each has what made it: host, GPU, versions, seconds, program. Handlers
+        without outputs yield nothing; of an input that changed and was planned again, the outputs
+        of its former version are left out. Raises UsageError if a plan's handler is not installed
+        here.
         """
         from fsqueue.history.outputs import outputs
 
-        return outputs(self)
+        return outputs(self, provenance=provenance)
 
     def link_outputs(self, directory: str | os.PathLike[str]) -> Linked:
         """Make `directory` hold every output under its input's name, as hard links.

@@ -259,6 +259,10 @@ class Handler:
         """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
         raise ClaimImpossible(f"the handler {self.name!r} has no self-test")
 
+    def program(self, options: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
+        """Return the program, with its arguments, that a claim runs; empty if it runs none."""
+        return []
+
     def loaded(self) -> list[str]:
         """Return the kinds of claim for which everything is loaded now."""
         return []

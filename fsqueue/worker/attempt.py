@@ -117,6 +117,7 @@ class Attempt:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
+        started = time.monotonic()
         final, private = "", NO_OUTPUT
         if handler.suffix is not None:
             suffix = claim.suffix or handler.suffix
@@ -158,7 +159,9 @@ class Attempt:
             if not published:
                 self.journal.write(EventKind.ADOPTED, id=id)  # I7
             elif self.checksums is not None and content is not None:
-                self.checksums.record(os.path.basename(final), content)  # R32
+                seconds = round(time.monotonic() - started, 3)
+                made = {"t": round(time.time(), 3), "attempt": work.attempt, "seconds": seconds}
+                self.checksums.record(os.path.basename(final), content, **made)  # R32, R78
         if work.saved or self.name.returns:
             directories.discard(work.partial)  # a worker killed from here on leaves none behind
         return Cause.DONE, claim.measures | work.counted
