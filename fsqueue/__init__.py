@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
+    from fsqueue.gpu.sharing import usable_gib as usable_gib
+    from fsqueue.gpu.sharing import workers_per_gpu as workers_per_gpu
     from fsqueue.handler import Handler as Handler
     from fsqueue.handler import Item as Item
     from fsqueue.handler import Option as Option
@@ -84,6 +86,8 @@ _HOMES = {
     "PlanView": "fsqueue.pool.reader",
     "PoolReader": "fsqueue.pool.reader",
     "memory_available": "fsqueue.pool.status",
+    "usable_gib": "fsqueue.gpu.sharing",
+    "workers_per_gpu": "fsqueue.gpu.sharing",
     "PlanResult": "fsqueue.scheduling.planner",
     "host_lock": "fsqueue.storage.locks",
     "GPU_WEIGHTS": "fsqueue.gpu.weights",
@@ -141,6 +145,8 @@ __all__ = [
     "open_pool",
     "plan",
     "refuse_overwriting",
+    "usable_gib",
+    "workers_per_gpu",
 ]
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import UsageError
+from fsqueue.gpu.sharing import PER_GPU_MAX
 from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
 from fsqueue.pool.layout import Order, State
@@ -57,6 +58,7 @@ def plan(
     *,
     gpus: str | None = None,
     weights: Sequence[str] = (),
+    per_gpu: int = 1,
     gpu_weighted: bool = True,
     claim_seconds: float = CLAIM_SECONDS,
     min_tier: str | None = None,
@@ -81,7 +83,8 @@ def plan(
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
     line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
-    `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
+    `gpus` and `weights` are what --gpus and --weight take. `per_gpu` is how many workers will share
+    each GPU and its memory. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
     `timeout_s` fails (0: it may take any time). Claims of a higher `priority` (0 to 9) are taken
     first. `retry_requires` is a capability that workers must have for a claim that failed for lack
@@ -113,6 +116,8 @@ def plan(
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
     if not 0 <= timeout_s < math.inf:
         raise UsageError(f"--timeout {timeout_s} is not a number of seconds, 0 or more.")
+    if not 1 <= per_gpu <= PER_GPU_MAX:
+        raise UsageError(f"--per-gpu {per_gpu}: must be from 1 to {PER_GPU_MAX}.")
     if priority not in range(PRIORITY_MAX + 1):
         raise UsageError(f"--priority {priority}: must be 0 to {PRIORITY_MAX}; higher goes first.")
     tier = None if min_tier is None else tier_named(min_tier)
@@ -135,6 +140,7 @@ def plan(
         [*made.describe(prepared), *found.notes],
         priority,
         retry_requires.lower(),
+        per_gpu,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:
@@ -170,6 +176,7 @@ class Pool(PoolDirectory):
         self,
         workers: int | None = None,
         *,
+        per_gpu: int | None = None,
         work_stealing: bool = True,
         steal_interval_s: float = 3.0,
         dashboard: bool | None = None,
@@ -177,6 +184,9 @@ class Pool(PoolDirectory):
         echo: Callable[[str], object] | None = None,
     ) -> int:
         """Start workers here, one per visible GPU or `workers` on the CPU, and wait until they end.
+
+        `per_gpu` starts so many for each GPU, which share its memory and its spool; UsageError
+        where no GPU is visible.
 
         Shows the live table on a terminal or in a notebook (`dashboard` None), else prints lines to
         `echo`; workers that break are logged. Keeps gpu_metrics.log. If this is the main thread,
@@ -189,6 +199,7 @@ class Pool(PoolDirectory):
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
         refuse_while_loading("Pool.run")
+        environments = local_environments(self, workers, per_gpu)
         if there := workers_here(self):
             log.warning(
                 "%s here already (process %s); this run starts its own beside them. To end those: "
@@ -203,7 +214,7 @@ class Pool(PoolDirectory):
         options += ["--steal-interval", str(steal_interval_s)]
         live = _can_draw()
         drawn = live if dashboard is None else dashboard
-        local = LocalWorkers(self, local_environments(self, workers), options, log_to_files=drawn)
+        local = LocalWorkers(self, environments, options, log_to_files=drawn)
         with local.relaying_signals():
             from fsqueue.monitor.log_lines import follow  # while the workers start
             from fsqueue.monitor.metrics_log import MetricsLog, metrics_path

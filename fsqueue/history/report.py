@@ -25,7 +25,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import printable, read_json
+from fsqueue.pool.untrusted import number, printable, read_json
 
 FAILURES_MAX: Final = 50
 LINES_MAX: Final = 15
@@ -145,8 +145,12 @@ def _heading(snapshot: Snapshot, summary: Summary, live_s: float | None) -> Iter
         ("stolen", f"{summary.steals.total():,}"),
         ("workers", f"{len(summary.lanes):,}"),
     ]
-    on_gpus = {row.id for row in snapshot.workers if row.status.tier == Tier.GPU}
-    gpu_s = sum(lane.busy_s for lane in summary.lanes.values() if lane.worker in on_gpus)
+    part_of = {
+        row.id: 1 / max(1.0, number(row.status.gpu.get("workers")) or 1.0)
+        for row in snapshot.workers
+        if row.status.tier == Tier.GPU
+    }  # of a GPU that several workers share, each has a part
+    gpu_s = sum(lane.busy_s * part_of.get(lane.worker, 0.0) for lane in summary.lanes.values())
     if gpu_s:
         tiles.append(("GPU hours at work", f"{gpu_s / 3600:,.2f}"))
     if kwh := sum(max(0.0, row.status.energy_wh) for row in snapshot.workers) / 1000:

@@ -24,6 +24,7 @@ from typing import Final
 
 from fsqueue.errors import ExitStatus, PoolError, UsageError, exit_status_of_signal
 from fsqueue.gpu.nvml import cuda_environ, visible_gpus
+from fsqueue.gpu.sharing import PER_GPU_MAX, sharing_environ
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process, look_at_process
@@ -66,24 +67,47 @@ class WorkerExit:
         return f"worker {self.index} {how}{f'; its log: {self.log}' if self.log else ''}"
 
 
-def local_environments(pool: PoolDirectory, workers: int | None) -> list[dict[str, str]]:
-    """Return the environment of each worker to start: one per visible GPU, or N on the CPU.
+def local_environments(
+    pool: PoolDirectory, workers: int | None, per_gpu: int | None = None
+) -> list[dict[str, str]]:
+    """Return the environment of each worker to start: `per_gpu` per visible GPU, or N on the CPU.
 
-    Without GPUs and without a number there is one worker. CPU workers are given the pool's spools
-    in turn. Raises UsageError if the pool has no spool.
+    A MIG instance counts as a GPU. Without GPUs and without a number there is one worker. CPU
+    workers are given the pool's spools in turn. Raises UsageError if the pool has no spool, and for
+    numbers that mean nothing here.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, but a run needs at least one.")
+    if per_gpu is not None:
+        _check_per_gpu(workers, per_gpu)
     gpus = visible_gpus() if workers is None else []
     if gpus:
-        return [cuda_environ(gpu) for gpu in gpus]
+        each = per_gpu or 1
+        return [cuda_environ(gpu) | sharing_environ(each) for gpu in gpus for _ in range(each)]
+    if per_gpu is not None:
+        raise UsageError(
+            f"--per-gpu {per_gpu}: no GPU is visible here (no NVIDIA driver, or "
+            f"CUDA_VISIBLE_DEVICES hides all; see: fsqueue gpus). For {per_gpu} workers on the "
+            f"CPU: --workers {per_gpu}"
+        )
     spools = spool_names(pool)
     if not spools:
         raise UsageError(f"{pool.root} has no spools; plan something first: fsqueue plan --help")
     return [
         {"CUDA_VISIBLE_DEVICES": "", "FSQUEUE_SPOOL": spools[number % len(spools)]}
+        | sharing_environ(1)
         for number in range(1 if workers is None else workers)
     ]
+
+
+def _check_per_gpu(workers: int | None, per_gpu: int) -> None:
+    if workers is not None:
+        raise UsageError(
+            f"--workers {workers} starts workers on the CPU, and --per-gpu {per_gpu} on GPUs; give "
+            f"one of them. For both, start two runs."
+        )
+    if not 1 <= per_gpu <= PER_GPU_MAX:
+        raise UsageError(f"--per-gpu {per_gpu}: must be from 1 to {PER_GPU_MAX}.")
 
 
 @dataclass(slots=True)

@@ -208,6 +208,9 @@ def test_gpu_hours_and_energy_are_added_up(tmp_path: Path) -> None:
     write_events(pool, WORKER, took | {"t": 1000}, done | {"t": 4600})
     tiles = Page("".join(page(pool))).tiles
     assert tiles["kWh of the GPUs"] == "1.500" and tiles["GPU hours at work"] == "1.00"
+    put_status(pool, WORKER, tier=1, gpu={"uuid": "GPU-a", "workers": 2})
+    shared = Page("".join(page(pool))).tiles
+    assert shared["GPU hours at work"] == "0.50", "the other half is its neighbour's"
 
 
 @pytest.mark.slow
