@@ -180,6 +180,7 @@ class Pool(PoolDirectory):
         work_stealing: bool = True,
         steal_interval_s: float = 3.0,
         dashboard: bool | None = None,
+        progress: bool = True,
         interval_s: float = 2.0,
         echo: Callable[[str], object] | None = None,
     ) -> int:
@@ -189,7 +190,11 @@ class Pool(PoolDirectory):
         where no GPU is visible.
 
         Shows the live table on a terminal or in a notebook (`dashboard` None), else prints lines to
-        `echo`; workers that break are logged. Keeps gpu_metrics.log. If this is the main thread,
+        `echo`: alerts, and a line with the ETA at each tenth of the work and every five minutes;
+        with `dashboard` True every event, and a line per spool every ten seconds. Without
+        `progress` it prints alerts and the totals at the end, and the workers log to files in
+        events/ as they do below the table. Workers that break are logged. Keeps
+        gpu_metrics.log. If this is the main thread,
         signals are relayed to the workers.
 
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
@@ -213,10 +218,10 @@ class Pool(PoolDirectory):
         options = ["--work-stealing" if work_stealing else "--no-work-stealing"]
         options += ["--steal-interval", str(steal_interval_s)]
         live = _can_draw()
-        drawn = live if dashboard is None else dashboard
-        local = LocalWorkers(self, environments, options, log_to_files=drawn)
+        drawn = progress and (live if dashboard is None else dashboard)
+        local = LocalWorkers(self, environments, options, log_to_files=drawn or not progress)
         with local.relaying_signals():
-            from fsqueue.monitor.log_lines import follow  # while the workers start
+            from fsqueue.monitor.log_lines import Lines, States, follow  # while the workers start
             from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
             from fsqueue.monitor.snapshot import Reader
 
@@ -232,14 +237,16 @@ class Pool(PoolDirectory):
 
                     show(self, until=done, interval_s=interval_s, reader=reader)
                 else:
-                    # The workers' own logs on stderr have every event already.
+                    states = States.SPOOLS if drawn else States.PROGRESS
+                    # Without a table the workers' own logs on stderr have every event already.
+                    lines = Lines(events=drawn, states=states if progress else States.NOTHING)
                     follow(
                         self,
                         until=done,
                         interval_s=interval_s,
                         echo=echo or print,
                         reader=reader,
-                        events=drawn,
+                        lines=lines,
                         sleep=local.pause,
                     )
             except Exception as error:

@@ -7,7 +7,14 @@ import sys
 import click
 
 from fsqueue.api import Pool
-from fsqueue.cli.options import SETTINGS, Duration, note, pool_argument, stealing_options
+from fsqueue.cli.options import (
+    SETTINGS,
+    Duration,
+    note,
+    pool_argument,
+    quiet_option,
+    stealing_options,
+)
 from fsqueue.gpu.sharing import PER_GPU_MAX, mps_directory
 from fsqueue.monitor.format import plural
 
@@ -45,6 +52,7 @@ card; measure it: fsqueue embed calibrate MODEL --workers 2
     default=None,
     help="Show the live table. Default: on a terminal.",
 )
+@quiet_option
 @stealing_options
 @click.option(
     "--interval",
@@ -58,12 +66,14 @@ def run(
     workers: int | None,
     per_gpu: int | None,
     dashboard: bool | None,
+    quiet: bool,
     work_stealing: bool,
     steal_interval: float,
     interval: float,
 ) -> None:
     """Run a worker per GPU here, with the dashboard, until everything is done.
 
+    In a log there is a line with the ETA at each tenth of the work and every five minutes.
     Workers on other machines may work on the same pool meanwhile. A worker that dies is reported,
     and started again while work remains; not one that proved itself broken.
     """
@@ -75,6 +85,7 @@ def run(
         work_stealing=work_stealing,
         steal_interval_s=steal_interval,
         dashboard=dashboard,
+        progress=not quiet,
         interval_s=interval,
         echo=click.echo,
     )

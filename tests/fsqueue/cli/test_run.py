@@ -85,6 +85,27 @@ def test_without_a_terminal_it_prints_lines_and_no_control_codes(pool: PoolDirec
     assert "\x1b" not in run.stdout + run.stderr
 
 
+def test_in_a_log_it_says_at_each_tenth_how_far_it_is(tmp_path: Path) -> None:
+    script = "sleep 0.05; echo fine"
+    inputs = make_inputs(tmp_path / "in", 40)
+    pool = plan_command(tmp_path / "pool", inputs, ("sh", "-c", script, "sh", "{input}"))
+    run = fsqueue("run", pool.root, "--workers", "1", "--interval", "0.05")
+    assert run.returncode == 0, run.stderr
+    *lines, last = run.stdout.splitlines()
+    assert 1 <= len(lines) <= 9
+    pattern = r"\d\d:\d\d:\d\d \d+% of the work done: \d+ of 40 done, .*, ETA "
+    assert all(re.match(pattern, line) for line in lines), lines
+    assert last.endswith("all: 40 of 40 done")
+
+
+def test_quiet_is_the_totals_alone_and_the_workers_log_to_files(pool: PoolDirectory) -> None:
+    run = fsqueue("run", pool.root, "--workers", "2", "--quiet", *QUICK)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.fullmatch(r"\S+ all: 6 of 6 done\n", run.stdout)
+    logs = [path.read_text() for path in Path(pool.root, "events").glob("run-*.log")]
+    assert len(logs) == 2 and all("joined" in text or "spool cpu" in text for text in logs)
+
+
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)]
 )
