@@ -57,6 +57,8 @@ class WorkerExit:
     status: int
     """Negative: the signal that killed it."""
     log: str | None
+    gpu: str = ""
+    """What it has of CUDA_VISIBLE_DEVICES."""
 
     def __str__(self) -> str:
         how = (
@@ -64,7 +66,8 @@ class WorkerExit:
             if self.status < 0
             else f"exited with status {self.status}"
         )
-        return f"worker {self.index} {how}{f'; its log: {self.log}' if self.log else ''}"
+        where = f" ({self.gpu})" if self.gpu else ""
+        return f"worker {self.index}{where} {how}{f'; its log: {self.log}' if self.log else ''}"
 
 
 def local_environments(
@@ -122,6 +125,11 @@ class _Slot:
     restarts: int = 0
     start_at: float | None = None
     """When to start the next process; None: not at all."""
+
+    def exit(self) -> WorkerExit:
+        """Return how the process ended."""
+        gpu = self.environment.get("CUDA_VISIBLE_DEVICES", "")
+        return WorkerExit(self.index, self.process.returncode, self.log, gpu)
 
 
 class LocalWorkers:
@@ -202,8 +210,7 @@ class LocalWorkers:
                 slot.restarts = 0
             delay_s = min(RESTART_S * 2**slot.restarts, RESTART_MAX_S)
             slot.start_at = now + delay_s
-            ended = WorkerExit(slot.index, slot.process.returncode, slot.log)
-            log.warning("%s; it is started again in %.0f s", ended, delay_s)
+            log.warning("%s; it is started again in %.0f s", slot.exit(), delay_s)
         elif now >= slot.start_at:
             if not self._should_restart(slot):
                 slot.start_at = None  # the others did what there was to do
@@ -274,7 +281,7 @@ class LocalWorkers:
         while not self.finished:
             self.pause(POLL_S)
         return [
-            WorkerExit(slot.index, slot.process.returncode, slot.log)
+            slot.exit()
             for slot in self._slots
             if slot.process.returncode not in ORDERLY | BY_SIGNAL
         ]

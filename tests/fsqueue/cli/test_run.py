@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -290,6 +291,23 @@ def test_workers_per_gpu_share_the_gpu_and_its_spool(cards: Driver, shown: PoolD
     outputs = [path.read_text() for path in Path(shown.root, "outputs").iterdir() if path.is_file()]
     assert {text.split()[0] for text in outputs} <= {"GPU-0", "GPU-1"}
     assert {text.split()[1] for text in outputs} == {"2"}
+
+
+def test_a_worker_that_dies_is_named_with_its_gpu(
+    start: Start, cards: Driver, tmp_path: Path
+) -> None:
+    pool = gated(tmp_path, 2)
+    run = start("run", pool.root, "--per-gpu", "1", *QUICK, env=environ_of(cards))
+    wait_for(lambda: len(ids(pool, State.RUNNING)) == 2, "two claims to run")
+    facts = json.loads(fsqueue("workers", pool.root, "--json").stdout)["workers"]
+    assert {(each["gpu_uuid"], each["gpu_workers"]) for each in facts} == {
+        ("GPU-0", 1), ("GPU-1", 1)
+    }  # fmt: skip
+    victim = next(each for each in facts if each["gpu_uuid"] == "GPU-1")
+    os.kill(pid_of(victim["id"]), signal.SIGKILL)
+    wait_for(lambda: "(GPU-1) was killed by signal 9" in run.log, "the report of its death")
+    (tmp_path / "gate").touch()
+    assert run.reap() == 0
 
 
 def test_python_takes_per_gpu_too(cards: Driver, shown: PoolDirectory) -> None:
