@@ -176,7 +176,10 @@ def _runs(summary: Summary, lane: Lane) -> Iterator[tuple[int, int, float, float
             into[slot // wide] = into.get(slot // wide, 0.0) + amount
     last: tuple[int, int, float, float] | None = None
     for piece in sorted(busy):
-        share = round(10 * min(1.0, busy[piece] / (wide * summary.slot_s))) / 10
+        # The first and the last piece are as long as there was something in them.
+        begin = max(summary.first, piece * wide * summary.slot_s)
+        end = min(summary.last, (piece + 1) * wide * summary.slot_s)
+        share = round(10 * min(1.0, busy[piece] / max(1e-9, end - begin))) / 10
         found = (piece * wide, (piece + 1) * wide, share, bad.get(piece, 0.0))
         if last is not None and last[1] == found[0] and last[2:] == found[2:] and not found[3]:
             last = (last[0], *found[1:])

@@ -114,6 +114,8 @@ def settings_for(
     stealing = "disabled"
     if options.work_stealing:
         stealing = f"enabled (interval {options.steal_interval_s:.1f}s)"
+    if (sharing := choice.gpu.get("workers", 1)) > 1:
+        log.info("%d workers share this GPU, %s", sharing, choice.gpu["uuid"])
     log.info("spool %s (%s); work stealing %s", choice.spool or "none", choice.why, stealing)
     return WorkerSettings(
         spool=choice.spool,

@@ -284,6 +284,7 @@ def test_workers_per_gpu_share_the_gpu_and_its_spool(cards: Driver, shown: PoolD
     run = fsqueue("run", shown.root, "--per-gpu", "2", *QUICK, env=environ_of(cards))
     assert run.returncode == 0, run.stderr
     assert "2 workers for each of 2 GPUs; without MPS they take turns" in run.stderr
+    assert run.stderr.count("2 workers share this GPU, GPU-1") == 2
     found = workers_by_gpu(shown)
     assert {gpu: len(each) for gpu, each in found.items()} == {"GPU-0": 2, "GPU-1": 2}
     assert {len(set(each)) for each in found.values()} == {1}, "one spool for both"

@@ -242,6 +242,7 @@ def test_two_hundred_workers_make_a_page_that_can_be_written_again_and_again() -
     assert len(text) < 300_000
     assert text.count("<rect") < 20 * 200
     assert text.count('class="failed"') == found.endings["failed"], "and none that failed is lost"
+    assert "100% busy" in text and "90% busy" not in text, "nor is the last piece lower for its age"
 
 
 def test_the_lanes_of_a_host_can_be_told_apart() -> None:
