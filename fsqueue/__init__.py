@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
     from fsqueue.gpu.capability import local_gpus as local_gpus
+    from fsqueue.gpu.sharing import share_gpu as share_gpu
+    from fsqueue.gpu.sharing import usable_gib as usable_gib
+    from fsqueue.gpu.sharing import workers_per_gpu as workers_per_gpu
     from fsqueue.handler import Computing as Computing
     from fsqueue.handler import Handler as Handler
     from fsqueue.handler import Item as Item
@@ -92,6 +95,9 @@ _HOMES = {
     "PlanView": "fsqueue.pool.reader",
     "PoolReader": "fsqueue.pool.reader",
     "memory_available": "fsqueue.pool.status",
+    "share_gpu": "fsqueue.gpu.sharing",
+    "usable_gib": "fsqueue.gpu.sharing",
+    "workers_per_gpu": "fsqueue.gpu.sharing",
     "PlanResult": "fsqueue.scheduling.planner",
     "host_lock": "fsqueue.storage.locks",
     "GPU_WEIGHTS": "fsqueue.gpu.weights",
@@ -153,6 +159,9 @@ __all__ = [
     "open_pool",
     "plan",
     "refuse_overwriting",
+    "share_gpu",
+    "usable_gib",
+    "workers_per_gpu",
 ]
 
 

@@ -1,5 +1,8 @@
 """A GPU by CUDA, or by ROCm where PyTorch calls that `cuda`: the one place that names torch.cuda.
 
+Where several workers share the GPU (`fsqueue run --per-gpu`), this one keeps to its part of the
+memory: PyTorch allocates no more, and what is free and what is used is reckoned by the part.
+
 Everything is enqueued on one stream, and only `rows` waits, for an event. Kernels of a launch reuse
 the memory of the launch before without waiting, because they run after it.
 """
@@ -22,7 +25,7 @@ from embed.models.packed import (
     kernel_for,
     varlen,
 )
-from fsqueue import NodeTrouble, NotSupportedError
+from fsqueue import NodeTrouble, NotSupportedError, usable_gib, workers_per_gpu
 
 AHEAD: Final = 3
 """One runs, one waits, one is being prepared or taken."""
@@ -35,9 +38,15 @@ class Cuda(Device):
     """The first visible GPU."""
 
     ahead = AHEAD
+    share_bytes: int | None = None
+    """What this worker may use of the memory; None: all that there is."""
 
     def __init__(self) -> None:
         self.place = torch.device("cuda:0")
+        if (workers := workers_per_gpu()) > 1:
+            total = torch.cuda.mem_get_info(self.place)[1]
+            self.share_bytes = int(usable_gib(total / 2**30, workers) * 2**30)
+            torch.cuda.set_per_process_memory_fraction(self.share_bytes / total, self.place)
         self.capability = torch.cuda.get_device_capability(self.place)
         self._checked: set[str] = set()
         self._peak = 0
@@ -74,17 +83,24 @@ class Cuda(Device):
         return event
 
     def free_bytes(self) -> int | None:
-        """Return what the driver has free, and what PyTorch holds without using it."""
+        """Return what the driver has free, and what PyTorch holds without using it.
+
+        What the neighbours on the card hold is not free; what is left of this worker's part is the
+        most that is.
+        """
         free = torch.cuda.mem_get_info(self.place)[0]
-        held = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
-        return int(free + held)
+        allocated = torch.cuda.memory_allocated(self.place)
+        free += torch.cuda.memory_reserved(self.place) - allocated
+        if self.share_bytes is not None:
+            free = min(free, max(0, self.share_bytes - allocated))
+        return int(free)
 
     def used_share(self) -> float | None:
-        """Return the peak of PyTorch's memory by that of the card."""
+        """Return the peak of PyTorch's memory by that of the card, or of this worker's part."""
         peak = torch.cuda.max_memory_allocated(self.place)
         self._peak = max(self._peak, peak)
         torch.cuda.reset_peak_memory_stats(self.place)
-        return float(peak / torch.cuda.mem_get_info(self.place)[1])
+        return float(peak / (self.share_bytes or torch.cuda.mem_get_info(self.place)[1]))
 
     def peak_bytes(self) -> int:
         """Return the most that PyTorch's tensors have taken."""

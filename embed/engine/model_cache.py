@@ -19,7 +19,7 @@ from embed.models import families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.models.packed import PackedEncoder
-from fsqueue import NotSupportedError, host_lock
+from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
 ROOM_BYTES: Final = 2 << 30
 """What a batch may need in addition to the weights."""
@@ -97,8 +97,8 @@ class ModelCache:
                     raise
                 if not self._models:
                     raise NotSupportedError(
-                        f"the model {options['model']} does not fit into this device's memory. "
-                        f"Plan with --dtype bfloat16, or use a GPU with more memory."
+                        f"the model {options['model']} does not fit into {_whose_memory()}. Plan "
+                        f"with --dtype bfloat16, or use a GPU with more memory."
                     ) from error
             self._evict()
 
@@ -115,6 +115,13 @@ class ModelCache:
     def _evict(self) -> None:
         del self._models[next(iter(self._models))]
         self.device.release()
+
+
+def _whose_memory() -> str:
+    workers = workers_per_gpu()
+    if workers == 1:
+        return "this device's memory"
+    return f"this worker's part of the GPU's memory, which {workers} share (--per-gpu)"
 
 
 def _size(folder: str, dtype: str) -> int:

@@ -20,6 +20,7 @@ from fsqueue.cli.options import (
     pool_argument,
     stealing_options,
 )
+from fsqueue.gpu.sharing import PER_GPU_MAX
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
@@ -135,6 +136,13 @@ class PathPair(click.ParamType[str]):
     "itself: fsqueue status.",
 )
 @click.option(
+    "--per-gpu",
+    type=click.IntRange(1, PER_GPU_MAX),
+    metavar="N",
+    help="N workers share this one's GPU, and each uses an Nth of its memory. `run --per-gpu` sets "
+    "it for those that it starts.",
+)
+@click.option(
     "--path-map",
     type=PathPair(),
     metavar="OLD=NEW",
@@ -165,6 +173,7 @@ def work(
     time_limit: float | Literal["auto"] | None,
     grace: float | None,
     others_ok: bool,
+    per_gpu: int | None,
     path_map: tuple[str, ...],
     start_delay: float,
 ) -> None:
@@ -189,6 +198,7 @@ def work(
         grace_s=grace,
         start_delay_s=start_delay,
         others_ok=others_ok,
+        per_gpu=per_gpu,
         path_map=path_map,
         owns_process=True,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.requirements import Tier
+from fsqueue.pool.untrusted import number
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,14 @@ def gpu_hours(workers: Iterable[WorkerRow], busy_s: Mapping[str, float]) -> list
         GpuHours(
             model,
             len(rows),
-            sum(max(0.0, busy_s.get(row.id, row.status.busy_s)) for row in rows) / 3600,
+            sum(_part(row) * max(0.0, busy_s.get(row.id, row.status.busy_s)) for row in rows)
+            / 3600,
             sum(max(0.0, row.status.energy_wh) for row in rows) / 1000,
         )
         for model, rows in sorted(models.items())
     ]
+
+
+def _part(row: WorkerRow) -> float:
+    """Return which part of its GPU a worker has, where several share one."""
+    return 1 / max(1.0, number(row.status.gpu.get("workers")) or 1.0)

@@ -107,6 +107,8 @@ def worker_facts(row: WorkerRow) -> dict[str, Any]:
         "active_requests": len(row.holds),
         "cpu_load": status.current_load,
         "gpu_util": row.use.compute_percent,
+        "gpu_uuid": status.gpu.get("uuid"),
+        "gpu_workers": status.gpu.get("workers", 1) if status.gpu else None,
         "worker_id": row.id,
         "health": row.health,
         "state": row.state,
