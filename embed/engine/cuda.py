@@ -30,7 +30,7 @@ from fsqueue import NodeTrouble, NotSupportedError, usable_gib, workers_per_gpu
 AHEAD: Final = 3
 """One runs, one waits, one is being prepared or taken."""
 PROBE_LENGTHS: Final = (7, 20, 5)
-PROBE_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
+PROBE_TOLERANCE: Final = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 3e-2, "float16": 5e-3}
 VOLTA: Final = (7, 0)
 
 
@@ -65,10 +65,11 @@ class Cuda(Device):
         """Return pinned memory, which the card reads while the CPU goes on."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         """Enqueue the copy up, the kernels and the copy down."""
         with torch.inference_mode():
             begun = self._recorded_event()
+            torch.backends.cuda.matmul.allow_tf32 = tf32  # read when a product is enqueued
             rows = compute(buffer.to(self.place, non_blocking=True))
             target = self._pinned_like(rows)
             target.copy_(rows, non_blocking=True)
@@ -111,6 +112,11 @@ class Cuda(Device):
         """Wait for the stream."""
         torch.cuda.synchronize(self.place)
 
+    def reach(self, dtype: str) -> float:
+        """Return it as `Device.reach` does, of the products that this precision is computed in."""
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+        return super().reach(dtype)
+
     def release(self) -> None:
         """Give PyTorch's unused memory back to the driver."""
         torch.cuda.empty_cache()
@@ -121,6 +127,7 @@ class Cuda(Device):
             return
         refuse_missing_code(self.name, self.capability, torch.cuda.get_arch_list())
         refuse_emulation(self.name, self.capability, dtype)
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         with typed_errors():
             check_kernels(self.place, self.capability, dtype)
         self._checked.add(dtype)
@@ -177,8 +184,11 @@ def _numbers(architecture: str) -> tuple[int, int] | None:
 
 
 def refuse_emulation(name: str, capability: tuple[int, int] | None, dtype: str) -> None:
-    """Raise NotSupportedError for a precision that a card has no units for."""
-    if capability is None or dtype == "float32":
+    """Raise NotSupportedError for a precision that a card has no units for.
+
+    A card without TF32 computes such a plan in float32, which is more exact.
+    """
+    if capability is None or dtype in ("float32", "tf32"):
         return
     needs = AMPERE if dtype == "bfloat16" else VOLTA
     if capability < needs:

@@ -69,8 +69,10 @@ class Device(ABC):
         """Return a buffer of so many bytes, in memory that the device can read by itself."""
 
     @abstractmethod
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         """Send a buffer up, compute its rows there, and send them back.
+
+        `tf32`: products of float32 may round their factors, where the device is faster then.
 
         Raises what can be known at once, such as torch.OutOfMemoryError; the rest is raised by
         `Launch.rows`.
@@ -135,7 +137,7 @@ class Cpu(Device):
         """Return ordinary memory."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         """Compute the rows."""
         begun = time.perf_counter()
         with torch.inference_mode():
@@ -163,7 +165,9 @@ class Cpu(Device):
 
     def check(self, dtype: str, warn: Warn) -> None:
         """Warn of a precision that is only emulated: it works, and is slower than float32."""
-        if dtype != "float32" and not has_half_instructions(DTYPES[dtype]):
+        if dtype == "tf32":
+            warn("a CPU has no TF32: this plan of --dtype tf32 is computed in float32 here.")
+        elif dtype != "float32" and not has_half_instructions(DTYPES[dtype]):
             warn(
                 f"this CPU has no instructions for {dtype} and emulates it, which is several times "
                 f"slower than float32. Plan with --dtype float32 for CPUs."

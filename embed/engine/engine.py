@@ -68,9 +68,16 @@ class Engine:
     """An encoder and its pooling on a device."""
 
     def __init__(
-        self, encoder: PackedEncoder, pooler: Pooler, device: Device, budget: Budget | None = None
+        self,
+        encoder: PackedEncoder,
+        pooler: Pooler,
+        device: Device,
+        budget: Budget | None = None,
+        *,
+        tf32: bool = False,
     ) -> None:
         """Without a budget, every batch is a launch. Raises NotSupportedError as `kernel_for`."""
+        self._tf32 = tf32
         self.usage = Usage()
         self._encoder, self._pooler, self._device = encoder, pooler, device
         self._budget = budget or Budget()
@@ -162,7 +169,7 @@ class Engine:
             return self._pooler(States(states, pack.bounds))
 
         with typed_errors():
-            return self._device.launch(buffer[: layout.bytes], compute)
+            return self._device.launch(buffer[: layout.bytes], compute, tf32=self._tf32)
 
     def _buffer(self, size: int) -> torch.Tensor:
         """Return a buffer that no launch in flight uses."""

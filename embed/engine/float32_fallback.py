@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from embed.models.families import Tokenizer
 from fsqueue import Computing, host_lock
 
 log = logging.getLogger(__name__)
+
+SINGLE: Final = ("float32", "tf32")
+"""Precisions in which nothing overflows that float32 could hold."""
 
 Rows = NDArray[np.float32]
 
@@ -64,8 +67,8 @@ def with_float32_fallback(
         device.release()
         return _load_float32(family, folder, tokenizer, convention, Cpu())
 
-    engine = Engine(encoder, pooler, device, budget)
-    return Float32Fallback(engine, None if dtype == "float32" else load_float32)
+    engine = Engine(encoder, pooler, device, budget, tf32=dtype == "tf32")
+    return Float32Fallback(engine, None if dtype in SINGLE else load_float32)
 
 
 def _load_float32(

@@ -18,7 +18,7 @@ from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.models import families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
-from embed.models.packed import PackedEncoder
+from embed.models.packed import DTYPES, PackedEncoder
 from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
 ROOM_BYTES: Final = 2 << 30
@@ -127,4 +127,4 @@ def _whose_memory() -> str:
 def _size(folder: str, dtype: str) -> int:
     """Return about how much memory a model needs; its files are usually float32."""
     size = sum(os.path.getsize(path) for path in files.weight_files(folder))
-    return size if dtype == "float32" else size // 2
+    return size if DTYPES[dtype].itemsize == 4 else size // 2

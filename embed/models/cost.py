@@ -141,7 +141,7 @@ class Estimate:
 
 def memory_gib(options: Mapping[str, Any]) -> float:
     """Return how much memory a GPU needs at least: the weights, and one batch of WORKING_GIB."""
-    bytes_each = 4 if options["dtype"] == "float32" else 2
+    bytes_each = 4 if options["dtype"] in ("float32", "tf32") else 2
     return ModelShape(**options["shape"]).parameters * bytes_each / (1 << 30) + WORKING_GIB
 
 

@@ -95,7 +95,7 @@ class SimulatedDevice(Device):
     def staging(self, size: int) -> torch.Tensor:
         return torch.full((size,), POISON, dtype=torch.uint8)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         launch = SimulatedLaunch(self, buffer, compute, bytes(buffer.numpy()))
         if self.room is not None and len(buffer) > self.room:
             raise self.error()

@@ -63,8 +63,10 @@ def test_an_emulated_precision_is_refused_with_what_to_plan(
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5), (8, 0), (9, 0), None])
-def test_float32_works_everywhere(capability: tuple[int, int] | None) -> None:
-    refuse_emulation("a card", capability, "float32")
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+def test_float32_works_everywhere(capability: tuple[int, int] | None, dtype: str) -> None:
+    """tf32 too: a card without it computes in float32, which is more exact."""
+    refuse_emulation("a card", capability, dtype)
 
 
 # ---- kernels ----

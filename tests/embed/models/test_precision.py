@@ -63,3 +63,21 @@ def test_without_a_plan_it_is_this_machines(tiny_model: Path, tmp_path: Path) ->
     made = fsqueue("embed", "file", fasta, "-o", output, "--model", tiny_model, "--dtype", "auto")
     assert made.returncode == 0, made.stderr
     assert embed.read(output).metadata["dtype"] == "float32"
+
+
+def test_a_cpu_computes_a_plan_of_tf32_in_float32_and_says_so(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    fasta = tmp_path / "a.faa"
+    fasta.write_text(">p\nMKV\n>q\nMKVGAW\n")
+    tables = {}
+    for dtype in ("tf32", "float32"):
+        pool = tmp_path / dtype
+        plan = ["plan", "embed", pool, fasta, "--model", tiny_model, "--dtype", dtype]
+        assert fsqueue(*plan, "--gpus", "cpu").returncode == 0
+        work = fsqueue("work", pool)
+        assert work.returncode == 0 and ("has no TF32" in work.stderr) == (dtype == "tf32")
+        (output,) = (pool / "outputs").glob("*.safetensors")
+        tables[dtype] = embed.read(output)
+    assert (tables["tf32"].rows == tables["float32"].rows).all()
+    assert tables["tf32"].metadata["dtype"] == "tf32"
