@@ -49,6 +49,9 @@ class Provenance:
     seconds: float | None = None
     """How long the run took, from reading the claim to the published output."""
     attempt: int | None = None
+    returns: int | None = None
+    """How often the claim had been put back before: checkpoints of those runs may be in the output.
+    """
     bytes: int | None = None
     crc32: str = ""
     handler: str = ""
@@ -110,13 +113,12 @@ class Provenances:
             return None
         about, facts = line.about, line.facts
         program = tuple(handler.program(options, payload))
-        cpus, attempt = number(about.get("cpus")), number(facts.get("attempt"))
         return Provenance(
             worker=line.worker,
             host=_text(about.get("host")),
             gpu=_texts(about.get("gpu")),
             cpu=_text(about.get("cpu")),
-            cpus=None if cpus is None else int(cpus),
+            cpus=_whole(about.get("cpus")),
             system=_text(about.get("system")),
             slurm=_texts(about.get("slurm")),
             fsqueue=_text(about.get("fsqueue")),
@@ -124,7 +126,8 @@ class Provenances:
             versions=_texts(line.versions),
             finished_at=event_time(dict(facts)) if "t" in facts else None,
             seconds=number(facts.get("seconds")),
-            attempt=None if attempt is None else int(attempt),
+            attempt=_whole(facts.get("attempt")),
+            returns=_whole(facts.get("returns")),
             bytes=line.content.size,
             crc32=line.content.crc32,
             handler=handler.name,
@@ -138,12 +141,21 @@ def provenance(pool: PoolDirectory, name: ClaimName) -> Provenance | None:
     """Return what made the output of a claim in done/; None if nothing was recorded."""
     try:
         claim = claims.read_claim(pool, name, state=State.DONE)
-        handler = load_handler(claim.handler)
     except FsqueueError:
-        return None  # damaged, which `check` reports; or its handler is not installed here
+        return None  # damaged, which `check` reports
+    handler = _handler(claim.handler)
     output = f"{name.id}{claim.suffix or handler.suffix}"
     found = Provenances(pool, {output})
     return found.of(output, handler, claim.options, claim.payload)
+
+
+def _handler(name: str) -> Handler:
+    try:
+        return load_handler(name)
+    except FsqueueError:  # not installed here: its program is not known
+        handler = Handler()
+        handler.name = name
+        return handler
 
 
 def digest(options: Facts) -> str:
@@ -166,6 +178,11 @@ def _object(line: bytes) -> Facts:
 def _part(line: bytes, key: str) -> Facts:
     found = _object(line).get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _whole(value: object) -> int | None:
+    found = number(value)
+    return None if found is None else int(found)
 
 
 def _text(value: object) -> str:

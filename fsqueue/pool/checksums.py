@@ -15,7 +15,7 @@ this is for, and reads 6.5 GB/s where SHA-256 reads 1.9. `history.provenance` re
 
     {"worker":{"host":"node7","cpu":...,"gpu":{...},...}}
     {"versions":{"torch":"2.13.0",...}}
-    {"output":"a-5c1f.out","bytes":9,"crc32":"...","t":1795000000.1,"attempt":0,"seconds":12.3}
+    {"output":"a-5c1f.out","bytes":9,"crc32":"...","t":1795000000.1,"attempt":0,...}
 
 What this module does not know: what an output is, or when it is missing.
 """
@@ -23,6 +23,7 @@ What this module does not know: what an output is, or when it is missing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zlib
@@ -35,6 +36,8 @@ from fsqueue.pool.layout import SUFFIX
 from fsqueue.pool.names import ID
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
+
+log = logging.getLogger(__name__)
 
 PIECE: Final = 1 << 20
 LINE_MAX: Final = 1 << 16
@@ -82,7 +85,11 @@ class Checksums:
         """Record a published output by its name in outputs/. An error never stops the work."""
         assert OUTPUT.fullmatch(output), output
         facts = {"output": output, "bytes": content.size, "crc32": content.crc32} | made
-        about = self._about()
+        try:
+            about = self._about()
+        except Exception:  # it asks modules of a user's, and may cost the claim nothing
+            log.warning("what this worker runs on cannot be recorded", exc_info=True)
+            about = {}
         news = {key: each for key, each in about.items() if self._told.get(key) is not each}
         lines: list[Mapping[str, Any]] = [{key: each} for key, each in news.items()]
         lines.append(facts)

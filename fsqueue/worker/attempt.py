@@ -159,8 +159,12 @@ class Attempt:
             if not published:
                 self.journal.write(EventKind.ADOPTED, id=id)  # I7
             elif self.checksums is not None and content is not None:
-                seconds = round(time.monotonic() - started, 3)
-                made = {"t": round(time.time(), 3), "attempt": work.attempt, "seconds": seconds}
+                made = {
+                    "t": round(time.time(), 3),
+                    "attempt": work.attempt,
+                    "returns": self.name.returns,
+                    "seconds": round(time.monotonic() - started, 3),
+                }
                 self.checksums.record(os.path.basename(final), content, **made)  # R32, R78
         if work.saved or self.name.returns:
             directories.discard(work.partial)  # a worker killed from here on leaves none behind

@@ -41,7 +41,8 @@ def test_each_output_has_one_record_of_what_made_it(pool: PoolDirectory) -> None
     assert run_fsqueue("work", pool.root).returncode == 0
     for row in rows(pool):
         made = row["provenance"]
-        assert (made["attempt"], made["exit_status"], made["handler"]) == (0, 0, "command")
+        assert (made["attempt"], made["returns"]) == (0, 0)
+        assert (made["exit_status"], made["handler"]) == (0, "command")
         assert made["program"] == ["cat", row["inputs"][0]]
         assert made["bytes"] == os.path.getsize(row["output"])
         assert made["host"] == os.uname().nodename and made["cpus"] == os.cpu_count()
@@ -156,3 +157,15 @@ def test_versions_are_those_of_what_is_imported_and_new_ones_are_noticed() -> No
 
 def test_the_cpu_has_a_name_here() -> None:
     assert cpu_model() or not Path("/proc/cpuinfo").exists()
+
+
+def test_a_claim_whose_handler_is_not_installed_here_keeps_its_record(pool: PoolDirectory) -> None:
+    assert run_fsqueue("work", pool.root).returncode == 0
+    name = names_in(pool, State.DONE)[0]
+    path = Path(pool.owned(State.DONE, name))
+    data = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(data.replace(b'"command"', b'"elsewhere"', 1))
+    found = provenance(pool, name)
+    assert found is not None and found.host == os.uname().nodename
+    assert (found.handler, found.program, found.exit_status) == ("elsewhere", (), None)
