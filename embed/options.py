@@ -15,6 +15,7 @@ FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "esm", "virnucpro")
 VIRNUCPRO_ROWS_MAX: Final = 100_000
 """A file for VirNucPro is written and read in memory: up to 25 kB for each row."""
 CHUNK_SIZE: Final = 512
+AUTO: Final = "auto"
 DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
@@ -24,7 +25,12 @@ OPTIONS: Final = (
         "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision].",
         required=True,
     ),
-    Option("dtype", "float32", "Precision; float16 is slow on most CPUs.", tuple(DTYPE_TAGS)),
+    Option(
+        "dtype",
+        "float32",
+        "Precision; auto: the fastest of all GPUs of the plan. float16 is slow on most CPUs.",
+        (*DTYPE_TAGS, AUTO),
+    ),
     Option(
         "pooling",
         None,

@@ -95,6 +95,7 @@ def plan(
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
     pool.
     """
+    from fsqueue.gpu.capability import planned_gpu
     from fsqueue.maintenance.doctor import refuse_unfit
     from fsqueue.python_file.code import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
@@ -125,12 +126,14 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
-    prepared = made.prepare(complete_options(made, options or {}))
+    spools = choose_spools(existing, gpus, weights)
+    known = [planned_gpu(spool.model, spool.memory_gib) for spool in spools]
+    prepared = made.prepare(made.for_gpus(complete_options(made, options or {}), known))
     request = PlanRequest(
         made,
         prepared,
         found.paths,
-        choose_spools(existing, gpus, weights),
+        spools,
         gpu_weighted,
         claim_seconds,
         tier,
@@ -322,16 +325,17 @@ class Pool(PoolDirectory):
 
         return show(self, interval_s=interval_s)
 
-    def outputs(self) -> Iterator[Output]:
+    def outputs(self, *, provenance: bool = False) -> Iterator[Output]:
         """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-        Handlers without outputs yield nothing; of an input that changed and was planned again, the
-        outputs of its former version are left out. Raises UsageError if a plan's handler is not
-        installed here.
+        With `provenance`, each has what made it: host, GPU, versions, seconds, program. Handlers
+        without outputs yield nothing; of an input that changed and was planned again, the outputs
+        of its former version are left out. Raises UsageError if a plan's handler is not installed
+        here.
         """
         from fsqueue.history.outputs import outputs
 
-        return outputs(self)
+        return outputs(self, provenance=provenance)
 
     def link_outputs(self, directory: str | os.PathLike[str]) -> Linked:
         """Make `directory` hold every output under its input's name, as hard links.

@@ -49,6 +49,7 @@ class Cuda(Device):
             torch.cuda.set_per_process_memory_fraction(self.share_bytes / total, self.place)
         self.capability = torch.cuda.get_device_capability(self.place)
         self._checked: set[str] = set()
+        self._peak = 0
 
     @staticmethod
     def is_here() -> bool:
@@ -67,16 +68,17 @@ class Cuda(Device):
     def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
         """Enqueue the copy up, the kernels and the copy down."""
         with torch.inference_mode():
+            begun = self._recorded_event()
             rows = compute(buffer.to(self.place, non_blocking=True))
             target = self._pinned_like(rows)
             target.copy_(rows, non_blocking=True)
-            return _Enqueued(target, self._recorded_event())
+            return _Enqueued(target, begun, self._recorded_event())
 
     def _pinned_like(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
 
     def _recorded_event(self) -> Any:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
@@ -96,8 +98,18 @@ class Cuda(Device):
     def used_share(self) -> float | None:
         """Return the peak of PyTorch's memory by that of the card, or of this worker's part."""
         peak = torch.cuda.max_memory_allocated(self.place)
+        self._peak = max(self._peak, peak)
         torch.cuda.reset_peak_memory_stats(self.place)
         return float(peak / (self.share_bytes or torch.cuda.mem_get_info(self.place)[1]))
+
+    def peak_bytes(self) -> int:
+        """Return the most that PyTorch's tensors have taken."""
+        self._peak = max(self._peak, torch.cuda.max_memory_allocated(self.place))
+        return self._peak
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        torch.cuda.synchronize(self.place)
 
     def release(self) -> None:
         """Give PyTorch's unused memory back to the driver."""
@@ -117,11 +129,13 @@ class Cuda(Device):
 class _Enqueued:
     """A launch whose rows are in place after an event."""
 
-    def __init__(self, target: torch.Tensor, event: Any) -> None:
-        self._target, self._event = target, event
+    def __init__(self, target: torch.Tensor, begun: Any, ended: Any) -> None:
+        self._target, self._begun, self._ended = target, begun, ended
+        self.computing_s = 0.0
 
     def rows(self) -> Rows:
-        self._event.synchronize()
+        self._ended.synchronize()
+        self.computing_s = self._begun.elapsed_time(self._ended) / 1e3
         return self._target.numpy()  # type: ignore[no-any-return]
 
 

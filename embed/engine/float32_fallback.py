@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from embed.engine.budget import Budget
 from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
-from embed.engine.engine import Batch, Engine, Usage, Warn
+from embed.engine.engine import Batch, Engine, Warn
+from embed.engine.usage import Usage
 from embed.models import families
 from embed.models.convention import Convention
+from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
-from fsqueue import host_lock
+from fsqueue import Computing, host_lock
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +91,11 @@ class Float32Fallback:
 
     def take_usage(self) -> Usage:
         """Return what became of the time since the last call."""
-        usage, self._engine.usage = self._engine.usage, Usage()
-        return usage
+        return self._engine.take_usage()
+
+    def computing(self, usage: Usage, shape: ModelShape, dtype: str) -> Computing:
+        """Return it beside what this device could have done in that time."""
+        return self._engine.computing(usage, shape, dtype)
 
     def provenance(self) -> dict[str, str]:
         """Return the device and the attention kernel; nothing for a CPU, where all do the same."""

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, NoReturn
 
@@ -44,6 +45,18 @@ In a SLURM job it also leaves before the allocation ends, and has the job
 requeued if work remains and it is the job's batch process (exec it). There a
 second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 """
+
+
+class PathPair(click.ParamType[str]):
+    """OLD=NEW. Paths may have blanks, also in FSQUEUE_PATH_MAP, which click splits at any."""
+
+    name = "path pair"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the pairs of the environment variable."""
+        from fsqueue.worker.path_map import split_pairs
+
+        return split_pairs(rv)
 
 
 @click.command("work", context_settings=SETTINGS, epilog=EPILOG)
@@ -131,10 +144,11 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 )
 @click.option(
     "--path-map",
+    type=PathPair(),
     metavar="OLD=NEW",
     multiple=True,
     help="This host has what was planned below the directory OLD below NEW. Repeatable; for "
-    "`run` and SLURM set FSQUEUE_PATH_MAP.",
+    "`run` and SLURM set FSQUEUE_PATH_MAP, with each pair on a line of its own.",
 )
 @click.option(
     "--start-delay",

@@ -18,14 +18,15 @@ from fsqueue.history import charts
 from fsqueue.history.attempts import attempts
 from fsqueue.history.summary import BAD, ENDINGS, Summary
 from fsqueue.monitor import format
+from fsqueue.monitor.gpu_hours import GpuHours, gpu_hours
 from fsqueue.monitor.metrics_history import read_metrics
 from fsqueue.monitor.metrics_log import metrics_path
 from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.monitor.time_use import TimeUse
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import number, printable, read_json
+from fsqueue.pool.untrusted import printable, read_json
 
 FAILURES_MAX: Final = 50
 LINES_MAX: Final = 15
@@ -131,6 +132,7 @@ def page(
     if summary.last >= summary.first:
         yield from _lanes(summary)
     yield from _spools(snapshot)
+    yield from _gpus(snapshot, summary)
     yield from _workers(snapshot, summary)
     yield from _steals(summary)
     yield from _warnings(snapshot)
@@ -156,16 +158,20 @@ def _heading(snapshot: Snapshot, summary: Summary, live_s: float | None) -> Iter
         ("stolen", f"{summary.steals.total():,}"),
         ("workers", f"{len(summary.lanes):,}"),
     ]
-    part_of = {
-        row.id: 1 / max(1.0, number(row.status.gpu.get("workers")) or 1.0)
-        for row in snapshot.workers
-        if row.status.tier == Tier.GPU
-    }  # of a GPU that several workers share, each has a part
-    gpu_s = sum(lane.busy_s * part_of.get(lane.worker, 0.0) for lane in summary.lanes.values())
-    if gpu_s:
-        tiles.append(("GPU hours at work", f"{gpu_s / 3600:,.2f}"))
-    if kwh := sum(max(0.0, row.status.energy_wh) for row in snapshot.workers) / 1000:
+    gpus = _gpu_hours(snapshot, summary)
+    if hours := sum(each.hours for each in gpus):
+        tiles.append(("GPU hours at work", f"{hours:,.2f}"))
+    if kwh := sum(each.kwh for each in gpus):
         tiles.append(("kWh of the GPUs", f"{kwh:,.3f}"))
+    tiles += [
+        (name, format.percent(percent, 0))
+        for name, percent in (
+            ("devices computing", snapshot.time_use.computing_percent),
+            ("waiting for input", snapshot.time_use.feeding_percent),
+            ("MFU", snapshot.time_use.mfu_percent),
+        )
+        if percent is not None
+    ]
     tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
     if summary.last > summary.first:
         tiles.append(("took so far" if not snapshot.finished else "took", _took(summary)))
@@ -283,8 +289,23 @@ def _spools(snapshot: Snapshot) -> Iterator[str]:
     yield from _table("Spools", header, rows)
 
 
+def _gpu_hours(snapshot: Snapshot, summary: Summary) -> list[GpuHours]:
+    return gpu_hours(snapshot.workers, {x.worker: x.busy_s for x in summary.lanes.values()})
+
+
+def _gpus(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
+    rows = [
+        (each.model, f"{each.workers:,}", f"{each.hours:,.2f}", f"{each.kwh:,.3f}" * (each.kwh > 0))
+        for each in _gpu_hours(snapshot, summary)
+    ]
+    if rows:
+        yield from _table("GPUs", ["model", "workers", "hours at work", "kWh"], rows, left=1)
+
+
 def _workers(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
     states = {row.id: row.state for row in snapshot.workers}
+    uses = {row.id: row.time_use for row in snapshot.workers}
+    reported = any(use != TimeUse() for use in uses.values())
     order = sorted(summary.lanes.values(), key=lambda lane: (lane.host, lane.worker))
     rows = []
     for lane in order[:ROWS_MAX]:
@@ -298,9 +319,18 @@ def _workers(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
             f"{lane.stolen:,}" if lane.stolen else "",
             format.duration(lane.busy_s),
             busy,
+            *(_time_use_cells(uses.get(lane.worker, TimeUse())) if reported else ()),
         ))  # fmt: skip
     header = ["worker", "state", *ENDINGS, "stolen", "at work", "busy"]
+    if reported:
+        header += ["computing", "waiting for input", "MFU", "GiB"]
     yield from _table(f"Workers ({len(order):,})", header, rows)
+
+
+def _time_use_cells(use: TimeUse) -> list[str]:
+    percents = use.computing_percent, use.feeding_percent, use.mfu_percent
+    peak = "" if use.peak_gib is None else f"{use.peak_gib:.1f}"
+    return [*("" if each is None else format.percent(each, 0) for each in percents), peak]
 
 
 def _steals(summary: Summary) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from fsqueue.batch import systems
 from fsqueue.errors import ExitStatus, UsageError
-from fsqueue.gpu.nvml import use_pci_order
+from fsqueue.gpu.nvml import driver_version, use_pci_order
 from fsqueue.gpu.sharing import share_gpu
 from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
@@ -136,7 +136,7 @@ def settings_for(
         keep_alive=options.keep_alive,
         claims_max=options.claims_max,
         time_limit_s=_time_limit_s(options.time_limit_s, environ),
-        gpu=choice.gpu,
+        gpu={**choice.gpu, "driver": driver_version()} if choice.gpu else {},
         path_map=PathMap.parse(options.path_map),
         owns_process=options.owns_process,
         allocation=allocation if allocation.job else None,

@@ -144,10 +144,19 @@ class FakeCuda(Cuda):
     def used_share(self) -> float | None:
         return None
 
+    def peak_bytes(self) -> int:
+        return 0
+
+    def reach(self, dtype: str) -> float:
+        return 0.0
+
 
 class _Passed:
     def synchronize(self) -> None:
         """There is nothing to wait for."""
+
+    def elapsed_time(self, later: Any) -> float:
+        return 0.0
 
 
 @contextmanager

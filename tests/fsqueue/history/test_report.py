@@ -217,9 +217,22 @@ def test_gpu_hours_and_energy_are_added_up(tmp_path: Path) -> None:
     write_events(pool, WORKER, took | {"t": 1000}, done | {"t": 4600})
     tiles = Page("".join(page(pool))).tiles
     assert tiles["kWh of the GPUs"] == "1.500" and tiles["GPU hours at work"] == "1.00"
+    assert "MFU" not in tiles and "GPUs" in Page("".join(page(pool))).texts["h2"]
     put_status(pool, WORKER, tier=1, gpu={"uuid": "GPU-a", "workers": 2})
     shared = Page("".join(page(pool))).tiles
     assert shared["GPU hours at work"] == "0.50", "the other half is its neighbour's"
+
+
+def test_what_became_of_the_devices_time_is_shown_once_it_is_reported(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    enlist(pool, WORKER)
+    spent = {"seconds": 10.0, "computing_s": 9.0, "feeding_s": 1.0, "peak_gib": 3.0}
+    put_status(pool, WORKER, computing=spent | {"teraflop": 20.0, "reach_teraflop": 80.0})
+    took = {"event": "took", "id": "c", "cost": 1, "attempt": 0}
+    write_events(pool, WORKER, took | {"t": 1000}, took | {"event": "finished", "t": 1010})
+    found = Page("".join(page(pool)))
+    assert found.tiles["devices computing"] == "90%" and found.tiles["MFU"] == "25%"
+    assert [found.texts["th"].count(name) for name in ("computing", "MFU", "GiB")] == [1, 1, 1]
 
 
 # ---- a large pool ----
