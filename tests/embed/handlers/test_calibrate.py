@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from embed.cli.calibrate import _more_options, _run_command, how_busy
-from embed.handlers.calibrate import Calibration, SideBySide
+from embed.handlers.calibrate import Calibration, SideBySide, calibrate
 from embed.models.cost import PER_SECOND
+from embed.options import OPTIONS
 from tests.support.generic_models import write_model
 from tests.support.processes import fsqueue
+from tests.support.simulated_device import SimulatedDevice
 
 
 def made(cost: float, seconds: float = 10.0, *, on_gpu: bool = False) -> Calibration:
@@ -42,6 +44,20 @@ def test_it_prints_a_weight_that_plan_accepts(tiny_model: Path, tmp_path: Path) 
     plan = fsqueue("plan", "embed", tmp_path / "pool", tmp_path / "x.faa", *words)
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["spools"][0]["weight"] == facts["weight"]
+
+
+def test_a_gpu_is_measured_with_several_batches_in_flight(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimulatedDevice(capability=(8, 6))
+    monkeypatch.setattr("embed.engine.device.choose_device", lambda warn: card)
+    options = {option.name: option.default for option in OPTIONS} | {"model": str(tiny_model)}
+    found = calibrate(options, 1.0)
+    assert (found.device, found.on_gpu) == ("NVIDIA Simulated", True)
+    assert card.in_flight_max == card.ahead
+    assert found.seconds >= 1.0 and len(card.launches) > 3
+    assert 100 <= found.residues / found.sequences <= 500
+    assert found.weight == pytest.approx(found.cost_per_s / PER_SECOND, rel=0.05)
 
 
 # ---- several at once ----
