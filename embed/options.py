@@ -16,7 +16,8 @@ FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "esm", "virnucpro")
 VIRNUCPRO_ROWS_MAX: Final = 100_000
 """A file for VirNucPro is written and read in memory: up to 25 kB for each row."""
 CHUNK_SIZE: Final = 512
-DTYPE_TAGS: Final = {"float32": "", "bfloat16": "-bf16", "float16": "-f16"}
+AUTO: Final = "auto"
+DTYPE_TAGS: Final = {"float32": "", "tf32": "-tf32", "bfloat16": "-bf16", "float16": "-f16"}
 
 OPTIONS: Final = (
     Option(
@@ -26,7 +27,13 @@ OPTIONS: Final = (
         required=True,
     ),
     Option("adapter", None, "A LoRA adapter, as peft saves it: a folder. Merged into the model."),
-    Option("dtype", "float32", "Precision; float16 is slow on most CPUs.", tuple(DTYPE_TAGS)),
+    Option(
+        "dtype",
+        "float32",
+        "Precision; auto: the fastest of all GPUs of the plan. tf32: float32 whose products "
+        "are faster and less exact on GPUs from Ampere on. float16 is slow on most CPUs.",
+        (*DTYPE_TAGS, AUTO),
+    ),
     Option(
         "pooling",
         None,

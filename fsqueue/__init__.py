@@ -40,12 +40,19 @@ if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
     from fsqueue.api import open_pool as open_pool
     from fsqueue.api import plan as plan
+    from fsqueue.gpu.capability import local_gpus as local_gpus
+    from fsqueue.gpu.sharing import share_gpu as share_gpu
+    from fsqueue.gpu.sharing import usable_gib as usable_gib
+    from fsqueue.gpu.sharing import workers_per_gpu as workers_per_gpu
+    from fsqueue.handler import Computing as Computing
     from fsqueue.handler import Handler as Handler
     from fsqueue.handler import Item as Item
     from fsqueue.handler import Option as Option
+    from fsqueue.handler import PlannedGpu as PlannedGpu
     from fsqueue.handler import Source as Source
     from fsqueue.handler import Work as Work
     from fsqueue.history.outputs import Output as Output
+    from fsqueue.history.provenance import Provenance as Provenance
     from fsqueue.history.select import Matching as Matching
     from fsqueue.monitor.snapshot import Snapshot as Snapshot
     from fsqueue.pool.layout import Order as Order
@@ -67,10 +74,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Output": "fsqueue.history.outputs",
+    "Provenance": "fsqueue.history.provenance",
     "Matching": "fsqueue.history.select",
     "Pool": "fsqueue.api",
     "open_pool": "fsqueue.api",
     "plan": "fsqueue.api",
+    "PlannedGpu": "fsqueue.handler",
+    "local_gpus": "fsqueue.gpu.capability",
+    "Computing": "fsqueue.handler",
     "Handler": "fsqueue.handler",
     "Item": "fsqueue.handler",
     "Option": "fsqueue.handler",
@@ -84,6 +95,9 @@ _HOMES = {
     "PlanView": "fsqueue.pool.reader",
     "PoolReader": "fsqueue.pool.reader",
     "memory_available": "fsqueue.pool.status",
+    "share_gpu": "fsqueue.gpu.sharing",
+    "usable_gib": "fsqueue.gpu.sharing",
+    "workers_per_gpu": "fsqueue.gpu.sharing",
     "PlanResult": "fsqueue.scheduling.planner",
     "host_lock": "fsqueue.storage.locks",
     "GPU_WEIGHTS": "fsqueue.gpu.weights",
@@ -112,6 +126,7 @@ __all__ = [
     "ClaimFailed",
     "ClaimImpossible",
     "ClaimView",
+    "Computing",
     "Earlier",
     "FsqueueError",
     "Handler",
@@ -125,9 +140,11 @@ __all__ = [
     "Output",
     "PlanResult",
     "PlanView",
+    "PlannedGpu",
     "Pool",
     "PoolError",
     "PoolReader",
+    "Provenance",
     "Snapshot",
     "Source",
     "UsageError",
@@ -137,10 +154,14 @@ __all__ = [
     "WorkerBroken",
     "WorkerSettings",
     "host_lock",
+    "local_gpus",
     "memory_available",
     "open_pool",
     "plan",
     "refuse_overwriting",
+    "share_gpu",
+    "usable_gib",
+    "workers_per_gpu",
 ]
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fsqueue.errors import UsageError
+from fsqueue.gpu.sharing import PER_GPU_MAX
 from fsqueue.handler import Handler, Work, complete_options, load_handler
 from fsqueue.pool import settings
 from fsqueue.pool.layout import Order, State
@@ -57,6 +58,7 @@ def plan(
     *,
     gpus: str | None = None,
     weights: Sequence[str] = (),
+    per_gpu: int = 1,
     gpu_weighted: bool = True,
     claim_seconds: float = CLAIM_SECONDS,
     min_tier: str | None = None,
@@ -81,7 +83,8 @@ def plan(
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
     line; `options` are the handler's
     own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
-    `gpus` and `weights` are what --gpus and --weight take. `claim_seconds` is how long a claim
+    `gpus` and `weights` are what --gpus and --weight take. `per_gpu` is how many workers will share
+    each GPU and its memory. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
     `timeout_s` fails (0: it may take any time). Claims of a higher `priority` (0 to 9) are taken
     first. `retry_requires` is a capability that workers must have for a claim that failed for lack
@@ -92,6 +95,7 @@ def plan(
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
     pool.
     """
+    from fsqueue.gpu.capability import planned_gpu
     from fsqueue.maintenance.doctor import refuse_unfit
     from fsqueue.python_file.code import refuse_while_loading
     from fsqueue.scheduling.inputs import find_inputs
@@ -113,6 +117,8 @@ def plan(
         raise UsageError("--claim-seconds must be more than 0; 60 to 120 are sensible.")
     if not 0 <= timeout_s < math.inf:
         raise UsageError(f"--timeout {timeout_s} is not a number of seconds, 0 or more.")
+    if not 1 <= per_gpu <= PER_GPU_MAX:
+        raise UsageError(f"--per-gpu {per_gpu}: must be from 1 to {PER_GPU_MAX}.")
     if priority not in range(PRIORITY_MAX + 1):
         raise UsageError(f"--priority {priority}: must be 0 to {PRIORITY_MAX}; higher goes first.")
     tier = None if min_tier is None else tier_named(min_tier)
@@ -120,12 +126,14 @@ def plan(
     existing = open_pool(root) if os.path.lexists(os.path.join(root, "pool.json")) else None
     if existing is not None:
         settings.refuse_other_settings(existing, lease_s, attempts_max)
-    prepared = made.prepare(complete_options(made, options or {}))
+    spools = choose_spools(existing, gpus, weights)
+    known = [planned_gpu(spool.model, spool.memory_gib) for spool in spools]
+    prepared = made.prepare(made.for_gpus(complete_options(made, options or {}), known))
     request = PlanRequest(
         made,
         prepared,
         found.paths,
-        choose_spools(existing, gpus, weights),
+        spools,
         gpu_weighted,
         claim_seconds,
         tier,
@@ -135,6 +143,7 @@ def plan(
         [*made.describe(prepared), *found.notes],
         priority,
         retry_requires.lower(),
+        per_gpu,
     )
     request.kind("x")  # refuses a bad word in `requires` before any input is read
     if dry_run:
@@ -170,16 +179,25 @@ class Pool(PoolDirectory):
         self,
         workers: int | None = None,
         *,
+        per_gpu: int | None = None,
         work_stealing: bool = True,
         steal_interval_s: float = 3.0,
         dashboard: bool | None = None,
+        progress: bool = True,
         interval_s: float = 2.0,
         echo: Callable[[str], object] | None = None,
     ) -> int:
         """Start workers here, one per visible GPU or `workers` on the CPU, and wait until they end.
 
+        `per_gpu` starts so many for each GPU, which share its memory and its spool; UsageError
+        where no GPU is visible.
+
         Shows the live table on a terminal or in a notebook (`dashboard` None), else prints lines to
-        `echo`; workers that break are logged. Keeps gpu_metrics.log. If this is the main thread,
+        `echo`: alerts, and a line with the ETA at each tenth of the work and every five minutes;
+        with `dashboard` True every event, and a line per spool every ten seconds. Without
+        `progress` it prints alerts and the totals at the end, and the workers log to files in
+        events/ as they do below the table. Workers that break are logged. Keeps
+        gpu_metrics.log. If this is the main thread,
         signals are relayed to the workers.
 
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
@@ -189,6 +207,7 @@ class Pool(PoolDirectory):
         from fsqueue.worker.local_workers import LocalWorkers, local_environments, workers_here
 
         refuse_while_loading("Pool.run")
+        environments = local_environments(self, workers, per_gpu)
         if there := workers_here(self):
             log.warning(
                 "%s here already (process %s); this run starts its own beside them. To end those: "
@@ -202,10 +221,10 @@ class Pool(PoolDirectory):
         options = ["--work-stealing" if work_stealing else "--no-work-stealing"]
         options += ["--steal-interval", str(steal_interval_s)]
         live = _can_draw()
-        drawn = live if dashboard is None else dashboard
-        local = LocalWorkers(self, local_environments(self, workers), options, log_to_files=drawn)
+        drawn = progress and (live if dashboard is None else dashboard)
+        local = LocalWorkers(self, environments, options, log_to_files=drawn or not progress)
         with local.relaying_signals():
-            from fsqueue.monitor.log_lines import follow  # while the workers start
+            from fsqueue.monitor.log_lines import Lines, States, follow  # while the workers start
             from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
             from fsqueue.monitor.snapshot import Reader
 
@@ -221,14 +240,16 @@ class Pool(PoolDirectory):
 
                     show(self, until=done, interval_s=interval_s, reader=reader)
                 else:
-                    # The workers' own logs on stderr have every event already.
+                    states = States.SPOOLS if drawn else States.PROGRESS
+                    # Without a table the workers' own logs on stderr have every event already.
+                    lines = Lines(events=drawn, states=states if progress else States.NOTHING)
                     follow(
                         self,
                         until=done,
                         interval_s=interval_s,
                         echo=echo or print,
                         reader=reader,
-                        events=drawn,
+                        lines=lines,
                         sleep=local.pause,
                     )
             except Exception as error:
@@ -304,16 +325,17 @@ class Pool(PoolDirectory):
 
         return show(self, interval_s=interval_s)
 
-    def outputs(self) -> Iterator[Output]:
+    def outputs(self, *, provenance: bool = False) -> Iterator[Output]:
         """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-        Handlers without outputs yield nothing; of an input that changed and was planned again, the
-        outputs of its former version are left out. Raises UsageError if a plan's handler is not
-        installed here.
+        With `provenance`, each has what made it: host, GPU, versions, seconds, program. Handlers
+        without outputs yield nothing; of an input that changed and was planned again, the outputs
+        of its former version are left out. Raises UsageError if a plan's handler is not installed
+        here.
         """
         from fsqueue.history.outputs import outputs
 
-        return outputs(self)
+        return outputs(self, provenance=provenance)
 
     def link_outputs(self, directory: str | os.PathLike[str]) -> Linked:
         """Make `directory` hold every output under its input's name, as hard links.

@@ -171,6 +171,14 @@ class Command(Handler):
     def members(self, payload: Mapping[str, Any]) -> list[str]:
         return list(payload.get("members", ()))
 
+    def program(self, options: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
+        inputs = self.inputs(payload)
+        words: list[str] = []
+        for word in options.get("argv", ()):
+            one = word.replace("{input}", inputs[0]) if len(inputs) == 1 else word
+            words += inputs if word == ALL_INPUTS else [one]
+        return words
+
     def __init__(self) -> None:
         self._temporary = TemporaryDirectory()
         self._worker = ""

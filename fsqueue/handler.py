@@ -51,7 +51,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GROUP: Final = "fsqueue.handlers"
+CPU: Final = "cpu"
 ELSEWHERE: Final = "If it is elsewhere on this host: fsqueue work --path-map OLD=NEW"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGpu:
+    """A GPU that claims are planned for, or `cpu`, as a handler that prepares a plan sees it."""
+
+    model: str
+    capability: tuple[int, int] | None
+    """The CUDA compute capability; None for a CPU, and where it is not known."""
+    memory_gib: float | None = None
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its workers compute on a CPU."""
+        return self.model == CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,10 @@ class Handler:
     def other_handler(self, name: str) -> Handler:
         """Return another handler; in a worker it is the worker's own, so that models load once."""
         return self._others(name) if self._others is not None else load_handler(name)
+
+    def for_gpus(self, options: dict[str, Any], gpus: Sequence[PlannedGpu]) -> dict[str, Any]:
+        """Decide what depends on the GPUs that are planned for, before `prepare`. UsageError."""
+        return options
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check and complete the options once per plan; they must be JSON. UsageError if wrong."""
@@ -239,6 +259,10 @@ class Handler:
         """Run a known input and return what came out, as JSON; ClaimImpossible if it is wrong."""
         raise ClaimImpossible(f"the handler {self.name!r} has no self-test")
 
+    def program(self, options: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
+        """Return the program, with its arguments, that a claim runs; empty if it runs none."""
+        return []
+
     def loaded(self) -> list[str]:
         """Return the kinds of claim for which everything is loaded now."""
         return []
@@ -274,6 +298,27 @@ def _resolution_ns(time_ns: int) -> int:
     return next(unit for unit in (10**9, 10**6, 10**3, 10**2, 1) if time_ns % unit == 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What became of some time in which a handler computed, for those who watch the worker."""
+
+    seconds: float
+    computing_s: float
+    """In which the device computed."""
+    feeding_s: float
+    """In which the handler waited for input, or prepared it."""
+    teraflop: float = 0.0
+    """The operations that the model's products needed, in 10^12."""
+    reach_teraflop: float = 0.0
+    """Those that the device would have reached in that time, in large products; 0 if unknown."""
+    peak_gib: float = 0.0
+    """The most memory that was held; 0 if unknown."""
+
+
+def _unwatched(_: Computing) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Work:
     """One claim as its handler sees it, and what the handler may ask of the worker."""
@@ -301,6 +346,8 @@ class Work:
     """The id of the worker that runs it."""
     code: str = ""
     """The directory in which the pool keeps what `Handler.kept_files` returned."""
+    note_computing: Callable[[Computing], None] = _unwatched
+    """Reports what became of the time since the last report."""
 
     @property
     def input(self) -> Path:

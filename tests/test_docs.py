@@ -72,7 +72,8 @@ def test_every_option_that_the_pages_name_exists() -> None:
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", GUIDE)) - {"--help"}
     of_others = "--nightly --no-deps --requeue --array --open-mode --signal --gres --time --mem "
-    of_others += "--least --signal --nv --bind --rm --user --init --pid"
+    of_others += "--least --signal --nv --bind --rm --user --init --pid "
+    of_others += "--crash-limit --env --time-request --ipc"
     assert named - known <= set(of_others.split()), named - known
 
 

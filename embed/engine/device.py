@@ -13,9 +13,13 @@ engine knows which it has.
 from __future__ import annotations
 
 import os
+import resource
+import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from functools import cached_property
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +29,10 @@ from embed.engine.device_errors import typed_errors
 from embed.models.packed import DTYPES, has_half_instructions
 from fsqueue import memory_available
 
+REACH_S: Final = 0.05
+REACH_SIZES: Final = {True: 768, False: 6144}
+"""Whether on a CPU: rows and columns of the matrices that show what a device reaches."""
+
 Rows = NDArray[np.float32]
 Compute = Callable[[torch.Tensor], torch.Tensor]
 """Turns a buffer on the device, (bytes,) uint8, into rows, float32. It must not wait."""
@@ -33,6 +41,9 @@ Warn = Callable[[str], None]
 
 class Launch(Protocol):
     """A batch on its way."""
+
+    computing_s: float
+    """How long the device computed, once `rows` has returned."""
 
     def rows(self) -> Rows:
         """Wait for the rows, and return them. Raises what the device raised."""
@@ -58,8 +69,10 @@ class Device(ABC):
         """Return a buffer of so many bytes, in memory that the device can read by itself."""
 
     @abstractmethod
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         """Send a buffer up, compute its rows there, and send them back.
+
+        `tf32`: products of float32 may round their factors, where the device is faster then.
 
         Raises what can be known at once, such as torch.OutOfMemoryError; the rest is raised by
         `Launch.rows`.
@@ -72,6 +85,24 @@ class Device(ABC):
     @abstractmethod
     def used_share(self) -> float | None:
         """Return the largest share of the memory in use since the last call; None if unknown."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int:
+        """Return the most memory that this process has held there."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for all that was sent."""
+
+    def reach(self, dtype: str) -> float:
+        """Return the operations per second in large products of this precision, measured once."""
+        if dtype not in self._reach:
+            self._reach[dtype] = _measure_reach(self, DTYPES[dtype])
+        return self._reach[dtype]
+
+    @cached_property
+    def _reach(self) -> dict[str, float]:
+        return {}
 
     @abstractmethod
     def release(self) -> None:
@@ -88,8 +119,8 @@ class Device(ABC):
 class _Finished:
     """A launch that has run already."""
 
-    def __init__(self, rows: torch.Tensor) -> None:
-        self._rows = rows
+    def __init__(self, rows: torch.Tensor, computing_s: float) -> None:
+        self._rows, self.computing_s = rows, computing_s
 
     def rows(self) -> Rows:
         return self._rows.numpy()  # type: ignore[no-any-return]
@@ -106,10 +137,12 @@ class Cpu(Device):
         """Return ordinary memory."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         """Compute the rows."""
+        begun = time.perf_counter()
         with torch.inference_mode():
-            return _Finished(compute(buffer))
+            rows = compute(buffer)
+        return _Finished(rows, time.perf_counter() - begun)
 
     def free_bytes(self) -> int | None:
         """Return the memory that this process may still use."""
@@ -119,16 +152,41 @@ class Cpu(Device):
         """Return None: the machine is shared."""
         return None
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that this process has had."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def synchronize(self) -> None:
+        """Do nothing; `launch` waits."""
+
     def release(self) -> None:
         """Do nothing; the allocator gives memory back by itself."""
 
     def check(self, dtype: str, warn: Warn) -> None:
         """Warn of a precision that is only emulated: it works, and is slower than float32."""
-        if dtype != "float32" and not has_half_instructions(DTYPES[dtype]):
+        if dtype == "tf32":
+            warn("a CPU has no TF32: this plan of --dtype tf32 is computed in float32 here.")
+        elif dtype != "float32" and not has_half_instructions(DTYPES[dtype]):
             warn(
                 f"this CPU has no instructions for {dtype} and emulates it, which is several times "
                 f"slower than float32. Plan with --dtype float32 for CPUs."
             )
+
+
+def _measure_reach(device: Device, dtype: torch.dtype) -> float:
+    """Multiply matrices for REACH_S, and return the operations per second."""
+    size = REACH_SIZES[device.place.type == "cpu"]
+    with torch.inference_mode(), typed_errors():
+        left = torch.ones(size, size, dtype=dtype, device=device.place)
+        torch.mm(left, left)  # the first one also chooses a kernel, and may load it
+        device.synchronize()
+        count, begun = 0, time.perf_counter()
+        while (passed_s := time.perf_counter() - begun) < REACH_S or not count:
+            torch.mm(left, left)
+            device.synchronize()
+            count += 1
+    return 2.0 * size**3 * count / passed_s
 
 
 def choose_device(warn: Warn) -> Device:

@@ -27,10 +27,12 @@ from embed.engine.budget import Budget
 from embed.engine.device import Device, Launch
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.scorer import Scorer
+from embed.engine.usage import Usage
+from embed.models.cost import ModelShape
 from embed.models.packed import Kernel, Layout, Pack, PackedEncoder
 from embed.models.pooling import Pooler
 from embed.models.states import States
-from fsqueue import ClaimFailed
+from fsqueue import ClaimFailed, Computing
 
 PATIENCE: Final = 16
 """Launches after which more tokens are tried again, once memory ran out; four times as many after
@@ -47,27 +49,6 @@ def use_threads(count: int) -> None:
     The results depend on it: a matrix product that is divided differently is rounded differently.
     """
     torch.set_num_threads(count)
-
-
-@dataclass(slots=True)
-class Usage:
-    """What became of an engine's time."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    """While there were batches to run."""
-    feed_s: float = 0.0
-    """Spent waiting for the next batch, or on preparing it."""
-    device_s: float = 0.0
-    """Spent waiting for the device."""
-
-    def line(self) -> str:
-        """Return it for the log."""
-        seconds = max(self.seconds, 1e-9)
-        return (
-            f"{self.tokens / seconds:,.0f} tokens/s; {self.feed_s / seconds:.0%} of the time on "
-            f"preparing batches, {self.device_s / seconds:.0%} waiting for the device"
-        )
 
 
 @dataclass(slots=True)
@@ -94,9 +75,12 @@ class Engine:
         device: Device,
         budget: Budget | None = None,
         scorer: Scorer | None = None,
+        *,
+        tf32: bool = False,
     ) -> None:
         """Without a budget, every batch is a launch. With a scorer, the last number of each row is
         the sequence's score. Raises NotSupportedError as `kernel_for`."""
+        self._tf32 = tf32
         self.usage = Usage()
         self._encoder, self._pooler, self._device = encoder, pooler, device
         self._scorer = scorer
@@ -106,6 +90,15 @@ class Engine:
         self._buffers: list[torch.Tensor] = []
         self.kernel: Kernel = encoder.kernel(device.capability)
         """How it attends."""
+
+    def take_usage(self) -> Usage:
+        """Return what became of the time since the last call."""
+        usage, self.usage = self.usage, Usage()
+        return usage
+
+    def computing(self, usage: Usage, shape: ModelShape, dtype: str) -> Computing:
+        """Return it beside what this device could have done in that time."""
+        return usage.computing(shape, self._device.reach(dtype), self._device.peak_bytes())
 
     @property
     def width(self) -> int:
@@ -141,20 +134,20 @@ class Engine:
         begun = time.perf_counter()
         for group in self._budget.groups(batches):
             flights.append(self._take_off(group))
-            now = time.perf_counter()
-            self._spend(now - begun, feeding=True)
+            # On a CPU, all is computed by now.
+            computed_s = flights[-1].launch.computing_s if flights[-1].launch else 0.0
+            self._spend(time.perf_counter() - begun, feeding_less=computed_s)
             while len(flights) >= self._device.ahead or (flights and flights[-1].launch is None):
                 yield from self._land(flights, warn)
             begun = time.perf_counter()
         while flights:
             yield from self._land(flights, warn)
 
-    def _spend(self, seconds: float, *, feeding: bool) -> None:
+    def _spend(self, seconds: float, *, feeding_less: float | None = None) -> None:
+        """Count some time; all but `feeding_less` of it went on feeding the device."""
         self.usage.seconds += seconds
-        if feeding:
-            self.usage.feed_s += seconds
-        else:
-            self.usage.device_s += seconds
+        if feeding_less is not None:
+            self.usage.feed_s += max(0.0, seconds - feeding_less)
 
     def _take_off(self, batches: list[Batch]) -> _Flight:
         sequences = [one for batch in batches for one in batch]
@@ -185,7 +178,7 @@ class Engine:
             return torch.cat([rows, self._scorer(pack, last, self._encoder)], -1)
 
         with typed_errors():
-            return self._device.launch(buffer[: layout.bytes], compute)
+            return self._device.launch(buffer[: layout.bytes], compute, tf32=self._tf32)
 
     def _buffer(self, size: int) -> torch.Tensor:
         """Return a buffer that no launch in flight uses."""
@@ -205,8 +198,9 @@ class Engine:
                 other.rows = self._wait(other)
             rows = self._divided(flight.sequences, warn)
         tokens = _tokens(flight.sequences)
-        self._spend(time.perf_counter() - begun, feeding=False)
+        self._spend(time.perf_counter() - begun)
         self.usage.tokens += tokens
+        self.usage.pairs += sum(one.tokens**2 for one in flight.sequences)
         self._budget.note(tokens)
         self._try_larger()
         first = 0
@@ -227,6 +221,7 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             return None
+        self.usage.computing_s += launch.computing_s
         assert flight.buffer is not None
         self._buffers.append(flight.buffer)
         return rows

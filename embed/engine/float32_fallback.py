@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,20 @@ from numpy.typing import NDArray
 from embed.engine.budget import Budget
 from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
-from embed.engine.engine import Batch, Engine, Usage, Warn
+from embed.engine.engine import Batch, Engine, Warn
 from embed.engine.scorer import load_scorer
+from embed.engine.usage import Usage
 from embed.models import families
 from embed.models.convention import Convention
+from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
-from fsqueue import host_lock
+from fsqueue import Computing, host_lock
 
 log = logging.getLogger(__name__)
+
+SINGLE: Final = ("float32", "tf32")
+"""Precisions in which nothing overflows that float32 could hold."""
 
 Rows = NDArray[np.float32]
 
@@ -61,14 +66,16 @@ def with_float32_fallback(
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
 
-    def engine(encoder: Any, device: Device, budget: Budget | None = None) -> Engine:
+    def engine(
+        encoder: Any, device: Device, budget: Budget | None = None, *, tf32: bool = False
+    ) -> Engine:
         pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
         scorer = None
         if scores is not None:
             scorer = load_scorer(
                 family, folder, tokenizer, convention, encoder.frame.vocabulary, scores, device
             )
-        return Engine(encoder, pooler, device, budget, scorer)
+        return Engine(encoder, pooler, device, budget, scorer, tf32=tf32)
 
     def load_on(device: Device) -> Engine:
         with host_lock("load"), typed_errors():
@@ -85,8 +92,8 @@ def with_float32_fallback(
         device.release()
         return load_on(Cpu())
 
-    first = engine(encoder, device, budget)
-    return Float32Fallback(first, None if dtype == "float32" else load_float32)
+    first = engine(encoder, device, budget, tf32=dtype == "tf32")
+    return Float32Fallback(first, None if dtype in SINGLE else load_float32)
 
 
 class Float32Fallback:
@@ -103,8 +110,11 @@ class Float32Fallback:
 
     def take_usage(self) -> Usage:
         """Return what became of the time since the last call."""
-        usage, self._engine.usage = self._engine.usage, Usage()
-        return usage
+        return self._engine.take_usage()
+
+    def computing(self, usage: Usage, shape: ModelShape, dtype: str) -> Computing:
+        """Return it beside what this device could have done in that time."""
+        return self._engine.computing(usage, shape, dtype)
 
     def provenance(self) -> dict[str, str]:
         """Return the device and the attention kernel; nothing for a CPU, where all do the same."""

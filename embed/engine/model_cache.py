@@ -19,8 +19,8 @@ from embed.models import adapter, families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
-from embed.models.packed import PackedEncoder
-from fsqueue import NotSupportedError, host_lock
+from embed.models.packed import DTYPES, PackedEncoder
+from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
 ROOM_BYTES: Final = 2 << 30
 """What a batch may need in addition to the weights."""
@@ -111,8 +111,8 @@ class ModelCache:
                     raise
                 if not self._models:
                     raise NotSupportedError(
-                        f"the model {options['model']} does not fit into this device's memory. "
-                        f"Plan with --dtype bfloat16, or use a GPU with more memory."
+                        f"the model {options['model']} does not fit into {_whose_memory()}. Plan "
+                        f"with --dtype bfloat16, or use a GPU with more memory."
                     ) from error
             self._evict()
 
@@ -131,7 +131,14 @@ class ModelCache:
         self.device.release()
 
 
+def _whose_memory() -> str:
+    workers = workers_per_gpu()
+    if workers == 1:
+        return "this device's memory"
+    return f"this worker's part of the GPU's memory, which {workers} share (--per-gpu)"
+
+
 def _size(folder: str, dtype: str) -> int:
     """Return about how much memory a model needs; its files are usually float32."""
     size = sum(os.path.getsize(path) for path in files.weight_files(folder))
-    return size if dtype == "float32" else size // 2
+    return size if DTYPES[dtype].itemsize == 4 else size // 2

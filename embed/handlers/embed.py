@@ -23,7 +23,7 @@ from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import Scan, scan
 from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
-from embed.models import adapter, families, files, hub
+from embed.models import adapter, families, files, hub, precision
 from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
@@ -32,12 +32,22 @@ from embed.models.generic.tokenizer import GenericTokenizer
 from embed.models.hub import PinnedModel
 from embed.models.masked_lm import Scores, check_scores
 from embed.models.practice import Practice, decide
-from embed.options import DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
+from embed.options import AUTO, DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.outputs.esm_layout import EsmLayout
 from embed.outputs.formats import check_format
 from embed.store import spaces
 from embed.store.view import View
-from fsqueue import BadInput, ClaimImpossible, Handler, Item, Source, UsageError, Work
+from fsqueue import (
+    BadInput,
+    ClaimImpossible,
+    Handler,
+    Item,
+    PlannedGpu,
+    Source,
+    UsageError,
+    Work,
+    local_gpus,
+)
 
 if TYPE_CHECKING:
     from embed.engine.float32_fallback import Float32Fallback
@@ -76,6 +86,13 @@ class Embed(Handler):
 
     # ---- planning ----
 
+    def for_gpus(self, options: dict[str, Any], gpus: Sequence[PlannedGpu]) -> dict[str, Any]:
+        """Choose the precision if it is `auto`."""
+        if options["dtype"] != AUTO:
+            return options
+        dtype, why = precision.choose(gpus)
+        return options | {"dtype": dtype, "dtype_note": f"dtype: {dtype} (auto: {why})"}
+
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Find the model, and pin it: its exact weights become part of every claim."""
         prepared = self.pin(options)
@@ -92,6 +109,9 @@ class Embed(Handler):
 
     def pin(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check the options, and complete those about the model. Raises UsageError."""
+        options = self.for_gpus(options, local_gpus() if options["dtype"] == AUTO else ())
+        notes = [options["dtype_note"]] if "dtype_note" in options else []
+        options = {name: value for name, value in options.items() if name != "dtype_note"}
         check_format(
             options["format"],
             ragged=options["pooling"] == "per-token",
@@ -134,7 +154,7 @@ class Embed(Handler):
             "family": family.name,
             "width": practice.convention.width(model.width),
             "shape": asdict(ModelShape.of(config)),
-            "plan_notes": [practice.line, *practice.notes],
+            "plan_notes": [practice.line, *notes, *practice.notes],
         }
         options = _with_adapter(options, model)
         if options["format"] == "esm":

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from embed.engine.assembly import Assembly, WindowScores
 from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
+from embed.engine.usage import Usage, line
 from embed.inputs.chunks import ChunkRange
 from embed.inputs.claims import read_records
 from embed.inputs.fasta import Record
 from embed.inputs.segments import LoadedSegment, Segment
 from embed.models.convention import Convention
+from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
 from embed.outputs import claim_file
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from embed.store.view import View
 
 log = logging.getLogger(__name__)
+
+REPORT_S: Final = 5.0
+"""How often the worker is told what becomes of the time."""
 
 Rows = NDArray[np.float32]
 
@@ -52,14 +57,30 @@ class ClaimModel:
     """The engine, once it has run a batch."""
 
     def run(
-        self, batches: Iterator[Sequence[Tokenized]], warn: Callable[[str], None]
+        self, batches: Iterator[Sequence[Tokenized]], work: Work
     ) -> Iterator[tuple[Sequence[Tokenized], Rows]]:
         """Load the model if there is a batch, and yield the batches with their rows."""
         first = next(batches, None)
-        if first is not None:
-            self.used.append(self.load())
-            yield from self.used[-1].run(chain([first], batches), warn)
-            log.info("%s", self.used[-1].take_usage().line())
+        if first is None:
+            return
+        engine = self.load()
+        self.used.append(engine)
+        shape, dtype = ModelShape(**work.options["shape"]), work.options["dtype"]
+        engine.take_usage()  # not of this claim
+        whole, reported_at = Usage(), time.monotonic()
+
+        def report() -> None:
+            used = engine.take_usage()
+            whole.add(used)
+            work.note_computing(engine.computing(used, shape, dtype))
+
+        for found in engine.run(chain([first], batches), work.warn):
+            yield found
+            if time.monotonic() - reported_at > REPORT_S:
+                report()
+                reported_at = time.monotonic()
+        report()
+        log.info("%s", line(whole.tokens, engine.computing(whole, shape, dtype)))
 
     def provenance(self) -> dict[str, str]:
         """Return how the engine computed, where that is not as on every CPU."""
@@ -88,8 +109,8 @@ def embed(
         columns.setdefault("begins", np.empty(0, "<i8"))  # of documents without any text
     metadata = {**provenance, **model.provenance(), "counts": asdict(counts)}
     claim_file.write(work.output, reader.ids, table, metadata, columns)
-    for line in counts.warnings():
-        work.warn(line)
+    for text in counts.warnings():
+        work.warn(text)
 
 
 def reader_of(
@@ -144,7 +165,7 @@ def compute(
             in_flight.append(number)
             yield batch
 
-    for batch, rows in model.run(to_compute(), work.warn):
+    for batch, rows in model.run(to_compute(), work):
         _check(rows, sizes(batch), computed_width, [reader.ids[one.row] for one in batch])
         saver.save(in_flight.popleft(), rows, batch)
         add(batch, rows, sum(one.tokens for one in batch))

@@ -74,14 +74,23 @@ class ModelShape:
     @property
     def per_token(self) -> float:
         """Return the flops that each token costs by itself."""
-        products = 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.inner
-        return self.layers * (2 * products + ELEMENT * (self.width + self.inner))
+        return self.products_per_token + self.layers * ELEMENT * (self.width + self.inner)
 
     @property
     def per_pair(self) -> float:
         """Return the flops that each pair of tokens costs."""
         each = SOFTMAX + (BIAS if self.gated else 0.0)
-        return self.layers * (4 * self.width + each * self.heads)
+        return self.products_per_pair + self.layers * each * self.heads
+
+    @property
+    def products_per_token(self) -> float:
+        """Return the flops of the products with weights, for each token."""
+        return 2.0 * self.parameters
+
+    @property
+    def products_per_pair(self) -> float:
+        """Return the flops of the products of attention, for each pair of tokens."""
+        return 4.0 * self.layers * self.width
 
 
 def _first(config: Mapping[str, Any], names: Sequence[str], default: int) -> int:
@@ -144,7 +153,7 @@ class Estimate:
 
 def memory_gib(options: Mapping[str, Any]) -> float:
     """Return how much memory a GPU needs at least: the weights, and one batch of WORKING_GIB."""
-    bytes_each = 4 if options["dtype"] == "float32" else 2
+    bytes_each = 4 if options["dtype"] in ("float32", "tf32") else 2
     return ModelShape(**options["shape"]).parameters * bytes_each / (1 << 30) + WORKING_GIB
 
 

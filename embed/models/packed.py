@@ -33,7 +33,13 @@ from fsqueue import ClaimImpossible, NotSupportedError
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
 Ids = bytes | NDArray[Any]
 
-DTYPES: Final = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+DTYPES: Final = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The type of the numbers; in tf32, products round their factors to 10 bits of mantissa."""
 TYPICAL_TOKENS: Final = 4096
 """Rows that oneDNN should expect when it lays out a weight; other numbers work, too."""
 WASTE_MAX: Final = 0.12

@@ -164,22 +164,26 @@ def _flux(pool: PoolDirectory, wanted: Wanted) -> list[str]:
 
 
 def _hyperqueue(pool: PoolDirectory, wanted: Wanted) -> list[str]:
-    log = f"{pool.directory('events')}/hq-%{{JOB_ID}}_%{{TASK_ID}}.log"
+    # Two files: HyperQueue opens each by itself, so that in one they would overwrite each other.
+    # %{INSTANCE_ID} counts the starts of a task: else the next one truncates the log of the last.
+    log = f"{pool.directory('events')}/hq-%{{JOB_ID}}_%{{TASK_ID}}.%{{INSTANCE_ID}}"
     words = ["hq", "submit", "--array", f"0-{wanted.workers - 1}", "--name", _name(pool)]
     words += ["--cpus", str(wanted.cpus)]
-    words += ["--resource", f"gpus/nvidia={wanted.gpus}"] if wanted.gpus else []
-    words += ["--stdout", log, "--stderr", log, "--crash-limit", "unlimited"]
+    # A task has the environment of its HyperQueue worker, not that of `hq submit`.
+    gpus = ["--resource", f"gpus/nvidia={wanted.gpus}"]
+    words += gpus if wanted.gpus else ["--env", "CUDA_VISIBLE_DEVICES="]
+    words += ["--resource", f"mem={wanted.memory_gib * 1024}"] if wanted.memory_gib else []
+    words += ["--stdout", f"{log}.out", "--stderr", f"{log}.log", "--crash-limit", "unlimited"]
     limit = None
     if wanted.time_s:
-        # HyperQueue does not tell a task its limit, and ends it by SIGKILL.
         words += ["--time-limit", f"{wanted.time_s:g}s"]
         limit = f"{worker_limit_s(wanted.time_s):g}s"
     return [
         "#!/bin/bash",
         f"# {NOTE}",
-        "# Run it where `hq server` runs.",
-        "# A task whose HyperQueue worker is lost starts again on another one.",
-        *(["export CUDA_VISIBLE_DEVICES=  # CPU workers"] if not wanted.gpus else []),
+        "# Run it where `hq server` runs. --crash-limit unlimited needs HyperQueue 0.23 or newer.",
+        "# A task whose HyperQueue worker is lost starts again on another one. HyperQueue ends a",
+        "# task by SIGINT, and by SIGKILL a second later; it does not tell a task its time limit.",
         f"exec {shlex.join([*words, '--', *_command(pool, wanted, limit=limit)])}",
     ]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -30,6 +32,9 @@ from fsqueue.scheduling.peers import candidates
 from fsqueue.scheduling.score import Candidate, Need, fits, rank
 from fsqueue.scheduling.score import explain as terms_of
 
+if TYPE_CHECKING:
+    from fsqueue.history.provenance import Provenance
+
 EPILOG = """\b
 Examples:
   fsqueue explain pool/ proteins-5c1f09ab33d2
@@ -39,6 +44,7 @@ Examples:
 
 Exit status: 0, or 1 if the pool has no such claim or input, or 5 if no worker qualifies.
 """
+PROGRAM_MAX: Final = 2000
 NEED_EXAMPLE: Final = """For example: '{"service": "vllm", "model": "llama3.2"}'."""
 
 
@@ -60,9 +66,9 @@ NEED_EXAMPLE: Final = """For example: '{"service": "vllm", "model": "llama3.2"}'
 def explain(words: tuple[str, ...], need: str | None, workers: str | None, as_json: bool) -> None:
     """Explain where a claim is and why, or how workers score for a need.
 
-    With ID: where the claim is, since when, what went wrong, which workers could take it, and why
-    none has. With INPUT, a planned file: its claims and their outputs. With --need: every
-    term of every worker's score.
+    With ID: where the claim is, since when, what made its output, what went wrong, which workers
+    could take it, and why none has. With INPUT, a planned file: its claims and their outputs. With
+    --need: every term of every worker's score.
     """
     if workers is not None:
         if words or need is None:
@@ -169,11 +175,14 @@ def _output(state: str, path: str) -> str:
 
 
 def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
+    from fsqueue.history.provenance import provenance
     from fsqueue.monitor.locate import find
 
     found = find(pool, id)
+    done = next((place.name for place in found.places if place.state == State.DONE), None)
+    made = provenance(pool, done) if done is not None else None
     if as_json:
-        print_json(asdict(found) | {"pool": pool.root})
+        print_json(asdict(found) | {"pool": pool.root, "provenance": made and asdict(made)})
         sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
     if not found.places and found.planned_by is not None:
         click.echo(
@@ -189,6 +198,8 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
         owner = f", worker {name.owner}" if name.owner else ""
         priority = f", priority {name.priority}" if name.priority else ""
         click.echo(f"kind {name.kind}, cost {name.cost:,}, attempt {name.attempt}{priority}{owner}")
+    for line in _made(made) if made else ():
+        click.echo(line)
     if found.takers or found.forecast:
         ahead = plural(found.ahead, "claim")
         click.echo(f"\n{ahead} of its spool will be taken before it; {found.forecast}.")
@@ -205,6 +216,25 @@ def _explain_claim(pool: Pool, id: str, as_json: bool) -> NoReturn:
         rows = [(_local(e["t"]), e["event"], str(e.get("worker"))) for e in found.events]
         print_table(("when", "event", "worker"), rows, left=3)
     sys.exit(ExitStatus.DONE if found.places else ExitStatus.ERROR)
+
+
+def _made(made: Provenance) -> Iterator[str]:
+    """Yield lines about what made an output."""
+    seconds = "" if made.seconds is None else f" in {made.seconds:,.1f} s"
+    gpu = made.gpu.get("name", "")
+    if gpu:
+        gpu += f" ({made.gpu.get('uuid', 'no UUID')}, driver {made.gpu.get('driver', 'unknown')})"
+    on = ", ".join(filter(None, (gpu, made.cpu, made.system)))
+    yield f"made by {made.worker}{seconds}, {plural(made.bytes or 0, 'byte')}, CRC-32 {made.crc32}"
+    if on:
+        yield f"on {made.host}: {on}"
+    versions = {"fsqueue": made.fsqueue, "python": made.python, **made.versions}
+    if any(versions.values()):
+        yield "with " + ", ".join(f"{name} {text}" for name, text in versions.items() if text)
+    if made.program:
+        program = printable(shlex.join(made.program), PROGRAM_MAX)
+        yield f"program, exit status {made.exit_status}: {program}"
+    yield f"options of {made.handler}: SHA-256 {made.options_sha256[:16]}"
 
 
 def _local(t: float) -> str:

@@ -101,6 +101,16 @@ def force_option(function: F) -> F:
     )(function)
 
 
+def quiet_option(function: F) -> F:
+    """Add --quiet."""
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        help="Show no progress: print warnings, and the totals at the end.",
+    )(function)
+
+
 def inputs_option(function: F) -> F:
     """Add --inputs."""
     return click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 import click
 
@@ -16,11 +17,15 @@ from fsqueue.pool.untrusted import printable
 
 EPILOG = """\b
 A line is INPUT, a tab, and OUTPUT; for a claim of several inputs (plan command
---per-claim) it is ARCHIVE.tar:MEMBER.
+--per-claim) it is ARCHIVE.tar:MEMBER. --json also has what made each output,
+as its worker recorded it: host, GPU and driver, CPU, versions of fsqueue,
+Python and all imported packages, attempt, seconds, size and CRC-32, a digest
+of the options, and the program with its arguments.
 
 \b
   fsqueue outputs pool/ | cut -f2 | xargs cat
   fsqueue outputs pool/ --link results/          results/a.fq.gz.out, ...
+  fsqueue outputs pool/ --json | jq '.outputs[].provenance.gpu.driver' | sort | uniq -c
 """
 
 
@@ -47,8 +52,9 @@ def outputs(pool: Pool, link: str | None, as_json: bool) -> None:
                 "output": str(output.path),
                 "inputs": list(map(str, output.inputs)),
                 "members": output.members,
+                "provenance": output.provenance and asdict(output.provenance),
             }
-            for output in pool.outputs()
+            for output in pool.outputs(provenance=True)
         )
         return print_lines(json_list("outputs", rows))
     print_lines(line for output in pool.outputs() for line in _lines(output))

@@ -23,6 +23,7 @@ from fsqueue.cli.options import (
     split_pool,
 )
 from fsqueue.errors import ExitStatus, FsqueueError
+from fsqueue.gpu.sharing import PER_GPU_MAX
 from fsqueue.handler import Handler, Option, load_class, registered
 from fsqueue.monitor import format
 from fsqueue.pool.names import PRIORITY_MAX
@@ -81,6 +82,10 @@ def _command(name: str, handler: type[Handler]) -> click.Command:
         click.Option(["--weight"], multiple=True, metavar="NAME=W|@FILE",
                      help="Override the weight of a spool or a model: 4090=1.6, cpu=0.1, gpu0=1.3. "
                      "Repeatable."),
+        click.Option(["--per-gpu"], type=click.IntRange(1, PER_GPU_MAX), default=1, metavar="N",
+                     allow_from_autoenv=False,
+                     help="N workers will share each GPU (run --per-gpu N): GPUs on which a share "
+                     "of the memory is too small for the work get none of it. Default: 1."),
         click.Option(["--gpu-weighted/--no-gpu-weighted"], default=True,
                      help="Give faster GPUs more of the work. Default: on."),
         click.Option(["--claim-seconds"], type=Duration(), default=api.CLAIM_SECONDS,
@@ -169,6 +174,7 @@ def _plan(name: str, handler: type[Handler], given: dict[str, Any]) -> None:
         options,
         gpus=given["gpus"],
         weights=given["weight"],
+        per_gpu=given["per_gpu"],
         gpu_weighted=given["gpu_weighted"],
         claim_seconds=given["claim_seconds"],
         min_tier=given["min_tier"],

@@ -26,6 +26,7 @@ from fsqueue.monitor.json_documents import status_facts
 from fsqueue.monitor.locate import input_claims
 from fsqueue.monitor.log_lines import counted
 from fsqueue.monitor.snapshot import Snapshot
+from fsqueue.monitor.time_use import sentence
 
 
 @click.command("status", context_settings=SETTINGS, epilog=EXIT_STATUS)
@@ -69,6 +70,8 @@ def _print_status(snapshot: Snapshot) -> None:
     if snapshot.spools:
         click.echo()
         _print_spools(snapshot)
+    if text := sentence(snapshot.time_use):
+        click.echo(f"\n{text}")
     if count.by_priority:
         click.echo()
         for queue in count.by_priority:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, NoReturn
 
@@ -19,6 +20,7 @@ from fsqueue.cli.options import (
     pool_argument,
     stealing_options,
 )
+from fsqueue.gpu.sharing import PER_GPU_MAX
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.worker.backoff import OPERATIONS_MAX
 
@@ -43,6 +45,18 @@ In a SLURM job it also leaves before the allocation ends, and has the job
 requeued if work remains and it is the job's batch process (exec it). There a
 second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
 """
+
+
+class PathPair(click.ParamType[str]):
+    """OLD=NEW. Paths may have blanks, also in FSQUEUE_PATH_MAP, which click splits at any."""
+
+    name = "path pair"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the pairs of the environment variable."""
+        from fsqueue.worker.path_map import split_pairs
+
+        return split_pairs(rv)
 
 
 @click.command("work", context_settings=SETTINGS, epilog=EPILOG)
@@ -122,11 +136,19 @@ second signal changes nothing: preempted jobs get two. See: fsqueue slurm -h
     "itself: fsqueue status.",
 )
 @click.option(
+    "--per-gpu",
+    type=click.IntRange(1, PER_GPU_MAX),
+    metavar="N",
+    help="N workers share this one's GPU, and each uses an Nth of its memory. `run --per-gpu` sets "
+    "it for those that it starts.",
+)
+@click.option(
     "--path-map",
+    type=PathPair(),
     metavar="OLD=NEW",
     multiple=True,
     help="This host has what was planned below the directory OLD below NEW. Repeatable; for "
-    "`run` and SLURM set FSQUEUE_PATH_MAP.",
+    "`run` and SLURM set FSQUEUE_PATH_MAP, with each pair on a line of its own.",
 )
 @click.option(
     "--start-delay",
@@ -151,6 +173,7 @@ def work(
     time_limit: float | Literal["auto"] | None,
     grace: float | None,
     others_ok: bool,
+    per_gpu: int | None,
     path_map: tuple[str, ...],
     start_delay: float,
 ) -> None:
@@ -175,6 +198,7 @@ def work(
         grace_s=grace,
         start_delay_s=start_delay,
         others_ok=others_ok,
+        per_gpu=per_gpu,
         path_map=path_map,
         owns_process=True,
     )

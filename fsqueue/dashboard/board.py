@@ -14,6 +14,7 @@ from fsqueue.gpu.weights import short_name
 from fsqueue.monitor import format
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.time_use import TimeUse
 from fsqueue.monitor.workers import RowState, Use, WorkerRow
 from fsqueue.pool.names import natural
 from fsqueue.pool.status import Health, WorkerState
@@ -67,6 +68,13 @@ class Column:
     optional: bool = False
 
 
+TIME_COLUMNS: Final = (
+    Column("comp", 13, optional=True),
+    Column("feed", 14, optional=True),
+    Column("MFU", 13, optional=True),
+    Column("peak", 15, optional=True),
+)
+"""What became of the time in which handlers computed; shown with the rates of their counters."""
 COLUMNS: Final = (
     Column("GPU", 0, right=False),
     Column("worker", 0, right=False, optional=True),
@@ -77,6 +85,7 @@ COLUMNS: Final = (
     Column("temp", 11, optional=True),
     Column("power", 12, optional=True),
     Column("speed", 1),
+    *TIME_COLUMNS,
     Column("queue", 0),
     Column("left", 7, optional=True),
     Column("now", 10, optional=True),
@@ -134,7 +143,9 @@ def board(snapshot: Snapshot, view: View, width: int, height: int) -> Board:
 def _columns(snapshot: Snapshot, view: View) -> list[Column]:
     """Return the columns wanted, the rates of the handlers' counters after the speed."""
     columns = [column for column in COLUMNS if view.memory or column.title != "mem"]
-    if view.rates:
+    if not view.rates:
+        return [column for column in columns if column not in TIME_COLUMNS]
+    else:
         at = [column.title for column in columns].index("speed") + 1
         columns[at:at] = [Column(_rate_title(name), 1) for name in sorted(snapshot.rates)]
     return columns
@@ -221,7 +232,7 @@ def _urgency(row: Row) -> int:
 
 def _cells(row: Row, snapshot: Snapshot) -> dict[str, Cell]:
     cells = _worker_cells(row) if isinstance(row, WorkerRow) else _spool_cells(row, snapshot)
-    cells |= _use_cells(row.use)
+    cells |= _use_cells(row.use) | _time_cells(row.time_use)
     cells["speed"] = format.rate(row.items_per_s), ""
     for name in snapshot.rates:
         cells[_rate_title(name)] = format.rate(row.rates.get(name)), ""
@@ -278,6 +289,16 @@ def _use_cells(use: Use) -> dict[str, Cell]:
     }
 
 
+def _time_cells(use: TimeUse) -> dict[str, Cell]:
+    percents = use.computing_percent, use.feeding_percent, use.mfu_percent
+    cells = dict(zip(("comp", "feed", "MFU"), map(_percent_cell, percents), strict=True))
+    return cells | {"peak": ("" if use.peak_gib is None else f"{use.peak_gib:.1f}G", "")}
+
+
+def _percent_cell(percent: float | None) -> Cell:
+    return "" if percent is None else f"{percent:.0f}%", ""
+
+
 def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     count = snapshot.count
     queue = count.running if view.by_worker else count.waiting
@@ -288,6 +309,7 @@ def _total_cells(snapshot: Snapshot, view: View) -> dict[str, Cell]:
     return {
         "GPU": ("all", "bold"),
         "speed": (format.rate(snapshot.items_per_s), "bold"),
+        **{k: (text, "bold") for k, (text, _) in _time_cells(snapshot.time_use).items()},
         **{_rate_title(name): (format.rate(r), "bold") for name, r in snapshot.rates.items()},
         "queue": (f"{queue.claims:,}", "bold"),
         "done": (f"{count.done.claims:,}", "bold"),

@@ -10,10 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from fsqueue.gpu.weights import short_name
-
-USABLE: Final = 0.94
-"""The driver and the context of a process keep the rest; about 0.6 GiB on any card."""
+from fsqueue.gpu.weights import mig_instance, short_name
 
 _GIB: Final = {
     180: "B200",
@@ -40,8 +37,10 @@ _SIZE: Final = re.compile(r"(?<![0-9a-z])([0-9]{1,3})[ -]?GB?(?![0-9a-z])", re.I
 def memory_gib(name: str) -> float | None:
     """Return the memory of a model, as a person or a driver names it; None if unknown.
 
-    A size in the name counts: `a100-40gb` has 40.
+    A size in the name counts: `a100-40gb` has 40. A MIG instance has that of its profile.
     """
+    if instance := mig_instance(name):
+        return float(instance.memory_gb)
     if sized := _SIZE.search(name):
         return float(sized[1])
     found = MEMORY_GIB.get(short_name(name))

@@ -82,6 +82,15 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     return found
 
 
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, "" if there is none or it does not say."""
+    if nvml := Nvml.open():
+        with closing(nvml):
+            return str(nvml.ask("SystemGetDriverVersion") or "")
+    rows = nvidia_smi.query("driver_version")
+    return rows[0][0] if rows else ""
+
+
 def use_pci_order(environ: MutableMapping[str, str] = os.environ) -> None:
     """Make CUDA count as NVML does, in this process and its children; before CUDA starts."""
     environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

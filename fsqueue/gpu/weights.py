@@ -2,8 +2,9 @@
 
 Names come from drivers and from people: `NVIDIA A100-SXM4-80GB`, `a100-80gb` and `A100` are one
 model. They are compared whole, never by substring, after dropping vendor, package and memory size:
-`RTX 3060 Laptop GPU` is not an RTX 3060, nor `RTX A1000` an A100, nor a MIG slice its card. A model
-that is not in the table gets DEFAULT_WEIGHT, with a warning.
+`RTX 3060 Laptop GPU` is not an RTX 3060, nor `RTX A1000` an A100. A MIG instance, such as
+`A100 MIG 3g.20gb`, has the part of its card's weight that its compute slices are of the card's. A
+model that is not in the table gets DEFAULT_WEIGHT, with a warning.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from fsqueue.gpu import nvml
@@ -159,8 +161,11 @@ _NAMES.update(
 def short_name(name: str, *, memory_gib: float | None = None) -> str:
     """Return the model as GPU_WEIGHTS spells it, or what is left of `name` without its vendor.
 
-    A V100 is named with its memory, from the name or else from `memory_gib`.
+    A V100 is named with its memory, from the name or else from `memory_gib`, and a MIG instance
+    with its profile: `A100 MIG 3g.20gb`.
     """
+    if instance := mig_instance(name):
+        return f"{short_name(instance.card)} MIG {instance.profile}".strip()
     model = _NAMES.get(_key(name)) or " ".join(_VENDOR.sub(" ", name).split())
     if model != "V100":
         return model
@@ -169,6 +174,42 @@ def short_name(name: str, *, memory_gib: float | None = None) -> str:
     if memory_gib is not None:
         return "V100 32GB" if memory_gib > 24 else "V100 16GB"
     return model
+
+
+# ---- MIG ----
+
+_MIG: Final = re.compile(
+    r"(?P<card>.*\S)\s+MIG\s+(?P<profile>(?:(?P<part>[1-7])c\.)?(?P<slices>[1-7])g\."
+    r"(?P<gb>[0-9]{1,3})gb\S{0,12})",
+    re.IGNORECASE,
+)
+_SLICES: Final = {"A30": 4, "RTX PRO 6000 Blackwell": 4}
+"""Into how many compute slices a card is cut; all others into seven."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigInstance:
+    """What the name of a MIG instance says: its card, its profile such as 3g.20gb, and of that the
+    compute slices and the memory in GB."""
+
+    card: str
+    profile: str
+    slices: int
+    memory_gb: int
+
+    @property
+    def share(self) -> float:
+        """Return which part of its card's compute slices it has."""
+        return min(1.0, self.slices / _SLICES.get(short_name(self.card), 7))
+
+
+def mig_instance(name: str) -> MigInstance | None:
+    """Return what a MIG instance's name says; None for the name of anything else."""
+    found = _MIG.fullmatch(name.strip())
+    if found is None:
+        return None
+    slices = int(found["part"] or found["slices"])
+    return MigInstance(found["card"], found["profile"].lower(), slices, int(found["gb"]))
 
 
 def nearest_model(name: str) -> str | None:
@@ -199,11 +240,19 @@ def get_gpu_weight(device: int | str | None, *, memory_gib: float | None = None)
             memory_gib = gpu.memory_gib
     name = device or ""
     model = short_name(name, memory_gib=memory_gib)
-    weight = GPU_WEIGHTS.get(model)
+    weight = known_weight(model)
     if weight is None:
         _warn_once(name, model)
         return DEFAULT_WEIGHT
     return weight
+
+
+def known_weight(model: str) -> float | None:
+    """Return the weight of a model as `short_name` spells it; None if it is not in the table."""
+    if instance := mig_instance(model):
+        whole = GPU_WEIGHTS.get(instance.card)
+        return None if whole is None else round(whole * instance.share, 2)
+    return GPU_WEIGHTS.get(model)
 
 
 def _warn_once(name: str, model: str) -> None:

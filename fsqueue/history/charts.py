@@ -6,6 +6,7 @@ Every text is escaped here. A chart is yielded in pieces because it may be long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from html import escape
 from typing import Final
@@ -17,9 +18,14 @@ from fsqueue.monitor.metrics_history import MetricsHistory
 
 WIDTH: Final = 1000.0
 LEFT: Final = 190.0
-"""For the names of lanes, and the numbers of the axis."""
+"""For the names of lanes."""
 LANE: Final = 20.0
+LANE_OF_MANY: Final = 14.0
+MANY: Final = 40
+"""With more lanes than these, each is lower."""
 LANES_MAX: Final = 200
+PIECES_MAX: Final = 20_000
+"""In so many pieces of time all lanes together are drawn, if not attempt by attempt."""
 HEIGHT: Final = 130.0
 TICKS: Final = 8
 STEPS_S: Final = (
@@ -41,20 +47,21 @@ STEPS_S: Final = (
     21600,
     43200,
 )
-NAME_MAX: Final = 28
+NAME_MAX: Final = 26
 
 
 class Axis:
     """Time from left to right."""
 
-    def __init__(self, begin: float, end: float) -> None:
+    def __init__(self, begin: float, end: float, *, left: float = 0.0) -> None:
         self.begin = begin
         self.span = max(end - begin, 1e-3)
+        self._left = left
 
     def x(self, t: float) -> float:
         """Return the x coordinate of a time."""
         share = min(1.0, max(0.0, (t - self.begin) / self.span))
-        return LEFT + share * (WIDTH - LEFT)
+        return self._left + share * (WIDTH - self._left)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """Yield the x coordinate of each tick, and its time since the beginning."""
@@ -67,7 +74,7 @@ class Axis:
         """Yield vertical lines with their times below."""
         for x, text in self.ticks():
             yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height:.0f}"/>'
-            anchor = "end" if x > WIDTH - 30 else "start" if x < LEFT + 10 else "middle"
+            anchor = "end" if x > WIDTH - 30 else "start" if x < self._left + 20 else "middle"
             yield f'<text x="{x:.1f}" y="{height + 15:.0f}" text-anchor="{anchor}">{text}</text>'
 
 
@@ -87,27 +94,38 @@ def svg(title: str, height: float, parts: Iterator[str]) -> Iterator[str]:
 def lanes(summary: Summary) -> Iterator[str]:
     """Yield a lane for each worker: every attempt, or how busy it was if there are too many."""
     shown = sorted(summary.lanes.values(), key=lambda lane: (lane.host, lane.worker))[:LANES_MAX]
-    height = LANE * len(shown)
-    yield from svg("What each worker did", height + 20, _lanes(summary, shown, height))
+    tall = LANE if len(shown) <= MANY else LANE_OF_MANY
+    height = tall * len(shown)
+    yield from svg("What each worker did", height + 20, _lanes(summary, shown, tall))
 
 
-def _lanes(summary: Summary, shown: list[Lane], height: float) -> Iterator[str]:
-    axis = Axis(summary.first, summary.last)
-    yield from axis.grid(height)
-    tops = {lane.worker: LANE * number for number, lane in enumerate(shown)}
+def _lanes(summary: Summary, shown: list[Lane], tall: float) -> Iterator[str]:
+    axis = Axis(summary.first, summary.last, left=LEFT)
+    yield from axis.grid(tall * len(shown))
+    tops = {lane.worker: tall * number for number, lane in enumerate(shown)}
+    small = ' class="small"' if tall < LANE else ""
     for lane in shown:
-        name = lane.worker if len(lane.worker) <= NAME_MAX else f"{lane.worker[: NAME_MAX - 1]}…"
         y = tops[lane.worker]
         whole = f"<title>{escape(lane.worker)}</title>"
-        yield f'<text x="0" y="{y + 14:.0f}">{escape(name)}{whole}</text>'
+        middle = y + tall / 2 + (4 if tall == LANE else 3.5)
+        yield f'<text{small} x="0" y="{middle:.1f}">{escape(short(lane.worker))}{whole}</text>'
         if summary.drawn is None:
-            yield from _slots(summary, axis, lane, y)
+            yield from _slots(summary, axis, lane, y, tall)
     for attempt in summary.drawn or ():
         if attempt.worker in tops:
-            yield _attempt(summary, axis, attempt, tops[attempt.worker])
+            yield _attempt(summary, axis, attempt, tops[attempt.worker], tall)
 
 
-def _attempt(summary: Summary, axis: Axis, attempt: Attempted, y: float) -> str:
+def short(worker: str) -> str:
+    """Return a worker's id with its middle left out, if it is long: its end tells those of a host
+    apart."""
+    if len(worker) <= NAME_MAX:
+        return worker
+    end = worker[-(NAME_MAX // 2) :]
+    return f"{worker[: NAME_MAX - 1 - len(end)]}…{end}"
+
+
+def _attempt(summary: Summary, axis: Axis, attempt: Attempted, y: float, tall: float) -> str:
     begin, end = attempt.started or 0.0, summary.end_of(attempt)
     left = axis.x(begin)
     width = max(1.0, axis.x(end) - left - 0.5)
@@ -118,26 +136,59 @@ def _attempt(summary: Summary, axis: Axis, attempt: Attempted, y: float) -> str:
     facts += [attempt.error] * bool(attempt.error)
     return (
         f'<rect class="{style}" x="{left:.1f}" y="{y + 3:.0f}" width="{width:.1f}" '
-        f'height="{LANE - 6:.0f}"><title>{escape(", ".join(facts))}</title></rect>'
+        f'height="{tall - 0.3 * tall:.0f}"><title>{escape(", ".join(facts))}</title></rect>'
     )
 
 
-def _slots(summary: Summary, axis: Axis, lane: Lane, y: float) -> Iterator[str]:
-    """Yield a bar for each slot of a lane, as high as the worker was busy."""
-    for slot, seconds in sorted(lane.slots.items()):
-        begin = slot * summary.slot_s
-        left, right = axis.x(begin), axis.x(begin + summary.slot_s)
-        share = min(1.0, seconds / summary.slot_s)
-        tall = max(1.0, share * (LANE - 6))
-        bad = lane.bad.get(slot, 0)
-        about = f"{format.percent(100 * share, 0)} busy" + (
+def slots_per_piece(summary: Summary) -> int:
+    """Return how many slots are added up, so that all lanes together have PIECES_MAX pieces."""
+    slots = summary.last // summary.slot_s - summary.first // summary.slot_s + 1
+    lanes = max(1, min(LANES_MAX, len(summary.lanes)))
+    return max(1, math.ceil(slots * lanes / PIECES_MAX))
+
+
+def _slots(summary: Summary, axis: Axis, lane: Lane, y: float, tall: float) -> Iterator[str]:
+    """Yield a bar for each time in which a lane was equally busy, as high as it was."""
+    for first, stop, share, bad in _runs(summary, lane):
+        begin, end = first * summary.slot_s, stop * summary.slot_s
+        left, right = axis.x(begin), axis.x(end)
+        height = max(1.0, share * 0.7 * tall)
+        about = f"{format.percent(100 * share, 0)} busy for {format.duration(end - begin)}" + (
             f", {bad:.0f} ended badly" if bad else ""
         )
         yield (
             f'<rect class="{"failed" if bad else "done"}" x="{left:.1f}" '
-            f'y="{y + LANE - 3 - tall:.1f}" width="{max(0.5, right - left):.1f}" '
-            f'height="{tall:.1f}"><title>{about}</title></rect>'
+            f'y="{y + 0.85 * tall - height:.1f}" width="{max(0.5, right - left):.1f}" '
+            f'height="{height:.1f}"><title>{about}</title></rect>'
         )
+
+
+def _runs(summary: Summary, lane: Lane) -> Iterator[tuple[int, int, float, float]]:
+    """Yield (first slot, the one after the last, share busy in tenths, how many ended badly).
+
+    Pieces that look alike are one.
+    """
+    wide = slots_per_piece(summary)
+    busy: dict[int, float] = {}
+    bad: dict[int, float] = {}
+    for slots, into in ((lane.slots, busy), (lane.bad, bad)):
+        for slot, amount in slots.items():
+            into[slot // wide] = into.get(slot // wide, 0.0) + amount
+    last: tuple[int, int, float, float] | None = None
+    for piece in sorted(busy):
+        # The first and the last piece are as long as there was something in them.
+        begin = max(summary.first, piece * wide * summary.slot_s)
+        end = min(summary.last, (piece + 1) * wide * summary.slot_s)
+        share = round(10 * min(1.0, busy[piece] / max(1e-9, end - begin))) / 10
+        found = (piece * wide, (piece + 1) * wide, share, bad.get(piece, 0.0))
+        if last is not None and last[1] == found[0] and last[2:] == found[2:] and not found[3]:
+            last = (last[0], *found[1:])
+            continue
+        if last is not None:
+            yield last
+        last = found
+    if last is not None:
+        yield last
 
 
 # ---- claims done over time ----
@@ -236,3 +287,8 @@ LEGEND: Final[dict[str, str]] = {
     Ending.UNKNOWN: "ending not recorded",
     **{str(ending): str(ending) for ending in sorted(BAD)},
 }
+LEGEND_OF_SLOTS: Final[dict[str, str]] = {
+    "done": "busy, the higher the more",
+    "failed": "an attempt ended badly",
+}
+"""The same where attempts are not drawn one by one."""

@@ -24,6 +24,7 @@ from typing import Final
 
 from fsqueue.errors import NotSupportedError, PoolError, UsageError
 from fsqueue.handler import Handler, load_handler
+from fsqueue.history.provenance import Provenance, Provenances
 from fsqueue.pool.reader import PlanView, PoolReader
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
@@ -40,6 +41,8 @@ class Output:
     inputs: tuple[Path, ...]
     members: tuple[str, ...] = ()
     """If the output is a tar of one file per input: their names in it, in the order of `inputs`."""
+    provenance: Provenance | None = None
+    """What made it, where that was asked for and recorded."""
 
 
 @dataclass(slots=True)
@@ -52,15 +55,17 @@ class Linked:
     """Names that other files have, which were left alone."""
 
 
-def outputs(pool: PoolDirectory, reader: PoolReader | None = None) -> Iterator[Output]:
+def outputs(pool: PoolDirectory, *, provenance: bool = False) -> Iterator[Output]:
     """Yield the output of every finished claim, plan by plan, in the order of the inputs.
 
-    Raises UsageError if a plan's handler is not installed here.
+    `provenance`: read what made each of them, too. Raises UsageError if a plan's handler is not
+    installed here.
     """
-    reader = reader or PoolReader(pool.root)
+    reader = PoolReader(pool.root)
     plans = reader.plans()
     handlers = {name: load_handler(name) for name in {plan.handler for plan in plans}}
     newest = _newest(plans, handlers)
+    made = Provenances(pool) if provenance else None
     for plan in plans:
         handler, work = handlers[plan.handler], _work_of(plan, handlers)
         for claim in reader.claims(plan):
@@ -70,11 +75,13 @@ def outputs(pool: PoolDirectory, reader: PoolReader | None = None) -> Iterator[O
             inputs = handler.inputs(payload)
             if inputs and all(newest.get((work, path), 0) > plan.number for path in inputs):
                 continue
+            path = Path(claim.output)
             yield Output(
                 claim.id,
-                Path(claim.output),
+                path,
                 tuple(map(Path, inputs)),
                 tuple(handler.members(payload)),
+                made.of(path.name, handler, plan.options, payload) if made else None,
             )
 
 

@@ -8,7 +8,7 @@ comes from the workers' journals and is a hint (I8).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import islice
 from typing import Final
@@ -16,14 +16,15 @@ from typing import Final
 from fsqueue.errors import FsqueueError
 from fsqueue.history import charts
 from fsqueue.history.attempts import attempts
-from fsqueue.history.summary import ENDINGS, Summary
+from fsqueue.history.summary import BAD, ENDINGS, Summary
 from fsqueue.monitor import format
+from fsqueue.monitor.gpu_hours import GpuHours, gpu_hours
 from fsqueue.monitor.metrics_history import read_metrics
 from fsqueue.monitor.metrics_log import metrics_path
 from fsqueue.monitor.snapshot import Reader, Snapshot
+from fsqueue.monitor.time_use import TimeUse
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.pool.untrusted import printable, read_json
 
@@ -31,6 +32,10 @@ FAILURES_MAX: Final = 50
 LINES_MAX: Final = 15
 STEALS_MAX: Final = 30
 ROWS_MAX: Final = 1000
+DENSE: Final = 40
+"""Tables of more rows than this are set smaller."""
+LONG: Final = 9
+"""Longer texts than this are set smaller, so that they fit into a tile."""
 
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2329; --dim: #66707a; --line: #dde2e7; --page: #fbfcfd;
@@ -45,12 +50,13 @@ body { margin: 0 auto; max-width: 1120px; padding: 28px 24px 60px; background: v
 h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 36px 0 10px; }
 p { margin: 4px 0; color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(125px, 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 10px;
   margin: 20px 0 0; padding: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 10px 14px; }
 .tiles dt { color: var(--dim); font-size: 13px; }
 .tiles dd { margin: 0; font-size: 21px; font-variant-numeric: tabular-nums; }
+.tiles .long { font-size: 15px; line-height: 32px; }
 .tiles small { color: var(--dim); font-variant-numeric: tabular-nums; }
 .bar { display: flex; height: 10px; margin-top: 14px; border-radius: 5px; overflow: hidden;
   background: var(--line); }
@@ -66,6 +72,7 @@ svg { display: block; width: 100%; min-width: 700px; height: auto; margin: 6px 0
 svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
 .chart { direction: rtl; }  /* scrolled to the newest on a narrow screen */
 .chart svg { direction: ltr; }
+svg .small { font-size: 10px; }
 svg .scale { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .grid { stroke: var(--line); }
 .done { fill: var(--done); background: var(--done); }
@@ -82,7 +89,12 @@ svg .scale { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 2px;
   margin-right: 6px; }
 details { border-top: 1px solid var(--line); padding: 6px 0; }
+details:first-of-type { border-top: none; }
 summary { overflow-wrap: anywhere; }
+summary b { word-break: break-all; }
+summary small { color: var(--dim); }
+.dense { font-size: 13px; }
+.dense td { padding-top: 2px; padding-bottom: 2px; }
 pre { margin: 6px 0; padding: 10px; overflow-x: auto; font-size: 13px; background: var(--page);
   border-radius: 6px; }
 """
@@ -120,6 +132,7 @@ def page(
     if summary.last >= summary.first:
         yield from _lanes(summary)
     yield from _spools(snapshot)
+    yield from _gpus(snapshot, summary)
     yield from _workers(snapshot, summary)
     yield from _steals(summary)
     yield from _warnings(snapshot)
@@ -145,12 +158,20 @@ def _heading(snapshot: Snapshot, summary: Summary, live_s: float | None) -> Iter
         ("stolen", f"{summary.steals.total():,}"),
         ("workers", f"{len(summary.lanes):,}"),
     ]
-    on_gpus = {row.id for row in snapshot.workers if row.status.tier == Tier.GPU}
-    gpu_s = sum(lane.busy_s for lane in summary.lanes.values() if lane.worker in on_gpus)
-    if gpu_s:
-        tiles.append(("GPU hours at work", f"{gpu_s / 3600:,.2f}"))
-    if kwh := sum(max(0.0, row.status.energy_wh) for row in snapshot.workers) / 1000:
+    gpus = _gpu_hours(snapshot, summary)
+    if hours := sum(each.hours for each in gpus):
+        tiles.append(("GPU hours at work", f"{hours:,.2f}"))
+    if kwh := sum(each.kwh for each in gpus):
         tiles.append(("kWh of the GPUs", f"{kwh:,.3f}"))
+    tiles += [
+        (name, format.percent(percent, 0))
+        for name, percent in (
+            ("devices computing", snapshot.time_use.computing_percent),
+            ("waiting for input", snapshot.time_use.feeding_percent),
+            ("MFU", snapshot.time_use.mfu_percent),
+        )
+        if percent is not None
+    ]
     tiles += [(name.replace("_", " "), f"{n:,}") for name, n in snapshot.counters.items() if n]
     if summary.last > summary.first:
         tiles.append(("took so far" if not snapshot.finished else "took", _took(summary)))
@@ -161,7 +182,8 @@ def _heading(snapshot: Snapshot, summary: Summary, live_s: float | None) -> Iter
     yield '<dl class="tiles">\n'
     for name, text in tiles:
         more = _range(snapshot) if name == "ETA" else ""
-        yield f"<div><dt>{escape(printable(name))}</dt><dd>{escape(text)}</dd>{more}</div>\n"
+        size = ' class="long"' if len(text) > LONG else ""
+        yield f"<div><dt>{escape(printable(name))}</dt><dd{size}>{escape(text)}</dd>{more}</div>\n"
     yield "</dl>\n"
     whole = max(1, count.planned.claims)
     parts = (("done", count.done), ("failed", count.failed), ("running", count.running))
@@ -200,19 +222,30 @@ def _local(t: float) -> str:
 def _lanes(summary: Summary) -> Iterator[str]:
     yield "<h2>What each worker did</h2>\n"
     yield '<p class="legend">'
-    named = {ending for ending, count in summary.endings.items() if count}
-    for style, text in charts.LEGEND.items():
-        if style.split()[0] in named and ("stolen" not in style or summary.steals):
-            yield f'<span><i class="{style}"></i>{text}</span>'
+    for style, text in _legend(summary):
+        yield f'<span><i class="{style}"></i>{text}</span>'
     yield "</p>\n"
     if summary.drawn is None:
-        piece = format.duration(summary.slot_s)
+        piece = format.duration(summary.slot_s * charts.slots_per_piece(summary))
         yield f"<p>Too many attempts to draw; shown is how busy each worker was, by {piece}.</p>\n"
     if len(summary.lanes) > charts.LANES_MAX:
         yield f"<p>The first {charts.LANES_MAX} of {len(summary.lanes):,} workers.</p>\n"
     yield '<div class="wide">'
     yield from charts.lanes(summary)
     yield "</div>\n"
+
+
+def _legend(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield the styles that are drawn, and what each means."""
+    named = {ending for ending, count in summary.endings.items() if count}
+    if summary.drawn is None:
+        for style, text in charts.LEGEND_OF_SLOTS.items():
+            if style == "done" or named & BAD:
+                yield style, text
+        return
+    for style, text in charts.LEGEND.items():
+        if style.split()[0] in named and ("stolen" not in style or summary.steals):
+            yield style, text
 
 
 def _curves(pool: PoolDirectory, snapshot: Snapshot, summary: Summary) -> Iterator[str]:
@@ -256,8 +289,23 @@ def _spools(snapshot: Snapshot) -> Iterator[str]:
     yield from _table("Spools", header, rows)
 
 
+def _gpu_hours(snapshot: Snapshot, summary: Summary) -> list[GpuHours]:
+    return gpu_hours(snapshot.workers, {x.worker: x.busy_s for x in summary.lanes.values()})
+
+
+def _gpus(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
+    rows = [
+        (each.model, f"{each.workers:,}", f"{each.hours:,.2f}", f"{each.kwh:,.3f}" * (each.kwh > 0))
+        for each in _gpu_hours(snapshot, summary)
+    ]
+    if rows:
+        yield from _table("GPUs", ["model", "workers", "hours at work", "kWh"], rows, left=1)
+
+
 def _workers(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
     states = {row.id: row.state for row in snapshot.workers}
+    uses = {row.id: row.time_use for row in snapshot.workers}
+    reported = any(use != TimeUse() for use in uses.values())
     order = sorted(summary.lanes.values(), key=lambda lane: (lane.host, lane.worker))
     rows = []
     for lane in order[:ROWS_MAX]:
@@ -271,9 +319,18 @@ def _workers(snapshot: Snapshot, summary: Summary) -> Iterator[str]:
             f"{lane.stolen:,}" if lane.stolen else "",
             format.duration(lane.busy_s),
             busy,
+            *(_time_use_cells(uses.get(lane.worker, TimeUse())) if reported else ()),
         ))  # fmt: skip
     header = ["worker", "state", *ENDINGS, "stolen", "at work", "busy"]
+    if reported:
+        header += ["computing", "waiting for input", "MFU", "GiB"]
     yield from _table(f"Workers ({len(order):,})", header, rows)
+
+
+def _time_use_cells(use: TimeUse) -> list[str]:
+    percents = use.computing_percent, use.feeding_percent, use.mfu_percent
+    peak = "" if use.peak_gib is None else f"{use.peak_gib:.1f}"
+    return [*("" if each is None else format.percent(each, 0) for each in percents), peak]
 
 
 def _steals(summary: Summary) -> Iterator[str]:
@@ -290,9 +347,10 @@ def _steals(summary: Summary) -> Iterator[str]:
 
 
 def _table(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 2
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2
 ) -> Iterator[str]:
-    yield f'<h2>{escape(title)}</h2>\n<div class="wide"><table>\n<tr>'
+    dense = ' class="dense"' if len(rows) > DENSE else ""
+    yield f'<h2>{escape(title)}</h2>\n<div class="wide"><table{dense}>\n<tr>'
     styles = [' class="text"' if number < left else "" for number in range(len(header))]
     for style, name in zip(styles, header, strict=True):
         yield f"<th{style}>{escape(name)}</th>"
@@ -321,11 +379,12 @@ def _failures(pool: PoolDirectory, snapshot: Snapshot) -> Iterator[str]:
     names = sorted(claims.owned(pool, State.FAILED), key=lambda name: name.id)
     for name in islice(names, FAILURES_MAX):
         record = _record(pool, name.id, name.attempt)
-        about = f"{name.id}, {format.plural(name.attempt + 1, 'attempt')}, last by {name.owner}"
+        about = f"{format.plural(name.attempt + 1, 'attempt')}, last by {name.owner}"
         said = printable(record.get("error") or "no reason was recorded", 500)
         tail = str(record.get("detail") or "").splitlines()[-LINES_MAX:]
         lines = "\n".join(printable(line, 500) for line in tail)
-        yield f"<details><summary><b>{escape(about)}</b>: {escape(said)}</summary>"
+        yield f"<details><summary><b>{escape(name.id)}</b>: {escape(said)} "
+        yield f"<small>({escape(about)})</small></summary>"
         yield f"<pre>{escape(lines)}</pre></details>\n"
     if failed > FAILURES_MAX:
         yield f"<p>... and {failed - FAILURES_MAX:,} more: fsqueue failed POOL</p>\n"

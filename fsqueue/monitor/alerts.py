@@ -210,7 +210,10 @@ def _imbalance(count: Count, workers: Sequence[WorkerRow]) -> Iterator[Alert]:
         for row in workers
         if row.living and row.state == WorkerState.IDLE and (row.idle_s or 0.0) > IDLE_S
     ]
-    weights = {row.status.spool: row.status.weight for row in workers if row.status.spool}
+    weights: dict[str, float] = {}
+    for row in workers:
+        if row.status.spool and row.living:
+            weights[row.status.spool] = weights.get(row.status.spool, 0.0) + row.status.weight
     depths = weighted_depths(count, weights)
     if not idle or not imbalanced(list(depths.values())):
         return

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
+from fsqueue.monitor.gpu_hours import gpu_hours
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.workers import WorkerRow
@@ -52,6 +53,8 @@ def status_facts(snapshot: Snapshot) -> dict[str, Any]:
             sum(row.status.metadata_ops_per_s for row in snapshot.workers if row.living), 3
         ),
         "workers": dict(Counter(row.state for row in snapshot.workers)),
+        "gpu_hours": [asdict(each) for each in gpu_hours(snapshot.workers, {})],
+        **asdict(snapshot.time_use),
         "orders": sorted(snapshot.orders),
         "warnings": [asdict(alert) for alert in snapshot.warnings],
         "certain": count.certain,
@@ -86,6 +89,7 @@ def spool_facts(row: SpoolRow) -> dict[str, Any]:
         "host": row.host,
         "gpu": row.gpu,
         **asdict(row.use),
+        **asdict(row.time_use),
     }
 
 
@@ -103,6 +107,8 @@ def worker_facts(row: WorkerRow) -> dict[str, Any]:
         "active_requests": len(row.holds),
         "cpu_load": status.current_load,
         "gpu_util": row.use.compute_percent,
+        "gpu_uuid": status.gpu.get("uuid"),
+        "gpu_workers": status.gpu.get("workers", 1) if status.gpu else None,
         "worker_id": row.id,
         "health": row.health,
         "state": row.state,
@@ -118,6 +124,7 @@ def worker_facts(row: WorkerRow) -> dict[str, Any]:
         "current": asdict(status.current) if status.current and row.holds else None,
         **reported,
         **asdict(row.use),
+        **asdict(row.time_use),
     }
 
 

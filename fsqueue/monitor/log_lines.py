@@ -1,7 +1,9 @@
 """What a pool does, as lines for a log: without a terminal, in a SLURM job, through a pipe.
 
 Every event at once, every alert once when it begins and once when it ends, and a line per spool
-every ten seconds; of many spools, one line in all. Each line stands alone: time, subject, facts.
+every ten seconds; of many spools, one line in all. Or, for a log that is read when all is over, no
+more than a line at each tenth of the work and every five minutes. Each line stands alone: time,
+subject, facts.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from itertools import groupby
 from typing import Final
 
@@ -21,6 +24,10 @@ from fsqueue.pool.journal import Event
 from fsqueue.pool.settings import PoolDirectory
 
 EVERY_S: Final = 10.0
+PROGRESS_S: Final = 300.0
+"""How long there may be no progress line; ..."""
+PARTS: Final = 10
+"""... and into how many parts the work is divided, at the end of each of which there is one."""
 PATIENCE_S: Final = 10.0
 """How long no worker may be alive before that is reported: they may be starting."""
 RECOVERABLE: Final = frozenset({AlertKind.STALLED, AlertKind.SUSPECT})
@@ -39,16 +46,16 @@ def follow(
     interval_s: float = 2.0,
     echo: Callable[[str], object] = print,
     reader: Reader | None = None,
-    events: bool = True,
+    lines: Lines | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Snapshot:
     """Print lines until `until()` is true (None: until all is done), then the totals.
 
-    Without `events`, only alerts and the state of the spools are printed. `sleep` may return early
-    if `until()` may have become true.
+    `lines` are those of a log; None: events, alerts and the state of the spools. `sleep` may return
+    early if `until()` may have become true.
     """
     reader = reader or Reader(pool)
-    lines = Lines(events=events)
+    lines = Lines() if lines is None else lines
     while True:
         over = until is not None and until()
         snapshot = reader.snapshot()
@@ -67,11 +74,41 @@ def pause_s(interval_s: float, snapshot: Snapshot) -> float:
     return max(interval_s, IDLE_SHARE * snapshot.took_s, PAUSE_MIN_S)
 
 
+class States(Enum):
+    """How the state of a pool is printed while it is worked."""
+
+    SPOOLS = "a line per spool every ten seconds"
+    PROGRESS = "a line now and then"
+    NOTHING = "nothing"
+
+
+class ProgressLines:
+    """When a line about the progress is due: at each tenth of the work, and every five minutes."""
+
+    def __init__(self) -> None:
+        self._part: int | None = None
+        self._last = 0.0
+
+    def due(self, snapshot: Snapshot, now: float) -> Iterator[str]:
+        """Yield the line if it is due; `now` is a time in seconds. The end has no such line."""
+        part = int(PARTS * snapshot.progress)
+        if self._part is None:
+            self._part, self._last = part, now
+        is_due = part > self._part or now - self._last >= PROGRESS_S
+        self._part = part
+        if is_due and not snapshot.finished:
+            self._last = now
+            done = f"{int(100 * snapshot.progress)}% of the work done"
+            yield f"{format.clock(snapshot.taken_at)} {done}: {counted(snapshot)}"
+
+
 class Lines:
     """Which lines one log has not had yet."""
 
-    def __init__(self, *, events: bool = True) -> None:
+    def __init__(self, *, events: bool = True, states: States = States.SPOOLS) -> None:
         self._wants_events = events
+        self._states = states
+        self._progress = ProgressLines()
         self._seen = 0
         self._shown: dict[tuple[str, str], Alert] = {}
         self._since: dict[tuple[str, str], float] = {}
@@ -82,7 +119,9 @@ class Lines:
         if self._wants_events:
             yield from self._events(snapshot)
         yield from self.alerts(snapshot, now)
-        if now - self._last >= EVERY_S:
+        if self._states is States.PROGRESS:
+            yield from self._progress.due(snapshot, now)
+        if self._states is States.SPOOLS and now - self._last >= EVERY_S:
             self._last = now
             at = format.clock(snapshot.taken_at)
             many = len(snapshot.spools) > SPOOLS_MAX

@@ -17,6 +17,7 @@ from typing import Final
 from fsqueue.errors import UsageError
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
+from fsqueue.monitor.time_use import TimeUse
 from fsqueue.monitor.workers import Use
 from fsqueue.pool.overwriting import Earlier, refuse_overwriting
 from fsqueue.storage import atomic
@@ -136,6 +137,9 @@ def _of_spools(snapshot: Snapshot) -> Iterator[Family]:
     for name, help, used in _GPU:
         gpus = tuple((_gpu_labels(row), used(row.use)) for row in rows)
         yield Family(f"fsqueue_gpu_{name}", "gauge", help, gpus)
+    for name, help, of in _TIME:
+        shares = tuple((_gpu_labels(row), of(row.time_use)) for row in rows)
+        yield Family(f"fsqueue_computing_{name}", "gauge", help, shares)
 
 
 def _gpu_labels(row: SpoolRow) -> Labels:
@@ -158,6 +162,16 @@ _SPOOL: Final[tuple[tuple[str, str, str, Callable[[SpoolRow], float | None]], ..
     ("claims_lost_total", "counter", "Claims stolen from the spool.", lambda row: row.stolen_out),
     ("remaining_seconds", "gauge", "Estimated time until it is empty.", lambda row: row.eta_s),
 )
+_TIME: Final[tuple[tuple[str, str, Callable[[TimeUse], float | None]], ...]] = (
+    ("busy_ratio", "Share of handlers' time in which the device computed.",
+     lambda use: _ratio(use.computing_percent)),
+    ("feeding_ratio", "Share of it in which input was waited for.",
+     lambda use: _ratio(use.feeding_percent)),
+    ("mfu_ratio", "Operations done, by those that the device reaches in large products.",
+     lambda use: _ratio(use.mfu_percent)),
+    ("memory_peak_gibibytes", "The most memory that a worker there held.",
+     lambda use: use.peak_gib),
+)  # fmt: skip
 _GPU: Final[tuple[tuple[str, str, Callable[[Use], float | None]], ...]] = (
     ("utilization_ratio", "How busy it computes, 0 to 1.", lambda use: _ratio(use.compute_percent)),
     ("memory_used_ratio", "Share of its memory in use.", lambda use: _ratio(use.memory_percent)),

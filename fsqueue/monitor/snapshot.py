@@ -20,6 +20,7 @@ from fsqueue.monitor.alerts import Alert, AlertKind, alerts
 from fsqueue.monitor.counts import ClaimCounter, Count
 from fsqueue.monitor.forecast import Forecast
 from fsqueue.monitor.spools import SpoolRow, ahead, cost_rates, spool_rows, total, total_rates
+from fsqueue.monitor.time_use import TimeUse, time_use
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER, Order
@@ -69,6 +70,8 @@ class Snapshot:
     eta_low_s: float | None = None
     eta_high_s: float | None = None
     """Nine times in ten the end is between the low and the high one."""
+    time_use: TimeUse = TimeUse()
+    """What became of the time in which the handlers of all workers computed."""
 
     @property
     def forecast(self) -> Forecast:
@@ -154,6 +157,7 @@ class Reader:
             eta_s=forecast.seconds,
             eta_low_s=forecast.low_s,
             eta_high_s=forecast.high_s,
+            time_use=time_use(row.status.computing for row in workers),
         )
 
     def _orders(self) -> frozenset[str]:

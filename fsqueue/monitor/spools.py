@@ -9,6 +9,7 @@ from typing import Final
 
 from fsqueue.monitor.counts import Amount, Count
 from fsqueue.monitor.forecast import ETA_MAX_S, Busy, Forecast, forecast
+from fsqueue.monitor.time_use import TimeUse, time_use
 from fsqueue.monitor.workers import RowState, Use, WorkerRow
 from fsqueue.pool.journal import Journals
 from fsqueue.pool.settings import Spool
@@ -60,6 +61,7 @@ class SpoolRow:
     host: str
     gpu: str
     last_activity: float
+    time_use: TimeUse = TimeUse()
 
 
 def spool_rows(
@@ -119,6 +121,7 @@ def _row(
         host=first.host if first else "",
         gpu=printable(first.gpu.get("uuid", ""), 60) if first else "",
         last_activity=max((row.status.last_activity for row in workers), default=0.0),
+        time_use=time_use(row.status.computing for row in living),
     )
 
 

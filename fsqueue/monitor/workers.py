@@ -16,6 +16,7 @@ from typing import Final
 
 from fsqueue.errors import PoolError
 from fsqueue.monitor.counts import Count
+from fsqueue.monitor.time_use import TimeUse, time_use
 from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import (
     Observer,
@@ -77,6 +78,8 @@ class WorkerRow:
     age_s: float | None
     """How old its status is."""
     use: Use
+    time_use: TimeUse = TimeUse()
+    """What became of the time in which its handlers computed."""
 
     @property
     def living(self) -> bool:
@@ -222,6 +225,7 @@ class WorkerReader:
             idle_s=idle_s,
             age_s=age_s,
             use=use(status) if living else Use(),
+            time_use=time_use([status.computing]),
         )
 
     def _health(self, id: str, status: Status, holding: bool) -> tuple[Health, str]:

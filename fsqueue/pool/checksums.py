@@ -1,14 +1,21 @@
-"""Record the size and checksum of every output when it is published, and read the records.
+"""Record the size, checksum and provenance of every output when it is published; read the records.
 
 R32 A record is written by the process whose output was published, after it was, and from the
     private file: so it describes the bytes that were meant, and no process that lost writes one.
 R33 An output is called damaged only if it has records and matches none of them. An output without
     a record (its worker was killed in between, or was of an earlier version) is only counted.
+R78 What made an output is in its record: which attempt, and how long it took, on its own line; the
+    worker's host, GPU and versions on lines before it, once and again when they change. So no claim
+    costs a file operation more, and the record of an output stays when workers are forgotten.
 
 The records are in checksums/WORKER.jsonl: one writer each, append-only, a line per output, so that
 a claim costs no inode more. They are not in the journal, whose removal must lose nothing (I8), nor
 in the claim's file, whose bytes never change (I4). A CRC-32 is enough against damage, which is all
-this is for, and reads 6.5 GB/s where SHA-256 reads 1.9.
+this is for, and reads 6.5 GB/s where SHA-256 reads 1.9. `history.provenance` reads the rest.
+
+    {"worker":{"host":"node7","cpu":...,"gpu":{...},...}}
+    {"versions":{"torch":"2.13.0",...}}
+    {"output":"a-5c1f.out","bytes":9,"crc32":"...","t":1795000000.1,"attempt":0,...}
 
 What this module does not know: what an output is, or when it is missing.
 """
@@ -16,12 +23,13 @@ What this module does not know: what an output is, or when it is missing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool.layout import SUFFIX
@@ -29,8 +37,10 @@ from fsqueue.pool.names import ID
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
 
+log = logging.getLogger(__name__)
+
 PIECE: Final = 1 << 20
-LINE_MAX: Final = 4096
+LINE_MAX: Final = 1 << 16
 OUTPUT: Final = re.compile(rf"{ID.pattern}{SUFFIX.pattern}", re.ASCII)
 _CRC: Final = re.compile(r"[0-9a-f]{8}", re.ASCII)
 
@@ -59,19 +69,36 @@ def measure(path: str | os.PathLike[str]) -> Content:
 class Checksums:
     """The records of one process; the file is made at the first one."""
 
-    def __init__(self, pool: PoolDirectory, writer: str) -> None:
+    def __init__(
+        self,
+        pool: PoolDirectory,
+        writer: str,
+        about: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
+    ) -> None:
+        """`about` returns what holds for many outputs: the same objects until it changes."""
         self._path = pool.checksums(writer)
         self._file: atomic.Appender | None = None
+        self._about = about
+        self._told: dict[str, Mapping[str, Any]] = {}
 
-    def record(self, output: str, content: Content) -> None:
+    def record(self, output: str, content: Content, **made: float) -> None:
         """Record a published output by its name in outputs/. An error never stops the work."""
         assert OUTPUT.fullmatch(output), output
-        facts = {"output": output, "bytes": content.size, "crc32": content.crc32}
+        facts = {"output": output, "bytes": content.size, "crc32": content.crc32} | made
+        try:
+            about = self._about()
+        except Exception:  # it asks modules of a user's, and may cost the claim nothing
+            log.warning("what this worker runs on cannot be recorded", exc_info=True)
+            about = {}
+        news = {key: each for key, each in about.items() if self._told.get(key) is not each}
+        lines: list[Mapping[str, Any]] = [{key: each} for key, each in news.items()]
+        lines.append(facts)
         try:
             if self._file is None:
                 directories.make(os.path.dirname(self._path))
                 self._file = atomic.Appender(self._path)
-            self._file.line(json.dumps(facts, separators=(",", ":")).encode())
+            self._file.line("\n".join(map(_json, lines)).encode())
+            self._told |= news
         except (OSError, PoolError):
             self.close()  # the output then has no record, and is whole all the same
 
@@ -83,6 +110,11 @@ class Checksums:
             except OSError:
                 pass  # as above
             self._file = None
+            self._told = {}
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, separators=(",", ":"), default=str)
 
 
 def read_records(pool: PoolDirectory) -> Iterator[tuple[str, Content]]:
@@ -90,6 +122,13 @@ def read_records(pool: PoolDirectory) -> Iterator[tuple[str, Content]]:
 
     Lines that are not records are skipped, and files that cannot be read.
     """
+    for _, line in read_lines(pool):
+        if b'"output"' in line and (record := parse_record(line)) is not None:
+            yield record
+
+
+def read_lines(pool: PoolDirectory) -> Iterator[tuple[str, bytes]]:
+    """Yield every line with the worker that wrote it, one file after the other."""
     try:
         listed = atomic.names(pool.checksums())
     except PoolError:
@@ -101,11 +140,11 @@ def read_records(pool: PoolDirectory) -> Iterator[tuple[str, Content]]:
             continue
         with os.fdopen(fd, "rb") as file:
             while line := file.readline(LINE_MAX):
-                if (record := _parse(line)) is not None:
-                    yield record
+                yield name.removesuffix(".jsonl"), line
 
 
-def _parse(line: bytes) -> tuple[str, Content] | None:
+def parse_record(line: bytes) -> tuple[str, Content] | None:
+    """Return the output that a line is about and its content, None if it is no such line."""
     try:
         facts = json.loads(line)
         output, size, crc32 = facts["output"], facts["bytes"], facts["crc32"]

@@ -19,7 +19,7 @@ Directory structure (a claim's state is its directory; `names` defines the file 
       status/WORKER.json        its last heartbeat: for display, never for correctness
       events/WORKER.jsonl       its journal: one writer, append-only
       outputs/ID.SUFFIX         what handlers made
-      checksums/WORKER.jsonl    size and checksum of what that worker published
+      checksums/WORKER.jsonl    size, checksum and provenance of what that worker published
       code/NAME-HASH.py         what `plan python` planned to run; its hash is in the claims
       set-aside/                what `check --repair` took out of the way; nothing reads it
       outputs/.WORKER/          what that worker is still writing

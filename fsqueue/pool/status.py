@@ -24,6 +24,8 @@ from fsqueue.pool.untrusted import FACTS_MAX, number, read_json
 from fsqueue.storage import atomic
 
 RATE_MIN: Final = 1e-12
+PEAK: Final = "peak_gib"
+SUMS: Final = ("measures", "measures_done", "stolen_from", "computing")
 
 
 class WorkerState(StrEnum):
@@ -135,6 +137,8 @@ class Status:
     current_load: float = 0.0
     """CPU load of this host, 0 to 1."""
     gpu: dict[str, Any] = field(default_factory=dict)
+    computing: dict[str, float] = field(default_factory=dict)
+    """The sums of what handlers reported as `handler.Computing`; of the peak, the largest."""
     energy_wh: float = 0.0
     """What its GPU used since it started, from its power at each beat; 0 if that is not known."""
     slurm: dict[str, str] = field(default_factory=dict)
@@ -185,6 +189,13 @@ class Status:
             self.rates[name.kind] = rate if old is None else 0.7 * old + 0.3 * rate
         self.services_status[handler] = Health.HEALTHY
         self.current = None
+
+    def note_computing(self, spent: Mapping[str, float]) -> None:
+        """Add what became of some time in which a handler computed."""
+        peak = max(self.computing.get(PEAK, 0.0), spent[PEAK])
+        for name, amount in spent.items():
+            self.computing[name] = self.computing.get(name, 0.0) + amount
+        self.computing[PEAK] = round(peak, 3)
 
     def fail_claim(self, handler: str | None) -> None:
         """Note that a claim failed; `handler`: the one to blame for it, if any."""
@@ -310,7 +321,7 @@ def _alike(value: Any, default: Any, name: str) -> bool:
     if name == "rates":
         rates = value.values() if isinstance(value, dict) else [None]
         return all((number(rate) or 0.0) > RATE_MIN for rate in rates)
-    if name in ("measures", "measures_done", "stolen_from") and isinstance(value, dict):
+    if name in SUMS and isinstance(value, dict):
         return all(number(count) is not None for count in value.values())
     if name in ("services_status", "slurm") and isinstance(value, dict):
         return all(isinstance(text, str) for text in value.values())

@@ -21,7 +21,7 @@ from typing import Final
 from fsqueue.errors import UsageError
 from fsqueue.gpu.memory import memory_gib
 from fsqueue.gpu.nvml import visible_gpus
-from fsqueue.gpu.weights import GPU_WEIGHTS, get_gpu_weight, short_name
+from fsqueue.gpu.weights import get_gpu_weight, known_weight, short_name
 from fsqueue.pool.names import SPOOL
 
 COUNT_MAX: Final = 4096
@@ -198,7 +198,7 @@ def _checked_count(text: str, entry: str) -> int:
 
 
 def _weight(model: str) -> tuple[float, str]:
-    known = model in GPU_WEIGHTS
+    known = known_weight(model) is not None
     return get_gpu_weight(model), "from the table" if known else "unknown model: the default"
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fsqueue.errors import BadInput, PoolError, UsageError
-from fsqueue.gpu.memory import USABLE, memory_gib
+from fsqueue.gpu.memory import memory_gib
+from fsqueue.gpu.sharing import usable_gib
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
 from fsqueue.pool.name_sets import Fingerprints, mark, repeated
@@ -97,6 +98,8 @@ class PlanRequest:
     """0 to 9: claims of a higher one are taken first."""
     retry_requires: str = ""
     """A capability that workers must have for a claim that failed for lack of memory."""
+    per_gpu: int = 1
+    """How many workers will share each GPU and its memory."""
 
     def kind(self, base: str) -> str:
         """Return the kind of this request's claims, with what it requires of workers."""
@@ -269,14 +272,17 @@ def _too_small(request: PlanRequest, spools: Sequence[Spool]) -> dict[str, str]:
     found = {}
     for spool in spools:
         has_gib = spool.memory_gib or memory_gib(spool.model)
-        if has_gib is not None and has_gib * USABLE < needed_gib:
-            found[spool.name] = f"needs {needed_gib:.1f} GiB, has {has_gib:.0f}"
+        if has_gib is not None and usable_gib(has_gib, request.per_gpu) < needed_gib:
+            shared = f" for {request.per_gpu} workers" if request.per_gpu > 1 else ""
+            found[spool.name] = f"needs {needed_gib:.1f} GiB, has {has_gib:.0f}{shared}"
     if found and len(found) == len(spools):
         models = ", ".join(sorted({spool.model for spool in spools}))
+        each = f" for each of the {request.per_gpu} workers of a GPU" if request.per_gpu > 1 else ""
+        fewer = ", fewer workers --per-gpu" if request.per_gpu > 1 else ""
         raise UsageError(
             f"--gpus: no GPU of this plan can hold the work, which needs {needed_gib:.1f} GiB of "
-            f"memory at least: {models}. Name a larger one, or plan what needs less (--dtype "
-            f"float16 or bfloat16, a smaller model)."
+            f"memory at least{each}: {models}. Name a larger one, or plan what needs less (--dtype "
+            f"float16 or bfloat16, a smaller model{fewer})."
         )
     return found
 

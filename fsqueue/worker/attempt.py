@@ -15,7 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,7 +27,7 @@ from fsqueue.errors import (
     TimedOut,
     UsageError,
 )
-from fsqueue.handler import Handler, Work
+from fsqueue.handler import Computing, Handler, Work
 from fsqueue.pool import claims
 from fsqueue.pool.checksums import Checksums, measure
 from fsqueue.pool.journal import FINISHED_FIELDS, EventKind, Journal
@@ -117,6 +117,7 @@ class Attempt:
         """Read the claim, run its handler, publish its output. I6: before it is finished."""
         worker, id = self.beat.status.worker_id, self.name.id
         claim, handler = self._read()
+        started = time.monotonic()
         final, private = "", NO_OUTPUT
         if handler.suffix is not None:
             suffix = claim.suffix or handler.suffix
@@ -142,6 +143,7 @@ class Attempt:
             timeout_s=claim.timeout_s,
             worker=worker,
             code=self.pool.code(),
+            note_computing=self._note_computing,
         )
         self._show_running(handler.unit)
         loaded_before = handler.loaded()
@@ -157,7 +159,13 @@ class Attempt:
             if not published:
                 self.journal.write(EventKind.ADOPTED, id=id)  # I7
             elif self.checksums is not None and content is not None:
-                self.checksums.record(os.path.basename(final), content)  # R32
+                made = {
+                    "t": round(time.time(), 3),
+                    "attempt": work.attempt,
+                    "returns": self.name.returns,
+                    "seconds": round(time.monotonic() - started, 3),
+                }
+                self.checksums.record(os.path.basename(final), content, **made)  # R32, R78
         if work.saved or self.name.returns:
             directories.discard(work.partial)  # a worker killed from here on leaves none behind
         return Cause.DONE, claim.measures | work.counted
@@ -336,6 +344,9 @@ class Attempt:
 
     def _progress(self, done: int, total: int, measures: Mapping[str, int]) -> None:
         self.beat.change(lambda status: status.note_progress(done, total, measures))
+
+    def _note_computing(self, spent: Computing) -> None:
+        self.beat.change(lambda status: status.note_computing(asdict(spent)))
 
     def _warn(self, text: str) -> None:
         log.warning("%s: %s", self.name.id, text)

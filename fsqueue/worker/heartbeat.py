@@ -270,10 +270,14 @@ class Heartbeat(threading.Thread):
             log.debug("the status could not be written: %s", error)
 
     def _note_gpu(self, gpu: dict[str, Any]) -> None:
-        """Note a GPU's use, and add up its energy from its power at each look."""
+        """Note a GPU's use, and add up its energy from its power at each look.
+
+        Of a GPU that several workers share, each counts its part.
+        """
         now, watts = time.monotonic(), number(gpu.get("power_watts"))
         if self._sampled_at is not None and watts is not None and 0 <= watts < POWER_MAX:
-            self.status.energy_wh += watts * (now - self._sampled_at) / 3600
+            sharing = max(1.0, number(gpu.get("workers")) or 1.0)
+            self.status.energy_wh += watts / sharing * (now - self._sampled_at) / 3600
         self._sampled_at = now
         self.status.gpu = gpu
 

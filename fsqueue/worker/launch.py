@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 
 from fsqueue.batch import systems
 from fsqueue.errors import ExitStatus, UsageError
-from fsqueue.gpu.nvml import use_pci_order
+from fsqueue.gpu.nvml import driver_version, use_pci_order
+from fsqueue.gpu.sharing import share_gpu
 from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
 from fsqueue.pool.requirements import Tier, tier_named
@@ -67,6 +68,8 @@ class WorkOptions:
     """How long before a SLURM allocation ends to leave; None: 60 s, less in a short one."""
     start_delay_s: float = 0.0
     """Wait a random time up to this first, so that an array does not start in step."""
+    per_gpu: int | None = None
+    """How many workers share this one's GPU; None: FSQUEUE_PER_GPU says it, else one."""
     path_map: tuple[str, ...] = ()
     """OLD=NEW: where this host has the files that were planned below OLD."""
     others_ok: bool = False
@@ -87,6 +90,8 @@ def work(pool: PoolDirectory, options: WorkOptions | None = None) -> int:
     if options.start_delay_s > 0:
         time.sleep(random.uniform(0, options.start_delay_s))
     use_pci_order()
+    if options.per_gpu is not None:
+        share_gpu(options.per_gpu)
     allocation = Allocation(os.environ, grace_s=options.grace_s)
     find_out = partial(settings_for, pool, options, allocation, os.environ)
     settings = patiently(find_out, pool.root, None, for_s=pool.lease_s)
@@ -109,6 +114,8 @@ def settings_for(
     stealing = "disabled"
     if options.work_stealing:
         stealing = f"enabled (interval {options.steal_interval_s:.1f}s)"
+    if (sharing := choice.gpu.get("workers", 1)) > 1:
+        log.info("%d workers share this GPU, %s", sharing, choice.gpu["uuid"])
     log.info("spool %s (%s); work stealing %s", choice.spool or "none", choice.why, stealing)
     return WorkerSettings(
         spool=choice.spool,
@@ -129,7 +136,7 @@ def settings_for(
         keep_alive=options.keep_alive,
         claims_max=options.claims_max,
         time_limit_s=_time_limit_s(options.time_limit_s, environ),
-        gpu=choice.gpu,
+        gpu={**choice.gpu, "driver": driver_version()} if choice.gpu else {},
         path_map=PathMap.parse(options.path_map),
         owns_process=options.owns_process,
         allocation=allocation if allocation.job else None,

@@ -24,6 +24,7 @@ from typing import Final
 
 from fsqueue.errors import ExitStatus, PoolError, UsageError, exit_status_of_signal
 from fsqueue.gpu.nvml import cuda_environ, visible_gpus
+from fsqueue.gpu.sharing import PER_GPU_MAX, sharing_environ
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process, look_at_process
@@ -56,6 +57,8 @@ class WorkerExit:
     status: int
     """Negative: the signal that killed it."""
     log: str | None
+    gpu: str = ""
+    """What it has of CUDA_VISIBLE_DEVICES."""
 
     def __str__(self) -> str:
         how = (
@@ -63,27 +66,51 @@ class WorkerExit:
             if self.status < 0
             else f"exited with status {self.status}"
         )
-        return f"worker {self.index} {how}{f'; its log: {self.log}' if self.log else ''}"
+        where = f" ({self.gpu})" if self.gpu else ""
+        return f"worker {self.index}{where} {how}{f'; its log: {self.log}' if self.log else ''}"
 
 
-def local_environments(pool: PoolDirectory, workers: int | None) -> list[dict[str, str]]:
-    """Return the environment of each worker to start: one per visible GPU, or N on the CPU.
+def local_environments(
+    pool: PoolDirectory, workers: int | None, per_gpu: int | None = None
+) -> list[dict[str, str]]:
+    """Return the environment of each worker to start: `per_gpu` per visible GPU, or N on the CPU.
 
-    Without GPUs and without a number there is one worker. CPU workers are given the pool's spools
-    in turn. Raises UsageError if the pool has no spool.
+    A MIG instance counts as a GPU. Without GPUs and without a number there is one worker. CPU
+    workers are given the pool's spools in turn. Raises UsageError if the pool has no spool, and for
+    numbers that mean nothing here.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, but a run needs at least one.")
+    if per_gpu is not None:
+        _check_per_gpu(workers, per_gpu)
     gpus = visible_gpus() if workers is None else []
     if gpus:
-        return [cuda_environ(gpu) for gpu in gpus]
+        each = per_gpu or 1
+        return [cuda_environ(gpu) | sharing_environ(each) for gpu in gpus for _ in range(each)]
+    if per_gpu is not None:
+        raise UsageError(
+            f"--per-gpu {per_gpu}: no GPU is visible here (no NVIDIA driver, or "
+            f"CUDA_VISIBLE_DEVICES hides all; see: fsqueue gpus). For {per_gpu} workers on the "
+            f"CPU: --workers {per_gpu}"
+        )
     spools = spool_names(pool)
     if not spools:
         raise UsageError(f"{pool.root} has no spools; plan something first: fsqueue plan --help")
     return [
         {"CUDA_VISIBLE_DEVICES": "", "FSQUEUE_SPOOL": spools[number % len(spools)]}
+        | sharing_environ(1)
         for number in range(1 if workers is None else workers)
     ]
+
+
+def _check_per_gpu(workers: int | None, per_gpu: int) -> None:
+    if workers is not None:
+        raise UsageError(
+            f"--workers {workers} starts workers on the CPU, and --per-gpu {per_gpu} on GPUs; give "
+            f"one of them. For both, start two runs."
+        )
+    if not 1 <= per_gpu <= PER_GPU_MAX:
+        raise UsageError(f"--per-gpu {per_gpu}: must be from 1 to {PER_GPU_MAX}.")
 
 
 @dataclass(slots=True)
@@ -98,6 +125,11 @@ class _Slot:
     restarts: int = 0
     start_at: float | None = None
     """When to start the next process; None: not at all."""
+
+    def exit(self) -> WorkerExit:
+        """Return how the process ended."""
+        gpu = self.environment.get("CUDA_VISIBLE_DEVICES", "")
+        return WorkerExit(self.index, self.process.returncode, self.log, gpu)
 
 
 class LocalWorkers:
@@ -178,8 +210,7 @@ class LocalWorkers:
                 slot.restarts = 0
             delay_s = min(RESTART_S * 2**slot.restarts, RESTART_MAX_S)
             slot.start_at = now + delay_s
-            ended = WorkerExit(slot.index, slot.process.returncode, slot.log)
-            log.warning("%s; it is started again in %.0f s", ended, delay_s)
+            log.warning("%s; it is started again in %.0f s", slot.exit(), delay_s)
         elif now >= slot.start_at:
             if not self._should_restart(slot):
                 slot.start_at = None  # the others did what there was to do
@@ -250,7 +281,7 @@ class LocalWorkers:
         while not self.finished:
             self.pause(POLL_S)
         return [
-            WorkerExit(slot.index, slot.process.returncode, slot.log)
+            slot.exit()
             for slot in self._slots
             if slot.process.returncode not in ORDERLY | BY_SIGNAL
         ]

@@ -3,6 +3,9 @@
 A claim names its inputs, and what else it needs, by the paths that its planner saw. On a host that
 mounts the same files elsewhere, or after they moved, a worker reads them where its path map says.
 The claim itself, its id and its output are the same: what is pinned is the content.
+
+In FSQUEUE_PATH_MAP, pairs stand on lines of their own. On one line, a blank before `/...=/` begins
+the next pair, and any other blank is part of a path.
 """
 
 from __future__ import annotations
@@ -10,10 +13,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from fsqueue.errors import UsageError
 from fsqueue.pool.claims import Claim
+
+BETWEEN_PAIRS: Final = re.compile(r"\s+(?=/.*?=/)")
+
+
+def split_pairs(text: str) -> list[str]:
+    """Return the pairs OLD=NEW in the value of FSQUEUE_PATH_MAP."""
+    text = text.strip()
+    lines = text.splitlines() if "\n" in text else BETWEEN_PAIRS.split(text)
+    return [line for line in lines if line]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +39,12 @@ class PathMap:
         """Read OLD=NEW, each an absolute path. Raises UsageError."""
         pairs = []
         for word in words:
-            old, equals, new = word.partition("=")
-            old, new = old.rstrip("/"), new.rstrip("/")
-            if not (equals and old.startswith("/") and new.startswith("/")):
+            old, equals, new = word.partition("=/")  # the names of directories may have a =
+            old, new = old.rstrip("/"), f"/{new}".rstrip("/")
+            if not (equals and old.startswith("/") and new):
                 raise UsageError(
                     f"--path-map {word}: write OLD=NEW, two absolute paths of directories, such as "
-                    f"/data=/mnt/lab/data."
+                    f"/data=/mnt/lab/data; in FSQUEUE_PATH_MAP, each pair on a line of its own."
                 )
             pairs.append((old, new))
         return cls(tuple(pairs))

@@ -2,7 +2,11 @@
 
 In this order: the spool it was given by name; a spool of its GPU's model; the spool for its SLURM
 array index; none, which makes it a pure thief. Among several spools of its model it takes the one
-for its array index, if it has one, else the one with the fewest living workers.
+for its array index, if it has one, else the one that another worker on this GPU has, else the one
+with the fewest living workers.
+
+Workers that share a GPU share its spool, so that all of them take from that first: the spool was
+given what the whole GPU can do. Each is taken for that part of the GPU's weight.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fsqueue.errors import UsageError
-from fsqueue.gpu.nvml import Gpu, visible_gpus
+from fsqueue.gpu.nvml import Gpu, all_gpus, visible_gpus
+from fsqueue.gpu.sharing import workers_per_gpu
 from fsqueue.gpu.weights import get_gpu_weight, short_name
 from fsqueue.pool.settings import PoolDirectory, Spool, read_spool, spool_names
 from fsqueue.scheduling.peers import PeerStatuses
@@ -30,6 +35,7 @@ class SpoolChoice:
     spool: str | None
     model: str
     weight: float
+    """This worker's: of a GPU that several share, its part."""
     why: str
     gpu: dict[str, Any]
 
@@ -38,6 +44,14 @@ def choose_spool(
     pool: PoolDirectory, wanted: str | None, environ: Mapping[str, str]
 ) -> SpoolChoice:
     """Return the spool for this process; UsageError if there is no spool of the `wanted` name."""
+    found = _choose(pool, wanted, environ)
+    workers = workers_per_gpu(environ) if found.gpu else 1
+    if workers == 1:
+        return found
+    return replace(found, weight=found.weight / workers, gpu=found.gpu | {"workers": workers})
+
+
+def _choose(pool: PoolDirectory, wanted: str | None, environ: Mapping[str, str]) -> SpoolChoice:
     gpus = visible_gpus(environ)
     gpu = gpus[0] if gpus else None
     model = short_name(gpu.name, memory_gib=gpu.memory_gib) if gpu else "cpu"
@@ -86,7 +100,18 @@ def _alike(
 
 
 def _least_worked(pool: PoolDirectory, spools: list[Spool], gpu: Gpu | None) -> Spool:
-    workers = Counter(status.spool for status in PeerStatuses(pool, os.uname().nodename).look())
-    index = gpu.index if gpu else 0
+    peers = PeerStatuses(pool, os.uname().nodename).look()
+    uuid = gpu.uuid if gpu else None
+    workers = Counter(status.spool for status in peers)
+    beside = Counter(status.spool for status in peers if uuid and status.gpu.get("uuid") == uuid)
+    index = _place(gpu) if gpu else 0
     order = {spool.name: (i - index) % len(spools) for i, spool in enumerate(spools)}
-    return min(spools, key=lambda spool: (workers[spool.name], order[spool.name]))
+    return min(spools, key=lambda s: (-beside[s.name], workers[s.name], order[s.name]))
+
+
+def _place(gpu: Gpu) -> int:
+    """Return a number that other GPUs of this host do not have; the instances of a card share its
+    index."""
+    if not gpu.mig:
+        return gpu.index
+    return next((n for n, each in enumerate(all_gpus()) if each.uuid == gpu.uuid), gpu.index)

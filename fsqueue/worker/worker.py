@@ -40,6 +40,7 @@ from fsqueue.worker.handler_cache import HandlerCache
 from fsqueue.worker.heartbeat import Heartbeat
 from fsqueue.worker.patience import patiently
 from fsqueue.worker.probe import Found, Probe
+from fsqueue.worker.provenance import Surroundings
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.shutdown import Departure, Shutdown
@@ -82,7 +83,7 @@ class Worker:
         self.id = id or new_worker_id()
         self.status = settings.initial_status(self.id)
         self.journal = Journal(pool, self.id)
-        self.checksums = Checksums(pool, self.id)
+        self.checksums = Checksums(pool, self.id, Surroundings(settings).facts)
         self.lease = Lease(pool, self.id)
         self.rate_limit = RateLimit(settings.metadata_ops_max)
         self.observer = Observer(pool)

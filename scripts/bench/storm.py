@@ -7,8 +7,9 @@
     scripts/bench/storm.py --life --runs 5         bad inputs, hangs, closed terminals, a purge, ...
 
 Every 0.3 s one of six workers is killed by SIGKILL and replaced, while 400 or more claims run a
-real program. Afterwards every claim must be done, and every output be there once, whole, and still
-the file that was first seen. Exit status 1 if anything was lost, doubled or torn.
+real program, planned at three priorities. Afterwards every claim must be done, and every output be
+there once, whole, and still the file that was first seen. Exit status 1 if anything was lost,
+doubled or torn.
 
 With --life, 1,000 claims of which 7 in 100 are a nuisance are done by four workers that are
 disturbed all the time, and the good ones among them once more in peace. Exit status 1 if anything

@@ -123,7 +123,11 @@ class Storm:
             self._running += [self._start(host) for _ in range(self.workers - there)]
 
     def _start(self, host: Host) -> Process:
-        return host.fsqueue("work", self.pool(host), "--steal-interval", STEAL_INTERVAL)
+        words = ["work", self.pool(host), "--steal-interval", STEAL_INTERVAL]
+        planned = self.hosts[0].share
+        if host.share != planned:
+            words += ["--path-map", f"{planned}={host.share}"]
+        return host.fsqueue(*words)
 
     def _finish(self) -> None:
         """Let the remaining workers finish; start another if all have left and work remains."""

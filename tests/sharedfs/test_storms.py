@@ -37,6 +37,27 @@ def test_every_output_is_there_once_on_nfs(version: str, lan: Lan, seed: int, te
     tell(storm.run().verify())
 
 
+def test_every_output_is_there_once_where_the_pool_is_mounted_at_two_places(
+    lan: Lan, seed: int, tell: Tell
+) -> None:
+    """The inputs are not where they were planned for the second host, which has a path map."""
+    first, second = lan.clients("4.2")
+    planned, elsewhere = second.share, "/mnt/lab data"
+    second.run("mkdir", elsewhere)
+    second.run("mount", "--move", planned, elsewhere)
+    second.share = elsewhere
+    try:
+        storm = Storm([first, second], "two-places", seed, claims=30, kill_every_s=1.0).run()
+        tell(storm.verify())
+        done = second.run("ls", f"{storm.pool(second)}/done").split()
+        assert {host for name in done for host in ("@hosta-", "@hostb-") if host in name} == {
+            "@hosta-",
+            "@hostb-",
+        }
+    finally:
+        second.run("mount", "--move", elsewhere, planned)
+
+
 @pytest.mark.nightly
 def test_every_output_is_there_once_where_locks_exclude_no_other_host(
     scratch: Path, seed: int, tell: Tell

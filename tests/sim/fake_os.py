@@ -149,7 +149,8 @@ class SimOs:
         return 1000
 
     def uname(self) -> Any:
-        return SimpleNamespace(nodename=SIM.world.me.host.name)
+        host = SIM.world.me.host.name
+        return SimpleNamespace(sysname="Sim", nodename=host, release="1.0", machine="none")
 
     def getppid(self) -> int:
         guarded = SIM.world.me.guards

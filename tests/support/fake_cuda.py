@@ -125,12 +125,12 @@ class FakeCuda(Cuda):
     def staging(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         with self.mode, Indexing():
             fake = self.mode.from_tensor(buffer)
             self.records.append(Record())
             with self.records[-1]:
-                return super().launch(fake, compute)
+                return super().launch(fake, compute, tf32=tf32)
 
     def _pinned_like(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.empty(rows.shape, dtype=rows.dtype)
@@ -144,10 +144,19 @@ class FakeCuda(Cuda):
     def used_share(self) -> float | None:
         return None
 
+    def peak_bytes(self) -> int:
+        return 0
+
+    def reach(self, dtype: str) -> float:
+        return 0.0
+
 
 class _Passed:
     def synchronize(self) -> None:
         """There is nothing to wait for."""
+
+    def elapsed_time(self, later: Any) -> float:
+        return 0.0
 
 
 @contextmanager

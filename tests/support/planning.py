@@ -37,12 +37,14 @@ def plan(
     lease_s: float = 30.0,
     attempts: int = 3,
     timeout: float = 0.0,
+    priority: int = 0,
 ) -> tuple[PoolDirectory, PlanResult]:
     """Plan `inputs` into the pool at `root`, which is made if need be."""
     pool = create_pool(str(root), lease_s=lease_s, attempts_max=attempts)
     asked = [Spool(name, model, 1.0) for name in spools]
     paths = [str(path) for path in inputs]
-    request = PlanRequest(handler, handler.prepare(options), paths, asked, timeout_s=timeout)
+    prepared = handler.prepare(options)
+    request = PlanRequest(handler, prepared, paths, asked, timeout_s=timeout, priority=priority)
     outcome = plan_into(pool, request)
     return pool, outcome
 

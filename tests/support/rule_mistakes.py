@@ -10,12 +10,18 @@ import importlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Final
 
-from fsqueue.pool import overwriting
+from fsqueue.handler import Handler, Source
+from fsqueue.pool import completeness, overwriting
 from fsqueue.pool.overwriting import Earlier
+from fsqueue.pool.settings import PoolDirectory, Spool
+from fsqueue.python_file.handler import PythonFile
+from fsqueue.scheduling.backlog import Speeds, Wanted
+from fsqueue.scheduling.choose import Preferences
 
 VARIABLE: Final = "RULE_MISTAKE"
 
@@ -49,12 +55,45 @@ def _always_forced(target: Any, **how: Any) -> None:
     REFUSE(target, **how | {"force": True})
 
 
+def _only_counted(pool: PoolDirectory, planned: Mapping[int, int], seen: Any) -> Any:
+    if completeness.distinct(seen) == sum(planned.values()):
+        return [], 0
+    return COMPARE(pool, planned, seen)
+
+
+def _without_the_code(self: PythonFile, path: str, options: Mapping[str, Any]) -> Source:
+    found = self._cutter(options).survey(path, options["options"])
+    return replace(found, detail=found)
+
+
+def _unexplained(self: Handler) -> None:
+    if not self.is_set_up:
+        self.setup()
+        self.is_set_up = True
+
+
+def _numbered(paths: Sequence[str], suffix: str) -> list[str]:
+    return [f"{number}{suffix}" for number, _ in enumerate(paths)]
+
+
+def _without_priority(self: Preferences, id: str, vain: int, priority: int) -> Any:
+    return STANDING(self, id, vain, 0)
+
+
+def _by_weight(pool: PoolDirectory, live: Any, spools: Sequence[Spool], wanted: Wanted) -> Speeds:
+    weights = tuple(spool.weight for spool in spools)
+    return Speeds(weights, frozenset(), wanted.cost_per_second)
+
+
+COMPARE: Final = completeness._compare
+STANDING: Final = Preferences.standing
 REFUSE: Final = overwriting.refuse_overwriting
 PROGRAM: Final = "fsqueue.processes.program:Program"
 OVERWRITING: Final = "tests/fsqueue/pool/test_overwriting.py::test_"
 MERGE: Final = "tests/embed/outputs/test_merge.py::test_"
 SUPERSEDE: Final = "tests/fsqueue/scheduling/test_supersede.py::test_"
 TESTS: Final = "tests/fsqueue/processes/test_"
+PYTHON: Final = "tests/fsqueue/test_python_file.py::test_"
 MISTAKES: Final = {
     "R9 a worker that dies is not started again": Mistake(
         "fsqueue.worker.local_workers:LocalWorkers",
@@ -128,6 +167,13 @@ MISTAKES: Final = {
         "cpu_s",
         lambda self: 0.0,
         f"{TESTS}program.py::test_r29_cpu_time_is_that_of_the_program_and_of_all_its_descendants",
+    ),
+    "R30 claims are counted, not compared": Mistake(
+        "fsqueue.pool.completeness:",
+        "_compare",
+        _only_counted,
+        "tests/fsqueue/pool/test_completeness.py::"
+        "test_R30_as_many_claims_of_an_unseen_plan_do_not_stand_for_those_that_are_missing",
     ),
     "R34 a repair removes": Mistake(
         "fsqueue.pool.claims:",
@@ -247,6 +293,71 @@ MISTAKES: Final = {
         lambda peer, me: False,
         "tests/fsqueue/scheduling/test_choose.py::"
         "test_r51_a_claim_that_failed_on_this_host_is_left_to_another_host_for_a_while",
+    ),
+    "R70 a file that was edited is run": Mistake(
+        "fsqueue.python_file.handler:PythonFile",
+        "_refuse_changed",
+        lambda self, options: None,
+        f"{PYTHON}a_file_that_changed_fails_its_claims_by_name_before_anything_of_it_runs",
+        everywhere=True,
+    ),
+    "R71 what lies beside a file is not looked for": Mistake(
+        "fsqueue.python_file.code:",
+        "refuse_neighbours",
+        lambda data, path: None,
+        f"{PYTHON}a_file_that_imports_what_lies_beside_it_is_refused_with_the_line",
+        everywhere=True,
+    ),
+    "R72 the code is no part of an input's version": Mistake(
+        "fsqueue.python_file.handler:PythonFile",
+        "survey",
+        _without_the_code,
+        f"{PYTHON}planning_again_after_an_edit_replaces_what_has_not_run",
+        everywhere=True,
+    ),
+    "R73 a claim is charged for a setup that fails": Mistake(
+        "fsqueue.handler:Handler",
+        "set_up",
+        _unexplained,
+        f"{PYTHON}code_that_cannot_be_loaded_or_set_up_charges_no_claim",
+        everywhere=True,
+    ),
+    "R74 what was made from an input is named by its number": Mistake(
+        "fsqueue.command:",
+        "_member_names",
+        _numbered,
+        "tests/fsqueue/history/test_outputs.py::"
+        "test_several_inputs_are_one_claim_and_its_tar_has_one_file_for_each",
+        everywhere=True,
+    ),
+    "R75 the priority of a claim does not matter": Mistake(
+        "fsqueue.scheduling.choose:Preferences",
+        "standing",
+        _without_priority,
+        "tests/fsqueue/scheduling/test_choose.py::"
+        "test_r75_a_higher_priority_goes_before_size_and_before_what_is_loaded",
+    ),
+    "R76 a plan goes by weights, whatever was measured": Mistake(
+        "fsqueue.scheduling.backlog:",
+        "spool_speeds",
+        _by_weight,
+        "tests/fsqueue/scheduling/test_backlog.py::"
+        "test_r76_a_plan_into_a_live_pool_is_shared_out_by_measured_speeds",
+    ),
+    "R77 what lacked memory is tried again anywhere": Mistake(
+        "fsqueue.pool.requirements:",
+        "requiring",
+        lambda kind, capability: kind,
+        "tests/fsqueue/cli/test_plan.py::"
+        "test_r77_a_claim_that_lacked_memory_is_tried_again_where_there_is_more",
+        everywhere=True,
+    ),
+    "R78 what made an output is not recorded with it": Mistake(
+        "fsqueue.worker.provenance:Surroundings",
+        "facts",
+        lambda self: {},
+        "tests/fsqueue/history/test_provenance.py::test_r78_it_stays_when_workers_are_forgotten",
+        everywhere=True,
     ),
 }
 

@@ -8,6 +8,7 @@ can be made to fail, with any error.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ class SimulatedLaunch:
     found: Rows | None = None
     error: BaseException | None = None
     has_run: bool = False
+    computing_s: float = 0.0
 
     def rows(self) -> Rows:
         """Run everything before it and itself."""
@@ -44,6 +46,7 @@ class SimulatedLaunch:
     def run(self) -> None:
         """Copy up, compute, copy down."""
         self.has_run = True
+        begun = time.perf_counter()
         assert bytes(self.buffer.numpy()) == self.sent, "a buffer was used before its launch ended"
         try:
             with torch.inference_mode(), Allocations(self.device):
@@ -52,6 +55,7 @@ class SimulatedLaunch:
             self.error = error.with_traceback(None)
         finally:
             self.buffer.fill_(POISON)
+            self.computing_s = time.perf_counter() - begun
 
 
 class Allocations(TorchDispatchMode):
@@ -91,7 +95,7 @@ class SimulatedDevice(Device):
     def staging(self, size: int) -> torch.Tensor:
         return torch.full((size,), POISON, dtype=torch.uint8)
 
-    def launch(self, buffer: torch.Tensor, compute: Compute) -> Launch:
+    def launch(self, buffer: torch.Tensor, compute: Compute, *, tf32: bool = False) -> Launch:
         launch = SimulatedLaunch(self, buffer, compute, bytes(buffer.numpy()))
         if self.room is not None and len(buffer) > self.room:
             raise self.error()
@@ -123,6 +127,13 @@ class SimulatedDevice(Device):
 
     def used_share(self) -> float | None:
         return None
+
+    def peak_bytes(self) -> int:
+        return 0
+
+    def synchronize(self) -> None:
+        if self.launches:
+            self.run_until(self.launches[-1])
 
     def release(self) -> None:
         self.released += 1

@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 from fsqueue.pool.journal import read_events
@@ -49,6 +50,8 @@ class StormSettings:
     pause_max_s: float = 0.6
     lease_s: float = 3.0
     attempts: int = 100
+    priorities: tuple[int, ...] = (0, 5, 9)
+    """Each plan has one of them, in turn; the first claims are one plan for each."""
     further_claims: int = 60
     """How many more are planned whenever all is done before the storm is over; with 0, it ends."""
     aimed: bool = False
@@ -104,7 +107,13 @@ class Storm:
         self._workers: list[Running] = []
         self._started = 0
         self._next_kill = 0.0
-        self.pool = self._plan(settings.claims)
+        self._priorities: dict[str, int] = {}
+        """Of each claim, by the name of its input."""
+        self._next_priority = cycle(settings.priorities)
+        shares = len(settings.priorities)
+        for share in range(shares):
+            first, end = (settings.claims * each // shares for each in (share, share + 1))
+            self.pool = self._plan(end - first)
         self.witness = OutputWatcher(self.pool, self.tally)
 
     def run(self) -> StormResult:
@@ -117,7 +126,14 @@ class Storm:
             for worker in self._workers:
                 worker.kill()
         self.tally.seconds = time.monotonic() - begun
+        self._compare_priorities()
         return self.witness.count()
+
+    def _compare_priorities(self) -> None:
+        """See that no claim lost its priority on its way, however often it was put back."""
+        for name in (*names_in(self.pool, State.DONE), *names_in(self.pool, State.FAILED)):
+            if name.priority != self._priorities[name.id.partition("-")[0]]:
+                self.tally.problems.append(f"{name} has another priority than its plan")
 
     def _plan(self, count: int) -> PoolDirectory:
         """Plan more claims, while workers run."""
@@ -125,6 +141,8 @@ class Storm:
         inputs.mkdir(exist_ok=True)
         first, self.tally.planned = self.tally.planned, self.tally.planned + count
         paths = [inputs / f"claim{number:04d}" for number in range(first, first + count)]
+        priority = next(self._next_priority)
+        self._priorities |= {path.name: priority for path in paths}
         for path in paths:
             pause_s = self._chance.uniform(self.settings.pause_min_s, self.settings.pause_max_s)
             path.write_text(f"{path.name} {pause_s:.3f}\n")
@@ -135,6 +153,7 @@ class Storm:
             spools=("cpu0", "cpu1", "cpu2"),
             lease_s=self.settings.lease_s,
             attempts=self.settings.attempts,
+            priority=priority,
         )
 
     def _is_enough(self) -> bool:

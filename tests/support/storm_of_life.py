@@ -77,6 +77,8 @@ Not the very first, which opens the pool: that error is reported at once, and en
 """
 
 
+PRIORITIES = (0, 3, 6)
+LONG_PRIORITY = 9
 BEFORE_IT_BEGAN = (-signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
 """How a worker ends that is asked to leave before it took over its signals, and so took nothing."""
 
@@ -163,18 +165,22 @@ class Life:
         return kinds
 
     def _plan(self, name: str, kinds: list[str]) -> PoolDirectory:
-        """Plan the claims; those that are too long have no timeout, and are the largest."""
+        """Plan the claims, some before others; those that are too long are the most urgent.
+
+        They have no timeout, and are the largest as well, and must delay no other all the same.
+        """
         chance = random.Random(self.settings.seed)
         inputs = self._directory / f"{name}-inputs"
         inputs.mkdir()
-        paths: dict[bool, list[Path]] = {True: [], False: []}
+        paths: dict[int, list[Path]] = {LONG_PRIORITY: [], **{each: [] for each in PRIORITIES}}
         for number, kind in enumerate(kinds):
             pause_s = chance.uniform(self.settings.pause_min_s, self.settings.pause_max_s)
             path = inputs / f"{kind}{number:04d}"
             size = 4000 if kind in ("long", "bad") else int(1000 * pause_s)
             path.write_text(f"{kind} {pause_s:.3f} {path.name}\n{'x' * size}\n")
-            paths[kind == "long"].append(path)
-        for long, some in paths.items():
+            ordinary = PRIORITIES[number % len(PRIORITIES)]
+            paths[LONG_PRIORITY if kind == "long" else ordinary].append(path)
+        for priority, some in paths.items():
             if some:
                 pool = plan_command(
                     self._directory / name,
@@ -183,7 +189,8 @@ class Life:
                     spools=[f"cpu{n}" for n in range(self.settings.workers)],
                     lease_s=self.settings.lease_s,
                     attempts=self.settings.attempts,
-                    timeout=0.0 if long else self.settings.timeout_s,
+                    timeout=0.0 if priority == LONG_PRIORITY else self.settings.timeout_s,
+                    priority=priority,
                     grace=0.2,
                 )
         return pool

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from embed.engine import cuda
-from embed.engine.cuda import check_kernels, refuse_emulation, refuse_missing_code
+from embed.engine.cuda import Cuda, check_kernels, refuse_emulation, refuse_missing_code
 from embed.models import packed
 from embed.models.packed import Kernel, kernel_for
-from fsqueue import NodeTrouble, NotSupportedError
+from fsqueue import NodeTrouble, NotSupportedError, usable_gib
 from tests.support import flash
+from tests.support.simulated_device import SimulatedDevice
 
 CPU = torch.device("cpu")
 INDEX = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120".split()
@@ -59,8 +63,10 @@ def test_an_emulated_precision_is_refused_with_what_to_plan(
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5), (8, 0), (9, 0), None])
-def test_float32_works_everywhere(capability: tuple[int, int] | None) -> None:
-    refuse_emulation("a card", capability, "float32")
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+def test_float32_works_everywhere(capability: tuple[int, int] | None, dtype: str) -> None:
+    """tf32 too: a card without it computes in float32, which is more exact."""
+    refuse_emulation("a card", capability, dtype)
 
 
 # ---- kernels ----
@@ -124,3 +130,71 @@ def test_a_kernel_that_does_not_run_is_an_error_and_not_another_kernel(
     monkeypatch.setattr(cuda, "varlen", absent)
     with pytest.raises(RuntimeError, match="Ampere"):
         check_kernels(CPU, (9, 0), "float16")
+
+
+# ---- a part of the card ----
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What PyTorch would say of a card of 24 GiB, of which others hold 6; and what it is told."""
+    facts = {"free": 18 * GIB, "total": 24 * GIB, "allocated": 0, "reserved": 0, "peak": 0}
+    told = {"fraction": 1.0}
+    answers = {
+        "get_device_capability": lambda place: (8, 6),
+        "mem_get_info": lambda place: (facts["free"], facts["total"]),
+        "memory_allocated": lambda place: facts["allocated"],
+        "memory_reserved": lambda place: facts["reserved"],
+        "max_memory_allocated": lambda place: facts["peak"],
+        "reset_peak_memory_stats": lambda place: None,
+        "set_per_process_memory_fraction": lambda share, place: told.update(fraction=share),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.delenv("FSQUEUE_PER_GPU", raising=False)
+    return {"facts": facts, "told": told}
+
+
+def test_a_worker_alone_on_a_card_has_what_its_neighbours_leave(card: dict[str, Any]) -> None:
+    device = Cuda()
+    card["facts"].update(allocated=2 * GIB, reserved=5 * GIB, peak=12 * GIB)
+    assert card["told"] == {"fraction": 1.0}
+    assert device.free_bytes() == 21 * GIB
+    assert device.used_share() == 0.5
+
+
+def test_one_of_two_workers_keeps_to_its_part_of_the_card(
+    card: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSQUEUE_PER_GPU", "2")
+    device = Cuda()
+    part = int(usable_gib(24.0, 2) * GIB)
+    assert card["told"]["fraction"] == pytest.approx(part / (24 * GIB))
+    assert device.free_bytes() == part, "no more, although 18 GiB are free"
+    card["facts"].update(allocated=2 * GIB, reserved=5 * GIB, peak=part // 2)
+    assert device.free_bytes() == part - 2 * GIB
+    assert device.used_share() == pytest.approx(0.5), "so its batches grow to its part, not beyond"
+    card["facts"].update(free=1 * GIB, allocated=5 * GIB)
+    assert device.free_bytes() == 1 * GIB, "its neighbour has taken more than its part"
+
+
+def test_a_model_that_does_not_fit_into_a_part_is_refused_with_what_to_type(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embed.engine.model_cache import ModelCache
+    from embed.handlers.embed import Embed
+    from embed.options import OPTIONS
+
+    monkeypatch.setenv("FSQUEUE_PER_GPU", "2")
+    handler = Embed()
+    options = {option.name: option.default for option in OPTIONS} | {"model": str(tiny_model)}
+    options = handler.prepare(options)
+
+    def load(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("embed.models.families.load", load)
+    with pytest.raises(NotSupportedError, match=r"part of the GPU's memory, which 2 .*--per-gpu"):
+        ModelCache(SimulatedDevice(), pytest.fail).get(options, "esm2", None)

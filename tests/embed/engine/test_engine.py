@@ -180,11 +180,20 @@ def test_where_the_time_goes_is_counted(
     engine = Engine(encoder, MEAN, SimulatedDevice())
     for _ in engine.run(batches, pytest.fail):
         pass
-    usage = engine.usage
-    assert usage.tokens == sum(one.tokens for each in batches for one in each)
-    assert usage.feed_s > 0 and usage.device_s > 0
-    assert usage.seconds == pytest.approx(usage.feed_s + usage.device_s)
-    assert "tokens/s" in usage.line() and "% waiting for the device" in usage.line()
+    usage = engine.take_usage()
+    lengths = [one.tokens for each in batches for one in each]
+    assert (usage.tokens, usage.pairs) == (sum(lengths), sum(n * n for n in lengths))
+    assert 0 < usage.feed_s < usage.seconds and usage.computing_s > 0
+    assert engine.take_usage().tokens == 0
+
+
+def test_a_cpu_that_computes_while_it_launches_is_not_fed_meanwhile(encoder: PackedEncoder) -> None:
+    engine = Engine(encoder, MEAN, Cpu())
+    for _ in engine.run([batch(400, 400, 400)] * 3, pytest.fail):
+        pass
+    usage = engine.take_usage()
+    assert usage.feed_s < usage.computing_s < usage.seconds
+    assert usage.feed_s + usage.computing_s <= usage.seconds * 1.001
 
 
 def test_which_kernel_ran_on_which_card_is_known(encoder: PackedEncoder) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from embed.engine.batching import Tokenized
 from embed.engine.engine import Engine
@@ -104,3 +105,15 @@ def test_flash_attention_is_one_kernel_a_layer_and_padded_attention_one_a_bucket
         mixed = [Tokenized(n, bytes(size)) for n, size in enumerate((400, 380, 90, 88, 87))]
         found = record(engine, device, mixed)
         assert found.kernels.count(name) == (2 if dtype == "bfloat16" else 4)
+
+
+def test_products_round_in_plans_of_tf32_and_in_no_other() -> None:
+    """What is allowed is one setting of the process, which has models of both."""
+    device = FakeCuda(HOPPER)
+    encoder = fake_cuda.esm2(device, "small", "float32")
+    engines = [Engine(encoder, Pooler(Convention()), device, tf32=tf32) for tf32 in (True, False)]
+    allowed = []
+    for engine in (*engines, *engines):
+        record(engine, device, sequences(2, 50))
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+    assert allowed == [True, False, True, False]

@@ -56,7 +56,7 @@ def model_15b(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def planned(tmp_path: Path, model: Path, gpus: str, dtype: str) -> PlanResult:
+def planned(tmp_path: Path, model: Path, gpus: str, dtype: str, per_gpu: int = 1) -> PlanResult:
     handler = load_handler("embed")
     options = {option.name: option.default for option in handler.options}
     options = handler.prepare(options | {"model": str(model), "dtype": dtype})
@@ -64,7 +64,7 @@ def planned(tmp_path: Path, model: Path, gpus: str, dtype: str) -> PlanResult:
     path.write_text("".join(f">s{n}\nMKVLAAGIVGLC\n" for n in range(200)))
     spools = choose_spools(None, gpus)
     pool = create_pool(str(tmp_path / "pool"))
-    return plan_into(pool, Request(handler, options, [str(path)], spools))
+    return plan_into(pool, Request(handler, options, [str(path)], spools, per_gpu=per_gpu))
 
 
 def test_spools_of_cards_that_cannot_hold_the_model_get_nothing_and_the_table_says_why(
@@ -89,6 +89,14 @@ def test_the_command_says_why_a_spool_gets_nothing(tmp_path: Path, model_15b: Pa
     done = fsqueue(*words, "--gpus", "3080,4090")
     assert done.returncode == ExitStatus.USAGE
     assert "no GPU of this plan can hold the work" in done.stderr
+
+
+def test_workers_that_share_a_card_each_need_the_memory(tmp_path: Path, model_15b: Path) -> None:
+    """28.6 GiB fit into half of an H100, and not into half of an RTX A6000, nor a third of one."""
+    found = planned(tmp_path, model_15b, "a6000,h100", "bfloat16", per_gpu=2)
+    assert found.too_small == {"gpu0": "needs 28.6 GiB, has 48 for 2 workers"}
+    with pytest.raises(UsageError, match="for each of the 3 workers of a GPU.*fewer workers"):
+        planned(tmp_path, model_15b, "a6000,h100", "bfloat16", per_gpu=3)
 
 
 def test_a_size_in_the_name_and_the_precision_count(tmp_path: Path, model_15b: Path) -> None:

@@ -13,6 +13,7 @@ from fsqueue.batch.scripts import Wanted, script
 from fsqueue.batch.systems import System
 from fsqueue.errors import UsageError
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from tests.hyperqueue.hyper_queue import read_submit
 from tests.support.processes import fsqueue
 
 SHELL = (System.SGE, System.PBS, System.LSF)
@@ -84,6 +85,21 @@ def test_a_job_of_kubernetes_follows_its_schema(pool: PoolDirectory) -> None:
         (container,) = job["spec"]["template"]["spec"]["containers"]
         assert container["command"][2:6] == ["-m", "fsqueue", "work", pool.root]
         assert job["spec"]["completions"] == job["spec"]["parallelism"] == wanted.workers
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_hyperqueue_is_asked_for_what_it_knows_by_these_names(
+    pool: PoolDirectory, gpus: int
+) -> None:
+    wanted = Wanted(4, "python3", time_s=3600.0, gpus=gpus, cpus=2, memory_gib=16)
+    options = read_submit(script(System.HYPERQUEUE, pool, wanted)).options
+    gpus_asked = ["gpus/nvidia=2"] if gpus else []
+    assert options.resource == [*gpus_asked, "mem=16384"], "in MiB"
+    assert options.env == ([] if gpus else ["CUDA_VISIBLE_DEVICES="]), "that of hq is not passed on"
+    assert (options.array, options.cpus, options.time_limit) == ("0-3", "2", "3600s")
+    assert options.crash_limit == "unlimited"
+    assert options.stdout != options.stderr, "each is opened, and truncated, by itself"
+    assert "%{INSTANCE_ID}" in options.stdout and "%{INSTANCE_ID}" in options.stderr
 
 
 def test_a_limit_that_a_system_does_not_tell_is_given_as_a_number(pool: PoolDirectory) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from fsqueue import open_pool
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.pool.status import read_statuses
+from tests.support.nvml.fake_driver import Driver
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import (
     FSQUEUE,
@@ -79,6 +84,27 @@ def test_without_a_terminal_it_prints_lines_and_no_control_codes(pool: PoolDirec
     run = fsqueue("run", pool.root, "--workers", "2", *QUICK)
     assert run.stdout.strip(), "not a word about what was going on"
     assert "\x1b" not in run.stdout + run.stderr
+
+
+def test_in_a_log_it_says_at_each_tenth_how_far_it_is(tmp_path: Path) -> None:
+    script = "sleep 0.05; echo fine"
+    inputs = make_inputs(tmp_path / "in", 40)
+    pool = plan_command(tmp_path / "pool", inputs, ("sh", "-c", script, "sh", "{input}"))
+    run = fsqueue("run", pool.root, "--workers", "1", "--interval", "0.05")
+    assert run.returncode == 0, run.stderr
+    *lines, last = run.stdout.splitlines()
+    assert 1 <= len(lines) <= 9
+    pattern = r"\d\d:\d\d:\d\d \d+% of the work done: \d+ of 40 done, .*, ETA "
+    assert all(re.match(pattern, line) for line in lines), lines
+    assert last.endswith("all: 40 of 40 done")
+
+
+def test_quiet_is_the_totals_alone_and_the_workers_log_to_files(pool: PoolDirectory) -> None:
+    run = fsqueue("run", pool.root, "--workers", "2", "--quiet", *QUICK)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.fullmatch(r"\S+ all: 6 of 6 done\n", run.stdout)
+    logs = [path.read_text() for path in Path(pool.root, "events").glob("run-*.log")]
+    assert len(logs) == 2 and all("joined" in text or "spool cpu" in text for text in logs)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +239,126 @@ def test_no_work_stealing_is_handed_on(pool: PoolDirectory) -> None:
 def test_nothing_but_usage_is_wrong_with_zero_workers(pool: PoolDirectory) -> None:
     assert fsqueue("run", pool.root, "--workers", "0").returncode == 2
     assert counts(pool) == {"waiting": 6}
+
+
+# ---- several workers per GPU ----
+
+
+def environ_of(driver: Driver, **more: str) -> dict[str, str]:
+    """Return what makes every GPU of a fake driver visible to a child."""
+    return driver.environ | {"CUDA_VISIBLE_DEVICES": "0,1"} | more
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Driver:
+    """Two equal cards."""
+    (tmp_path / "driver").mkdir()
+    driver = Driver(tmp_path / "driver")
+    for index in range(2):
+        driver.add(index, "NVIDIA GeForce RTX 3090", f"GPU-{index}")
+    return driver
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> PoolDirectory:
+    """Eight claims, in a spool for each card, whose outputs say what the program was given."""
+    script = 'echo "$CUDA_VISIBLE_DEVICES $FSQUEUE_PER_GPU"'
+    return plan_command(
+        tmp_path / "pool",
+        make_inputs(tmp_path / "in", 8),
+        ("sh", "-c", script, "sh", "{input}"),
+        spools=("gpu0", "gpu1"),
+        model="RTX 3090",
+    )
+
+
+def workers_by_gpu(pool: PoolDirectory) -> dict[str, list[tuple[str | None, float]]]:
+    """Return the spool and the weight of each worker there was, by its GPU."""
+    found: dict[str, list[tuple[str | None, float]]] = {}
+    for status in read_statuses(pool).values():
+        found.setdefault(status.gpu["uuid"], []).append((status.spool, status.weight))
+    return found
+
+
+def test_workers_per_gpu_share_the_gpu_and_its_spool(cards: Driver, shown: PoolDirectory) -> None:
+    run = fsqueue("run", shown.root, "--per-gpu", "2", *QUICK, env=environ_of(cards))
+    assert run.returncode == 0, run.stderr
+    assert "2 workers for each of 2 GPUs; without MPS they take turns" in run.stderr
+    assert run.stderr.count("2 workers share this GPU, GPU-1") == 2
+    found = workers_by_gpu(shown)
+    assert {gpu: len(each) for gpu, each in found.items()} == {"GPU-0": 2, "GPU-1": 2}
+    assert {len(set(each)) for each in found.values()} == {1}, "one spool for both"
+    assert {weight for each in found.values() for _, weight in each} == {0.5}
+    outputs = [path.read_text() for path in Path(shown.root, "outputs").iterdir() if path.is_file()]
+    assert {text.split()[0] for text in outputs} <= {"GPU-0", "GPU-1"}
+    assert {text.split()[1] for text in outputs} == {"2"}
+
+
+def test_a_worker_that_dies_is_named_with_its_gpu(
+    start: Start, cards: Driver, tmp_path: Path
+) -> None:
+    pool = gated(tmp_path, 2)
+    run = start("run", pool.root, "--per-gpu", "1", *QUICK, env=environ_of(cards))
+    wait_for(lambda: len(ids(pool, State.RUNNING)) == 2, "two claims to run")
+    facts = json.loads(fsqueue("workers", pool.root, "--json").stdout)["workers"]
+    assert {(each["gpu_uuid"], each["gpu_workers"]) for each in facts} == {
+        ("GPU-0", 1), ("GPU-1", 1)
+    }  # fmt: skip
+    victim = next(each for each in facts if each["gpu_uuid"] == "GPU-1")
+    os.kill(pid_of(victim["id"]), signal.SIGKILL)
+    wait_for(lambda: "(GPU-1) was killed by signal 9" in run.log, "the report of its death")
+    (tmp_path / "gate").touch()
+    assert run.reap() == 0
+
+
+def test_python_takes_per_gpu_too(cards: Driver, shown: PoolDirectory) -> None:
+    code = f"import fsqueue; exit(fsqueue.open_pool({shown.root!r}).run(per_gpu=3, interval_s=0.2))"
+    env = environment(environ_of(cards))
+    done = subprocess.run([FSQUEUE[0], "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {gpu: len(each) for gpu, each in workers_by_gpu(shown).items()} == {
+        "GPU-0": 3, "GPU-1": 3
+    }  # fmt: skip
+
+
+def test_every_mig_instance_has_a_worker(tmp_path: Path, cards: Driver) -> None:
+    """Also where CUDA, which shows a process one instance only, would see the first alone."""
+    cards.set(0, mig=1)
+    for place, profile in ((0, "1g.5gb"), (2, "3g.20gb")):
+        cards.add(f"0/{place}", f"NVIDIA A100-SXM4-40GB MIG {profile}", f"MIG-{place}", gib=5)
+    env = environ_of(cards)
+    del env["CUDA_VISIBLE_DEVICES"]
+    words = [tmp_path / "in", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES", "sh", "{input}"]
+    make_inputs(tmp_path / "in", 6)
+    unset = ["env", "-u", "CUDA_VISIBLE_DEVICES", *FSQUEUE]
+    for more in (["plan", "command", tmp_path / "pool", *words], ["run", tmp_path / "pool"]):
+        done = subprocess.run(
+            [*unset, *more], env=os.environ | env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    pool = open_pool(tmp_path / "pool")
+    found = workers_by_gpu(pool)
+    assert sorted(found) == ["GPU-1", "MIG-0", "MIG-2"]
+    assert found["MIG-0"] == [("gpu0", 0.17)] and found["MIG-2"] == [("gpu1", 0.51)]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--per-gpu", "2"), "no GPU is visible here .*For 2 workers on the CPU: --workers 2"),
+        (("--per-gpu", "2", "--workers", "2"), "give one of them"),
+        (("--per-gpu", "0"), "0 is not in the range"),
+    ],
+)
+def test_per_gpu_is_about_gpus_and_says_so(
+    pool: PoolDirectory, words: tuple[str, ...], reason: str
+) -> None:
+    run = fsqueue("run", pool.root, *words)
+    assert run.returncode == 2
+    assert re.search(reason, run.stderr.splitlines()[-1]), run.stderr
+    assert counts(pool) == {"waiting": 6} and not leases_in(pool)
+
+
+def test_workers_on_the_cpu_do_not_inherit_a_share(pool: PoolDirectory) -> None:
+    run = fsqueue("run", pool.root, "--workers", "1", *QUICK, env={"FSQUEUE_PER_GPU": "4"})
+    assert run.returncode == 0, run.stderr

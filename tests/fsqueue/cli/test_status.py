@@ -264,6 +264,21 @@ def test_wait_ends_with_the_pool_and_its_exit_status(
     assert run("wait", ended.root, status=3).stdout == "1 of 2 done, 1 failed\n"
 
 
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_wait_logs_a_line_at_each_tenth_unless_it_is_to_be_quiet(
+    pool: PoolDirectory, monkeypatch: pytest.MonkeyPatch, quiet: tuple[str, ...]
+) -> None:
+    """Four claims of 40, 30, 20 and 10 are done one after the other while it looks."""
+    enlist(pool, A)
+    put_status(pool, A)
+    monkeypatch.setattr(time, "sleep", lambda seconds: finish(pool, A))
+    result = run("wait", pool.root, *quiet)
+    assert result.stdout == "4 of 4 done\n"
+    lines = [line.partition(" ")[2] for line in result.stderr.splitlines()]
+    expected = [f"{n}0% of the work done: {m} of 4 done" for n, m in ((4, 1), (7, 2), (9, 3))]
+    assert [line.partition(",")[0] for line in lines] == ([] if quiet else expected)
+
+
 def test_wait_gives_up_after_its_timeout(pool: PoolDirectory) -> None:
     result = run("wait", pool.root, "--timeout", "0.1s", "--interval", "0.05", status=5)
     assert result.stdout.startswith("0 of 4 done, 4 waiting")

@@ -45,8 +45,11 @@ def test_a_terminal_gets_one_line_that_is_replaced(monkeypatch: pytest.MonkeyPat
         drawn.show(snapshot([spool_row("gpu0")]))
         drawn.show(snapshot([spool_row("gpu0", done=41)]))
         drawn.close()
-        text = os.read(leader, 10_000).decode()
+        shown = b""
+        while b"\n" not in shown:  # what was written arrives in pieces
+            shown += os.read(leader, 10_000)
     os.close(leader)
+    text = shown.decode()
     assert text.count("\r\x1b[K") == 2 and text.count("\n") == 1
     assert "█" in text and len(text.splitlines()[-1]) < 100
 

@@ -28,6 +28,8 @@ def test_every_model_with_a_weight_has_a_size() -> None:
         ("cpu", None),
         ("a card of tomorrow", None),
         ("a card of tomorrow 300 GB", 300),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 5),
+        ("H100 MIG 3g.40gb", 40),
     ],
 )
 def test_a_size_in_the_name_counts_else_the_largest_of_the_model(

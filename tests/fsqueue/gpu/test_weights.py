@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue.gpu.weights import GPU_WEIGHTS, nearest_model, short_name
+from fsqueue.gpu.weights import GPU_WEIGHTS, get_gpu_weight, nearest_model, short_name
 
 LETTERS = "ABDGHLNRSTVXabdeghilnoprstuvx0123456789 -_.()\n"
 
@@ -164,6 +164,29 @@ def test_memory_decides_only_where_a_v100s_name_does_not(
 @pytest.mark.parametrize("model", sorted(GPU_WEIGHTS))
 def test_a_model_in_the_table_is_its_own_short_name(model: str) -> None:
     assert short_name(model) == short_name(f"NVIDIA {model.lower()}") == model
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "weight"),
+    [
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100 MIG 1g.5gb", 0.17),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "A100 MIG 3g.20gb", 0.51),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb+me", "H100 MIG 1g.10gb+me", 0.36),
+        ("NVIDIA H100 80GB HBM3 MIG 1c.3g.40gb", "H100 MIG 1c.3g.40gb", 0.36),
+        ("NVIDIA A30 MIG 2g.12gb", "A30 MIG 2g.12gb", 0.38),
+        ("h100 mig 7g.80gb", "H100 MIG 7g.80gb", 2.5),
+    ],
+)
+def test_a_mig_instance_has_its_part_of_its_cards_weight(
+    name: str, model: str, weight: float
+) -> None:
+    assert short_name(name) == short_name(model) == model
+    assert get_gpu_weight(name) == pytest.approx(weight, abs=0.01)
+
+
+def test_an_instance_of_an_unknown_card_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    assert get_gpu_weight("NVIDIA B999 MIG 1g.50gb") == 1.0
+    assert "using default weight" in caplog.text
 
 
 @given(st.text(LETTERS, max_size=30))

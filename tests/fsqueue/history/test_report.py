@@ -11,12 +11,21 @@ from typing import Any
 
 import pytest
 
-from fsqueue.history import summary
+from fsqueue.history import charts, summary
 from fsqueue.history.attempts import Attempted
 from fsqueue.history.report import page
 from fsqueue.history.summary import SLOTS_MAX, Summary
 from fsqueue.pool.settings import PoolDirectory
-from tests.support.monitor_data import enlist, fail, finish, put_status, take, write_events
+from tests.support.monitor_data import (
+    enlist,
+    fail,
+    finish,
+    put_status,
+    snapshot,
+    spool_row,
+    take,
+    write_events,
+)
 from tests.support.pools import make_pool
 from tests.support.processes import Start, fsqueue, wait_for
 
@@ -208,6 +217,73 @@ def test_gpu_hours_and_energy_are_added_up(tmp_path: Path) -> None:
     write_events(pool, WORKER, took | {"t": 1000}, done | {"t": 4600})
     tiles = Page("".join(page(pool))).tiles
     assert tiles["kWh of the GPUs"] == "1.500" and tiles["GPU hours at work"] == "1.00"
+    assert "MFU" not in tiles and "GPUs" in Page("".join(page(pool))).texts["h2"]
+    put_status(pool, WORKER, tier=1, gpu={"uuid": "GPU-a", "workers": 2})
+    shared = Page("".join(page(pool))).tiles
+    assert shared["GPU hours at work"] == "0.50", "the other half is its neighbour's"
+
+
+def test_what_became_of_the_devices_time_is_shown_once_it_is_reported(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    enlist(pool, WORKER)
+    spent = {"seconds": 10.0, "computing_s": 9.0, "feeding_s": 1.0, "peak_gib": 3.0}
+    put_status(pool, WORKER, computing=spent | {"teraflop": 20.0, "reach_teraflop": 80.0})
+    took = {"event": "took", "id": "c", "cost": 1, "attempt": 0}
+    write_events(pool, WORKER, took | {"t": 1000}, took | {"event": "finished", "t": 1010})
+    found = Page("".join(page(pool)))
+    assert found.tiles["devices computing"] == "90%" and found.tiles["MFU"] == "25%"
+    assert [found.texts["th"].count(name) for name in ("computing", "MFU", "GiB")] == [1, 1, 1]
+
+
+# ---- a large pool ----
+
+
+def busy_lanes(workers: int, hours: float = 3.0) -> Iterator[Attempted]:
+    """Attempts of ten minutes, one after the other, of workers that share hosts; a few fail."""
+    for n in range(workers):
+        worker = f"gpu-node{n // 4:03d}-cluster-example-{31000 + n}-a{n:04x}f"
+        for turn in range(int(hours * 6)):
+            ending = "failed" if (n + turn) % 50 == 7 else "done"
+            yield Attempted(f"c{n}-{turn}", worker, "node", ending, 1000.0 + 600 * turn, 600.0)
+
+
+def test_two_hundred_workers_make_a_page_that_can_be_written_again_and_again() -> None:
+    """What looks alike is one bar: 6.6 MB once, for the lanes alone."""
+    found = Summary(now=0.0).add(busy_lanes(200))
+    assert found.drawn is None
+    text = "".join(charts.lanes(found))
+    assert len(text) < 300_000
+    assert text.count("<rect") < 20 * 200
+    assert text.count('class="failed"') == found.endings["failed"], "and none that failed is lost"
+    assert "100% busy" in text and "90% busy" not in text, "nor is the last piece lower for its age"
+
+
+def test_the_lanes_of_a_host_can_be_told_apart() -> None:
+    found = Summary(now=0.0).add(busy_lanes(8))
+    names = [charts.short(worker) for worker in found.lanes]
+    assert len(set(names)) == 8 and max(map(len, names)) <= charts.NAME_MAX
+    assert names[0] == "gpu-node000-…-31000-a0000f"
+    assert charts.short("node7-1-aaaaaa") == "node7-1-aaaaaa"
+
+
+def test_a_legend_names_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    enlist(pool, WORKER)
+    write_events(pool, WORKER, *told_of("a", 100.0, begin="stole"), *told_of("b", 103.0))
+    assert "done, stolen from another spool" in "".join(page(pool))
+    monkeypatch.setattr(summary, "DRAWN_MAX", 1)
+    text = "".join(page(pool))
+    assert "busy, the higher the more" in text
+    assert "stolen from another" not in text and "ended badly" not in text
+
+
+def test_numbers_that_are_too_long_for_a_tile_are_set_smaller(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", "a.30")
+    found = [a for tag, a in Page("".join(page(pool))).elements if tag == "dd"]
+    assert {a.get("class") for a in found} == {None}
+    many = snapshot([spool_row("gpu0", done=40_320_000)])
+    found = [a for tag, a in Page("".join(page(pool, snapshot=many))).elements if tag == "dd"]
+    assert {a.get("class") for a in found} == {None, "long"}
 
 
 @pytest.mark.slow

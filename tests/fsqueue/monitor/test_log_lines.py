@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fsqueue.monitor.alerts import Alert, AlertKind
-from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, follow, spool_line
+from fsqueue.monitor.counts import Amount
+from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, States, follow, spool_line
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.workers import Use
 from fsqueue.pool.journal import Event
@@ -65,6 +66,50 @@ def test_workers_get_a_while_to_start_before_they_are_missed() -> None:
     assert list(lines.news(seen(warnings=(deserted,)), 3.0)) == []
     (line,) = lines.alerts(seen(warnings=(deserted,)), 3.0 + PATIENCE_S)
     assert line.endswith("warning: no worker is alive")
+
+
+def at(done: int, **facts: object) -> Snapshot:
+    """A pool of a hundred equal claims, of which so many are done."""
+    row = spool_row("gpu0", done=done, running=0, waiting=Amount(100 - done, 1000 * (100 - done)))
+    wide = {"eta_s": 720.0, "eta_low_s": 480.0, "eta_high_s": 1170.0}
+    return snapshot([row], **(wide | facts))
+
+
+def test_in_a_log_there_is_a_line_at_each_tenth_with_the_eta_and_its_range() -> None:
+    lines = Lines(events=False, states=States.PROGRESS)
+    said = [list(lines.news(at(done), 0.1 * done)) for done in range(100)]
+    assert [n for n, each in enumerate(said) if each] == [10, 20, 30, 40, 50, 60, 70, 80, 90]
+    assert said[40] == [
+        "12:00:00 40% of the work done: 40 of 100 done, 60 waiting, ETA 12m00s (8m00s to 19m30s)"
+    ]
+
+
+def test_in_a_log_there_is_a_line_every_five_minutes_where_a_tenth_takes_longer() -> None:
+    lines = Lines(events=False, states=States.PROGRESS)
+    times = [30.0 * n for n in range(41)]
+    said = [now for now in times if list(lines.news(at(int(14 + now / 400)), now))]
+    assert said == [300.0, 600.0, 900.0, 1200.0]
+
+
+def test_a_tenth_begins_the_five_minutes_again() -> None:
+    lines = Lines(events=False, states=States.PROGRESS)
+    looks = [(0.0, 18), (200.0, 21), (300.0, 22), (499.0, 23), (500.0, 23)]
+    assert [now for now, done in looks if list(lines.news(at(done), now))] == [200.0, 500.0]
+
+
+def test_more_work_than_before_is_no_progress_and_the_end_has_its_own_line() -> None:
+    lines = Lines(events=False, states=States.PROGRESS)
+    assert not [line for done in (55, 20, 25) for line in lines.news(at(done), 1.0)]
+    assert len(list(lines.news(at(30), 2.0))) == 1
+    over = replace(at(100), count=replace(at(100).count, certain=True))
+    assert over.finished and list(lines.news(over, 3.0)) == []
+
+
+def test_a_quiet_log_has_alerts_alone() -> None:
+    lines = Lines(events=False, states=States.NOTHING)
+    assert not [line for n in range(100) for line in lines.news(at(n), 400.0 * n)]
+    alert = Alert(AlertKind.STALLED, "w", "GPU gpu0 stalled - no activity for 301s")
+    assert list(lines.news(seen(warnings=(alert,)), 1.0)) == [f"12:00:00 warning: {alert.text}"]
 
 
 def test_a_spool_has_a_line_with_all_that_is_known() -> None:

@@ -65,6 +65,17 @@ def test_R32_records_that_cannot_be_written_do_not_stop_the_work(tmp_path: Path)
     assert list(read_records(pool)) == []
 
 
+def test_R32_facts_that_cannot_be_found_out_do_not_stop_the_work(pool: PoolDirectory) -> None:
+    def fail() -> dict[str, dict[str, str]]:
+        raise AttributeError("a module of the user's")
+
+    output = output_of(pool)
+    records = Checksums(pool, WORKER, fail)
+    records.record(output.name, measure(output), attempt=1)
+    records.close()
+    assert list(read_records(pool)) == 2 * [(output.name, measure(output))]
+
+
 @pytest.mark.parametrize("data", [b"", b"half", b"more than was published, by a little"])
 def test_R33_an_emptied_or_truncated_output_is_found_by_its_size(
     pool: PoolDirectory, data: bytes

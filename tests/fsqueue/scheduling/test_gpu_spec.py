@@ -198,8 +198,8 @@ def test_auto_gives_each_instance_of_a_cut_card_a_spool(
         name = "NVIDIA A100-SXM4-40GB MIG 3g.20gb"
         driver.set(f"0/{place}", name=name, uuid=f"MIG-{place}", total=20 * GIB, used=0)
     assert [(spool.name, spool.weight) for spool in parse_gpus("auto", {})] == [
-        ("gpu0", 1.0),
-        ("gpu1", 1.0),
+        ("gpu0", 0.51),
+        ("gpu1", 0.51),
     ]
 
 

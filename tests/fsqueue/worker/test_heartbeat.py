@@ -130,3 +130,14 @@ def test_the_energy_of_a_gpu_is_its_power_over_time(
     for now[0], watts in ((0.0, 300.0), (60.0, 300.0), (120.0, None), (180.0, 1e9), (240.0, 120.0)):
         hand.beat._note_gpu({"power_watts": watts})
     assert hand.status.energy_wh == pytest.approx(5.0 + 2.0)
+
+
+def test_workers_that_share_a_gpu_count_its_energy_once_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    hand = ManualWorker(make_pool(tmp_path / "pool"))
+    for now[0] in (0.0, 60.0):
+        hand.beat._note_gpu({"power_watts": 300.0, "workers": 2})
+    assert hand.status.energy_wh == pytest.approx(2.5)

@@ -11,7 +11,7 @@ import pytest
 import fsqueue
 from fsqueue.errors import UsageError
 from fsqueue.pool.claims import Claim
-from fsqueue.worker.path_map import PathMap
+from fsqueue.worker.path_map import PathMap, split_pairs
 from tests.support.processes import fsqueue as run_fsqueue
 
 
@@ -39,9 +39,32 @@ def test_what_is_no_pair_of_absolute_paths_is_refused(word: str) -> None:
         PathMap.parse([word])
 
 
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("/a=/b", ["/a=/b"]),
+        (" /a=/b   /c=/d ", ["/a=/b", "/c=/d"]),
+        ("/my data=/mnt/lab data", ["/my data=/mnt/lab data"]),
+        ("/my data=/mnt/lab data /c=/d", ["/my data=/mnt/lab data", "/c=/d"]),
+        ("/a=/b /my data=/c", ["/a=/b", "/my data=/c"]),
+        ("/a /b=/x\n\n/c=/d /e=/f\n", ["/a /b=/x", "/c=/d /e=/f"]),
+        ("", []),
+    ],
+)
+def test_the_pairs_of_the_variable_may_have_blanks(text: str, pairs: list[str]) -> None:
+    assert split_pairs(text) == pairs
+
+
+def test_the_name_of_a_directory_may_have_an_equals_sign() -> None:
+    assert PathMap.parse(["/data/run=1=/mnt/run=2"]).path("/data/run=1/a") == "/mnt/run=2/a"
+
+
 @pytest.mark.slow
-def test_a_pool_and_its_inputs_that_moved_are_worked_with_a_path_map(tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new place"
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_pool_and_its_inputs_that_moved_are_worked_with_a_path_map(
+    tmp_path: Path, given: str
+) -> None:
+    old, new = tmp_path / "the old", tmp_path / "new place"
     (old / "in").mkdir(parents=True)
     for name in ("a", "b"):
         (old / "in" / name).write_text(name)
@@ -56,7 +79,11 @@ def test_a_pool_and_its_inputs_that_moved_are_worked_with_a_path_map(tmp_path: P
     doctor = run_fsqueue("doctor", new / "pool", "--patience", "0")
     assert f"{old}/in/a of plan 1 is not on this host" in doctor.stdout
     assert f"there is {tmp_path}. If its directory" in doctor.stdout
-    done = run_fsqueue("work", new / "pool", "--path-map", f"{old}={new}")
+    pair = f"{old}={new}"
+    words, env = ([], {"FSQUEUE_PATH_MAP": f"/x y=/z {pair}"})
+    if given == "option":
+        words, env = ["--path-map", pair], {}
+    done = run_fsqueue("work", new / "pool", *words, env=env)
     assert done.returncode == 0, done.stderr
     assert sorted(p.read_text() for p in (new / "pool/outputs").glob("*.out")) == ["aa", "ba"]
     assert run_fsqueue("work", new / "pool", "--path-map", "nonsense").returncode == 2

@@ -57,14 +57,53 @@ def test_the_model_of_the_gpu_decides_however_it_is_named(
 def test_workers_on_gpus_of_one_model_spread_over_its_spools(
     pool: PoolDirectory, driver: Driver
 ) -> None:
-    """Also with several workers on one GPU: the spool with the fewest workers is chosen."""
     found = []
-    for devices in ("1", "2", "1", "1"):
+    for devices in ("1", "2"):
         spool = find(pool, devices).spool
-        hand = ManualWorker(pool, spool)
-        hand.beat.flush()
+        ManualWorker(pool, spool).beat.flush()
         found.append(spool)
-    assert sorted(found) == ["gpu0", "gpu0", "gpu1", "gpu1"]
+    assert sorted(found) == ["gpu0", "gpu1"]
+
+
+def test_workers_on_one_gpu_share_its_spool_even_if_another_has_fewer_workers(
+    pool: PoolDirectory, driver: Driver
+) -> None:
+    found = []
+    for devices in ("1", "1", "2", "1", "2"):
+        choice = find(pool, devices, FSQUEUE_PER_GPU="3")
+        hand = ManualWorker(pool, choice.spool)
+        hand.status.gpu = choice.gpu
+        hand.beat.flush()
+        found.append((devices, choice.spool))
+    assert len(set(found)) == 2 and len({spool for _, spool in found}) == 2
+
+
+def test_a_worker_that_shares_its_gpu_is_weighed_as_its_part(
+    pool: PoolDirectory, driver: Driver
+) -> None:
+    found = find(pool, "0", FSQUEUE_PER_GPU="2")
+    assert (found.spool, found.weight) == ("gpu2", 0.5)
+    assert found.gpu == {
+        "index": 0, "uuid": "GPU-0", "name": "NVIDIA GeForce RTX 3090", "workers": 2
+    }  # fmt: skip
+    assert find(pool, "", FSQUEUE_PER_GPU="2").weight == 0.05, "it has no GPU to share"
+    with pytest.raises(UsageError, match="FSQUEUE_PER_GPU='many' is not a number of workers"):
+        find(pool, "0", FSQUEUE_PER_GPU="many")
+
+
+def test_the_instances_of_a_card_begin_with_different_spools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have one index, and all start at once."""
+    driver = install(monkeypatch, tmp_path)
+    driver.add(0, "NVIDIA A100-SXM4-40GB", "GPU-parent", gib=40)
+    driver.set(0, mig=1)
+    for place in range(2):
+        driver.add(f"0/{place}", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", f"MIG-{place}", gib=20)
+    pool = create_pool(str(tmp_path / "pool"))
+    for name in ("gpu0", "gpu1"):
+        add_spool(pool, Spool(name, "A100 MIG 3g.20gb", 0.51))
+    assert {find(pool, f"MIG-{place}").spool for place in range(2)} == {"gpu0", "gpu1"}
 
 
 def test_gpus_that_start_together_do_not_all_begin_with_one_spool(

@@ -8,7 +8,7 @@
 
    The file has lines "DEVICE FIELD VALUE". A DEVICE is a card's index (0), an instance (0/1), or *
    for the library. FIELDs: name, uuid, total and used (bytes), util (percent), temperature (C),
-   power (mW), mig (1: cut into instances), or a function's name, whose VALUE is the error that it
+   power (mW), mig (1: cut into instances), driver (of the library: its version), or a function's name, whose VALUE is the error that it
    returns. What has no line is NVML_ERROR_NOT_SUPPORTED, as it is for a MIG instance.
 
    Compiled with -DBEFORE_CUDA_13 it lacks nvmlDeviceGetTemperatureV, as older drivers do. */
@@ -117,6 +117,12 @@ const char *nvmlErrorString(int error)
     static char line[32];
     snprintf(line, sizeof line, "NVML error %d", error);
     return line;
+}
+
+int nvmlSystemGetDriverVersion(char *into, unsigned int size)
+{
+    device library = {"*"};
+    return text(&library, __func__, "driver", into, size);
 }
 
 int nvmlDeviceGetCount_v2(unsigned int *count)
