@@ -27,7 +27,7 @@ from embed.engine.sequence_reader import SequenceReader
 from embed.handlers.embed import Embed
 from embed.inputs import letter_check
 from embed.inputs.fasta import BLANKS, Record
-from embed.models import families, hub
+from embed.models import adapter, families, hub
 from embed.models.convention import Convention
 from embed.models.families import FAMILIES, Tokenizer
 from embed.options import OPTIONS
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 ACCEPTED: Final = (
     *("dtype", "pooling", "layers", "normalize", "prefix", "prompt"),
-    *("long", "max_residues", "overlap"),
+    *("long", "max_residues", "overlap", "adapter"),
 )
 """The options of `fsqueue plan embed` that say how a sequence becomes a vector."""
 
@@ -59,7 +59,7 @@ class Encoder:
         """Load a model by its folder or hub id, onto the first visible GPU or else the CPU.
 
         The options are those of `fsqueue plan embed`: dtype="float32", pooling, layers, normalize,
-        prefix, prompt, long, max_residues, overlap. Raises UsageError, with what to type.
+        prefix, prompt, long, max_residues, overlap, adapter. Raises UsageError, with what to type.
         """
         for name in options:
             if name not in ACCEPTED:
@@ -83,6 +83,7 @@ class Encoder:
             device.choose_device(log.warning),
             dtype=prepared["dtype"],
             convention=convention,
+            adapter=adapter.locate(prepared),
         )
         if convention.prefix:
             tokenizer = families.load_tokenizer(prepared["family"], folder, convention)

@@ -11,6 +11,7 @@ from fsqueue import Option
 
 POOLINGS: Final = ("mean", "mean-all", "cls", "max", "last", "per-token")
 LONG: Final = ("truncate", "window", "fail")
+SCORES: Final = ("one-pass", "masked")
 FORMATS: Final = ("safetensors", "npz", "h5", "parquet", "esm", "virnucpro")
 VIRNUCPRO_ROWS_MAX: Final = 100_000
 """A file for VirNucPro is written and read in memory: up to 25 kB for each row."""
@@ -25,6 +26,7 @@ OPTIONS: Final = (
         "ESM-2, DNABERT or another encoder: a folder, or a hub id[@revision].",
         required=True,
     ),
+    Option("adapter", None, "A LoRA adapter, as peft saves it: a folder. Merged into the model."),
     Option(
         "dtype",
         "float32",
@@ -67,6 +69,13 @@ OPTIONS: Final = (
         0,
         "How many residues, or tokens, windows of --long window have in common, at most half of "
         "one. 0: windows of equal length.",
+    ),
+    Option(
+        "scores",
+        None,
+        "Also write each sequence's pseudo-log-likelihood: one-pass, or masked (as many passes as "
+        "it has tokens). For models with a masked-LM head.",
+        SCORES,
     ),
     Option("text", False, "Inputs are documents in UTF-8; each chunk gives a row."),
     Option("chunk_size", CHUNK_SIZE, "Tokens in a chunk, at most as many as the model takes."),

@@ -149,9 +149,16 @@ def _no_default_store() -> Iterator[None]:
 def _find_model(store: Store, weights: str | None) -> str:
     """Return the store's model as `hub.find` takes it. Raises UsageError if it is another model."""
     space = store.space
+    if hub.ADAPTED in space.weights:
+        raise UsageError(
+            f"{os.path.basename(store.view.directory)}: was filled by a model with an adapter, so "
+            f"a query cannot be embedded here. Embed it with --adapter, and search for the vectors "
+            f"as a .npy file."
+        )
     name = weights or space.folder or f"{space.model}@{space.weights.removeprefix('commit:')}"
     found = hub.find(name)
-    if found.weights != space.weights:
+    same = hub.content(found) == space.content if space.content else found.weights == space.weights
+    if not same:
         raise UsageError(
             f"{name}: has the weights {found.weights}, but the vectors of this store were computed "
             f"with {space.weights}, and cannot be compared. Name the same model: --weights MODEL"

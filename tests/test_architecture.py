@@ -32,6 +32,7 @@ DOORS = {
     "click": {"fsqueue.cli", "embed.cli"},
     "transformers": {"embed.models"},
     "tokenizers": {"embed.models"},
+    "peft": {"embed.models.merge_adapter"},
     "huggingface_hub": {"embed.models.hub"},
     "torch": {
         "embed.models",

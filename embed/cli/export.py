@@ -21,6 +21,11 @@ TARGETS: Final = ("lancedb", "chroma", "faiss", "h5", "parquet", "npz")
 @click.option("--to", required=True, type=click.Choice(TARGETS), help="Kind of target.")
 @space_options
 @click.option("--name", help="Name of the table or collection at TARGET. Default: as in STORE.")
+@click.option(
+    "--index",
+    help="faiss: a factory string, such as IVF4096,Flat or HNSW32. lancedb: IVF_FLAT, IVF_PQ, "
+    "IVF_SQ, IVF_HNSW_PQ or IVF_HNSW_SQ. Default: none; every vector is compared.",
+)
 @click.option("--dry-run", is_flag=True, help="Only count the vectors that would be added.")
 @json_option
 def export_command(
@@ -29,6 +34,7 @@ def export_command(
     collection: str,
     model: str | None,
     name: str | None,
+    index: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -37,7 +43,7 @@ def export_command(
     \b
     lancedb  a database: a directory, or anything that lancedb.connect() takes
     chroma   a database: a directory, or a server's URL (default: CHROMADB_URL)
-    faiss    a flat index of unit vectors; TARGET.jsonl holds their records
+    faiss    an index of unit vectors, flat without --index; TARGET.jsonl holds their records
     h5, parquet, npz   one file, as embed merge writes it
 
     Run one export at a time to a TARGET; workers and compactions may run meanwhile.
@@ -47,7 +53,7 @@ def export_command(
     default = os.environ.get("CHROMADB_URL") if to == "chroma" else None
     root, target = split_store("TARGET", words, default)
     request = ExportRequest(
-        root=root, collection=collection, model=model, name=name, dry_run=dry_run
+        root=root, collection=collection, model=model, name=name, dry_run=dry_run, index=index
     )
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=0, label="exporting", file=sys.stderr, hidden=hidden) as bar:

@@ -70,3 +70,19 @@ class Assembly:
             offsets[row + 1] = offsets[row] + sum(map(len, found))
             pieces += found
         return np.concatenate(pieces), {"offsets": offsets}
+
+
+class WindowScores:
+    """The scores of sequences: sums of those of their windows, in the windows' order."""
+
+    def __init__(self, sequences: int) -> None:
+        self._found: list[dict[int, float]] = [{} for _ in range(sequences)]
+
+    def add(self, row: int, window: int, score: float) -> None:
+        """Add the score of a sequence, or of one of its windows."""
+        self._found[row][window] = score
+
+    def finish(self) -> NDArray[np.float32]:
+        """Return the score of each sequence; an empty one has 0."""
+        sums = [sum(score for _, score in sorted(each.items())) for each in self._found]
+        return np.array(sums, "<f4")

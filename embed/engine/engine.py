@@ -26,6 +26,7 @@ from embed.engine.batching import Tokenized, divide_batch
 from embed.engine.budget import Budget
 from embed.engine.device import Device, Launch
 from embed.engine.device_errors import is_out_of_memory, typed_errors
+from embed.engine.scorer import Scorer
 from embed.engine.usage import Usage
 from embed.models.cost import ModelShape
 from embed.models.packed import Kernel, Layout, Pack, PackedEncoder
@@ -73,13 +74,16 @@ class Engine:
         pooler: Pooler,
         device: Device,
         budget: Budget | None = None,
+        scorer: Scorer | None = None,
         *,
         tf32: bool = False,
     ) -> None:
-        """Without a budget, every batch is a launch. Raises NotSupportedError as `kernel_for`."""
+        """Without a budget, every batch is a launch. With a scorer, the last number of each row is
+        the sequence's score. Raises NotSupportedError as `kernel_for`."""
         self._tf32 = tf32
         self.usage = Usage()
         self._encoder, self._pooler, self._device = encoder, pooler, device
+        self._scorer = scorer
         self._budget = budget or Budget()
         self._tokens_max: int | None = None
         self._until_larger = self._patience = PATIENCE
@@ -98,7 +102,7 @@ class Engine:
 
     @property
     def width(self) -> int:
-        return self._pooler.width(self._encoder.width)
+        return self._pooler.width(self._encoder.width) + (self._scorer is not None)
 
     @property
     def per_token(self) -> bool:
@@ -165,8 +169,13 @@ class Engine:
 
         def compute(data: torch.Tensor) -> torch.Tensor:
             pack = Pack.read(data, layout)
-            states = self._encoder.states(pack, self._pooler.convention.layers)
-            return self._pooler(States(states, pack.bounds))
+            layers = self._pooler.convention.layers
+            states = self._encoder.states(pack, layers)
+            rows = self._pooler(States(states, pack.bounds))
+            if self._scorer is None:
+                return rows
+            last = self._encoder.states(pack) if layers.numbers else states
+            return torch.cat([rows, self._scorer(pack, last, self._encoder)], -1)
 
         with typed_errors():
             return self._device.launch(buffer[: layout.bytes], compute, tf32=self._tf32)

@@ -22,11 +22,13 @@ from embed.engine.budget import Budget
 from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.engine import Batch, Engine, Warn
+from embed.engine.scorer import load_scorer
 from embed.engine.usage import Usage
 from embed.models import families
 from embed.models.convention import Convention
 from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
+from embed.models.masked_lm import Scores
 from fsqueue import Computing, host_lock
 
 log = logging.getLogger(__name__)
@@ -38,46 +40,60 @@ Rows = NDArray[np.float32]
 
 
 def load(
-    family: str, folder: str, device: Device, *, dtype: str, convention: Convention
+    family: str,
+    folder: str,
+    device: Device,
+    *,
+    dtype: str,
+    convention: Convention,
+    adapter: str = "",
 ) -> tuple[Float32Fallback, Tokenizer]:
     """Load a model as `families.load` does, and pool its states as the convention says."""
     device.check(dtype, log.warning)
     with typed_errors():
-        encoder, tokenizer = families.load(family, folder, dtype, device.place)
+        encoder, tokenizer = families.load(family, folder, dtype, device.place, adapter)
     engine = with_float32_fallback(
-        encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention
-    )
+        encoder, tokenizer, family, folder, device, dtype=dtype, convention=convention,
+        adapter=adapter,
+    )  # fmt: skip
     return engine, tokenizer
 
 
 def with_float32_fallback(
     encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
     dtype: str, convention: Convention, budget: Budget | None = None,
+    scores: Scores | None = None, adapter: str = "",
 ) -> Float32Fallback:  # fmt: skip
     """Return the engine of a loaded model, which can load the model again in float32."""
-    pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+
+    def engine(
+        encoder: Any, device: Device, budget: Budget | None = None, *, tf32: bool = False
+    ) -> Engine:
+        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
+        scorer = None
+        if scores is not None:
+            scorer = load_scorer(
+                family, folder, tokenizer, convention, encoder.frame.vocabulary, scores, device
+            )
+        return Engine(encoder, pooler, device, budget, scorer, tf32=tf32)
+
+    def load_on(device: Device) -> Engine:
+        with host_lock("load"), typed_errors():
+            again, _ = families.load(family, folder, "float32", device.place, adapter)
+            return engine(again, device)
 
     def load_float32() -> Engine:
         try:
-            return _load_float32(family, folder, tokenizer, convention, device)
+            return load_on(device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or device.capability is None:
                 raise
         log.warning("the model in float32 does not fit beside the other; using the CPU for it")
         device.release()
-        return _load_float32(family, folder, tokenizer, convention, Cpu())
+        return load_on(Cpu())
 
-    engine = Engine(encoder, pooler, device, budget, tf32=dtype == "tf32")
-    return Float32Fallback(engine, None if dtype in SINGLE else load_float32)
-
-
-def _load_float32(
-    family: str, folder: str, tokenizer: Tokenizer, convention: Convention, device: Device
-) -> Engine:
-    with host_lock("load"), typed_errors():
-        encoder, _ = families.load(family, folder, "float32", device.place)
-        pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
-    return Engine(encoder, pooler, device)
+    first = engine(encoder, device, budget, tf32=dtype == "tf32")
+    return Float32Fallback(first, None if dtype in SINGLE else load_float32)
 
 
 class Float32Fallback:

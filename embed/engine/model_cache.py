@@ -15,9 +15,10 @@ from embed.engine.budget import Budget, FoundBudget
 from embed.engine.device import Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
-from embed.models import families, files, hub
+from embed.models import adapter, families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
+from embed.models.masked_lm import Scores
 from embed.models.packed import DTYPES, PackedEncoder
 from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
@@ -33,17 +34,22 @@ class LoadedModel:
     spec: str
     """The model as --model takes it: its folder, or its hub id and revision."""
     folder: str
+    adapter: str
+    """The folder of the adapter that is merged; "" without one."""
     device: Device
     encoder: PackedEncoder
     tokenizer: Tokenizer
-    engines: dict[tuple[Convention, bool], Float32Fallback] = field(default_factory=dict)
+    engines: dict[tuple[Convention, bool, Scores | None], Float32Fallback] = field(
+        default_factory=dict
+    )
     budget: Budget | None = None
     """How many tokens it runs at once, as far as that is found out."""
 
     def engine(self, options: Mapping[str, Any]) -> Float32Fallback:
         """Return the engine that pools as these options say."""
         convention, is_fixed = Convention.of(options), bool(options.get("deterministic"))
-        key = convention, is_fixed
+        scores = Scores.of(options)
+        key = convention, is_fixed, scores
         if key not in self.engines:
             if self.budget is None and self.device.ahead > 1:
                 self.budget = FoundBudget(self.device, options["tokens_per_batch"])
@@ -56,6 +62,8 @@ class LoadedModel:
                 dtype=options["dtype"],
                 convention=convention,
                 budget=None if is_fixed else self.budget,
+                scores=scores,
+                adapter=self.adapter,
             )
         return self.engines[key]
 
@@ -81,17 +89,23 @@ class ModelCache:
             return self._models[key]
         self.device.check(options["dtype"], self._warn)
         with host_lock("load"), typed_errors():
-            folder = hub.locate(options)
+            folder, adapted = hub.locate(options), adapter.locate(options)
             self._make_room(_size(folder, options["dtype"]), models_max)
-            encoder, tokenizer = self._load(options, folder)
+            encoder, tokenizer = self._load(options, folder, adapted)
         spec = options["folder"] or f"{options['model']}@{options['revision']}"
-        self._models[key] = LoadedModel(kind, spec, folder, self.device, encoder, tokenizer)
+        self._models[key] = LoadedModel(
+            kind, spec, folder, adapted, self.device, encoder, tokenizer
+        )
         return self._models[key]
 
-    def _load(self, options: Mapping[str, Any], folder: str) -> tuple[PackedEncoder, Tokenizer]:
+    def _load(
+        self, options: Mapping[str, Any], folder: str, adapted: str
+    ) -> tuple[PackedEncoder, Tokenizer]:
         while True:
             try:
-                return families.load(options["family"], folder, options["dtype"], self.device.place)
+                return families.load(
+                    options["family"], folder, options["dtype"], self.device.place, adapted
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

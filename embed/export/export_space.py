@@ -41,6 +41,8 @@ class ExportRequest:
     model: str | None = None
     name: str | None = None
     dry_run: bool = False
+    index: str | None = None
+    """The kind of index that the target searches by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def export_space(to: str, target: str, request: ExportRequest, progress: Progres
     view = spaces.find_space(request.root, request.collection, request.model)
     origin = Origin(request.collection, view.space, request.name or request.collection)
     destination = TARGETS[to](target, origin)
+    if request.index is not None:
+        destination.choose_index(request.index)
     with host_lock(f"export-{hashlib.sha256(target.encode()).hexdigest()[:16]}"):
         _check_parent(target)
         keys = all_keys(view)
@@ -78,6 +82,8 @@ def export_space(to: str, target: str, request: ExportRequest, progress: Progres
         if len(new) and not request.dry_run:
             wanted = keys if destination.rewrites else new
             destination.add(lambda: _batches(view, wanted, origin.rows_max, progress), len(wanted))
+        if not request.dry_run:
+            destination.finish(len(new))
     return ExportResult(
         to=to,
         target=target,

@@ -1,8 +1,9 @@
 """Export to a LanceDB table, with a commit every 64 MiB. The only door to lancedb.
 
 Columns `id`, `vector` (a list of fixed size, float32), `collection`, `input`, `record`, `length`,
-`model`, `text` and `begin` (null where no text was embedded). No index is created: LanceDB searches
-exactly without one, and its choice is left to the user. The table's metadata name the space.
+`model`, `text` and `begin` (null where no text was embedded). The table's metadata name the space.
+Without --index LanceDB searches exactly. An index is built over all vectors when it is first asked
+for, and extended by every later export.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ COMMIT_BATCHES: Final = (64 << 20) // BLOCK_BYTES
 """Batches in one commit, which is a version with its own files, and the most that a crash loses."""
 
 
+INDEXES: Final = {
+    "IVF_FLAT": "IvfFlat", "IVF_PQ": "IvfPq", "IVF_SQ": "IvfSq",
+    "IVF_HNSW_PQ": "HnswPq", "IVF_HNSW_SQ": "HnswSq",
+}  # fmt: skip
+"""The kinds of index, and the classes that lancedb has for them."""
+ROWS_MIN: Final = 256
+"""With fewer rows LanceDB trains no index, and none is needed."""
+
+
 class LanceTable(Target):
     """One table of a LanceDB database."""
 
@@ -34,6 +44,46 @@ class LanceTable(Target):
             raise missing_library("lancedb", error) from error
         self._lancedb, self._target, self._origin = lancedb, target, origin
         self._table: Any = None
+        self._index: str | None = None
+
+    def choose_index(self, index: str) -> None:
+        """Take the name of a kind of index. Raises UsageError if it is none."""
+        if index.upper() not in INDEXES:
+            raise UsageError(
+                f"--index {index}: LanceDB's indexes are {', '.join(INDEXES)}. Choose one of them."
+            )
+        self._index = index.upper()
+
+    def finish(self, added: int) -> None:
+        """Build the index that was asked for, or extend the one that there is."""
+        if self._table is None:
+            return
+        with library_errors("LanceDB", self._target):
+            found = self._indexed_as()
+            if found and self._index in (None, found):
+                if added:
+                    self._table.optimize()
+            elif self._index is not None:
+                self._build(self._index)
+
+    def _indexed_as(self) -> str | None:
+        for each in self._table.list_indices():
+            if each.columns == ["vector"]:
+                stats = self._table.index_stats(each.name)
+                return str(stats.index_type) if stats else None
+        return None
+
+    def _build(self, kind: str) -> None:
+        rows = self._table.count_rows()
+        if rows < ROWS_MIN:
+            raise UsageError(
+                f"--index {kind}: LanceDB builds one of {ROWS_MIN} vectors and more, and the table "
+                f"has {rows:,} now. So few are searched faster without: leave out --index."
+            )
+        from lancedb import index as kinds
+
+        config = getattr(kinds, INDEXES[kind])(distance_type="cosine")
+        self._table.create_index("vector", config=config, replace=True)
 
     def missing(self, keys: Keys) -> Keys:
         """Read the ids of the table, if it exists."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from embed.store.keys import Keys, Space
 from embed.store.scan import Batch
 from embed.store.store import Hit
-from fsqueue import FsqueueError, NotSupportedError
+from fsqueue import FsqueueError, NotSupportedError, UsageError
 
 BLOCK_BYTES: Final = 8 << 20
 """The size of a batch of vectors, in float32."""
@@ -51,6 +51,19 @@ class Target(ABC):
     @abstractmethod
     def __init__(self, target: str, origin: Origin) -> None:
         """Import the library. Raises NotSupportedError if it is not installed."""
+
+    def choose_index(self, index: str) -> None:
+        """Search by this kind of index, which is faster than comparing every vector, and not exact.
+
+        Raises UsageError if the target has none, or not this one.
+        """
+        raise UsageError(
+            f"--index {index}: only faiss and lancedb have indexes to choose. Leave it out."
+        )
+
+    def finish(self, added: int) -> None:
+        """Do what follows after `added` vectors were added, perhaps none."""
+        assert added >= 0
 
     @abstractmethod
     def missing(self, keys: Keys) -> Keys:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,14 +21,16 @@ from embed.handlers import embed_claim
 from embed.handlers.embed_claim import ClaimModel
 from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
-from embed.inputs.fasta_scan import scan
-from embed.models import families, files, hub, precision
+from embed.inputs.fasta_scan import Scan, scan
+from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
+from embed.models import adapter, families, files, hub, precision
 from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
 from embed.models.hub import PinnedModel
+from embed.models.masked_lm import Scores, check_scores
 from embed.models.practice import Practice, decide
 from embed.options import AUTO, DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.outputs.esm_layout import EsmLayout
@@ -55,11 +57,14 @@ log = logging.getLogger(__name__)
 
 NOT_DECISIVE: Final = (
     *("folder", "checkpoint_seconds", "format", "shape", "store", "collection"),
-    *("plan_notes", "windows", "output_dtype", "deterministic"),
+    *("plan_notes", "windows", "output_dtype", "deterministic", "adapter"),
+    "content",
 )
 """Options that do not change an output: where model and store are, how often to save, ..."""
 CONVENTION_OPTIONS: Final = ("pooling", "layers", "normalize", "prefix", "prompt", "convention")
 """What a user asks for; a plan pins what becomes of it."""
+WHERE_SET: Final = ("windows", "overlap", "scores", "adapter_hash")
+"""Options that an output's header has, where a plan has them."""
 RAGGED_BYTES: Final = 1 << 30
 """The largest output with a row for each token."""
 
@@ -77,6 +82,7 @@ class Embed(Handler):
         self._model_cache: ModelCache | None = None
         self._store: View | None = None
         self._tokenizers: dict[tuple[str, str, bool], Tokenizer] = {}
+        self._too_long = TooLongCounter()
 
     # ---- planning ----
 
@@ -91,6 +97,11 @@ class Embed(Handler):
         """Find the model, and pin it: its exact weights become part of every claim."""
         prepared = self.pin(options)
         prepared |= spaces.store_options(prepared)
+        if prepared["store"] and Scores.of(prepared):
+            raise UsageError(
+                "--scores with --store: a store keeps vectors only. Omit --store (or unset "
+                "FSQUEUE_STORE), or plan the scores separately."
+            )
         is_text = options.get("text")
         return prepared | (
             chunks.text_options(prepared, self.tokenizer(prepared)) if is_text else {}
@@ -139,13 +150,31 @@ class Embed(Handler):
             "folder": "" if model.revision else model.folder,
             "revision": model.revision,
             "weights": model.weights,
+            "content": hub.content(model),
             "family": family.name,
             "width": practice.convention.width(model.width),
             "shape": asdict(ModelShape.of(config)),
             "plan_notes": [practice.line, *notes, *practice.notes],
         }
+        options = _with_adapter(options, model)
         if options["format"] == "esm":
             EsmLayout.of(options)
+        return self._with_scores(model, config, options)
+
+    def _with_scores(
+        self, model: PinnedModel, config: Mapping[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the options, without --scores if there are none. Raises UsageError."""
+        if not options.get("scores"):
+            return {name: value for name, value in options.items() if name != "scores"}
+        check_scores(
+            model.folder,
+            model.family,
+            config,
+            None if model.family == "esm2" else self.tokenizer(options),
+            Convention.of(options),
+            options,
+        )
         return options
 
     def _decide(
@@ -167,7 +196,8 @@ class Embed(Handler):
 
     def describe(self, options: Mapping[str, Any]) -> Sequence[str]:
         """Return how sequences become vectors, and what else is worth knowing about the model."""
-        return list(options["plan_notes"])
+        merged = [f"adapter: {options['adapter']}, merged"] if options.get("adapter") else []
+        return [*merged, *options["plan_notes"]]
 
     def gpu_memory_gib(self, options: Mapping[str, Any]) -> float:
         """Return what the model needs."""
@@ -184,8 +214,8 @@ class Embed(Handler):
         if options.get("text"):
             return chunks.survey_document(path, options, self.tokenizer(options), estimate(options))
         tokenizer = self.tokenizer(options)
-        limit = _letters_max(options, tokenizer)
-        found = scan(path, estimate(options).costs, longer_than=limit or 1 << 62)
+        limit = _Limit.of(options, tokenizer)
+        found = scan(path, estimate(options).costs, longer_than=limit.sure)
         key = hashlib.sha256(f"{path}\n{found.digest}".encode("utf-8", "surrogateescape"))
         letters = FAMILIES[options["family"]].letters
         measures = {"sequences": found.total("sequences"), letters: found.total("residues")}
@@ -196,12 +226,13 @@ class Embed(Handler):
                 f"holds at most {VIRNUCPRO_ROWS_MAX:,}. Divide it (fsqueue embed prepare --split "
                 f"10000), or use another --format."
             )
-        in_letters = not FAMILIES[options["family"]].in_tokens
-        if options["long"] == "fail" and in_letters and longest > options["max_residues"]:
+        longer = self._count_longer(found, limit, tokenizer)
+        if options["long"] == "fail" and longer.count:
+            where = f" of {longest:,} {letters}," if limit.in_letters else ""
             raise BadInput(
-                f"{path}: contains a sequence of {longest:,} {letters}, more than --max-residues "
-                f"{options['max_residues']}, and --long fail refuses it. Raise --max-residues, or "
-                f"use --long truncate or window."
+                f"{path}: contains a sequence{where} longer than --max-residues "
+                f"{options['max_residues']:,}, and --long fail refuses it. Raise --max-residues, "
+                f"or use --long truncate or window."
             )
         notes = []
         if not measures["sequences"]:
@@ -209,12 +240,19 @@ class Embed(Handler):
         if found.empty:
             have = "1 sequence has" if found.empty == 1 else f"{found.empty:,} sequences have"
             notes.append(f"{path}: {have} no {letters}; the vector will be zeros.")
-        if found.longer:
-            notes.append(_too_long(path, found.longer, limit, letters, options))
+        if longer.count:
+            notes.append(_too_long(path, longer, limit, letters, options))
         first, are_all = letter_check.first_records(path)
         kind = letter_check.reads(options["family"], tokenizer)
         notes += letter_check.check(path, first, tokenizer, kind, are_all=are_all)
         return Source(path, key.hexdigest(), found.total("cost"), measures, notes, found)
+
+    def _count_longer(self, found: Scan, limit: _Limit, tokenizer: Tokenizer) -> TooLong:
+        """Return how many sequences of a file do not fit into the model."""
+        if limit.in_letters or not found.longer:
+            return TooLong(found.longer)
+        assert isinstance(tokenizer, GenericTokenizer)
+        return self._too_long.count(found, tokenizer, limit.room)
 
     def cut(
         self, sources: Sequence[Source], options: Mapping[str, Any], cost_max: int
@@ -331,24 +369,42 @@ def _kind(options: Mapping[str, Any]) -> str:
     """Return the kind in a claim's name, which identifies the loaded model: at most 32 bytes."""
     tag = DTYPE_TAGS[options["dtype"]]
     name = options["model"].rsplit("/", 1)[-1].lower()
+    if options.get("adapter"):  # another model than that alone
+        name = f"{name[:15]}_{options['adapter_hash'][-6:]}_{os.path.basename(options['adapter'])}"
     return re.sub(r"[^a-z0-9]+", "_", name)[: 32 - len(tag)].strip("_") + tag or "model"
 
 
-def _letters_max(options: Mapping[str, Any], tokenizer: Tokenizer) -> int:
-    """Return how many letters fit into the model; 0 if that takes its tokenizer."""
-    most = int(options["max_residues"])
-    if not FAMILIES[options["family"]].in_tokens:
-        return most
-    reads_letters = isinstance(tokenizer, GenericTokenizer) and tokenizer.reads_letters
-    return most - sum(tokenizer.edges) - tokenizer.prefix_tokens if reads_letters else 0
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How long a sequence may be."""
+
+    room: int
+    """In letters, or in tokens without begin, end and prefix."""
+    in_letters: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], tokenizer: Tokenizer) -> _Limit:
+        """Return the limit of a plan with these options."""
+        most = int(options["max_residues"])
+        if not isinstance(tokenizer, GenericTokenizer):
+            return cls(most, in_letters=True)
+        return cls(tokenizer.room(most), tokenizer.reads_letters)
+
+    @property
+    def sure(self) -> int:
+        """Return how many letters always fit."""
+        return self.room if self.in_letters else letters_sure(self.room)
 
 
-def _too_long(path: str, count: int, limit: int, letters: str, options: Mapping[str, Any]) -> str:
-    are = "1 sequence is" if count == 1 else f"{count:,} sequences are"
-    line = f"{path}: {are} longer than {limit:,} {letters}, and will be "
+def _too_long(
+    path: str, longer: TooLong, limit: _Limit, letters: str, options: Mapping[str, Any]
+) -> str:
+    unit = letters if limit.in_letters else "tokens"
+    line = f"{path}: {longer} longer than {limit.room:,} {unit}, and will be "
     if options["long"] == "window":
         return f"{line}read in windows."
-    return f"{line}truncated; --long window reads them whole."
+    them = "it" if longer.count == 1 else "them"
+    return f"{line}truncated; --long window reads {them} whole."
 
 
 def _windows(options: Mapping[str, Any], convention: Convention, family: Family) -> dict[str, Any]:
@@ -374,6 +430,24 @@ def _windows(options: Mapping[str, Any], convention: Convention, family: Family)
     return rest | {"overlap": overlap}
 
 
+def _with_adapter(options: dict[str, Any], model: PinnedModel) -> dict[str, Any]:
+    """Return the options with --adapter pinned: its hash is part of the weights' identity.
+
+    Raises UsageError, NotSupportedError.
+    """
+    if not options.get("adapter"):
+        return {name: value for name, value in options.items() if name != "adapter"}
+    found = adapter.find(options["adapter"])
+    notes = adapter.check_base(found, model.folder, model.name, model.family)
+    return options | {
+        "adapter": found.folder,
+        "adapter_hash": found.digest,
+        "weights": f"{model.weights}{hub.ADAPTED}{found.digest}",
+        "content": f"{options['content']}{hub.ADAPTED}{found.digest}",
+        "plan_notes": [*options["plan_notes"], *notes],
+    }
+
+
 def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an output's header says about how its numbers were computed."""
     return {
@@ -384,7 +458,7 @@ def _provenance(options: Mapping[str, Any]) -> dict[str, Any]:
         "pooling": options["pooling"],
         "pooled": Convention.of(options).describe(),
         "long": options["long"],
-        **{name: str(options[name]) for name in ("windows", "overlap") if name in options},
+        **{name: str(options[name]) for name in WHERE_SET if name in options},
         "residues_max": str(options["max_residues"]),
         "versions": {name: version(name) for name in FAMILIES[options["family"]].libraries},
     }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine.assembly import Assembly
+from embed.engine.assembly import Assembly, WindowScores
 from embed.engine.batching import Tokenized, batches
 from embed.engine.sequence_reader import SequenceReader
 from embed.engine.usage import Usage, line
@@ -30,6 +30,7 @@ from embed.inputs.segments import LoadedSegment, Segment
 from embed.models.convention import Convention
 from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
+from embed.models.masked_lm import Scores
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work
@@ -101,9 +102,9 @@ def embed(
     reader = reader_of(read_records(segments), model, work.options)
     files = [(segment.path, segment.sequences) for segment in segments]
     reuse = Reuse(store, work, reader, inputs_by_row(files)) if store else None
-    table, offsets = compute(work, model, reader, planned, reuse)
+    table, more = compute(work, model, reader, planned, reuse)
     counts = reader.counts()
-    columns = {**reader.columns(), **offsets}
+    columns = {**reader.columns(), **more}
     if work.options.get("text"):
         columns.setdefault("begins", np.empty(0, "<i8"))  # of documents without any text
     metadata = {**provenance, **model.provenance(), "counts": asdict(counts)}
@@ -122,13 +123,16 @@ def reader_of(
 def compute(
     work: Work, model: ClaimModel, reader: SequenceReader, planned: int, reuse: Reuse | None
 ) -> tuple[Rows, dict[str, NDArray[Any]]]:
-    """Return the rows of the reader's sequences, and the `offsets` of a ragged table.
+    """Return the rows of the reader's sequences, and the `offsets` of a ragged table or the `score`
+    of each sequence, where the plan has any.
 
     The model is loaded for the first batch; if the store has everything, there is none.
     """
     options, width = work.options, work.options["width"]
     assembly = Assembly(planned, width, Convention.of(options))
-    saver: _Saver = reuse or _Checkpoints(work, width)
+    scores = WindowScores(planned) if Scores.of(options) else None
+    computed_width = width + (scores is not None)  # the score is the last number of a row
+    saver: _Saver = reuse or _Checkpoints(work, computed_width)
     needed = reuse.missing() if reuse else reader
     done, is_stopped = 0, False
     in_flight: deque[int] = deque()
@@ -140,6 +144,9 @@ def compute(
         nonlocal done
         parts = np.split(rows, np.cumsum(sizes(batch))[:-1])
         for one, part in zip(batch, parts, strict=True):
+            if scores is not None:
+                scores.add(one.row, one.window, float(part[0, width]))
+                part = part[:, :width]
             rows_own = part[slice(*one.own)] if assembly.ragged else part
             assembly.add(one.row, rows_own, window=one.window, share=one.share)
             done += one.window == 0
@@ -159,7 +166,7 @@ def compute(
             yield batch
 
     for batch, rows in model.run(to_compute(), work):
-        _check(rows, sizes(batch), width, [reader.ids[one.row] for one in batch])
+        _check(rows, sizes(batch), computed_width, [reader.ids[one.row] for one in batch])
         saver.save(in_flight.popleft(), rows, batch)
         add(batch, rows, sum(one.tokens for one in batch))
     if is_stopped:
@@ -170,10 +177,12 @@ def compute(
             f"planned. This is a defect of fsqueue: report it."
         )
     work.progress(planned, planned)
-    table, offsets = assembly.finish()
+    table, more = assembly.finish()
     if reuse:
         reuse.finish(table)
-    return table, offsets
+    if scores is not None:
+        more["score"] = scores.finish()
+    return table, more
 
 
 class _Saver(Protocol):

@@ -107,6 +107,8 @@ class Estimate:
     tokens_per_residue: float = 1.0
     half: bool = False
     overlap: int = 0
+    masked: bool = False
+    """Whether a sequence is run once more for each of its tokens."""
 
     def costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """Return the cost of sequences with these numbers of residues, in whole megaflops.
@@ -116,6 +118,16 @@ class Estimate:
         if self.overlap:
             more = np.maximum(lengths - self.residues_max, 0)
             lengths = lengths + self.overlap * -(-more // (self.residues_max - self.overlap))
+        if self.masked:
+            return self._masked_costs(lengths)
+        return self._plain_costs(lengths)
+
+    def _masked_costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
+        read = np.minimum(lengths, self.residues_max)
+        runs = 1 + np.ceil(read * self.tokens_per_residue)
+        return np.ceil(self._plain_costs(lengths) * runs).astype(np.int64)
+
+    def _plain_costs(self, lengths: NDArray[np.int64]) -> NDArray[Any]:
         whole, rest = np.divmod(lengths, self.residues_max)
         if not self.in_windows:
             return self._whole(self._flops(np.minimum(lengths, self.residues_max)))
@@ -155,4 +167,5 @@ def estimate(options: Mapping[str, Any]) -> Estimate:
         tokens_per_residue=family.tokens_per_residue,
         half=options["dtype"] != "float32",
         overlap=int(options.get("overlap", 0)),
+        masked=options.get("scores") == "masked",
     )

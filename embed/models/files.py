@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from typing import Any, Final
@@ -144,8 +145,11 @@ def _json(path: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def hash_files(folder: str) -> str:
-    """Return a hash of the configuration, the weights, and the tokenizer if one is used."""
+def hash_files(folder: str, *, cached: bool = False) -> str:
+    """Return a hash of the configuration, the weights, and the tokenizer if one is used.
+
+    In the hub's cache (`cached`), large files are called by their own hash, so need not be read.
+    """
     total = hashlib.sha256()
     config = read_config(folder)
     names = ["config.json"]
@@ -155,6 +159,16 @@ def hash_files(folder: str) -> str:
         known = (*TOKENIZER_FILES, *TOKENIZER_SETTINGS)
         names += [name for name in known if os.path.isfile(f"{folder}/{name}")]
     for path in [*(f"{folder}/{name}" for name in names), *weight_files(folder)]:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update((_name_as_hash(path) if cached else None) or _hash(path))
     return total.hexdigest()
+
+
+def _name_as_hash(path: str) -> bytes | None:
+    name = os.path.basename(os.path.realpath(path))
+    is_hash = os.path.islink(path) and re.fullmatch("[0-9a-f]{64}", name)
+    return bytes.fromhex(name) if is_hash else None
+
+
+def _hash(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -37,6 +37,8 @@ FILES: Final = [
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 FAIR_ESM: Final = re.compile(r"esm(1|1b|1v|2|_msa)[\w-]*", re.ASCII)
 """How fair-esm's checkpoints are called."""
+ADAPTED: Final = "+adapter:"
+"""What stands between the hash of a model's weights and that of an adapter, in plans."""
 TIMEOUT_S: Final = 5.0
 
 
@@ -56,6 +58,13 @@ class PinnedModel:
     """Numbers per embedding."""
     longest: int = 0
     """Its longest input in tokens; 0 where the family decides."""
+
+
+def content(model: PinnedModel) -> str:
+    """Return a hash of a model's files: the same for a hub id and a local copy."""
+    if not model.revision:
+        return model.weights
+    return f"sha256:{files.hash_files(model.folder, cached=True)}"
 
 
 def find(spec: str) -> PinnedModel:
@@ -105,10 +114,11 @@ def locate(options: Mapping[str, Any]) -> str:
         model = local(options["folder"])
     except UsageError as error:
         raise NotSupportedError(f"this machine lacks the planned model. {error}") from error
-    if model.weights != options["weights"]:
+    planned = options["weights"].partition(ADAPTED)[0]
+    if model.weights != planned:
         raise ClaimImpossible(
             f"{model.folder}: the model changed since it was planned ({model.weights}, not "
-            f"{options['weights']}). Put the planned one back, or plan the inputs again."
+            f"{planned}). Put the planned one back, or plan the inputs again."
         )
     return model.folder
 

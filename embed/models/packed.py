@@ -262,6 +262,8 @@ class Pack:
     """(tokens,) int32."""
     padding: Padding | None = None
     """For the padded kernel."""
+    one_masked: bool = False
+    """Whether all sequences are of equal length, and one token of each is the mask."""
 
     @classmethod
     def read(cls, data: torch.Tensor, layout: Layout) -> Pack:
@@ -528,20 +530,33 @@ def biased_attention(
 
 
 def varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, longest: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scale: float | None = None,
+    band: tuple[int, int] = (-1, -1),
 ) -> torch.Tensor:
     """Attend by FlashAttention inside each sequence of a pack, (tokens, heads, d) each.
+
+    `band` is how many tokens before and after it a token attends to, -1 for all. Several heads of
+    queries may share one of keys and values.
 
     The operator is called, and not `torch.nn.attention.varlen`, which is new in PyTorch 2.10 and
     costs another kernel and 40 us a call. Not split over keys where it can be told so: then a
     sequence gives the same numbers in every batch.
     """
+    left, right = band
+    options = _UNSPLIT if scale is None else _UNSPLIT | {"scale": scale}
+    if left >= 0 or right > 0:
+        options = options | {"window_size_left": left, "window_size_right": right}
     return torch.ops.aten._flash_attention_forward(  # type: ignore[no-any-return]
-        q, k, v, bounds, bounds, longest, longest, 0.0, False, False, **_UNSPLIT
+        q, k, v, bounds, bounds, longest, longest, 0.0, right == 0, False, **options
     )[0]
 
 
-_UNSPLIT: Final = (
+_UNSPLIT: Final[dict[str, Any]] = (
     {"num_splits": 1}
     if any(
         each.name == "num_splits"

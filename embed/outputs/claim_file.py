@@ -1,8 +1,9 @@
 """Write and read a claim's output: one safetensors file, the same bytes for the same work.
 
 Tensor `embeddings`, (sequences, width) float32, in input order; `lengths`, each sequence's residues
-as they stand in its file; `flags`, sums of FLAGS. Where every token has a row, `offsets` divides
-`embeddings` into sequences: those of sequence i are rows offsets[i] to offsets[i + 1].
+as they stand in its file; `flags`, sums of FLAGS; with --scores `score`, float32. Where every token
+has a row, `offsets` divides `embeddings` into sequences: those of sequence i are rows offsets[i] to
+offsets[i + 1].
 
 The header's metadata are strings: `ids` is a JSON list, in the same order; `counts` and `versions`
 are JSON objects; the rest describes how the numbers were computed (`model`, `revision`, `weights`,
@@ -58,7 +59,7 @@ def write(
 ) -> None:
     """Write one output file. Metadata that are not strings are written as JSON.
 
-    `columns` are int64 or uint8, and none is called `embeddings`.
+    `columns` are int64, float32 or uint8, and none is called `embeddings`.
     """
     texts = {name: _text(value) for name, value in {**metadata, "ids": list(ids)}.items()}
     arrays = {"embeddings": np.ascontiguousarray(rows, "<f4"), **(columns or {})}

@@ -17,7 +17,7 @@ from fsqueue import ClaimView, FsqueueError, PlanView, PoolReader, UsageError
 
 DECISIVE: Final = (
     *("weights", "dtype", "pooling", "convention", "long", "max_residues"),
-    "overlap",
+    *("overlap", "scores"),
     *("text", "chunk_size", "chunk_overlap"),
 )
 """The options that decide whether rows of two plans belong into one table."""

@@ -200,6 +200,10 @@ def _write_file(
     tables = [one.table() for one in found]
     table = tables[0] if len(tables) == 1 else PairedTable(*tables)
     if isinstance(table, PairedTable):
+        if any(one.planned.get("scores") for one in found):
+            result.notes.append(
+                "a table of two models has no scores; merge one of them alone: --model"
+            )
         _report_unmatched(path, table, tables, result)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as private:

@@ -101,6 +101,16 @@ def is_complete(fd: int) -> bool:
     return bool(size == start + max(facts["data_offsets"][1] for facts in header.values()))
 
 
+def read_shapes(fd: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of an open file; they may be of any dtype.
+
+    Raises as `is_complete` does.
+    """
+    header, _, _ = _read_json(fd, HEADER_MAX)
+    header.pop("__metadata__", None)
+    return {name: _lengths(name, facts["shape"]) for name, facts in header.items()}
+
+
 def _read_json(fd: int, limit: int) -> tuple[dict[str, Any], int, int]:
     """Return the header, where the data begin, and the file's size."""
     size = os.fstat(fd).st_size

@@ -2,8 +2,10 @@
 
 The sequence is hashed as its token ids, truncated or in windows, so that sequences which the model
 cannot distinguish (by lower case, by letters that it reads as unknown, by what is truncated) have
-one key. The batch that a vector was computed in is not part of the key: its last digits depend on
-that, and those that are stored first are used from then on.
+one key. How long sequences may be is therefore no part of a space of format 2: what the rule makes
+of a sequence is in its key. And a space of format 2 knows a model by the content of its files, so a
+hub id and a local copy share it. The batch that a vector was computed in is not part of the key:
+its last digits depend on that, and those that are stored first are used from then on.
 
 What this module does not know: files.
 """
@@ -14,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,9 +37,12 @@ STORED: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16"
 NUMERICS: Final = {"esm2": 1, "dnabert": 1, "auto": 2}
 """The version of our own arithmetic, by family: raised when the same model and options give other
 vectors than before, so that a store never mixes them. Plans without a convention have 1."""
-ADDED: Final[Mapping[str, Any]] = {"convention": "", "overlap": 0, "numerics": 1}
+ADDED: Final[Mapping[str, Any]] = {"convention": "", "overlap": 0, "numerics": 1, "content": ""}
 """What a space of format 1 does not say, and what it meant."""
 NUMBERS: Final = ("max_residues", "width", "overlap", "numerics")
+NOT_IN_KEYS: Final = ("model", "folder")
+NOT_IN_KEYS_2: Final = ("weights", "long", "max_residues", "overlap")
+"""What identifies a space of format 1, but none of format 2."""
 QUERY_OPTIONS: Final = ("dtype", "pooling", "long", "max_residues", "overlap")
 
 
@@ -62,6 +67,9 @@ class Space:
     overlap: int = 0
     numerics: int = 1
     """The version of our own arithmetic for this family: NUMERICS."""
+    content: str = ""
+    """A hash of the model's files, wherever they came from; "" in format 1. With it, `weights` and
+    how long sequences may be are those of the plan that created the space."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Space:
@@ -101,15 +109,26 @@ class Space:
     @property
     def digest(self) -> bytes:
         """Return the space's part of every key."""
-        facts = self.encode()
-        del facts["model"], facts["folder"]
+        left_out = {*NOT_IN_KEYS, *(NOT_IN_KEYS_2 if self.content else ())}
+        facts = {name: value for name, value in self.encode().items() if name not in left_out}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     @property
     def name(self) -> str:
-        """Return the name of its directory: the model's, and a hash."""
+        """Return the name of its directory: the model's, and a hash.
+
+        In format 2 the model is called by its kind, because each user may call it by another name.
+        """
+        if self.content:
+            kind = "encoder" if self.family == "auto" else self.family
+            return f"{kind}_{self.width}-{self.digest.hex()[:12]}"
         model = re.sub(r"[^a-z0-9]+", "_", self.model.rsplit("/", 1)[-1].lower()).strip("_")
         return f"{model[:40] or 'model'}-{self.digest.hex()[:12]}"
+
+    @property
+    def format_1(self) -> Space:
+        """Return the space of format 1 that the same plan would have used."""
+        return replace(self, content="")
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:

@@ -17,7 +17,10 @@ from embed.store.view import View
 from fsqueue import UsageError
 from fsqueue.storage import atomic, directories
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+READ: Final = (1, 2)
+"""The formats that are read. A space of format 1 stays in use for plans like those that filled it;
+every other plan gets one of format 2."""
 STORE_JSON: Final = "store.json"
 DEFAULT_COLLECTION: Final = "default"
 _COLLECTION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -70,7 +73,18 @@ def _may_become_a_store(root: str) -> bool:
 
 def space_directory(options: Mapping[str, Any]) -> str:
     """Return the directory of the space that a plan with these options embeds into."""
-    return f"{options['store']}/{options['collection']}/{Space.of(options).name}"
+    return _directory(options, _space_of(options))
+
+
+def _directory(options: Mapping[str, Any], space: Space) -> str:
+    return f"{options['store']}/{options['collection']}/{space.name}"
+
+
+def _space_of(options: Mapping[str, Any]) -> Space:
+    space = Space.of(options)
+    if os.path.isfile(f"{_directory(options, space.format_1)}/space.json"):
+        return space.format_1
+    return space
 
 
 def open_space(options: Mapping[str, Any]) -> View:
@@ -80,8 +94,10 @@ def open_space(options: Mapping[str, Any]) -> View:
     facts = json.dumps({"fsqueue store": FORMAT}).encode() + b"\n"
     if not os.path.isfile(f"{root}/{STORE_JSON}"):
         atomic.publish(f"{root}/{STORE_JSON}", facts)
-    _check_format(root)
-    view = View(space_directory(options), Space.of(options))
+    space = _space_of(options)
+    if _check_format(root) < FORMAT and space.content:  # an earlier fsqueue could not read it
+        atomic.replace(f"{root}/{STORE_JSON}", facts)
+    view = View(_directory(options, space), space)
     view.make()
     return view
 
@@ -127,7 +143,8 @@ def find_space(root: str, collection: str, model: str | None) -> View:
 
 def _matches(view: View, model: str) -> bool:
     folder = os.path.basename(view.directory)
-    return model in (view.space.model, view.space.weights, view.space.model.rsplit("/")[-1], folder)
+    space = view.space
+    return model in (space.model, space.weights, space.content, space.model.rsplit("/")[-1], folder)
 
 
 def _describe(view: View) -> str:
@@ -145,12 +162,15 @@ def _read_space(folder: str) -> Space:
         ) from error
 
 
-def _check_format(root: str) -> None:
+def _check_format(root: str) -> int:
+    """Return a store's format. Raises UsageError if it is not read here."""
     try:
         found = json.loads(atomic.read(f"{root}/{STORE_JSON}"))["fsqueue store"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{root}/{STORE_JSON}: is not that of a store ({error!r}).") from error
-    if found != FORMAT:
+    if found not in READ:
         raise UsageError(
-            f"{root}: is a store of format {found}, and this fsqueue reads {FORMAT}; update it."
+            f"{root}: is a store of format {found}, and this fsqueue reads up to {FORMAT}; update "
+            f"it."
         )
+    return int(found)

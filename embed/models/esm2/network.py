@@ -32,8 +32,8 @@ from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
 
-def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
-    """Load the model in `folder`.
+def load(folder: str, dtype: str, device: torch.device, adapter: str = "") -> Esm2Encoder:
+    """Load the model in `folder`, with an adapter merged, if one is given.
 
     Raises ClaimImpossible if a weight is missing, so that no layer is left randomly initialised.
     """
@@ -52,6 +52,10 @@ def load(folder: str, dtype: str, device: torch.device) -> Esm2Encoder:
             f"{folder}: weights of the model are missing from its files ({len(missing)}; the first "
             f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
+    if adapter:
+        from embed.models.merge_adapter import merge_adapter
+
+        model = merge_adapter(model, adapter)
     return Esm2Encoder(model.eval(), device)
 
 
@@ -77,6 +81,7 @@ class Esm2Encoder(PackedEncoder):
         self.frame = Frame((BEGIN,), (END,), config.vocab_size)
         # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
+        self._mask = config.mask_token_id if config.token_dropout else None
         word = model.embeddings.word_embeddings.weight.detach()
         self._words = (word.float() * scale).to(device, dtype)
         norm_before = model.embeddings.layer_norm
@@ -94,6 +99,9 @@ class Esm2Encoder(PackedEncoder):
         chosen = LayerStates(layers)
         rotations = self._rotations_of(pack)
         x = functional.embedding(pack.tokens, self._words)
+        if pack.one_masked and self._mask is not None:  # the others make up for the zeros
+            x = x.masked_fill((pack.tokens == self._mask)[:, None], 0)
+            x = x / (1 - 1 / pack.layout.longest)
         if self._norm_before is not None:
             x = self._norm_before(x)
         for number, layer in enumerate(self._layers):

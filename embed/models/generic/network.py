@@ -1,6 +1,8 @@
 """Load and run any other encoder that transformers has: BERT and its relatives, T5's encoder, ...
 
-How it attends is not known, so every bucket of similar lengths is padded, and masked.
+Sequences are packed where the model allows it, which is tried when it is loaded: a few sequences
+must give the same states packed and padded. Otherwise every bucket of similar lengths is padded,
+and masked.
 
 transformers accepts two kinds of unsuitable files without an error, which are refused here: with
 tensors missing, it would leave layers randomly initialised; with tensors left over, as in a
@@ -11,6 +13,8 @@ One of the doors to torch and transformers.
 
 from __future__ import annotations
 
+import inspect
+import logging
 from pickle import UnpicklingError
 from typing import Any, Final
 
@@ -19,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from embed.models.convention import LAST, Layers
-from embed.models.generic.shape import positions
-from embed.models.packed import DTYPES, Frame, Kernel, Pack, PackedEncoder, gathered
+from embed.models.generic import packed_attention
+from embed.models.generic.shape import AFTER_PADDING, positions
+from embed.models.packed import AMPERE, DTYPES, Frame, Kernel, Pack, PackedEncoder, gathered
 from embed.models.states import LayerStates
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
@@ -30,11 +35,24 @@ UNUSED: Final = "pooler"
 DERIVED: Final = ("position_ids", "inv_freq", "masked_bias", "attn.bias", "embed_positions.weights")
 """Tables that follow from the configuration, which some files have and others lack."""
 
+TRIAL_LENGTHS: Final = (6, 150, 2, 31)
+"""How long the sequences are, in tokens, that are run packed and padded."""
+TRIAL_TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""How far apart the states of a token may be on average, as a share of their length."""
+TRIAL_OUTLIER: Final = 5.0
+"""How many times that far those of one token may be."""
+
 Ids = NDArray[np.int64]
 
+log = logging.getLogger(__name__)
 
-def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) -> GenericEncoder:
-    """Load the model in `folder`; `frame` holds the tokens that begin and end every input.
+
+def load(
+    folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids], adapter: str = ""
+) -> GenericEncoder:
+    """Load the model in `folder`, with an adapter merged, if one is given.
+
+    `frame` holds the tokens that begin and end every input.
 
     Raises ClaimImpossible unless its files match the architecture in transformers.
     """
@@ -66,6 +84,10 @@ def load(folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids]) 
             f"damaged, or it needs another version. Fetch it again, or give another model."
         ) from error
     _check_weights(folder, model, found)
+    if adapter:
+        from embed.models.merge_adapter import merge_adapter
+
+        model = merge_adapter(model, adapter)
     if config.is_encoder_decoder and not encoder_only:
         model = model.get_encoder()
     if model.main_input_name != "input_ids":
@@ -112,15 +134,30 @@ class GenericEncoder(PackedEncoder):
         begin, end = (tuple(ids.tolist()) for ids in frame)
         self.frame = Frame(begin, end, len(model.get_input_embeddings().weight), positions)
         self.head = 0
+        self._name = config.model_type
+        model.config.use_cache = False  # a decoder's keys are not needed again
+        after_padding = config.model_type in AFTER_PADDING and config.pad_token_id is not None
+        self._first_position = config.pad_token_id + 1 if after_padding else 0
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._own_attention = config._attn_implementation
+        self._attention = self._own_attention
+        self._packs: dict[Kernel, bool] = {}
 
     def kernel(self, capability: tuple[int, int] | None) -> Kernel:
-        """Return PADDED: how the model attends is not known."""
-        return Kernel.PADDED
+        """Return the fastest kernel that gives the model's own states; PADDED always does."""
+        packed = Kernel.RUNS if capability is None else Kernel.VARLEN
+        if packed is Kernel.VARLEN and (capability < AMPERE or self.dtype == torch.float32):  # type: ignore[operator]
+            return Kernel.PADDED
+        return packed if self.packs(packed) else Kernel.PADDED
 
     def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
         """Return the chosen layers' states of every token of a pack, (tokens, width)."""
+        return self._packed(pack, layers) if pack.padding is None else self._padded(pack, layers)
+
+    def _padded(self, pack: Pack, layers: Layers) -> torch.Tensor:
         padding = pack.padding
-        assert padding is not None, "its kernel is PADDED"
+        assert padding is not None
+        self._attend_by(self._own_attention)
         ids = pack.spread(pack.tokens).masked_fill(padding.is_padding, self._padding).long()
         mask = (~padding.is_padding).long()
         found = []
@@ -131,11 +168,82 @@ class GenericEncoder(PackedEncoder):
                 attention_mask=mask[bucket.slot : bucket.stop].view(shape),
                 output_hidden_states=bool(layers.numbers),
             )
-            chosen = LayerStates(layers)
-            for number in set(layers.numbers):
-                chosen.add(number, output.hidden_states[number])
-            found.append(chosen.finish(output.last_hidden_state).flatten(0, 1))
+            found.append(_chosen(output, layers).flatten(0, 1))
         return gathered(found, pack, padding)
+
+    # ---- packed ----
+
+    def _packed(self, pack: Pack, layers: Layers) -> torch.Tensor:
+        self._attend_by(packed_attention.NAME)
+        positions = {}
+        if self._takes_positions:
+            positions = {"position_ids": (pack.positions + self._first_position).long()[None]}
+        with packed_attention.packed(pack):
+            output = self._model(
+                input_ids=pack.tokens.long()[None],
+                attention_mask=torch.ones_like(pack.tokens, dtype=torch.long)[None],
+                output_hidden_states=bool(layers.numbers),
+                **positions,
+            )
+        return _chosen(output, layers)[0]
+
+    def _attend_by(self, name: str) -> None:
+        if self._attention != name:
+            self._attention = ""  # until it is changed everywhere
+            self._model.set_attn_implementation(name)
+            self._attention = name
+
+    def packs(self, kernel: Kernel) -> bool:
+        """Return whether a packed batch gives the states of a padded one; tried once."""
+        if kernel not in self._packs:
+            reason = self._why_not_packed(kernel)
+            self._packs[kernel] = not reason
+            if reason:
+                log.info(
+                    "sequences are padded in buckets of similar lengths: a %s cannot be packed "
+                    "(%s)",
+                    self._name,
+                    reason,
+                )
+        return self._packs[kernel]
+
+    def _why_not_packed(self, kernel: Kernel) -> str:
+        sequences = self._trial()
+        expected = self.hidden(sequences, kernel=Kernel.PADDED).rows.float()
+        try:
+            if not self._model._can_set_attn_implementation():
+                return "its attention cannot be replaced"
+            packed_attention.register()
+            packed_attention.limit_biases(self._model)
+            with transformers_silenced():
+                found = self.hidden(sequences, kernel=kernel).rows.float()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's code, for which this is unusual
+            return _first_line(error)
+        each = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        apart = max(each.mean().item(), each.max().item() / TRIAL_OUTLIER)
+        if apart <= TRIAL_TOLERANCE[self.dtype]:
+            return ""
+        return f"its states would differ by {apart:.1e}"
+
+    def _trial(self) -> list[Ids]:
+        """Return a few sequences of ordinary tokens."""
+        rng = np.random.default_rng(7)
+        special = {*self.frame.begin, *self.frame.end, self._padding}
+        config = self._model.config
+        special |= {getattr(config, name, None) for name in ("mask_token_id", "pad_token_id")}
+        ordinary = np.array([n for n in range(self.frame.vocabulary) if n not in special])
+        longest = (self.frame.positions or max(TRIAL_LENGTHS)) - self.frame.count
+        return [rng.choice(ordinary, max(1, min(n, longest))) for n in TRIAL_LENGTHS]
+
+
+def _chosen(output: Any, layers: Layers) -> torch.Tensor:
+    """Return the chosen layers' states of a model's output."""
+    chosen = LayerStates(layers)
+    for number in set(layers.numbers):
+        chosen.add(number, output.hidden_states[number])
+    return chosen.finish(output.last_hidden_state)
 
 
 def _first_line(error: Exception) -> str:

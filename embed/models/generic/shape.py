@@ -119,7 +119,8 @@ def _positions(config: dict[str, Any]) -> int | None:
     """Return how many tokens a model's table of positions is for; None if it has no such table."""
     known = [config[name] for name in POSITIONS if isinstance(config.get(name), int)]
     kind = config.get("position_embedding_type")
-    if not known or (kind is None and COMPUTED & config.keys()):
+    is_mpnet = config.get("model_type") == "mpnet"  # it has a table, and a relative bias besides
+    if not known or (kind is None and COMPUTED & config.keys() and not is_mpnet):
         return None
     if config.get("relative_attention") and not config.get("position_biased_input", True):
         return None
@@ -127,8 +128,8 @@ def _positions(config: dict[str, Any]) -> int | None:
         return None
     padding = config.get("pad_token_id")
     offset = int(padding) + 1 if config.get("model_type") in AFTER_PADDING and padding else 0
-    if padding == 1:
-        offset = 2  # as in `_tokens_max`
+    if padding == 1 or is_mpnet:
+        offset = 2  # as in `_tokens_max`; MPNet's padding is 1 whatever its configuration says
     return int(known[0]) - offset
 
 

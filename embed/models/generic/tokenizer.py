@@ -32,6 +32,7 @@ RARE: Final = "UZOB"
 """Residues that ProtTrans's authors replace by X, though the vocabulary has them."""
 PROTEIN: Final = "MKWLEQ"
 """Residues that are no bases."""
+LETTERS_PER_TOKEN: Final = 32
 PROBE: Final = "ACGTACGTACGT"
 """Both bases and residues, so every vocabulary of either has these letters."""
 
@@ -96,11 +97,24 @@ class GenericTokenizer:
     def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
         """Yield windows of at most `how.most` tokens, begin, end and prefix included."""
         prefix, ids, unknown = self._tokens(letters)
-        room = max(1, how.most - sum(self.edges) - len(prefix))
+        room = self.room(how.most)
         for begin, end, first, stop in how.spans(len(ids), room):
             share = len(letters) * (end - begin) / len(ids)
             part = np.concatenate([prefix, ids[begin:end]])
             yield Window(part, int(unknown[begin:end].sum()), share, first, stop)
+
+    def room(self, most: int) -> int:
+        """Return how many tokens of a text fit into `most`, with begin, end and prefix."""
+        return max(1, most - sum(self.edges) - self.prefix_tokens)
+
+    def exceeds(self, letters: bytes, room: int) -> tuple[bool, int]:
+        """Return whether a text has more than `room` tokens, and how many letters that took.
+
+        No tokenizer reads a whole text in tokens of LETTERS_PER_TOKEN letters, so the rest of a
+        long one is not read.
+        """
+        part = letters[: LETTERS_PER_TOKEN * room]
+        return len(self._tokens(part)[1]) > room, len(part)
 
     def _tokens(self, letters: bytes) -> tuple[Ids, Ids, NDArray[np.bool_]]:
         """Return the prefix's ids, those of a text after it, and which of these are unknown."""
@@ -126,6 +140,12 @@ class GenericTokenizer:
         """Return whether the vocabulary has this token."""
         found = self._id_of(token)
         return found is not None and found != self._unknown
+
+    def id_of(self, token: str) -> int:
+        """Return the id of a token that the vocabulary has."""
+        found = self._id_of(token)
+        assert found is not None
+        return found
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the range of characters that each token of a text stands for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -355,3 +356,77 @@ def test_R37_the_records_of_an_index_replace_only_their_own(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="never replaces"):
         exported("faiss", tmp_path / "store", tmp_path / "x.faiss")
     assert (tmp_path / "x.faiss.jsonl").read_text() == "notes of mine\n"
+
+
+# ---- indexes ----
+
+
+def neighbours_of_faiss(target: Path, query: Any, k: int) -> list[str]:
+    import faiss
+
+    index = faiss.read_index(str(target))
+    if hasattr(index, "nprobe"):
+        index.nprobe = 8
+    _, rows = index.search(unit(query).astype(np.float32), k)
+    ids = [json.loads(line)["id"] for line in Path(f"{target}.jsonl").read_text().splitlines()]
+    return [ids[row] for row in rows[0]]
+
+
+@pytest.mark.parametrize("index", ["IVF8,Flat", "HNSW16", "IVF8,SQ8"])
+def test_a_faiss_index_of_another_kind_finds_the_neighbours(tmp_path: Path, index: str) -> None:
+    root, target = tmp_path / "store", tmp_path / "x.faiss"
+    found = filled(root, each=200)
+    assert exported("faiss", root, target, index=index).added == 600
+    put(found, range(600, 700))
+    assert exported("faiss", root, target).added == 100  # of the kind that it is
+    store = Store(root)
+    query = vectors_of(range(650, 651))
+    exact = store.search(query, 5)[0][0].tolist()
+    near = neighbours_of_faiss(target, query, 5)
+    assert near[0] == exact[0] and len({*near} & {*exact}) >= 4
+    assert exported("faiss", root, target, index=index).added == 0
+    with pytest.raises(UsageError, match="is an index of another kind .* than IVF4,Flat"):
+        exported("faiss", root, target, index="IVF4,Flat")
+
+
+def test_an_index_that_cannot_be_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    filled(root)
+    with pytest.raises(UsageError, match="--index Bogus: faiss makes no index of it"):
+        exported("faiss", root, tmp_path / "x.faiss", index="Bogus")
+    with pytest.raises(UsageError, match="needs more vectors to be trained on than .*, 60"):
+        exported("faiss", root, tmp_path / "x.faiss", index="IVF4096,Flat")
+    with pytest.raises(UsageError, match="LanceDB's indexes are IVF_FLAT"):
+        exported("lancedb", root, tmp_path / "db", index="HNSW32")
+    with pytest.raises(UsageError, match="only faiss and lancedb have indexes"):
+        exported("npz", root, tmp_path / "x.npz", index="Flat")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("index", ["IVF_FLAT", "ivf_hnsw_sq"])
+def test_lancedb_s_own_index_is_built_and_extended(tmp_path: Path, index: str) -> None:
+    import lancedb
+
+    root, target = tmp_path / "store", tmp_path / "db"
+    found = filled(root, each=100)
+    exported("lancedb", root, target)
+    assert exported("lancedb", root, target, index=index).added == 0  # also of what is there
+    put(found, range(300, 400))
+    assert exported("lancedb", root, target).added == 100
+    table = lancedb.connect(str(target)).open_table("default")
+    (only,) = table.list_indices()
+    stats = table.index_stats(only.name)
+    assert (stats.index_type, stats.distance_type) == (index.upper(), "cosine")
+    assert stats.num_indexed_rows + stats.num_unindexed_rows == 400
+    query = vectors_of(range(350, 351))
+    rows = table.search(query[0]).distance_type("cosine").limit(5).to_list()
+    exact = Store(root).search(query, 5)[0][0].tolist()
+    assert rows[0]["id"] == exact[0]
+
+
+def test_lancedb_builds_no_index_of_a_few_vectors(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    filled(root)
+    with pytest.raises(UsageError, match="of 256 vectors and more, and the table has 60 now"):
+        exported("lancedb", root, tmp_path / "db", index="IVF_PQ")
+    assert same("lancedb", root, tmp_path / "db") == 60

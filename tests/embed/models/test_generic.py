@@ -18,10 +18,11 @@ from transformers import AutoModel, BertTokenizer, T5EncoderModel
 from embed import Encoder
 from embed.models import hub
 from embed.models.generic.network import load
-from embed.models.generic.shape import refuse_too_long
+from embed.models.generic.shape import positions, refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
-from fsqueue import ClaimImpossible, UsageError
+from fsqueue import BadInput, ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
+from tests.support import published_models as published
 from tests.support.dnabert import write_model as write_dnabert
 from tests.support.generic_models import MODELS, TEXTS, write_model
 
@@ -195,13 +196,13 @@ def test_rows_for_each_token_come_without_begin_and_end(
     assert found.columns["offsets"].tolist() == [0, 6, 9]
 
 
-def test_long_fail_is_decided_by_tokens_when_the_claim_runs(
+def test_long_fail_is_decided_by_tokens_when_it_is_planned(
     folders: dict[str, Path], make_bench: MakeBench
 ) -> None:
     bench = make_bench(model=str(folders["protbert"]), long="fail")
-    (item,) = bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 20)])))
-    with pytest.raises(ClaimImpossible, match="'endless': is longer than --max-residues 64"):
-        bench.run(item)
+    bench.plan(bench.file(fasta([("fits", "MKVLA" * 12 + "MK")])))
+    with pytest.raises(BadInput, match="of 63 letters, longer than --max-residues 64"):
+        bench.plan(bench.file(fasta([("short", "MKV"), ("endless", "MKVLA" * 12 + "MKV")])))
 
 
 # ---- real weights ----
@@ -393,6 +394,15 @@ def test_R48_what_planning_accepts_is_computed_and_what_it_refuses_would_fail(
     assert alone(folder, ids * most).shape[0] == most
     with pytest.raises((IndexError, RuntimeError)):
         alone(folder, ids * (most + 1))
+
+
+def test_R48_mpnet_has_a_table_beside_its_relative_bias(tmp_path: Path) -> None:
+    published.write(tmp_path, "MPNet")
+    found = positions(str(tmp_path))
+    assert found is not None
+    assert alone(tmp_path, [7] * found).shape[0] == found
+    with pytest.raises(IndexError):
+        alone(tmp_path, [7] * (found + 1))
 
 
 def test_R48_a_plan_with_a_longer_limit_than_the_model_s_is_refused(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from embed import Encoder
 from embed.models.families import load_tokenizer
@@ -77,6 +78,15 @@ def test_every_residue_of_a_protein_has_a_row(
     assert found.metadata["counts"]["unknown_residues"] == 4
     alone = loaded(folders(name), pooling="per-token").encode_tokens(["MKV"])[0]
     np.testing.assert_allclose(found.rows[11:], alone, atol=1e-4)
+
+
+def test_ankh_has_the_ids_of_its_authors_usage(folders: Callable[[str], Path]) -> None:
+    """They give its tokenizer a list of residues."""
+    folder = folders("Ankh")
+    tokenizer, own = AutoTokenizer.from_pretrained(folder), load_tokenizer("auto", str(folder))
+    for text in published.PROTEINS:
+        theirs = tokenizer([list(text)], is_split_into_words=True)["input_ids"][0]
+        assert [*own.read(text.encode())[0], 1] == theirs  # type: ignore[misc]
 
 
 def test_prott5_reads_rare_residues_as_x(folders: Callable[[str], Path]) -> None:
