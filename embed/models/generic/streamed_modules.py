@@ -20,13 +20,18 @@ from torch import nn
 
 def stream_modules(model: Any, device: torch.device) -> None:
     """Let a model that is in host memory compute on a device, its layers one by one."""
-    table = model.get_input_embeddings()
-    visitors = [*_layers(model), table]
+    table = model.get_input_embeddings().weight
+    owners = [each for each in model.modules() if _has(each, table)]  # T5 has two
+    visitors = [*_layers(model), *owners]
     tensors = {id(tensor) for each in visitors for _, _, tensor in _slots(each.modules())}
     for each in visitors:
         _Visit(list(each.modules()), device).hook_into(each)
     rest = _Visit(list(model.modules()), device, leave_out=tensors)
     rest.hook_into(model)
+
+
+def _has(module: nn.Module, tensor: torch.Tensor) -> bool:
+    return any(each is tensor for each in module.parameters(recurse=False))
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
