@@ -66,12 +66,16 @@ def load(
 def with_float32_fallback(
     encoder: Any, tokenizer: Tokenizer, family: str, folder: str, device: Device, *,
     dtype: str, convention: Convention, budget: Budget | None = None,
-    scores: Scores | None = None, adapter: str = "",
+    scores: Scores | None = None, adapter: str = "", again: dict[Place, Any] | None = None,
 ) -> Float32Fallback:  # fmt: skip
-    """Return the engine of a loaded model, which can load the model again in float32."""
+    """Return the engine of a loaded model, which can load the model again in float32.
+
+    `again` holds what was loaded again, by its place, for all engines of the model.
+    """
+    found: dict[Place, Any] = {} if again is None else again
 
     def engine(
-        encoder: Any, device: Device, budget: Budget | None = None, *, again: bool = False
+        encoder: Any, device: Device, budget: Budget | None = None, *, apart: bool = False
     ) -> Engine:
         pooler = families.load_pooler(convention, family, folder, tokenizer, device.place)
         scorer = None
@@ -79,14 +83,15 @@ def with_float32_fallback(
             scorer = load_scorer(
                 family, folder, tokenizer, convention, encoder.frame.vocabulary, scores, device
             )
-        return Engine(encoder, pooler, device, budget, scorer, tf32=dtype == "tf32", apart=again)
+        return Engine(encoder, pooler, device, budget, scorer, tf32=dtype == "tf32", apart=apart)
 
     def load_on(device: Device, place: Place) -> Engine:
         with host_lock("load"), typed_errors():
-            encoder, _ = families.load(family, folder, "float32", place, adapter)
+            if place not in found:
+                found[place], _ = families.load(family, folder, "float32", place, adapter)
             if isinstance(place, Streamed):
-                return first.of_other_encoder(encoder)
-            return engine(encoder, device, again=True)
+                return first.of_other_encoder(found[place])
+            return engine(found[place], device, apart=True)
 
     def load_float32() -> Engine:
         if device.capability is None:

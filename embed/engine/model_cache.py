@@ -6,6 +6,7 @@ other, and need their memory twice while they convert.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
 from embed.models.packed import DTYPES, PackedEncoder
+from embed.models.streamed import Place
 from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
 ROOM_BYTES: Final = 2 << 30
@@ -42,6 +44,8 @@ class LoadedModel:
     engines: dict[tuple[Convention, bool, Scores | None], Float32Fallback] = field(
         default_factory=dict
     )
+    float32: dict[Place, Any] = field(default_factory=dict)
+    """What was loaded again for what overflowed, for all engines."""
     budget: Budget | None = None
     """How many tokens it runs at once, as far as that is found out."""
 
@@ -64,6 +68,7 @@ class LoadedModel:
                 budget=None if is_fixed else self.budget,
                 scores=scores,
                 adapter=self.adapter,
+                again=self.float32,
             )
         return self.engines[key]
 
@@ -128,6 +133,7 @@ class ModelCache:
 
     def _evict(self) -> None:
         del self._models[next(iter(self._models))]
+        gc.collect()  # some modules of transformers, and hooks, refer to each other in circles
         self.device.release()
 
 

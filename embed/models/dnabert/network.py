@@ -17,6 +17,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pickle import UnpicklingError
 from typing import Final
 
@@ -133,9 +134,9 @@ class DnabertEncoder(PackedEncoder):
         self.head = shape.width // shape.heads
         self.frame = Frame((BEGIN,), (END,), shape.vocabulary)
         parts = _by_layer(weights)
-        self._embed = place_layer(parts.pop("embeddings"), place, self._embedding)
+        self._embed = place_layer(parts.pop("embeddings"), place, partial(_embedding, shape))
         self._layers = [
-            place_layer(parts.pop(f"encoder.layer.{number}"), place, self._layer)
+            place_layer(parts.pop(f"encoder.layer.{number}"), place, partial(_Layer, shape))
             for number in range(shape.layers)
         ]
         self._keeps_tables = not isinstance(place, Streamed)
@@ -145,15 +146,6 @@ class DnabertEncoder(PackedEncoder):
         # The dtype that `scores_dtype` says of what is computed on the device.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         return _AlibiBiases(self.shape.heads, dtype, self.device)
-
-    def _embedding(self, weights: Weights) -> LayerMap:
-        # Every token is of type 0, so one table holds both embeddings.
-        words = weights["word_embeddings.weight"] + weights["token_type_embeddings.weight"][0]
-        norm = _norm(self.shape, weights, "LayerNorm")
-        return lambda tokens: norm(F.embedding(tokens, words))
-
-    def _layer(self, weights: Weights) -> LayerMap:
-        return _Layer(self.shape, weights)
 
     def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
         """Return the chosen layers' states of every token of a pack, (tokens, width)."""
@@ -182,6 +174,13 @@ def _by_layer(weights: Weights) -> dict[str, dict[str, torch.Tensor]]:
         count = 1 if words[0] == "embeddings" else 3
         parts[".".join(words[:count])][".".join(words[count:])] = tensor
     return parts
+
+
+def _embedding(shape: DnabertShape, weights: Weights) -> LayerMap:
+    # Every token is of type 0, so one table holds both embeddings.
+    words = weights["word_embeddings.weight"] + weights["token_type_embeddings.weight"][0]
+    norm = _norm(shape, weights, "LayerNorm")
+    return lambda tokens: norm(F.embedding(tokens, words))
 
 
 class _Layer:

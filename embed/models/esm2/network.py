@@ -11,6 +11,7 @@ how the hidden states are used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,43 +89,25 @@ class Esm2Encoder(PackedEncoder):
         self.frame = Frame((BEGIN,), (END,), config.vocab_size)
         # In training 12 % of the inputs were masked with zeros; in inference none are.
         scale = 0.88 if config.token_dropout else 1.0
-        self._mask = config.mask_token_id if config.token_dropout else None
+        mask = config.mask_token_id if config.token_dropout else None
         word = model.embeddings.word_embeddings.weight.detach()
         words = {"words": (word.float() * scale).to(dtype)}
-        self._epsilon: float = config.layer_norm_eps
+        epsilon: float = config.layer_norm_eps
         norm_before = model.embeddings.layer_norm
         if norm_before:
             words |= _parameters("norm", norm_before)
-        self._embed = place_layer(words, place, self._embedding)
+        self._embed = place_layer(words, place, partial(_embedding, epsilon=epsilon, mask=mask))
         norm = _parameters("norm", model.encoder.emb_layer_norm_after)
-        self._norm_after = place_layer(norm, place, self._norm)
+        self._norm_after = place_layer(norm, place, partial(_norm, name="norm", epsilon=epsilon))
         self.inv_freq: torch.Tensor = model.rotary_embeddings.inv_freq.float().cpu()
         self._rotations = torch.empty(0, len(self.inv_freq), dtype=torch.complex64)
         self._keeps_tables = not isinstance(place, Streamed)
+        build = partial(_Layer, heads=self._heads, epsilon=epsilon)
         self._layers = []
         for number, layer in enumerate(model.encoder.layer):
             model.encoder.layer[number] = torch.nn.Identity()  # the list no longer holds it
             weights = _layer_weights(layer, self._heads)
-            self._layers.append(place_layer(weights, place, self._layer))
-
-    def _layer(self, weights: Weights) -> LayerMap:
-        return _Layer(weights, self._heads, self._epsilon)
-
-    def _norm(self, weights: Weights) -> LayerMap:
-        return _norm(weights, "norm", self._epsilon)
-
-    def _embedding(self, weights: Weights) -> LayerMap:
-        words = weights["words"]
-        norm_before = self._norm(weights) if "norm.weight" in weights else None
-
-        def embed(tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
-            x = functional.embedding(tokens, words)
-            if pack.one_masked and self._mask is not None:  # the others make up for the zeros
-                x = x.masked_fill((tokens == self._mask)[:, None], 0)
-                x = x / (1 - 1 / pack.layout.longest)
-            return x if norm_before is None else norm_before(x)
-
-        return embed
+            self._layers.append(place_layer(weights, place, build))
 
     def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
         """Return the chosen layers' states of every token of a pack, (tokens, width)."""
@@ -156,6 +139,20 @@ class Esm2Encoder(PackedEncoder):
         if self._keeps_tables:
             self._rotations = table
         return table
+
+
+def _embedding(weights: Weights, epsilon: float, mask: int | None) -> LayerMap:
+    words = weights["words"]
+    norm_before = _norm(weights, "norm", epsilon) if "norm.weight" in weights else None
+
+    def embed(tokens: torch.Tensor, pack: Pack) -> torch.Tensor:
+        x = functional.embedding(tokens, words)
+        if pack.one_masked and mask is not None:  # the others make up for the zeros
+            x = x.masked_fill((tokens == mask)[:, None], 0)
+            x = x / (1 - 1 / pack.layout.longest)
+        return x if norm_before is None else norm_before(x)
+
+    return embed
 
 
 class _Layer:
