@@ -79,7 +79,7 @@ def vocabulary(folder: Path, kind: str) -> None:
 
 def reading(folder: Path, kind: str) -> Callable[[], int]:
     """Return what reads everything, and returns the number of tokens."""
-    from embed.engine.batching import _sorted_groups
+    from embed.engine.batching import batches
     from embed.engine.sequence_reader import SequenceReader
     from embed.inputs.fasta import parse_records
     from embed.models.families import load_tokenizer
@@ -102,8 +102,8 @@ def reading(folder: Path, kind: str) -> Callable[[], int]:
 
     def read() -> int:
         reader = SequenceReader(parse_records(data), tokenizer, options)
-        groups = list(_sorted_groups(reader, 64 * 4096))
-        return sum(one.tokens for group in groups for one in group)
+        found = list(batches(reader, 4096))
+        return sum(one.tokens for batch in found for one in batch)
 
     return read
 

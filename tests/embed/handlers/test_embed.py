@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -238,6 +239,30 @@ def test_a_crash_costs_what_was_not_yet_saved(
         bench.run(item)
     assert bench.run(item) == undisturbed
     assert len(done) == total + 1
+
+
+@pytest.mark.parametrize("where", ["of the device", "of the worker"])
+def test_a_claim_that_ends_early_leaves_no_thread(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Not even while the exception is kept, and with it the frames of what was read ahead."""
+    bench = make_bench(tokens_per_batch=16)
+    (item,) = bench.plan(bench.file(fasta([(str(n), "MKVLAAGIVG") for n in range(3000)])))
+    bench.handler.warm(bench.options)
+    before = threading.active_count()
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(where)
+
+    work = bench.work(item)
+    if where == "of the device":
+        monkeypatch.setattr("embed.engine.device.Cpu.launch", fail)
+    else:
+        work.report = fail
+    with pytest.raises(KeyboardInterrupt) as held:
+        bench.handler.run(work)
+    assert held.traceback
+    assert threading.active_count() == before
 
 
 def test_a_checkpoint_holds_the_batches_in_its_name(make_bench: MakeBench) -> None:
