@@ -409,6 +409,7 @@ def test_an_input_that_changes_while_it_is_embedded_is_read_as_planned(
     work.output.unlink()
     Path(path).write_text(fasta(sequences))
     monkeypatch.setattr("embed.inputs.claims.KEPT_MAX", 100)
+    monkeypatch.setattr("embed.models.encode_many.LETTERS", 100)
     with pytest.raises(ClaimImpossible, match="changed after it was planned"):
         bench.handler.run(work)
     assert not work.output.exists()
