@@ -165,8 +165,10 @@ def _vectors(run: list[Shard], kept: list[NDArray[np.int64]]) -> Iterator[NDArra
 def _sweep(view: View, grace_s: float, done: CompactionResult) -> None:
     """Remove superseded files, and unfinished files of dead writers, if they are old enough.
 
-    Ages are by the file system's own clock. They only spare other processes a retry; correctness
-    does not depend on them.
+    Ages are by the file system's own clock, and by the newer of its two times: on NFS 3 a file that
+    is just being made shows a number in place of when it was written, and any time of 1970 would
+    have its writer lose it. They only spare other processes a retry; correctness does not depend on
+    them.
     """
     now = _now(view.directory)
     found = shard_names.list_shards(view.directory)
@@ -188,17 +190,23 @@ def _sweep(view: View, grace_s: float, done: CompactionResult) -> None:
             done.removed += 1
 
 
-def _is_old_and_intact(view: View, name: ShardName, find_broadcast: float) -> bool:
+def _is_old_and_intact(view: View, name: ShardName, until: float) -> bool:
     path = f"{view.directory}/{name.filename}"
     try:
-        return os.stat(path).st_mtime <= find_broadcast and Shard(view.directory, name).is_intact()
+        return _since(path) <= until and Shard(view.directory, name).is_intact()
     except (Vanished, OSError):
         return False  # RACE: a larger one has replaced it; the next sweep removes what is left
 
 
+def _since(path: str) -> float:
+    """Return when a file was last written or named."""
+    facts = os.stat(path)
+    return max(facts.st_mtime, facts.st_ctime)
+
+
 def _age(path: str, now: float) -> float:
     try:
-        return now - os.stat(path).st_mtime
+        return now - _since(path)
     except OSError:
         return 0.0  # RACE: its writer has finished and renamed it
 

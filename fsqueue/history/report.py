@@ -50,7 +50,7 @@ body { margin: 0 auto; max-width: 1120px; padding: 28px 24px 60px; background: v
 h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 36px 0 10px; }
 p { margin: 4px 0; color: var(--dim); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 10px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px;
   margin: 20px 0 0; padding: 0; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 10px 14px; }

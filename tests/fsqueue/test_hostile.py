@@ -219,7 +219,9 @@ def test_a_plan_with_an_invalid_claim_name_is_refused(pool: PoolDirectory, name:
     check = fsqueue("check", pool.root)
     assert check.returncode == 1
     assert [line for line in check.stdout.splitlines() if "which is not a claim" in line]
-    assert fsqueue("work", pool.root).returncode == 0
+    work = fsqueue("work", pool.root)
+    assert work.returncode == 1, "what was planned is not known, so nothing can be said to be all"
+    assert "which is not a claim. Restore it." in work.stderr.splitlines()[-1]
     assert counts(pool) == {"done": 3}
 
 

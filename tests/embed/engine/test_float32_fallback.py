@@ -62,9 +62,9 @@ def test_the_model_is_loaded_again_once_and_only_if_needed(
     loaded: list[str] = []
     real = families.load
 
-    def counting(family: str, folder: str, dtype: str, device: object) -> object:
+    def counting(family: str, folder: str, dtype: str, device: object, adapter: str) -> object:
         loaded.append(dtype)
-        return real(family, folder, dtype, device)
+        return real(family, folder, dtype, device, adapter)
 
     monkeypatch.setattr(families, "load", counting)
     bench = make_bench(model=str(overflowing), dtype="float16", tokens_per_batch=8)

@@ -143,11 +143,11 @@ def test_what_overflows_is_computed_on_the_cpu_if_the_card_has_no_room_for_float
     expected = full.embed(path).rows
     real, loads = families.load, []
 
-    def load(family: str, folder: str, dtype: str, place: torch.device) -> Any:
+    def load(family: str, folder: str, dtype: str, place: torch.device, adapter: str) -> Any:
         loads.append(dtype)
         if loads == ["float16", "float32"]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return real(family, folder, dtype, place)
+        return real(family, folder, dtype, place, adapter)
 
     monkeypatch.setattr(families, "load", load)
     simulate()

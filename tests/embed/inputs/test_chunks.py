@@ -147,9 +147,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded."""
     real, found = families.load, []
 
-    def load(family: str, folder: str, dtype: str, device: Any) -> Any:
+    def load(family: str, folder: str, dtype: str, device: Any, adapter: str) -> Any:
         found.append(folder)
-        return real(family, folder, dtype, device)
+        return real(family, folder, dtype, device, adapter)
 
     monkeypatch.setattr(families, "load", load)
     return found

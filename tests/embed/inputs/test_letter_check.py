@@ -128,7 +128,7 @@ def test_what_a_plan_refuses_an_encoder_refuses(
         ({"long": "windows"}, "long is one of truncate, window, fail, not 'windows'"),
         ({"max_residues": -5}, "max_residues is a number, 0 or more, not -5"),
         ({"max_residues": 1.5}, "max_residues is a number"),
-        ({"dtype": "fp16"}, "dtype is one of float32, bfloat16, float16, not 'fp16'"),
+        ({"dtype": "fp16"}, "dtype is one of float32, tf32, bfloat16, float16, auto, not 'fp16'"),
         ({"pooling": "sum"}, "pooling is one of mean"),
         ({"normalize": "yes"}, "normalize is True, False or None"),
         ({"chunk_size": 5}, "has no option 'chunk_size'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from embed.store import Store
+from embed.store import compact as compaction
 from embed.store.compact import compact
 from embed.store.info import info
 from embed.store.keys import hexadecimal
@@ -176,15 +178,29 @@ def test_a_damaged_shard_is_reported_and_never_compacted(tmp_path: Path) -> None
     assert len(list_shards(view.directory)) == 2
 
 
-def test_leftovers_of_dead_writers_are_removed_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_dead_writers_are_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     view = filled(tmp_path / "store", shards=1)
     old, young = (Path(view.directory) / name for name in (".1-old", ".1-young"))
     old.write_bytes(b"half a shard")
     young.write_bytes(b"half a shard")
-    os.utime(old, (0, 0))
+    tomorrow = time.time() + compaction.LEFTOVER_AGE_S + 3600.0
+    os.utime(young, (tomorrow, tomorrow))
+    monkeypatch.setattr(compaction, "_now", lambda _: tomorrow)
     compact(view)
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_file_that_nfs_3_is_just_making_is_not_a_day_old(tmp_path: Path) -> None:
+    """An exclusive create there keeps a number of its own in the times, until they are set."""
+    view = filled(tmp_path / "store", shards=1)
+    made = Path(view.directory) / ".1-made"
+    made.write_bytes(b"")
+    os.utime(made, (7, 7))
+    compact(view)
+    assert made.exists()
 
 
 def test_texts_and_inputs_survive_a_compaction(tmp_path: Path) -> None:
