@@ -328,6 +328,8 @@ class Embed(Handler):
         return [each.kind for each in self._model_cache or ()]
 
     def close(self) -> None:
+        if self._model_cache is not None:
+            self._model_cache.close()
         self._model_cache = self._store = None
         self._tokenizers = {}
 

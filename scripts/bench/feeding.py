@@ -4,15 +4,19 @@
     scripts/bench/feeding.py
     scripts/bench/feeding.py --old ~/fsqueue-before    the same of another checkout, in turns
     taskset -c 0 scripts/bench/feeding.py              on one core
+    scripts/bench/feeding.py ESM-2 --device 8e6        a whole claim, beside a device of this speed
 
 Needs no GPU, no model and no network: vocabularies are trained here, of the published sizes or
 smaller. The best of several rounds counts. `a batch` is the CPU time that 65,536 tokens take, which
-a thread spends while the GPU computes.
+a thread spends while the GPU computes. With --device, claims go from FASTA to a written table, and
+instead of a GPU there is a clock: for how much of the time had it nothing to compute?
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import inspect
 import json
 import os
 import random
@@ -20,12 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TOKENS = 65_536
 ROUNDS = 3
+WIDTH = 320
+CLAIMS = 5
 KINDS = ("ESM-2", "a table (Ankh)", "BPE of DNA", "word pieces", "unigrams")
 
 
@@ -77,52 +84,163 @@ def vocabulary(folder: Path, kind: str) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def reading(folder: Path, kind: str) -> Callable[[], int]:
-    """Return what reads everything, and returns the number of tokens."""
-    from embed.engine.batching import batches
-    from embed.engine.sequence_reader import SequenceReader
-    from embed.inputs.fasta import parse_records
-    from embed.models.families import load_tokenizer
-
-    families = {"ESM-2": "esm2", "BPE of DNA": "dnabert"}
-    tokenizer = load_tokenizer(families.get(kind, "auto"), str(folder / kind))
-    options = {
-        "long": "truncate",
-        "max_residues": {"ESM-2": 1022, "BPE of DNA": 10_000}.get(kind, 1024),
-    }
+def fasta(kind: str, copies: int = 1) -> bytes:
+    """Return the sequences or texts of a kind."""
+    step = 10_000
     if kind in ("ESM-2", "a table (Ankh)"):
         sequences, step = proteins(8000), 60
     else:
-        sequences, step = (dna(1200) if kind == "BPE of DNA" else texts(1500)), 10_000
+        sequences = dna(1200) if kind == "BPE of DNA" else texts(1500)
     lines = []
-    for n, text in enumerate(sequences):
+    for n, text in enumerate(sequences * copies):
         lines.append(f">sp|P{n:06}|NAME_SPECIES a description of it")
         lines += [text[at : at + step] for at in range(0, len(text), step)]
-    data = "\n".join(lines).encode()
+    return "\n".join(lines).encode()
 
-    def read() -> int:
+
+def tokenizer_of(folder: Path, kind: str) -> Any:
+    from embed.models.families import load_tokenizer
+
+    families = {"ESM-2": "esm2", "BPE of DNA": "dnabert"}
+    return load_tokenizer(families.get(kind, "auto"), str(folder / kind))
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    return {
+        "long": "truncate",
+        "max_residues": {"ESM-2": 1022, "BPE of DNA": 10_000}.get(kind, 1024),
+        "tokens_per_batch": 4096,
+    }
+
+
+def read_all(folder: Path, kind: str) -> tuple[int, float, float]:
+    """Return the tokens, the CPU seconds and the seconds of reading everything, the second time."""
+    from embed.engine.batching import batches
+    from embed.engine.sequence_reader import SequenceReader
+    from embed.inputs.fasta import parse_records
+
+    tokenizer, options, data = tokenizer_of(folder, kind), options_of(kind), fasta(kind)
+    for _ in range(2):
+        cpu, wall = time.process_time(), time.perf_counter()
         reader = SequenceReader(parse_records(data), tokenizer, options)
-        found = list(batches(reader, 4096))
-        return sum(one.tokens for batch in found for one in batch)
-
-    return read
-
-
-def measure(folder: Path, kind: str) -> tuple[int, float, float]:
-    """Return the tokens, the CPU seconds and the seconds of one reading."""
-    read = reading(folder, kind)
-    read()
-    cpu, wall = time.process_time(), time.perf_counter()
-    tokens = read()
-    return tokens, time.process_time() - cpu, time.perf_counter() - wall
+        found = list(batches(reader, options["tokens_per_batch"]))
+        spent = time.process_time() - cpu, time.perf_counter() - wall
+    return sum(one.tokens for batch in found for one in batch), *spent
 
 
-def run(root: Path, folder: Path, kind: str) -> tuple[int, float, float]:
+class Pretended:
+    """A launch on a device that computes by the clock, one after the other."""
+
+    idle_since = 0.0
+    waited_s = 0.0
+
+    def __init__(self, tokens: int, sequences: int, rate: float) -> None:
+        now = time.perf_counter()
+        Pretended.waited_s += max(0.0, now - Pretended.idle_since)
+        self._rows = np.zeros((sequences, WIDTH), np.float32)
+        self.computing_s = tokens / rate
+        self._due = Pretended.idle_since = max(now, Pretended.idle_since) + self.computing_s
+
+    def rows(self) -> Any:
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+        return self._rows
+
+
+def do_claim(folder: Path, kind: str, rate: float) -> tuple[int, float, float]:
+    """Return the tokens of CLAIMS claims, their CPU seconds, and for which share of the time a
+    device that computes `rate` tokens a second had nothing to do. No kernels are asked for."""
+    import torch
+
+    torch.set_num_threads(1)
+    from embed.engine import model_cache
+    from embed.engine.budget import FoundBudget
+    from embed.engine.device import Cpu
+    from embed.engine.engine import Engine
+    from embed.handlers.embed_claim import ClaimModel, embed
+    from embed.inputs.fasta import parse_records
+    from embed.models.convention import Convention
+    from embed.models.cost import ModelShape
+    from embed.models.packed import Frame, Kernel
+    from embed.models.pooling import Pooler
+    from fsqueue import Work
+
+    class Device(Cpu):
+        ahead = 3
+
+    class Encoder:
+        width = WIDTH
+        frame = Frame((1,), (2,), 33 if kind == "ESM-2" else 30_000)
+
+        def kernel(self, _capability: Any) -> Any:
+            return Kernel.VARLEN
+
+    class Segment:
+        path = "x.fa"
+
+        def __init__(self) -> None:
+            self._data = fasta(kind, 1 if kind == "ESM-2" else 4)
+            self.sequences = self._data.count(b">")
+
+        def records(self) -> Any:
+            return parse_records(self._data)
+
+    def launch(_self: Any, sequences: Any, layout: Any, buffer: Any) -> Any:
+        layout.write([one.ids for one in sequences], buffer.numpy())
+        return Pretended(layout.tokens, len(sequences), rate)
+
+    Engine._launch = launch
+    device: Any = Device()
+    budget = FoundBudget(device, TOKENS)
+    budget.settled = True
+    engine: Any = Engine(Encoder(), Pooler(Convention()), device, budget)
+    shape = dict.fromkeys(inspect.signature(ModelShape).parameters, 1)
+    options = {
+        "pooling": "mean",
+        "width": WIDTH,
+        "checkpoint_seconds": 1e9,
+        "dtype": "float32",
+        "shape": shape,
+    }
+    segment: Any = Segment()
+    model = ClaimModel(tokenizer_of(folder, kind), lambda: engine)
+    engine._device.reach = lambda _dtype: 1.0
+    tokens = 0
+    if hasattr(model_cache, "gc"):  # where models are loaded; not before 2026-11-30
+        gc.collect()
+        gc.freeze()
+
+    def report(_done: int, _total: int, measures: Any) -> None:
+        nonlocal tokens
+        tokens += measures.get("tokens", 0)
+
+    cpu = wall = idle_s = 0.0
+    for number in range(1 + CLAIMS):
+        work = Work(
+            id="x", kind="x", cost=1, attempt=0, payload={"sequences": segment.sequences},
+            options=options_of(kind) | options, output=folder / f"{os.getpid()}",
+            partial=str(folder / "partial"), is_stopping=lambda: False, report=report, warn=print,
+        )  # fmt: skip
+        Pretended.waited_s = 0.0
+        cpu_begun = time.process_time()
+        begun = Pretended.idle_since = time.perf_counter()
+        embed(work, [segment], model, {})
+        if number:  # the first one also loads libraries
+            cpu += time.process_time() - cpu_begun
+            wall += time.perf_counter() - begun
+            idle_s += Pretended.waited_s + max(0.0, time.perf_counter() - Pretended.idle_since)
+        else:
+            tokens = 0
+        work.output.unlink()
+    return tokens, cpu, idle_s / wall
+
+
+def run(root: Path, folder: Path, kind: str, rate: float) -> tuple[int, float, float]:
     """Measure a checkout in a process of its own."""
-    command = [sys.executable, __file__, "--root", str(root), "--folder", str(folder), kind]
+    command = [sys.executable, __file__, "--root", str(root), "--folder", str(folder)]
+    command += ["--device", str(rate), kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    tokens, cpu, wall = json.loads(done.stdout.splitlines()[-1])
-    return tokens, cpu, wall
+    tokens, cpu, other = json.loads(done.stdout.splitlines()[-1])
+    return tokens, cpu, other
 
 
 def main() -> None:
@@ -130,32 +248,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kinds", nargs="*", default=KINDS, help="some of: " + ", ".join(KINDS))
     parser.add_argument("--old", type=Path, help="another checkout")
+    parser.add_argument("--device", type=float, default=0.0, metavar="TOKENS_PER_S")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.root:
         sys.path.insert(0, str(given.root))
-        print(json.dumps(measure(given.folder, given.kinds[0])))
+        kind = given.kinds[0]
+        rate = given.device
+        print(
+            json.dumps(do_claim(given.folder, kind, rate) if rate else read_all(given.folder, kind))
+        )
         return
     roots = {"now": Path(__file__).resolve().parents[2]}
     if given.old:
         roots = {"old": given.old.expanduser().resolve()} | roots
     print(f"{len(os.sched_getaffinity(0))} cores")
-    print(f"{'':16}{'':5}{'tokens/CPU-s':>15}{'tokens/s':>13}{'a batch, ms':>13}")
+    last = "device idle" if given.device else "tokens/s"
+    print(f"{'':16}{'device':>12} {'':5}{'tokens/CPU-s':>15}{'a batch, ms':>13}{last:>13}")
     with tempfile.TemporaryDirectory() as folder:
         for kind in given.kinds:
             if kind != "ESM-2":
                 vocabulary(Path(folder) / kind, kind)
-            found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in roots}
-            for _ in range(given.rounds):
-                for name, root in roots.items():
-                    found[name].append(run(root, Path(folder), kind))
-            for name, rounds in found.items():
-                tokens = rounds[0][0]
-                cpu, wall = (min(each[n] for each in rounds) for n in (1, 2))
-                print(f"{kind:16}{name:5}{tokens / cpu:15,.0f}{tokens / wall:13,.0f}"
-                      f"{1e3 * cpu * TOKENS / tokens:13.2f}")  # fmt: skip
+            compare(roots, Path(folder), kind, given.device, given.rounds)
+
+
+def compare(roots: dict[str, Path], folder: Path, kind: str, rate: float, rounds: int) -> None:
+    """Print a line for each checkout: the best of some rounds, in turns."""
+    found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in roots}
+    for _ in range(rounds):
+        for name, root in roots.items():
+            found[name].append(run(root, folder, kind, rate))
+    for name, each in found.items():
+        tokens = each[0][0]
+        cpu, other = (min(one[n] for one in each) for n in (1, 2))
+        last = f"{other:13.0%}" if rate else f"{tokens / other:13,.0f}"
+        print(f"{kind:16}{rate:12,.0f} {name:5}{tokens / cpu:15,.0f}"
+              f"{1e3 * cpu * TOKENS / tokens:13.2f}{last}")  # fmt: skip
 
 
 if __name__ == "__main__":
