@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
@@ -145,12 +146,13 @@ class Encoder:
         reader = SequenceReader(records, self._tokenizer, self._options)
         assembly = Assembly(len(inputs), self.width, self.convention)
         try:
-            for batch, rows in self._engine.run(batches(reader, tokens_per_batch), log.warning):
-                sizes = [one.rows if assembly.ragged else 1 for one in batch]
-                parts = np.split(rows, np.cumsum(sizes)[:-1])
-                for one, part in zip(batch, parts, strict=True):
-                    own = part[slice(*one.own)] if assembly.ragged else part
-                    assembly.add(one.row, own, window=one.window, share=one.share)
+            with closing(batches(reader, tokens_per_batch)) as read:
+                for batch, rows in self._engine.run(read, log.warning):
+                    sizes = [one.rows if assembly.ragged else 1 for one in batch]
+                    parts = np.split(rows, np.cumsum(sizes)[:-1])
+                    for one, part in zip(batch, parts, strict=True):
+                        own = part[slice(*one.own)] if assembly.ragged else part
+                        assembly.add(one.row, own, window=one.window, share=one.share)
         except ClaimImpossible as error:
             raise UsageError(str(error)) from error
         vectors, columns = assembly.finish()

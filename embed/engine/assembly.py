@@ -27,14 +27,11 @@ class Assembly:
     def __init__(self, sequences: int, width: int, convention: Convention) -> None:
         self._convention = convention
         self._width = width
+        self.ragged = convention.per_token
+        """Whether a sequence has a row for each token."""
         self._table: Rows = np.zeros((0 if self.ragged else sequences, width), np.float32)
         self._windows: dict[int, dict[int, tuple[float, Rows]]] = defaultdict(dict)
         self._sequences = sequences
-
-    @property
-    def ragged(self) -> bool:
-        """Return whether a sequence has a row for each token."""
-        return self._convention.per_token
 
     def add(self, row: int, rows: Rows, *, window: int = 0, share: float = 1.0) -> None:
         """Add the rows of sequence number `row`, or those of one of its windows."""

@@ -10,8 +10,10 @@ What this module does not know: residues. A sequence is its number of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -22,7 +24,9 @@ BATCHES_SORTED: Final = 64
 1 % to gain."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: there is one for each sequence, and that would take 1.3 us more
 class Tokenized:
     """One sequence to embed: its row in the result, and its token ids without begin and end.
 
@@ -50,29 +54,50 @@ class Tokenized:
         return len(self.ids) + 2
 
 
-def batches(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
-    """Yield batches of at most `tokens_max` tokens; a longer sequence is a batch of its own."""
-    for group in prefetched(_sorted_groups(sequences, BATCHES_SORTED * tokens_max)):
-        yield from divide_batch(group, tokens_max)
+def batches(
+    sequences: Iterable[Tokenized], tokens_max: int
+) -> Generator[list[Tokenized], None, None]:
+    """Yield batches of at most `tokens_max` tokens; a longer sequence is a batch of its own.
+
+    Sequences for BATCHES_SORTED batches are read ahead in a thread, which ends before its next
+    sequence once the generator is closed. A caller that may leave it half-way must close it: an
+    exception keeps the frames that it went through, and their generators, alive.
+    """
+    is_over = threading.Event()
+    groups = _sorted_groups(sequences, BATCHES_SORTED * tokens_max, is_over)
+    with closing(prefetched(groups, is_over)) as found:
+        for group in found:
+            yield from divide_batch(group, tokens_max)
 
 
-def prefetched(items: Iterator[Item]) -> Iterator[Item]:
+def prefetched(
+    items: Iterator[Item], is_over: threading.Event | None = None
+) -> Generator[Item, None, None]:
     """Yield the items, each computed by a thread while the caller processes the one before.
 
-    An exception is raised in the caller, in place of the item that it happened at.
+    An exception is raised in the caller, in place of the item that it happened at. However the
+    generator ends, `is_over` is set, and the item that is being computed is waited for.
     """
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        future = thread.submit(next, items, None)
-        while (item := future.result()) is not None:
+        try:
             future = thread.submit(next, items, None)
-            yield item
+            while (item := future.result()) is not None:
+                future = thread.submit(next, items, None)
+                yield item
+        finally:
+            if is_over is not None:
+                is_over.set()
 
 
-def _sorted_groups(sequences: Iterable[Tokenized], tokens_max: int) -> Iterator[list[Tokenized]]:
+def _sorted_groups(
+    sequences: Iterable[Tokenized], tokens_max: int, is_over: threading.Event
+) -> Iterator[list[Tokenized]]:
     """Yield runs of about this many tokens, the longest sequences first in each."""
     group: list[Tokenized] = []
     tokens = 0
     for sequence in sequences:
+        if is_over.is_set():
+            return
         group.append(sequence)
         tokens += sequence.tokens
         if tokens >= tokens_max:

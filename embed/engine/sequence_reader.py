@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from embed.engine.batching import Tokenized
 from embed.inputs.chunks import Chunk
 from embed.inputs.fasta import Record
+from embed.models.encode_many import blocks
 from embed.models.families import Tokenizer
-from embed.models.windows import Windows
+from embed.models.windows import Window, Windows
 from embed.outputs.claim_file import FLAGS
 from fsqueue import ClaimImpossible
 
@@ -74,6 +74,8 @@ class SequenceReader:
         """`options` are those of the plan: what to do with sequences that are too long."""
         self._records, self._tokenizer = records, tokenizer
         self._windows, self._long = Windows.of(options), options["long"]
+        uninformative = tokenizer.uninformative
+        self._blank = uninformative + b"-.*?" if uninformative else b""
         self._counts = Counts()
         self._lengths: list[int] = []
         self._flags: list[int] = []
@@ -82,8 +84,12 @@ class SequenceReader:
 
     def __iter__(self) -> Iterator[Tokenized]:
         """Yield every sequence that has residues; an empty one has no tokens, and gets zeros."""
-        for record in self._records:
-            yield from self._read(record)
+        how, first_only = self._windows, self._long != "window"
+        for records in blocks(self._records, lambda record: len(record.residues)):
+            texts = [record.residues for record in records]
+            found = self._tokenizer.windows(texts, how, first_only=first_only)
+            for record, (windows, has_more) in zip(records, found, strict=True):
+                yield from self._read(record, windows, has_more)
 
     def counts(self) -> Counts:
         """Return the counts of what was read so far."""
@@ -96,49 +102,63 @@ class SequenceReader:
         columns = {"lengths": np.array(self._lengths, "<i8"), "flags": np.array(self._flags, "u1")}
         return columns | ({"begins": np.array(self._begins, "<i8")} if self._begins else {})
 
-    def _read(self, record: Record) -> Iterator[Tokenized]:
-        row = len(self.ids)
-        self.ids.append(record.id)
-        windows = self._tokenizer.windows(record.residues, self._windows)
-        kept = list(windows if self._long == "window" else islice(windows, 1))
-        is_truncated = next(windows, None) is not None
+    def _read(self, record: Record, windows: list[Window], is_truncated: bool) -> list[Tokenized]:
         if is_truncated and self._long == "fail":
             raise ClaimImpossible(
                 f"{record.id!r}: is longer than --max-residues {self._windows.most:,}, and --long "
                 f"fail refuses it. Use --long truncate or window."
             )
-        letters_read = sum(window.letters for window in kept)
-        text = record.text if isinstance(record, Chunk) else ""
+        row = len(self.ids)
+        self.ids.append(record.id)
+        text = ""
+        if isinstance(record, Chunk):
+            self._begins.append(record.begin)
+            text = record.text
+        self._lengths.append(len(text or record.residues))
+        self._count(record.residues, windows, is_truncated)
         left_out = self._tokenizer.left_out
-        for number, each in enumerate(kept):
-            share = each.letters / letters_read
-            own = each.first, each.stop
-            yield Tokenized(row, each.ids, number, share, text, left_out, own)
-        unknown = sum(each.unknown for each in kept)
-        properties = {
-            "truncated": is_truncated,
-            "windowed": len(kept) > 1,
-            "empty": not kept,
-            "uninformative": bool(kept) and self._is_uninformative(record.residues),
-        }
-        whole = len(record.residues) if len(kept) > 1 else round(letters_read)
-        self._note(record, whole, unknown, properties)
+        if len(windows) == 1:
+            (only,) = windows
+            return [Tokenized(row, only.ids, 0, 1.0, text, left_out, (only.first, only.stop))]
+        letters = sum(window.letters for window in windows)
+        return [
+            Tokenized(
+                row, each.ids, number, each.letters / letters, text, left_out,
+                (each.first, each.stop),
+            )
+            for number, each in enumerate(windows)
+        ]  # fmt: skip
+
+    def _count(self, residues: bytes, windows: list[Window], is_truncated: bool) -> None:
+        """Note the flags of a sequence, and count them."""
+        counts, flags = self._counts, 0
+        if len(windows) == 1:
+            (only,) = windows
+            counts.residues += round(only.letters)
+            unknown = only.unknown
+        elif windows:
+            counts.residues += len(residues)
+            unknown = sum(each.unknown for each in windows)
+        else:
+            unknown = 0
+        if unknown:
+            counts.unknown_residues += unknown
+            flags |= FLAGS["unknown_residues"]
+        if is_truncated:
+            counts.truncated += 1
+            flags |= FLAGS["truncated"]
+        if len(windows) > 1:
+            counts.windowed += 1
+            flags |= FLAGS["windowed"]
+        if not windows:
+            counts.empty += 1
+            flags |= FLAGS["empty"]
+        elif self._is_uninformative(residues):
+            counts.uninformative += 1
+            flags |= FLAGS["uninformative"]
+        self._flags.append(flags)
 
     def _is_uninformative(self, letters: bytes) -> bool:
         """Return whether there are only letters that stand for any other, or none."""
-        blank = self._tokenizer.uninformative
-        return bool(blank) and not letters.translate(None, blank + b"-.*?")
-
-    def _note(
-        self, record: Record, residues: int, unknown: int, properties: dict[str, bool]
-    ) -> None:
-        counts = self._counts
-        counts.residues += residues
-        counts.unknown_residues += unknown
-        for name, is_so in properties.items():
-            setattr(counts, name, getattr(counts, name) + is_so)
-        flags = {**properties, "unknown_residues": unknown > 0}
-        if isinstance(record, Chunk):
-            self._begins.append(record.begin)
-        self._lengths.append(len(record.text if isinstance(record, Chunk) else record.residues))
-        self._flags.append(sum(FLAGS[name] for name, is_so in flags.items() if is_so))
+        blank = self._blank
+        return bool(blank) and letters[0] in blank and not letters.translate(None, blank)

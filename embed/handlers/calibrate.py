@@ -181,8 +181,8 @@ class _Bench:
         return found
 
     def _read(self, batch: Sequence[bytes]) -> list[Tokenized]:
-        windows = (next(self._tokenizer.windows(each, self._windows)) for each in batch)
-        return [Tokenized(0, window.ids) for window in windows]
+        found = self._tokenizer.windows(batch, self._windows, first_only=True)
+        return [Tokenized(0, windows[0].ids) for windows, _ in found]
 
     def measure(self, seconds: float) -> Iterator[Calibration]:
         """Run batches as a worker does, and yield the measurement again and again while it works.

@@ -23,7 +23,7 @@ from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import Scan, scan
 from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
-from embed.models import adapter, families, files, hub, precision
+from embed.models import adapter, encode_many, families, files, hub, precision
 from embed.models.convention import PLAIN, Convention
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
@@ -328,6 +328,8 @@ class Embed(Handler):
         return [each.kind for each in self._model_cache or ()]
 
     def close(self) -> None:
+        if self._model_cache is not None:
+            self._model_cache.close()
         self._model_cache = self._store = None
         self._tokenizers = {}
 
@@ -350,7 +352,10 @@ class Embed(Handler):
         use_threads(options["threads"])
         if self._model_cache is None:
             _warn_of_few_cores(options["threads"], warn)
-            self._model_cache = ModelCache(choose_device(warn), warn)
+            device = choose_device(warn)
+            if device.place.type == "cpu" and options["threads"] == 1:
+                encode_many.use_one_thread()
+            self._model_cache = ModelCache(device, warn)
         found = self._model_cache.get(options, _kind(options), self.models_max)
         return found.engine(options), found.tokenizer
 

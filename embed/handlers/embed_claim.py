@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -138,12 +139,14 @@ def compute(
     in_flight: deque[int] = deque()
 
     def sizes(batch: Sequence[Tokenized]) -> list[int]:
-        return [one.rows if assembly.ragged else 1 for one in batch]
+        return [one.rows for one in batch] if assembly.ragged else [1] * len(batch)
 
     def add(batch: Sequence[Tokenized], rows: Rows, computed: int) -> None:
         nonlocal done
-        parts = np.split(rows, np.cumsum(sizes(batch))[:-1])
-        for one, part in zip(batch, parts, strict=True):
+        at = 0
+        for one, size in zip(batch, sizes(batch), strict=True):
+            part = rows[at : at + size]
+            at += size
             if scores is not None:
                 scores.add(one.row, one.window, float(part[0, width]))
                 part = part[:, :width]
@@ -154,7 +157,7 @@ def compute(
 
     def to_compute() -> Iterator[Sequence[Tokenized]]:
         nonlocal is_stopped
-        for number, batch in enumerate(batches(needed, options["tokens_per_batch"])):
+        for number, batch in enumerate(read):
             rows = saver.saved(number, sum(sizes(batch)))
             if rows is not None:
                 add(batch, rows, 0)
@@ -165,10 +168,11 @@ def compute(
             in_flight.append(number)
             yield batch
 
-    for batch, rows in model.run(to_compute(), work):
-        _check(rows, sizes(batch), computed_width, [reader.ids[one.row] for one in batch])
-        saver.save(in_flight.popleft(), rows, batch)
-        add(batch, rows, sum(one.tokens for one in batch))
+    with closing(batches(needed, options["tokens_per_batch"])) as read:
+        for batch, rows in model.run(to_compute(), work):
+            _check(rows, sizes(batch), computed_width, [reader.ids[one.row] for one in batch])
+            saver.save(in_flight.popleft(), rows, batch)
+            add(batch, rows, sum(one.tokens for one in batch))
     if is_stopped:
         saver.stop()
     if (found := reader.counts().sequences) != planned:

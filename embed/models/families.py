@@ -7,7 +7,7 @@ with a method `hidden`, and a tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -68,8 +68,11 @@ class Tokenizer(Protocol):
     def count_unknown(self, letters: bytes) -> int | None:
         """Return how many letters are unknown; None if that takes reading them."""
 
-    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
-        """Yield windows that fit into the model; none of an empty sequence."""
+    def windows(
+        self, sequences: Sequence[bytes], how: Windows, *, first_only: bool
+    ) -> Iterator[tuple[list[Window], bool]]:
+        """Yield the windows of each sequence that fit into the model, none of an empty one; with
+        `first_only` the first window, and whether there are others."""
 
 
 def load_tokenizer(family: str, folder: str, convention: Convention = PLAIN) -> Tokenizer:

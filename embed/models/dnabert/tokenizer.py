@@ -9,11 +9,13 @@ One of the doors to tokenizers. What this module does not know: files of sequenc
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.models.encode_many import encode_many
 from embed.models.windows import LetterWindows
 from fsqueue import ClaimImpossible
 
@@ -47,6 +49,7 @@ class DnaTokenizer(LetterWindows):
             )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._encode_many = encode_many(self._tokenizer)
         self.vocabulary: int = self._tokenizer.get_vocab_size()
 
     def count_unknown(self, letters: bytes) -> int:
@@ -55,15 +58,20 @@ class DnaTokenizer(LetterWindows):
 
     def read(self, letters: bytes) -> tuple[NDArray[np.uint16], int]:
         """Return the token ids, without [CLS] and [SEP], and how many bases are unknown."""
-        ids = self.ids(letters)
-        return ids, unknown(ids)
+        return next(self.read_many([letters]))
+
+    def read_many(self, sequences: Sequence[bytes]) -> Iterator[tuple[NDArray[np.uint16], int]]:
+        """Yield what `read` returns of each."""
+        texts = [letters.upper().translate(_ASCII).decode() for letters in sequences]
+        for found in self._encode_many(texts):
+            ids = np.array(found, np.uint16)
+            yield ids, unknown(ids)
 
     def ids(self, bases: bytes) -> NDArray[np.uint16]:
         """Return the token ids of a sequence, without [CLS] and [SEP]."""
-        text = bases.upper().translate(_ASCII).decode()
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.uint16)
+        return self.read(bases)[0]
 
 
 def unknown(ids: NDArray[np.uint16]) -> int:
     """Count the bases without a token, which are read as [UNK]."""
-    return int((ids == SPECIAL["[UNK]"]).sum())
+    return len(ids) - int(np.count_nonzero(ids != SPECIAL["[UNK]"]))

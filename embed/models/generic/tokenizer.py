@@ -15,13 +15,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.models.encode_many import EncodeMany, encode_many, in_blocks
 from embed.models.generic.shape import SENTENCEPIECE_FILES
 from embed.models.windows import Window, Windows
 from fsqueue import ClaimImpossible, NotSupportedError
@@ -62,6 +63,7 @@ class GenericTokenizer:
                 f"write a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             ) from error
         self._encode, self._offsets = backend.encode, backend.offsets
+        self._encode_many = backend.encode_many
         self._unknown, self._id_of = backend.unknown, backend.id_of
         self.frame = np.array(framed[:at], np.int64), np.array(framed[at + len(own) :], np.int64)
         self.edges = len(self.frame[0]), len(self.frame[1])
@@ -74,13 +76,14 @@ class GenericTokenizer:
         self._table = None if self.reads_text else self._make_table(joint)
         self.uninformative = b"" if self.reads_text else b"Xx" if self.reads_proteins else b"Nn"
         self._prefix = prefix
-        self.prefix_tokens = len(self._encode(prefix)) if prefix else 0
+        self._prefix_ids = np.array(self._encode(prefix) if prefix else [], np.int64)
+        self.prefix_tokens = len(self._prefix_ids)
         self.left_out = 0 if pools_prefix else self.prefix_tokens
 
     def read(self, letters: bytes) -> tuple[Ids, int]:
         """Return the token ids of a text in UTF-8, without begin and end, and how many of them are
         unknown tokens."""
-        prefix, ids, unknown = self._tokens(letters)
+        prefix, ids, unknown = next(self._tokens([letters]))
         return np.concatenate([prefix, ids]), int(unknown.sum())
 
     def count_unknown(self, letters: bytes) -> int | None:
@@ -94,14 +97,22 @@ class GenericTokenizer:
         """Return whether every letter is a token."""
         return self._table is not None
 
-    def windows(self, letters: bytes, how: Windows) -> Iterator[Window]:
-        """Yield windows of at most `how.most` tokens, begin, end and prefix included."""
-        prefix, ids, unknown = self._tokens(letters)
+    def windows(
+        self, sequences: Sequence[bytes], how: Windows, *, first_only: bool
+    ) -> Iterator[tuple[list[Window], bool]]:
+        """Yield windows of each sequence, of at most `how.most` tokens, begin, end and prefix
+        included; with `first_only` the first one, and whether there are others."""
         room = self.room(how.most)
-        for begin, end, first, stop in how.spans(len(ids), room):
-            share = len(letters) * (end - begin) / len(ids)
-            part = np.concatenate([prefix, ids[begin:end]])
-            yield Window(part, int(unknown[begin:end].sum()), share, first, stop)
+        read = self._tokens(sequences)
+        for letters, (prefix, ids, unknown) in zip(sequences, read, strict=True):
+            spans, has_more = how.kept(len(ids), room, first_only=first_only)
+            windows = []
+            for begin, end, first, stop in spans:
+                share = len(letters) * (end - begin) / len(ids)
+                part = np.concatenate([prefix, ids[begin:end]])
+                count = int(np.count_nonzero(unknown[begin:end]))
+                windows.append(Window(part, count, share, first, stop))
+            yield windows, has_more
 
     def room(self, most: int) -> int:
         """Return how many tokens of a text fit into `most`, with begin, end and prefix."""
@@ -114,22 +125,28 @@ class GenericTokenizer:
         long one is not read.
         """
         part = letters[: LETTERS_PER_TOKEN * room]
-        return len(self._tokens(part)[1]) > room, len(part)
+        return len(next(self._tokens([part]))[1]) > room, len(part)
 
-    def _tokens(self, letters: bytes) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        """Return the prefix's ids, those of a text after it, and which of these are unknown."""
+    def _tokens(self, sequences: Sequence[bytes]) -> Iterator[tuple[Ids, Ids, NDArray[np.bool_]]]:
+        """Yield the prefix's ids, those of each text after it, and which of these are unknown."""
         if self._table is not None:
-            table, unknown = self._table
-            at = np.frombuffer(letters, np.uint8)
-            prefix = np.array(self._encode(self._prefix) if self._prefix else [], np.int64)
-            return prefix, table[at], unknown[at]
+            table, is_unknown = self._table
+            for letters in sequences:
+                at = np.frombuffer(letters, np.uint8)
+                yield self._prefix_ids, table[at], is_unknown[at]
+            return
+        texts = [self._prefix + self._text(letters) for letters in sequences]
+        unknown = -1 if self._unknown is None else self._unknown
+        for found in self._encode_many(texts):
+            ids = np.array(found, np.int64)
+            prefix, own = ids[: self.prefix_tokens], ids[self.prefix_tokens :]
+            yield prefix, own, own == unknown
+
+    def _text(self, letters: bytes) -> str:
+        """Return a text, or the letters of a sequence, as the vocabulary has them."""
         text = letters.decode("utf-8", "replace")
         text = text.upper() if self._needs_upper_case else text.lower() if self._lowers else text
-        text = " ".join(text) if self._needs_blanks else text
-        read = np.array(self._encode(self._prefix + text), np.int64)
-        prefix, ids = np.split(read, [self.prefix_tokens])
-        is_unknown = ids == (-1 if self._unknown is None else self._unknown)
-        return prefix, ids, is_unknown
+        return " ".join(text) if self._needs_blanks else text
 
     @property
     def reads_text(self) -> bool:
@@ -184,6 +201,8 @@ class _Backend:
 
     encode: Callable[[str], list[int]]
     """The ids of a text without begin and end."""
+    encode_many: EncodeMany
+    """Those of many texts."""
     offsets: Callable[[str], list[tuple[int, int]]]
     framed_a: list[int]
     """The ids of "a" with begin and end."""
@@ -211,7 +230,8 @@ def _from_json(folder: str) -> _Backend:
     if model.get("unk_token") is not None:
         unknown = tokenizer.token_to_id(model["unk_token"])
     framed = list(tokenizer.encode("a").ids)
-    return _Backend(encode, offsets, framed, unknown, tokenizer.token_to_id)
+    many = encode_many(tokenizer)
+    return _Backend(encode, many, offsets, framed, unknown, tokenizer.token_to_id)
 
 
 def _from_vocabulary(folder: str) -> _Backend:
@@ -223,6 +243,10 @@ def _from_vocabulary(folder: str) -> _Backend:
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
+
+    def many(texts: list[str]) -> list[list[int]]:
+        found = tokenizer(texts, add_special_tokens=False, truncation=False)["input_ids"]
+        return list(map(list, found))
 
     def offsets(text: str) -> list[tuple[int, int]]:
         if not tokenizer.is_fast:
@@ -236,7 +260,8 @@ def _from_vocabulary(folder: str) -> _Backend:
         return list(read["offset_mapping"])
 
     framed, unknown = list(tokenizer("a")["input_ids"]), tokenizer.unk_token_id
-    return _Backend(encode, offsets, framed, unknown, tokenizer.convert_tokens_to_ids)
+    id_of = tokenizer.convert_tokens_to_ids
+    return _Backend(encode, in_blocks(many), offsets, framed, unknown, id_of)
 
 
 def _lowers(folder: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -85,4 +86,31 @@ def test_closing_the_generator_ends_its_thread() -> None:
     assert next(found) == 1
     assert isinstance(found, Generator)
     found.close()
+    assert threading.active_count() == before
+
+
+def test_closing_does_not_wait_for_a_whole_group() -> None:
+    """Whose reading takes long, where a batch has many tokens."""
+    seen = 0
+
+    def one_group_and_then_endless() -> Iterator[Tokenized]:
+        nonlocal seen
+        yield Tokenized(0, range(BATCHES_SORTED * 10**9))
+        while True:
+            seen += 1
+            yield Tokenized(seen, b"")
+
+    found = batches(one_group_and_then_endless(), 10**9)
+    assert [one.row for one in next(found)] == [0]
+    found.close()
+    assert seen < BATCHES_SORTED * 10**9 // 2
+
+
+def test_an_exception_from_elsewhere_ends_the_thread_while_it_is_still_held() -> None:
+    """As that of a signal, which may be raised at any line of the caller."""
+    before = threading.active_count()
+    with pytest.raises(KeyError) as held, closing(batches(made([3] * 10_000), 20)) as found:
+        for _batch in found:
+            raise KeyError("elsewhere")
+    assert held.traceback
     assert threading.active_count() == before

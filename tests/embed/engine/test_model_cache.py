@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ def test_models_are_evicted_until_a_new_one_fits(plans: list[dict[str, Any]]) ->
     models.get(plans[0], "a", None)
     models.get(plans[1], "b", None)
     assert kinds(models) == ["b"], "there is never room for two"
+
+
+def test_what_is_loaded_is_no_work_for_the_garbage_collector(plans: list[dict[str, Any]]) -> None:
+    models = cache_with()
+    encoder = models.get(plans[0], "a", None).encoder
+    assert not any(each is encoder for each in gc.get_objects())
+    models.close()
+    assert gc.get_freeze_count() == 0
+    assert any(each is encoder for each in gc.get_objects())
+
+
+def test_an_evicted_model_goes_even_if_it_refers_to_itself(plans: list[dict[str, Any]]) -> None:
+    models = cache_with()
+    encoder: Any = models.get(plans[0], "a", 1).encoder
+    encoder.itself = encoder
+    is_alive = weakref.ref(encoder)
+    del encoder
+    assert is_alive()
+    models.get(plans[1], "b", 1)
+    assert not is_alive()
 
 
 def test_a_load_that_runs_out_of_memory_is_tried_again_without_the_others(

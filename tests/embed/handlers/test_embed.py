@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -240,6 +241,30 @@ def test_a_crash_costs_what_was_not_yet_saved(
     assert len(done) == total + 1
 
 
+@pytest.mark.parametrize("where", ["of the device", "of the worker"])
+def test_a_claim_that_ends_early_leaves_no_thread(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Not even while the exception is kept, and with it the frames of what was read ahead."""
+    bench = make_bench(tokens_per_batch=16)
+    (item,) = bench.plan(bench.file(fasta([(str(n), "MKVLAAGIVG") for n in range(3000)])))
+    bench.handler.warm(bench.options)
+    before = threading.active_count()
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(where)
+
+    work = bench.work(item)
+    if where == "of the device":
+        monkeypatch.setattr("embed.engine.device.Cpu.launch", fail)
+    else:
+        work.report = fail
+    with pytest.raises(KeyboardInterrupt) as held:
+        bench.handler.run(work)
+    assert held.traceback
+    assert threading.active_count() == before
+
+
 def test_a_checkpoint_holds_the_batches_in_its_name(make_bench: MakeBench) -> None:
     """Two owners may save the same name: then what either holds must do for both."""
     bench = make_bench(tokens_per_batch=300)
@@ -384,6 +409,7 @@ def test_an_input_that_changes_while_it_is_embedded_is_read_as_planned(
     work.output.unlink()
     Path(path).write_text(fasta(sequences))
     monkeypatch.setattr("embed.inputs.claims.KEPT_MAX", 100)
+    monkeypatch.setattr("embed.models.encode_many.LETTERS", 100)
     with pytest.raises(ClaimImpossible, match="changed after it was planned"):
         bench.handler.run(work)
     assert not work.output.exists()

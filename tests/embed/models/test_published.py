@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from embed import Encoder
 from embed.models.families import load_tokenizer
 from embed.models.generic.tokenizer import GenericTokenizer
+from embed.models.windows import Windows
 from tests.embed.conftest import Bench, fasta
 from tests.support import published_models as published
 
@@ -53,6 +54,24 @@ def test_ids_are_those_of_the_model_s_own_tokenizer(
     for text in published.MODELS[name].inputs:
         found = [*begin, *tokenizer.read(text.encode())[0], *end]
         assert found == published.ids(folder, name, text), text
+
+
+@pytest.mark.parametrize("name", published.MODELS)
+def test_ids_of_many_texts_are_those_of_one_at_a_time(
+    folders: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library has threads for these; a block ends in the middle of them."""
+    monkeypatch.setattr("embed.models.encode_many.LETTERS", 2000)
+    monkeypatch.setattr("embed.models.encode_many._one_at_a_time", False)
+    folder, inputs = folders(name), published.MODELS[name].inputs
+    tokenizer = load_tokenizer("auto", str(folder), loaded(folder).convention)
+    begin, end = (len(ids) for ids in tokenizer.frame)  # type: ignore[attr-defined]
+    texts = [text.encode() for text in inputs] * 20
+    found = tokenizer.windows(texts, Windows(10_000), first_only=True)
+    expected = [published.ids(folder, name, text) for text in inputs] * 20
+    for (windows, has_more), ids in zip(found, expected, strict=True):
+        assert not has_more
+        assert list(windows[0].ids) == ids[begin : len(ids) - end]  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", published.MODELS)
