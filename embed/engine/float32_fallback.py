@@ -187,7 +187,10 @@ class Float32Fallback:
                 raise
         if len(sequences) > 1:  # which of them was too long is not known
             return np.concatenate([self._again(engine, [one], warn) for one in sequences])
-        warn("there is not enough memory for that in float32; using the CPU for this sequence")
+        warn(
+            f"a sequence of {sequences[0].tokens:,} tokens does not fit into the GPU's memory in "
+            f"float32, beside the model; using the CPU for it"
+        )
         if self._cpu_engine is None:
             self._cpu_engine = self._load_on_cpu()
         return self._cpu_engine.embed(sequences, warn)

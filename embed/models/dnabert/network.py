@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from embed.models.convention import LAST, Layers
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.packed import (
+    DTYPES,
     Frame,
     Pack,
     PackedEncoder,
@@ -72,8 +73,8 @@ def load(folder: str, dtype: str, place: Place) -> DnabertEncoder:
     """
     shape = DnabertShape.read(folder)
     weights = encoder_weights(_read(folder), shape, folder)
-    torch_dtype = getattr(torch, dtype)
-    return DnabertEncoder(shape, {name: w.to(torch_dtype) for name, w in weights.items()}, place)
+    weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
+    return DnabertEncoder(shape, weights, place)
 
 
 def encoder_weights(

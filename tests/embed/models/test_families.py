@@ -60,6 +60,17 @@ def sequences(found: Embeddings) -> list[np.ndarray]:
     return np.split(found.rows, found.columns["offsets"][1:-1])
 
 
+@pytest.mark.parametrize("family", ["esm2", "dnabert"])
+def test_a_plan_of_tf32_gives_the_vectors_of_float32_where_there_is_none(
+    make_bench: MakeBench, dna_bench: MakeBench, family: str
+) -> None:
+    make, text = (dna_bench, dna(90)) if family == "dnabert" else (make_bench, "MKVLAAGIVG")
+    exact = make()
+    path = exact.file(fasta([("one", text)]), "one.fa")
+    found = make(dtype="tf32").embed(path).rows
+    assert found.tobytes() == exact.embed(path).rows.tobytes()
+
+
 # ---- DNABERT ----
 
 
