@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ LONGEST_FIRST = (
 )
 """The order in which directories are given to processes, so that all end at about the same time."""
 
+CACHE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 REPORT = pytest.StashKey[dict[str, list[str]]]()
 """Lines to print below the results, by section."""
 
@@ -112,6 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(("FSQUEUE_", "SLURM_")) or name in ("COLUMNS", "LINES"):
             del os.environ[name]
+    # What workers remember is not the user's, and gone afterwards.
+    config.stash[CACHE] = tempfile.TemporaryDirectory(prefix="fsqueue-cache-")
+    os.environ["XDG_CACHE_HOME"] = config.stash[CACHE].name
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -2,7 +2,8 @@
 
 A plan's batches are small, because they are what is saved and counted; and they are the same
 wherever a claim runs. On a GPU, consecutive ones share a launch. How many is found while working:
-the tokens are doubled until that gains less than GAIN, or would use more than MEMORY_SHARE.
+the tokens are doubled until that gains less than GAIN, or would use more than MEMORY_SHARE. The
+next process may begin with what was found (`remembered_budget.py`).
 
 What this module does not know: which device it has, and what a batch is but its tokens.
 """
@@ -57,17 +58,27 @@ class FoundBudget(Budget):
     """One that grows while that pays."""
 
     def __init__(
-        self, device: Memory, tokens: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        device: Memory,
+        tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        known: int | None = None,
+        found: Callable[[int], None] | None = None,
     ) -> None:
-        """`tokens` are those of a planned batch, with which it begins."""
-        self.tokens = tokens
+        """`tokens` are those of a planned batch, with which it begins, unless more are `known`.
+
+        What it finds is given to `found`; what an out-of-memory forced is not.
+        """
+        self.tokens = known or tokens
         """How many a launch may have."""
-        self.settled = False
+        self.settled = known is not None
         """Whether a larger one was found not to pay."""
         self._device, self._clock = device, clock
         device.used_share()
         self._weights_share = device.used_share() or 0.0
         self._rate = 0.0
+        self._found = found
         self._restart()
 
     def _restart(self) -> None:
@@ -118,6 +129,8 @@ class FoundBudget(Budget):
         else:
             self._rate = rate
             self.tokens *= 2
+        if self.settled and self._found is not None:
+            self._found(self.tokens)
         self._restart()
 
     def _has_room(self) -> bool:

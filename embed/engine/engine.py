@@ -37,6 +37,7 @@ from fsqueue import ClaimFailed, Computing
 PATIENCE: Final = 16
 """Launches after which more tokens are tried again, once memory ran out; four times as many after
 every time that it did."""
+ALIGNMENT: Final = 16
 
 Rows = NDArray[np.float32]
 Batch = Sequence[Tokenized]
@@ -49,6 +50,10 @@ def use_threads(count: int) -> None:
     The results depend on it: a matrix product that is divided differently is rounded differently.
     """
     torch.set_num_threads(count)
+
+
+class TooLong(ClaimFailed):
+    """A single sequence does not fit into the device's memory."""
 
 
 @dataclass(slots=True)
@@ -77,10 +82,12 @@ class Engine:
         scorer: Scorer | None = None,
         *,
         tf32: bool = False,
+        apart: bool = False,
     ) -> None:
         """Without a budget, every batch is a launch. With a scorer, the last number of each row is
-        the sequence's score. Raises NotSupportedError as `kernel_for`."""
-        self._tf32 = tf32
+        the sequence's score. `apart`: the sequences of a launch are computed one by one, so that
+        each gets the bytes that it would get alone. Raises NotSupportedError as `kernel_for`."""
+        self._tf32, self._apart = tf32, apart
         self.usage = Usage()
         self._encoder, self._pooler, self._device = encoder, pooler, device
         self._scorer = scorer
@@ -90,6 +97,18 @@ class Engine:
         self._buffers: list[torch.Tensor] = []
         self.kernel: Kernel = encoder.kernel(device.capability)
         """How it attends."""
+
+    def of_other_encoder(self, encoder: PackedEncoder) -> Engine:
+        """Return an engine that does the same with another encoder, for sequences one by one.
+
+        It shares what pools and scores, which is in float32 for encoders of all precisions.
+        """
+        return Engine(encoder, self._pooler, self._device, scorer=self._scorer, apart=True)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Return whether there is no other device to fall back to."""
+        return self._device.capability is None
 
     def take_usage(self) -> Usage:
         """Return what became of the time since the last call."""
@@ -127,7 +146,7 @@ class Engine:
         """Yield each batch with its sequences' rows, in order.
 
         No sequence may be empty. Batches are taken ahead of what is yielded, on a GPU. Raises
-        ClaimFailed if a single sequence does not fit into memory, ClaimImpossible for ids that the
+        TooLong if a single sequence does not fit into memory, ClaimImpossible for ids that the
         model does not have, and what `device_errors` says of a device's errors.
         """
         flights: deque[_Flight] = deque()
@@ -155,30 +174,50 @@ class Engine:
         if self._tokens_max and not is_alone and _tokens(sequences) > self._tokens_max:
             return _Flight(batches)
         try:
-            layout = Layout([len(one.ids) for one in sequences], self._encoder.frame, self.kernel)
-            buffer = self._buffer(layout.bytes)
-            launch = self._launch(sequences, layout, buffer)
+            parts = [[one] for one in sequences] if self._apart else [sequences]
+            layouts = [
+                Layout([len(one.ids) for one in part], self._encoder.frame, self.kernel)
+                for part in parts
+            ]
+            buffer = self._buffer(sum(_room(layout) for layout in layouts))
+            launch = self._launch(parts, layouts, buffer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return _Flight(batches)
         return _Flight(batches, launch, buffer)
 
-    def _launch(self, sequences: Batch, layout: Layout, buffer: torch.Tensor) -> Launch:
-        layout.write([one.ids for one in sequences], buffer.numpy())  # type: ignore[misc]
+    def _launch(
+        self, parts: Sequence[Batch], layouts: Sequence[Layout], buffer: torch.Tensor
+    ) -> Launch:
+        """Launch packs of sequences, each of which has a part of the buffer."""
+        first = 0
+        starts = []
+        for part, layout in zip(parts, layouts, strict=True):
+            starts.append(first)
+            layout.write([one.ids for one in part], buffer.numpy()[first:])  # type: ignore[misc]
+            first += _room(layout)
+        size = starts[-1] + layouts[-1].bytes
 
         def compute(data: torch.Tensor) -> torch.Tensor:
-            pack = Pack.read(data, layout)
-            layers = self._pooler.convention.layers
-            states = self._encoder.states(pack, layers)
-            rows = self._pooler(States(states, pack.bounds))
-            if self._scorer is None:
-                return rows
-            last = self._encoder.states(pack) if layers.numbers else states
-            return torch.cat([rows, self._scorer(pack, last, self._encoder)], -1)
+            packs = [
+                Pack.read(data[start:] if start else data, layout)
+                for start, layout in zip(starts, layouts, strict=True)
+            ]
+            states = self._encoder.states_of(packs, self._pooler.convention.layers)
+            rows = [self._rows(pack, each) for pack, each in zip(packs, states, strict=True)]
+            return torch.cat(rows) if len(rows) > 1 else rows[0]
 
         with typed_errors():
-            return self._device.launch(buffer[: layout.bytes], compute, tf32=self._tf32)
+            return self._device.launch(buffer[:size], compute, tf32=self._tf32)
+
+    def _rows(self, pack: Pack, states: torch.Tensor) -> torch.Tensor:
+        rows = self._pooler(States(states, pack.bounds))
+        if self._scorer is None:
+            return rows
+        chosen = self._pooler.convention.layers.numbers
+        last = self._encoder.states(pack) if chosen else states
+        return torch.cat([rows, self._scorer(pack, last, self._encoder)], -1)
 
     def _buffer(self, size: int) -> torch.Tensor:
         """Return a buffer that no launch in flight uses."""
@@ -240,7 +279,7 @@ class Engine:
         for part in divide_batch(sequences, self._tokens_max):
             rows = self._wait(self._take_off([part]))
             if rows is None and len(part) == len(sequences) == 1:
-                raise ClaimFailed(
+                raise TooLong(
                     f"a single sequence of {tokens:,} tokens does not fit into this device's "
                     f"memory. Plan with a smaller --max-residues, or use a GPU with more memory."
                 )
@@ -265,6 +304,11 @@ class Engine:
             f"out of memory with {tokens:,} tokens; continuing with at most "
             f"{self._tokens_max:,} at once"
         )
+
+
+def _room(layout: Layout) -> int:
+    """Return the bytes of a pack in a buffer: the next one begins at a multiple of ALIGNMENT."""
+    return -(-layout.bytes // ALIGNMENT) * ALIGNMENT
 
 
 def _tokens(sequences: Batch) -> int:

@@ -11,21 +11,29 @@ was loaded (`gc.freeze`): PyTorch and transformers are 200,000 objects, and look
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from embed.engine.budget import Budget, FoundBudget
+import torch
+
+from embed.engine.budget import TOKENS_MAX, Budget, FoundBudget
 from embed.engine.device import Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
+from embed.engine.remembered_budget import BudgetKey, recall, remember
 from embed.models import adapter, families, files, hub
 from embed.models.convention import Convention
 from embed.models.families import Tokenizer
 from embed.models.masked_lm import Scores
 from embed.models.packed import DTYPES, PackedEncoder
+from embed.models.streamed import Place
 from fsqueue import NotSupportedError, host_lock, workers_per_gpu
+
+log = logging.getLogger(__name__)
 
 ROOM_BYTES: Final = 2 << 30
 """What a batch may need in addition to the weights."""
@@ -47,6 +55,8 @@ class LoadedModel:
     engines: dict[tuple[Convention, bool, Scores | None], Float32Fallback] = field(
         default_factory=dict
     )
+    float32: dict[Place, Any] = field(default_factory=dict)
+    """What was loaded again for what overflowed, for all engines."""
     budget: Budget | None = None
     """How many tokens it runs at once, as far as that is found out."""
 
@@ -56,8 +66,8 @@ class LoadedModel:
         scores = Scores.of(options)
         key = convention, is_fixed, scores
         if key not in self.engines:
-            if self.budget is None and self.device.ahead > 1:
-                self.budget = FoundBudget(self.device, options["tokens_per_batch"])
+            if self.budget is None and self.device.ahead > 1 and not is_fixed:
+                self.budget = self._new_budget(options)
             self.engines[key] = with_float32_fallback(
                 self.encoder,
                 self.tokenizer,
@@ -69,8 +79,25 @@ class LoadedModel:
                 budget=None if is_fixed else self.budget,
                 scores=scores,
                 adapter=self.adapter,
+                again=self.float32,
             )
         return self.engines[key]
+
+    def _new_budget(self, options: Mapping[str, Any]) -> Budget:
+        """Return one that begins with what an earlier process found on such a card."""
+        planned = options["tokens_per_batch"]
+        key = BudgetKey(
+            self.device.name,
+            workers_per_gpu(),
+            options["weights"],
+            options["dtype"],
+            planned,
+            torch.__version__,
+        )
+        known = recall(key, TOKENS_MAX)
+        if known is not None:
+            log.info("%s tokens per launch, as found before (%s)", f"{known:,}", key.path())
+        return FoundBudget(self.device, planned, known=known, found=partial(remember, key))
 
 
 class ModelCache:
@@ -141,6 +168,7 @@ class ModelCache:
     def _evict(self) -> None:
         gc.unfreeze()  # so that no part of the model stays because it is in a cycle
         del self._models[next(iter(self._models))]
+        gc.collect()  # some modules of transformers, and hooks, refer to each other in circles
         self.device.release()
 
 

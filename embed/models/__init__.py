@@ -2,7 +2,8 @@
 
 `hub` finds a model's files and `files` inspects them; `families` lists the three kinds of models:
 `esm2`, `dnabert` and `generic`, each with its network, its tokenizer and, where needed, its shape.
-`packed` is what the first two networks are built on, and `windows` divides what is too long.
+`packed` is what the first two networks are built on, and `windows` divides what is too long. With
+`streamed`, a model stays in host memory and its layers visit a device one by one.
 
 A `convention` is what users mean by a model's embedding; `practice` decides it, with what
 `modules_json` reads of a sentence-transformers folder. `states` collects the layers' states,

@@ -94,9 +94,9 @@ def load_tokenizer(family: str, folder: str, convention: Convention = PLAIN) -> 
 
 
 def load(
-    family: str, folder: str, dtype: str, device: Any, adapter: str = ""
+    family: str, folder: str, dtype: str, place: Any, adapter: str = ""
 ) -> tuple[Any, Tokenizer]:
-    """Load the encoder of the model in `folder` to a torch device, and its tokenizer.
+    """Load the encoder of the model in `folder` to a `streamed.Place`, and its tokenizer.
 
     With the folder of an adapter, that is merged. Raises ClaimImpossible if files that the model
     needs are missing, or the adapter is not one of this model.
@@ -106,14 +106,14 @@ def load(
         from embed.models.generic.tokenizer import GenericTokenizer
 
         tokenizer = GenericTokenizer(folder)
-        return generic.load(folder, dtype, device, tokenizer.frame, adapter), tokenizer
+        return generic.load(folder, dtype, place, tokenizer.frame, adapter), tokenizer
     if family == "dnabert":
         from embed.models.dnabert import network as dnabert
 
-        return dnabert.load(folder, dtype, device), load_tokenizer(family, folder)
+        return dnabert.load(folder, dtype, place), load_tokenizer(family, folder)
     from embed.models.esm2 import network as esm2
 
-    return esm2.load(folder, dtype, device, adapter), load_tokenizer(family, folder)
+    return esm2.load(folder, dtype, place, adapter), load_tokenizer(family, folder)
 
 
 def load_pooler(

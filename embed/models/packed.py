@@ -415,6 +415,10 @@ class PackedEncoder(ABC):
         Nothing here waits for the device.
         """
 
+    def states_of(self, packs: Sequence[Pack], layers: Layers = LAST) -> list[torch.Tensor]:
+        """Return what `states` does of each pack."""
+        return [self.states(pack, layers) for pack in packs]
+
     def kernel(self, capability: tuple[int, int] | None) -> Kernel:
         """Return how to attend on a device; raises as `kernel_for` does."""
         return kernel_for(capability, self.dtype, self.head, bias=self.has_bias)

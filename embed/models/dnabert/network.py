@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pickle import UnpicklingError
 from typing import Final
 
@@ -37,6 +39,15 @@ from embed.models.packed import (
     scores_dtype,
 )
 from embed.models.states import LayerStates
+from embed.models.streamed import (
+    LayerMap,
+    Place,
+    Streamed,
+    Weights,
+    apply_in_turn,
+    device_of,
+    place_layer,
+)
 from fsqueue import ClaimImpossible
 
 BEGIN, END = 1, 2
@@ -52,10 +63,8 @@ HIDDEN: Final = -30_000.0
 HIDING: Final = 8
 """Numbers that hide the padding; kernels want a multiple of this."""
 
-Weights = dict[str, torch.Tensor]
 
-
-def load(folder: str, dtype: str, device: torch.device) -> DnabertEncoder:
+def load(folder: str, dtype: str, place: Place) -> DnabertEncoder:
     """Load the model in `folder`.
 
     Raises ClaimImpossible unless its tensors are exactly those of the architecture: none missing,
@@ -64,10 +73,12 @@ def load(folder: str, dtype: str, device: torch.device) -> DnabertEncoder:
     shape = DnabertShape.read(folder)
     weights = encoder_weights(_read(folder), shape, folder)
     torch_dtype = getattr(torch, dtype)
-    return DnabertEncoder(shape, {name: w.to(device, torch_dtype) for name, w in weights.items()})
+    return DnabertEncoder(shape, {name: w.to(torch_dtype) for name, w in weights.items()}, place)
 
 
-def encoder_weights(found: Weights, shape: DnabertShape, folder: str) -> Weights:
+def encoder_weights(
+    found: dict[str, torch.Tensor], shape: DnabertShape, folder: str
+) -> dict[str, torch.Tensor]:
     """Return the encoder's tensors by their published names, checked against the architecture.
 
     Checkpoints for masked language modelling prefix every name with `bert.`, and hold a head.
@@ -89,7 +100,7 @@ def encoder_weights(found: Weights, shape: DnabertShape, folder: str) -> Weights
     return {name: named[name] for name in expected}
 
 
-def _read(folder: str) -> Weights:
+def _read(folder: str) -> dict[str, torch.Tensor]:
     """Read safetensors, or the pickle that the publisher ships; only tensors are loaded from it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -113,42 +124,75 @@ class DnabertEncoder(PackedEncoder):
 
     has_bias = True
 
-    def __init__(self, shape: DnabertShape, weights: Weights) -> None:
+    def __init__(self, shape: DnabertShape, weights: Weights, place: Place | None = None) -> None:
+        """Take the tensors that `DnabertShape.tensors` names to their place, layer by layer."""
         self.shape = shape
         self.width = shape.width
         word = weights["embeddings.word_embeddings.weight"]
-        self.device, self.dtype = word.device, word.dtype
+        place = place or word.device
+        self.device, self.dtype = device_of(place), word.dtype
         self.head = shape.width // shape.heads
         self.frame = Frame((BEGIN,), (END,), shape.vocabulary)
-        # Every token is of type 0, so one table holds both embeddings.
-        self._words = word + weights["embeddings.token_type_embeddings.weight"][0]
-        self._norm = _norm(shape, weights, "embeddings.LayerNorm")
+        parts = _by_layer(weights)
+        self._embed = place_layer(parts.pop("embeddings"), place, partial(_embedding, shape))
         self._layers = [
-            _Layer(shape, weights, f"encoder.layer.{number}") for number in range(shape.layers)
+            place_layer(parts.pop(f"encoder.layer.{number}"), place, partial(_Layer, shape))
+            for number in range(shape.layers)
         ]
-        self._biases = _AlibiBiases(shape.heads, scores_dtype(word), self.device)
+        self._keeps_tables = not isinstance(place, Streamed)
+        self._biases = self._new_biases()
+
+    def _new_biases(self) -> _AlibiBiases:
+        # The dtype that `scores_dtype` says of what is computed on the device.
+        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        return _AlibiBiases(self.shape.heads, dtype, self.device)
 
     def states(self, pack: Pack, layers: Layers = LAST) -> torch.Tensor:
         """Return the chosen layers' states of every token of a pack, (tokens, width)."""
-        chosen = LayerStates(layers)
-        x = self._norm(F.embedding(pack.tokens, self._words))
+        return self.states_of([pack], layers)[0]
+
+    def states_of(self, packs: Sequence[Pack], layers: Layers = LAST) -> list[torch.Tensor]:
+        """Return the states of each pack; every layer is at its place once for all of them."""
+        chosen = [LayerStates(layers) for _ in packs]
+        biases = self._biases if self._keeps_tables else self._new_biases()
+        states = [pack.tokens for pack in packs]
+        apply_in_turn(self._embed, states, [()] * len(packs))
         for number, layer in enumerate(self._layers):
-            chosen.add(number, x)
-            x = layer(x, pack, self._biases)
-        chosen.add(len(self._layers), x)
-        return chosen.finish(x)
+            for each, x in zip(chosen, states, strict=True):
+                each.add(number, x)
+            apply_in_turn(layer, states, [(pack, biases) for pack in packs])
+        for each, x in zip(chosen, states, strict=True):
+            each.add(len(self._layers), x)
+        return [each.finish(x) for each, x in zip(chosen, states, strict=True)]
+
+
+def _by_layer(weights: Weights) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors of the embeddings and of each layer, by their names in it."""
+    parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in weights.items():
+        words = name.split(".")
+        count = 1 if words[0] == "embeddings" else 3
+        parts[".".join(words[:count])][".".join(words[count:])] = tensor
+    return parts
+
+
+def _embedding(shape: DnabertShape, weights: Weights) -> LayerMap:
+    # Every token is of type 0, so one table holds both embeddings.
+    words = weights["word_embeddings.weight"] + weights["token_type_embeddings.weight"][0]
+    norm = _norm(shape, weights, "LayerNorm")
+    return lambda tokens: norm(F.embedding(tokens, words))
 
 
 class _Layer:
-    def __init__(self, shape: DnabertShape, weights: Weights, prefix: str) -> None:
+    def __init__(self, shape: DnabertShape, weights: Weights) -> None:
         self._heads = shape.heads
-        self._qkv = _linear(weights, f"{prefix}.attention.self.Wqkv")
-        self._out = _linear(weights, f"{prefix}.attention.output.dense")
-        self._attention_norm = _norm(shape, weights, f"{prefix}.attention.output.LayerNorm")
-        gate, up = weights[f"{prefix}.mlp.gated_layers.weight"].chunk(2)
+        self._qkv = _linear(weights, "attention.self.Wqkv")
+        self._out = _linear(weights, "attention.output.dense")
+        self._attention_norm = _norm(shape, weights, "attention.output.LayerNorm")
+        gate, up = weights["mlp.gated_layers.weight"].chunk(2)
         self._gate, self._up = linear(gate.contiguous(), gelu=True), linear(up.contiguous())
-        self._down = _linear(weights, f"{prefix}.mlp.wo")
-        self._mlp_norm = _norm(shape, weights, f"{prefix}.mlp.layernorm")
+        self._down = _linear(weights, "mlp.wo")
+        self._mlp_norm = _norm(shape, weights, "mlp.layernorm")
 
     def __call__(self, x: torch.Tensor, pack: Pack, biases: _AlibiBiases) -> torch.Tensor:
         x = self._attention_norm(self._out(self._attend(self._qkv(x), pack, biases)) + x)

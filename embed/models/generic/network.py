@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from embed.models.convention import LAST, Layers
 from embed.models.generic import packed_attention
 from embed.models.generic.shape import AFTER_PADDING, positions
+from embed.models.generic.streamed_modules import stream_modules
 from embed.models.packed import AMPERE, DTYPES, Frame, Kernel, Pack, PackedEncoder, gathered
 from embed.models.states import LayerStates
+from embed.models.streamed import NotStreamed, Place, Streamed
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
@@ -48,13 +50,14 @@ log = logging.getLogger(__name__)
 
 
 def load(
-    folder: str, dtype: str, device: torch.device, frame: tuple[Ids, Ids], adapter: str = ""
+    folder: str, dtype: str, place: Place, frame: tuple[Ids, Ids], adapter: str = ""
 ) -> GenericEncoder:
     """Load the model in `folder`, with an adapter merged, if one is given.
 
     `frame` holds the tokens that begin and end every input.
 
-    Raises ClaimImpossible unless its files match the architecture in transformers.
+    Raises ClaimImpossible unless its files match the architecture in transformers, and NotStreamed
+    if its layers cannot visit a device one by one.
     """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
@@ -95,7 +98,13 @@ def load(
             f"{folder}: a {config.model_type!r} reads {model.main_input_name}, not text. Give a "
             f"text or sequence encoder."
         )
-    return GenericEncoder(model.to(device).eval(), config, frame, positions(folder))
+    model = model.eval()
+    if isinstance(place, Streamed):
+        stream_modules(model, place.device)
+        encoder = GenericEncoder(model, config, frame, positions(folder), place.device)
+        encoder.try_streamed()
+        return encoder
+    return GenericEncoder(model.to(place), config, frame, positions(folder))
 
 
 def _check_weights(folder: str, model: Any, found: dict[str, Any]) -> None:
@@ -125,12 +134,18 @@ class GenericEncoder(PackedEncoder):
     """A loaded model of any architecture."""
 
     def __init__(
-        self, model: Any, config: Any, frame: tuple[Ids, Ids], positions: int | None = None
+        self,
+        model: Any,
+        config: Any,
+        frame: tuple[Ids, Ids],
+        positions: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        """`device` is where it computes, if its layers only visit that."""
         self._model = model
         self._padding = config.pad_token_id or 0
         self.width: int = config.hidden_size
-        self.device, self.dtype = model.device, model.dtype
+        self.device, self.dtype = device or model.device, model.dtype
         begin, end = (tuple(ids.tolist()) for ids in frame)
         self.frame = Frame(begin, end, len(model.get_input_embeddings().weight), positions)
         self.head = 0
@@ -226,6 +241,18 @@ class GenericEncoder(PackedEncoder):
         if apart <= TRIAL_TOLERANCE[self.dtype]:
             return ""
         return f"its states would differ by {apart:.1e}"
+
+    def try_streamed(self) -> None:
+        """Run a few sequences. Raises NotStreamed if that is not possible."""
+        try:
+            self.hidden(self._trial(), kernel=Kernel.PADDED)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's code, for which this is unusual
+            raise NotStreamed(
+                f"the layers of a {self._name} cannot be copied to the device one by one "
+                f"({_first_line(error)})"
+            ) from error
 
     def _trial(self) -> list[Ids]:
         """Return a few sequences of ordinary tokens."""

@@ -17,6 +17,7 @@ from embed.models.cost import ModelShape
 from embed.options import OPTIONS
 from fsqueue import NotSupportedError
 from tests.support.dnabert import write_model
+from tests.support.generic_models import write_model as write_bert
 from tests.support.simulated_device import SimulatedDevice
 
 
@@ -124,6 +125,33 @@ def test_two_ways_of_pooling_share_one_loaded_model(plans: list[dict[str, Any]])
     assert one.engine(plans[0]) is one.engine(plans[0])
     assert one.engine({**plans[0], "pooling": "max"}) is not one.engine(plans[0])
     assert len(kinds(models)) == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_evicted_model_gives_its_memory_back_at_once(
+    plans: list[dict[str, Any]], tmp_path: Path, streamed: bool
+) -> None:
+    """Before the next one is loaded, and with it what computed again what overflowed.
+
+    That is loaded once for all engines.
+    """
+    write_bert(tmp_path / "bert", "bert")
+    defaults = {option.name: option.default for option in OPTIONS}
+    plans.append(Embed().prepare({**defaults, "model": str(tmp_path / "bert")}))
+    models = ModelCache(SimulatedDevice(capability=(7, 5) if streamed else None), pytest.fail)
+    for plan in (plans[0], plans[2], plans[3]):
+        plan = {**plan, "dtype": "float16"}
+        loaded = models.get(plan, "a", None)
+        engine = loaded.engine(plan)
+        load_again = engine._load_float32
+        assert load_again is not None
+        again = engine._float32_engine = load_again()
+        other = loaded.engine({**plan, "deterministic": True})
+        assert other is not engine and other._load_float32()._encoder is again._encoder
+        kept = [weakref.ref(loaded.encoder), weakref.ref(again._encoder)]
+        del loaded, engine, load_again, again, other
+        models._evict()
+        assert [each() for each in kept] == [None, None]
 
 
 def test_free_memory_is_known_here() -> None:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from embed.engine import device
 from embed.models import families
+from embed.models.convention import LAST
+from embed.models.esm2.network import Esm2Encoder
 from embed.models.esm2.tokenizer import VOCABULARY
+from embed.models.streamed import StreamedLayer
 from embed.outputs.claim_file import decode_checkpoint
 from fsqueue import Interrupted, NodeTrouble
 from tests.embed.conftest import Bench, fasta
@@ -125,20 +128,91 @@ def test_a_card_that_fails_in_the_middle_blames_nobody_and_what_is_done_is_kept(
     assert bench.work(item).checkpoints()
 
 
-def test_what_overflows_is_computed_on_the_cpu_if_the_card_has_no_room_for_float32(
-    make_bench: MakeBench,
-    tiny_model: Path,
-    tmp_path: Path,
-    simulate: Callable[..., SimulatedDevice],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def overflowing(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model that float16 cannot hold where there is a W."""
     model = tmp_path / "overflowing"
     model.mkdir()
     (model / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
     weights = load_file(tiny_model / "model.safetensors")
     weights["esm.embeddings.word_embeddings.weight"][VOCABULARY.index("W"), 0] = 1e6
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    full = make_bench(model=str(model))
+    return model
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
+    """Each pass over a float32 model: where, and the tokens of each of its sequences."""
+    found: list[tuple[str, list[int]]] = []
+    real = Esm2Encoder.states_of
+
+    def states_of(self: Esm2Encoder, packs: Any, layers: Any = LAST) -> Any:
+        if self.dtype == torch.float32:
+            where = "card" if isinstance(self._layers[0], StreamedLayer) else "cpu"
+            found.append((where, [pack.layout.tokens for pack in packs]))
+        return real(self, packs, layers)
+
+    monkeypatch.setattr(Esm2Encoder, "states_of", states_of)
+    return found
+
+
+def test_all_sequences_of_a_batch_that_overflow_share_one_pass_over_the_layers(
+    make_bench: MakeBench,
+    overflowing: Path,
+    simulate: Callable[..., SimulatedDevice],
+    passes: list[tuple[str, list[int]]],
+) -> None:
+    card = simulate()
+    bench = make_bench(model=str(overflowing), dtype="float16", deterministic=True)
+    inputs = [("a", "MKVLAAG"), ("w", "MKWLAAG"), ("b", "MK"), ("w2", "WWWWW"), ("w3", "KW")]
+    together = bench.embed(bench.file(fasta(inputs), "all.faa")).rows
+    assert passes == [("card", [9, 7, 4])]
+    assert len(card.launches) == 2
+    for (name, letters), row in zip(inputs, together, strict=True):
+        alone = bench.embed(bench.file(fasta([(name, letters)]), f"{name}.faa")).rows[0]
+        if "W" in letters:
+            assert alone.tobytes() == row.tobytes(), "the same bytes as alone"
+
+
+def test_a_sequence_that_does_not_fit_beside_the_model_is_computed_on_the_cpu(
+    make_bench: MakeBench,
+    overflowing: Path,
+    simulate: Callable[..., SimulatedDevice],
+    monkeypatch: pytest.MonkeyPatch,
+    passes: list[tuple[str, list[int]]],
+) -> None:
+    long = "MKWLAAG" * 9
+    inputs = [("long", long), ("w", "MKWLAAG"), ("w2", "AW")]
+    full = make_bench(model=str(overflowing))
+    path = full.file(fasta(inputs))
+    expected = full.embed(path).rows
+    passes.clear()
+    real = StreamedLayer.on_device
+    simulate()
+
+    def on_device(self: StreamedLayer) -> Any:
+        if passes[-1][1][0] > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(self)
+
+    monkeypatch.setattr(StreamedLayer, "on_device", on_device)
+    bench = make_bench(model=str(overflowing), dtype="float16", deterministic=True)
+    np.testing.assert_allclose(bench.embed(path).rows, expected, rtol=1e-4, atol=1e-5)
+    done = [each for each in passes if each[0] == "cpu" or each[1][0] < 50]
+    assert done == [("cpu", [65]), ("card", [9]), ("card", [4])]
+    assert sum("using the CPU for" in line for line in bench.warnings) == 1
+    tried = len(passes)
+    bench.embed(bench.file(fasta([("again", long)]), "again.faa"))
+    assert [where for where, _ in passes[tried:]][-1] == "cpu"
+
+
+def test_what_overflows_is_computed_on_the_cpu_if_the_card_has_no_room_for_float32(
+    make_bench: MakeBench,
+    overflowing: Path,
+    simulate: Callable[..., SimulatedDevice],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = make_bench(model=str(overflowing))
     path = full.file(fasta([("a", "MKVLAAG"), ("w", "MKWLAAG")]))
     expected = full.embed(path).rows
     real, loads = families.load, []
@@ -151,6 +225,6 @@ def test_what_overflows_is_computed_on_the_cpu_if_the_card_has_no_room_for_float
 
     monkeypatch.setattr(families, "load", load)
     simulate()
-    found = make_bench(model=str(model), dtype="float16").embed(path).rows
+    found = make_bench(model=str(overflowing), dtype="float16").embed(path).rows
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
     assert loads == ["float16", "float32", "float32"]

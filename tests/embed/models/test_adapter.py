@@ -17,6 +17,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from embed import Encoder
+from embed.query import search_store
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
 from tests.embed.conftest import SHAPE, Bench, fasta
 from tests.support import dnabert, generic_models
@@ -243,3 +244,23 @@ def test_without_peft_planning_says_what_to_install(
     assert "is merged by the library peft, which is not installed" in line
     assert "pip install 'fsqueue[peft]'" in line
     assert not (tmp_path / "pool").exists()
+
+
+# ---- with a store ----
+
+
+def test_a_store_keeps_a_model_with_an_adapter_apart_and_cannot_embed_queries_for_it(
+    esm2: tuple[Path, Path, Any], make_bench: MakeBench, tmp_path: Path
+) -> None:
+    model, lora, _ = esm2
+    store = str(tmp_path / "store")
+    plain = make_bench(model=str(model), store=store)
+    adapted = make_bench(model=str(model), adapter=str(lora), store=store, collection="adapted")
+    both = make_bench(model=str(model), adapter=str(lora), store=store)
+    path = plain.file(fasta([("a", PROTEINS[0])]))
+    without, found, beside = (bench.embed(path).rows for bench in (plain, adapted, both))
+    assert np.abs(without - found).max() > 0.01
+    np.testing.assert_array_equal(found, beside)
+    assert len({folder.name for folder in (tmp_path / "store/default").iterdir()}) == 2
+    with pytest.raises(UsageError, match="was filled by a model with an adapter"):
+        search_store(store, path, 1, collection="adapted", model=None, weights=None)
