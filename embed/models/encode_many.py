@@ -4,9 +4,9 @@ The library computes in threads of its own, without the lock of Python's interpr
 is asked for kernels meanwhile. It also leaves out where each token is in its text, which the ids do
 not need. They are those of one text at a time, in the order of the texts.
 
-How many threads: one for each core that this process may use, at most THREADS_MAX; none besides the
-caller's in a worker that computes on a CPU with one thread. The library's own variables,
-RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM, take precedence. A process that was forked has none of
+How many threads: one for each core that this process may use, at most THREADS_MAX; in a worker that
+computes on a CPU with one thread, only the caller's. The library's own variables, RAYON_NUM_THREADS
+and TOKENIZERS_PARALLELISM, take precedence. A process that was forked has none of
 the threads: the library notices, and computes in the one that is left.
 
 What this module does not know: what a text is, and windows.
@@ -56,14 +56,24 @@ def encode_many(tokenizer: Any) -> EncodeMany:
 
 def in_blocks(encode: Callable[[list[str]], Iterable[list[int]]]) -> EncodeMany:
     """Return a function that does the same with any number of texts, in bounded memory."""
-    # Read when the library first has several texts.
-    os.environ.setdefault(_THREADS, str(min(len(os.sched_getaffinity(0)), THREADS_MAX)))
+    if not _is_chosen and not _one_at_a_time:
+        _start_threads(encode)
 
     def encode_all(texts: Sequence[str]) -> Iterator[list[int]]:
         for block in blocks(texts, len):
             yield from encode(block)
 
     return encode_all
+
+
+def _start_threads(encode: Callable[[list[str]], Iterable[list[int]]]) -> None:
+    """Let the library start its threads, if it has none yet: it reads how many when it first has
+    several texts. Programs that the worker starts later must not inherit the variable."""
+    os.environ[_THREADS] = str(min(len(os.sched_getaffinity(0)), THREADS_MAX))
+    try:
+        list(encode(["A", "A"]))
+    finally:
+        del os.environ[_THREADS]
 
 
 def blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[list[Item]]:

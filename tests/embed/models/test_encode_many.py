@@ -26,6 +26,7 @@ def read():
     return [ids.tolist() for ids, _ in tokenizer.read_many([TEXT.encode()] * 500)]
 
 TEXT = "ACGTTGCAAC" * 9
+before, environment = threads(), dict(os.environ)
 tokenizer = DnaTokenizer(sys.argv[1])
 alone = [tokenizer._tokenizer.encode(TEXT, add_special_tokens=False).ids] * 500
 """
@@ -51,7 +52,7 @@ def run(folder: Path, code: str, first: str = "", **variables: str) -> str:
     return done.stdout.strip()
 
 
-COUNT = "before = threads(); assert read() == alone; print(threads() - before)"
+COUNT = "assert read() == alone and dict(os.environ) == environment; print(threads() - before)"
 
 
 def test_there_is_a_thread_for_each_core_that_the_process_may_use(folder: Path) -> None:
@@ -66,12 +67,14 @@ def test_a_process_on_one_core_has_one_thread_for_it(folder: Path) -> None:
 
 
 def test_where_one_thread_is_asked_for_there_is_no_other(folder: Path) -> None:
-    assert run(folder, "use_one_thread()\n" + COUNT) == "0"
+    first = "from embed.models.encode_many import use_one_thread; use_one_thread()\n"
+    assert run(folder, COUNT, first) == "0"
 
 
 def test_the_library_s_own_variables_take_precedence(folder: Path) -> None:
     assert run(folder, COUNT, RAYON_NUM_THREADS="5") == "5"
-    assert run(folder, "use_one_thread()\n" + COUNT, RAYON_NUM_THREADS="5") == "5"
+    first = "from embed.models.encode_many import use_one_thread; use_one_thread()\n"
+    assert run(folder, COUNT, first, RAYON_NUM_THREADS="5") == "5"
     assert run(folder, COUNT, TOKENIZERS_PARALLELISM="false") == "0"
 
 
