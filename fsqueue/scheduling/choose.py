@@ -6,7 +6,9 @@ R4  A claim whose last run came to nothing (`vain`) is taken after all claims of
     for any. So one claim that is too long, or hangs, or cannot be read, delays no other claim.
 R75 Of the others, those of the highest priority are taken first, wherever they wait: before any
     other claim of the worker's own spool, and even if something has to be loaded for them. Which
-    worker takes which is decided among them as ever.
+    worker takes which is decided among them as ever. Once a run came to nothing, priority no longer
+    counts: an urgent claim that is too long for every worker would delay all small ones that were
+    put back with it.
 R51 A claim whose last attempt failed on this host is left to workers of other hosts for a while, if
     there are any: the tasks of one bad node must not spend all attempts of the same claims.
 
@@ -73,7 +75,7 @@ class Preferences:
 
     def standing(self, id: str, vain: int, priority: int) -> ClaimStanding:
         """Return how a claim's own history and priority order it, before its kind and cost do."""
-        return id not in self.left, id not in self.failed_here, -vain, priority
+        return id not in self.left, id not in self.failed_here, -vain, 0 if vain else priority
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score` that differ from claim to claim for one worker."""
@@ -113,6 +115,11 @@ class Peer:
     loaded: Collection[str] = ()
     kind: str = ""
     left: float = 0.0
+
+
+def precedence(name: ClaimName) -> int:
+    """Return the priority of a claim, as far as it counts (R75)."""
+    return 0 if name.vain else name.priority
 
 
 def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[ClaimName]:

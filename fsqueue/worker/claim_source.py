@@ -31,6 +31,7 @@ from fsqueue.scheduling.choose import (
     Preferences,
     choose,
     polls_for,
+    precedence,
     takes_too_long,
 )
 from fsqueue.scheduling.peers import PeerStatuses, held_by, peers, rates_of_likes
@@ -206,7 +207,7 @@ class ClaimSource:
         R51).
         """
         left_s, best = self._time_left_s(), own.best()
-        if self._stealing and best.priority < self._highest:
+        if self._stealing and precedence(best) < self._highest:
             return True
         if self._stealing and (best.vain or best.id in self._preferences.failed_here):
             return True
@@ -363,7 +364,7 @@ class ClaimSource:
             for spool in spools
             if spool != self._spool and (names := self._list(spool))
         }
-        self._highest = max((n.best().priority for n in self._others.values() if n), default=0)
+        self._highest = max((precedence(n.best()) for n in self._others.values() if n), default=0)
         if self._own or self._others:
             self._refresh_peers()
         took_s = time.monotonic() - started
@@ -430,7 +431,7 @@ class ClaimSource:
                 names = self._gather(spool)
             self._listed[spool] = started, names
             if names:
-                self._highest = max(self._highest, names.best().priority)
+                self._highest = max(self._highest, precedence(names.best()))
             if names.all:
                 self._dry.discard(spool)
             else:

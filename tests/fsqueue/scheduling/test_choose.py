@@ -22,6 +22,7 @@ from fsqueue.scheduling.choose import (
     speeds,
     takes_too_long,
 )
+from fsqueue.scheduling.waiting import WaitingClaims
 
 NO_TASTE = Preferences()
 
@@ -386,6 +387,14 @@ def test_r75_what_came_to_nothing_waits_behind_a_lower_priority() -> None:
     names = [urgent("low", 1, 0), urgent("hangs", 9, 9, vain=1), urgent("failed", 9, 9)]
     order = in_order(names, Preferences(failed_here=frozenset({"failed"})))
     assert ids(order) == ["low", "hangs", "failed"]
+
+
+def test_r75_an_urgent_claim_that_is_too_long_goes_after_small_ones_put_back_with_it() -> None:
+    names = [urgent("long", 900, 9, vain=1), urgent("small", 1, 0, vain=1)]
+    names += [urgent("longer", 950, 9, vain=2), urgent("smaller", 1, 0, vain=2)]
+    assert ids(in_order(names, Preferences())) == ["small", "long", "smaller", "longer"]
+    waiting = WaitingClaims(map(str, names))
+    assert [waiting.pop().id for _ in names] == ["small", "long", "smaller", "longer"]
 
 
 def test_r75_an_urgent_claim_of_another_spool_goes_before_ones_own() -> None:
