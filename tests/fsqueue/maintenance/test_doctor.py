@@ -259,7 +259,7 @@ def test_two_meet_in_the_directory_and_leave_nothing_there(tmp_path: Path, start
     place = tmp_path / "place"
     place.mkdir()
     both = [start("doctor", place, "--peer", "--json", "--wait", "50s") for _ in range(2)]
-    assert [each.reap() for each in both] == [0, 0], [each.log for each in both]
+    assert [each.reap(deadline_s=90.0) for each in both] == [0, 0], [each.log for each in both]
     for each in both:
         said = json.loads(each.stdout)
         texts = {found["name"]: found["text"] for found in said["findings"]}
