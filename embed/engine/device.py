@@ -12,6 +12,7 @@ engine knows which it has.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -29,8 +30,10 @@ from embed.engine.device_errors import typed_errors
 from embed.models.packed import DTYPES, has_half_instructions
 from fsqueue import memory_available
 
+log = logging.getLogger(__name__)
+
 REACH_S: Final = 0.05
-REACH_SIZES: Final = {True: 768, False: 6144}
+REACH_SIZES: Final = {True: 768, False: 4096}
 """Whether on a CPU: rows and columns of the matrices that show what a device reaches."""
 
 Rows = NDArray[np.float32]
@@ -95,9 +98,16 @@ class Device(ABC):
         """Wait for all that was sent."""
 
     def reach(self, dtype: str) -> float:
-        """Return the operations per second in large products of this precision, measured once."""
+        """Return the operations per second in large products of this precision, measured once.
+
+        0 if that fails, for want of memory say: it is for a picture, and must not cost a claim.
+        """
         if dtype not in self._reach:
-            self._reach[dtype] = _measure_reach(self, DTYPES[dtype])
+            try:
+                self._reach[dtype] = _measure_reach(self, DTYPES[dtype])
+            except (RuntimeError, MemoryError) as error:
+                log.debug("the speed in products cannot be measured: %s", error)
+                self._reach[dtype] = 0.0
         return self._reach[dtype]
 
     @cached_property
@@ -177,15 +187,18 @@ class Cpu(Device):
 def _measure_reach(device: Device, dtype: torch.dtype) -> float:
     """Multiply matrices for REACH_S, and return the operations per second."""
     size = REACH_SIZES[device.place.type == "cpu"]
-    with torch.inference_mode(), typed_errors():
+    # Waiting takes about as long as a small product, so a GPU is given several at once.
+    together = 1 if device.place.type == "cpu" else 16
+    with torch.inference_mode():
         left = torch.ones(size, size, dtype=dtype, device=device.place)
         torch.mm(left, left)  # the first one also chooses a kernel, and may load it
         device.synchronize()
         count, begun = 0, time.perf_counter()
         while (passed_s := time.perf_counter() - begun) < REACH_S or not count:
-            torch.mm(left, left)
+            for _ in range(together):
+                torch.mm(left, left)
             device.synchronize()
-            count += 1
+            count += together
     return 2.0 * size**3 * count / passed_s
 
 

@@ -75,7 +75,7 @@ class Preferences:
 
     def standing(self, id: str, vain: int, priority: int) -> ClaimStanding:
         """Return how a claim's own history and priority order it, before its kind and cost do."""
-        return id not in self.left, id not in self.failed_here, -vain, 0 if vain else priority
+        return id not in self.left, id not in self.failed_here, -vain, precedence(vain, priority)
 
     def affinity(self, kind: str) -> float:
         """Return the points of `score` that differ from claim to claim for one worker."""
@@ -117,9 +117,9 @@ class Peer:
     left: float = 0.0
 
 
-def precedence(name: ClaimName) -> int:
+def precedence(vain: int, priority: int) -> int:
     """Return the priority of a claim, as far as it counts (R75)."""
-    return 0 if name.vain else name.priority
+    return 0 if vain else priority
 
 
 def in_order(names: Iterable[ClaimName], preferences: Preferences) -> list[ClaimName]:

@@ -207,7 +207,7 @@ class ClaimSource:
         R51).
         """
         left_s, best = self._time_left_s(), own.best()
-        if self._stealing and precedence(best) < self._highest:
+        if self._stealing and _precedence(own) < self._highest:
             return True
         if self._stealing and (best.vain or best.id in self._preferences.failed_here):
             return True
@@ -364,7 +364,7 @@ class ClaimSource:
             for spool in spools
             if spool != self._spool and (names := self._list(spool))
         }
-        self._highest = max((precedence(n.best()) for n in self._others.values() if n), default=0)
+        self._highest = max((_precedence(n) for n in self._others.values() if n), default=0)
         if self._own or self._others:
             self._refresh_peers()
         took_s = time.monotonic() - started
@@ -431,7 +431,7 @@ class ClaimSource:
                 names = self._gather(spool)
             self._listed[spool] = started, names
             if names:
-                self._highest = max(self._highest, precedence(names.best()))
+                self._highest = max(self._highest, _precedence(names))
             if names.all:
                 self._dry.discard(spool)
             else:
@@ -456,3 +456,8 @@ class ClaimSource:
 def _misses_max(names: int) -> int:
     """Return after how many misses to list again: a long listing costs ten times a 64th of it."""
     return max(MISSES_MAX, names // 64)
+
+
+def _precedence(names: WaitingClaims) -> int:
+    best = names.best()
+    return precedence(best.vain, best.priority)

@@ -2,7 +2,7 @@
 
 The Python package starts the workers of a cluster inside the process of its server. Here each is a
 process of its own, as with the program `hq`, so that one of them can be killed: a worker's process
-starts a server that nobody uses, and points its directory at the real one before it adds a worker.
+starts a server that is not used, and points its directory at the real one before it adds a worker.
 """
 
 from __future__ import annotations

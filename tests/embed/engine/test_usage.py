@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from embed.engine.device import Cpu
 from embed.engine.usage import Usage, line
@@ -31,3 +32,17 @@ def test_a_share_is_of_what_the_device_would_have_reached_meanwhile() -> None:
 def test_what_a_device_reaches_is_measured_once(device: Cpu | SimulatedDevice) -> None:
     reach = device.reach("float32")
     assert reach > 1e8 and device.reach("float32") == reach
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_device_without_room_to_measure_it_costs_no_claim_anything(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def mm(*_: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(torch, "mm", mm)
+    device = Cpu()
+    assert device.reach("float32") == 0.0
+    shape = ModelShape(layers=1, width=100, inner=400, heads=1)
+    assert "at 0% of its speed" in line(10, Usage(10, 0, 1.0).computing(shape, 0.0, 0))
