@@ -7,12 +7,11 @@ Used while planning, often on a machine without the card. The numbers are NVIDIA
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from fsqueue.gpu import nvml
 from fsqueue.gpu.memory import memory_gib
-from fsqueue.gpu.weights import short_name
+from fsqueue.gpu.weights import mig_instance, short_name
 from fsqueue.handler import CPU, PlannedGpu
 
 _MODELS: Final = {
@@ -35,12 +34,12 @@ _MODELS: Final = {
 CAPABILITIES: Final = {
     name: capability for capability, names in _MODELS.items() for name in names.split(", ")
 }
-_MIG: Final = re.compile(r"\s+MIG\b.*", re.IGNORECASE)
 
 
 def planned_gpu(model: str, memory: float | None = None) -> PlannedGpu:
     """Return what is known of a model that a person or a driver names; a MIG slice is its card."""
-    name = short_name(_MIG.sub("", model))
+    instance = mig_instance(model)
+    name = short_name(instance.card if instance else model)
     return PlannedGpu(name, CAPABILITIES.get(name), memory or memory_gib(model))
 
 

@@ -39,7 +39,16 @@ from types import ModuleType
 from typing import Any, Final
 
 from fsqueue.errors import ClaimFailed, ClaimImpossible, NotSupportedError, UsageError
-from fsqueue.handler import Handler, Item, Option, Source, Work, check_unchanged, complete_options
+from fsqueue.handler import (
+    Handler,
+    Item,
+    Option,
+    PlannedGpu,
+    Source,
+    Work,
+    check_unchanged,
+    complete_options,
+)
 from fsqueue.pool.layout import SUFFIX
 from fsqueue.pool.names import slug
 from fsqueue.python_file.code import Code, explained, importable, kept, read_file, read_function
@@ -87,12 +96,17 @@ class PythonFile(Handler):
         """The Handler class's instance in the planner."""
         self._code: Code | None = None
         """What `prepare` read."""
+        self._gpus: Sequence[PlannedGpu] = ()
         self._running: dict[tuple[str, str], Handler] = {}
         """In a worker: the instance of each code, by its hash and name."""
         self._seen: dict[str, tuple[int, int, str]] = {}
         """Size, mtime and hash of the files that were looked at."""
 
     # ---- planning ----
+
+    def for_gpus(self, options: dict[str, Any], gpus: Sequence[PlannedGpu]) -> dict[str, Any]:
+        self._gpus = gpus  # for the Handler class that `prepare` loads
+        return options
 
     def prepare(self, options: dict[str, Any]) -> dict[str, Any]:
         file, function = options.get("file"), options.get("function")
@@ -105,7 +119,8 @@ class PythonFile(Handler):
         if defined.is_class:
             handler = _instance(code.load(planning=True), code)
             self._adopt(handler)
-            given = handler.prepare(complete_options(handler, given))
+            given = handler.for_gpus(complete_options(handler, given), self._gpus)
+            given = handler.prepare(given)
             decisive = dict(handler.result_options(given))
             if handler.suffix is None:
                 raise UsageError(

@@ -380,3 +380,20 @@ def test_help_creates_no_handler(tmp_path: Path) -> None:
     listed = run_fsqueue("plan", "--help", env=env)
     assert listed.returncode == 0 and "Count." in listed.stdout
     assert run_fsqueue("plan", "fussy", "--help", env=env).returncode == 0
+
+
+def test_a_handler_class_is_told_which_gpus_are_planned_for(
+    tmp_path: Path, texts: Path, pool: Path
+) -> None:
+    file = write(
+        tmp_path,
+        "import fsqueue\n\nclass Told(fsqueue.Handler):\n    suffix = '.txt'\n\n"
+        "    def for_gpus(self, options, gpus):\n"
+        "        return {**options, 'gpus': [each.model for each in gpus]}\n\n"
+        "    def run(self, work):\n"
+        "        work.output.write_text(', '.join(work.options['gpus']))\n",
+    )
+    planned = run_fsqueue("plan", "python", pool, texts, "--file", file, "--gpus", "h100,cpu")
+    assert planned.returncode == 0, planned.stderr
+    assert work(pool).returncode == 0
+    assert set(outputs(pool).values()) == {"H100, cpu"}
