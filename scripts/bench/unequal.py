@@ -73,7 +73,7 @@ def run(place: Path, *, seconds: float, count: int, right: bool, seed: int = 1) 
 def _start(pool: str, spool: str, speed: float) -> subprocess.Popen[bytes]:
     with open(f"{pool}/events/{spool}.log", "wb") as log:
         return subprocess.Popen(
-            [*FSQUEUE, "work", pool, "--spool", spool],
+            [*FSQUEUE, "work", pool, "--spool", spool, "--others-ok"],
             env=os.environ | {"SPEED_TENTHS": str(round(10 * speed)), "CUDA_VISIBLE_DEVICES": ""},
             stderr=log,
         )

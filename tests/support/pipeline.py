@@ -79,7 +79,7 @@ def run_pipeline(folder: Path, proteins: Path, genome: Path, *, esm: Path, dnabe
     pool = folder / "pool"
     command("plan", "embed", pool, residues, proteins, "--model", esm, "--gpus", "cpux2")
     command("plan", "embed", pool, bases, "--model", dnabert)
-    workers = [begin("work", pool, "--spool", f"cpu{n}") for n in range(WORKERS)]
+    workers = [begin("work", pool, "--spool", f"cpu{n}", "--others-ok") for n in range(WORKERS)]
     assert [worker.wait() for worker in workers] == [0] * WORKERS
     tables = {}
     for model in (esm, dnabert):

@@ -242,7 +242,7 @@ def test_contigs_become_features_of_both_models_in_a_pool(
     for path, model in ((facts["nucleotides"], tiny_dnabert), (facts["proteins"], tiny_model)):
         planned = fsqueue("plan", "embed", pool, path, "--model", model, "--gpus", "cpux2")
         assert planned.returncode == 0, planned.stderr
-    workers = [start("work", pool, "--spool", f"cpu{n}") for n in range(2)]
+    workers = [start("work", pool, "--spool", f"cpu{n}", "--others-ok") for n in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     merged = fsqueue("embed", "merge", pool, tmp_path / "out.safetensors")
     assert merged.returncode == 0, merged.stderr
