@@ -28,9 +28,10 @@ from embed.engine.sequence_reader import SequenceReader
 from embed.handlers.embed import Embed
 from embed.inputs import letter_check
 from embed.inputs.fasta import BLANKS, Record
-from embed.models import adapter, families, hub
-from embed.models.convention import Convention
+from embed.models import families
+from embed.models.conventions.convention import Convention
 from embed.models.families import FAMILIES, Tokenizer
+from embed.models.published import adapter, hub
 from embed.options import OPTIONS
 from fsqueue import BadInput, ClaimFailed, ClaimImpossible, UsageError
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from embed.encoder import Encoder
 from embed.handlers.ingest_request import ENDINGS
 from embed.inputs import documents, fasta
-from embed.models import hub, modules_json
+from embed.models.conventions import modules_json
 from embed.models.families import FAMILIES
+from embed.models.published import hub
 from embed.options import OPTIONS
 from embed.outputs import claim_file
 from embed.single_file import embed_file

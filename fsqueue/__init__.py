@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from fsqueue.pool.reader import ClaimView as ClaimView
     from fsqueue.pool.reader import PlanView as PlanView
     from fsqueue.pool.reader import PoolReader as PoolReader
-    from fsqueue.pool.status import memory_available as memory_available
+    from fsqueue.records.status import memory_available as memory_available
     from fsqueue.scheduling.assignment import assign_files_weighted as assign_files_weighted
     from fsqueue.scheduling.planner import PlanResult as PlanResult
     from fsqueue.scheduling.score import select_best_worker as select_best_worker
@@ -94,7 +94,7 @@ _HOMES = {
     "ClaimView": "fsqueue.pool.reader",
     "PlanView": "fsqueue.pool.reader",
     "PoolReader": "fsqueue.pool.reader",
-    "memory_available": "fsqueue.pool.status",
+    "memory_available": "fsqueue.records.status",
     "share_gpu": "fsqueue.gpu.sharing",
     "usable_gib": "fsqueue.gpu.sharing",
     "workers_per_gpu": "fsqueue.gpu.sharing",

@@ -224,8 +224,8 @@ class Pool(PoolDirectory):
         drawn = progress and (live if dashboard is None else dashboard)
         local = LocalWorkers(self, environments, options, log_to_files=drawn or not progress)
         with local.relaying_signals():
+            from fsqueue.metrics.log_file import MetricsLog, metrics_path
             from fsqueue.monitor.log_lines import Lines, States, follow  # while the workers start
-            from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
             from fsqueue.monitor.snapshot import Reader
 
             reader = Reader(self)

@@ -32,22 +32,22 @@ from fsqueue.history.failures import failed_attempts
 from fsqueue.history.outputs import Output
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import SILENCE_LEASES, Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.reader import PoolReader
 from fsqueue.pool.settings import Spool, create_pool, spool_names
-from fsqueue.pool.status import Status
+from fsqueue.records.journal import Journal
+from fsqueue.records.status import Status
 from fsqueue.scheduling.choose import Preferences, in_order
 from fsqueue.scheduling.inputs import find_inputs
 from fsqueue.scheduling.planner import PlanRequest, PlanResult, plan_into
 from fsqueue.storage import directories
-from fsqueue.worker.attempt import Attempt
-from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.attempts.attempt import Attempt
+from fsqueue.worker.attempts.verdicts import Cause
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.shutdown import Shutdown
-from fsqueue.worker.verdicts import Cause
 
 SPOOL: Final = "test0"
 Code = str | Handler | type[Handler] | Callable[[Work], object]

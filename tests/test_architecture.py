@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors processes storage pool handler command python_file gpu scheduling slurm batch "
-        "broadcast "
-        "worker monitor history dashboard maintenance api testing cli __main__"
+        "errors processes storage pool records handler command python_file gpu scheduling slurm "
+        "batch broadcast worker monitor metrics history dashboard maintenance api testing cli "
+        "__main__"
     ).split(),
     "embed": (
         "options outputs models inputs engine store export handlers encoder single_file query "
@@ -32,8 +32,8 @@ DOORS = {
     "click": {"fsqueue.cli", "embed.cli"},
     "transformers": {"embed.models"},
     "tokenizers": {"embed.models"},
-    "peft": {"embed.models.merge_adapter"},
-    "huggingface_hub": {"embed.models.hub"},
+    "peft": {"embed.models.published.merge_adapter"},
+    "huggingface_hub": {"embed.models.published.hub"},
     "torch": {
         "embed.models",
         "embed.engine",

@@ -24,8 +24,8 @@ from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage.atomic import discard
 from fsqueue.storage.locks import try_lock
 from fsqueue.worker import claim_source
+from fsqueue.worker.attempts.verdicts import Cause
 from fsqueue.worker.claim_source import ClaimSource
-from fsqueue.worker.verdicts import Cause
 from tests.support.crash import CHANGES, copies, interrupted, looking
 from tests.support.interleave import RandomTurns, interpose, run_in_threads
 from tests.support.pools import (

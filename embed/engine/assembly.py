@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.models.convention import Convention
+from embed.models.conventions.convention import Convention
 
 Rows = NDArray[np.float32]
 

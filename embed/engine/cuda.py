@@ -17,14 +17,8 @@ import torch
 
 from embed.engine.device import Compute, Device, Launch, Rows, Warn
 from embed.engine.device_errors import typed_errors
-from embed.models.packed import (
-    AMPERE,
-    DTYPES,
-    Kernel,
-    biased_attention,
-    kernel_for,
-    varlen,
-)
+from embed.models.packed.kernels import AMPERE, Kernel, biased_attention, kernel_for, varlen
+from embed.models.packed.products import DTYPES
 from fsqueue import NodeTrouble, NotSupportedError, usable_gib, workers_per_gpu
 
 AHEAD: Final = 3

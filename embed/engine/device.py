@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from embed.engine.device_errors import typed_errors
-from embed.models.packed import DTYPES, has_half_instructions
+from embed.models.packed.products import DTYPES, has_half_instructions
 from fsqueue import memory_available
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 An error is recognised by its type and code first, by its words second: PyTorch reports some as
 plain RuntimeErrors. The table below is tested row by row; what follows for a claim and its worker
-is what `fsqueue.worker.verdicts` says of the exception that is raised.
+is what `fsqueue.worker.attempts.verdicts` says of the exception that is raised.
 
     meaning        raised             claim     worker      because
     -------------  -----------------  --------  ----------  -------

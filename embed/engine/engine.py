@@ -28,10 +28,13 @@ from embed.engine.device import Device, Launch
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.scorer import Scorer
 from embed.engine.usage import Usage
+from embed.models.conventions.pooling import Pooler
 from embed.models.cost import ModelShape
-from embed.models.packed import Kernel, Layout, Pack, PackedEncoder
-from embed.models.pooling import Pooler
-from embed.models.states import States
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.kernels import Kernel
+from embed.models.packed.layout import Layout
+from embed.models.packed.pack import Pack
+from embed.models.packed.states import States
 from fsqueue import ClaimFailed, Computing
 
 PATIENCE: Final = 16

@@ -28,11 +28,11 @@ from embed.engine.engine import Batch, Engine, TooLong, Warn
 from embed.engine.scorer import load_scorer
 from embed.engine.usage import Usage
 from embed.models import families
-from embed.models.convention import Convention
+from embed.models.conventions.convention import Convention
 from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
-from embed.models.masked_lm import Scores
-from embed.models.streamed import NotStreamed, Place, Streamed
+from embed.models.packed.streamed import NotStreamed, Place, Streamed
+from embed.models.scores.masked_lm import Scores
 from fsqueue import Computing, host_lock
 
 log = logging.getLogger(__name__)

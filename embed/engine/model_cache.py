@@ -25,12 +25,14 @@ from embed.engine.device import Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.float32_fallback import Float32Fallback, with_float32_fallback
 from embed.engine.remembered_budget import BudgetKey, recall, remember
-from embed.models import adapter, families, files, hub
-from embed.models.convention import Convention
+from embed.models import families
+from embed.models.conventions.convention import Convention
 from embed.models.families import Tokenizer
-from embed.models.masked_lm import Scores
-from embed.models.packed import DTYPES, PackedEncoder
-from embed.models.streamed import Place
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.products import DTYPES
+from embed.models.packed.streamed import Place
+from embed.models.published import adapter, files, hub
+from embed.models.scores.masked_lm import Scores
 from fsqueue import NotSupportedError, host_lock, workers_per_gpu
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from embed.engine.device import Device
 from embed.models import families
-from embed.models.convention import LAST, Convention
+from embed.models.conventions.convention import LAST, Convention
+from embed.models.conventions.pooling import reduce
 from embed.models.families import Tokenizer
-from embed.models.masked_head import load_masked_head
-from embed.models.masked_lm import Scores, mask_token
-from embed.models.packed import Pack, PackedEncoder
-from embed.models.pooling import reduce
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.pack import Pack
+from embed.models.scores.masked_head import load_masked_head
+from embed.models.scores.masked_lm import Scores, mask_token
 
 LOGITS_MAX: Final = 1 << 24
 """How many logits are computed at once, 64 MiB."""

@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized
-from embed.models.convention import Convention
+from embed.models.conventions.convention import Convention
+from embed.models.conventions.pooling import Pooler
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.families import Tokenizer
-from embed.models.pooling import Pooler
 from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
     from embed.engine.device import Device
     from embed.engine.float32_fallback import Float32Fallback
-    from embed.models.packed import PackedEncoder
+    from embed.models.packed.encoder import PackedEncoder
 
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 2, 16, 2, 32, 33
 IDS: Final = [4 + (7 * n) % 20 for n in range(24)]

@@ -23,15 +23,16 @@ from embed.inputs import chunks, letter_check
 from embed.inputs.claims import draft_claims, segments_of, verified_segments
 from embed.inputs.fasta_scan import Scan, scan
 from embed.inputs.too_long import TooLong, TooLongCounter, letters_sure
-from embed.models import adapter, encode_many, families, files, hub, precision
-from embed.models.convention import PLAIN, Convention
+from embed.models import encode_many, families, precision
+from embed.models.conventions.convention import PLAIN, Convention
+from embed.models.conventions.practice import Practice, decide
 from embed.models.cost import PER_SECOND, ModelShape, estimate, memory_gib
 from embed.models.families import FAMILIES, Family, Tokenizer
 from embed.models.generic.shape import refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
-from embed.models.hub import PinnedModel
-from embed.models.masked_lm import Scores, check_scores
-from embed.models.practice import Practice, decide
+from embed.models.published import adapter, files, hub
+from embed.models.published.hub import PinnedModel
+from embed.models.scores.masked_lm import Scores, check_scores
 from embed.options import AUTO, DTYPE_TAGS, OPTIONS, VIRNUCPRO_ROWS_MAX
 from embed.outputs.esm_layout import EsmLayout
 from embed.outputs.formats import check_format

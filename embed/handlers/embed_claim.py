@@ -28,10 +28,10 @@ from embed.inputs.chunks import ChunkRange
 from embed.inputs.claims import read_records
 from embed.inputs.fasta import Record
 from embed.inputs.segments import LoadedSegment, Segment
-from embed.models.convention import Convention
+from embed.models.conventions.convention import Convention
 from embed.models.cost import ModelShape
 from embed.models.families import Tokenizer
-from embed.models.masked_lm import Scores
+from embed.models.scores.masked_lm import Scores
 from embed.outputs import claim_file
 from embed.store.reuse import Reuse, inputs_by_row
 from fsqueue import ClaimFailed, Interrupted, Work

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from embed.models.convention import PLAIN, Convention
+from embed.models.conventions.convention import PLAIN, Convention
 from embed.models.windows import Window, Windows
 
 if TYPE_CHECKING:
-    from embed.models.pooling import Pooler
+    from embed.models.conventions.pooling import Pooler
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ def load_pooler(
     `tokenizer` may be one without the convention's prefix. Raises ClaimImpossible if a module that
     follows pooling cannot be loaded, or is not the planned one.
     """
-    from embed.models.head import load_head
-    from embed.models.pooling import Pooler
+    from embed.models.conventions.head import load_head
+    from embed.models.conventions.pooling import Pooler
 
     if convention.prefix:
         tokenizer = load_tokenizer(family, folder, convention)

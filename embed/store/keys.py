@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.models.convention import Convention
+from embed.models.conventions.convention import Convention
 
 KEY: Final = np.dtype("S16")
 """128 bits. numpy compares them as bytes, so sorted arrays can be searched."""

@@ -27,10 +27,10 @@ from fsqueue.pool.leases import Observer, Process
 from fsqueue.pool.names import ClaimName, Role, new_worker_id, slug
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import WorkerState, heartbeat, read_status
-from fsqueue.pool.untrusted import number, read_json
+from fsqueue.records.status import WorkerState, heartbeat, read_status
 from fsqueue.scheduling.score import Candidate, Need, fits
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import number, read_json
 
 LOST_S: Final = 300.0
 """A worker whose status is older than this is not addressed."""

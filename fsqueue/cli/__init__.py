@@ -22,8 +22,8 @@ import click
 
 from fsqueue import __version__
 from fsqueue.errors import ExitStatus, FsqueueError
-from fsqueue.pool.untrusted import printable
 from fsqueue.processes import standard_streams
+from fsqueue.storage.untrusted import printable
 
 SHOWN_MAX: Final = 4000
 COMMANDS: Final = {

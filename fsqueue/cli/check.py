@@ -17,7 +17,7 @@ from fsqueue.cli.options import (
     print_json,
 )
 from fsqueue.errors import ExitStatus, UsageError
-from fsqueue.pool.untrusted import printable
+from fsqueue.storage.untrusted import printable
 
 EPILOG = """\b
 Examples:

@@ -13,7 +13,7 @@ from fsqueue.cli.options import SETTINGS, Duration, json_option, print_json
 from fsqueue.errors import ExitStatus
 from fsqueue.maintenance.doctor import Finding, examine
 from fsqueue.maintenance.moved import unseen_inputs
-from fsqueue.pool.untrusted import printable
+from fsqueue.storage.untrusted import printable
 
 EPILOG = """\b
 Examples:

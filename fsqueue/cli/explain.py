@@ -27,10 +27,10 @@ from fsqueue.cli.options import (
 from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID
-from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.peers import candidates
 from fsqueue.scheduling.score import Candidate, Need, fits, rank
 from fsqueue.scheduling.score import explain as terms_of
+from fsqueue.storage.untrusted import printable
 
 if TYPE_CHECKING:
     from fsqueue.history.provenance import Provenance

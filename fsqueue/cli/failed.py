@@ -32,7 +32,7 @@ from fsqueue.history.select import select
 from fsqueue.monitor import format
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID
-from fsqueue.pool.untrusted import printable
+from fsqueue.storage.untrusted import printable
 
 LINES_SHOWN: Final = 20
 CLAIMS_SHOWN: Final = 20

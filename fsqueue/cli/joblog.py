@@ -14,7 +14,7 @@ from fsqueue.cli.documents import json_list, print_lines
 from fsqueue.cli.options import SETTINGS, inputs_option, json_option, pool_argument
 from fsqueue.errors import ExitStatus
 from fsqueue.history.attempts import Attempted, Ending, attempts
-from fsqueue.pool.untrusted import printable
+from fsqueue.storage.untrusted import printable
 
 COLUMNS: Final = (
     "Seq Host Starttime JobRuntime Send Receive Exitval Signal Command "

@@ -13,7 +13,7 @@ from fsqueue.cli.options import SETTINGS, json_option, note, plural, pool_argume
 from fsqueue.errors import ExitStatus, UsageError
 from fsqueue.history.outputs import Output, unfinished
 from fsqueue.pool.reader import PoolReader
-from fsqueue.pool.untrusted import printable
+from fsqueue.storage.untrusted import printable
 
 EPILOG = """\b
 A line is INPUT, a tab, and OUTPUT; for a claim of several inputs (plan command

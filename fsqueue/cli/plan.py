@@ -29,8 +29,8 @@ from fsqueue.monitor import format
 from fsqueue.pool.names import PRIORITY_MAX
 from fsqueue.pool.requirements import TIER_NAMES
 from fsqueue.pool.settings import ATTEMPTS_MAX, LEASE_S
-from fsqueue.pool.untrusted import printable
 from fsqueue.scheduling.planner import PlanResult
+from fsqueue.storage.untrusted import printable
 
 SPEEDS_SHOWN: Final = 8
 EXAMPLES: Final = {

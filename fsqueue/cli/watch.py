@@ -106,7 +106,7 @@ def watch(
     """Watch a pool live, until everything is done."""
     reader = Reader(pool, stall_s=stall_threshold)
     if textfile:
-        from fsqueue.monitor.prometheus import TextFile
+        from fsqueue.metrics.prometheus import TextFile
 
         reader.on_snapshot.append(TextFile(textfile).write)
     if metrics_only:
@@ -153,7 +153,7 @@ def _repeat(
 
 def _keep_metrics(reader: Reader, interval_s: float, once: bool) -> Snapshot:
     """Append to gpu_metrics.log at each refresh, unless another process does, until all is done."""
-    from fsqueue.monitor.metrics_log import MetricsLog, metrics_path
+    from fsqueue.metrics.log_file import MetricsLog, metrics_path
 
     kept = MetricsLog(metrics_path(reader.pool))
     if not kept.writing:

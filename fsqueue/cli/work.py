@@ -54,7 +54,7 @@ class PathPair(click.ParamType[str]):
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Return the pairs of the environment variable."""
-        from fsqueue.worker.path_map import split_pairs
+        from fsqueue.worker.attempts.path_map import split_pairs
 
         return split_pairs(rv)
 

@@ -15,9 +15,9 @@ from rich.live import Live
 from fsqueue.dashboard.board import View
 from fsqueue.dashboard.draw import line, render
 from fsqueue.gpu.utilization import GPUMonitor
+from fsqueue.metrics.log_file import MetricsLog
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.log_lines import Lines
-from fsqueue.monitor.metrics_log import MetricsLog
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.workers import Use

@@ -17,7 +17,7 @@ from fsqueue.monitor.spools import SpoolRow
 from fsqueue.monitor.time_use import TimeUse
 from fsqueue.monitor.workers import RowState, Use, WorkerRow
 from fsqueue.pool.names import natural
-from fsqueue.pool.status import Health, WorkerState
+from fsqueue.records.status import Health, WorkerState
 
 Cell: TypeAlias = tuple[str, str]
 """A text and the style it is shown in."""

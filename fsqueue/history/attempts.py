@@ -17,13 +17,13 @@ from typing import Any, Final
 
 from fsqueue.errors import FsqueueError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import EventKind, JournalReader, event_time
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ID, KIND, SPOOL, WORKER
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import number, printable
+from fsqueue.records.journal import EventKind, JournalReader, event_time
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import number, printable
 
 
 class Ending(StrEnum):

@@ -13,8 +13,8 @@ from typing import Final
 
 from fsqueue.history.attempts import Attempted, Ending
 from fsqueue.history.summary import BAD, Lane, Summary
+from fsqueue.metrics.history import MetricsHistory
 from fsqueue.monitor import format
-from fsqueue.monitor.metrics_history import MetricsHistory
 
 WIDTH: Final = 1000.0
 LEFT: Final = 190.0

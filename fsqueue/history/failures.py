@@ -18,10 +18,10 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import WORKER, ClaimName, Role, is_given_up, role_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import read_status
-from fsqueue.pool.untrusted import printable, read_json
+from fsqueue.records.status import read_status
 from fsqueue.slurm.allocation import Job
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import printable, read_json
 
 TAIL_BYTES: Final = 16 << 10
 

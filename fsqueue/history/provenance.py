@@ -1,7 +1,8 @@
 """What made each output: worker, host, GPU, versions, and what was asked for (R78).
 
-What a worker records when it publishes (`pool.checksums`) is joined here with what its claim says.
-Nothing of it is in the journals, the statuses or the leases, so it stays when those are removed.
+What a worker records when it publishes (`records.checksums`) is joined here with what its claim
+says. Nothing of it is in the journals, the statuses or the leases, so it stays when those are
+removed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, Final
 from fsqueue.errors import FsqueueError
 from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import claims
-from fsqueue.pool.checksums import Content, parse_record, read_lines
-from fsqueue.pool.journal import event_time
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import number, printable
+from fsqueue.records.checksums import Content, parse_record, read_lines
+from fsqueue.records.journal import event_time
+from fsqueue.storage.untrusted import number, printable
 
 Facts = Mapping[str, Any]
 TEXT_MAX: Final = 300

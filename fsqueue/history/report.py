@@ -17,16 +17,16 @@ from fsqueue.errors import FsqueueError
 from fsqueue.history import charts
 from fsqueue.history.attempts import attempts
 from fsqueue.history.summary import BAD, ENDINGS, Summary
+from fsqueue.metrics.history import read_metrics
+from fsqueue.metrics.log_file import metrics_path
 from fsqueue.monitor import format
 from fsqueue.monitor.gpu_hours import GpuHours, gpu_hours
-from fsqueue.monitor.metrics_history import read_metrics
-from fsqueue.monitor.metrics_log import metrics_path
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.time_use import TimeUse
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import printable, read_json
+from fsqueue.storage.untrusted import printable, read_json
 
 FAILURES_MAX: Final = 50
 LINES_MAX: Final = 15

@@ -16,7 +16,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName, is_given_up
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.untrusted import read_json
+from fsqueue.storage.untrusted import read_json
 
 
 @dataclass(frozen=True, slots=True)

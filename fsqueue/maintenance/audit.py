@@ -4,7 +4,7 @@ Workers may be at work meanwhile, and listings are not taken at one moment: a cl
 between two of them is seen twice or not at all. So what looks wrong is looked at again, and
 reported only if it looks wrong the same way three times.
 
-Of a claim that looks right only fingerprints are kept (`pool.name_sets`), 26 bytes in all. What
+Of a claim that looks right only fingerprints are kept (`storage.name_sets`), 26 bytes in all. What
 looks wrong by its fingerprint is then looked up by name.
 """
 
@@ -22,14 +22,14 @@ from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.maintenance.cleanup import Cleaner, LeftoverKind
 from fsqueue.monitor.format import plural
 from fsqueue.pool import claims, plans
-from fsqueue.pool.checksums import verify_outputs
 from fsqueue.pool.layout import DIRECTORIES, State
 from fsqueue.pool.leases import lease_names
-from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 from fsqueue.pool.names import ID, SPOOL, id_and_cost
 from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
-from fsqueue.pool.untrusted import read_json
+from fsqueue.records.checksums import verify_outputs
 from fsqueue.storage import atomic
+from fsqueue.storage.name_sets import Fingerprints, mark, repeated, sets
+from fsqueue.storage.untrusted import read_json
 
 LOOKS = 3
 

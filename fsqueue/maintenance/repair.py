@@ -16,13 +16,13 @@ from typing import Final
 
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import CANCEL, Order, State
 from fsqueue.pool.leases import SILENCE_LEASES, Observer, Process, lease_names
 from fsqueue.pool.names import ID, WORKER, ClaimName, Role, is_given_up, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.untrusted import read_json
+from fsqueue.records.journal import EventKind, Journal
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import read_json
 from fsqueue.worker.recovery import Recovered, Recovery
 
 RECOVERY_MARGIN: Final = 1.25

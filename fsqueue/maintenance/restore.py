@@ -30,9 +30,9 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.names import ATTEMPT_MAX, ID, ClaimName, slug
 from fsqueue.pool.plans import Plan
 from fsqueue.pool.settings import PoolDirectory, read_spool, spool_names
-from fsqueue.pool.untrusted import read_json
 from fsqueue.scheduling.planner import CLAIM_S, cost_limit
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import read_json
 
 ROUNDS_MAX: Final = 4
 """One repair can show the next: of several copies the done one stays, and has no output."""

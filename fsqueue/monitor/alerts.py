@@ -19,8 +19,8 @@ from fsqueue.monitor.format import duration, plural
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.claims import vain_runs
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Health, LeaveReason, WorkerState
-from fsqueue.pool.untrusted import number, printable
+from fsqueue.records.status import Health, LeaveReason, WorkerState
+from fsqueue.storage.untrusted import number, printable
 
 FREE_MIN: Final = 1 << 30
 FREE_SHARE_MIN: Final = 0.02

@@ -24,7 +24,6 @@ from typing import Final
 from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.pool import completeness, plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.name_sets import Fingerprints, mark, repeated, sets
 from fsqueue.pool.names import (
     SPOOL,
     VAIN_RUNS_MAX,
@@ -40,6 +39,7 @@ from fsqueue.pool.names import (
 from fsqueue.pool.plans import Plan
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
+from fsqueue.storage.name_sets import Fingerprints, mark, repeated, sets
 
 LOOKS_MAX: Final = 3
 LOST_SHOWN: Final = 5

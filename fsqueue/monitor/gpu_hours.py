@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fsqueue.monitor.workers import WorkerRow
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.untrusted import number
+from fsqueue.storage.untrusted import number
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,18 @@ from typing import Any
 from fsqueue.errors import FsqueueError
 from fsqueue.handler import Handler, load_handler
 from fsqueue.pool import claims, plans
-from fsqueue.pool.journal import read_events
 from fsqueue.pool.layout import ORDER, Order, State, order_name
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName, is_superseded
 from fsqueue.pool.reader import ClaimView, PoolReader
 from fsqueue.pool.requirements import lacks
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import LEAVING, Status, read_status
-from fsqueue.pool.untrusted import read_json
+from fsqueue.records.journal import read_events
+from fsqueue.records.status import LEAVING, Status, read_status
 from fsqueue.scheduling.choose import Preferences, Race, in_order
 from fsqueue.scheduling.peers import peer_of
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import read_json
 
 
 @dataclass(frozen=True, slots=True)

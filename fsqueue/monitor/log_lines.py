@@ -20,8 +20,8 @@ from fsqueue.monitor import format
 from fsqueue.monitor.alerts import Alert, AlertKind
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.monitor.spools import SpoolRow
-from fsqueue.pool.journal import Event
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.records.journal import Event
 
 EVERY_S: Final = 10.0
 PROGRESS_S: Final = 300.0

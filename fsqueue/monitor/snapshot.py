@@ -22,12 +22,12 @@ from fsqueue.monitor.forecast import Forecast
 from fsqueue.monitor.spools import SpoolRow, ahead, cost_rates, spool_rows, total, total_rates
 from fsqueue.monitor.time_use import TimeUse, time_use
 from fsqueue.monitor.workers import STALL_S, WorkerReader, WorkerRow
-from fsqueue.pool.journal import Event, Journals, Steal
 from fsqueue.pool.layout import ORDER, Order
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, read_spool
-from fsqueue.pool.untrusted import printable, read_json
+from fsqueue.records.journal import Event, Journals, Steal
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import printable, read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from fsqueue.monitor.counts import Amount, Count
 from fsqueue.monitor.forecast import ETA_MAX_S, Busy, Forecast, forecast
 from fsqueue.monitor.time_use import TimeUse, time_use
 from fsqueue.monitor.workers import RowState, Use, WorkerRow
-from fsqueue.pool.journal import Journals
 from fsqueue.pool.settings import Spool
-from fsqueue.pool.status import WorkerState
-from fsqueue.pool.untrusted import printable
+from fsqueue.records.journal import Journals
+from fsqueue.records.status import WorkerState
+from fsqueue.storage.untrusted import printable
 
 IDLE: Final = WorkerState.IDLE
 STATES: Final = (

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fsqueue.pool.untrusted import number
+from fsqueue.storage.untrusted import number
 
 GIB_MAX: Final = 1 << 20
 

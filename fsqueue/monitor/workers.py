@@ -17,7 +17,6 @@ from typing import Final
 from fsqueue.errors import PoolError
 from fsqueue.monitor.counts import Count
 from fsqueue.monitor.time_use import TimeUse, time_use
-from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import (
     Observer,
     Process,
@@ -27,9 +26,10 @@ from fsqueue.pool.leases import (
 )
 from fsqueue.pool.names import WORKER, ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Current, Health, Status, WorkerState, read_status
-from fsqueue.pool.untrusted import number, printable
+from fsqueue.records.journal import Journals
+from fsqueue.records.status import Current, Health, Status, WorkerState, read_status
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import number, printable
 
 STALL_S: Final = 300.0
 LOADING_STALL_S: Final = 900.0

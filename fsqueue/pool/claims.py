@@ -51,8 +51,8 @@ from fsqueue.pool.leases import ABSENT_LOOKS
 from fsqueue.pool.names import ATTEMPT_MAX, ClaimName, id_and_cost, is_given_up
 from fsqueue.pool.requirements import CAPABILITY
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import FACTS_MAX, number, parse_json
 from fsqueue.storage import atomic, directories, permissions
+from fsqueue.storage.untrusted import FACTS_MAX, number, parse_json
 
 log = logging.getLogger(__name__)
 

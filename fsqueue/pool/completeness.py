@@ -28,10 +28,10 @@ from typing import Final
 from fsqueue.errors import ExitStatus, PoolError
 from fsqueue.pool import plans
 from fsqueue.pool.layout import State
-from fsqueue.pool.name_sets import Fingerprints, distinct, mark, sets
 from fsqueue.pool.names import SPOOL, id_and_cost, is_given_up
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic
+from fsqueue.storage.name_sets import Fingerprints, distinct, mark, sets
 
 LOOKS: Final = 5
 PAUSE_S: Final = 0.05

@@ -42,8 +42,8 @@ from fsqueue.pool.proof_of_life import look_at_process as look_at_process
 from fsqueue.pool.proof_of_life import proof_of_life as proof_of_life
 from fsqueue.pool.proof_of_life import seems_to_run
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import FACTS_MAX, read_json
 from fsqueue.storage import atomic, directories
+from fsqueue.storage.untrusted import FACTS_MAX, read_json
 
 BEATS_PER_LEASE: Final = 4
 SILENCE_LEASES: Final = 3

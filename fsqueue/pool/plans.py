@@ -29,12 +29,12 @@ from fsqueue.errors import FsqueueError, PoolError
 from fsqueue.pool import claims
 from fsqueue.pool.layout import FORMAT, SUFFIX
 from fsqueue.pool.leases import ABSENT_LOOKS
-from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ID, KIND, PRIORITY_MAX, SPOOL, ClaimName, id_and_cost
 from fsqueue.pool.requirements import CAPABILITY
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.untrusted import number
 from fsqueue.storage import atomic, directories
+from fsqueue.storage.name_sets import NameList
+from fsqueue.storage.untrusted import number
 
 HEAD_MAX: Final = 1 << 24
 ROW_MAX: Final = 1 << 20

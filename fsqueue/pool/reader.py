@@ -22,7 +22,7 @@ from fsqueue.pool.overwriting import (
     refuse_overwriting,
 )
 from fsqueue.pool.settings import open_pool, spool_names
-from fsqueue.pool.untrusted import read_json
+from fsqueue.storage.untrusted import read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from typing import Final
 from fsqueue.errors import PoolError, UsageError
 from fsqueue.pool.layout import DIRECTORIES, FORMAT, Layout
 from fsqueue.pool.names import SPOOL, natural
-from fsqueue.pool.untrusted import FACTS_MAX, read_json
 from fsqueue.storage import atomic, directories, permissions
+from fsqueue.storage.untrusted import FACTS_MAX, read_json
 
 LEASE_S: Final = 30.0
 LEASE_MIN_S: Final = 1.0

@@ -20,7 +20,7 @@ from typing import Final
 from fsqueue.pool.names import WORKER, id_and_cost
 from fsqueue.pool.requirements import base_of, lacks
 from fsqueue.pool.settings import PoolDirectory, Spool, spool_names
-from fsqueue.pool.status import LEAVING, Status, heartbeat, read_status
+from fsqueue.records.status import LEAVING, Status, heartbeat, read_status
 from fsqueue.scheduling.choose import LOAD_S, Preferences
 from fsqueue.scheduling.peers import living, peers
 from fsqueue.scheduling.score import MODEL_LOADED, SPECIALISED, Candidate, Need, explain, score

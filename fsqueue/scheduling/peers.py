@@ -17,10 +17,10 @@ from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LEAVING, Status, heartbeat, read_status
-from fsqueue.pool.untrusted import printable
+from fsqueue.records.status import LEAVING, Status, heartbeat, read_status
 from fsqueue.scheduling.choose import Peer
 from fsqueue.scheduling.score import Candidate
+from fsqueue.storage.untrusted import printable
 
 
 def living(pool: PoolDirectory, *, but: str = "") -> list[Status]:

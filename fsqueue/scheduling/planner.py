@@ -22,7 +22,6 @@ from fsqueue.gpu.memory import memory_gib
 from fsqueue.gpu.sharing import usable_gib
 from fsqueue.handler import Handler, Item, Source, claim_id, source_key
 from fsqueue.pool import claims, plans
-from fsqueue.pool.name_sets import Fingerprints, mark, repeated
 from fsqueue.pool.plans import Plan, Share
 from fsqueue.pool.requirements import compose, requiring
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, read_spool, spool_names
@@ -37,6 +36,7 @@ from fsqueue.scheduling.gpu_spec import (
 )
 from fsqueue.scheduling.supersede import Versions, companions, read_versions, supersede
 from fsqueue.storage import atomic, directories, permissions
+from fsqueue.storage.name_sets import Fingerprints, mark, repeated
 
 CLAIMS_PER_SPOOL: Final = 8
 """With fewer claims, stealing cannot even out a spool: with 2, a mixed pair ends 25 % late; with 8,

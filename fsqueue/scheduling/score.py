@@ -27,7 +27,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.status import Health
+from fsqueue.records.status import Health
 
 MODEL_LOADED: Final = 100.0
 SPECIALISED: Final = 50.0

@@ -27,11 +27,11 @@ from typing import Any
 from fsqueue.errors import PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims, plans
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName, Role, is_given_up, is_superseded, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.untrusted import read_json
+from fsqueue.records.journal import EventKind, Journal
+from fsqueue.storage.untrusted import read_json
 
 
 @dataclass(frozen=True, slots=True)

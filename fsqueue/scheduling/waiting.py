@@ -1,6 +1,6 @@
 """The waiting claims of a spool, best last, in little memory and for any preferences.
 
-Names are kept as bytes (`pool.name_sets`) and parsed when they are looked at: a million of them
+Names are kept as bytes (`storage.name_sets`) and parsed when they are looked at: a million of them
 take 45 MB, and would take 300 as `ClaimName`. The names of each kind and standing are one group, in
 runs of some thousands that are sorted once, by cost. A worker's preferences, which change with
 every model that it loads and every claim that fails, decide which group comes first; no name is
@@ -18,10 +18,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from fsqueue.pool.name_sets import NameList
 from fsqueue.pool.names import ClaimName, is_waiting, priority_of, vain_of
 from fsqueue.pool.requirements import base_of
 from fsqueue.scheduling.choose import ClaimRank, ClaimStanding, Preferences, merit
+from fsqueue.storage.name_sets import NameList
 
 RUN: Final = 8192
 """How many names are sorted at a time."""

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from fsqueue.errors import PoolError
-from fsqueue.pool.name_sets import Fingerprints, mark
 from fsqueue.pool.names import is_waiting
 from fsqueue.pool.settings import PoolDirectory, spool_names
 from fsqueue.storage import atomic
+from fsqueue.storage.name_sets import Fingerprints, mark
 from fsqueue.storage.operation_count import operations
 
 WAIT_INTERVALS: Final = (1.0, 1.0, 2.0, 4.0, 7.0)

@@ -17,13 +17,12 @@ from typing import Final
 
 from fsqueue.errors import PoolError
 from fsqueue.pool import claims
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.names import PRIORITY_MAX, VAIN_RUNS_MAX, ClaimName, host_of
 from fsqueue.pool.reckoning import Reckoning
 from fsqueue.pool.requirements import base_of
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import Status
-from fsqueue.pool.untrusted import number, read_json
+from fsqueue.records.journal import EventKind, Journal
+from fsqueue.records.status import Status
 from fsqueue.scheduling.choose import (
     PLENTY,
     Patience,
@@ -38,7 +37,8 @@ from fsqueue.scheduling.peers import PeerStatuses, held_by, peers, rates_of_like
 from fsqueue.scheduling.waiting import WaitingClaims
 from fsqueue.storage import atomic
 from fsqueue.storage.locks import try_lock
-from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.storage.untrusted import number, read_json
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 

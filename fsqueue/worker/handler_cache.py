@@ -8,12 +8,12 @@ import stat
 
 from fsqueue.errors import ClaimFailed
 from fsqueue.handler import Handler, Work, load_handler
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.requirements import base_of
-from fsqueue.pool.status import WorkerState
+from fsqueue.records.journal import EventKind, Journal
+from fsqueue.records.status import WorkerState
 from fsqueue.scheduling.choose import Preferences
-from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 from fsqueue.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)

@@ -23,12 +23,12 @@ from fsqueue.gpu.utilization import Sampler
 from fsqueue.handler import registered
 from fsqueue.pool.requirements import Tier, tier_named
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LeaveReason
+from fsqueue.records.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.storage import permissions
+from fsqueue.worker.attempts.path_map import PathMap
+from fsqueue.worker.attempts.patience import patiently
 from fsqueue.worker.backoff import OPERATIONS_MAX
-from fsqueue.worker.path_map import PathMap
-from fsqueue.worker.patience import patiently
 from fsqueue.worker.settings import WorkerSettings, installed_capabilities
 from fsqueue.worker.spool_choice import choose_spool
 from fsqueue.worker.worker import Worker

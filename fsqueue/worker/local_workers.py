@@ -29,7 +29,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Process, look_at_process
 from fsqueue.pool.settings import PoolDirectory, spool_names
-from fsqueue.pool.status import LeaveReason, read_statuses
+from fsqueue.records.status import LeaveReason, read_statuses
 from fsqueue.worker.signals import SIGNALS
 
 log = logging.getLogger(__name__)

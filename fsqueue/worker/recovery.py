@@ -29,11 +29,11 @@ from typing import Final
 from fsqueue.errors import ClaimLost, PoolError
 from fsqueue.pool import claims, plans
 from fsqueue.pool.inbox import bounce_strays
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer, Standing
 from fsqueue.pool.names import SPOOL, ClaimName
 from fsqueue.pool.settings import PoolDirectory, spool_names
+from fsqueue.records.journal import EventKind, Journal
 from fsqueue.slurm.job_fate import JobFates
 from fsqueue.storage import atomic, directories
 from fsqueue.storage.mounts import listings_may_be_old

@@ -9,10 +9,10 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.status import Status
+from fsqueue.records.status import Status
 from fsqueue.slurm.allocation import Allocation
+from fsqueue.worker.attempts.path_map import PathMap
 from fsqueue.worker.backoff import OPERATIONS_MAX
-from fsqueue.worker.path_map import PathMap
 
 CAPABILITIES_GROUP: Final = "fsqueue.capabilities"
 

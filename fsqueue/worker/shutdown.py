@@ -24,12 +24,12 @@ from typing import Any, Final
 
 from fsqueue.errors import ExitStatus, exit_status_of_signal
 from fsqueue.pool.layout import Order, order_name
-from fsqueue.pool.status import LeaveReason
+from fsqueue.records.status import LeaveReason
 from fsqueue.slurm.allocation import Allocation
-from fsqueue.worker.heartbeat import Heartbeat
-from fsqueue.worker.progress import AWAY_S
+from fsqueue.worker.attempts.verdicts import Cause
+from fsqueue.worker.liveness.heartbeat import Heartbeat
+from fsqueue.worker.liveness.progress import AWAY_S
 from fsqueue.worker.signals import SIGNALS, TIME_SIGNALS
-from fsqueue.worker.verdicts import Cause
 
 KILL_WAIT_S: Final = 30.0
 """From SLURM's SIGTERM to its SIGKILL, unless its configuration says otherwise."""

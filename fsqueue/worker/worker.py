@@ -23,29 +23,29 @@ from fsqueue.broadcast.jobs import JOBS
 from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
-from fsqueue.pool.checksums import Checksums
 from fsqueue.pool.completeness import Completeness, look_for_all, trouble
 from fsqueue.pool.inbox import Inbox
-from fsqueue.pool.journal import EventKind, Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LeaveReason, WorkerState
+from fsqueue.records.checksums import Checksums
+from fsqueue.records.journal import EventKind, Journal
+from fsqueue.records.status import LeaveReason, WorkerState
 from fsqueue.storage import directories
-from fsqueue.worker.attempt import Attempt
+from fsqueue.worker.attempts.attempt import Attempt
+from fsqueue.worker.attempts.patience import patiently
+from fsqueue.worker.attempts.probe import Found, Probe
+from fsqueue.worker.attempts.provenance import Surroundings
+from fsqueue.worker.attempts.suspicion import Suspicion
+from fsqueue.worker.attempts.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorker, verdict
 from fsqueue.worker.backoff import Backoff, RateLimit
 from fsqueue.worker.claim_source import ClaimSource
 from fsqueue.worker.handler_cache import HandlerCache
-from fsqueue.worker.heartbeat import Heartbeat
-from fsqueue.worker.patience import patiently
-from fsqueue.worker.probe import Found, Probe
-from fsqueue.worker.provenance import Surroundings
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.shutdown import Departure, Shutdown
-from fsqueue.worker.suspicion import Suspicion
-from fsqueue.worker.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorker, verdict
 
 log = logging.getLogger(__name__)
 

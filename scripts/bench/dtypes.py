@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from embed import Encoder
 from embed.inputs.fasta import parse_records
-from embed.models.hub import find
+from embed.models.published.hub import find
 from scripts.make_model import write_random
 
 PROTEINS = Path(__file__).resolve().parents[1] / "data" / "HG003684.faa"

@@ -175,10 +175,11 @@ def do_claim(folder: Path, kind: str, rate: float) -> tuple[int, float, float]:
     from embed.engine.engine import Engine
     from embed.handlers.embed_claim import ClaimModel, embed
     from embed.inputs.fasta import parse_records
-    from embed.models.convention import Convention
+    from embed.models.conventions.convention import Convention
+    from embed.models.conventions.pooling import Pooler
     from embed.models.cost import ModelShape
-    from embed.models.packed import Frame, Kernel
-    from embed.models.pooling import Pooler
+    from embed.models.packed.kernels import Kernel
+    from embed.models.packed.layout import Frame
     from fsqueue import Work
 
     class Device(Cpu):

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +80,41 @@ def tiny_dnabert(layers: int) -> Any:
 
 def measure_new(name: str, tokens: int) -> tuple[float, float]:
     """Return the milliseconds of preparing a batch, and of asking for its kernels."""
-    from embed.models import packed, pooling
-    from embed.models.convention import Convention
-    from embed.models.pooling import Pooler
-    from embed.models.states import States
+    from embed.models.conventions import pooling
+    from embed.models.conventions.convention import Convention
+    from embed.models.conventions.pooling import Pooler
+    from embed.models.dnabert import network
+    from embed.models.packed import attention, products
+    from embed.models.packed.kernels import Kernel
+    from embed.models.packed.layout import Layout
+    from embed.models.packed.pack import Pack
+    from embed.models.packed.states import States
+
+    products._has_onednn = lambda _weight: False  # as on a GPU
 
     is_dna = name == "DNABERT-S"
     encoder = (tiny_dnabert if is_dna else tiny_esm2)(LAYERS[name])
-    kernel = packed.Kernel.PADDED if is_dna else packed.Kernel.VARLEN
+    kernel = Kernel.PADDED if is_dna else Kernel.VARLEN
     batch = sequences_of(tokens, dna=is_dna)
     buffer = torch.empty(8 * tokens, dtype=torch.uint8)
 
     def prepare() -> None:
-        layout = packed.Layout([len(ids) for ids in batch], encoder.frame, kernel)
+        layout = Layout([len(ids) for ids in batch], encoder.frame, kernel)
         layout.write(batch, buffer.numpy())
 
-    packed.varlen = lambda q, _k, _v, _bounds, _longest: torch.empty_like(q)
-    packed.biased_attention = lambda q, _k, v, *_: torch.empty_like(v)
+    attention.varlen = lambda q, _k, _v, _bounds, _longest: torch.empty_like(q)
+    for user in (attention, network):
+        user.biased_attention = lambda q, _k, v, *_: torch.empty_like(v)
     pooling.reduce = pooling.reduce_segments  # as on a GPU
     small = [ids[:6] for ids in batch[:3]]
-    layout = packed.Layout([len(ids) for ids in small], encoder.frame, kernel)
+    layout = Layout([len(ids) for ids in small], encoder.frame, kernel)
     data = np.empty(layout.bytes, np.uint8)
     layout.write(small, data)
     pooler = Pooler(Convention())
 
     def ask() -> None:
         with torch.inference_mode():
-            pack = packed.Pack.read(torch.from_numpy(data).clone(), layout)
+            pack = Pack.read(torch.from_numpy(data).clone(), layout)
             pooler(States(encoder.states(pack), pack.bounds)).clone()
 
     return best_ms(prepare), best_ms(ask)
@@ -116,6 +125,7 @@ def measure_old(name: str, tokens: int) -> tuple[float, float]:
     from embed.models import packed, pooling
     from embed.models.packed import Pack
 
+    packed._has_onednn = lambda _weight: False  # as on a GPU
     is_dna = name == "DNABERT-S"
     encoder = (tiny_dnabert if is_dna else tiny_esm2)(LAYERS[name])
     batch = sequences_of(tokens, dna=is_dna)
@@ -150,10 +160,7 @@ def measure_old(name: str, tokens: int) -> tuple[float, float]:
 def measure(tokens: int) -> dict[str, tuple[float, float]]:
     """Return what this interpreter's `embed` takes, by model."""
     torch.set_num_threads(1)
-    from embed.models import packed
-
-    packed._has_onednn = lambda _weight: False  # as on a GPU
-    is_new = hasattr(packed, "Layout")
+    is_new = find_spec("embed.engine.device") is not None
     return {name: (measure_new if is_new else measure_old)(name, tokens) for name in LAYERS}
 
 

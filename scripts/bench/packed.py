@@ -25,7 +25,8 @@ import transformers as hf
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from embed.models.generic.network import GenericEncoder
-from embed.models.packed import DTYPES, Kernel
+from embed.models.packed.kernels import Kernel
+from embed.models.packed.products import DTYPES
 
 TOKENS = 4096
 SHAPES: dict[str, tuple[Callable[[], Any], int]] = {

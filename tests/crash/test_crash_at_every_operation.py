@@ -21,7 +21,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.worker.verdicts import Cause
+from fsqueue.worker.attempts.verdicts import Cause
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.pools import (
     ManualWorker,

@@ -14,7 +14,7 @@ import pytest
 import fsqueue
 from fsqueue.pool import claims
 from fsqueue.pool.layout import State
-from fsqueue.worker.verdicts import Cause
+from fsqueue.worker.attempts.verdicts import Cause
 from tests.support.crash import CHANGES
 from tests.support.pools import ManualWorker, make_pool, only_claim, work_until_done
 from tests.support.processes import wait_for

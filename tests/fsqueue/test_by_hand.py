@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.settings import PoolDirectory, open_pool
-from fsqueue.pool.status import read_statuses
+from fsqueue.records.status import read_statuses
 from tests.support.nvml.fake_driver import Driver, install
 from tests.support.planning import counts, make_inputs
 from tests.support.processes import Start, fsqueue, wait_for

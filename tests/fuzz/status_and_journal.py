@@ -8,16 +8,16 @@ from dataclasses import asdict
 
 from fsqueue.history.attempts import attempts
 from fsqueue.history.trace import records
+from fsqueue.metrics.log_file import metric_lines
+from fsqueue.metrics.prometheus import exposition
 from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.locate import find
 from fsqueue.monitor.log_lines import counted, spool_line
-from fsqueue.monitor.metrics_log import metric_lines
-from fsqueue.monitor.prometheus import exposition
 from fsqueue.monitor.snapshot import Reader
-from fsqueue.pool.journal import Journals, read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName, LeaseName
-from fsqueue.pool.status import heartbeat, read_status
+from fsqueue.records.journal import Journals, read_events
+from fsqueue.records.status import heartbeat, read_status
 from fsqueue.scheduling.choose import Peer, Preferences, choose
 from fsqueue.scheduling.peers import living, peers, rates_of_likes
 from fsqueue.scheduling.score import Candidate, Need, explain, rank

@@ -133,7 +133,9 @@ class HyperQueue:
         wait_for(lambda: state_of(worker) == "T", f"HyperQueue's worker {worker} to stop")
         below = _descendants(worker)
         # Guardians first: they would end the leases.
-        for pid in sorted(below, key=lambda pid: "fsqueue.worker.guardian" not in command_of(pid)):
+        for pid in sorted(
+            below, key=lambda pid: "fsqueue.worker.liveness.guardian" not in command_of(pid)
+        ):
             with suppress(ProcessLookupError):  # RACE: programs of the claims come and go
                 os.kill(pid, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)

@@ -23,7 +23,7 @@ from fsqueue.pool.leases import BEATS_PER_LEASE
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
 from fsqueue.storage import atomic, directories
-from fsqueue.worker.verdicts import Cause
+from fsqueue.worker.attempts.verdicts import Cause
 from tests.support.crash import copies, interrupted
 from tests.support.interleave import Sequencer, interpose, run_in_threads
 from tests.support.pools import (

@@ -7,11 +7,11 @@ from typing import Final
 from fsqueue.errors import LeaseLost
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims, plans
-from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Observer
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool, open_pool
+from fsqueue.records.journal import Journal
 from fsqueue.storage import directories
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.worker import Worker, WorkerSettings

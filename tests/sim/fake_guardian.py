@@ -1,7 +1,7 @@
 """The real guardian, in a simulated process beside each worker.
 
-`fsqueue.worker.guardian` needs a poll, a pipe and memory that two processes share. Here the poll
-waits in simulated time, and the memory is the one that both have.
+`fsqueue.worker.liveness.guardian` needs a poll, a pipe and memory that two processes share. Here
+the poll waits in simulated time, and the memory is the one that both have.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from fsqueue.pool.leases import BEATS_PER_LEASE, Lease
 from fsqueue.pool.names import LeaseName
 from fsqueue.pool.proof_of_life import is_stopped
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.worker.guardian import IGNORED, Guardian
-from fsqueue.worker.progress import Progress
+from fsqueue.worker.liveness.guardian import IGNORED, Guardian
+from fsqueue.worker.liveness.progress import Progress
 from tests.sim.fake_os import SIM, SIM_TIME, SimEvent
 from tests.sim.world import Process
 

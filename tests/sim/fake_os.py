@@ -29,12 +29,12 @@ import fsqueue.pool.plans
 import fsqueue.storage.atomic
 import fsqueue.storage.operation_count
 import fsqueue.worker.claim_source
-import fsqueue.worker.guardian
 import fsqueue.worker.handler_cache
-import fsqueue.worker.heartbeat
+import fsqueue.worker.liveness.guardian
+import fsqueue.worker.liveness.heartbeat
 import fsqueue.worker.recovery
 import fsqueue.worker.worker
-from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 from tests.sim.disk import Inode, failure
 from tests.sim.world import Process, Table, World
 
@@ -623,12 +623,12 @@ def simulated_modules(handler: Callable[[str], Any]) -> Iterator[Context]:
             fsqueue.worker.recovery: {"listings_may_be_old": lambda root: True},
             fsqueue.worker.worker: {"Heartbeat": SimHeartbeat},
             fsqueue.storage.operation_count: {"operations": counted},
-            fsqueue.worker.guardian: {
+            fsqueue.worker.liveness.guardian: {
                 "operations": counted,
                 "select": SimpleNamespace(poll=fake_guardian.SimPoll, POLLIN=1),
                 "end_everything_of": fake_guardian.end_children_of,
             },
-            fsqueue.worker.heartbeat: {
+            fsqueue.worker.liveness.heartbeat: {
                 "operations": counted,
                 "GuardianProcess": fake_guardian.SimGuardianProcess,
             },

@@ -26,7 +26,7 @@ from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, add_spool
 from fsqueue.scheduling import planner
 from fsqueue.storage import atomic, directories
-from fsqueue.worker.attempt import Attempt
+from fsqueue.worker.attempts.attempt import Attempt
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.worker import Worker
 

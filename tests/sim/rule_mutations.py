@@ -14,22 +14,24 @@ from typing import Any
 
 from fsqueue.errors import ClaimFailed
 from fsqueue.maintenance import audit
-from fsqueue.pool import checksums, claims, completeness, leases, plans, proof_of_life
+from fsqueue.pool import claims, completeness, leases, plans, proof_of_life
 from fsqueue.pool.layout import Layout, State
 from fsqueue.pool.leases import Observer
 from fsqueue.pool.names import LeaseName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LeaveReason
+from fsqueue.records import checksums
+from fsqueue.records.status import LeaveReason
 from fsqueue.scheduling.choose import Preferences
 from fsqueue.storage import atomic, directories
-from fsqueue.worker import attempt, handler_cache, verdicts
-from fsqueue.worker.attempt import Attempt
-from fsqueue.worker.guardian import Guardian
-from fsqueue.worker.probe import Finding, Found, Probe
-from fsqueue.worker.progress import Silence
+from fsqueue.worker import handler_cache
+from fsqueue.worker.attempts import attempt, verdicts
+from fsqueue.worker.attempts.attempt import Attempt
+from fsqueue.worker.attempts.probe import Finding, Found, Probe
+from fsqueue.worker.attempts.verdicts import Cause, Evidence, ForClaim, ForWorker, Verdict
+from fsqueue.worker.liveness.guardian import Guardian
+from fsqueue.worker.liveness.progress import Silence
 from fsqueue.worker.recovery import Recovery
 from fsqueue.worker.shutdown import Departure, Shutdown, StopNow
-from fsqueue.worker.verdicts import Cause, Evidence, ForClaim, ForWorker, Verdict
 from fsqueue.worker.worker import Worker
 from tests.sim.fake_os import SIM
 from tests.sim.mutations import Function, mutation, wrong_constant

@@ -16,8 +16,8 @@ from fsqueue.maintenance.restore import repair_pool
 from fsqueue.pool.completeness import Completeness, look_for_all
 from fsqueue.pool.names import Role, role_of
 from fsqueue.pool.settings import open_pool
-from fsqueue.pool.status import LeaveReason
-from fsqueue.worker.verdicts import PASSING
+from fsqueue.records.status import LeaveReason
+from fsqueue.worker.attempts.verdicts import PASSING
 from fsqueue.worker.worker import WorkerSettings
 from tests.sim.actors import (
     ROOT,

@@ -16,7 +16,7 @@ from fsqueue.handler import Work
 from fsqueue.pool import claims
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import open_pool
-from fsqueue.pool.status import LeaveReason
+from fsqueue.records.status import LeaveReason
 from fsqueue.worker.shutdown import Departure
 from fsqueue.worker.worker import Worker, WorkerSettings
 from tests.sim.actors import ROOT, Simulated

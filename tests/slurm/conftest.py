@@ -16,7 +16,7 @@ from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, create_pool
-from fsqueue.pool.status import Status, read_statuses
+from fsqueue.records.status import Status, read_statuses
 from fsqueue.scheduling.planner import PlanRequest, plan_into
 from fsqueue.slurm.allocation import Job
 from tests.slurm.cluster import PACKAGES, Cluster, missing

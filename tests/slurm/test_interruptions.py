@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.layout import State
-from fsqueue.pool.status import WorkerState
+from fsqueue.records.status import WorkerState
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import LEASE_S, Farm, install_deaf
 from tests.support.planning import ids, names_in

@@ -20,7 +20,7 @@ from embed.engine.device import Compute, Launch, Rows
 from embed.models.dnabert.network import DnabertEncoder
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.esm2.network import Esm2Encoder
-from embed.models.packed import DTYPES
+from embed.models.packed.products import DTYPES
 
 SIZES = {"8M": (6, 320, 20), "650M": (33, 1280, 20), "small": (2, 64, 4)}
 """Layers, width and heads of ESM-2."""

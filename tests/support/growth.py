@@ -14,7 +14,7 @@ from pathlib import Path
 from fsqueue.handler import Handler
 from fsqueue.pool.leases import BEATS_PER_LEASE, LeaseName, proof_of_life
 from fsqueue.pool.settings import LEASE_S, PoolDirectory
-from fsqueue.pool.status import Status
+from fsqueue.records.status import Status
 from tests.support.handlers import install_handler
 from tests.support.planning import make_inputs, plan
 from tests.support.processes import FSQUEUE

@@ -12,7 +12,7 @@ from fsqueue.pool.layout import FORMAT, State
 from fsqueue.pool.leases import Lease
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, Spool, add_spool, create_pool
-from fsqueue.pool.status import Status
+from fsqueue.records.status import Status
 
 JOURNAL_LINES = 300
 COST = 8_000

@@ -17,7 +17,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Status
+from fsqueue.records.status import Status
 
 ELSEWHERE = "node7"
 

@@ -13,16 +13,16 @@ from fsqueue.broadcast import broadcast
 from fsqueue.errors import ClaimFailed
 from fsqueue.handler import Work, load_handler
 from fsqueue.maintenance.audit import audit_pool
-from fsqueue.monitor.metrics_log import HEADER
-from fsqueue.pool.checksums import Checksums, measure
+from fsqueue.metrics.log_file import HEADER
 from fsqueue.pool.claims import any_failed
 from fsqueue.pool.inbox import bounce, inbox_of
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.requirements import Tier
 from fsqueue.pool.settings import PoolDirectory, open_pool
+from fsqueue.records.checksums import Checksums, measure
 from fsqueue.storage import atomic
-from fsqueue.worker.verdicts import Cause
+from fsqueue.worker.attempts.verdicts import Cause
 from tests.support.crash import crash, die_after
 from tests.support.crash_cases import Reads, Writes, check_settles, settle
 from tests.support.planning import make_inputs, plan_command

@@ -19,20 +19,20 @@ from fsqueue.errors import BadInput
 from fsqueue.handler import Handler, Item, Source, Work
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journal
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Lease, Observer
 from fsqueue.pool.names import ClaimName, new_worker_id
 from fsqueue.pool.settings import PoolDirectory, Spool, create_pool, spool_names
-from fsqueue.pool.status import Status
+from fsqueue.records.journal import Journal
+from fsqueue.records.status import Status
 from fsqueue.scheduling.planner import PlanRequest, PlanResult, plan_into
 from fsqueue.storage import directories
 from fsqueue.storage.locks import try_lock
-from fsqueue.worker.attempt import Attempt
-from fsqueue.worker.heartbeat import Heartbeat
+from fsqueue.worker.attempts.attempt import Attempt
+from fsqueue.worker.attempts.verdicts import Cause
+from fsqueue.worker.liveness.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovered, Recovery
 from fsqueue.worker.shutdown import Shutdown
-from fsqueue.worker.verdicts import Cause
 
 STEPS_MAX = 1000
 

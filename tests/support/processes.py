@@ -143,7 +143,11 @@ def leases_in(pool: PoolDirectory) -> list[str]:
 
 def guardians_of(worker_pid: int) -> list[int]:
     """Return the pids of the guardian of a worker: at most one."""
-    return [pid for pid in children_of(worker_pid) if "fsqueue.worker.guardian" in command_of(pid)]
+    return [
+        pid
+        for pid in children_of(worker_pid)
+        if "fsqueue.worker.liveness.guardian" in command_of(pid)
+    ]
 
 
 def children_of(pid: int) -> list[int]:

@@ -353,7 +353,7 @@ MISTAKES: Final = {
         everywhere=True,
     ),
     "R78 what made an output is not recorded with it": Mistake(
-        "fsqueue.worker.provenance:Surroundings",
+        "fsqueue.worker.attempts.provenance:Surroundings",
         "facts",
         lambda self: {},
         "tests/fsqueue/history/test_provenance.py::test_r78_it_stays_when_workers_are_forgotten",

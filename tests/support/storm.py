@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-from fsqueue.pool.journal import read_events
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.records.journal import read_events
 from tests.support.planning import ids, names_in, plan_command
 from tests.support.processes import Running, fsqueue
 

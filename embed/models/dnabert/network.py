@@ -24,23 +24,16 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
-from embed.models.convention import LAST, Layers
+from embed.models.conventions.convention import LAST, Layers
 from embed.models.dnabert.shape import DnabertShape
-from embed.models.packed import (
-    DTYPES,
-    Frame,
-    Pack,
-    PackedEncoder,
-    Padding,
-    TensorMap,
-    biased_attention,
-    bucketed,
-    gathered,
-    linear,
-    scores_dtype,
-)
-from embed.models.states import LayerStates
-from embed.models.streamed import (
+from embed.models.packed.attention import bucketed, gathered
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.kernels import biased_attention, scores_dtype
+from embed.models.packed.layout import Frame
+from embed.models.packed.pack import Pack, Padding
+from embed.models.packed.products import DTYPES, TensorMap, linear
+from embed.models.packed.states import LayerStates
+from embed.models.packed.streamed import (
     LayerMap,
     Place,
     Streamed,

@@ -18,19 +18,15 @@ import torch
 from torch.nn import functional
 from transformers import EsmModel
 
-from embed.models.convention import LAST, Layers
+from embed.models.conventions.convention import LAST, Layers
 from embed.models.esm2.tokenizer import BEGIN, END
-from embed.models.packed import (
-    DTYPES,
-    Frame,
-    Pack,
-    PackedEncoder,
-    TensorMap,
-    attend,
-    linear,
-)
-from embed.models.states import LayerStates
-from embed.models.streamed import (
+from embed.models.packed.attention import attend
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.layout import Frame
+from embed.models.packed.pack import Pack
+from embed.models.packed.products import DTYPES, TensorMap, linear
+from embed.models.packed.states import LayerStates
+from embed.models.packed.streamed import (
     LayerMap,
     Place,
     Streamed,
@@ -64,7 +60,7 @@ def load(folder: str, dtype: str, place: Place, adapter: str = "") -> Esm2Encode
             f"is {missing[0]}); it was saved from another kind of model. Give a complete ESM-2."
         )
     if adapter:
-        from embed.models.merge_adapter import merge_adapter
+        from embed.models.published.merge_adapter import merge_adapter
 
         model = merge_adapter(model, adapter)
     return Esm2Encoder(model.eval(), place)

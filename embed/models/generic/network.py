@@ -22,13 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.models.convention import LAST, Layers
+from embed.models.conventions.convention import LAST, Layers
 from embed.models.generic import packed_attention
 from embed.models.generic.shape import AFTER_PADDING, positions
 from embed.models.generic.streamed_modules import stream_modules
-from embed.models.packed import AMPERE, DTYPES, Frame, Kernel, Pack, PackedEncoder, gathered
-from embed.models.states import LayerStates
-from embed.models.streamed import NotStreamed, Place, Streamed
+from embed.models.packed.attention import gathered
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.kernels import AMPERE, Kernel
+from embed.models.packed.layout import Frame
+from embed.models.packed.pack import Pack
+from embed.models.packed.products import DTYPES
+from embed.models.packed.states import LayerStates
+from embed.models.packed.streamed import NotStreamed, Place, Streamed
 from embed.models.transformers_output import transformers_silenced
 from fsqueue import ClaimImpossible
 
@@ -88,7 +93,7 @@ def load(
         ) from error
     _check_weights(folder, model, found)
     if adapter:
-        from embed.models.merge_adapter import merge_adapter
+        from embed.models.published.merge_adapter import merge_adapter
 
         model = merge_adapter(model, adapter)
     if config.is_encoder_decoder and not encoder_only:

@@ -23,7 +23,8 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
-from embed.models.packed import Kernel, Pack, varlen
+from embed.models.packed.kernels import Kernel, varlen
+from embed.models.packed.pack import Pack
 
 NAME: Final = "fsqueue_packed"
 CHANGES_SCORES: Final = ("softcap", "s_aux", "sinks", "cache", "block_table")

@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 
 from fsqueue.errors import PoolError
 from fsqueue.pool.names import LeaseName
-from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic, directories
+from fsqueue.storage.untrusted import read_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import torch
 from embed.engine import cuda
 from embed.engine.cuda import Cuda, check_kernels, refuse_emulation, refuse_missing_code
 from embed.models import packed
-from embed.models.packed import Kernel, kernel_for
+from embed.models.packed.kernels import Kernel, kernel_for
 from fsqueue import NodeTrouble, NotSupportedError, usable_gib
 from tests.support import flash
 from tests.support.simulated_device import SimulatedDevice

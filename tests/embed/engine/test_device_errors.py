@@ -10,7 +10,7 @@ import torch
 from embed.engine import device_errors
 from embed.engine.device_errors import KNOWN, Known, Meaning, meaning_of, typed, typed_errors
 from fsqueue import NodeTrouble, NotSupportedError, WorkerBroken
-from fsqueue.worker.verdicts import cause_of, verdict
+from fsqueue.worker.attempts.verdicts import cause_of, verdict
 
 MESSAGES = {
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of": "no memory",
@@ -122,7 +122,7 @@ def test_the_type_decides_first() -> None:
 
 @pytest.mark.parametrize("meaning", Meaning)
 def test_what_is_raised_has_the_documented_consequences(meaning: Meaning) -> None:
-    """The table of the module agrees with that of fsqueue.worker.verdicts."""
+    """The table of the module agrees with that of fsqueue.worker.attempts.verdicts."""
     table = (device_errors.__doc__ or "").partition("because\n")[2]
     rows = {cells[0]: cells[1:] for line in table.splitlines()
             if len(cells := re.split(r" {2,}", line.strip())) == 5}  # fmt: skip

@@ -12,10 +12,12 @@ import torch
 from embed.engine.batching import Tokenized
 from embed.engine.device import Cpu, choose_device
 from embed.engine.engine import PATIENCE, Engine, use_threads
-from embed.models.convention import LAST, PLAIN, Convention, Layers, Mode
+from embed.models.conventions.convention import LAST, PLAIN, Convention, Layers, Mode
+from embed.models.conventions.pooling import Pooler
 from embed.models.esm2 import network as esm2
-from embed.models.packed import Frame, Pack, PackedEncoder
-from embed.models.pooling import Pooler
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.layout import Frame
+from embed.models.packed.pack import Pack
 from fsqueue import ClaimFailed, ClaimImpossible, NodeTrouble, NotSupportedError, WorkerBroken
 from tests.support.simulated_device import SimulatedDevice
 

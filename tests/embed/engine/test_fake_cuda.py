@@ -10,9 +10,10 @@ import torch
 
 from embed.engine.batching import Tokenized
 from embed.engine.engine import Engine
-from embed.models.convention import Convention, Mode
-from embed.models.packed import Kernel, PackedEncoder
-from embed.models.pooling import Pooler
+from embed.models.conventions.convention import Convention, Mode
+from embed.models.conventions.pooling import Pooler
+from embed.models.packed.encoder import PackedEncoder
+from embed.models.packed.kernels import Kernel
 from tests.support import fake_cuda
 from tests.support.fake_cuda import FakeCuda, Record, lengths
 

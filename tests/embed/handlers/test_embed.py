@@ -331,7 +331,8 @@ def test_a_model_is_found_and_loaded_under_this_host_s_lock(
     from contextlib import contextmanager
 
     from embed.engine import model_cache
-    from embed.models import families, hub
+    from embed.models import families
+    from embed.models.published import hub
 
     held: list[str] = []
     met: list[tuple[str, tuple[str, ...]]] = []

@@ -19,7 +19,7 @@ from fsqueue.broadcast import broadcast
 from fsqueue.broadcast.broadcast import BroadcastRequest
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.worker.verdicts import Cause
+from fsqueue.worker.attempts.verdicts import Cause
 from tests.support.generic_models import TEXTS, write_model
 from tests.support.ingestion import broadcast_to_new_worker, run_inbox, send, start_worker
 

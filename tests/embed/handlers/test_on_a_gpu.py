@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from embed.engine import device
 from embed.models import families
-from embed.models.convention import LAST
+from embed.models.conventions.convention import LAST
 from embed.models.esm2.network import Esm2Encoder
 from embed.models.esm2.tokenizer import VOCABULARY
-from embed.models.streamed import StreamedLayer
+from embed.models.packed.streamed import StreamedLayer
 from embed.outputs.claim_file import decode_checkpoint
 from fsqueue import Interrupted, NodeTrouble
 from tests.embed.conftest import Bench, fasta

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertTokenizer, T5EncoderModel
 
 from embed import Encoder
-from embed.models import hub
 from embed.models.generic.network import load
 from embed.models.generic.shape import positions, refuse_too_long
 from embed.models.generic.tokenizer import GenericTokenizer
+from embed.models.published import hub
 from fsqueue import BadInput, ClaimImpossible, UsageError
 from tests.embed.conftest import Bench, fasta
 from tests.support import published_models as published

@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers as hf
 
-from embed.models.convention import LAST, Layers
+from embed.models.conventions.convention import LAST, Layers
 from embed.models.generic import network, packed_attention
 from embed.models.generic.network import GenericEncoder
 from embed.models.generic.tokenizer import GenericTokenizer
-from embed.models.packed import Kernel
+from embed.models.packed.kernels import Kernel
 from tests.support import flash, generic_models
 from tests.support import published_models as published
 

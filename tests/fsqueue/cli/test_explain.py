@@ -13,10 +13,10 @@ from fsqueue.cli import cli
 from fsqueue.command import Command
 from fsqueue.monitor.locate import Location, find
 from fsqueue.pool import claims
-from fsqueue.pool.journal import EventKind
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory, open_pool
-from fsqueue.pool.status import Current, write_status
+from fsqueue.records.journal import EventKind
+from fsqueue.records.status import Current, write_status
 from fsqueue.storage import atomic
 from fsqueue.worker.claim_source import ClaimSource
 from tests.support.pools import ManualWorker, make_pool, names_in, work_until_done

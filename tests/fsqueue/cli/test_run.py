@@ -15,7 +15,7 @@ from fsqueue import open_pool
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import lease_names
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import read_statuses
+from fsqueue.records.status import read_statuses
 from tests.support.nvml.fake_driver import Driver
 from tests.support.planning import FOREVER, counts, ids, make_inputs, names_in, plan_command
 from tests.support.processes import (

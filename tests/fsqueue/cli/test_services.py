@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import Current, read_status, write_status
+from fsqueue.records.status import Current, read_status, write_status
 from tests.support.planning import make_inputs, plan_command
 from tests.support.pools import ManualWorker, make_pool
 from tests.support.processes import Start, fsqueue, wait_for

@@ -33,8 +33,8 @@ from fsqueue.monitor.coordinator import WorkStealingCoordinator
 from fsqueue.monitor.counts import Amount
 from fsqueue.monitor.snapshot import Failure, Reader, Snapshot
 from fsqueue.monitor.workers import Use
-from fsqueue.pool.journal import Steal
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.records.journal import Steal
 from tests.support.monitor_data import fail, finish, snapshot, spool_row, worker_row, write_events
 from tests.support.pools import make_pool
 from tests.support.processes import wait_for

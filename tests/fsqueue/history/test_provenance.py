@@ -13,10 +13,10 @@ import pytest
 
 import fsqueue
 from fsqueue.history.provenance import Provenance, Provenances, digest, provenance
-from fsqueue.pool.checksums import Checksums, Content
 from fsqueue.pool.layout import State
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.worker.provenance import Surroundings, cpu_model, loaded_versions
+from fsqueue.records.checksums import Checksums, Content
+from fsqueue.worker.attempts.provenance import Surroundings, cpu_model, loaded_versions
 from fsqueue.worker.settings import WorkerSettings
 from tests.support.nvml.fake_driver import Driver
 from tests.support.planning import make_inputs, names_in, plan_command

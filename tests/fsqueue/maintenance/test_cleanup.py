@@ -17,7 +17,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import ended_lease_names, lease_names
 from fsqueue.pool.names import new_worker_id
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import read_status
+from fsqueue.records.status import read_status
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import atomic
 from tests.support.crash import copies, crash, every_crash, interrupted

@@ -15,10 +15,10 @@ from fsqueue.handler import Handler
 from fsqueue.maintenance.audit import audit_pool
 from fsqueue.maintenance.restore import Repair, repair_pool
 from fsqueue.pool import claims
-from fsqueue.pool.checksums import Checksums, measure
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, create_pool
+from fsqueue.records.checksums import Checksums, measure
 from fsqueue.scheduling.planner import plan_into
 from tests.support.pools import (
     Divisible,

@@ -12,7 +12,7 @@ from fsqueue.monitor.counts import Amount
 from fsqueue.monitor.log_lines import EVERY_S, PATIENCE_S, Lines, States, follow, spool_line
 from fsqueue.monitor.snapshot import Snapshot
 from fsqueue.monitor.workers import Use
-from fsqueue.pool.journal import Event
+from fsqueue.records.journal import Event
 from tests.support.monitor_data import finish, put_status, snapshot, spool_row
 from tests.support.pools import make_pool
 

@@ -21,8 +21,8 @@ from fsqueue.monitor.json_documents import watch_facts
 from fsqueue.monitor.snapshot import Reader, Snapshot
 from fsqueue.pool import claims
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.pool.status import Status, parse_status, write_status
-from fsqueue.pool.untrusted import printable
+from fsqueue.records.status import Status, parse_status, write_status
+from fsqueue.storage.untrusted import printable
 from tests.support.monitor_data import enlist, fail, finish, on_disk, put_status, take, write_events
 from tests.support.pools import ManualWorker, Trivial, contents, make_pool
 

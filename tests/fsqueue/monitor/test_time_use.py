@@ -12,13 +12,13 @@ import pytest
 from fsqueue.cli.status import _print_status
 from fsqueue.dashboard.board import View, board
 from fsqueue.handler import Computing
+from fsqueue.metrics.prometheus import exposition
 from fsqueue.monitor.gpu_hours import GpuHours, gpu_hours
 from fsqueue.monitor.json_documents import status_facts
-from fsqueue.monitor.prometheus import exposition
 from fsqueue.monitor.snapshot import Reader
 from fsqueue.monitor.time_use import TimeUse, sentence, time_use
 from fsqueue.pool.requirements import Tier
-from fsqueue.pool.status import Status, parse_status, write_status
+from fsqueue.records.status import Status, parse_status, write_status
 from tests.support.monitor_data import snapshot, spool_row, worker_row
 from tests.support.pools import make_pool
 

@@ -16,10 +16,10 @@ import pytest
 from fsqueue.monitor.counts import ClaimCounter
 from fsqueue.monitor.workers import LOADING_STALL_S, WorkerReader, WorkerRow
 from fsqueue.pool import claims
-from fsqueue.pool.journal import Journals
 from fsqueue.pool.leases import Lease, LeaseName
 from fsqueue.pool.proof_of_life import _stat, proof_of_life
 from fsqueue.pool.settings import PoolDirectory
+from fsqueue.records.journal import Journals
 from fsqueue.storage import atomic
 from tests.support.monitor_data import enlist, finish, put_status, take, write_events
 from tests.support.pools import Clock, id_here, make_pool

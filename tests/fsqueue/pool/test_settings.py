@@ -22,8 +22,8 @@ from fsqueue.pool.settings import (
     read_spool,
     spool_names,
 )
-from fsqueue.pool.untrusted import read_json
 from fsqueue.storage import atomic
+from fsqueue.storage.untrusted import read_json
 from tests.support.crash import every_crash
 from tests.support.interleave import Sequencer, interpose, run_in_threads
 from tests.support.pools import contents

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.pool.status import write_status
+from fsqueue.records.status import write_status
 from fsqueue.scheduling.backlog import NEVER, Wanted, loads, look, spool_speeds
 from fsqueue.scheduling.choose import LOAD_S
 from fsqueue.scheduling.planner import plan_into

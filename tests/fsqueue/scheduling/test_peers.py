@@ -8,7 +8,7 @@ import pytest
 
 from fsqueue.pool.leases import Lease
 from fsqueue.pool.settings import PoolDirectory, create_pool
-from fsqueue.pool.status import Status, read_status, write_status
+from fsqueue.records.status import Status, read_status, write_status
 from fsqueue.scheduling import peers
 
 

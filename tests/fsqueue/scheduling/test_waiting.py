@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fsqueue.pool import name_sets
-from fsqueue.pool.name_sets import BLOCK
 from fsqueue.pool.names import ClaimName
 from fsqueue.scheduling import choose
 from fsqueue.scheduling import waiting as waitlists
 from fsqueue.scheduling.choose import Preferences, in_order
 from fsqueue.scheduling.waiting import RUN, WaitingClaims
+from fsqueue.storage import name_sets
+from fsqueue.storage.name_sets import BLOCK
 
 KINDS = ("esm2", "esm2--t1", "dna", "merge--t3")
 

@@ -20,7 +20,7 @@ from fsqueue.pool import claims
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import write_status
+from fsqueue.records.status import write_status
 from fsqueue.scheduling.choose import PLENTY, Preferences
 from fsqueue.scheduling.planner import plan_into
 from fsqueue.worker import claim_source as claim_source_module

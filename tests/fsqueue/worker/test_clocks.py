@@ -16,7 +16,7 @@ from fsqueue.pool.layout import State
 from fsqueue.pool.leases import Process, lease_names, look_at_process, proof_of_life
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory, open_pool
-from fsqueue.pool.status import Status, read_statuses
+from fsqueue.records.status import Status, read_statuses
 from tests.support.clocks.hosts import Host, unshare
 from tests.support.planning import counts, make_inputs, names_in, plan_command
 from tests.support.processes import fsqueue, wait_for

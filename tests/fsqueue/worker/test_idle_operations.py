@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue.pool.settings import open_pool
-from fsqueue.pool.status import read_statuses
+from fsqueue.records.status import read_statuses
 from tests.support.handlers import install_handler
 from tests.support.idle_workers import IdleWorkers, start_idle_workers
 from tests.support.planning import make_inputs

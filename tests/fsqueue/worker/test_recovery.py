@@ -21,8 +21,8 @@ from fsqueue.scheduling.planner import plan_into
 from fsqueue.storage import directories
 from fsqueue.storage.operation_count import operations
 from fsqueue.worker import recovery
+from fsqueue.worker.attempts.verdicts import Cause
 from fsqueue.worker.recovery import Recovered
-from fsqueue.worker.verdicts import Cause
 from tests.support.crash import copies, die_after, every_crash
 from tests.support.interleave import interpose, refused, reply_lost, run_in_threads
 from tests.support.pools import (

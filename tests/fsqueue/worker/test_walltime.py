@@ -20,10 +20,10 @@ from fsqueue.errors import ExitStatus
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ClaimName
 from fsqueue.pool.settings import PoolDirectory
-from fsqueue.pool.status import LeaveReason, Status, write_status
+from fsqueue.records.status import LeaveReason, Status, write_status
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker.claim_source import ClaimSource
-from fsqueue.worker.progress import Progress
+from fsqueue.worker.liveness.progress import Progress
 from fsqueue.worker.settings import WorkerSettings
 from fsqueue.worker.shutdown import Shutdown, TookTooLong
 from fsqueue.worker.worker import Worker
@@ -242,7 +242,7 @@ def test_a_handler_deaf_to_stopping_is_interrupted_half_way_to_sigkill() -> None
 import signal, time, types
 from fsqueue.slurm.allocation import Allocation
 from fsqueue.worker import shutdown
-from fsqueue.worker.progress import Progress
+from fsqueue.worker.liveness.progress import Progress
 shutdown.KILL_WAIT_S = 0.5
 allocation = Allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": "x"})
 beat = types.SimpleNamespace(announce_leaving=lambda: None, progress=Progress())
