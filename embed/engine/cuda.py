@@ -12,19 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from embed.engine.device import Compute, Device, Launch, Rows, Warn
 from embed.engine.device_errors import typed_errors
-from embed.models.packed.kernels import AMPERE, Kernel, biased_attention, kernel_for, varlen
-from embed.models.packed.products import DTYPES
-from fsqueue import NodeTrouble, NotSupportedError, usable_gib, workers_per_gpu
+from embed.engine.kernel_check import check_kernels
+from embed.models.packed.kernels import AMPERE
+from fsqueue import NotSupportedError, usable_gib, workers_per_gpu
 
 AHEAD: Final = 3
 """One runs, one waits, one is being prepared or taken."""
-PROBE_LENGTHS: Final = (7, 20, 5)
-PROBE_TOLERANCE: Final = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 3e-2, "float16": 5e-3}
 VOLTA: Final = (7, 0)
 
 
@@ -191,49 +188,4 @@ def refuse_emulation(name: str, capability: tuple[int, int] | None, dtype: str) 
             f"this GPU only emulates {dtype}: the {name} is sm_{capability[0]}{capability[1]}, and "
             f"{dtype} needs sm_{needs[0]}{needs[1]}. Plan with --dtype {instead} for such cards, "
             f"or leave these claims to newer ones."
-        )
-
-
-def check_kernels(place: torch.device, capability: tuple[int, int] | None, dtype: str) -> None:
-    """Run a product and the attention kernels of a precision, and compare them with the CPU's.
-
-    Raises NodeTrouble if the numbers are wrong, and whatever the kernels raise.
-    """
-    generator = torch.Generator().manual_seed(1)
-    count, heads, d = sum(PROBE_LENGTHS), 2, 16
-    exact = torch.randn(3, count, heads, d, generator=generator).to(DTYPES[dtype]).float()
-    weight = torch.randn(48, heads * d, generator=generator).to(DTYPES[dtype]).float()
-    q, k, v = exact.to(place, DTYPES[dtype]).unbind()
-    bounds = torch.tensor([0, *np.cumsum(PROBE_LENGTHS)], dtype=torch.int32)
-    product = q.flatten(1) @ weight.to(place, DTYPES[dtype]).T
-    _compare("a product", dtype, product, exact[0].flatten(1) @ weight.T)
-    expected = _attention(exact, bounds)
-    for bias in (False, True):
-        kernel = kernel_for(capability, DTYPES[dtype], d, bias=bias)
-        if kernel is Kernel.VARLEN:
-            found = varlen(q, k, v, bounds.to(place), max(PROBE_LENGTHS))
-            _compare("attention (varlen)", dtype, found, expected)
-        elif kernel is Kernel.PADDED:
-            first, second, third = (x[: PROBE_LENGTHS[0]].transpose(0, 1)[None] for x in (q, k, v))
-            zero = torch.zeros(1, 1, 1, 8, dtype=q.dtype, device=place)[..., : PROBE_LENGTHS[0]]
-            found = biased_attention(first, second, third, zero)[0].transpose(0, 1)
-            _compare("attention (padded)", dtype, found, expected[: PROBE_LENGTHS[0]])
-
-
-def _attention(qkv: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    found = []
-    for start, stop in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
-        q, k, v = qkv[:, start:stop].transpose(1, 2)
-        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-        found.append((scores.softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(found)
-
-
-def _compare(what: str, dtype: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    apart = float((found.float().cpu() - expected).abs().max() / expected.abs().max())
-    if not apart <= PROBE_TOLERANCE[dtype]:  # also if it is NaN
-        raise NodeTrouble(
-            f"this GPU computes wrong results: {what} in {dtype} differs from the CPU's by "
-            f"{apart:.1e} of the largest number; the card, its driver or its PyTorch is faulty. "
-            f"This worker stops. See: nvidia-smi -q, dmesg"
         )

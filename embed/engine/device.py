@@ -5,8 +5,8 @@ A launch is everything that happens to a batch: its buffer goes up, kernels run,
 order. A buffer of `staging` belongs to its launch until `rows` has returned: a device may read it
 at any time until then.
 
-There are three implementations: the CPU here, CUDA in `cuda.py`, and one for tests, which runs late
-and runs out of memory where it is told to. MPS or another would be a fourth; nothing else in the
+There are four implementations: the CPU here, CUDA in `cuda.py`, the GPU of a Mac in `mps.py`, and
+one for tests, which runs late and runs out of memory where it is told to. Nothing else in the
 engine knows which it has.
 """
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from embed.engine.device_errors import typed_errors
 from embed.models.packed.products import DTYPES, has_half_instructions
-from fsqueue import memory_available
+from fsqueue import NotSupportedError, memory_available
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ class Device(ABC):
     """How many launches to keep in flight, so that it never waits for the next."""
     capability: tuple[int, int] | None = None
     """The CUDA compute capability."""
+    is_cpu: bool = False
+    is_proven: bool = True
+    """Whether its vectors are known to be right; else each model's are compared with the CPU's."""
 
     @property
     @abstractmethod
@@ -126,7 +129,7 @@ class Device(ABC):
         """
 
 
-class _Finished:
+class Finished:
     """A launch that has run already."""
 
     def __init__(self, rows: torch.Tensor, computing_s: float) -> None:
@@ -141,6 +144,7 @@ class Cpu(Device):
 
     place = torch.device("cpu")
     ahead = 1
+    is_cpu = True
     name = "cpu"
 
     def staging(self, size: int) -> torch.Tensor:
@@ -152,7 +156,7 @@ class Cpu(Device):
         begun = time.perf_counter()
         with torch.inference_mode():
             rows = compute(buffer)
-        return _Finished(rows, time.perf_counter() - begun)
+        return Finished(rows, time.perf_counter() - begun)
 
     def free_bytes(self) -> int | None:
         """Return the memory that this process may still use."""
@@ -186,9 +190,9 @@ class Cpu(Device):
 
 def _measure_reach(device: Device, dtype: torch.dtype) -> float:
     """Multiply matrices for REACH_S, and return the operations per second."""
-    size = REACH_SIZES[device.place.type == "cpu"]
+    size = REACH_SIZES[device.is_cpu]
     # Waiting takes about as long as a small product, so a GPU is given several at once.
-    together = 1 if device.place.type == "cpu" else 16
+    together = 1 if device.is_cpu else 16
     with torch.inference_mode():
         left = torch.ones(size, size, dtype=dtype, device=device.place)
         torch.mm(left, left)  # the first one also chooses a kernel, and may load it
@@ -203,9 +207,21 @@ def _measure_reach(device: Device, dtype: torch.dtype) -> float:
 
 
 def choose_device(warn: Warn) -> Device:
-    """Return the first visible GPU, else the CPU."""
+    """Return the first visible GPU, else the CPU; or the GPU of a Mac, where FSQUEUE_DEVICE=mps.
+
+    Raises NotSupportedError if FSQUEUE_DEVICE asks for what is not here.
+    """
     from embed.engine.cuda import Cuda
 
+    if asked := os.environ.get("FSQUEUE_DEVICE"):
+        if asked != "mps":
+            raise NotSupportedError(
+                f"FSQUEUE_DEVICE={asked} is unknown: it can be `mps`, the GPU of a Mac. Without it "
+                f"the first visible GPU or else the CPU is used."
+            )
+        from embed.engine.mps import Mps
+
+        return Mps()
     with typed_errors():
         if Cuda.is_here():
             return Cuda()

@@ -91,6 +91,7 @@ KNOWN: Final = (
     Known("forward compatibility was attempted", Meaning.NOT_SUPPORTED, 804),
     Known("driver on your system is too old", Meaning.NOT_SUPPORTED),
     Known("not compiled with cuda", Meaning.NOT_SUPPORTED),
+    Known("not currently implemented for the mps device", Meaning.NOT_SUPPORTED),
     Known("flashattention only supports", Meaning.NOT_SUPPORTED),
     Known("flash attention requires", Meaning.NOT_SUPPORTED),
     Known("not compiled with flash attention", Meaning.NOT_SUPPORTED),

@@ -111,7 +111,7 @@ class Engine:
     @property
     def is_on_cpu(self) -> bool:
         """Return whether there is no other device to fall back to."""
-        return self._device.capability is None
+        return self._device.is_cpu
 
     def take_usage(self) -> Usage:
         """Return what became of the time since the last call."""
@@ -133,7 +133,7 @@ class Engine:
 
     def provenance(self) -> dict[str, str]:
         """Return the device and the attention kernel; nothing for a CPU, where all do the same."""
-        if self._device.capability is None:
+        if self._device.is_cpu:
             return {}
         return {"device": self._device.name, "attention": str(self.kernel)}
 

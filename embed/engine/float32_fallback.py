@@ -26,6 +26,7 @@ from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.engine import Batch, Engine, TooLong, Warn
 from embed.engine.scorer import load_scorer
+from embed.engine.self_test import check_parity
 from embed.engine.usage import Usage
 from embed.models import families
 from embed.models.conventions.convention import Convention
@@ -94,7 +95,7 @@ def with_float32_fallback(
             return engine(found[place], device, apart=True)
 
     def load_float32() -> Engine:
-        if device.capability is None:
+        if device.is_cpu:
             return load_on(device, device.place)
         try:
             return load_on(device, Streamed(device.place))
@@ -112,6 +113,9 @@ def with_float32_fallback(
         return load_on(Cpu(), Cpu.place)
 
     first = engine(encoder, device, budget)
+    if not device.is_proven:
+        check_parity(device.name, first, load_on_cpu(), tokenizer, family, dtype)
+        del found[Cpu.place]
     if dtype in SINGLE:
         return Float32Fallback(first, None)
     return Float32Fallback(first, load_float32, load_on_cpu)

@@ -91,7 +91,7 @@ class Scorer:
         for ids in pack.tokens.cpu().split(pack.lengths):
             inner = ids[added[0] : len(ids) - added[1]].numpy().astype(np.int64)
             places = np.arange(begin, len(ids) - end)
-            total = torch.zeros((), dtype=torch.float64, device=pack.bounds.device)
+            found = [torch.zeros(0, device=pack.bounds.device)]
             for some in np.array_split(places, -(-len(places) * len(ids) // pack.layout.tokens)):
                 if not len(some):
                     continue
@@ -102,6 +102,6 @@ class Scorer:
                 states = encoder.states(masked, LAST)
                 at = masked.bounds[:-1].long() + torch.from_numpy(some).to(masked.bounds.device)
                 wanted = ids[some].long().to(at.device)
-                total += self._logs(states[at], wanted).double().sum()
-            scores.append(total.float())
+                found.append(self._logs(states[at], wanted))
+            scores.append(torch.cat(found).sum())
         return torch.stack(scores)[:, None]

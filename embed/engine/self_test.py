@@ -23,10 +23,11 @@ from embed.models.conventions.convention import Convention
 from embed.models.conventions.pooling import Pooler
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.families import Tokenizer
-from fsqueue import ClaimImpossible, WorkerBroken
+from fsqueue import ClaimImpossible, NotSupportedError, WorkerBroken
 
 if TYPE_CHECKING:
     from embed.engine.device import Device
+    from embed.engine.engine import Engine
     from embed.engine.float32_fallback import Float32Fallback
     from embed.models.packed.encoder import PackedEncoder
 
@@ -74,14 +75,10 @@ def check_model(
     engine: Float32Fallback, tokenizer: Tokenizer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Embed a few sequences together and alone. Raises ClaimImpossible if the vectors differ."""
-    batch = [
-        Tokenized(row, tokenizer.read(letters)[0])
-        for row, letters in enumerate(PROBES.get(options["family"], PROBES["esm2"]))
-    ]
+    batch = _probes(tokenizer, options["family"])
     together = engine.embed(batch, _ignore)
     alone = np.concatenate([engine.embed([one], _ignore) for one in batch])
-    scale = float(np.abs(alone).max()) or 1.0
-    apart = float(np.abs(together - alone).max()) / scale
+    apart = _apart(together, alone)
     if not apart <= BATCH_TOLERANCE[options["dtype"]]:  # also if it is NaN
         raise ClaimImpossible(
             f"the model {options['model']} gives a sequence another vector in a batch than alone "
@@ -90,6 +87,34 @@ def check_model(
         )
     numbers = [round(float(number), 5) for number in alone[0, :4]]
     return {"sequences": len(batch), "apart": apart, "first_numbers": numbers}
+
+
+def check_parity(
+    name: str, engine: Engine, reference: Engine, tokenizer: Tokenizer, family: str, dtype: str
+) -> None:
+    """Compare a model's vectors on a device of this name with those of the CPU in float32.
+
+    Raises NotSupportedError if they differ by more than the precision explains.
+    """
+    batch = _probes(tokenizer, family)
+    found, exact = (each.embed(batch, _ignore) for each in (engine, reference))
+    apart = _apart(found, exact)
+    if not apart <= BATCH_TOLERANCE[dtype]:  # also if it is NaN
+        raise NotSupportedError(
+            f"the {name} gives other vectors for this model than the CPU (they differ by "
+            f"{apart:.1e} of the largest number), so this worker leaves it to others. To use the "
+            f"CPU, start it without FSQUEUE_DEVICE; a newer PyTorch may be right."
+        )
+
+
+def _probes(tokenizer: Tokenizer, family: str) -> list[Tokenized]:
+    letters = PROBES.get(family, PROBES["esm2"])
+    return [Tokenized(row, tokenizer.read(each)[0]) for row, each in enumerate(letters)]
+
+
+def _apart(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
 # ---- the tiny models ----

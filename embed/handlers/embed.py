@@ -354,7 +354,7 @@ class Embed(Handler):
         if self._model_cache is None:
             _warn_of_few_cores(options["threads"], warn)
             device = choose_device(warn)
-            if device.place.type == "cpu" and options["threads"] == 1:
+            if device.is_cpu and options["threads"] == 1:
                 encode_many.use_one_thread()
             self._model_cache = ModelCache(device, warn)
         found = self._model_cache.get(options, _kind(options), self.models_max)

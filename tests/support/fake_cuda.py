@@ -79,7 +79,9 @@ class Indexing(TorchFunctionMode):
         if func is torch.Tensor.__setitem__:
             target, index, value = args
             found = indexed(target, index)
-            return found.copy_(value) if isinstance(value, torch.Tensor) else found.fill_(value)
+            if isinstance(value, torch.Tensor):
+                return torch.ops.aten.copy_(found, value)
+            return found.fill_(value)
         if func is torch.Tensor.copy_:
             return torch.ops.aten.copy_(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

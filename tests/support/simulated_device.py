@@ -92,6 +92,11 @@ class SimulatedDevice(Device):
     released: int = 0
     place = torch.device("cpu")
 
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        """Whether it stands for one: then what overflows is computed again where it was."""
+        return self.capability is None
+
     def staging(self, size: int) -> torch.Tensor:
         return torch.full((size,), POISON, dtype=torch.uint8)
 

@@ -85,7 +85,7 @@ def reduce(rows: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor, how: s
 
     The segments are in order and do not overlap.
     """
-    if rows.device.type == "cpu":
+    if rows.device.type in ("cpu", "mps"):  # MPS has no segment_reduce
         pairs = zip(starts.tolist(), stops.tolist(), strict=True)
         segments = [rows[start:stop].float() for start, stop in pairs]
         each = [part.mean(0) if how == "mean" else part.amax(0) for part in segments]

@@ -69,10 +69,10 @@ def biased_attention(
 ) -> torch.Tensor:
     """Attend with a bias that is added to the scores, (sequences, heads, tokens, d) each.
 
-    The bias is broadcast. On a GPU this is one kernel, called by its own name: if it cannot run,
+    The bias is broadcast. With CUDA this is one kernel, called by its own name: if it cannot run,
     it raises, where `scaled_dot_product_attention` would take a slower one without a word.
     """
-    if q.device.type == "cpu":
+    if q.device.type in ("cpu", "mps"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     shape = (*q.shape[:3], k.shape[2])
     found = torch.ops.aten._scaled_dot_product_efficient_attention(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from embed.engine import cuda
-from embed.engine.cuda import Cuda, check_kernels, refuse_emulation, refuse_missing_code
-from embed.models import packed
+from embed.engine import kernel_check
+from embed.engine.cuda import Cuda, refuse_emulation, refuse_missing_code
+from embed.engine.kernel_check import check_kernels
 from embed.models.packed.kernels import Kernel, kernel_for
 from fsqueue import NodeTrouble, NotSupportedError, usable_gib
 from tests.support import flash
@@ -115,8 +115,8 @@ def test_a_card_that_computes_wrongly_is_noticed(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     flash.emulate()
-    real = getattr(packed, name)
-    monkeypatch.setattr(cuda, name, lambda *given: real(*given) + 0.1)
+    real = getattr(kernel_check, name)
+    monkeypatch.setattr(kernel_check, name, lambda *given: real(*given) + 0.1)
     with pytest.raises(NodeTrouble, match="computes wrong results: attention"):
         check_kernels(CPU, (9, 0), "float16")
 
@@ -127,7 +127,7 @@ def test_a_kernel_that_does_not_run_is_an_error_and_not_another_kernel(
     def absent(*_given: object) -> None:
         raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
 
-    monkeypatch.setattr(cuda, "varlen", absent)
+    monkeypatch.setattr(kernel_check, "varlen", absent)
     with pytest.raises(RuntimeError, match="Ampere"):
         check_kernels(CPU, (9, 0), "float16")
 

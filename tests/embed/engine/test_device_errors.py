@@ -61,6 +61,9 @@ MESSAGES = {
     "CUDA error: forward compatibility was attempted on non supported HW": "not supported",
     "The NVIDIA driver on your system is too old (found version 11040).": "not supported",
     "Torch not compiled with CUDA enabled": "not supported",
+    "The operator 'aten::segment_reduce' is not currently implemented for the MPS device.": (
+        "not supported"
+    ),
     "FlashAttention only supports Ampere GPUs or newer.": "not supported",
     "Flash Attention requires sm80 or newer": "not supported",
     "USE_FLASH_ATTENTION was not enabled for build: not compiled with flash attention.": (
