@@ -28,7 +28,7 @@ Change = tuple[str, str, "Inode | None"]
 class Inode:
     """A file, or a directory if `entries` is not None."""
 
-    __slots__ = ("number", "data", "links", "entries", "synced", "safe")
+    __slots__ = ("number", "data", "links", "entries", "synced", "safe", "known")
 
     def __init__(self, number: int, *, directory: bool = False) -> None:
         self.number = number
@@ -37,6 +37,8 @@ class Inode:
         self.entries: dict[str, Inode] | None = {} if directory else None
         self.synced = False
         self.safe = b""
+        self.known: tuple[str, int, int] | None = None
+        """Of a directory that no longer changes: its path, and its two summaries."""
 
 
 def failure(number: int, path: str) -> OSError:
@@ -59,6 +61,8 @@ class Disk:
         """When the names of each directory changed last."""
         self.lost_bytes = 0
         """How many bytes power losses took from files whose names they kept."""
+        self._shared: set[str] = set()
+        """Directories that copies of this disk have in common: copied before they change."""
 
     # ---- looking ----
 
@@ -71,8 +75,10 @@ class Disk:
         return parent.entries.get(name) if parent is not None and parent.entries else None
 
     def parent(self, path: str) -> tuple[dict[str, Inode], str]:
-        """Return the entries of the directory that holds `path`, and its name in it."""
+        """Return the entries of the directory that holds `path`, to change, and its name in it."""
         directory, _, name = path.rpartition("/")
+        if directory in self._shared:
+            self._own(directory)
         found = self.directories.get(directory)
         if found is None or found.entries is None:
             raise failure(errno.ENOENT, path)
@@ -102,6 +108,8 @@ class Disk:
 
     def write(self, inode: Inode, data: bytes, path: str) -> None:
         """Append to a file that was opened as `path`."""
+        if self._shared:
+            inode = self._own_file(inode, path)
         inode.data += data
         inode.synced = False
         self.watch("write", path, "", inode)
@@ -120,6 +128,8 @@ class Disk:
 
     def rename(self, source: str, target: str) -> None:
         """Move a name; whatever had the target's name is gone."""
+        if source in self._shared:
+            self._own(source)
         old, was = self.parent(source)
         new, name = self.parent(target)
         if (inode := old.get(was)) is None:
@@ -164,6 +174,8 @@ class Disk:
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
+        if path in self._shared:
+            self._own(path)
         entries, name = self.parent(path)
         if (inode := entries.get(name)) is None:
             raise failure(errno.ENOENT, path)
@@ -200,39 +212,65 @@ class Disk:
         """Return a disk with the same files, of which changes do not show on this one."""
         new = Disk(self._clock)
         new._count = self._count
-        files: dict[int, Inode] = {}
-        new.directories = {}
-        for path, directory in self.directories.items():
-            copied = new.directories[path] = Inode(directory.number, directory=True)
-            copied.links = directory.links
-            entries = copied.entries
-            assert entries is not None and directory.entries is not None
-            for name, inode in directory.entries.items():
-                if inode.entries is not None:
-                    continue
-                if inode.links == 1 or inode.number not in files:
-                    file = Inode(inode.number)
-                    file.data, file.links = inode.data, inode.links
-                    files[inode.number] = file
-                entries[name] = files[inode.number]
-        for path, copied in new.directories.items():
-            if path:
-                above, _, name = path.rpartition("/")
-                entries = new.directories[above].entries
-                assert entries is not None
-                entries[name] = copied
+        new.directories = dict(self.directories)
+        self._shared = set(self.directories)
+        new._shared = set(self._shared)
         return new
+
+    def _own(self, path: str) -> None:
+        """Make a directory, and those above it, this disk's alone, with all files in it."""
+        above, _, name = path.rpartition("/")
+        if above in self._shared and path:
+            self._own(above)
+        shared = self.directories[path]
+        self._shared.discard(path)
+        own = self.directories[path] = Inode(shared.number, directory=True)
+        own.links = shared.links
+        assert shared.entries is not None
+        own.entries = dict(shared.entries)
+        if path:
+            (self.directories[above].entries or {})[name] = own
+        for each, inode in shared.entries.items():
+            if inode.entries is None:
+                self._copy_file(path, each, inode)
+
+    def _copy_file(self, path: str, name: str, inode: Inode) -> None:
+        entries = self.directories[path].entries
+        assert entries is not None
+        if entries[name] is not inode:
+            return  # copied already, under another of its names
+        file = Inode(inode.number)
+        file.data, file.links = inode.data, inode.links
+        entries[name] = file
+        if inode.links == 1:
+            return
+        for other in [at for at, there in self.directories.items() if there.entries]:
+            names = [n for n, i in (self.directories[other].entries or {}).items() if i is inode]
+            if names and other in self._shared:
+                self._own(other)
+            for each in names:
+                (self.directories[other].entries or {})[each] = file
+
+    def _own_file(self, inode: Inode, path: str) -> Inode:
+        """Return this disk's own copy of a file, which may have another name by now."""
+        for at in (path.rpartition("/")[0], *self.directories):
+            there = self.directories.get(at)
+            for name, found in (there.entries or {}).items() if there else ():
+                if found.number == inode.number:
+                    entries, _ = self.parent(f"{at}/{name}")
+                    return entries[name]
+        return inode  # it has no name left
 
     def summary(self, *, shown: bool = False) -> int:
         """Return a number that identifies the disk's content; with `shown`, of its public part."""
-        facts: list[Any] = []
+        facts = []
         for path, directory in self.directories.items():
-            if path.endswith(("/status", "/events")) or shown and "/." in path:
-                continue
-            facts.append((path, None, 0))
-            for name, inode in (directory.entries or {}).items():
-                if inode.entries is None and not (shown and name.startswith(".")):
-                    facts.append((f"{path}/{name}", inode.data, inode.links))
+            known = directory.known
+            if known is None or known[0] != path:
+                known = path, _summary(path, directory), _summary(path, directory, shown=True)
+                if path in self._shared:
+                    directory.known = known
+            facts.append(known[1 + shown])
         return hash(frozenset(facts))
 
     # ---- power loss ----
@@ -252,6 +290,16 @@ class Disk:
         self.lost_bytes += self.journal.lost_bytes
         self.journal = Journal(self.directories)
         return lost
+
+
+def _summary(path: str, directory: Inode, *, shown: bool = False) -> int:
+    if path.endswith(("/status", "/events")) or shown and "/." in path:
+        return 0
+    facts: list[Any] = [path]
+    for name, inode in (directory.entries or {}).items():
+        if inode.entries is None and not (shown and name.startswith(".")):
+            facts.append((name, inode.data, inode.links))
+    return hash(frozenset(facts))
 
 
 class Journal:

@@ -56,6 +56,11 @@ class Known:
     """Every name under which it ever waited."""
     content: bytes = b""
 
+    def copy(self) -> Known:
+        """Return an independent copy."""
+        places, waited = self.places.copy(), self.waited.copy()
+        return Known(places, self.plan, self.since, self.held_s, waited, self.content)
+
 
 class InvariantChecker:
     """Checks everything that happens below one pool's root."""
@@ -91,8 +96,7 @@ class InvariantChecker:
         """Return an independent copy."""
         new: InvariantChecker = object.__new__(InvariantChecker)
         new.__dict__.update(self.__dict__)
-        new.claims = {id: replace(known, places=list(known.places), waited=set(known.waited))
-                      for id, known in self.claims.items()}  # fmt: skip
+        new.claims = {id: known.copy() for id, known in self.claims.items()}
         new.leases, new.plans = dict(self.leases), dict(self.plans)
         new.published = dict(self.published)
         new.shown, new.excuses = dict(self.shown), dict(self.excuses)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.processes import fsqueue
 
-WORKERS = (1, 2, 4)
+WORKERS = (1, 3)
 SWITCHES = tuple(product(("--gpu-weighted", "--no-gpu-weighted"), ("", "--no-work-stealing")))
 SPOOLS = ("a", "b")
 
