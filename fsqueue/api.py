@@ -81,15 +81,14 @@ def plan(
     in `work.options`, with `suffix` for how the names of the outputs end.
 
     `inputs` are files, directories (`recursive`: and those below) or `@FILE`, as on the command
-    line; `options` are the handler's
-    own, by name (`fsqueue plan HANDLER --help` lists them), and the rest take their defaults.
-    `gpus` and `weights` are what --gpus and --weight take. `per_gpu` is how many workers will share
-    each GPU and its memory. `claim_seconds` is how long a claim
+    line; `options` are the handler's own, by name (`fsqueue plan HANDLER --help` lists them), and
+    the rest take their defaults. `gpus` and `weights` are what --gpus and --weight take. `per_gpu`
+    is how many workers will share each GPU and its memory. `claim_seconds` is how long a claim
     should take on an RTX 3090, where inputs can be cut. An attempt that takes longer than
     `timeout_s` fails (0: it may take any time). Claims of a higher `priority` (0 to 9) are taken
     first. `retry_requires` is a capability that workers must have for a claim that failed for lack
-    of memory. `lease_s` (30) and `attempts_max` (3) are for a new
-    pool; those of a pool that exists cannot be changed.
+    of memory. `lease_s` (30) and `attempts_max` (3) are for a new pool; those of a pool that exists
+    cannot be changed.
 
     Returns what was planned; inputs that could not be planned are in its `bad`, one line each.
     Raises UsageError for wrong options, and NotSupportedError for a file system that cannot hold a
@@ -196,9 +195,8 @@ class Pool(PoolDirectory):
         `echo`: alerts, and a line with the ETA at each tenth of the work and every five minutes;
         with `dashboard` True every event, and a line per spool every ten seconds. Without
         `progress` it prints alerts and the totals at the end, and the workers log to files in
-        events/ as they do below the table. Workers that break are logged. Keeps
-        gpu_metrics.log. If this is the main thread,
-        signals are relayed to the workers.
+        events/ as they do below the table. Workers that break are logged. Keeps gpu_metrics.log. If
+        this is the main thread, signals are relayed to the workers.
 
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.

@@ -190,9 +190,10 @@ class Cpu(Device):
 
 def _measure_reach(device: Device, dtype: torch.dtype) -> float:
     """Multiply matrices for REACH_S, and return the operations per second."""
-    size = REACH_SIZES[device.is_cpu]
+    is_cpu = device.place.type == "cpu"  # also where it stands for another device
+    size = REACH_SIZES[is_cpu]
     # Waiting takes about as long as a small product, so a GPU is given several at once.
-    together = 1 if device.is_cpu else 16
+    together = 1 if is_cpu else 16
     with torch.inference_mode():
         left = torch.ones(size, size, dtype=dtype, device=device.place)
         torch.mm(left, left)  # the first one also chooses a kernel, and may load it

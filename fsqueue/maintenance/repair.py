@@ -163,8 +163,8 @@ def recover(
 
     A worker of this host whose process is gone is dead at once; any other is dead when its beat has
     not changed for a whole lease (three, if its process runs here), which this function waits for.
-    `on_wait` is called once per look
-    with the number of workers that are still watched, and the seconds left.
+    `on_wait` is called once per look with the number of workers that are still watched, and the
+    seconds left.
     """
     me = new_worker_id(Role.RECOVER)
     journal = Journal(pool, me)

@@ -2,8 +2,9 @@
 
 `worker` is the loop. `claim_source` finds the next claim, `attempts` runs it once, `handler_cache`
 keeps handlers loaded, `liveness` renews the lease and writes the status, `recovery` puts dead
-workers' claims back, `backoff` limits how often the file server is asked, and `shutdown` decides
-when to leave.
+workers' claims back, and `backoff` limits how often the file server is asked. `shutdown` decides
+when to leave before the end, `ending` whether the end has come.
+
 `launch` starts a worker in this process from its options: `spool_choice` picks its spool,
 `settings` is what was decided. `local_workers` starts worker processes on this machine.
 """

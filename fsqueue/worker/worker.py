@@ -23,7 +23,6 @@ from fsqueue.broadcast.jobs import JOBS
 from fsqueue.errors import ClaimLost, ExitStatus, FsqueueError, PoolError
 from fsqueue.handler import Handler
 from fsqueue.pool import claims
-from fsqueue.pool.completeness import Completeness, look_for_all, trouble
 from fsqueue.pool.inbox import Inbox
 from fsqueue.pool.layout import State
 from fsqueue.pool.leases import BEATS_PER_LEASE, Lease, Observer
@@ -41,6 +40,7 @@ from fsqueue.worker.attempts.suspicion import Suspicion
 from fsqueue.worker.attempts.verdicts import PASSING, Cause, Evidence, ForClaim, ForWorker, verdict
 from fsqueue.worker.backoff import Backoff, RateLimit
 from fsqueue.worker.claim_source import ClaimSource
+from fsqueue.worker.ending import Ending
 from fsqueue.worker.handler_cache import HandlerCache
 from fsqueue.worker.liveness.heartbeat import Heartbeat
 from fsqueue.worker.recovery import Recovery
@@ -119,13 +119,17 @@ class Worker:
         self.claim_source.set_preferences(self.handler_cache.preferences())
         self.suspicion = Suspicion(pool)
         self.in_trouble_since: float | None = None
-        self.lost: set[ClaimName] = set()
-        """Claims that turned out to be another worker's."""
+        self.ending = Ending(
+            pool,
+            self.id,
+            self.claim_source,
+            self.recovery,
+            self.observer,
+            self._report_departure,
+        )
         self.taken = 0
         self.progressed = False
         """Whether anything came of its claims: one was done, or failed, or saved a checkpoint."""
-        self.ran_out_of_time = False
-        """Whether claims waited that would not end in the time this worker had left."""
         self.message = ""
         """What it reported last."""
         self.departure: Departure | None = None
@@ -146,9 +150,9 @@ class Worker:
             log.info("worker %s works on %s", self.id, self.settings.spool or "other spools")
             self.departure = self._loop()
             if self.departure.exit_status == ExitStatus.DRAINED and self._patiently(
-                self._nothing_remains
+                self.ending.nothing_remains
             ):
-                self.departure = self._patiently(self._all_ended)
+                self.departure = self._patiently(self.ending.all_ended)
         finally:
             try:
                 self._leave()
@@ -162,7 +166,7 @@ class Worker:
 
         Not if nothing at all came of a whole allocation: the next would end the same way.
         """
-        ran_out_of_time = self.ran_out_of_time and self.settings.time_limit_s is None
+        ran_out_of_time = self.ending.ran_out_of_time and self.settings.time_limit_s is None
         if not (self.shutdown.is_for_allocation_end or ran_out_of_time):
             return False
         if not self.progressed and self.shutdown.time_left_s() <= END_NEAR_S:
@@ -230,7 +234,7 @@ class Worker:
         attempt = self._attempt(self.pool, name, spool, self.handler_cache.handler)
         cause = attempt.run()
         if cause is Cause.LOST:
-            self.lost.add(attempt.name)
+            self.ending.lost.add(attempt.name)
         follows = verdict(cause)
         if follows.evidence is Evidence.FOR:
             self.suspicion.note_done(name)
@@ -335,7 +339,7 @@ class Worker:
             self.backoff.reset()
             return None
         for name in self.recovery.running:
-            if name.owner == self.id and name not in self.lost:
+            if name.owner == self.id and name not in self.ending.lost:
                 # RACE: we won this claim by a rename whose reply was lost.
                 log.info("resuming %s, whose take was reported as failed", name.id)
                 return self._run(name, self.claim_source.any_spool())
@@ -343,7 +347,7 @@ class Worker:
         patient = lingers or idle_s < SECOND_LOOK_S
         paused = self.shutdown.paused
         if not lingers and not (paused and self.backoff.quiet):
-            departure = self._all_seen_to_end() if patient else self._nothing_left()
+            departure = self.ending.seen_at_once() if patient else self.ending.nothing_left()
             if departure is not None:
                 return None if self.recovery.refresh_listings(idle_s) else departure
         if EARLY_LOOK_S <= idle_s < SECOND_LOOK_S:
@@ -358,80 +362,6 @@ class Worker:
         else:
             self._sleep(self.backoff.wait_s)
         return None
-
-    def _all_seen_to_end(self) -> Departure | None:
-        """Return how all has ended, if one look shows every claim done or failed (R30).
-
-        That is proof enough. Anything else is believed only at the second look; and a worker that
-        lost a claim has most likely lost its lease, which it is about to be told.
-        """
-        if self.recovery.running or self.lost:
-            return None
-        if self.claim_source.count_waiting(since=self.recovery.swept_at).all:
-            return None
-        found = look_for_all(self.pool, looks=1)
-        return None if found.is_broken or found.remaining else _departure_of(found)
-
-    def _nothing_left(self) -> Departure | None:
-        """Return why to leave if no claim that we could take waits or will come back."""
-        for name in self.recovery.running:
-            if name.owner != self.id and not self.observer.sees_alive(name.owner or ""):
-                return None  # its owner may be dead: then it comes back within a lease
-        # Running before waiting: what its owner puts back between the two is seen where it arrives.
-        waiting = self.claim_source.count_waiting(since=self.recovery.swept_at)
-        if waiting.could_take:
-            return None
-        if waiting.hopeless and not waiting.too_long:
-            return self._report_departure(
-                Departure(
-                    LeaveReason.WORK_REMAINS,
-                    f"{_claims_wait(waiting.hopeless)} that longer runs than this worker has time "
-                    f"for did not finish. Start a worker with a longer time limit, or without one; "
-                    f"what they are: fsqueue status {self.pool.root}",
-                )
-            )
-        if waiting.too_long:
-            self.ran_out_of_time = True
-            return self._report_departure(
-                Departure(
-                    LeaveReason.OUT_OF_TIME,
-                    f"{_claims_wait(waiting.too_long)} that would not end in the time it has left",
-                )
-            )
-        if waiting.all:
-            return self._report_departure(
-                Departure(
-                    LeaveReason.WORK_REMAINS,
-                    f"{_claims_wait(waiting.all)} that this worker cannot or may not take",
-                )
-            )
-        return self._all_ended()
-
-    def _nothing_remains(self) -> bool:
-        """Return whether no claim runs or waits: then a drained worker left at the end anyway."""
-        # Running first and last: what was put back, or taken, between two listings is seen in one.
-        return not (
-            claims.any_owned(self.pool, State.RUNNING)
-            or self.claim_source.count_waiting(since=time.monotonic()).all
-            or claims.any_owned(self.pool, State.RUNNING)
-        )
-
-    def _all_ended(self) -> Departure:
-        """Return how all has ended, after looking for every planned claim (R30)."""
-        found = look_for_all(self.pool)
-        if found.is_broken:
-            text = trouble(self.pool, found)
-            return self._report_departure(Departure(LeaveReason.CLAIMS_MISSING, text))
-        if found.remaining:
-            claims_run = "1 claim still runs" if found.remaining == 1 else "claims still run"
-            return self._report_departure(
-                Departure(
-                    LeaveReason.OTHERS_RUN,
-                    f"{claims_run} elsewhere. If a worker dies there, what it holds waits for "
-                    f"another one: fsqueue work {self.pool.root}",
-                )
-            )
-        return _departure_of(found)
 
     def _leave(self) -> None:
         """Put back what is held, write the last status, and only then retire the lease."""
@@ -527,11 +457,3 @@ class Worker:
         self.shutdown.sleep(seconds, lambda: self.beat.orders != orders or self.inbox.has_claims())
         if seconds < self.pool.lease_s / BEATS_PER_LEASE:
             self.beat.read_orders()
-
-
-def _departure_of(found: Completeness) -> Departure:
-    return Departure(LeaveReason.SOME_FAILED if found.failed else LeaveReason.ALL_DONE)
-
-
-def _claims_wait(count: int) -> str:
-    return "1 claim waits" if count == 1 else f"{count:,} claims wait"

@@ -28,6 +28,7 @@ from fsqueue.worker.attempts import attempt, verdicts
 from fsqueue.worker.attempts.attempt import Attempt
 from fsqueue.worker.attempts.probe import Finding, Found, Probe
 from fsqueue.worker.attempts.verdicts import Cause, Evidence, ForClaim, ForWorker, Verdict
+from fsqueue.worker.ending import Ending
 from fsqueue.worker.liveness.guardian import Guardian
 from fsqueue.worker.liveness.progress import Silence
 from fsqueue.worker.recovery import Recovery
@@ -208,9 +209,9 @@ def _(right: Function, self: Layout, name: LeaseName) -> str:
 # ---- done ----
 
 
-@mutation("R30: all is done that does not wait", Worker, "_all_ended",
+@mutation("R30: all is done that does not wait", Ending, "all_ended",
           scene="a waiting claim is purged")  # fmt: skip
-def _(right: Function, self: Worker) -> Departure:
+def _(right: Function, self: Ending) -> Departure:
     return Departure(LeaveReason.ALL_DONE)
 
 

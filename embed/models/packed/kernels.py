@@ -16,8 +16,6 @@ from fsqueue import NotSupportedError
 
 HEAD_MULTIPLE: Final = 8
 """The attention kernels of GPUs load so many numbers of a head at once."""
-
-
 AMPERE: Final = (8, 0)
 
 
@@ -25,7 +23,8 @@ class Kernel(StrEnum):
     """How attention is computed."""
 
     RUNS = "runs"
-    """A call for every run of sequences of equal length: on CPUs, where calls cost nothing."""
+    """A call for every run of sequences of equal length: on CPUs, where calls cost nothing, and on
+    devices without CUDA."""
     PADDED = "padded"
     """A call for every bucket of similar lengths, padded: in any type, and with a bias."""
     VARLEN = "varlen"

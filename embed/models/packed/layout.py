@@ -18,17 +18,11 @@ from embed.models.packed.kernels import Kernel
 from fsqueue import ClaimImpossible
 
 Ids = bytes | NDArray[Any]
-
-
 WASTE_MAX: Final = 0.12
 """How much padding the padded kernel may add to a batch, as a share of its tokens."""
-
-
 RATIOS: Final = (0.0, 0.3, 0.45, 0.55, 0.65, 0.7, 0.75, 0.8, 0.85, 1 / (1 + WASTE_MAX))
 """How short a sequence may be beside the longest of its bucket, tried in this order. By the last,
 no bucket has more than WASTE_MAX."""
-
-
 SLACK: Final = 16
 """Tokens that a sequence may always be shorter; very short ones would need a bucket each."""
 

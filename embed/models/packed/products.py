@@ -9,8 +9,6 @@ import torch
 from torch.nn import functional as F
 
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
-
-
 DTYPES: Final = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -18,8 +16,6 @@ DTYPES: Final = {
     "float16": torch.float16,
 }
 """The type of the numbers; in tf32, products round their factors to 10 bits of mantissa."""
-
-
 TYPICAL_TOKENS: Final = 4096
 """Rows that oneDNN should expect when it lays out a weight; other numbers work, too."""
 

@@ -137,7 +137,7 @@ def test_the_end_of_the_allocation_is_a_reason_to_requeue(tmp_path: Path) -> Non
 def test_claims_that_need_more_time_than_is_left_are_a_reason_to_requeue(tmp_path: Path) -> None:
     worker = ended_worker(tmp_path, 1000)
     assert not worker.should_requeue()
-    worker.ran_out_of_time = True
+    worker.ending.ran_out_of_time = True
     assert worker.should_requeue()
 
 

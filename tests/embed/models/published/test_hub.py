@@ -116,7 +116,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 CODE = (
-    "import sys; from embed.models import hub; from fsqueue import UsageError\n"
+    "import sys; from embed.models.published import hub; from fsqueue import UsageError\n"
     "try: print(hub.find(sys.argv[1]))\n"
     "except UsageError as error: print('refused:', error)"
 )

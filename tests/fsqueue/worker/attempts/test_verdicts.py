@@ -23,7 +23,7 @@ from fsqueue.worker.attempts.verdicts import (
     verdict,
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def rows(text: str) -> dict[str, tuple[str, ...]]:
