@@ -3,7 +3,7 @@
 
     scripts/bench/host_time.py                      8M, 650M and DNABERT-S, 65,536 tokens a batch
     scripts/bench/host_time.py --tokens 4096
-    scripts/bench/host_time.py --old ~/fsqueue-before    the same of another checkout, beside it
+    scripts/bench/host_time.py --old ~/before       the same of a checkout of 2478551, beside it
 
 Needs no GPU. `prepare` is real: this many tokens, as they go up. `ask` is the model's own forward
 pass and pooling, with as many layers but hardly any numbers, so that kernels take next to no time;
