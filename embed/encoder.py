@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.engine import device, float32_fallback
+from embed.engine import devices, float32_fallback
 from embed.engine.assembly import Assembly
 from embed.engine.batching import batches
 from embed.engine.float32_fallback import Float32Fallback
@@ -82,7 +82,7 @@ class Encoder:
         loaded, tokenizer = float32_fallback.load(
             prepared["family"],
             folder,
-            device.choose_device(log.warning),
+            devices.choose_device(log.warning),
             dtype=prepared["dtype"],
             convention=convention,
             adapter=adapter.locate(prepared),

@@ -35,6 +35,7 @@ from fsqueue.errors import (
     UsageError,
     WorkerBroken,
 )
+from fsqueue.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fsqueue.api import Pool as Pool
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from fsqueue.worker.settings import WorkerSettings as WorkerSettings
     from fsqueue.worker.worker import Worker as Worker
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "Output": "fsqueue.history.outputs",

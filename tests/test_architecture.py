@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "errors processes storage pool records handler command python_file gpu scheduling slurm "
-        "batch broadcast worker monitor metrics history dashboard maintenance api testing cli "
+        "version errors processes storage pool records handler command python_file gpu scheduling "
+        "slurm batch broadcast worker monitor metrics history dashboard maintenance api testing cli "
         "__main__"
     ).split(),
     "embed": (

@@ -13,7 +13,6 @@ engine knows which it has.
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import sys
 import time
@@ -26,9 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.engine.device_errors import typed_errors
 from embed.models.packed.products import DTYPES, has_half_instructions
-from fsqueue import NotSupportedError, memory_available
+from fsqueue import memory_available
 
 log = logging.getLogger(__name__)
 
@@ -205,31 +203,3 @@ def _measure_reach(device: Device, dtype: torch.dtype) -> float:
             device.synchronize()
             count += together
     return 2.0 * size**3 * count / passed_s
-
-
-def choose_device(warn: Warn) -> Device:
-    """Return the first visible GPU, else the CPU; or the GPU of a Mac, where FSQUEUE_DEVICE=mps.
-
-    Raises NotSupportedError if FSQUEUE_DEVICE asks for what is not here.
-    """
-    from embed.engine.cuda import Cuda
-
-    if asked := os.environ.get("FSQUEUE_DEVICE"):
-        if asked != "mps":
-            raise NotSupportedError(
-                f"FSQUEUE_DEVICE={asked} is unknown: it can be `mps`, the GPU of a Mac. Without it "
-                f"the first visible GPU or else the CPU is used."
-            )
-        from embed.engine.mps import Mps
-
-        return Mps()
-    with typed_errors():
-        if Cuda.is_here():
-            return Cuda()
-    if os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        warn(
-            f"this machine has an NVIDIA GPU that PyTorch {torch.__version__} cannot use; using "
-            f"the CPU. Install a CUDA build that the driver supports, or choose the CPU "
-            f"explicitly: CUDA_VISIBLE_DEVICES="
-        )
-    return Cpu()

@@ -25,8 +25,8 @@ from embed.engine.budget import Budget
 from embed.engine.device import Cpu, Device
 from embed.engine.device_errors import is_out_of_memory, typed_errors
 from embed.engine.engine import Batch, Engine, TooLong, Warn
+from embed.engine.parity import check_parity
 from embed.engine.scorer import load_scorer
-from embed.engine.self_test import check_parity
 from embed.engine.usage import Usage
 from embed.models import families
 from embed.models.conventions.convention import Convention

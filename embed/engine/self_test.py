@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.engine.batching import Tokenized
+from embed.engine.parity import TOLERANCE, apart_by, probes
 from embed.models.conventions.convention import Convention
 from embed.models.conventions.pooling import Pooler
 from embed.models.dnabert.shape import DnabertShape
 from embed.models.families import Tokenizer
-from fsqueue import ClaimImpossible, NotSupportedError, WorkerBroken
+from fsqueue import ClaimImpossible, WorkerBroken
 
 if TYPE_CHECKING:
     from embed.engine.device import Device
-    from embed.engine.engine import Engine
     from embed.engine.float32_fallback import Float32Fallback
     from embed.models.packed.encoder import PackedEncoder
 
@@ -39,15 +39,6 @@ ANSWERS: Final = {
 }
 """The first numbers of the vector of IDS."""
 ANSWER_TOLERANCE: Final = 1e-3
-BATCH_TOLERANCE: Final = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2, "float16": 1e-2}
-PROBES: Final = {
-    "esm2": (
-        b"MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ",
-        b"MAGW",
-        b"GSHMLEDPV" * 9,
-    ),
-    "dnabert": (b"ACGTACGGTTCATTGACC" * 8, b"ACGT", b"GATTACAGGCATCGA" * 20),
-}
 
 
 def check_device(family: str, device: Device) -> None:
@@ -75,11 +66,11 @@ def check_model(
     engine: Float32Fallback, tokenizer: Tokenizer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Embed a few sequences together and alone. Raises ClaimImpossible if the vectors differ."""
-    batch = _probes(tokenizer, options["family"])
+    batch = probes(tokenizer, options["family"])
     together = engine.embed(batch, _ignore)
     alone = np.concatenate([engine.embed([one], _ignore) for one in batch])
-    apart = _apart(together, alone)
-    if not apart <= BATCH_TOLERANCE[options["dtype"]]:  # also if it is NaN
+    apart = apart_by(together, alone)
+    if not apart <= TOLERANCE[options["dtype"]]:  # also if it is NaN
         raise ClaimImpossible(
             f"the model {options['model']} gives a sequence another vector in a batch than alone "
             f"(they differ by {apart:.1e} of the largest number); its results are not reliable on "
@@ -87,34 +78,6 @@ def check_model(
         )
     numbers = [round(float(number), 5) for number in alone[0, :4]]
     return {"sequences": len(batch), "apart": apart, "first_numbers": numbers}
-
-
-def check_parity(
-    name: str, engine: Engine, reference: Engine, tokenizer: Tokenizer, family: str, dtype: str
-) -> None:
-    """Compare a model's vectors on a device of this name with those of the CPU in float32.
-
-    Raises NotSupportedError if they differ by more than the precision explains.
-    """
-    batch = _probes(tokenizer, family)
-    found, exact = (each.embed(batch, _ignore) for each in (engine, reference))
-    apart = _apart(found, exact)
-    if not apart <= BATCH_TOLERANCE[dtype]:  # also if it is NaN
-        raise NotSupportedError(
-            f"the {name} gives other vectors for this model than the CPU (they differ by "
-            f"{apart:.1e} of the largest number), so this worker leaves it to others. To use the "
-            f"CPU, start it without FSQUEUE_DEVICE; a newer PyTorch may be right."
-        )
-
-
-def _probes(tokenizer: Tokenizer, family: str) -> list[Tokenized]:
-    letters = PROBES.get(family, PROBES["esm2"])
-    return [Tokenized(row, tokenizer.read(each)[0]) for row, each in enumerate(letters)]
-
-
-def _apart(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the largest difference, as a share of the largest number."""
-    return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
 # ---- the tiny models ----

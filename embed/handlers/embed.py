@@ -346,7 +346,7 @@ class Embed(Handler):
         self, options: Mapping[str, Any], warn: Callable[[str], None]
     ) -> tuple[Float32Fallback, Tokenizer]:
         """Return the engine and tokenizer of these options' model, loading it if necessary."""
-        from embed.engine.device import choose_device
+        from embed.engine.devices import choose_device
         from embed.engine.engine import use_threads
         from embed.engine.model_cache import ModelCache
 

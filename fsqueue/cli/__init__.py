@@ -20,10 +20,10 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from fsqueue import __version__
 from fsqueue.errors import ExitStatus, FsqueueError
 from fsqueue.processes import standard_streams
 from fsqueue.storage.untrusted import printable
+from fsqueue.version import __version__
 
 SHOWN_MAX: Final = 4000
 COMMANDS: Final = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from fsqueue import Matching
 from fsqueue.api import open_pool
 from fsqueue.cli.options import (
     SETTINGS,
@@ -18,6 +17,7 @@ from fsqueue.cli.options import (
     trust_option,
 )
 from fsqueue.errors import UsageError
+from fsqueue.history.select import Matching
 
 
 @click.command("cancel", context_settings=SETTINGS)

@@ -9,7 +9,6 @@ from typing import Final
 
 import click
 
-from fsqueue import Matching
 from fsqueue.api import Pool
 from fsqueue.cli.options import (
     SETTINGS,
@@ -28,7 +27,7 @@ from fsqueue.history.failures import (
     tail,
     worker_log,
 )
-from fsqueue.history.select import select
+from fsqueue.history.select import Matching, select
 from fsqueue.monitor import format
 from fsqueue.pool.layout import State
 from fsqueue.pool.names import ID

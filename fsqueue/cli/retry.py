@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import click
 
-from fsqueue import Matching
 from fsqueue.api import open_pool
 from fsqueue.cli.options import (
     SETTINGS,
@@ -18,6 +17,7 @@ from fsqueue.cli.options import (
     split_pool,
     trust_option,
 )
+from fsqueue.history.select import Matching
 
 
 @click.command("retry", context_settings=SETTINGS)

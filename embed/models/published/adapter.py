@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from embed.models.published import files
-from embed.models.scores.masked_lm import HEADS
 from embed.outputs.safetensors_header import read_shapes
 from fsqueue import ClaimImpossible, NotSupportedError, UsageError
 
@@ -97,7 +96,7 @@ def _modules(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], lis
 
 def is_outside(module: str) -> bool:
     """Return whether a module is after the encoder, whose states are pooled."""
-    return module.startswith((*HEADS, *OTHER_HEADS)) or "decoder" in module.split(".")
+    return module.startswith((*files.HEADS, *OTHER_HEADS)) or "decoder" in module.split(".")
 
 
 def _hash(folder: str) -> str:

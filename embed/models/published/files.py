@@ -20,6 +20,11 @@ from embed.models.generic.shape import TOKENIZER_FILES, TOKENIZER_SETTINGS, Gene
 from embed.outputs.safetensors_header import is_complete
 from fsqueue import UsageError
 
+HEADS: Final = (
+    *("lm_head.", "cls.predictions.", "predictions.", "head.", "vocab_transform."),
+    *("generator_predictions.", "pred_layer."),
+)
+"""How the names of the weights of a masked-LM begin, by architecture."""
 PICKLED: Final = "pytorch_model.bin"
 SAFETENSORS: Final = ("model.safetensors", "model.safetensors.index.json")
 

@@ -18,11 +18,6 @@ from embed.models.published import files
 from embed.outputs.safetensors_header import read_shapes
 from fsqueue import UsageError
 
-HEADS: Final = (
-    *("lm_head.", "cls.predictions.", "predictions.", "head.", "vocab_transform."),
-    *("generator_predictions.", "pred_layer."),
-)
-"""How the names of a head's weights begin, by architecture."""
 WITHOUT_COLUMNS: Final = ("esm", "virnucpro")
 MASK_TOKENS: Final = ("<mask>", "[MASK]")
 
@@ -81,7 +76,7 @@ def _has_head(folder: str, family: str, config: Mapping[str, Any]) -> bool:
     known = config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if family == "dnabert" or not known or config.get("is_encoder_decoder"):
         return False
-    return any(name.startswith(HEADS) for name in _tensors(folder, config))
+    return any(name.startswith(files.HEADS) for name in _tensors(folder, config))
 
 
 def _tensors(folder: str, config: Mapping[str, Any]) -> Sequence[str]:
@@ -91,7 +86,7 @@ def _tensors(folder: str, config: Mapping[str, Any]) -> Sequence[str]:
     for path in files.weight_files(folder):
         if path.endswith(".bin"):
             architectures = config.get("architectures") or []
-            return HEADS if any("MaskedLM" in str(each) for each in architectures) else ()
+            return files.HEADS if any("MaskedLM" in str(each) for each in architectures) else ()
         with open(path, "rb") as file:
             names += read_shapes(file.fileno())
     return names

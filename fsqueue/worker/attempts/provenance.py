@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import fsqueue
+from fsqueue.version import __version__
 from fsqueue.worker.settings import WorkerSettings
 
 
@@ -49,7 +49,7 @@ def _worker(settings: WorkerSettings) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "fsqueue": fsqueue.__version__,
+        "fsqueue": __version__,
         **({"gpu": gpu} if gpu else {}),
         **({"slurm": settings.slurm} if settings.slurm else {}),
     }

@@ -319,11 +319,11 @@ def test_R40_the_ending_of_one_file_decides_its_format(
 def test_R42_what_can_be_refused_is_refused_before_the_model_is_loaded(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embed.engine import device
+    from embed.engine import devices
     from embed.outputs import formats
 
     path = fasta(tmp_path / "x.faa", {f"s{n}": "MKV" for n in range(5)})
-    monkeypatch.setattr(device, "choose_device", lambda warn: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(devices, "choose_device", lambda warn: pytest.fail("a model was loaded"))
     words = ["file", path, "--model", tiny_model]
     refused("row for each token", *words, "--pooling", "per-token", "-o", tmp_path / "x.parquet")
     refused("is not a directory", *words, "-o", f"{path}/x.npz")

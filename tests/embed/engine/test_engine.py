@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from embed.engine.batching import Tokenized
-from embed.engine.device import Cpu, choose_device
+from embed.engine.device import Cpu
+from embed.engine.devices import choose_device
 from embed.engine.engine import PATIENCE, Engine, use_threads
 from embed.models.conventions.convention import LAST, PLAIN, Convention, Layers, Mode
 from embed.models.conventions.pooling import Pooler

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from embed.encoder import Encoder
-from embed.engine import device, float32_fallback
+from embed.engine import devices, float32_fallback
 from embed.engine.batching import Tokenized
-from embed.engine.device import choose_device
+from embed.engine.devices import choose_device
 from embed.engine.engine import Engine
 from embed.engine.mps import Mps
 from embed.engine.scorer import Scorer
@@ -56,7 +56,7 @@ def test_what_is_not_here_is_refused_and_never_replaced(
 
 
 def load(model: Path, found: Mps, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    monkeypatch.setattr(device, "choose_device", lambda _warn: found)
+    monkeypatch.setattr(devices, "choose_device", lambda _warn: found)
     return Encoder.load(str(model), dtype=dtype)
 
 

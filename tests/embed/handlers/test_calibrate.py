@@ -50,7 +50,7 @@ def test_a_gpu_is_measured_with_several_batches_in_flight(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = SimulatedDevice(capability=(8, 6))
-    monkeypatch.setattr("embed.engine.device.choose_device", lambda warn: card)
+    monkeypatch.setattr("embed.engine.devices.choose_device", lambda warn: card)
     options = {option.name: option.default for option in OPTIONS} | {"model": str(tiny_model)}
     found = calibrate(options, 1.0)
     assert (found.device, found.on_gpu) == ("NVIDIA Simulated", True)

@@ -24,16 +24,16 @@ from tests.support.processes import fsqueue
 
 SHAPE_15B = {"num_hidden_layers": 48, "hidden_size": 5120, "intermediate_size": 20480}
 OLD_CARD = """
-from embed.engine import device
+from embed.engine import devices
 from fsqueue.cli import main
 from tests.support.simulated_device import SimulatedDevice
 
-device.choose_device = lambda warn: SimulatedDevice(capability=(7, 5), name="Tesla T4")
+devices.choose_device = lambda warn: SimulatedDevice(capability=(7, 5), name="Tesla T4")
 main()
 """
 SMALL_CARD = """
 import torch
-from embed.engine import device
+from embed.engine import devices
 from embed.models import families
 from fsqueue.cli import main
 from tests.support.simulated_device import SimulatedDevice
@@ -41,7 +41,7 @@ from tests.support.simulated_device import SimulatedDevice
 def load(*given):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 10")
 
-device.choose_device = lambda warn: SimulatedDevice(capability=(8, 6), free=1 << 30)
+devices.choose_device = lambda warn: SimulatedDevice(capability=(8, 6), free=1 << 30)
 families.load = load
 main()
 """

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embed.engine import device
+from embed.engine import devices
 from embed.models import families
 from embed.models.conventions.convention import LAST
 from embed.models.esm2.network import Esm2Encoder
@@ -39,7 +39,7 @@ def sequences() -> list[tuple[str, str]]:
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimulatedDevice]:
     def made(**how: Any) -> SimulatedDevice:
         found = SimulatedDevice(**{"capability": (7, 5), **how})
-        monkeypatch.setattr(device, "choose_device", lambda _warn: found)
+        monkeypatch.setattr(devices, "choose_device", lambda _warn: found)
         return found
 
     return made
