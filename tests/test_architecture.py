@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "fsqueue": (
-        "version errors processes storage pool records handler command python_file gpu scheduling "
-        "slurm batch broadcast worker monitor metrics history dashboard maintenance api testing cli "
-        "__main__"
+        "version errors processes storage pool records handler command python_file gpu "
+        "scheduling slurm batch broadcast worker monitor metrics history dashboard maintenance "
+        "api testing cli __main__"
     ).split(),
     "embed": (
         "options outputs models inputs engine store export handlers encoder single_file query "
