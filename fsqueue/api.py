@@ -195,8 +195,8 @@ class Pool(PoolDirectory):
         `echo`: alerts, and a line with the ETA at each tenth of the work and every five minutes;
         with `dashboard` True every event, and a line per spool every ten seconds. Without
         `progress` it prints alerts and the totals at the end, and the workers log to files in
-        events/ as they do below the table. Workers that break are logged. Keeps gpu_metrics.log. If
-        this is the main thread, signals are relayed to the workers.
+        events/ as they do below the table. Workers that break are logged. Keeps gpu_metrics.log and
+        time_use.log. If this is the main thread, signals are relayed to the workers.
 
         Returns the exit status: 0 all done, 3 some claims failed, 5 work remains, 75 drained, 130
         and 143 stopped by a signal, 1 a worker broke.
@@ -222,13 +222,14 @@ class Pool(PoolDirectory):
         drawn = progress and (live if dashboard is None else dashboard)
         local = LocalWorkers(self, environments, options, log_to_files=drawn or not progress)
         with local.relaying_signals():
-            from fsqueue.metrics.log_file import MetricsLog, metrics_path
+            from fsqueue.metrics.log_file import MetricsLog, metrics_path, time_use_path
             from fsqueue.monitor.log_lines import Lines, States, follow  # while the workers start
             from fsqueue.monitor.snapshot import Reader
 
             reader = Reader(self)
             try:
-                reader.on_snapshot.append(MetricsLog(metrics_path(self)).keep)
+                kept = MetricsLog(metrics_path(self), time_use_path(self))
+                reader.on_snapshot.append(kept.keep)
             except OSError as error:
                 log.warning("gpu_metrics.log cannot be kept: %s", error)
             done = lambda: local.finished  # noqa: E731

@@ -37,7 +37,8 @@ For a cron job or a step of a SLURM job:
   fsqueue watch POOL --metrics-only --interval 10    gpu_metrics.log in the pool
   fsqueue watch POOL --once --metrics-only --textfile /var/lib/.../pool.prom
 gpu_metrics.log is CSV, has one writer at a time, and is set aside as
-gpu_metrics.log.1 when it is larger than 64 MiB.
+gpu_metrics.log.1 when it is larger than 64 MiB. time_use.log beside it has
+tokens/s and where the time goes, if handlers report that (embed does).
 """
 
 
@@ -152,10 +153,10 @@ def _repeat(
 
 
 def _keep_metrics(reader: Reader, interval_s: float, once: bool) -> Snapshot:
-    """Append to gpu_metrics.log at each refresh, unless another process does, until all is done."""
-    from fsqueue.metrics.log_file import MetricsLog, metrics_path
+    """Append to the pool's metrics logs until all is done, unless another process does."""
+    from fsqueue.metrics.log_file import MetricsLog, metrics_path, time_use_path
 
-    kept = MetricsLog(metrics_path(reader.pool))
+    kept = MetricsLog(metrics_path(reader.pool), time_use_path(reader.pool))
     if not kept.writing:
         log.info("another process already keeps %s", metrics_path(reader.pool))
     reader.on_snapshot.append(kept.keep)

@@ -25,6 +25,7 @@ Directory structure (a claim's state is its directory; `names` defines the file 
       outputs/.WORKER/          what that worker is still writing
       control/ORDER[@TARGET]    drain, pause, stop, cancel: the file's presence is the order
       gpu_metrics.log           how busy and fast each GPU was; one writer, by its .lock
+      time_use.log              what became of the time, if handlers report it; the same writer
       inbox/                    claims addressed to one worker, a small pool (see `inbox`)
 
 No path is ever built from unchecked text: every method here asserts that the names it joins match

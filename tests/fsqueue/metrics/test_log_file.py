@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from fsqueue.metrics import log_file as metrics_log
-from fsqueue.metrics.log_file import HEADER, MetricsLog, metric_lines
+from fsqueue.metrics.log_file import (
+    HEADER,
+    TIME_USE_HEADER,
+    MetricsLog,
+    metric_lines,
+    time_use_lines,
+)
+from fsqueue.monitor.time_use import TimeUse
 from fsqueue.monitor.workers import Use
 from tests.support.monitor_data import finish, spool_row
 from tests.support.pools import contents, make_pool
@@ -97,6 +104,42 @@ def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert path.read_text().startswith(HEADER)
     old = Path(f"{path}.1").read_text().splitlines()
     assert old[0] == HEADER and len(path.read_bytes()) <= 220
+
+
+# ---- what became of the time ----
+
+USE = TimeUse(97.0, 2.5, None, 11.25)
+
+
+def test_a_line_of_the_time_has_its_seven_fields_in_their_order() -> None:
+    rows = [spool_row("gpu0", time_use=USE), spool_row("gpu1", rates={}), spool_row("")]
+    assert time_use_lines(rows, 43_200.0) == [
+        "1970-01-01T12:00:00Z,gpu0,80650,97.00,2.50,,11.25",
+        "1970-01-01T12:00:00Z,gpu1,,,,,",
+    ]
+    assert len(TIME_USE_HEADER.split(",")) == 7
+
+
+def test_where_no_handler_reports_any_there_is_no_log_of_the_time(tmp_path: Path) -> None:
+    assert time_use_lines([spool_row("gpu0"), spool_row("gpu1")], 0.0) == []
+    log = MetricsLog(str(tmp_path / "gpu_metrics.log"), str(tmp_path / "time_use.log"))
+    log.write(["one"])
+    assert not (tmp_path / "time_use.log").exists()
+    log.write(["two"], ["of the time"])
+    log.close()
+    lines = (tmp_path / "time_use.log").read_text().splitlines()
+    assert lines == [TIME_USE_HEADER, "of the time"]
+
+
+def test_the_log_of_the_time_has_the_same_writer(tmp_path: Path) -> None:
+    paths = str(tmp_path / "gpu_metrics.log"), str(tmp_path / "time_use.log")
+    first, second = MetricsLog(*paths), MetricsLog(*paths)
+    second.write(["torn"], ["torn"])
+    first.write(["whole"], ["whole"])
+    first.close()
+    second.write(["next"], ["next"])
+    second.close()
+    assert [Path(path).read_text().splitlines()[1:] for path in paths] == [["whole", "next"]] * 2
 
 
 # ---- fsqueue watch --metrics-only ----
