@@ -150,6 +150,7 @@ class WorkerReader:
             if (status := self._read(worker, worker in final)) is not None
         }
         for status in self._statuses.values():
+            self._counters.update(status.measures_done)
             if status.current is not None:
                 self._counters.update(status.current.measures)
         return damage
