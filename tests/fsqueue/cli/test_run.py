@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_run_keeps_the_metrics_log(pool: PoolDirectory) -> None:
     header, *lines = Path(pool.root, "gpu_metrics.log").read_text().splitlines()
     assert header == "timestamp,gpu_id,sequences_per_sec,compute_percent,memory_percent"
     assert {line.split(",")[1] for line in lines} == {"cpu0", "cpu1"}
+
+
+def test_a_run_keeps_a_log_of_where_the_time_of_its_handlers_goes(tmp_path: Path) -> None:
+    code = """
+        import time
+        from fsqueue import Computing
+
+        def run(work):
+            work.progress(1, 1, tokens=500)
+            work.note_computing(Computing(seconds=2.0, computing_s=1.5, feeding_s=0.5))
+            work.output.write_text("done")
+            time.sleep(0.3)
+    """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    inputs = make_inputs(tmp_path / "in", 6)
+    words = ("plan", "python", tmp_path / "pool", *inputs, "--file", tmp_path / "mine.py")
+    assert fsqueue(*words, "--gpus", "cpu").returncode == 0
+    run = fsqueue("run", tmp_path / "pool", *QUICK)
+    assert run.returncode == 0, run.stderr
+    header, *lines = (tmp_path / "pool" / "time_use.log").read_text().splitlines()
+    assert header.startswith("timestamp,gpu_id,tokens_per_sec,computing_percent,")
+    assert any(line.split(",")[1:2] + line.split(",")[3:] == ["cpu0", "75.00", "25.00", "", ""]
+               for line in lines)  # fmt: skip
 
 
 def test_each_worker_gets_a_spool_in_turn(pool: PoolDirectory) -> None:
