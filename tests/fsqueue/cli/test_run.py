@@ -70,7 +70,7 @@ def test_a_run_keeps_a_log_of_where_the_time_of_its_handlers_goes(tmp_path: Path
             work.progress(1, 1, tokens=500)
             work.note_computing(Computing(seconds=2.0, computing_s=1.5, feeding_s=0.5))
             work.output.write_text("done")
-            time.sleep(0.3)
+            time.sleep(0.8)  # a status is written every two seconds
     """
     (tmp_path / "mine.py").write_text(textwrap.dedent(code))
     inputs = make_inputs(tmp_path / "in", 6)
