@@ -138,8 +138,7 @@ def test_a_worker_that_slept_through_its_lease_is_refused_and_leaves(
     assert fingerprint(output) == before
     (name,) = names_in(pool, State.DONE)
     assert (name.attempt, name.owner == sleeper_id) == (1, False)
-    assert "declared dead" in sleeper.log
-    assert "was given to another" in sleeper.log
+    assert "declared dead" in sleeper.log  # it may learn that before its claim comes to an end
     assert "Traceback" not in sleeper.log
     assert fsqueue("check", pool.root).returncode == 0
     record = json.loads(Path(pool.error(id, 0)).read_text())
