@@ -124,7 +124,8 @@ def test_a_host_that_loses_power_costs_an_attempt_of_what_it_held(
 
 @on_every_system
 def test_doctor_calls_each_of_them_fit_and_says_how_late_things_are_seen(scene: Scene) -> None:
-    doctors = [host.fsqueue("doctor", host.share, "--peer", "--json") for host in scene.hosts]
+    words = ("doctor", "--peer", "--wait", "120", "--json")
+    doctors = [host.fsqueue(*words, host.share) for host in scene.hosts]
     found = [(doctor.reap(deadline_s=180.0), doctor.said()) for doctor in doctors]
     assert [status for status, _ in found] == [0, 0], found
     said = json.loads(found[0][1][0])
