@@ -264,18 +264,21 @@ def syncs(scratch: str) -> Finding:
 
 def clock(scratch: str) -> Finding:
     """Compare the file system's clock, by the mtime of a new file, with this host's."""
-    skew_s = clock_skew_s(scratch)
+    skew_s = clock_skew_s(f"{scratch}/clock")
     text = f"files are stamped {abs(skew_s):.2f} s {'ahead of' if skew_s > 0 else 'behind'} here"
     if abs(skew_s) > SKEW_S:
         return note("clock", f"{text}: {OWN_TIME}")
     return fine("clock", text)
 
 
-def clock_skew_s(directory: str) -> float:
-    """Return how far the file system's clock is ahead of this host's; median of five."""
+def clock_skew_s(begin: str) -> float:
+    """Return how far the file system's clock is ahead of this host's; median of five.
+
+    The names of the files that are written for it begin with `begin`, which is this process's own.
+    """
     skews = []
     for index in range(5):
-        path = f"{directory}/clock{index}"
+        path = f"{begin}{index}"
         begun = time.time()
         atomic.stage(path, (b"x",))
         ended = time.time()

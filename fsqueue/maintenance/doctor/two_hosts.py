@@ -69,7 +69,7 @@ class TwoHostTrial:
         directories.make(rendezvous.directory)
         for part in ("old", "grown"):
             atomic.publish(_mine(rendezvous, part), b"first\n")
-        self._skew_s = skew_s = clock_skew_s(rendezvous.directory)
+        self._skew_s = skew_s = clock_skew_s(_mine(rendezvous, "clock"))
         mount = mount_of(self.directory)
         here = proof_of_life() | {"skew_s": skew_s, "type": mount.type, "options": mount.options}
         there = rendezvous.meet(here, wait_s=self.wait_s)

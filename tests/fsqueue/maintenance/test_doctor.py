@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from fsqueue.cli import cli, main
 from fsqueue.errors import NotSupportedError
 from fsqueue.maintenance.doctor.one_host import Finding, Level, quick, refuse_unfit, space
+from fsqueue.maintenance.doctor.rendezvous import MEETING
 from fsqueue.maintenance.doctor.two_hosts import recommend
 from fsqueue.storage import atomic
 from fsqueue.storage.mounts import mount_of
@@ -269,6 +270,18 @@ def test_two_meet_in_the_directory_and_leave_nothing_there(tmp_path: Path, start
         assert texts["hosts contest"].endswith("one winner each")
         assert texts["hosts flock"] == "excludes the other host"
     assert os.listdir(place) == []
+
+
+@pytest.mark.slow
+def test_what_the_other_host_writes_at_the_same_moment_is_in_no_way(tmp_path: Path) -> None:
+    """Both look at the clock when they come, and did so by files of the same names."""
+    meeting = tmp_path / MEETING
+    meeting.mkdir()
+    for number in range(5):
+        (meeting / f"clock{number}").touch()
+    done = fsqueue("doctor", tmp_path, "--peer", "--wait", "1s")
+    assert "no other host came" in done.stderr
+    assert sorted(os.listdir(meeting)) == [f"clock{number}" for number in range(5)]
 
 
 @pytest.mark.slow
