@@ -114,7 +114,8 @@ def with_float32_fallback(
 
     first = engine(encoder, device, budget)
     if not device.is_proven:
-        check_parity(device.name, first, load_on_cpu(), tokenizer, family, dtype)
+        reference, scored = load_on_cpu(), scores is not None
+        check_parity(device.name, first, reference, tokenizer, family, dtype, scored=scored)
         del found[Cpu.place]
     if dtype in SINGLE:
         return Float32Fallback(first, None)

@@ -69,7 +69,7 @@ def check_model(
     batch = probes(tokenizer, options["family"])
     together = engine.embed(batch, _ignore)
     alone = np.concatenate([engine.embed([one], _ignore) for one in batch])
-    apart = apart_by(together, alone)
+    apart = apart_by(together, alone, scored=bool(options.get("scores")))
     if not apart <= TOLERANCE[options["dtype"]]:  # also if it is NaN
         raise ClaimImpossible(
             f"the model {options['model']} gives a sequence another vector in a batch than alone "

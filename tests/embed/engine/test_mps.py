@@ -14,6 +14,7 @@ from embed.engine.batching import Tokenized
 from embed.engine.devices import choose_device
 from embed.engine.engine import Engine
 from embed.engine.mps import Mps
+from embed.engine.parity import apart_by
 from embed.engine.scorer import Scorer
 from embed.models.conventions.convention import Convention, Mode
 from embed.models.conventions.pooling import Pooler
@@ -77,6 +78,14 @@ def test_a_model_that_has_other_vectors_is_left_to_other_workers(
 ) -> None:
     with pytest.raises(NotSupportedError, match="the Apple M2 Max gives other vectors"):
         load(tiny_model, MpsOnCpu(wrong), dtype, monkeypatch)
+
+
+def test_large_scores_hide_no_difference_of_the_vectors() -> None:
+    rows = np.array([[0.5, -0.25, -150.0], [0.125, 0.5, -90.0]], np.float32)
+    other = rows + np.array([[0.005, 0, 0], [0, 0, 0]], np.float32)
+    assert apart_by(other, rows, scored=True) == pytest.approx(0.01, rel=1e-3)
+    assert apart_by(other, rows, scored=False) < 1e-4
+    assert np.isnan(apart_by(rows * np.array([1, np.nan, 1]), rows, scored=True))
 
 
 def test_the_model_that_it_was_compared_with_is_not_kept(
